@@ -1,0 +1,37 @@
+# Daily commands. The first of them makes .venv and installs everything, pinned; nothing else is needed.
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+STAMP := $(VENV)/.installed
+SOURCES := compose shared kernels services tests
+
+.PHONY: install check fix test bench up
+
+install: $(STAMP)
+
+# torch alone first and by exact version: asked for as a range, pip would take the newest CUDA build.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --editable '.[worker,dev]' --constraint constraints.txt
+	touch $(STAMP)
+
+check: install
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: install
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+bench: install
+	$(BIN)/baton bench offline --compare transformers
+
+up: install
+	$(BIN)/baton up

@@ -1,0 +1,88 @@
+"""Every setting, as frozen dataclasses: one default, one help text each; flags are made from them.
+
+What is learned at start (blocks that fit, the context of the checkpoint) becomes a new value, never written
+back here. The environment is not read here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from baton.errors import ConfigError
+
+
+def setting(default: Any, help_text: str) -> Any:
+    """Declare a field with the help text that its command-line flag shows."""
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """One engine: a model, its KV cache and how steps are planned. Names are vLLM's where vLLM has them."""
+
+    model: str | None = setting(None, "hub id or folder of the model; none: the bundled demo model")
+    tokenizer: str | None = setting(None, "hub id or folder of the tokenizer; none: the model's own")
+    revision: str | None = setting(None, "branch, tag or commit of a hub model")
+    load_format: Literal["auto", "safetensors", "dummy"] = setting(
+        "auto", "auto and safetensors read the checkpoint; dummy makes random weights from config.json alone"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        "auto", "type of weights and KV; auto: float32 on a CPU, the checkpoint's own 16-bit type on a GPU"
+    )
+    device: Literal["auto", "cpu", "cuda"] = setting(
+        "auto", "where the model runs; auto: cuda if there is one"
+    )
+    max_model_len: int | None = setting(
+        None, "longest prompt plus answer, in tokens; none: the model's context"
+    )
+    max_num_seqs: int = setting(256, "most sequences in one step")
+    max_num_batched_tokens: int = setting(8192, "most tokens in one step, prompts' chunks included")
+    max_num_waiting: int = setting(65_536, "most requests that wait before new ones are refused")
+    block_size: int = setting(16, "tokens of one KV block")
+    gpu_memory_utilization: float = setting(
+        0.9, "share of the device's memory for weights, activations and KV"
+    )
+    kv_cache_memory_bytes: int | None = setting(
+        None, "bytes for KV blocks; none: from gpu_memory_utilization on a GPU, 1 GiB on a CPU"
+    )
+    num_gpu_blocks_override: int | None = setting(None, "number of KV blocks, whatever the memory")
+    enable_prefix_caching: bool = setting(True, "share the KV of equal prompt beginnings")
+    enable_chunked_prefill: bool = setting(True, "compute long prompts in chunks, beside decodes")
+    enforce_eager: bool = setting(False, "run without CUDA graphs")
+    deterministic: bool = setting(
+        False, "logits of a sequence do not depend on its neighbours, bit for bit (GPU)"
+    )
+    allow_reference_kernels: bool = setting(
+        False, "on a kernel that does not compile, use the slow reference"
+    )
+    seed: int = setting(0, "seed of dummy weights, and of requests that bring none")
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_num_batched_tokens", "max_num_waiting", "block_size"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("max_model_len", "kv_cache_memory_bytes", "num_gpu_blocks_override"):
+            if getattr(self, name) is not None:
+                _at_least(name, getattr(self, name), 1)
+        if self.block_size & (self.block_size - 1):
+            raise ConfigError(
+                f"block_size={self.block_size} is not valid: it must be a power of two, such as 16."
+            )
+        if not 0.0 < self.gpu_memory_utilization <= 1.0:
+            raise ConfigError(
+                f"gpu_memory_utilization={self.gpu_memory_utilization} is not valid: it is a share, above 0 and at most 1."
+            )
+        _check_choices(self)
+
+
+def _at_least(name: str, value: Any, low: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ConfigError(f"{name}={value!r} is not valid: it must be a whole number, at least {low}.")
+
+
+def _check_choices(config: EngineConfig) -> None:
+    """Refuse a value outside its field's `Literal`."""
+    for name, hint in get_type_hints(EngineConfig).items():
+        if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
+            choices = ", ".join(get_args(hint))
+            raise ConfigError(f"{name}={getattr(config, name)!r} is not valid: it must be one of {choices}.")

@@ -1,0 +1,89 @@
+"""Every error that Baton raises on purpose, as one tree.
+
+    BatonError
+    ├── InvalidRequest          400  the user's request is wrong: says field, value, limit and way out
+    │   ├── ContextTooLong      400  prompt (and answer) do not fit the model's context
+    │   └── UnsupportedFeature  400  a known parameter that this build does not serve
+    ├── QueueFull               429  admission refused; retry later
+    ├── Unavailable             503  no worker can take the request now; retry later
+    ├── ConfigError             500  a flag or file is wrong: raised at start, never in a request
+    │   ├── ModelLoadError           the checkpoint is missing, damaged or not ours to load
+    │   └── OutOfMemory              model and cache do not fit the device
+    └── OutOfBlocks             500  the pool has fewer blocks than asked; the scheduler's own signal
+
+Each class knows its HTTP status and whether trying again can help. `assert` is for our own invariants.
+"""
+
+from __future__ import annotations
+
+
+class BatonError(Exception):
+    """Any error that Baton raises on purpose."""
+
+    status: int = 500
+    retryable: bool = False
+
+
+class InvalidRequest(BatonError):
+    """A request that breaks a rule of the API.
+
+    `field` is the parameter's name as the user wrote it; the message carries value, limit and way out.
+    """
+
+    status = 400
+
+    def __init__(self, message: str, *, field: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+        self.code = code
+
+
+class ContextTooLong(InvalidRequest):
+    """Prompt, or prompt and answer, exceed the model's context."""
+
+
+class UnsupportedFeature(InvalidRequest):
+    """A parameter that exists in the API but is not served by this build."""
+
+
+class QueueFull(BatonError):
+    """The waiting queue is at its bound."""
+
+    status = 429
+    retryable = True
+
+
+class Unavailable(BatonError):
+    """No worker can take the request now."""
+
+    status = 503
+    retryable = True
+
+
+class ConfigError(BatonError):
+    """A flag, a file or a combination of them is wrong; raised at start."""
+
+
+class ModelLoadError(ConfigError):
+    """A checkpoint cannot be loaded, with the reason and the way out."""
+
+
+class OutOfMemory(ConfigError):
+    """Model, activations and KV cache do not fit the device."""
+
+
+class OutOfBlocks(BatonError):
+    """Fewer blocks are available than were asked for, even after eviction."""
+
+
+def refuse(
+    field: str, value: object, limit: str, way_out: str = "", *, code: str | None = None
+) -> InvalidRequest:
+    """Make the one kind of message a user sees for a wrong value: field, value, limit, way out."""
+    shown = repr(value)
+    if len(shown) > 80:
+        shown = shown[:77] + "..."
+    message = f"{field}={shown} is not valid: {limit}."
+    if way_out:
+        message += f" {way_out}"
+    return InvalidRequest(message, field=field, code=code)

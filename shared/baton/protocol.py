@@ -1,0 +1,267 @@
+"""What callers, router and workers say to one another about a generation: parameters in, tokens out.
+
+Token ids only, never text: the router (or `LLM`) owns the tokenizer. No torch here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+from baton.errors import ContextTooLong, UnsupportedFeature, refuse
+
+MAX_N = 16
+"""Choices per request. Fan-out is charged before admission; other servers were taken down through it."""
+MAX_LOGPROBS = 20
+"""Alternatives per position, as in the OpenAI API."""
+MAX_STOP = 16
+MAX_LIST = 1024
+"""Entries of logit_bias, bad_words and stop_token_ids."""
+
+
+class FinishReason(str, Enum):
+    """Why a generation ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How to sample one request's answer. Names and meanings are vLLM's.
+
+    Frozen: what a user asked for is never rewritten. Construction raises `InvalidRequest` naming the field,
+    its value and the limit. Limits that need the model (vocabulary, context) are checked by `check_vocab`
+    and by the engine on admission.
+    """
+
+    n: int = 1
+    best_of: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """Keep the k likeliest tokens; 0 or -1 keeps all."""
+    min_p: float = 0.0
+    seed: int | None = None
+    max_tokens: int | None = 16
+    """None: up to the end of the context."""
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[str, ...] = ()
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    """bad_words as token ids; filled by whoever owns the tokenizer, through `with_bad_words_ids`."""
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    detokenize: bool = True
+    structured_outputs: Any = None
+
+    def __post_init__(self) -> None:
+        self._normalize()
+        self._check_counts()
+        self._check_ranges()
+        self._check_lists()
+        self._check_unserved()
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is taken at every position."""
+        return self.temperature == 0.0
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether earlier tokens change later logits."""
+        return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
+
+    def replace(self, **changes: Any) -> SamplingParams:
+        """Give a copy with some fields changed, checked again."""
+        return msgspec.structs.replace(self, **changes)
+
+    def check_vocab(self, vocab_size: int) -> None:
+        """Refuse token ids outside the vocabulary, wherever they stand.
+
+        Raises:
+            InvalidRequest: names the field and the first offending id.
+        """
+        for field in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+            for token_id in getattr(self, field) or ():
+                if not 0 <= token_id < vocab_size:
+                    raise refuse(field, token_id, f"token ids of this model are 0 to {vocab_size - 1}")
+
+    # -- checks -------------------------------------------------------------------------------------------
+
+    def _normalize(self) -> None:
+        """Accept a lone string for lists of strings, and any sequence for tuples, as vLLM's users write them."""
+        set_field = msgspec.structs.force_setattr
+        for field in ("stop", "bad_words"):
+            value = getattr(self, field)
+            if isinstance(value, str):
+                value = (value,)
+            set_field(self, field, _as_tuple(field, value or (), str))
+        set_field(self, "stop_token_ids", _as_tuple("stop_token_ids", self.stop_token_ids or (), int))
+        if self.allowed_token_ids is not None:
+            set_field(self, "allowed_token_ids", _as_tuple("allowed_token_ids", self.allowed_token_ids, int))
+        for field in ("logprobs", "prompt_logprobs"):
+            if getattr(self, field) is True:  # OpenAI's chat form
+                set_field(self, field, 1)
+        if self.top_k == -1:
+            set_field(self, "top_k", 0)
+
+    def _check_counts(self) -> None:
+        _check_int("n", self.n, 1, MAX_N, "Send several requests for more choices.")
+        if self.best_of is not None and self.best_of != self.n:
+            raise refuse("best_of", self.best_of, f"only best_of = n (= {self.n}) is served", "Leave it out.")
+        if self.max_tokens is not None:
+            _check_int(
+                "max_tokens", self.max_tokens, 1, None, "Leave it None to run to the end of the context."
+            )
+        _check_int("min_tokens", self.min_tokens, 0, None)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise refuse(
+                "min_tokens",
+                self.min_tokens,
+                f"it exceeds max_tokens={self.max_tokens}",
+                "Lower min_tokens or raise max_tokens.",
+            )
+        for field in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, field)
+            if value is not None:
+                _check_int(field, value, 0, MAX_LOGPROBS)
+        if self.seed is not None:
+            _check_int("seed", self.seed, -(2**63), 2**63 - 1)
+
+    def _check_ranges(self) -> None:
+        _check_float("temperature", self.temperature, 0.0, 100.0, "0 takes the likeliest token.")
+        _check_float("top_p", self.top_p, 0.0, 1.0, "1 keeps all tokens.", low_open=True)
+        _check_int("top_k", self.top_k, 0, None, "0 or -1 keeps all tokens.")
+        _check_float("min_p", self.min_p, 0.0, 1.0)
+        _check_float("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _check_float("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _check_float(
+            "repetition_penalty", self.repetition_penalty, 0.0, 100.0, "1 is neutral.", low_open=True
+        )
+        for field in (
+            "include_stop_str_in_output",
+            "ignore_eos",
+            "skip_special_tokens",
+            "spaces_between_special_tokens",
+            "detokenize",
+        ):
+            if not isinstance(getattr(self, field), bool):
+                raise refuse(field, getattr(self, field), "it must be true or false")
+
+    def _check_lists(self) -> None:
+        _check_len("stop", self.stop, MAX_STOP)
+        if any(not text for text in self.stop):
+            raise refuse("stop", self.stop, "a stop string may not be empty", "Leave it out.")
+        if self.stop and not self.detokenize:
+            raise refuse(
+                "stop", self.stop, "stop strings need text, and detokenize is false", "Use stop_token_ids."
+            )
+        _check_len("stop_token_ids", self.stop_token_ids, MAX_LIST)
+        _check_len("bad_words", self.bad_words, MAX_LIST)
+        if any(not text for text in self.bad_words):
+            raise refuse("bad_words", self.bad_words, "a bad word may not be empty", "Leave it out.")
+        if self.allowed_token_ids is not None and not self.allowed_token_ids:
+            raise refuse(
+                "allowed_token_ids", [], "it allows no token at all", "Name at least one, or leave it out."
+            )
+        if self.logit_bias is not None:
+            self._check_logit_bias()
+
+    def _check_logit_bias(self) -> None:
+        if not isinstance(self.logit_bias, dict):
+            raise refuse("logit_bias", self.logit_bias, "it must be an object of token id to bias")
+        try:
+            bias = {int(token_id): value for token_id, value in self.logit_bias.items()}
+        except (TypeError, ValueError):
+            raise refuse("logit_bias", self.logit_bias, "its keys must be token ids") from None
+        _check_len("logit_bias", bias, MAX_LIST)
+        for value in bias.values():
+            _check_float("logit_bias", value, -100.0, 100.0)
+        msgspec.structs.force_setattr(self, "logit_bias", bias)
+
+    def _check_unserved(self) -> None:
+        if self.structured_outputs is not None:
+            raise UnsupportedFeature(
+                "structured_outputs is not served by this build. Leave it out and ask for the format in the prompt.",
+                field="structured_outputs",
+            )
+
+
+def _as_tuple(field: str, value: Any, kind: type) -> tuple[Any, ...]:
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
+        raise refuse(field, value, f"it must be a list of {kind.__name__}")
+    items = tuple(value)
+    for item in items:
+        if not isinstance(item, kind) or isinstance(item, bool):
+            raise refuse(field, item, f"it must be a list of {kind.__name__}")
+    return items
+
+
+def _check_len(field: str, value: Any, limit: int) -> None:
+    if len(value) > limit:
+        raise refuse(field, f"{len(value)} entries", f"at most {limit} are taken")
+
+
+def _check_int(field: str, value: Any, low: int, high: int | None, way_out: str = "") -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise refuse(field, value, "it must be a whole number", way_out)
+    if value < low or (high is not None and value > high):
+        limit = f"it must be at least {low}" if high is None else f"it must be {low} to {high}"
+        raise refuse(field, value, limit, way_out)
+
+
+def _check_float(
+    field: str, value: Any, low: float, high: float, way_out: str = "", *, low_open: bool = False
+) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise refuse(field, value, "it must be a number", way_out)
+    if not math.isfinite(value) or value > high or value < low or (low_open and value == low):
+        edge = "above" if low_open else "at least"
+        raise refuse(field, value, f"it must be finite, {edge} {low:g} and at most {high:g}", way_out)
+
+
+def check_prompt(token_ids: Sequence[int], vocab_size: int, max_model_len: int) -> None:
+    """Refuse a prompt that no model step could take.
+
+    Raises:
+        InvalidRequest: empty, ids outside the vocabulary, or no room left in the context for an answer.
+    """
+    if not token_ids:
+        raise refuse("prompt", [], "it is empty", "Send at least one token.")
+    if not isinstance(token_ids, list) or not all(type(token_id) is int for token_id in token_ids):
+        raise refuse("prompt_token_ids", token_ids, "it must be a list of whole numbers")
+    if min(token_ids) < 0 or max(token_ids) >= vocab_size:
+        wrong = next(t for t in token_ids if not 0 <= t < vocab_size)
+        raise refuse("prompt_token_ids", wrong, f"token ids of this model are 0 to {vocab_size - 1}")
+    if len(token_ids) >= max_model_len:
+        raise ContextTooLong(
+            f"prompt of {len(token_ids)} tokens is not valid: the context is {max_model_len} tokens and an answer "
+            f"needs at least one. Shorten the prompt, or raise --max-model-len if the model allows it.",
+            field="prompt",
+            code="context_length_exceeded",
+        )
+
+
+class Logprob(msgspec.Struct, frozen=True):
+    """One token's log-probability under the model's raw distribution, with its rank (1 = likeliest)."""
+
+    logprob: float
+    rank: int
+    decoded_token: str | None = None
+
