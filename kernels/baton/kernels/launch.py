@@ -1,0 +1,37 @@
+"""Decide where an operation runs, and lend Triton to the files that define kernels.
+
+A machine without a GPU never imports Triton: `triton` and `tl` are then stand-ins whose decorators return what they are
+given, so that the kernels' files still load. TRITON_INTERPRET=1 (set before the first import) runs the kernels on CPU tensors.
+"""
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+class _Absent:
+    """Stand in for Triton where it is not needed: any attribute is a decorator that changes nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return args[0] if len(args) == 1 and callable(args[0]) and not kwargs else self
+
+
+if INTERPRET or torch.cuda.is_available():
+    import triton
+    import triton.language as tl
+else:
+    triton = tl = _Absent()
+
+ON_TRITON = not isinstance(triton, _Absent)
+
+
+def on_triton(x: Tensor) -> bool:
+    """Say whether an operation on `x` runs its Triton kernel (CUDA, or the interpreter) rather than its reference."""
+    return ON_TRITON and (x.is_cuda or INTERPRET)
