@@ -1,0 +1,1 @@
+"""The engine: a library that turns prompts into tokens and calls nobody."""

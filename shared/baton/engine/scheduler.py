@@ -1,0 +1,553 @@
+"""What the next step computes: a pure function of sequences, blocks and budgets, with no clock and no torch.
+
+The loop around it, synchronous or one step behind:
+
+    plan = scheduler.plan()             # takes blocks, advances num_computed
+    launch(plan)                        # or not yet collected ...
+    scheduler.commit(plan, token_ids)   # ... when the next plan is made; plans are committed in their order
+    scheduler.finish(sequence)          # stop, length, abort, deadline, error: one way out, from any state
+
+Order of service is rank: priority (lower first), then arrival. Running sequences go first, those with one token to
+compute before those with more; then the queue is admitted, in order. Why nobody starves: the first by rank can
+always take the blocks of all others, every sequence fits the pool alone, and nothing of lower rank is admitted
+before what waits, except past a sequence whose prefix is being computed by another at that moment.
+
+Blocks are given up only when no launched step may write in them, whatever stream it runs on: sequences are
+preempted only while no step is in flight (`plan` gives None until the caller has collected), and what finishes
+under a launched step keeps its blocks until that step is committed.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+from operator import attrgetter
+
+from baton.engine.block_pool import BlockPool
+from baton.engine.prefix_cache import PrefixCache
+from baton.engine.sequence import Sequence, SequenceState
+from baton.errors import ConfigError, ContextTooLong, QueueFull
+
+RUNNING = SequenceState.RUNNING
+"""Read 256 times a step; a global costs half of an Enum's attribute."""
+
+MAX_DEFERRED = 8
+"""Sequences passed over in one plan because their prefix is being computed: bounds the work of a plan."""
+
+_rank = attrgetter("rank")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """Bounds of a step and of the queue."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    block_size: int = 16
+    max_num_waiting: int = 65_536
+    enable_chunked_prefill: bool = True
+    enable_prefix_caching: bool = True
+    max_prefill_chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"max_num_batched_tokens={self.max_num_batched_tokens} is not valid: it must be at least "
+                f"max_num_seqs={self.max_num_seqs}, so that every running sequence gets its token in each step."
+            )
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """One step's rows, those with exactly one new token first. Each list but `preempted` has one entry a row."""
+
+    sequences: list[Sequence] = field(default_factory=list)
+    num_new: list[int] = field(default_factory=list)
+    """Tokens that the row computes."""
+    starts: list[int] = field(default_factory=list)
+    """Tokens computed before: the position of the row's first new token."""
+    samples: list[bool] = field(default_factory=list)
+    """Whether the row reaches the sequence's last token, so that the next one is sampled."""
+    preempted: list[Sequence] = field(default_factory=list)
+    """Sequences that lost their blocks before this step; one may be among its rows again, with other blocks."""
+    num_tokens: int = 0
+    num_decodes: int = 0
+    """Rows with exactly one new token."""
+    num_samples: int = 0
+
+    def add(self, sequence: Sequence, num_new: int) -> None:
+        """Add a row and count its tokens as computed; the blocks are there already."""
+        start = sequence.num_computed
+        sequence.num_computed = start + num_new
+        samples = sequence.num_computed == sequence.num_tokens
+        at = len(self.sequences)
+        if num_new == 1:
+            at = self.num_decodes
+            self.num_decodes += 1
+        self.sequences.insert(at, sequence)
+        self.num_new.insert(at, num_new)
+        self.starts.insert(at, start)
+        self.samples.insert(at, samples)
+        self.num_tokens += num_new
+        sequence.num_in_flight += 1
+        if samples:
+            self.num_samples += 1
+            sequence.num_pending += 1
+
+    def remove(self, sequence: Sequence) -> None:
+        """Undo a row of one token, for a sequence that is preempted by a later row of higher rank."""
+        at = self.sequences.index(sequence)
+        assert self.num_new[at] == 1
+        samples = self.samples[at]
+        del self.sequences[at], self.num_new[at], self.starts[at], self.samples[at]
+        self.num_tokens -= 1
+        self.num_decodes -= 1
+        self.num_samples -= samples
+        sequence.num_pending -= samples
+        sequence.num_in_flight -= 1
+
+
+class Scheduler:
+    """Own the queue and the running sequences, and every change of who holds which block."""
+
+    def __init__(self, config: SchedulerConfig, pool: BlockPool, cache: PrefixCache | None = None) -> None:
+        self.config = config
+        self.pool = pool
+        self.cache = (cache or PrefixCache(pool)) if config.enable_prefix_caching else None
+        self.max_prefill_chunk = config.max_prefill_chunk
+        """Most prefill tokens in a step that also decodes; may be changed between plans."""
+        self.waiting: list[Sequence] = []
+        """By rank."""
+        self.running: list[Sequence] = []
+        """By rank."""
+        self.receiving: set[Sequence] = set()
+        self.held: set[Sequence] = set()
+        self.num_preemptions = 0
+        self._in_flight: deque[StepPlan] = deque()
+        self._must_collect = False
+        self._landing: set[bytes] = set()
+        self._unreported: list[Sequence] = []
+        self._num_arrivals = 0
+
+    # -- what there is ------------------------------------------------------------------------------------
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences in the queue, preempted ones included."""
+        return len(self.waiting)
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that take part in steps."""
+        return len(self.running)
+
+    @property
+    def num_in_flight(self) -> int:
+        """Plans launched and not committed."""
+        return len(self._in_flight)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step is to be planned or collected."""
+        return bool(self.running or self.waiting or self._in_flight)
+
+    # -- ways in ------------------------------------------------------------------------------------------
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence. Hashes its prompt, so that no plan has to.
+
+        Raises:
+            QueueFull: `max_num_waiting` sequences wait already.
+            ContextTooLong: its `max_len` exceeds the model's context or the whole pool.
+        """
+        if len(self.waiting) >= self.config.max_num_waiting:
+            raise QueueFull(
+                f"{len(self.waiting)} requests are waiting, which is the limit (--max-num-waiting). Try again later."
+            )
+        self._enter(sequence)
+        self._queue(sequence)
+
+    def receive(self, sequence: Sequence) -> None:
+        """Take in a sequence whose KV will come from elsewhere; it stays out of plans until `admit`.
+
+        Blocks that the prefix cache knows are shared at once, and `num_computed` says so: only what comes after
+        is to be fetched, into blocks granted by `reserve`.
+
+        Raises:
+            ContextTooLong: as `add`.
+        """
+        self._enter(sequence)
+        sequence.state = SequenceState.RECEIVING
+        self.receiving.add(sequence)
+        self._share(sequence, self._lookup(sequence))
+
+    def reserve(self, sequence: Sequence, num_blocks: int) -> list[int]:
+        """Grant a receiving sequence up to so many more blocks for its prompt; maybe none.
+
+        Never evicts what runs: a block's growth is kept back for each running sequence, and what the first of the
+        queue needs if that is older. Two half-received sequences can wait for each other; then the caller admits
+        one with what it has.
+        """
+        assert sequence.state is SequenceState.RECEIVING, sequence
+        missing = self._num_blocks(len(sequence.token_ids)) - len(sequence.block_ids)
+        spare = self.pool.num_available - len(self.running)
+        if self.waiting and self.waiting[0].rank < sequence.rank:
+            first = self.waiting[0]
+            spare -= self._num_blocks(first.num_tokens) - len(first.block_ids)
+        block_ids = self.pool.allocate(max(0, min(num_blocks, missing, spare)))
+        sequence.block_ids.extend(block_ids)
+        return block_ids
+
+    def admit(self, sequence: Sequence, num_computed: int, token_ids: Iterable[int] = ()) -> None:
+        """Queue a receiving sequence whose first `num_computed` tokens have their KV in its blocks.
+
+        `token_ids` were sampled elsewhere and are appended. Whatever is not computed, is computed here, so an
+        incomplete or failed transfer is admitted with what is good of it.
+        """
+        assert sequence.state is SequenceState.RECEIVING, sequence
+        assert num_computed <= len(sequence.block_ids) * self.config.block_size
+        self.receiving.remove(sequence)
+        sequence.token_ids.extend(token_ids)
+        sequence.num_computed = min(num_computed, len(sequence.token_ids) - 1)
+        self._index(sequence, num_computed)
+        self._queue(sequence)
+
+    # -- the step -----------------------------------------------------------------------------------------
+
+    def plan(self) -> StepPlan | None:
+        """Choose the next step's rows, take their blocks and count their tokens as computed.
+
+        None: nothing can run now. With a step in flight, collect it and ask again.
+        """
+        if self._must_collect and self._in_flight:
+            return None
+        self._must_collect = False
+        plan = StepPlan()
+        unfinished = self._plan_decodes(plan)
+        num_left = self.config.max_num_batched_tokens - plan.num_tokens
+        if plan.num_tokens and self.max_prefill_chunk is not None and self.config.enable_chunked_prefill:
+            num_left = min(num_left, max(1, self.max_prefill_chunk))
+        num_owed = 0
+        for sequence in unfinished:
+            if sequence.state is RUNNING:  # not preempted meanwhile
+                num_left -= self._plan_chunk(plan, sequence, num_left)
+                num_owed += max(0, self._num_blocks(sequence.num_tokens) - len(sequence.block_ids))
+        if self.waiting and num_left > 0 and not plan.preempted and not self._must_collect:
+            self._plan_admissions(plan, num_left, num_owed)
+        if not plan.sequences:
+            self._unreported += plan.preempted
+            return None
+        plan.preempted[:0] = self._unreported
+        self._unreported.clear()
+        self._in_flight.append(plan)
+        return plan
+
+    def commit(self, plan: StepPlan, token_ids: list[int]) -> None:
+        """Take in a step's result: one token for each row that samples, in row order.
+
+        Rows of sequences that have finished meanwhile are ignored. Plans are committed in the order they were made.
+        """
+        assert self._in_flight.popleft() is plan, "plans are committed in their order"
+        assert len(token_ids) == plan.num_samples
+        block_size = self.config.block_size
+        tokens = iter(token_ids)
+        for sequence, start, num_new, samples in zip(
+            plan.sequences, plan.starts, plan.num_new, plan.samples, strict=True
+        ):
+            sequence.num_in_flight -= 1
+            end = start + num_new
+            if end // block_size > sequence.num_indexed:
+                self._index(sequence, end)
+            if samples:
+                sequence.num_pending -= 1
+                token_id = next(tokens)
+                if sequence.state is RUNNING:
+                    sequence.token_ids.append(token_id)
+            if not sequence.num_in_flight and sequence.state is SequenceState.FINISHED:
+                self._release(sequence)
+        if self._landing and plan.num_tokens > plan.num_decodes:
+            for sequence, start, num_new in zip(plan.sequences, plan.starts, plan.num_new, strict=True):
+                self._landing.difference_update(self._chunk_hashes(sequence, start, num_new))
+
+    def discard(self) -> list[Sequence]:
+        """Forget every launched step, as after one that failed; give the sequences that had a row in them.
+
+        Those still running go back to the queue and compute again. Nothing of the steps reached the prefix cache.
+        """
+        touched = dict.fromkeys(sequence for plan in self._in_flight for sequence in plan.sequences)
+        self._in_flight.clear()
+        self._landing.clear()
+        for sequence in touched:
+            sequence.num_in_flight = sequence.num_pending = 0
+            if sequence.state is RUNNING:
+                self._remove(self.running, sequence)
+                self._release(sequence)
+                self._queue(sequence)
+                sequence.num_preemptions += 1
+            elif sequence.state is SequenceState.FINISHED:
+                self._release(sequence)
+        return list(touched)
+
+    # -- ways out -----------------------------------------------------------------------------------------
+
+    def hold(self, sequence: Sequence) -> None:
+        """Take a running sequence out of plans and keep its blocks until `finish`."""
+        assert sequence.state is RUNNING, sequence
+        self._remove(self.running, sequence)
+        sequence.state = SequenceState.HELD
+        self.held.add(sequence)
+
+    def finish(self, sequence: Sequence) -> None:
+        """End a sequence in whatever state it is; again is harmless.
+
+        Its blocks are given back now, or when its last launched step is committed.
+        """
+        state = sequence.state
+        if state is SequenceState.FINISHED:
+            return
+        if state is RUNNING:
+            self._remove(self.running, sequence)
+        elif state is SequenceState.WAITING:
+            self._remove(self.waiting, sequence)
+        elif state is SequenceState.RECEIVING:
+            self.receiving.remove(sequence)
+        else:
+            self.held.remove(sequence)
+        sequence.state = SequenceState.FINISHED
+        if not sequence.num_in_flight:
+            self._release(sequence)
+
+    # -- planning -----------------------------------------------------------------------------------------
+
+    def _plan_decodes(self, plan: StepPlan) -> list[Sequence]:
+        """Plan the running sequences that lack one token; give those that lack more.
+
+        The loop of 256 iterations, hence written out: `StepPlan.add` for rows known to be of one token.
+        """
+        sequences, starts = plan.sequences, plan.starts
+        block_size = self.config.block_size
+        longer: list[Sequence] = []
+        for sequence in self.running:  # preemption only shortens it at the end
+            num_tokens = len(sequence.token_ids) + sequence.num_pending
+            start = sequence.num_computed
+            if num_tokens - start != 1:
+                longer.append(sequence)
+                continue
+            if num_tokens >= sequence.max_len:
+                continue  # its last token is on the way; nothing comes after
+            if not start % block_size and len(sequence.block_ids) * block_size <= start:
+                if not self._make_room(sequence, 1, plan):
+                    continue
+                sequence.block_ids += self.pool.allocate(1)
+            sequence.num_computed = num_tokens
+            sequence.num_pending += 1
+            sequence.num_in_flight += 1
+            sequences.append(sequence)
+            starts.append(start)
+        plan.num_decodes = plan.num_samples = plan.num_tokens = num = len(sequences)
+        plan.num_new = [1] * num
+        plan.samples = [True] * num
+        return longer
+
+    def _plan_chunk(self, plan: StepPlan, sequence: Sequence, num_left: int) -> int:
+        """Plan the next chunk of a running sequence that lacks several tokens; give its length."""
+        num_new = self._chunk_len(sequence.num_tokens - sequence.num_computed, num_left)
+        if num_new <= 0:
+            return 0
+        block_size = self.config.block_size
+        num_slots = len(sequence.block_ids) * block_size - sequence.num_computed
+        if num_slots < num_new:
+            # One block is worth a preemption, since without it there is no progress; more are not.
+            if num_slots <= 0 and not self._make_room(sequence, 1, plan):
+                return 0
+            missing = self._num_blocks(sequence.num_computed + num_new) - len(sequence.block_ids)
+            sequence.block_ids += self.pool.allocate(min(missing, self.pool.num_available))
+            num_new = min(num_new, len(sequence.block_ids) * block_size - sequence.num_computed)
+        self._add_chunk(plan, sequence, num_new)
+        return num_new
+
+    def _plan_admissions(self, plan: StepPlan, num_left: int, num_owed: int) -> None:
+        """Admit from the queue, in order, while there are seats, tokens and blocks.
+
+        The whole of a sequence must fit beside what the running ones still need (`num_owed`, and one more block for
+        each), though only its first chunk is taken: else admission would be followed by preemption.
+        """
+        at = 0
+        while at < len(self.waiting) and at <= MAX_DEFERRED and num_left > 0:
+            num_kept = num_owed + len(self.running)
+            if len(self.running) >= self.config.max_num_seqs or self.pool.num_available < num_kept:
+                return
+            sequence = self.waiting[at]
+            known = self._lookup(sequence)
+            if self._is_landing(sequence, len(known)):
+                at += 1
+                continue
+            num_missing = self._num_blocks(len(sequence.token_ids)) - len(sequence.block_ids) - len(known)
+            if self.pool.num_available - self.pool.num_unreferenced(known) < num_missing + num_kept:
+                if self.running or self._in_flight or not self._reclaim_imported(plan, sequence):
+                    return
+                continue
+            num_computed = max(sequence.num_computed, len(known) * self.config.block_size)
+            num_new = self._chunk_len(len(sequence.token_ids) - num_computed, num_left)
+            if not num_new:
+                return
+            del self.waiting[at]
+            sequence.state = RUNNING
+            insort(self.running, sequence, key=_rank)
+            if not sequence.block_ids:
+                self._share(sequence, known)
+            num_taken = self._num_blocks(num_computed + num_new) - len(sequence.block_ids)
+            sequence.block_ids += self.pool.allocate(max(0, num_taken))
+            self._add_chunk(plan, sequence, num_new)
+            num_left -= num_new
+            num_owed += num_missing - max(0, num_taken)
+
+    def _chunk_len(self, num_wanted: int, num_left: int) -> int:
+        """Give how many of the wanted tokens the rest of the budget takes.
+
+        Without chunked prefill all or none, except for what is longer than any step.
+        """
+        if num_wanted <= num_left:
+            return num_wanted
+        if self.config.enable_chunked_prefill or num_wanted > self.config.max_num_batched_tokens:
+            return max(0, num_left)
+        return 0
+
+    def _add_chunk(self, plan: StepPlan, sequence: Sequence, num_new: int) -> None:
+        """Add a row, and note which hashes it is about to make known."""
+        if num_new > 1:
+            self._landing.update(self._chunk_hashes(sequence, sequence.num_computed, num_new))
+        plan.add(sequence, num_new)
+
+    def _chunk_hashes(self, sequence: Sequence, start: int, num_new: int) -> list[bytes]:
+        block_size = self.config.block_size
+        return sequence.block_hashes[start // block_size : (start + num_new) // block_size]
+
+    def _is_landing(self, sequence: Sequence, num_known: int) -> bool:
+        """Whether launched steps compute at least half of what the sequence lacks, so that it had better wait."""
+        if not self._landing or sequence.block_ids or not sequence.reuse_prefix:
+            return False
+        num_lacking = len(sequence.token_ids) - num_known * self.config.block_size
+        num_landing = 0
+        for block_hash in islice(sequence.block_hashes, num_known, None):
+            if block_hash not in self._landing:
+                break
+            num_landing += self.config.block_size
+        return 2 * num_landing >= num_lacking
+
+    # -- blocks -------------------------------------------------------------------------------------------
+
+    def _num_blocks(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.config.block_size)
+
+    def _make_room(self, sequence: Sequence, num_blocks: int, plan: StepPlan) -> bool:
+        """Preempt the last by rank until so many blocks are available; False if that is the sequence itself.
+
+        Also False while a step is in flight, which may write in any victim's blocks: the next plan waits for it.
+        """
+        while self.pool.num_available < num_blocks:
+            if self._in_flight:
+                self._must_collect = True
+                return False
+            victim = self.running[-1]
+            imported = self._last_imported()
+            if imported is not None and imported.rank > victim.rank:
+                victim = imported
+            self._preempt(plan, victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _last_imported(self) -> Sequence | None:
+        """Give the last of the queue that holds blocks: imported ones, as nothing else waits with blocks."""
+        return next((sequence for sequence in reversed(self.waiting) if sequence.block_ids), None)
+
+    def _reclaim_imported(self, plan: StepPlan, first: Sequence) -> bool:
+        """Take back the blocks of an imported sequence behind `first`; False if there is none."""
+        victim = self._last_imported()
+        if victim is None or victim is first:
+            return False
+        self._preempt(plan, victim)
+        return True
+
+    def _preempt(self, plan: StepPlan, sequence: Sequence) -> None:
+        """Take a sequence's blocks. It waits again, first of its arrival, and computes what is not cached."""
+        if sequence.num_in_flight:
+            plan.remove(sequence)
+        if sequence.state is RUNNING:
+            self._remove(self.running, sequence)
+            self._queue(sequence)
+        self._release(sequence)
+        sequence.num_preemptions += 1
+        self.num_preemptions += 1
+        plan.preempted.append(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        """Give back all blocks of a sequence, and with them what was computed."""
+        self.pool.release(sequence.block_ids)
+        sequence.block_ids = []
+        sequence.num_computed = sequence.num_indexed = 0
+
+    # -- prefix cache -------------------------------------------------------------------------------------
+
+    def _lookup(self, sequence: Sequence) -> list[int]:
+        """Give the known blocks at a sequence's beginning, leaving it at least one token to compute."""
+        if self.cache is None or sequence.block_ids or not sequence.reuse_prefix:
+            return []
+        block_size = self.config.block_size
+        sequence.extend_hashes(block_size)
+        return self.cache.lookup(islice(sequence.block_hashes, (len(sequence.token_ids) - 1) // block_size))
+
+    def _share(self, sequence: Sequence, known: list[int]) -> None:
+        """Start a sequence with blocks from the prefix cache."""
+        self.pool.share(known)
+        sequence.block_ids = known
+        sequence.num_indexed = len(known)
+        sequence.num_computed = len(known) * self.config.block_size
+        if self.cache is not None and not sequence.num_preemptions:
+            sequence.num_cached = sequence.num_computed
+            self.cache.num_queries += len(sequence.token_ids)
+            self.cache.num_hits += sequence.num_cached
+
+    def _index(self, sequence: Sequence, num_computed: int) -> None:
+        """Make the blocks findable whose tokens are all computed and known."""
+        num_full = min(num_computed, len(sequence.token_ids)) // self.config.block_size
+        if self.cache is not None and num_full > sequence.num_indexed:
+            sequence.extend_hashes(self.config.block_size)
+            for i in range(sequence.num_indexed, num_full):
+                self.cache.insert(sequence.block_hashes[i], sequence.block_ids[i])
+        sequence.num_indexed = max(num_full, sequence.num_indexed)
+
+    # -- queues -------------------------------------------------------------------------------------------
+
+    def _enter(self, sequence: Sequence) -> None:
+        """Check a new sequence against context and pool, give it its rank, hash its prompt."""
+        assert 0 < sequence.num_prompt_tokens < sequence.max_len <= self.config.max_model_len, sequence
+        num_blocks = self._num_blocks(sequence.max_len - 1)  # the last token's KV is never needed
+        if num_blocks > self.pool.num_total:
+            raise ContextTooLong(
+                f"{sequence.num_prompt_tokens} prompt tokens and up to {sequence.max_len - sequence.num_prompt_tokens} "
+                f"new ones need {num_blocks} KV blocks, and the cache has {self.pool.num_total}. Shorten the prompt, "
+                f"lower max_tokens, or give the cache more memory.",
+                field="max_tokens",
+            )
+        if sequence.arrival is None:
+            sequence.arrival = self._num_arrivals
+            self._num_arrivals += 1
+        sequence.rank = (sequence.priority, sequence.arrival)
+        if self.cache is not None:
+            sequence.extend_hashes(self.config.block_size)
+
+    def _queue(self, sequence: Sequence) -> None:
+        sequence.state = SequenceState.WAITING
+        insort(self.waiting, sequence, key=_rank)
+
+    def _remove(self, ranked: list[Sequence], sequence: Sequence) -> None:
+        at = bisect_left(ranked, sequence.rank, key=_rank)
+        while ranked[at] is not sequence:  # callers may give equal arrivals
+            at += 1
+        del ranked[at]

@@ -1,0 +1,127 @@
+"""One generation inside the engine: its tokens, its blocks, and how far its KV has come.
+
+A sequence has no phase. It needs `num_tokens - num_computed` tokens of work; a prompt's chunk, a prefix hit,
+KV from elsewhere, preemption and a lost transfer are only ways `num_computed` gets its value. The state says who
+may touch the sequence, not what its next tokens are. The scheduler writes every field but the first group.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from baton.engine.prefix_cache import hash_blocks
+
+if TYPE_CHECKING:
+    from baton.protocol import SamplingParams
+
+
+class SequenceState(Enum):
+    """Where a sequence stands with the scheduler."""
+
+    WAITING = "waiting"
+    """In the queue; holds blocks only if they were imported."""
+    RECEIVING = "receiving"
+    """Its KV arrives from elsewhere; it owns blocks and stays out of plans."""
+    RUNNING = "running"
+    """Takes part in every plan that has room for it."""
+    HELD = "held"
+    """Done here; its KV is kept until `finish`."""
+    FINISHED = "finished"
+    """Gives its blocks back, at the latest when its last launched step is committed."""
+
+
+class Sequence:
+    """A prompt and the tokens sampled after it.
+
+    `max_len` bounds prompt plus output; `arrival` breaks ties of `priority` (lower first) and is given by the
+    scheduler if left out. `root` is the start of the block hashes (see `cache_root`). `reuse_prefix=False` has
+    every position computed here, as prompt log-probabilities need.
+    """
+
+    __slots__ = (
+        "arrival",
+        "block_hashes",
+        "block_ids",
+        "max_len",
+        "num_cached",
+        "num_computed",
+        "num_in_flight",
+        "num_indexed",
+        "num_pending",
+        "num_preemptions",
+        "num_prompt_tokens",
+        "params",
+        "priority",
+        "rank",
+        "reuse_prefix",
+        "root",
+        "sequence_id",
+        "state",
+        "token_ids",
+    )
+
+    def __init__(
+        self,
+        sequence_id: str,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        *,
+        max_len: int,
+        priority: int = 0,
+        arrival: int | None = None,
+        root: bytes = b"",
+        reuse_prefix: bool = True,
+    ) -> None:
+        self.sequence_id = sequence_id
+        self.token_ids = list(prompt_token_ids)
+        self.num_prompt_tokens = len(prompt_token_ids)
+        self.params = params
+        self.max_len = max_len
+        self.priority = priority
+        self.arrival = arrival
+        self.root = root
+        self.reuse_prefix = reuse_prefix
+
+        self.state = SequenceState.WAITING
+        self.rank = (priority, -1 if arrival is None else arrival)
+        """Order of service, least first."""
+        self.num_computed = 0
+        """Tokens whose KV is in the blocks, or is being written there by a launched step."""
+        self.num_pending = 0
+        """Tokens that a launched step samples and the host does not know yet."""
+        self.num_in_flight = 0
+        """Launched steps, not yet committed, with a row for this sequence."""
+        self.block_ids: list[int] = []
+        self.block_hashes: list[bytes] = []
+        """One for each full block of known tokens, as far as they were needed; kept over preemption."""
+        self.num_indexed = 0
+        """Leading blocks that the prefix cache has seen."""
+        self.num_cached = 0
+        """Prompt tokens served by the prefix cache at first admission, for a true usage."""
+        self.num_preemptions = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output, tokens still on the device included."""
+        return len(self.token_ids) + self.num_pending
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Sampled tokens that the host knows."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the known tokens have reached `max_len`: the caller finishes it with reason length."""
+        return len(self.token_ids) >= self.max_len
+
+    def extend_hashes(self, block_size: int) -> None:
+        """Hash the full blocks of known tokens that have no hash yet."""
+        hash_blocks(self.root, self.block_hashes, self.token_ids, block_size)
+
+    def __repr__(self) -> str:
+        return (
+            f"Sequence({self.sequence_id}, {self.state.value}, tokens={len(self.token_ids)}+{self.num_pending}, "
+            f"computed={self.num_computed}, blocks={len(self.block_ids)})"
+        )
