@@ -1,0 +1,334 @@
+"""What router and worker say to one another: msgpack structs over one ZeroMQ socket pair. No torch, no text.
+
+A worker's engine process binds a ROUTER socket (mandatory, bounded); each router connects a DEALER and speaks first.
+Every message is one frame: a tagged array that `encode` writes and `decode_to_worker` or `decode_to_router` reads.
+
+    router -> worker    Hello, once a second: who I am, and whether I want the block log by this way
+                        Start     one leg of a request, under an epoch
+                        Cancel    closes that epoch of the request, and all before it
+    worker -> router    Welcome   the answer to each Hello: what this worker is, and its load
+                        Outputs   once a step (and each 250 ms when idle): every stream's tokens, what ended, the load
+                        Blocks    once a step at most, to routers that asked: what the prefix cache stored and evicted
+
+Rules
+- A message that does not decode, or whose numbers are out of range, is dropped and counted; the connection stays.
+- Any traffic counts as a heartbeat. A router takes a worker as dead after 3 s of silence or when `incarnation`
+  changes. A worker that has not heard a router for 10 s cancels what it runs for it.
+- A request id is minted by the router (uuid4, hex). What the client calls its request never is a key.
+- The epoch rises with each replay. Both sides drop what belongs to a lower epoch than the highest they know. Cancel is
+  idempotent and remembered: a Start that arrives after its Cancel is dropped.
+- `position` is a token's index in the whole sequence, prompt included, so the first token of an answer stands at
+  `num_prompt_tokens`. The router sees gaps and repeats by it. A repeat with the same token is dropped; a repeat with another token
+  is an integrity failure.
+- Every Start is answered by tokens up to one with a finish_reason (for each choice), or by one `Ended`, or is cancelled.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from baton.errors import InvalidRequest
+from baton.protocol import SamplingParams
+
+HELLO_INTERVAL_S = 1.0
+LOAD_INTERVAL_S = 0.25
+WORKER_SILENCE_S = 3.0
+"""After so long without any message a router takes a worker as dead."""
+ROUTER_SILENCE_S = 10.0
+"""After so long without any message a worker cancels what a router had asked."""
+MAX_MESSAGE_NBYTES = 32 * 2**20
+"""For `zmq.MAXMSGSIZE` on both ends; a prompt of a million tokens is 5 MB."""
+
+Leg = Literal["prefill", "decode"]
+
+
+# -- what a worker is -----------------------------------------------------------------------------------------
+
+
+class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a router must know of the model. Workers whose facts differ do not serve together."""
+
+    name: str
+    """The name that clients send: the served model name."""
+    max_model_len: int
+    vocab_size: int
+    block_size: int
+    eos_token_ids: tuple[int, ...] = ()
+    cache_parts: tuple[str, ...] = ()
+    """What, beside key and tenant salt, starts the hash chains: `cache_root(key, *cache_parts, salt)`."""
+
+
+class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker announces, in Redis and in each Welcome. It does not change while the process lives."""
+
+    worker_id: str
+    incarnation: str
+    """Random for each start of the engine process: equal id and another incarnation is another worker."""
+    legs: tuple[Leg, ...]
+    control: str
+    """Endpoint of the control socket."""
+    kv: str
+    """Endpoint from which KV is fetched; empty for a worker that never prefills."""
+    layout: str
+    """Fingerprint of the KV layout; only equal ones pair."""
+    model: ModelFacts
+    http: str = ""
+    """Base address of the face: /health, /ready, /metrics."""
+
+
+class Load(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """How busy a worker is. Rates are its own measurements, 0 while it has none."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    waiting_tokens: int = 0
+    """Prompt tokens that are asked for and not computed yet, chunks of running prompts included."""
+    kv_free_blocks: int = 0
+    """Free or evictable."""
+    kv_total_blocks: int = 0
+    prefill_rate: float = 0.0
+    """Prompt tokens a second while it computes prompts (on a decode worker: in the chunks of mixed steps)."""
+    decode_step_ms: float = 0.0
+    """Time of a step without prompt chunks, at the present batch."""
+    num_steps: int = 0
+    """Steps since the start: shows that work moves."""
+    draining: bool = False
+    """No new Start is taken; what runs ends, or is handed back as retryable `Ended`."""
+
+
+# -- router -> worker -----------------------------------------------------------------------------------------
+
+
+class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
+    """Make oneself known; repeated as the heartbeat."""
+
+    router_id: str
+    wants_blocks: bool = False
+    """Whether to send the block log on this socket, beginning with a snapshot: for routers without Redis."""
+
+
+class Ticket(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """The right to fetch one prompt's KV from one prefill worker."""
+
+    request_id: bytes  # 16
+    epoch: int
+    secret: bytes  # 16, random
+    layout: str
+    source: str
+    """KV endpoint of the prefill worker, as it announced it."""
+    source_incarnation: str
+    num_tokens: int
+    """Prompt tokens."""
+
+
+class ChoiceStart(msgspec.Struct, array_like=True, frozen=True):
+    """One choice to run, after the tokens that the client already has."""
+
+    index: int
+    emitted: list[int] = []
+
+
+class Start(msgspec.Struct, tag="start", array_like=True, frozen=True):
+    """Run one leg of a request.
+
+    Role "prefill": compute the prompt, sample choice 0's first token and answer it, hold the KV for the ticket.
+    Role "decode" with a ticket: fetch the blocks that are not cached, go on after the first token, which comes with
+    the KV and is not repeated to the router for choice 0. Without one, or when the fetch fails: compute what is missing.
+    """
+
+    request_id: str
+    epoch: int
+    role: Leg
+    token_ids: list[int]
+    choices: list[ChoiceStart]
+    params: SamplingParams
+    seed: int
+    """Effective: the router mints one if the user gave none. The same in every epoch."""
+    priority: int = 0
+    deadline: float | None = None
+    """Unix time, seconds; past it the worker may end the request as "deadline"."""
+    salt: bytes = b""
+    """The tenant's part of the hash chain's root."""
+    ticket: Ticket | None = None
+
+
+class Cancel(msgspec.Struct, tag="cancel", array_like=True, frozen=True, gc=False):
+    """End an epoch of a request, and all before it; or, with `choice`, only that choice of that epoch."""
+
+    request_id: str
+    epoch: int
+    choice: int | None = None
+
+
+# -- worker -> router -----------------------------------------------------------------------------------------
+
+
+class Welcome(msgspec.Struct, tag="welcome", array_like=True, frozen=True):
+    """The answer to each Hello."""
+
+    info: WorkerInfo
+    load: Load
+
+
+class TokenLogprobs(msgspec.Struct, array_like=True, frozen=True):
+    """Log-probabilities at one position: the token itself first, then the likeliest ones in order."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    ranks: list[int]
+
+
+class Token(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One new token of one choice."""
+
+    request_id: str
+    epoch: int
+    choice: int
+    position: int
+    token_id: int
+    finish_reason: Literal["stop", "length"] | None = None
+    stop_reason: int | None = None
+    """The stop token id that ended it; None for the model's own end of text."""
+    num_cached: int = 0
+    """Prompt tokens that this worker found in its own prefix cache. With a choice's first token."""
+    num_fetched: int = 0
+    """Prompt tokens whose KV came from another worker. With a choice's first token."""
+    logprobs: TokenLogprobs | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    """With choice 0's first token, if asked: one entry a prompt token, None for the first."""
+
+
+class LegError(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Why a leg ended without its tokens."""
+
+    kind: str
+    """invalid_request | context_too_long | unsupported | queue_full | out_of_blocks | draining | deadline |
+    transfer | integrity | internal. Further words are taken as internal."""
+    message: str
+    retryable: bool = False
+    """Whether another worker, or this one later, could do it: then the router replays."""
+    field: str | None = None
+
+
+class Ended(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A leg that failed; `choice` None: all its choices."""
+
+    request_id: str
+    epoch: int
+    error: LegError
+    choice: int | None = None
+
+
+class Transfer(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One prompt's KV that arrived: what routers learn links from. Sent by the decode worker."""
+
+    request_id: str
+    epoch: int
+    source_incarnation: str
+    num_tokens: int
+    nbytes: int
+    seconds: float
+    """From the first credit to the last verified block."""
+    exposed_seconds: float
+    """The part of it that came after the prefill had ended."""
+
+
+class Outputs(msgspec.Struct, tag="outputs", array_like=True, frozen=True):
+    """Everything one step gave one router."""
+
+    worker_id: str
+    incarnation: str
+    tokens: list[Token]
+    load: Load
+    ended: list[Ended] = []
+    transfers: list[Transfer] = []
+
+
+class Blocks(msgspec.Struct, tag="blocks", array_like=True, frozen=True):
+    """One entry of a worker's block log; the same in Redis and on the socket.
+
+    Entries of an incarnation are numbered from 1 without gaps. Evictions apply before stores. A snapshot says what is cached after
+    entry `sequence`, all of it in `stored`; who sees a gap asks for (or reads) a snapshot.
+    """
+
+    worker_id: str
+    incarnation: str
+    sequence: int
+    stored: list[bytes] = []
+    evicted: list[bytes] = []
+    is_snapshot: bool = False
+
+
+ToWorker = Hello | Start | Cancel
+ToRouter = Welcome | Outputs | Blocks
+
+_encoder = msgspec.msgpack.Encoder()
+_to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
+_to_router: msgspec.msgpack.Decoder[ToRouter] = msgspec.msgpack.Decoder(ToRouter)
+
+
+class BadMessage(ValueError):
+    """A frame that is no message of this protocol; `reason` is for the log."""
+
+
+def encode(message: ToWorker | ToRouter) -> bytes:
+    """Give the frame of a message."""
+    return _encoder.encode(message)
+
+
+def decode_to_worker(frame: bytes | memoryview) -> ToWorker:
+    """Read what a router sent.
+
+    Raises:
+        BadMessage: no message, or one with numbers out of range.
+    """
+    try:
+        message = _to_worker.decode(frame)
+    except (
+        msgspec.MsgspecError,
+        InvalidRequest,
+        RecursionError,
+    ) as error:  # sampling parameters check themselves
+        raise BadMessage(str(error)) from None
+    if isinstance(message, Start):
+        _check_start(message)
+    elif isinstance(message, Cancel):
+        _check(0 <= message.epoch < 2**31, "epoch is out of range")
+    return message
+
+
+def decode_to_router(frame: bytes | memoryview) -> ToRouter:
+    """Read what a worker sent.
+
+    Raises:
+        BadMessage: no message of this protocol.
+    """
+    try:
+        return _to_router.decode(frame)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise BadMessage(str(error)) from None
+
+
+def _check_start(start: Start) -> None:
+    """Refuse what no router of ours sends; ids against the vocabulary are checked by the leg, which knows it."""
+    _check(len(start.request_id) == 32, "request_id is not a uuid")
+    _check(0 <= start.epoch < 2**31, "epoch is out of range")
+    _check(bool(start.token_ids), "the prompt is empty")
+    _check(min(start.token_ids) >= 0, "a token id is negative")
+    _check(0 < len(start.choices) <= start.params.n, "choices do not match n")
+    indices = [choice.index for choice in start.choices]
+    _check(len(set(indices)) == len(indices) and min(indices) >= 0, "choices repeat")
+    _check(max(indices) < start.params.n, "a choice exceeds n")
+    _check(-(2**63) <= start.seed < 2**63, "seed is out of range")
+    ticket = start.ticket
+    if ticket is not None:
+        _check(len(ticket.request_id) == 16 and len(ticket.secret) == 16, "the ticket is malformed")
+        _check(ticket.epoch == start.epoch, "the ticket belongs to another epoch")
+        _check(ticket.num_tokens == len(start.token_ids), "the ticket belongs to another prompt")
+
+
+def _check(holds: bool, reason: str) -> None:
+    if not holds:
+        raise BadMessage(reason)

@@ -1,0 +1,100 @@
+"""The wire types between router and worker: round trips, and what is refused."""
+
+import contextlib
+import uuid
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from baton.messages import (
+    BadMessage,
+    Blocks,
+    Cancel,
+    ChoiceStart,
+    Hello,
+    Load,
+    Outputs,
+    Start,
+    Ticket,
+    Token,
+    TokenLogprobs,
+    decode_to_router,
+    decode_to_worker,
+    encode,
+)
+from baton.protocol import SamplingParams
+
+
+def make_start(**changes: object) -> Start:
+    fields = {
+        "request_id": uuid.uuid4().hex,
+        "epoch": 0,
+        "role": "decode",
+        "token_ids": [1, 2, 3],
+        "choices": [ChoiceStart(0, [])],
+        "params": SamplingParams(temperature=0.5, stop=("a",), logit_bias={3: 1.0}),
+        "seed": 7,
+    } | changes
+    return Start(**fields)  # type: ignore[arg-type]
+
+
+def test_messages_survive_the_wire_unchanged() -> None:
+    start = make_start()
+    ticket = Ticket(bytes(16), 0, bytes(16), "layout", "tcp://127.0.0.1:1", "inc", 3)
+    for message in (Hello("r", True), start, make_start(ticket=ticket), Cancel("a" * 32, 3, 1)):
+        assert decode_to_worker(encode(message)) == message
+    token = Token("a" * 32, 1, 0, 5, 9, "stop", None, 4, 0, TokenLogprobs([9], [-0.5], [1]))
+    for answer in (
+        Outputs("w", "i", [token], Load(num_running=1)),
+        Blocks("w", "i", 1, [b"h" * 16], []),
+    ):
+        assert decode_to_router(encode(answer)) == answer
+
+
+def test_every_sampling_parameter_survives_the_wire() -> None:
+    params = SamplingParams(
+        n=2,
+        top_k=-1,
+        stop=("x", "y"),
+        stop_token_ids=(3,),
+        bad_words_ids=((1, 2),),
+        allowed_token_ids=(1, 2, 3),
+    )
+    assert decode_to_worker(encode(make_start(params=params))).params == params  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"request_id": "short"},
+        {"epoch": -1},
+        {"token_ids": []},
+        {"token_ids": [-1]},
+        {"choices": []},
+        {"choices": [ChoiceStart(1)]},
+        {"choices": [ChoiceStart(0), ChoiceStart(0)], "params": SamplingParams(n=2)},
+        {"role": "other"},
+        {"ticket": Ticket(b"", 0, bytes(16), "l", "s", "i", 3)},
+        {"ticket": Ticket(bytes(16), 1, bytes(16), "l", "s", "i", 3)},
+        {"ticket": Ticket(bytes(16), 0, bytes(16), "l", "s", "i", 4)},
+    ],
+)
+def test_a_start_that_no_router_sends_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(BadMessage):
+        decode_to_worker(encode(make_start(**changes)))
+
+
+def test_sampling_parameters_out_of_range_are_refused_on_arrival() -> None:
+    frame = msgspec.msgpack.decode(encode(make_start()))
+    frame[6]["temperature"] = -1.0
+    with pytest.raises(BadMessage, match="temperature"):
+        decode_to_worker(msgspec.msgpack.encode(frame))
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_give_a_message_or_bad_message(frame: bytes) -> None:
+    for decode in (decode_to_worker, decode_to_router):
+        with contextlib.suppress(BadMessage):
+            decode(frame)
