@@ -1,0 +1,61 @@
+"""The `baton` command. Heavy imports wait for the sub-command that needs them, so that --help answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from baton.config import EngineConfig
+from baton.errors import BatonError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=True, help="Serve large language models, prefill and decode apart."
+)
+bench = typer.Typer(no_args_is_help=True, help="Measure, beside the peer or the physical floor.")
+app.add_typer(bench, name="bench")
+
+Json = Annotated[Path | None, typer.Option("--json", help="also write the table to this file")]
+
+
+@bench.command("offline")
+def bench_offline(
+    model: Annotated[
+        str | None, typer.Argument(help="hub id or folder; none: the bundled demo model")
+    ] = None,
+    compare: Annotated[str, typer.Option(help="transformers: run it beside, on a CPU; none")] = "none",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    repeats: Annotated[int, typer.Option(min=1, help="timed runs; the median counts")] = 3,
+    json_file: Json = None,
+) -> None:
+    """Offline throughput of a crowd of requests, and the speed of a single stream."""
+    from baton.bench.offline import run_cpu
+    from baton.llm import LLM
+
+    if compare not in ("none", "transformers"):
+        raise typer.BadParameter(
+            f"{compare!r} is not a peer; known: transformers, none", param_hint="--compare"
+        )
+    llm = LLM(model, skip_tokenizer_init=True, enable_prefix_caching=False, **_engine_flags(device=device))
+    run_cpu(llm, compare=compare == "transformers", repeats=repeats, json_file=json_file)
+
+
+def _engine_flags(**given: Any) -> dict[str, Any]:
+    """Keep what differs from the defaults, checked by `EngineConfig`."""
+    EngineConfig(**given)
+    return given
+
+
+def main() -> None:
+    """Run the command; what Baton raises on purpose is shown as one line."""
+    try:
+        app()
+    except BatonError as error:
+        print(f"baton: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

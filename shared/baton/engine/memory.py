@@ -1,0 +1,111 @@
+"""What fits: weights, KV blocks, the longest context, streams. Said before anything large is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from baton.config import EngineConfig
+from baton.engine.kv_cache import KVLayout
+from baton.errors import OutOfMemory
+
+GIB = 2**30
+CPU_KV_NBYTES = GIB
+"""KV memory on a CPU unless told: enough for hundreds of thousands of tokens of a small model."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """How a device's memory is spent."""
+
+    weights_nbytes: int
+    block_nbytes: int
+    num_blocks: int  # one of them is scratch
+    block_size: int
+    max_model_len: int
+
+    @property
+    def kv_nbytes(self) -> int:
+        """Bytes of the KV tensor."""
+        return self.num_blocks * self.block_nbytes
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens whose KV fits at once."""
+        return (self.num_blocks - 1) * self.block_size
+
+    def describe(self) -> str:
+        """Give the plan as the line that is printed at start."""
+        streams = self.num_tokens / self.max_model_len
+        return (
+            f"weights {_size(self.weights_nbytes)}, KV {_size(self.kv_nbytes)} "
+            f"({self.num_blocks - 1} blocks of {self.block_size} tokens), longest context {self.max_model_len} tokens, "
+            f"{streams:.1f} streams of that length or {self.num_tokens // 1024} of 1024 tokens"
+        )
+
+
+def plan_memory(
+    config: EngineConfig, layout: KVLayout, *, weights_nbytes: int, max_model_len: int, device: torch.device
+) -> MemoryPlan:
+    """Decide the number of KV blocks.
+
+    Raises:
+        OutOfMemory: the weights, or weights and one longest sequence, do not fit; says by how much and which
+            flag moves it.
+    """
+    available = device_available(device)
+    limit = int(available * config.gpu_memory_utilization)
+    if weights_nbytes > limit:
+        raise OutOfMemory(
+            f"the weights need {_size(weights_nbytes)}, but only {_size(limit)} of {device.type} memory may be used "
+            f"({_size(available)} free, --gpu-memory-utilization {config.gpu_memory_utilization}). "
+            f"Use a smaller model, a 16-bit --dtype or a larger device."
+        )
+    num_blocks = _num_blocks(config, layout, limit - weights_nbytes, device)
+    plan = MemoryPlan(weights_nbytes, layout.block_nbytes, num_blocks, layout.block_size, max_model_len)
+    if weights_nbytes + plan.kv_nbytes > limit:
+        raise OutOfMemory(
+            f"weights ({_size(weights_nbytes)}) and KV cache ({_size(plan.kv_nbytes)}) exceed the {_size(limit)} of "
+            f"{device.type} memory that may be used. Lower --kv-cache-memory-bytes or --num-gpu-blocks-override."
+        )
+    if plan.num_tokens < max_model_len:
+        raise OutOfMemory(
+            f"the KV cache holds {max(0, plan.num_tokens)} tokens ({_size(max(0, plan.kv_nbytes))}), fewer than one sequence of "
+            f"max_model_len={max_model_len}. Lower --max-model-len to {max(1, plan.num_tokens)}, or give more memory with "
+            f"--gpu-memory-utilization or --kv-cache-memory-bytes."
+        )
+    return plan
+
+
+def device_available(device: torch.device) -> int:
+    """Give the bytes that a new tensor could take on a device, containers' limits included."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return min(int(psutil.virtual_memory().available), _cgroup_available())
+
+
+def _num_blocks(config: EngineConfig, layout: KVLayout, spare: int, device: torch.device) -> int:
+    if config.num_gpu_blocks_override is not None:
+        return config.num_gpu_blocks_override + 1
+    nbytes = config.kv_cache_memory_bytes
+    if nbytes is None:
+        nbytes = min(spare, CPU_KV_NBYTES) if device.type == "cpu" else spare
+    return nbytes // layout.block_nbytes
+
+
+def _cgroup_available() -> int:
+    """Read what the container's memory limit leaves (cgroup 2); a very large number without one."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        limit = (root / "memory.max").read_text().strip()
+        used = int((root / "memory.current").read_text())
+    except OSError:
+        return 2**62
+    return 2**62 if limit == "max" else max(0, int(limit) - used)
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / GIB:.2f} GiB" if nbytes >= GIB // 10 else f"{nbytes / 2**20:.1f} MiB"

@@ -1,0 +1,189 @@
+"""From logits to tokens: each row's parameters, gathered from its request.
+
+A draw is a pure function of (seed, choice, position): the noise is counter-based, so the same request gives
+the same tokens alone or in a crowd, on one worker or across two. What the rows share is only the launch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from baton.engine.sequence import Sequence
+from baton.kernels.sample import SamplingBatch, derive_keys, logprobs, sample
+from baton.protocol import SamplingParams
+
+
+@dataclass(slots=True)
+class TokenLogprobs:
+    """Log-probabilities at one position: the token itself first, then the likeliest ones in order."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    ranks: list[int]
+
+
+@dataclass(slots=True)
+class Sampled:
+    """What a step drew, still on the device."""
+
+    token_ids: Tensor  # [rows] int64
+    logprobs: tuple[Tensor, Tensor, Tensor, Tensor] | None  # as kernels.sample.logprobs gives them
+    num_top: int
+
+
+@dataclass(slots=True)
+class RowParams:
+    """One sequence's part of a sampling batch: what does not change from step to step."""
+
+    seed: int
+    choice: int
+    is_plain: bool  # the likeliest token, nothing else to look at
+    stop_ids: tuple[int, ...]  # not to be drawn before min_tokens
+    bias: tuple[tuple[int, float], ...]
+    allowed: Tensor | None = field(default=None)  # [vocab] bool
+
+
+class Sampler:
+    """Draw the next tokens of a step's rows."""
+
+    def __init__(self, *, vocab_size: int, eos_token_ids: tuple[int, ...], device: torch.device) -> None:
+        self._vocab_size = vocab_size
+        self._eos = eos_token_ids
+        self._device = device
+        self._rows: dict[Sequence, RowParams] = {}
+
+    def add(self, sequence: Sequence, *, default_seed: int, choice: int) -> None:
+        """Take in a sequence's parameters; the draws depend on its seed, its choice index and positions."""
+        params: SamplingParams = sequence.params
+        seed = default_seed if params.seed is None else params.seed
+        allowed = None
+        if params.allowed_token_ids is not None:
+            allowed = torch.zeros(self._vocab_size, dtype=torch.bool)
+            allowed[list(params.allowed_token_ids)] = True
+        eos = () if params.ignore_eos else self._eos
+        self._rows[sequence] = RowParams(
+            seed=seed,
+            choice=choice,
+            is_plain=_is_plain(params),
+            stop_ids=tuple({*eos, *params.stop_token_ids}),
+            bias=tuple((params.logit_bias or {}).items()),
+            allowed=allowed,
+        )
+
+    def release(self, sequence: Sequence) -> None:
+        """Forget a sequence."""
+        self._rows.pop(sequence, None)
+
+    def draw(self, logits: Tensor, sequences: list[Sequence], positions: list[int]) -> Sampled:
+        """Sample one token a row.
+
+        logits: [rows, vocab] fp32, not changed. sequences: one a row. positions: of the tokens to draw.
+        """
+        if all(self._rows[sequence].is_plain for sequence in sequences):
+            token_ids = logits.argmax(-1)
+        else:
+            token_ids = sample(logits, self._batch(sequences, positions))
+        num_top = max((s.params.logprobs for s in sequences if s.params.logprobs is not None), default=None)
+        if num_top is None:
+            return Sampled(token_ids, None, 0)
+        return Sampled(token_ids, logprobs(logits, token_ids, num_top), num_top)
+
+    def _batch(self, sequences: list[Sequence], positions: list[int]) -> SamplingBatch:
+        params = [sequence.params for sequence in sequences]
+        rows = [self._rows[sequence] for sequence in sequences]
+        batch = SamplingBatch(
+            temperature=self._tensor([p.temperature for p in params], torch.float32),
+            top_k=self._tensor([p.top_k for p in params], torch.int32),
+            top_p=self._tensor([p.top_p for p in params], torch.float32),
+            min_p=self._tensor([p.min_p for p in params], torch.float32),
+            keys=derive_keys(
+                *self._tensor([[r.seed for r in rows], [r.choice for r in rows], positions], torch.int64)
+            ),
+            all_greedy=all(p.is_greedy for p in params),
+            any_top_k=any(p.top_k > 0 for p in params),
+            any_top_p=any(p.top_p < 1.0 for p in params),
+            any_min_p=any(p.min_p > 0.0 for p in params),
+            allowed=self._allowed(rows),
+        )
+        if any(p.has_penalties for p in params):
+            batch.repetition_penalty = self._tensor([p.repetition_penalty for p in params], torch.float32)
+            batch.presence_penalty = self._tensor([p.presence_penalty for p in params], torch.float32)
+            batch.frequency_penalty = self._tensor([p.frequency_penalty for p in params], torch.float32)
+            batch.prompt_ids = self._padded([s.token_ids[: s.num_prompt_tokens] for s in sequences])
+            batch.output_ids = self._padded([s.token_ids[s.num_prompt_tokens :] for s in sequences])
+        if bias := self._sparse_bias(sequences, rows, positions):
+            row_ids, token_ids, values = zip(*bias, strict=True)
+            batch.bias_rows = self._tensor(row_ids, torch.int64)
+            batch.bias_token_ids = self._tensor(token_ids, torch.int64)
+            batch.bias_values = self._tensor(values, torch.float32)
+        return batch
+
+    def _sparse_bias(
+        self, sequences: list[Sequence], rows: list[RowParams], positions: list[int]
+    ) -> list[tuple[int, int, float]]:
+        """List (row, token id, value) to add to single logits: logit_bias, and -inf for what may not come now."""
+        entries: list[tuple[int, int, float]] = []
+        for i, (sequence, row) in enumerate(zip(sequences, rows, strict=True)):
+            entries.extend((i, token_id, value) for token_id, value in row.bias)
+            if positions[i] - sequence.num_prompt_tokens < sequence.params.min_tokens:
+                entries.extend((i, token_id, -math.inf) for token_id in row.stop_ids)
+            if sequence.params.bad_words_ids:
+                entries.extend((i, token_id, -math.inf) for token_id in _banned_now(sequence))
+        return entries
+
+    def _allowed(self, rows: list[RowParams]) -> Tensor | None:
+        if all(row.allowed is None for row in rows):
+            return None
+        everything = torch.ones(self._vocab_size, dtype=torch.bool)
+        return torch.stack([everything if row.allowed is None else row.allowed for row in rows]).to(
+            self._device
+        )
+
+    def _padded(self, lists: list[list[int]]) -> Tensor:
+        """[rows, longest] int64, padded with vocab_size."""
+        width = max(1, max(map(len, lists)))
+        out = np.full((len(lists), width), self._vocab_size, dtype=np.int64)
+        for row, ids in enumerate(lists):
+            out[row, : len(ids)] = ids
+        return torch.from_numpy(out).to(self._device, non_blocking=True)
+
+    def _tensor(self, values: object, dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype).to(self._device, non_blocking=True)
+
+
+def needs_known_tokens(params: SamplingParams) -> bool:
+    """Whether sampling reads the tokens before it, so that the host cannot run one step ahead."""
+    return params.has_penalties or bool(params.bad_words_ids)
+
+
+def seed_of(request_id: str, engine_seed: int) -> int:
+    """Give the seed of a request that brings none: its own, and the same in every run."""
+    digest = hashlib.blake2b(f"{engine_seed}/{request_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def _is_plain(params: SamplingParams) -> bool:
+    return (
+        params.is_greedy
+        and not params.has_penalties
+        and not params.min_tokens
+        and params.allowed_token_ids is None
+        and not params.logit_bias
+        and not params.bad_words_ids
+    )
+
+
+def _banned_now(sequence: Sequence) -> list[int]:
+    """Find the tokens that would complete a bad word."""
+    output = sequence.token_ids[sequence.num_prompt_tokens :]
+    return [
+        ids[-1]
+        for ids in sequence.params.bad_words_ids
+        if len(ids) == 1 or tuple(output[len(output) - len(ids) + 1 :]) == ids[:-1]
+    ]
