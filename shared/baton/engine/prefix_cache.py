@@ -1,8 +1,6 @@
 """The index of known KV: chained block hash -> block.
 
-A block's hash covers, through the chain, every token before it, and, through the root, everything else that changes
-the KV: model, revision, LoRA, KV dtype, layout, tenant salt. The root is also the BLAKE2b key of every block, so
-without the key of the deployment nobody can compute a hash, or search for two prompts that share one.
+What a hash covers is said in `baton.block_hash`, which routers use too.
 
 The index owns no memory: references are the pool's, and a block is forgotten when the pool evicts it. It knows
 nothing of sequences.
@@ -10,61 +8,15 @@ nothing of sequences.
 
 from __future__ import annotations
 
-import sys
-from array import array
 from collections.abc import Iterable
-from hashlib import blake2b
 from typing import Literal
 
+from baton.block_hash import HASH_NBYTES, cache_root, hash_block, hash_blocks
 from baton.engine.block_pool import BlockPool
 
-HASH_NBYTES = 16
-_NO_PARENT = bytes(HASH_NBYTES)
-_TOKEN_NBYTES = array("I").itemsize
-assert _TOKEN_NBYTES == 4, "the hashes need 4-byte token ids"
+__all__ = ["HASH_NBYTES", "CacheEvent", "PrefixCache", "cache_root", "hash_block", "hash_blocks"]
 
 CacheEvent = tuple[Literal["stored", "evicted"], bytes]
-
-
-def cache_root(key: bytes, *parts: str | bytes) -> bytes:
-    """Make the start of the hash chains, 32 bytes, from everything but tokens that changes the KV.
-
-    `key` is a secret of the deployment, at most 64 bytes. Each part is preceded by its length and kind, so no two
-    lists of parts read alike.
-    """
-    digest = blake2b(key=key, digest_size=32, person=b"baton kv root")
-    for part in parts:
-        encoded = part.encode() if isinstance(part, str) else part
-        digest.update(b"s" if isinstance(part, str) else b"b")
-        digest.update(len(encoded).to_bytes(8, "little"))
-        digest.update(encoded)
-    return digest.digest()
-
-
-def hash_block(root: bytes, parent: bytes | None, token_ids: Iterable[int]) -> bytes:
-    """Give the hash of one block after `parent` (None: it is the first). Hash whole chains with `hash_blocks`."""
-    return blake2b((parent or _NO_PARENT) + _encode(token_ids), key=root, digest_size=HASH_NBYTES).digest()
-
-
-def hash_blocks(root: bytes, hashes: list[bytes], token_ids: list[int], block_size: int) -> None:
-    """Append the hashes of the full blocks of `token_ids` that `hashes` lacks."""
-    first, last = len(hashes), len(token_ids) // block_size
-    if first >= last:
-        return
-    encoded = _encode(token_ids[first * block_size : last * block_size])
-    nbytes = block_size * _TOKEN_NBYTES
-    parent = hashes[-1] if hashes else _NO_PARENT
-    for at in range(0, len(encoded), nbytes):
-        parent = blake2b(parent + encoded[at : at + nbytes], key=root, digest_size=HASH_NBYTES).digest()
-        hashes.append(parent)
-
-
-def _encode(token_ids: Iterable[int]) -> bytes:
-    """Give 4 little-endian bytes a token."""
-    encoded = array("I", token_ids)
-    if sys.byteorder == "big":
-        encoded.byteswap()
-    return encoded.tobytes()
 
 
 class PrefixCache:
