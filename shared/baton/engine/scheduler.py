@@ -23,12 +23,12 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import islice
 from operator import attrgetter
 
 from baton.engine.block_pool import BlockPool
 from baton.engine.prefix_cache import PrefixCache
 from baton.engine.sequence import Sequence, SequenceState
+from baton.engine.sequence_blocks import SequenceBlocks
 from baton.errors import ConfigError, ContextTooLong, QueueFull
 
 RUNNING = SequenceState.RUNNING
@@ -98,18 +98,6 @@ class StepPlan:
             self.num_samples += 1
             sequence.num_pending += 1
 
-    def remove(self, sequence: Sequence) -> None:
-        """Undo a row of one token, for a sequence that is preempted by a later row of higher rank."""
-        at = self.sequences.index(sequence)
-        assert self.num_new[at] == 1
-        samples = self.samples[at]
-        del self.sequences[at], self.num_new[at], self.starts[at], self.samples[at]
-        self.num_tokens -= 1
-        self.num_decodes -= 1
-        self.num_samples -= samples
-        sequence.num_pending -= samples
-        sequence.num_in_flight -= 1
-
 
 class Scheduler:
     """Own the queue and the running sequences, and every change of who holds which block."""
@@ -129,7 +117,7 @@ class Scheduler:
         self.num_preemptions = 0
         self._in_flight: deque[StepPlan] = deque()
         self._must_collect = False
-        self._landing: set[bytes] = set()
+        self._blocks = SequenceBlocks(pool, self.cache, config.block_size)
         self._unreported: list[Sequence] = []
         self._num_arrivals = 0
 
@@ -183,7 +171,7 @@ class Scheduler:
         self._enter(sequence)
         sequence.state = SequenceState.RECEIVING
         self.receiving.add(sequence)
-        self._share(sequence, self._lookup(sequence))
+        self._blocks.share(sequence, self._blocks.known(sequence))
 
     def reserve(self, sequence: Sequence, num_blocks: int) -> list[int]:
         """Grant a receiving sequence up to so many more blocks for its prompt; maybe none.
@@ -193,12 +181,10 @@ class Scheduler:
         one with what it has.
         """
         assert sequence.state is SequenceState.RECEIVING, sequence
-        missing = self._num_blocks(len(sequence.token_ids)) - len(sequence.block_ids)
         spare = self.pool.num_available - len(self.running)
         if self.waiting and self.waiting[0].rank < sequence.rank:
-            first = self.waiting[0]
-            spare -= self._num_blocks(first.num_tokens) - len(first.block_ids)
-        block_ids = self.pool.allocate(max(0, min(num_blocks, missing, spare)))
+            spare -= self._blocks.num_missing(self.waiting[0])
+        block_ids = self.pool.allocate(max(0, min(num_blocks, self._blocks.num_missing(sequence), spare)))
         sequence.block_ids.extend(block_ids)
         return block_ids
 
@@ -209,11 +195,11 @@ class Scheduler:
         incomplete or failed transfer is admitted with what is good of it.
         """
         assert sequence.state is SequenceState.RECEIVING, sequence
-        assert num_computed <= len(sequence.block_ids) * self.config.block_size
+        assert sequence.num_computed <= num_computed <= len(sequence.block_ids) * self.config.block_size
         self.receiving.remove(sequence)
         sequence.token_ids.extend(token_ids)
-        sequence.num_computed = min(num_computed, len(sequence.token_ids) - 1)
-        self._index(sequence, num_computed)
+        sequence.num_computed = min(num_computed, len(sequence.token_ids) - 1)  # the last is computed again
+        self._blocks.index(sequence, sequence.num_computed)
         self._queue(sequence)
 
     # -- the step -----------------------------------------------------------------------------------------
@@ -233,9 +219,8 @@ class Scheduler:
             num_left = min(num_left, max(1, self.max_prefill_chunk))
         num_owed = 0
         for sequence in unfinished:
-            if sequence.state is RUNNING:  # not preempted meanwhile
-                num_left -= self._plan_chunk(plan, sequence, num_left)
-                num_owed += max(0, self._num_blocks(sequence.num_tokens) - len(sequence.block_ids))
+            num_left -= self._plan_chunk(plan, sequence, num_left)
+            num_owed += self._blocks.num_missing(sequence)
         if self.waiting and num_left > 0 and not plan.preempted and not self._must_collect:
             self._plan_admissions(plan, num_left, num_owed)
         if not plan.sequences:
@@ -251,7 +236,8 @@ class Scheduler:
 
         Rows of sequences that have finished meanwhile are ignored. Plans are committed in the order they were made.
         """
-        assert self._in_flight.popleft() is plan, "plans are committed in their order"
+        oldest = self._in_flight.popleft()
+        assert oldest is plan, "plans are committed in their order"
         assert len(token_ids) == plan.num_samples
         block_size = self.config.block_size
         tokens = iter(token_ids)
@@ -261,17 +247,16 @@ class Scheduler:
             sequence.num_in_flight -= 1
             end = start + num_new
             if end // block_size > sequence.num_indexed:
-                self._index(sequence, end)
+                self._blocks.index(sequence, end)
             if samples:
                 sequence.num_pending -= 1
                 token_id = next(tokens)
                 if sequence.state is RUNNING:
                     sequence.token_ids.append(token_id)
             if not sequence.num_in_flight and sequence.state is SequenceState.FINISHED:
-                self._release(sequence)
-        if self._landing and plan.num_tokens > plan.num_decodes:
-            for sequence, start, num_new in zip(plan.sequences, plan.starts, plan.num_new, strict=True):
-                self._landing.difference_update(self._chunk_hashes(sequence, start, num_new))
+                self._blocks.release(sequence)
+        for i in range(plan.num_decodes, len(plan.sequences)):
+            self._blocks.land(plan.sequences[i], plan.starts[i], plan.num_new[i])
 
     def discard(self) -> list[Sequence]:
         """Forget every launched step, as after one that failed; give the sequences that had a row in them.
@@ -280,16 +265,16 @@ class Scheduler:
         """
         touched = dict.fromkeys(sequence for plan in self._in_flight for sequence in plan.sequences)
         self._in_flight.clear()
-        self._landing.clear()
+        self._blocks.land_all()
         for sequence in touched:
             sequence.num_in_flight = sequence.num_pending = 0
             if sequence.state is RUNNING:
                 self._remove(self.running, sequence)
-                self._release(sequence)
+                self._blocks.release(sequence)
                 self._queue(sequence)
                 sequence.num_preemptions += 1
             elif sequence.state is SequenceState.FINISHED:
-                self._release(sequence)
+                self._blocks.release(sequence)
         return list(touched)
 
     # -- ways out -----------------------------------------------------------------------------------------
@@ -319,30 +304,30 @@ class Scheduler:
             self.held.remove(sequence)
         sequence.state = SequenceState.FINISHED
         if not sequence.num_in_flight:
-            self._release(sequence)
+            self._blocks.release(sequence)
 
     # -- planning -----------------------------------------------------------------------------------------
 
     def _plan_decodes(self, plan: StepPlan) -> list[Sequence]:
-        """Plan the running sequences that lack one token; give those that lack more.
+        """Give every running sequence a slot, in order; plan those that lack one token, give those that lack more.
 
-        The loop of 256 iterations, hence written out: `StepPlan.add` for rows known to be of one token.
+        The loop of 256 iterations, hence written out: it is `StepPlan.add` for rows known to be of one token.
         """
         sequences, starts = plan.sequences, plan.starts
         block_size = self.config.block_size
         longer: list[Sequence] = []
-        for sequence in self.running:  # preemption only shortens it at the end
+        for sequence in self.running:  # preemption only shortens it, behind the one that asks
             num_tokens = len(sequence.token_ids) + sequence.num_pending
+            if num_tokens >= sequence.max_len:
+                continue  # its last token is on the way; nothing comes after
             start = sequence.num_computed
+            if not start % block_size and len(sequence.block_ids) * block_size <= start:
+                if not self._make_room(sequence, plan):
+                    continue
+                sequence.block_ids += self.pool.allocate(1)
             if num_tokens - start != 1:
                 longer.append(sequence)
                 continue
-            if num_tokens >= sequence.max_len:
-                continue  # its last token is on the way; nothing comes after
-            if not start % block_size and len(sequence.block_ids) * block_size <= start:
-                if not self._make_room(sequence, 1, plan):
-                    continue
-                sequence.block_ids += self.pool.allocate(1)
             sequence.num_computed = num_tokens
             sequence.num_pending += 1
             sequence.num_in_flight += 1
@@ -354,19 +339,14 @@ class Scheduler:
         return longer
 
     def _plan_chunk(self, plan: StepPlan, sequence: Sequence, num_left: int) -> int:
-        """Plan the next chunk of a running sequence that lacks several tokens; give its length."""
+        """Plan the next chunk of a running sequence, as far as tokens and blocks reach; give its length.
+
+        It has a slot for one token already. More blocks are not worth a preemption.
+        """
         num_new = self._chunk_len(sequence.num_tokens - sequence.num_computed, num_left)
-        if num_new <= 0:
+        if not num_new:
             return 0
-        block_size = self.config.block_size
-        num_slots = len(sequence.block_ids) * block_size - sequence.num_computed
-        if num_slots < num_new:
-            # One block is worth a preemption, since without it there is no progress; more are not.
-            if num_slots <= 0 and not self._make_room(sequence, 1, plan):
-                return 0
-            missing = self._num_blocks(sequence.num_computed + num_new) - len(sequence.block_ids)
-            sequence.block_ids += self.pool.allocate(min(missing, self.pool.num_available))
-            num_new = min(num_new, len(sequence.block_ids) * block_size - sequence.num_computed)
+        num_new = self._blocks.grow(sequence, sequence.num_computed + num_new) - sequence.num_computed
         self._add_chunk(plan, sequence, num_new)
         return num_new
 
@@ -382,12 +362,12 @@ class Scheduler:
             if len(self.running) >= self.config.max_num_seqs or self.pool.num_available < num_kept:
                 return
             sequence = self.waiting[at]
-            known = self._lookup(sequence)
-            if self._is_landing(sequence, len(known)):
+            known = self._blocks.known(sequence)
+            if self._blocks.is_landing(sequence, len(known)):
                 at += 1
                 continue
-            num_missing = self._num_blocks(len(sequence.token_ids)) - len(sequence.block_ids) - len(known)
-            if self.pool.num_available - self.pool.num_unreferenced(known) < num_missing + num_kept:
+            num_needed = self._blocks.num_missing(sequence) - len(known) + self.pool.num_unreferenced(known)
+            if self.pool.num_available < num_needed + num_kept:
                 if self.running or self._in_flight or not self._reclaim_imported(plan, sequence):
                     return
                 continue
@@ -399,12 +379,11 @@ class Scheduler:
             sequence.state = RUNNING
             insort(self.running, sequence, key=_rank)
             if not sequence.block_ids:
-                self._share(sequence, known)
-            num_taken = self._num_blocks(num_computed + num_new) - len(sequence.block_ids)
-            sequence.block_ids += self.pool.allocate(max(0, num_taken))
+                self._blocks.share(sequence, known)
+            self._blocks.grow(sequence, num_computed + num_new)
             self._add_chunk(plan, sequence, num_new)
             num_left -= num_new
-            num_owed += num_missing - max(0, num_taken)
+            num_owed += self._blocks.num_missing(sequence)
 
     def _chunk_len(self, num_wanted: int, num_left: int) -> int:
         """Give how many of the wanted tokens the rest of the budget takes.
@@ -418,38 +397,18 @@ class Scheduler:
         return 0
 
     def _add_chunk(self, plan: StepPlan, sequence: Sequence, num_new: int) -> None:
-        """Add a row, and note which hashes it is about to make known."""
         if num_new > 1:
-            self._landing.update(self._chunk_hashes(sequence, sequence.num_computed, num_new))
+            self._blocks.launch(sequence, sequence.num_computed, num_new)
         plan.add(sequence, num_new)
 
-    def _chunk_hashes(self, sequence: Sequence, start: int, num_new: int) -> list[bytes]:
-        block_size = self.config.block_size
-        return sequence.block_hashes[start // block_size : (start + num_new) // block_size]
+    # -- room ---------------------------------------------------------------------------------------------
 
-    def _is_landing(self, sequence: Sequence, num_known: int) -> bool:
-        """Whether launched steps compute at least half of what the sequence lacks, so that it had better wait."""
-        if not self._landing or sequence.block_ids or not sequence.reuse_prefix:
-            return False
-        num_lacking = len(sequence.token_ids) - num_known * self.config.block_size
-        num_landing = 0
-        for block_hash in islice(sequence.block_hashes, num_known, None):
-            if block_hash not in self._landing:
-                break
-            num_landing += self.config.block_size
-        return 2 * num_landing >= num_lacking
-
-    # -- blocks -------------------------------------------------------------------------------------------
-
-    def _num_blocks(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.config.block_size)
-
-    def _make_room(self, sequence: Sequence, num_blocks: int, plan: StepPlan) -> bool:
-        """Preempt the last by rank until so many blocks are available; False if that is the sequence itself.
+    def _make_room(self, sequence: Sequence, plan: StepPlan) -> bool:
+        """Have a block available, by preempting the last by rank; False if that is the sequence itself.
 
         Also False while a step is in flight, which may write in any victim's blocks: the next plan waits for it.
         """
-        while self.pool.num_available < num_blocks:
+        while not self.pool.num_available:
             if self._in_flight:
                 self._must_collect = True
                 return False
@@ -476,58 +435,21 @@ class Scheduler:
 
     def _preempt(self, plan: StepPlan, sequence: Sequence) -> None:
         """Take a sequence's blocks. It waits again, first of its arrival, and computes what is not cached."""
-        if sequence.num_in_flight:
-            plan.remove(sequence)
+        assert not sequence.num_in_flight, sequence
         if sequence.state is RUNNING:
             self._remove(self.running, sequence)
             self._queue(sequence)
-        self._release(sequence)
+        self._blocks.release(sequence)
         sequence.num_preemptions += 1
         self.num_preemptions += 1
         plan.preempted.append(sequence)
-
-    def _release(self, sequence: Sequence) -> None:
-        """Give back all blocks of a sequence, and with them what was computed."""
-        self.pool.release(sequence.block_ids)
-        sequence.block_ids = []
-        sequence.num_computed = sequence.num_indexed = 0
-
-    # -- prefix cache -------------------------------------------------------------------------------------
-
-    def _lookup(self, sequence: Sequence) -> list[int]:
-        """Give the known blocks at a sequence's beginning, leaving it at least one token to compute."""
-        if self.cache is None or sequence.block_ids or not sequence.reuse_prefix:
-            return []
-        block_size = self.config.block_size
-        sequence.extend_hashes(block_size)
-        return self.cache.lookup(islice(sequence.block_hashes, (len(sequence.token_ids) - 1) // block_size))
-
-    def _share(self, sequence: Sequence, known: list[int]) -> None:
-        """Start a sequence with blocks from the prefix cache."""
-        self.pool.share(known)
-        sequence.block_ids = known
-        sequence.num_indexed = len(known)
-        sequence.num_computed = len(known) * self.config.block_size
-        if self.cache is not None and not sequence.num_preemptions:
-            sequence.num_cached = sequence.num_computed
-            self.cache.num_queries += len(sequence.token_ids)
-            self.cache.num_hits += sequence.num_cached
-
-    def _index(self, sequence: Sequence, num_computed: int) -> None:
-        """Make the blocks findable whose tokens are all computed and known."""
-        num_full = min(num_computed, len(sequence.token_ids)) // self.config.block_size
-        if self.cache is not None and num_full > sequence.num_indexed:
-            sequence.extend_hashes(self.config.block_size)
-            for i in range(sequence.num_indexed, num_full):
-                self.cache.insert(sequence.block_hashes[i], sequence.block_ids[i])
-        sequence.num_indexed = max(num_full, sequence.num_indexed)
 
     # -- queues -------------------------------------------------------------------------------------------
 
     def _enter(self, sequence: Sequence) -> None:
         """Check a new sequence against context and pool, give it its rank, hash its prompt."""
         assert 0 < sequence.num_prompt_tokens < sequence.max_len <= self.config.max_model_len, sequence
-        num_blocks = self._num_blocks(sequence.max_len - 1)  # the last token's KV is never needed
+        num_blocks = self._blocks.num_blocks(sequence.max_len - 1)  # the last token's KV is never needed
         if num_blocks > self.pool.num_total:
             raise ContextTooLong(
                 f"{sequence.num_prompt_tokens} prompt tokens and up to {sequence.max_len - sequence.num_prompt_tokens} "
@@ -539,8 +461,7 @@ class Scheduler:
             sequence.arrival = self._num_arrivals
             self._num_arrivals += 1
         sequence.rank = (sequence.priority, sequence.arrival)
-        if self.cache is not None:
-            sequence.extend_hashes(self.config.block_size)
+        self._blocks.hash(sequence)
 
     def _queue(self, sequence: Sequence) -> None:
         sequence.state = SequenceState.WAITING

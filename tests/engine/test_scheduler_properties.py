@@ -1,0 +1,437 @@
+"""Whatever the scheduler is put through, every sequence gets the tokens that it would get alone.
+
+The fake model reads its cache as a real one does: the KV of a token is made from the KV of the token before, found
+through the block table, and the next token from the KV of the last. So a wrong block, a stale one, or one shared by
+mistake changes tokens, and the step checks each slot of each row besides. Launched steps are executed as late as
+possible, when they are collected, while imports are written at once: nothing may rely on one stream's order.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, deque
+from dataclasses import dataclass
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from baton.engine.block_pool import BlockPool
+from baton.engine.prefix_cache import PrefixCache
+from baton.engine.scheduler import Scheduler, SchedulerConfig, StepPlan
+from baton.engine.sequence import Sequence, SequenceState
+from baton.protocol import SamplingParams
+
+VOCAB = 50
+EOS = 7
+MODULUS = 1_000_003
+
+
+def kv_of(previous: int, token_id: int) -> int:
+    """Give the fake KV of a token: a number that depends on all tokens before it."""
+    return (previous * 31 + token_id + 1) % MODULUS
+
+
+def chain(token_ids: list[int]) -> list[int]:
+    """Give the KV of each token of a sequence computed alone."""
+    values: list[int] = []
+    for token_id in token_ids:
+        values.append(kv_of(values[-1] if values else 0, token_id))
+    return values
+
+
+def alone(prompt: list[int], max_len: int) -> list[int]:
+    """Generate without any scheduler."""
+    token_ids = list(prompt)
+    value = chain(token_ids)[-1]
+    while len(token_ids) < max_len:
+        token_ids.append(value % VOCAB)
+        if token_ids[-1] == EOS:
+            break
+        value = kv_of(value, token_ids[-1])
+    return token_ids
+
+
+@dataclass
+class Launched:
+    """A step as the device got it: tables and known tokens as they were at launch."""
+
+    plan: StepPlan
+    tables: list[list[int]]
+    known: list[list[int]]
+
+
+class FakeEngine:
+    """The loop around a scheduler, with up to `behind` steps in flight while the next is planned."""
+
+    def __init__(self, config: SchedulerConfig, num_blocks: int, behind: int) -> None:
+        self.pool = BlockPool(num_blocks)
+        self.cache = PrefixCache(self.pool)
+        self.scheduler = Scheduler(config, self.pool, self.cache)
+        self.block_size = config.block_size
+        self.behind = behind
+        self.kv: dict[int, int] = {}  # slot -> KV
+        self.sampled: dict[tuple[Sequence, int], int] = {}  # (sequence, position) -> token, on the device
+        self.launched: deque[Launched] = deque()
+        self.sequences: list[Sequence] = []  # all that are not given back
+        self.max_lens: dict[Sequence, int] = {}
+        self.completed: list[Sequence] = []
+        self.num_steps = 0
+
+    def new(self, prompt: list[int], max_new: int, priority: int = 0, reuse_prefix: bool = True) -> Sequence:
+        sequence = Sequence(
+            str(len(self.max_lens)),
+            prompt,
+            SamplingParams(),
+            max_len=len(prompt) + max_new,
+            priority=priority,
+            root=b"root",
+            reuse_prefix=reuse_prefix,
+        )
+        self.sequences.append(sequence)
+        self.max_lens[sequence] = sequence.max_len
+        return sequence
+
+    def step(self) -> None:
+        """Plan and launch; collect when behind enough, or when nothing can be planned."""
+        scheduler = self.scheduler
+        plan = scheduler.plan()
+        if plan is not None:
+            self.check_plan(plan)
+            self.launched.append(
+                Launched(
+                    plan,
+                    [list(sequence.block_ids) for sequence in plan.sequences],
+                    [list(sequence.token_ids) for sequence in plan.sequences],
+                )
+            )
+        elif not self.launched and not scheduler.receiving and not scheduler.held:
+            assert not scheduler.has_work, "stuck: work, and no plan"
+        if self.launched and (plan is None or len(self.launched) > self.behind):
+            self.collect()
+
+    def collect(self) -> None:
+        """Execute the oldest launched step and commit it; finish what has reached its end."""
+        launched = self.launched.popleft()
+        token_ids = self.execute(launched)
+        self.num_steps += 1
+        self.scheduler.commit(launched.plan, token_ids)
+        for sequence, samples in zip(launched.plan.sequences, launched.plan.samples, strict=True):
+            if samples and sequence.state is SequenceState.RUNNING and self.ended(sequence):
+                self.scheduler.finish(sequence)
+                self.completed.append(sequence)
+
+    def ended(self, sequence: Sequence) -> bool:
+        return sequence.is_full or sequence.token_ids[-1] == EOS
+
+    def execute(self, launched: Launched) -> list[int]:
+        plan, sampled = launched.plan, []
+        rows = zip(plan.sequences, plan.starts, plan.num_new, plan.samples, strict=True)
+        for (sequence, start, num_new, samples), table, known in zip(
+            rows, launched.tables, launched.known, strict=True
+        ):
+            end = start + num_new
+            token_ids = known[:end] + [self.sampled[sequence, at] for at in range(len(known), end)]
+            for position in range(start, end):
+                assert not self.is_findable(table[position // self.block_size]), "written while findable"
+                previous = self.kv[self.slot(table, position - 1)] if position else 0
+                self.kv[self.slot(table, position)] = kv_of(previous, token_ids[position])
+            found = [self.kv[self.slot(table, position)] for position in range(end)]
+            assert found == chain(token_ids), f"{sequence}: its blocks hold something else"
+            if samples:
+                sampled.append(found[-1] % VOCAB)
+                self.sampled[sequence, end] = sampled[-1]
+        return sampled
+
+    def slot(self, table: list[int], position: int) -> int:
+        block_id = table[position // self.block_size]
+        assert block_id > 0, "the scratch block was handed out"
+        return block_id * self.block_size + position % self.block_size
+
+    def is_findable(self, block_id: int) -> bool:
+        return block_id in self.cache._hash_of
+
+    def import_kv(self, sequence: Sequence, end: int) -> None:
+        """Write the KV of a receiving sequence's tokens up to `end`, as a transfer does: at once."""
+        values = chain(sequence.token_ids)
+        for position in range(sequence.num_computed, end):
+            assert not self.is_findable(sequence.block_ids[position // self.block_size])
+            self.kv[self.slot(sequence.block_ids, position)] = values[position]
+
+    # -- what must hold -----------------------------------------------------------------------------------
+
+    def check_plan(self, plan: StepPlan) -> None:
+        config = self.scheduler.config
+        assert 0 < len(plan.sequences) <= config.max_num_seqs
+        assert plan.num_tokens == sum(plan.num_new) <= config.max_num_batched_tokens
+        assert plan.num_samples == sum(plan.samples)
+        assert len(set(plan.sequences)) == len(plan.sequences)
+        assert plan.num_decodes == plan.num_new.count(1)
+        assert all(count == 1 for count in plan.num_new[: plan.num_decodes]), "decodes come first"
+        for sequence, start, num_new, samples in zip(
+            plan.sequences, plan.starts, plan.num_new, plan.samples, strict=True
+        ):
+            assert sequence.state is SequenceState.RUNNING
+            assert sequence.num_computed == start + num_new <= sequence.max_len - 1
+            assert samples == (start + num_new == sequence.num_tokens - 1 and sequence.num_pending > 0)
+            assert sequence.num_computed <= len(sequence.block_ids) * self.block_size
+
+    def check_blocks(self) -> None:
+        """Compare the pool's counts with who holds what; free + cached + held = total."""
+        self.pool.verify()
+        self.sequences = [
+            s for s in self.sequences if s.state is not SequenceState.FINISHED or s.num_in_flight
+        ]
+        owners = Counter(block_id for sequence in self.sequences for block_id in sequence.block_ids)
+        for block_id in range(1, self.pool.num_total + 1):
+            assert self.pool.num_references(block_id) == owners[block_id]
+        for sequence in self.sequences:
+            assert len(set(sequence.block_ids)) == len(sequence.block_ids), "a block twice in one table"
+            for at, block_id in enumerate(sequence.block_ids):
+                if owners[block_id] > 1:
+                    assert at < sequence.num_indexed, "shared, and not through the prefix cache"
+        pool = self.pool
+        assert pool.num_free + pool.num_cached + pool.num_held == pool.num_total
+
+    def check_queues(self) -> None:
+        scheduler = self.scheduler
+        for ranked in (scheduler.waiting, scheduler.running):
+            assert [s.rank for s in ranked] == sorted(s.rank for s in ranked)
+        assert len(scheduler.running) <= scheduler.config.max_num_seqs
+        assert all(s.state is SequenceState.WAITING and not s.num_in_flight for s in scheduler.waiting)
+        assert all(s.state is SequenceState.RUNNING for s in scheduler.running)
+        assert scheduler.num_in_flight == len(self.launched)
+        if not self.launched:
+            assert not scheduler._blocks._landing, "a prefix is said to be computed, and is not"
+
+    def check_cache(self) -> None:
+        """Hold every findable block against what its hash stands for."""
+        block_of, hash_of = self.cache._block_of, self.cache._hash_of
+        assert {block_id: block_hash for block_hash, block_id in block_of.items()} == hash_of
+        for sequence in self.sequences:
+            values = chain(sequence.token_ids)
+            for at, block_hash in enumerate(sequence.block_hashes):
+                if block_hash in block_of:
+                    first = at * self.block_size
+                    slot = block_of[block_hash] * self.block_size
+                    stored = [self.kv[slot + offset] for offset in range(self.block_size)]
+                    assert stored == values[first : first + self.block_size]
+
+    def check_completed(self) -> None:
+        for sequence in self.completed:
+            prompt = sequence.token_ids[: sequence.num_prompt_tokens]
+            assert sequence.token_ids == alone(prompt, sequence.max_len)
+
+    def check_empty(self) -> None:
+        """After quiesce every block is back."""
+        self.pool.verify()
+        assert self.pool.num_held == 0
+        assert not self.scheduler.has_work
+        assert not self.scheduler.held | self.scheduler.receiving
+
+
+prompts = st.builds(
+    lambda shared, own: ([1, 2, 3, 4, 5, 6] * 4)[:shared] + own,
+    st.integers(0, 20),
+    st.lists(st.integers(8, 11), min_size=1, max_size=8),
+)
+"""Prompts with beginnings in common, some of them equal."""
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> tuple[SchedulerConfig, int, int]:
+    """Draw a scheduler's bounds, the size of the pool and how many steps the host is behind."""
+    max_num_seqs = draw(st.integers(1, 6))
+    block_size = draw(st.sampled_from([1, 2, 4]))
+    max_model_len = 44
+    least = -(-(max_model_len - 1) // block_size)
+    config = SchedulerConfig(
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_seqs + draw(st.sampled_from([0, 3, 10, 60])),
+        max_model_len=max_model_len,
+        block_size=block_size,
+        enable_chunked_prefill=draw(st.booleans()),
+        enable_prefix_caching=draw(st.sampled_from([True, True, False])),
+        max_prefill_chunk=draw(st.sampled_from([None, 1, 5])),
+    )
+    return config, 1 + least + draw(st.sampled_from([0, 1, 5, 2 * least])), draw(st.integers(0, 2))
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Requests of every kind come, stop, fail and are taken over, in any order."""
+
+    engine: FakeEngine
+
+    @initialize(drawn=configs())
+    def start(self, drawn: tuple[SchedulerConfig, int, int]) -> None:
+        self.engine = FakeEngine(*drawn)
+        self.aborted: set[Sequence] = set()
+
+    def pick(self, data: st.DataObject, state: SequenceState) -> Sequence:
+        return data.draw(st.sampled_from([s for s in self.engine.sequences if s.state is state]))
+
+    def some(self, state: SequenceState) -> bool:
+        return hasattr(self, "engine") and any(s.state is state for s in self.engine.sequences)
+
+    @rule(prompt=prompts, max_new=st.integers(1, 15), priority=st.integers(0, 2), reuse=st.booleans())
+    def add(self, prompt: list[int], max_new: int, priority: int, reuse: bool) -> None:
+        self.engine.scheduler.add(self.engine.new(prompt, max_new, priority, reuse))
+
+    @rule(count=st.integers(1, 6))
+    def step(self, count: int) -> None:
+        for _ in range(count):
+            self.engine.step()
+            self.engine.check_blocks()
+
+    @rule(chunk=st.sampled_from([None, 1, 4, 100]))
+    def move_chunk_cap(self, chunk: int | None) -> None:
+        self.engine.scheduler.max_prefill_chunk = chunk
+
+    @precondition(lambda self: hasattr(self, "engine") and self.engine.sequences)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        sequence = data.draw(st.sampled_from(self.engine.sequences))
+        self.engine.scheduler.finish(sequence)
+        self.engine.scheduler.finish(sequence)
+
+    @rule(prompt=prompts, max_new=st.integers(1, 15), priority=st.integers(0, 2))
+    def receive(self, prompt: list[int], max_new: int, priority: int) -> None:
+        sequence = self.engine.new(prompt, max_new, priority)
+        self.engine.scheduler.receive(sequence)
+        found = [
+            self.engine.kv[self.engine.slot(sequence.block_ids, p)] for p in range(sequence.num_computed)
+        ]
+        assert found == chain(prompt)[: sequence.num_computed], "what is findable is there already"
+
+    @precondition(lambda self: self.some(SequenceState.RECEIVING))
+    @rule(data=st.data(), num_blocks=st.integers(0, 10))
+    def reserve(self, data: st.DataObject, num_blocks: int) -> None:
+        sequence = self.pick(data, SequenceState.RECEIVING)
+        granted = self.engine.scheduler.reserve(sequence, num_blocks)
+        assert len(granted) <= num_blocks
+        assert (
+            len(sequence.block_ids) * self.engine.block_size
+            < len(sequence.token_ids) + self.engine.block_size
+        )
+
+    @precondition(lambda self: self.some(SequenceState.RECEIVING))
+    @rule(data=st.data(), missing=st.integers(0, 30), seeded=st.booleans())
+    def admit(self, data: st.DataObject, missing: int, seeded: bool) -> None:
+        sequence = self.pick(data, SequenceState.RECEIVING)
+        slots = len(sequence.block_ids) * self.engine.block_size
+        end = max(sequence.num_computed, min(slots, len(sequence.token_ids)) - missing)
+        self.engine.import_kv(sequence, end)
+        token_ids = [chain(sequence.token_ids)[-1] % VOCAB] if seeded else []
+        self.engine.scheduler.admit(sequence, end, token_ids)
+        if seeded and self.engine.ended(sequence):
+            self.engine.scheduler.finish(sequence)
+            self.engine.completed.append(sequence)
+
+    @precondition(lambda self: self.some(SequenceState.RUNNING))
+    @rule(data=st.data())
+    def hold(self, data: st.DataObject) -> None:
+        self.engine.scheduler.hold(self.pick(data, SequenceState.RUNNING))
+
+    @precondition(lambda self: self.some(SequenceState.HELD))
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        self.engine.scheduler.finish(self.pick(data, SequenceState.HELD))
+
+    @rule()
+    def lose_the_launched_steps(self) -> None:
+        touched = self.engine.scheduler.discard()
+        assert set(touched) == {s for launched in self.engine.launched for s in launched.plan.sequences}
+        self.engine.launched.clear()
+
+    @rule()
+    def forget_prefixes(self) -> None:
+        self.engine.cache.clear()
+
+    @invariant()
+    def everything_is_counted(self) -> None:
+        if hasattr(self, "engine"):
+            self.engine.check_blocks()
+            self.engine.check_queues()
+            self.engine.check_cache()
+
+    def teardown(self) -> None:
+        """Let everything run out, in a bounded number of steps, and compare with the sequences alone."""
+        if not hasattr(self, "engine"):
+            return
+        engine = self.engine
+        for sequence in [*engine.scheduler.held]:
+            engine.scheduler.finish(sequence)
+        for sequence in [*engine.scheduler.receiving]:
+            engine.scheduler.admit(sequence, sequence.num_computed)
+        left = [s for s in engine.sequences if s.state is not SequenceState.FINISHED]
+        bound = 10 + 3 * sum(s.max_len for s in left)
+        while engine.scheduler.has_work:
+            engine.step()
+            bound -= 1
+            assert bound > 0, "no end in sight"
+        assert all(s in engine.completed for s in left)
+        engine.check_completed()
+        engine.check_empty()
+
+
+SchedulerMachine.TestCase.settings = settings(
+    max_examples=500, stateful_step_count=40, deadline=None, derandomize=True
+)
+TestAnyOrderOfEvents = SchedulerMachine.TestCase
+
+
+@settings(max_examples=500, deadline=None, derandomize=True)
+@given(
+    drawn=configs(),
+    requests=st.lists(st.tuples(prompts, st.integers(1, 16), st.integers(0, 2)), min_size=1, max_size=12),
+)
+def test_tokens_are_those_of_each_sequence_alone(
+    drawn: tuple[SchedulerConfig, int, int], requests: list[tuple[list[int], int, int]]
+) -> None:
+    engine = FakeEngine(*drawn)
+    for prompt, max_new, priority in requests:
+        engine.scheduler.add(engine.new(prompt, max_new, priority))
+    while engine.scheduler.has_work:
+        engine.step()
+        engine.check_blocks()
+        engine.check_queues()
+    assert len(engine.completed) == len(requests)
+    engine.check_completed()
+    engine.check_empty()
+
+
+@pytest.mark.parametrize("behind", [0, 1])
+@pytest.mark.parametrize("seed", range(4))
+def test_nobody_waits_longer_than_the_work_before_it(seed: int, behind: int) -> None:
+    """Under arrivals without end, with aborts: a request ends within the steps of what ranks before it.
+
+    The bound counts the length of every request that ranks before it or was running when it came; what ranks after
+    adds nothing, however much of it arrives.
+    """
+    rng = random.Random(seed)
+    config = SchedulerConfig(
+        max_num_seqs=4, max_num_batched_tokens=12, max_model_len=44, block_size=4, max_num_waiting=100_000
+    )
+    engine = FakeEngine(config, 17, behind)
+    bounds: dict[Sequence, int] = {}
+    for _ in range(1500):
+        if rng.random() < 0.35:
+            prompt = [*([1, 2, 3, 4, 5, 6] * 4)[: rng.randrange(20)], rng.randrange(8, 12)]
+            sequence = engine.new(prompt, rng.randrange(1, 20), rng.choice([0, 0, 0, 0, 1, 2]))
+            engine.scheduler.add(sequence)
+            before = [s for s in engine.scheduler.waiting if s.rank <= sequence.rank]
+            if sequence.priority == 0:  # nothing that comes later ranks before it
+                work = sum(s.max_len for s in [*before, *engine.scheduler.running])
+                bounds[sequence] = engine.num_steps + work + 10
+        if rng.random() < 0.05 and engine.sequences:
+            engine.scheduler.finish(rng.choice(engine.sequences))
+        engine.step()
+        engine.check_blocks()
+        for sequence in [s for s in bounds if s.state is SequenceState.FINISHED]:
+            assert engine.num_steps <= bounds.pop(sequence), f"{sequence} was overtaken"
+        for sequence, bound in bounds.items():
+            assert engine.num_steps <= bound, f"{sequence} starves"
+    engine.check_completed()
+    assert len(engine.completed) > 50
+    assert engine.scheduler.num_preemptions > 0
