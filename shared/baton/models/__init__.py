@@ -1,0 +1,1 @@
+"""Baton's own model definitions, and the loading of their weights from safetensors."""

@@ -1,0 +1,64 @@
+"""What the engine sees of a model: token ids in, hidden states out, logits of the rows that are sampled."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from baton.kernels.attention import AttentionBatch
+from baton.models.layers import Parameters
+from baton.models.spec import ModelSpec
+
+
+class CausalLM(ABC):
+    """A decoder for inference, its tensors at fixed addresses, with no control flow on values of the device.
+
+    Building one takes the memory of its parameters and leaves their values undefined: `load_model` gives a usable one.
+    """
+
+    def __init__(self, spec: ModelSpec, parameters: Parameters, max_model_len: int) -> None:
+        # A window as long as the context hides nothing; without it attention takes its plainer path.
+        windows = tuple(
+            None if window is None or window >= max_model_len else window for window in spec.windows
+        )
+        self.spec = dataclasses.replace(spec, max_model_len=max_model_len, windows=windows)
+        self.parameters = parameters
+        self._build(self.spec, parameters)
+
+    @abstractmethod
+    def _build(self, spec: ModelSpec, parameters: Parameters) -> None:
+        """Declare the parameters and compose the layers."""
+
+    @abstractmethod
+    def forward(self, token_ids: Tensor, positions: Tensor, kv: Tensor, batch: AttentionBatch) -> Tensor:
+        """Compute the hidden states of a step's tokens and put their K and V into the cache.
+
+        Args:
+            token_ids: [tokens] int64.
+            positions: [tokens] int64, each below `spec.max_model_len`.
+            kv: [num_blocks, layers, 2, block_size, kv_heads, head_dim].
+
+        Returns:
+            [tokens, hidden_size], after the final norm.
+        """
+
+    @abstractmethod
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Give the logits of some rows of `forward`, [rows, vocab_size] fp32."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.parameters.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.parameters.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the parameters and of the table of rotations on the device."""
+        table = getattr(self, "rope_table", None)
+        return self.parameters.nbytes + (0 if table is None else table.nbytes)

@@ -1,0 +1,110 @@
+"""From the name of a model to a folder on this machine: a local folder, or a snapshot of a Hugging Face repository.
+
+Fetches config and tokenizer first, so that a model which Baton refuses costs no download, then the weights of the very
+same commit. Fetches no pickled weights and no code. Honours HF_HUB_OFFLINE, HF_HOME and HF_TOKEN, as huggingface_hub.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from baton.errors import ModelLoadError
+from baton.models.checkpoint import INDEX, PICKLED, SINGLE, no_safetensors, read_weight_map
+from baton.models.config import read_spec
+
+# What tells the model and its tokenizer; `original/` and the like hold copies in other formats.
+SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
+SUBFOLDERS = ("*/*",)
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def locate(path_or_id: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:
+    """Give the folder of a model, fetching it from the hub if it is no local folder.
+
+    Args:
+        revision: branch, tag or commit of a hub model; means nothing to a folder.
+        weights: fetch the weights too, not only config and tokenizer.
+
+    Raises:
+        ModelLoadError: no such folder or repository, no access, no network, or a model that Baton refuses.
+    """
+    folder = Path(path_or_id).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise ModelLoadError(
+            f"model={str(path_or_id)!r} is a file. Give the folder with config.json and the weights."
+        )
+    repository = str(path_or_id)
+    if isinstance(path_or_id, Path) or not HUB_ID.fullmatch(repository):
+        raise ModelLoadError(
+            f"model={repository!r}: no such folder. Give a folder with config.json, or a Hugging Face model id such as "
+            "'Qwen/Qwen3-0.6B'."
+        )
+    snapshot = _fetch(repository, revision, SMALL_FILES)
+    read_spec(snapshot)
+    if weights:
+        _fetch_weights(repository, snapshot)
+    return snapshot
+
+
+def _fetch_weights(repository: str, snapshot: Path) -> None:
+    """Fetch the safetensors files that the commit of a snapshot has."""
+    commit = snapshot.name
+    if (snapshot / INDEX).is_file():
+        patterns = tuple(sorted(set(read_weight_map(snapshot / INDEX).values())))
+    else:
+        patterns = (SINGLE,)
+    fetched = _fetch(repository, commit, patterns)
+    if not any(fetched.glob("*.safetensors")):
+        raise ModelLoadError(_why_no_weights(repository, commit))
+
+
+def _why_no_weights(repository: str, commit: str) -> str:
+    from huggingface_hub import HfApi
+
+    try:
+        names = HfApi().list_repo_files(repository, revision=commit)
+    except Exception as error:
+        return f"model={repository!r}: no {SINGLE} in the cache, and the hub does not answer ({type(error).__name__})."
+    pickled = sorted(name for name in names if name.endswith(PICKLED))
+    if pickled:
+        return no_safetensors(f"model={repository!r}", pickled)
+    return f"model={repository!r} has neither {SINGLE} nor {INDEX}. Give a model with weights in safetensors."
+
+
+def _fetch(repository: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
+    """Fetch the files of a revision that match, top level only; give the folder of its snapshot."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    name = f"model={repository!r}"
+    try:
+        return Path(
+            snapshot_download(
+                repository, revision=revision, allow_patterns=list(patterns), ignore_patterns=list(SUBFOLDERS)
+            )
+        )
+    except GatedRepoError:
+        reason = f"{name} is gated. Accept its licence on huggingface.co and set HF_TOKEN."
+    except RepositoryNotFoundError:
+        reason = f"{name} is neither a folder here nor a model on the hub. Check the spelling; for a private one set HF_TOKEN."
+    except RevisionNotFoundError:
+        reason = f"{name} has no revision={revision!r}. Give a branch, tag or commit that it has."
+    except LocalEntryNotFoundError:
+        reason = (
+            f"{name} is neither a folder here nor in the cache, and the hub cannot be reached (offline?). Fetch it where "
+            "there is a network with `hf download`, or give a folder."
+        )
+    except HFValidationError as error:
+        reason = f"{name} is neither a folder here nor a valid model id: {error}"
+    except Exception as error:  # the hub client's errors have no common class
+        reason = f"{name} could not be fetched from the hub: {type(error).__name__}: {error}"
+    raise ModelLoadError(reason)

@@ -1,0 +1,240 @@
+"""What every model is made of: parameters with their places in a checkpoint, linear layers, attention, feed-forward.
+
+Plain objects that hold tensors, not `nn.Module`: a small model's step on a CPU is bound by Python, and a parameter here
+is born on its device in its dtype and never moves. A model is built twice: on the meta device, to check a checkpoint
+and to count bytes before memory is taken, and then for real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from baton.kernels.attention import AttentionBatch, paged_attention
+from baton.kernels.kv_write import kv_write
+from baton.kernels.rotary import rotary_kv_write
+from baton.kernels.silu_mul import gelu_tanh_mul, silu_mul
+from baton.models.spec import ModelSpec
+
+Fill = Literal["normal", "zeros", "ones"]
+
+
+class Parameters:
+    """All tensors of a model, and where each tensor of a checkpoint goes.
+
+    Checkpoint names are without the prefixes (`model.`, `transformer.`, ...) that differ between versions of the same
+    checkpoint.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype = dtype
+        self.device = device
+        self.targets: dict[
+            str, Tensor
+        ] = {}  # checkpoint name -> a view of a parameter, in the checkpoint's shape
+        self.tied: dict[str, str] = {}  # checkpoint name that may repeat another one's tensor -> that one
+        self.fills: list[tuple[Tensor, Fill]] = []  # each parameter once, with its dummy value
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor, _ in self.fills)
+
+    def new(self, shape: Sequence[int], fill: Fill) -> Tensor:
+        """Take memory for a parameter; its values are undefined until the weights are loaded."""
+        tensor = torch.empty(shape, dtype=self.dtype, device=self.device)
+        self.fills.append((tensor, fill))
+        return tensor
+
+    def table(self, name: str, rows: int, columns: int) -> Tensor:
+        """Make a parameter that is one tensor in the checkpoint, [rows, columns]."""
+        tensor = self.targets[name] = self.new((rows, columns), "normal")
+        return tensor
+
+    def vector(self, name: str, size: int, fill: Fill) -> Tensor:
+        tensor = self.targets[name] = self.new((size,), fill)
+        return tensor
+
+    def linear(
+        self, parts: Iterable[tuple[str, int]], num_inputs: int, *, bias: bool, transposed: bool = False
+    ) -> Linear:
+        """Make one linear layer of the parts (checkpoint module, outputs) that lie one after the other in it.
+
+        Args:
+            transposed: the checkpoint has [inputs, outputs] (GPT-2's Conv1D).
+        """
+        parts = tuple(parts)
+        num_outputs = sum(size for _, size in parts)
+        weight = self.new((num_outputs, num_inputs), "normal")
+        bias_vector = self.new((num_outputs,), "zeros") if bias else None
+        start = 0
+        for name, size in parts:
+            rows = weight[start : start + size]
+            self.targets[f"{name}.weight"] = rows.t() if transposed else rows
+            if bias_vector is not None:
+                self.targets[f"{name}.bias"] = bias_vector[start : start + size]
+            start += size
+        return Linear(weight, bias_vector)
+
+
+class Linear:
+    """Multiply by a weight [outputs, inputs] and add a bias."""
+
+    __slots__ = ("bias", "weight")
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.weight = weight
+        self.bias = bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)  # [tokens, outputs]
+
+
+def output_layer(spec: ModelSpec, parameters: Parameters, embedding: Tensor, embedding_name: str) -> Linear:
+    """Make the layer that gives logits, which is the embedding itself where the spec ties them."""
+    if spec.tie_word_embeddings:
+        parameters.tied["lm_head.weight"] = embedding_name
+        return Linear(embedding)
+    return parameters.linear([("lm_head", spec.vocab_size)], embedding.shape[1], bias=False)
+
+
+class LayerNorm:
+    """Normalize to mean 0 and variance 1, with weight and bias where the model has them."""
+
+    __slots__ = ("bias", "eps", "shape", "weight")
+
+    def __init__(self, parameters: Parameters, name: str, size: int, eps: float, affine: bool = True) -> None:
+        self.weight = parameters.vector(f"{name}.weight", size, "ones") if affine else None
+        self.bias = parameters.vector(f"{name}.bias", size, "zeros") if affine else None
+        self.shape = (size,)
+        self.eps = eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
+
+
+class Attention:
+    """Project to queries, keys and values, put K and V into the cache, attend, project back.
+
+    Args:
+        qkv: gives [tokens, (heads + 2 * kv_heads) * head_dim], the queries first, then the keys.
+        rope_table: [max_positions, 2, rotated / 2]; None for models that add positions to the embeddings.
+        q_norm, k_norm: [head_dim], RMSNorm of each head before rotation.
+    """
+
+    __slots__ = (
+        "eps",
+        "head_dim",
+        "k_norm",
+        "num_heads",
+        "out",
+        "q_norm",
+        "qkv",
+        "rope_table",
+        "scale",
+        "soft_cap",
+        "split",
+        "window",
+    )
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        layer: int,
+        qkv: Linear,
+        out: Linear,
+        *,
+        rope_table: Tensor | None = None,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+    ) -> None:
+        self.qkv = qkv
+        self.out = out
+        self.rope_table = rope_table
+        self.q_norm = q_norm
+        self.k_norm = k_norm
+        self.eps = spec.norm_eps
+        self.head_dim = spec.head_dim
+        self.num_heads = spec.num_heads
+        self.split = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
+        self.scale = spec.attention_scales[layer]
+        self.window = spec.windows[layer]
+        self.soft_cap = spec.attention_soft_cap
+
+    def __call__(self, x: Tensor, positions: Tensor, kv_layer: Tensor, batch: AttentionBatch) -> Tensor:
+        qkv = self.qkv(x).view(x.shape[0], -1, self.head_dim)  # [tokens, heads + 2 * kv_heads, head_dim]
+        q, k, v = qkv.split_with_sizes(self.split, 1)
+        if self.rope_table is None:
+            kv_write(k, v, kv_layer, batch.slots)
+        else:
+            q = rotary_kv_write(
+                q,
+                k,
+                v,
+                self.rope_table,
+                positions,
+                kv_layer,
+                batch.slots,
+                q_norm=self.q_norm,
+                k_norm=self.k_norm,
+                eps=self.eps,
+            )
+        attended = paged_attention(
+            q, kv_layer, batch, scale=self.scale, window=self.window, soft_cap=self.soft_cap
+        )  # [tokens, heads, head_dim]
+        return self.out(attended.reshape(x.shape[0], -1))
+
+
+class GatedMLP:
+    """down(act(gate(x)) * up(x)), with gate and up in one matrix."""
+
+    __slots__ = ("act_mul", "down", "gate_up")
+
+    def __init__(self, gate_up: Linear, down: Linear, activation: str) -> None:
+        self.gate_up = gate_up
+        self.down = down
+        self.act_mul = silu_mul if activation in ("silu", "swish") else gelu_tanh_mul
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.down(self.act_mul(self.gate_up(x)))
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_new": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "silu": F.silu,
+}
+
+
+class MLP:
+    """down(act(up(x)))."""
+
+    __slots__ = ("act", "down", "up")
+
+    def __init__(self, up: Linear, down: Linear, activation: str) -> None:
+        self.up = up
+        self.down = down
+        self.act = ACTIVATIONS[activation]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.down(self.act(self.up(x)))
+
+
+@dataclass(slots=True)
+class NormedLayer:
+    """One layer of a model with RMSNorm, and the weight of the norm that follows it."""
+
+    attention: Attention
+    mlp: GatedMLP
+    mlp_norm: Tensor
+    next_norm: Tensor  # the next layer's first norm, or the model's last

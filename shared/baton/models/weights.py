@@ -1,0 +1,134 @@
+"""Weights into a model's parameters: streamed from a checkpoint, or random."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Container, Mapping
+from io import FileIO
+
+import torch
+
+from baton.errors import ModelLoadError
+from baton.models.checkpoint import TensorEntry, stored_nbytes
+from baton.models.layers import Parameters
+from baton.models.reading import TensorReader, progress_bar
+
+PREFIXES = ("model.decoder.", "decoder.", "model.", "transformer.")
+# Buffers that old versions of transformers saved: frequencies of rotary embeddings, GPT-2's causal masks.
+IGNORED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)$")
+
+
+def fill_dummy(parameters: Parameters, std: float, seed: int) -> None:
+    """Fill with random weights on the device itself: normal matrices, norms that scale nothing, biases of 0."""
+    generator = torch.Generator(parameters.device).manual_seed(seed)
+    for tensor, fill in parameters.fills:
+        if fill == "normal":
+            tensor.normal_(0.0, std, generator=generator)
+        else:
+            tensor.fill_(1.0 if fill == "ones" else 0.0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which tensor goes where
+
+
+def match(parameters: Parameters, entries: Mapping[str, TensorEntry], source: str) -> dict[str, TensorEntry]:
+    """Give the checkpoint's tensor for each target, having checked that none is missing, strange or of a wrong shape.
+
+    A tensor that repeats a tied one is given too, under its own name.
+
+    Raises:
+        ModelLoadError: the tensors are not those of the model that config.json describes.
+    """
+    known = parameters.targets.keys() | parameters.tied.keys()
+    found: dict[str, TensorEntry] = {}
+    strange = []
+    for entry in entries.values():
+        name = _model_name(entry.name, known)
+        if name is not None:
+            found[name] = entry
+        elif not IGNORED.search(entry.name):
+            strange.append(entry.name)
+    for name, original in parameters.tied.items():
+        if original not in found and name in found:
+            found[original] = found.pop(name)
+    _refuse_missing(sorted(parameters.targets.keys() - found.keys()), source)
+    if strange:
+        raise ModelLoadError(
+            f"{source}: the checkpoint has {_count(strange)} that config.json does not describe: {_some(strange)}. "
+            "Weights and config.json belong to different models: fetch both from one revision."
+        )
+    for name, entry in found.items():
+        expected = tuple(parameters.targets[parameters.tied.get(name, name)].shape)
+        if entry.shape != expected:
+            raise ModelLoadError(
+                f"{entry.file}: tensor {entry.name!r} has shape {list(entry.shape)}, and config.json makes it "
+                f"{list(expected)}. Weights and config.json belong to different models: fetch both from one revision."
+            )
+    return found
+
+
+def _model_name(name: str, known: Container[str]) -> str | None:
+    """Strip the prefix that a version of the checkpoint puts before the model's own names."""
+    candidates = [name] + [name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)]
+    return next((candidate for candidate in candidates if candidate in known), None)
+
+
+def _refuse_missing(missing: list[str], source: str) -> None:
+    if missing == ["lm_head.weight"]:
+        raise ModelLoadError(
+            f"{source}: the checkpoint lacks lm_head.weight, and config.json has tie_word_embeddings=false. Fetch the "
+            "checkpoint again; if the model's output is its embedding, set tie_word_embeddings to true."
+        )
+    if missing:
+        raise ModelLoadError(
+            f"{source}: the checkpoint lacks {_count(missing)} of the model that config.json describes: "
+            f"{_some(missing)}. Fetch the checkpoint again, weights and config.json of one revision."
+        )
+
+
+def _count(names: list[str]) -> str:
+    return f"{len(names)} tensor{'s' if len(names) > 1 else ''}"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def load_weights(parameters: Parameters, found: Mapping[str, TensorEntry], progress: bool) -> None:
+    """Read all tensors that `match` found, file by file in the order of their bytes.
+
+    Raises:
+        ModelLoadError: a file ends early or cannot be read, or two tensors that config.json ties differ.
+    """
+    in_order = sorted(found.items(), key=lambda item: (item[1].file, item[1].offset))
+    # A repeat of a tied tensor is compared, so it comes when the tensor itself is there.
+    in_order.sort(key=lambda item: item[0] in parameters.tied)
+    with progress_bar(stored_nbytes(found.values()), progress) as advance:
+        reader = TensorReader(parameters.device, advance)
+        for file, items in itertools.groupby(in_order, key=lambda item: item[1].file):
+            try:
+                with file.open("rb", buffering=0) as stream:
+                    for name, entry in items:
+                        _load(reader, stream, name, entry, parameters)
+            except OSError as error:
+                raise ModelLoadError(f"{file} cannot be read: {error.strerror}.") from None
+        reader.finish()
+
+
+def _load(
+    reader: TensorReader, stream: FileIO, name: str, entry: TensorEntry, parameters: Parameters
+) -> None:
+    original = parameters.tied.get(name)
+    if original is None:
+        reader.read(stream, entry, parameters.targets[name])
+    elif not reader.equals(stream, entry, parameters.targets[original]):
+        raise ModelLoadError(
+            f"{entry.file}: {entry.name} differs from {original}, and config.json has tie_word_embeddings=true. Set it "
+            "to false in config.json if the model has an output layer of its own."
+        )

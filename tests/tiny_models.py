@@ -1,0 +1,196 @@
+"""Tiny random checkpoints of every family, made with transformers, for tests that compare Baton with it.
+
+Token ids only: no tokenizer is saved. Weights are random but far from flat, so that greedy tokens vary and the best
+logit leads the second by much more than rounding.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+_SHAPE: dict[str, Any] = {
+    "vocab_size": 211,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0 + 0.05 * i for i in range(8)],
+    "long_factor": [1.0 + 0.6 * i for i in range(8)],
+}
+_PHI3: dict[str, Any] = {**_SHAPE, "original_max_position_embeddings": 256}
+_GPT2: dict[str, Any] = {
+    "vocab_size": 211,
+    "n_embd": 64,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_OPT: dict[str, Any] = {
+    "vocab_size": 211,
+    "hidden_size": 64,
+    "ffn_dim": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+# family -> (transformers' config class, its arguments); `family-variant` where a family has more than one shape.
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", {**_SHAPE, "num_key_value_heads": 4}),
+    "llama-3.1": ("LlamaConfig", {**_SHAPE, "rope_parameters": _LLAMA3}),
+    "llama-tied-mqa": ("LlamaConfig", {**_SHAPE, "num_key_value_heads": 1, "tie_word_embeddings": True}),
+    "llama-biases": ("LlamaConfig", {**_SHAPE, "attention_bias": True, "mlp_bias": True}),
+    "llama-head-dim": ("LlamaConfig", {**_SHAPE, "head_dim": 24}),
+    "llama-linear": (
+        "LlamaConfig",
+        {**_SHAPE, "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.5}},
+    ),
+    "llama-dynamic": (
+        "LlamaConfig",
+        {**_SHAPE, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}},
+    ),
+    "llama-yarn": (
+        "LlamaConfig",
+        {
+            **_SHAPE,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        },
+    ),
+    "mistral": ("MistralConfig", {**_SHAPE, "sliding_window": 13}),
+    "mistral-full": ("MistralConfig", {**_SHAPE, "sliding_window": None, "head_dim": 32}),
+    "qwen2": ("Qwen2Config", {**_SHAPE, "tie_word_embeddings": True}),
+    "qwen2-sliding": (
+        "Qwen2Config",
+        {**_SHAPE, "use_sliding_window": True, "sliding_window": 11, "max_window_layers": 1},
+    ),
+    "qwen3": ("Qwen3Config", {**_SHAPE, "head_dim": 32}),
+    "qwen3-biases": (
+        "Qwen3Config",
+        {**_SHAPE, "head_dim": 24, "attention_bias": True, "tie_word_embeddings": True},
+    ),
+    "gemma2": (
+        "Gemma2Config",
+        {
+            **_SHAPE,
+            "head_dim": 32,
+            "query_pre_attn_scalar": 20,
+            "sliding_window": 12,
+            "attn_logit_softcapping": 5.0,
+            "final_logit_softcapping": 9.0,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "phi3": ("Phi3Config", {**_PHI3, "sliding_window": 50}),
+    "phi3-longrope": (
+        "Phi3Config",
+        {
+            **_PHI3,
+            "max_position_embeddings": 256,
+            "original_max_position_embeddings": 32,
+            "rope_parameters": _LONGROPE,
+        },
+    ),
+    "phi3-partial": (
+        "Phi3Config",
+        {
+            **_PHI3,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75},
+        },
+    ),
+    "gpt2": ("GPT2Config", _GPT2),
+    "gpt2-scaled": (
+        "GPT2Config",
+        {**_GPT2, "scale_attn_by_inverse_layer_idx": True, "n_inner": 80, "activation_function": "relu"},
+    ),
+    "opt": ("OPTConfig", _OPT),
+    "opt-350m": ("OPTConfig", {**_OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 48}),
+    "opt-plain": (
+        "OPTConfig",
+        {**_OPT, "enable_bias": False, "layer_norm_elementwise_affine": False, "activation_function": "gelu"},
+    ),
+}
+
+
+def make_tiny(family: str, seed: int = 0) -> Any:
+    """Make transformers' model of a family with random weights, fp32, eager attention."""
+    class_name, arguments = FAMILIES[family]
+    # Deep copies, because a config writes into the rope parameters that it is given.
+    config = getattr(transformers, class_name)(**_copied(arguments))
+    config._attn_implementation = "eager"
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(_interesting(name, parameter, family, generator))
+    return model
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copied(entry) for key, entry in value.items()}
+    return list(value) if isinstance(value, list) else value
+
+
+def _interesting(name: str, parameter: Tensor, family: str, generator: torch.Generator) -> Tensor:
+    """Give values by which every parameter matters and greedy tokens keep changing."""
+    noise = torch.randn(parameter.shape, generator=generator)
+    is_opt = family.startswith("opt")
+    if parameter.dim() == 1:
+        # Norm weights lie around what the model starts them with, which is 0 for Gemma; biases around 0.
+        return parameter + noise * (0.05 if is_opt else 0.1)
+    if "embed" in name or "wte" in name or "wpe" in name:
+        # Small, because a tied output would otherwise find the input token again; Gemma multiplies them by 8.
+        return noise * (0.03 if family == "gemma2" else 0.3)
+    # Larger ones make sharper attention, and rounding grows with them from layer to layer.
+    return noise * ((3.0 if is_opt else 2.0) / math.sqrt(min(parameter.shape)))
+
+
+def save_tiny(family: str, folder: Path | str, seed: int = 0, max_shard_size: str = "5GB") -> Path:
+    """Save a tiny checkpoint of a family as transformers does, config.json and safetensors; gives the folder."""
+    folder = Path(folder)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    make_tiny(family, seed).save_pretrained(folder, max_shard_size=max_shard_size)
+    return folder
+
+
+def load_tiny(folder: Path | str) -> Any:
+    """Load a saved checkpoint with transformers, as what Baton is compared with."""
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
