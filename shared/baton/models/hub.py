@@ -30,6 +30,10 @@ def locate(path_or_id: str | Path, revision: str | None = None, *, weights: bool
         ModelLoadError: no such folder or repository, no access, no network, or a model that Baton refuses.
     """
     folder = Path(path_or_id).expanduser()
+    if not str(path_or_id):
+        raise ModelLoadError(
+            "model='' names nothing. Give a folder with config.json, or a Hugging Face model id."
+        )
     if folder.is_dir():
         return folder
     if folder.is_file():
