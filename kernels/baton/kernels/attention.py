@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from baton.kernels.decode_attention import DecodePlan, decode_attention, plan_decode
 from baton.kernels.launch import on_triton
+from baton.kernels.prefill_attention import prefill_attention
 
 # A gathered group of decodes is read back right after it is written, so it should stay in the last-level cache: 6 MiB is
 # within 2 % of the best from 2 to 12 MiB (64 sequences of 50 to 1200 tokens, two cores, 32 MiB of shared cache).
@@ -38,9 +40,10 @@ class AttentionBatch:
     query_lens_host: Sequence[int]  # host copies, so that no path reads the device
     seq_lens_host: Sequence[int]
     # What every layer of the step shares (gather indices, masks), made by the first layer that needs it.
-    plans: dict[tuple[int | None, bool], "_GatherPlan"] = field(
+    gather_plans: dict[tuple[int | None, bool], "_GatherPlan"] = field(
         default_factory=dict, repr=False, compare=False
     )
+    decode_plans: dict[int | None, DecodePlan] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def num_seqs(self) -> int:
@@ -237,9 +240,9 @@ def paged_attention_reference(
     num_blocks, _, block_size, num_kv_heads, _ = kv_layer.shape
     group = num_heads // num_kv_heads
     key = (window, soft_cap is not None)
-    plan = batch.plans.get(key)
+    plan = batch.gather_plans.get(key)
     if plan is None:
-        plan = batch.plans[key] = _plan(batch, kv_layer, q.dtype, window, soft_cap is not None)
+        plan = batch.gather_plans[key] = _plan(batch, kv_layer, q.dtype, window, soft_cap is not None)
     half = block_size * num_kv_heads * head_dim
     rows = kv_layer.as_strided(
         ((num_blocks - 1) * (kv_layer.stride(0) // half) + 2, half), (half, 1), kv_layer.storage_offset()
@@ -283,4 +286,14 @@ def paged_attention(
     soft_cap: float | None = None,
 ) -> Tensor:
     """Give each query's attention over its sequence's cached context, [tokens, heads, head_dim]."""
-    return paged_attention_reference(q, kv_layer, batch, scale=scale, window=window, soft_cap=soft_cap)
+    if not on_triton(q):
+        return paged_attention_reference(q, kv_layer, batch, scale=scale, window=window, soft_cap=soft_cap)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    if batch.num_decodes:
+        plan = batch.decode_plans.get(window)
+        if plan is None:
+            plan = batch.decode_plans[window] = plan_decode(q, kv_layer, batch, window)
+        decode_attention(q, kv_layer, batch, plan, out, scale=scale, window=window, soft_cap=soft_cap)
+    if batch.num_decodes < batch.num_seqs:
+        prefill_attention(q, kv_layer, batch, out, scale=scale, window=window, soft_cap=soft_cap)
+    return out

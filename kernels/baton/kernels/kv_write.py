@@ -8,7 +8,7 @@ within one; slots [tokens] int64. Two tokens with one slot (padding, all to the 
 import torch
 from torch import Tensor
 
-from baton.kernels.launch import on_triton
+from baton.kernels.launch import on_triton, tl, triton
 
 
 def token_rows(kv_layer: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,4 +33,70 @@ def kv_write_reference(k: Tensor, v: Tensor, kv_layer: Tensor, slots: Tensor) ->
 
 def kv_write(k: Tensor, v: Tensor, kv_layer: Tensor, slots: Tensor) -> None:
     """Put each token's K and V at its slot of one layer's cache."""
-    kv_write_reference(k, v, kv_layer, slots)
+    if not on_triton(k):
+        kv_write_reference(k, v, kv_layer, slots)
+    elif k.shape[0]:
+        _launch(k, v, kv_layer, slots)
+
+
+# --- Triton ----------------------------------------------------------------------------------------------------------
+
+
+def _launch(k: Tensor, v: Tensor, kv_layer: Tensor, slots: Tensor) -> None:
+    num_tokens, num_kv_heads, head_dim = k.shape
+    width = num_kv_heads * head_dim
+    block = triton.next_power_of_2(width)
+    _kv_write_kernel[(num_tokens, 2)](
+        k,
+        v,
+        kv_layer,
+        slots,
+        k.stride(0),
+        k.stride(1),
+        v.stride(0),
+        v.stride(1),
+        kv_layer.stride(0),
+        kv_layer.stride(1),
+        WIDTH=width,
+        HEAD_DIM=head_dim,
+        BLOCK_SIZE=kv_layer.shape[2],
+        BLOCK=block,
+        num_warps=min(8, max(1, block // 256)),
+    )
+
+
+@triton.jit
+def _kv_write_kernel(
+    k_ptr,
+    v_ptr,
+    kv_ptr,
+    slots_ptr,
+    k_stride_token,
+    k_stride_head,
+    v_stride_token,
+    v_stride_head,
+    kv_stride_block,
+    kv_stride_half,
+    WIDTH: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    half = tl.program_id(1)
+    slot = tl.load(slots_ptr + token)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < WIDTH
+    head, within = columns // HEAD_DIM, columns % HEAD_DIM
+    to = (
+        kv_ptr
+        + slot // BLOCK_SIZE * kv_stride_block
+        + half * kv_stride_half
+        + slot % BLOCK_SIZE * WIDTH
+        + columns
+    )
+    if half == 0:
+        x = tl.load(k_ptr + token * k_stride_token + head * k_stride_head + within, mask=inside)
+    else:
+        x = tl.load(v_ptr + token * v_stride_token + head * v_stride_head + within, mask=inside)
+    tl.store(to, x.to(kv_ptr.dtype.element_ty), mask=inside)

@@ -35,3 +35,8 @@ ON_TRITON = not isinstance(triton, _Absent)
 def on_triton(x: Tensor) -> bool:
     """Say whether an operation on `x` runs its Triton kernel (CUDA, or the interpreter) rather than its reference."""
     return ON_TRITON and (x.is_cuda or INTERPRET)
+
+
+def upcasts_dot(x: Tensor) -> bool:
+    """Say whether matrix products of `x` must be taken in fp32: the interpreter multiplies bf16's bits as integers."""
+    return INTERPRET and x.dtype == torch.bfloat16

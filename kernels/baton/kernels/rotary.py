@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from baton.kernels.kv_write import kv_write_reference
-from baton.kernels.launch import on_triton
+from baton.kernels.launch import on_triton, tl, triton
 from baton.kernels.rms_norm import rms_norm_reference
 
 
@@ -82,16 +82,208 @@ def rotary_kv_write(
     weight_offset: float = 0.0,
 ) -> Tensor:
     """Give the rotated q, [tokens, heads, head_dim] (rows may be strided), and put rotated K and V into the cache."""
-    return rotary_kv_write_reference(
+    if not on_triton(q):
+        return rotary_kv_write_reference(
+            q,
+            k,
+            v,
+            cos_sin,
+            positions,
+            kv_layer,
+            slots,
+            q_norm=q_norm,
+            k_norm=k_norm,
+            eps=eps,
+            weight_offset=weight_offset,
+        )
+    num_tokens, num_heads, head_dim = q.shape
+    num_kv_heads, half = k.shape[1], cos_sin.shape[2]
+    turned = torch.empty((num_tokens, num_heads, head_dim), dtype=q.dtype, device=q.device)
+    if num_tokens == 0:
+        return turned
+    block_heads = triton.next_power_of_2(num_heads)
+    block_half = triton.next_power_of_2(half)
+    # Two programs a token, its queries and its keys with values: 16 elements a thread for 32 heads of 128.
+    _rotary_kernel[(num_tokens, 2)](
         q,
         k,
         v,
+        turned,
         cos_sin,
         positions,
         kv_layer,
         slots,
-        q_norm=q_norm,
-        k_norm=k_norm,
-        eps=eps,
-        weight_offset=weight_offset,
+        q if q_norm is None else q_norm,
+        k if k_norm is None else k_norm,
+        q.stride(0),
+        q.stride(1),
+        k.stride(0),
+        k.stride(1),
+        v.stride(0),
+        v.stride(1),
+        kv_layer.stride(0),
+        kv_layer.stride(1),
+        eps,
+        weight_offset,
+        NUM_HEADS=num_heads,
+        NUM_KV_HEADS=num_kv_heads,
+        HEAD_DIM=head_dim,
+        HALF=half,
+        BLOCK_SIZE=kv_layer.shape[2],
+        HAS_Q_NORM=q_norm is not None,
+        HAS_K_NORM=k_norm is not None,
+        BLOCK_HEADS=block_heads,
+        BLOCK_KV_HEADS=triton.next_power_of_2(num_kv_heads),
+        BLOCK_HALF=block_half,
+        BLOCK_REST=triton.next_power_of_2(max(1, head_dim - 2 * half)),
+        BLOCK_DIM=triton.next_power_of_2(head_dim),
+        num_warps=min(8, max(1, block_heads * block_half // 512)),
     )
+    return turned
+
+
+# --- Triton ----------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _turn_heads(
+    from_ptr,
+    from_stride_head,
+    to_ptr,
+    to_stride_head,
+    turn_ptr,
+    norm_ptr,
+    eps,
+    weight_offset,
+    NUM_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HALF: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+    BLOCK_REST: tl.constexpr,
+):
+    """Norm and turn one token's heads from one place to another."""
+    dtype = to_ptr.dtype.element_ty
+    heads = tl.arange(0, BLOCK_HEADS)[:, None]
+    pairs = tl.arange(0, BLOCK_HALF)[None, :]
+    inside = (heads < NUM_HEADS) & (pairs < HALF)
+    a = tl.load(from_ptr + heads * from_stride_head + pairs, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(from_ptr + heads * from_stride_head + HALF + pairs, mask=inside, other=0.0).to(tl.float32)
+    rest = 2 * HALF + tl.arange(0, BLOCK_REST)[None, :]
+    inside_rest = (heads < NUM_HEADS) & (rest < HEAD_DIM)
+    if 2 * HALF < HEAD_DIM:
+        c = tl.load(from_ptr + heads * from_stride_head + rest, mask=inside_rest, other=0.0).to(tl.float32)
+    if HAS_NORM:
+        squares = tl.sum(a * a + b * b, axis=1)
+        if 2 * HALF < HEAD_DIM:
+            squares += tl.sum(c * c, axis=1)
+        scale = tl.rsqrt(squares / HEAD_DIM + eps)[:, None]
+        # The reference rounds between norm and rotation, as every published model does.
+        a = (
+            a
+            * scale
+            * (tl.load(norm_ptr + pairs, mask=pairs < HALF, other=0.0).to(tl.float32) + weight_offset)
+        )
+        b = (
+            b
+            * scale
+            * (tl.load(norm_ptr + HALF + pairs, mask=pairs < HALF, other=0.0).to(tl.float32) + weight_offset)
+        )
+        a = a.to(from_ptr.dtype.element_ty).to(tl.float32)
+        b = b.to(from_ptr.dtype.element_ty).to(tl.float32)
+        if 2 * HALF < HEAD_DIM:
+            c = (
+                c
+                * scale
+                * (tl.load(norm_ptr + rest, mask=rest < HEAD_DIM, other=0.0).to(tl.float32) + weight_offset)
+            )
+    cos = tl.load(turn_ptr + pairs, mask=pairs < HALF, other=0.0)
+    sin = tl.load(turn_ptr + HALF + pairs, mask=pairs < HALF, other=0.0)
+    tl.store(to_ptr + heads * to_stride_head + pairs, (a * cos - b * sin).to(dtype), mask=inside)
+    tl.store(to_ptr + heads * to_stride_head + HALF + pairs, (b * cos + a * sin).to(dtype), mask=inside)
+    if 2 * HALF < HEAD_DIM:
+        tl.store(to_ptr + heads * to_stride_head + rest, c.to(dtype), mask=inside_rest)
+
+
+@triton.jit
+def _rotary_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    turned_ptr,
+    cos_sin_ptr,
+    positions_ptr,
+    kv_ptr,
+    slots_ptr,
+    q_norm_ptr,
+    k_norm_ptr,
+    q_stride_token,
+    q_stride_head,
+    k_stride_token,
+    k_stride_head,
+    v_stride_token,
+    v_stride_head,
+    kv_stride_block,
+    kv_stride_half,
+    eps,
+    weight_offset,
+    NUM_HEADS: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    HAS_Q_NORM: tl.constexpr,
+    HAS_K_NORM: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
+    BLOCK_KV_HEADS: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+    BLOCK_REST: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    turn_ptr = cos_sin_ptr + tl.load(positions_ptr + token) * (2 * HALF)
+    if tl.program_id(1) == 0:
+        _turn_heads(
+            q_ptr + token * q_stride_token,
+            q_stride_head,
+            turned_ptr + token * (NUM_HEADS * HEAD_DIM),
+            HEAD_DIM,
+            turn_ptr,
+            q_norm_ptr,
+            eps,
+            weight_offset,
+            NUM_HEADS,
+            HEAD_DIM,
+            HALF,
+            HAS_Q_NORM,
+            BLOCK_HEADS,
+            BLOCK_HALF,
+            BLOCK_REST,
+        )
+    else:
+        slot = tl.load(slots_ptr + token)
+        to_ptr = kv_ptr + slot // BLOCK_SIZE * kv_stride_block + slot % BLOCK_SIZE * (NUM_KV_HEADS * HEAD_DIM)
+        _turn_heads(
+            k_ptr + token * k_stride_token,
+            k_stride_head,
+            to_ptr,
+            HEAD_DIM,
+            turn_ptr,
+            k_norm_ptr,
+            eps,
+            weight_offset,
+            NUM_KV_HEADS,
+            HEAD_DIM,
+            HALF,
+            HAS_K_NORM,
+            BLOCK_KV_HEADS,
+            BLOCK_HALF,
+            BLOCK_REST,
+        )
+        heads = tl.arange(0, BLOCK_KV_HEADS)[:, None]
+        within = tl.arange(0, BLOCK_DIM)[None, :]
+        inside = (heads < NUM_KV_HEADS) & (within < HEAD_DIM)
+        v = tl.load(v_ptr + token * v_stride_token + heads * v_stride_head + within, mask=inside)
+        to = to_ptr + kv_stride_half + heads * HEAD_DIM + within
+        tl.store(to, v.to(kv_ptr.dtype.element_ty), mask=inside)

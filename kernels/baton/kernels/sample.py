@@ -109,10 +109,7 @@ def adjust_reference(logits: Tensor, batch: SamplingBatch) -> Tensor:
     """Apply allowed tokens, bias and penalties; the given logits stay as they are."""
     if batch.allowed is None and batch.bias_rows is None and not batch.has_penalties:
         return logits
-    if batch.allowed is None:
-        logits = logits.clone()
-    else:
-        logits = logits.masked_fill(~batch.allowed, float("-inf"))
+    logits = logits.clone() if batch.allowed is None else logits.masked_fill(~batch.allowed, float("-inf"))
     if batch.bias_rows is not None:
         logits.index_put_((batch.bias_rows, batch.bias_token_ids), batch.bias_values, accumulate=True)
     if batch.has_penalties:
