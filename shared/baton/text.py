@@ -5,65 +5,103 @@ Owned by whoever talks to users (`LLM`, the router); workers and the engine see 
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.decoders import DecodeStream
 
+from baton.chat_template import ChatTemplate, TemplateRefused
 from baton.errors import InvalidRequest, ModelLoadError, refuse
 
 CONTEXT_TOKENS = 8
 """Prompt tokens that a detokenizer sees first, so that a leading space or half a character comes out right."""
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class Tokenizer:
     """A model's own tokenizer and chat template, without torch and without remote code."""
 
-    def __init__(self, path: str | Path, revision: str | None = None, chat_template: str | None = None) -> None:
+    def __init__(
+        self, path: str | Path, revision: str | None = None, chat_template: str | None = None
+    ) -> None:
         """Load from a folder or a hub id.
 
         Raises:
             ModelLoadError: no tokenizer there, or one that only remote code could load.
         """
-        # transformers forks workers for nothing here, and warns about it
+        # threads of ours call it; a pool of its own would only take their cores
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        from transformers import AutoTokenizer
-
-        try:
-            loaded = AutoTokenizer.from_pretrained(str(path), revision=revision, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelLoadError(
-                f"tokenizer={str(path)!r} cannot be loaded: {_first_line(error)} "
-                f"Name a folder or hub id with a tokenizer.json, or pass skip_tokenizer_init for token ids only."
-            ) from error
-        if not loaded.is_fast:
-            raise ModelLoadError(f"tokenizer={str(path)!r} has no tokenizer.json and cannot be converted to one.")
-        self._hf = loaded
-        self._backend = loaded.backend_tokenizer
+        self._path, self._revision = str(path), revision
+        self._hf: Any = None
+        found = _TokenizerFiles.find(path, revision)
+        if found is not None:
+            self._backend: Any = found.backend()
+            self.special_tokens = found.special_tokens()
+            templates = found.chat_templates()
+        else:  # older checkpoints have vocabulary and merges only, which transformers converts
+            self._backend = self.hf.backend_tokenizer
+            self.special_tokens = {
+                name: str(token)
+                for name, token in self.hf.special_tokens_map.items()
+                if isinstance(token, str)
+            }
+            templates = self.hf.chat_template or {}
+            if isinstance(templates, str):
+                templates = {"default": templates}
         if chat_template is not None:
-            self._hf.chat_template = chat_template
+            templates = {"default": chat_template}
+        self.chat_templates: dict[str, str] = templates
+        """Sources by name: "default", and "tool_use" in some older checkpoints."""
+        self._compiled: dict[str, ChatTemplate] = {}
 
     @property
     def hf(self) -> Any:
-        """The `transformers` tokenizer underneath."""
+        """The same tokenizer as `transformers` loads it; imports transformers, and torch where it is installed."""
+        if self._hf is None:
+            self._hf = _load_hf(self._path, self._revision)
         return self._hf
+
+    @property
+    def backend(self) -> Any:
+        """The `tokenizers.Tokenizer` underneath."""
+        return self._backend
 
     @property
     def has_chat_template(self) -> bool:
         """Whether `render_chat` can work."""
-        return bool(self._hf.chat_template)
+        return bool(self.chat_templates)
 
     @property
     def eos_token_id(self) -> int | None:
         """The tokenizer's own end of text."""
-        eos: int | None = self._hf.eos_token_id
-        return eos
+        eos = self.special_tokens.get("eos_token")
+        token_id: int | None = None if eos is None else self._backend.token_to_id(eos)
+        return token_id
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries, added tokens included; the model may have more, as padding."""
+        size: int = self._backend.get_vocab_size(with_added_tokens=True)
+        return size
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Give the token ids of `text`, with the tokenizer's own bos and eos if it adds them."""
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        """Give the token ids of `text`, with the tokenizer's own bos and eos if it adds them.
+
+        Other threads run meanwhile: of the library's calls only the batched ones release the interpreter.
+        """
+        ids: list[int] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
         return ids
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
@@ -99,26 +137,132 @@ class Tokenizer:
             raise refuse("messages", [], "it is empty", "Send at least one message.")
         if add_generation_prompt and continue_final_message:
             raise refuse(
-                "continue_final_message", True, "it excludes add_generation_prompt", "Set one of the two to false."
+                "continue_final_message",
+                True,
+                "it excludes add_generation_prompt",
+                "Set one of the two to false.",
             )
         try:
-            text = self._hf.apply_chat_template(
-                list(messages),
-                tools=list(tools) if tools else None,
+            text = self.chat_template(with_tools=bool(tools)).render(
+                messages,
+                tools=tools,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
-                tokenize=False,
                 **template_kwargs,
             )
-        except Exception as error:  # templates raise whatever they like
+        except TemplateRefused as error:
             raise InvalidRequest(
-                f"messages cannot be rendered by this model's chat template: {_first_line(error)}", field="messages"
+                f"messages cannot be rendered by this model's chat template: {_first_line(error)}",
+                field="messages",
             ) from error
         return self.encode(text, add_special_tokens=False)
+
+    def chat_template_source(self, *, with_tools: bool = False) -> str | None:
+        """Give the template that serves; some checkpoints have another one for tools."""
+        if with_tools and "tool_use" in self.chat_templates:
+            return self.chat_templates["tool_use"]
+        if "default" in self.chat_templates or not self.chat_templates:
+            return self.chat_templates.get("default")
+        return next(iter(self.chat_templates.values()))
+
+    def chat_template(self, *, with_tools: bool = False) -> ChatTemplate:
+        """Give the compiled template; there must be one."""
+        source = self.chat_template_source(with_tools=with_tools)
+        assert source is not None
+        if source not in self._compiled:
+            self._compiled[source] = ChatTemplate(source, self.special_tokens)
+        return self._compiled[source]
 
     def new_stream(self, prompt_ids: Sequence[int], *, skip_special_tokens: bool = True) -> Detokenizer:
         """Start the text of one answer, after `prompt_ids`."""
         return Detokenizer(self._backend, prompt_ids[-CONTEXT_TOKENS:], skip_special_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class _TokenizerFiles:
+    """A checkpoint's tokenizer.json and what stands beside it."""
+
+    tokenizer: Path
+    others: dict[str, Path]
+
+    @classmethod
+    def find(cls, path: str | Path, revision: str | None) -> _TokenizerFiles | None:
+        """Give the files of a folder or hub id; None if it has no tokenizer.json."""
+        folder = Path(path)
+        if not folder.is_dir():
+            folder = _download_tokenizer(str(path), revision)
+        files = {name: folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()}
+        tokenizer = files.pop("tokenizer.json", None)
+        return None if tokenizer is None else cls(tokenizer, files)
+
+    def backend(self) -> Any:
+        try:
+            return HFTokenizer.from_file(str(self.tokenizer))
+        except Exception as error:  # the library raises plain Exception
+            raise ModelLoadError(
+                f"tokenizer={str(self.tokenizer)!r} cannot be read: {_first_line(error)}"
+            ) from error
+
+    def special_tokens(self) -> dict[str, str]:
+        """Give bos_token, eos_token and so on, as chat templates name them."""
+        tokens: dict[str, str] = {}
+        for name in ("special_tokens_map.json", "tokenizer_config.json"):
+            for key, value in self._read_json(name).items():
+                content = value.get("content") if isinstance(value, dict) else value
+                if key in _SPECIAL_TOKENS and isinstance(content, str):
+                    tokens[key] = content
+        return tokens
+
+    def chat_templates(self) -> dict[str, str]:
+        """Give the templates by name; a file of its own goes before the entry in tokenizer_config.json."""
+        if "chat_template.jinja" in self.others:
+            return {"default": self.others["chat_template.jinja"].read_text(encoding="utf-8")}
+        source = self._read_json("tokenizer_config.json").get("chat_template")
+        if source is None:
+            source = self._read_json("chat_template.json").get("chat_template")
+        if isinstance(source, str):
+            return {"default": source}
+        if isinstance(source, list):
+            return {entry["name"]: entry["template"] for entry in source}
+        return {}
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        if name not in self.others:
+            return {}
+        try:
+            content = json.loads(self.others[name].read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ModelLoadError(
+                f"{str(self.others[name])!r} cannot be read: {_first_line(error)}"
+            ) from error
+        return content if isinstance(content, dict) else {}
+
+
+def _download_tokenizer(repo_id: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(_TOKENIZER_FILES)))
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(
+            f"tokenizer={repo_id!r} cannot be loaded: {_first_line(error)} "
+            f"Name a folder or hub id with a tokenizer.json, or pass skip_tokenizer_init for token ids only."
+        ) from error
+
+
+def _load_hf(path: str, revision: str | None) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelLoadError(
+            f"tokenizer={path!r} cannot be loaded: {_first_line(error)} "
+            f"Name a folder or hub id with a tokenizer.json, or pass skip_tokenizer_init for token ids only."
+        ) from error
+    if not loaded.is_fast:
+        raise ModelLoadError(f"tokenizer={path!r} has no tokenizer.json and cannot be converted to one.")
+    return loaded
 
 
 class Detokenizer:

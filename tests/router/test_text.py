@@ -1,0 +1,74 @@
+"""Tokenizer and chat template without `transformers`: the same ids and texts as it gives."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from baton.errors import InvalidRequest, ModelLoadError
+from baton.text import Tokenizer
+
+from .tokenizer_folder import make_tokenizer_folder
+
+MESSAGES = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Naïve café — 12 é 🙂?"},
+    {"role": "assistant", "content": "Yes "},
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer(make_tokenizer_folder(tmp_path_factory.mktemp("tokenizer")))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"add_generation_prompt": True},
+        {"add_generation_prompt": False},
+        {"add_generation_prompt": False, "continue_final_message": True},
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]},
+    ],
+)
+def test_a_rendered_chat_equals_that_of_transformers(tokenizer: Tokenizer, how: dict[str, Any]) -> None:
+    theirs = tokenizer.hf.apply_chat_template(
+        MESSAGES, tokenize=True, return_dict=False, **({"add_generation_prompt": True} | how)
+    )
+    assert tokenizer.render_chat(MESSAGES, **how) == theirs
+
+
+def test_text_becomes_the_ids_that_transformers_gives(tokenizer: Tokenizer) -> None:
+    for text in ("Hello world", "", "  naïve 🙂", "<|end|> in text"):
+        assert tokenizer.encode(text) == tokenizer.hf(text)["input_ids"]
+    assert tokenizer.eos_token_id == tokenizer.hf.eos_token_id
+
+
+def test_a_template_that_raises_is_the_users_error(tmp_path: Path) -> None:
+    folder = make_tokenizer_folder(tmp_path, chat_template="{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(InvalidRequest, match="roles must alternate"):
+        Tokenizer(folder).render_chat(MESSAGES)
+
+
+@pytest.mark.parametrize("template", ["{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}"])
+def test_a_template_reaches_nothing_outside_its_sandbox(tmp_path: Path, template: str) -> None:
+    folder = make_tokenizer_folder(tmp_path, chat_template=template)
+    with pytest.raises(InvalidRequest):
+        Tokenizer(folder).render_chat(MESSAGES)
+
+
+def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match=r"tokenizer.json"):
+        Tokenizer(tmp_path)
+
+
+def test_loading_a_tokenizer_loads_no_torch(tmp_path: Path) -> None:
+    folder = make_tokenizer_folder(tmp_path)
+    program = (
+        "import sys; from baton.text import Tokenizer; "
+        f"t = Tokenizer({str(folder)!r}); t.render_chat([{{'role': 'user', 'content': 'hi'}}]); "
+        "bad = {'torch', 'triton', 'transformers'} & set(sys.modules); sys.exit(str(bad) if bad else 0)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
