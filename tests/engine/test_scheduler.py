@@ -129,7 +129,18 @@ def test_without_chunks_a_prompt_longer_than_any_step_is_chunked_all_the_same() 
     scheduler = make(enable_chunked_prefill=False)
     scheduler.add(sequence("a", 20))
     assert step(scheduler) == {"a": (0, 16)}
-    assert step(scheduler) == {"a": (16, 4)}
+    scheduler.add(sequence("b", 13))
+    assert step(scheduler) == {"a": (16, 4)}, "and b has to wait"
+
+
+def test_without_chunks_the_rest_of_a_long_prompt_takes_what_it_gets() -> None:
+    scheduler = make(enable_chunked_prefill=False)
+    run_until_computed(scheduler, sequence("d", 2), sequence("e", 2))
+    scheduler.add(sequence("a", 30))
+    assert step(scheduler) == {"d": (2, 1), "e": (2, 1), "a": (0, 14)}
+    scheduler.add(sequence("b", 2))
+    assert step(scheduler) == {"d": (3, 1), "e": (3, 1), "a": (14, 14)}
+    assert step(scheduler) == {"d": (4, 1), "e": (4, 1), "a": (28, 2), "b": (0, 2)}
 
 
 def test_there_are_no_more_rows_than_seats() -> None:
@@ -395,6 +406,22 @@ def test_with_a_step_in_flight_preemption_waits_for_it() -> None:
     assert rows(plan) == {"a": (8, 1)}
 
 
+def test_one_that_waits_for_a_preemption_is_not_kept_waiting_by_those_that_still_have_room() -> None:
+    scheduler = make(num_blocks=4)
+    a, b = sequence("a", 3, max_new=10), sequence("b", 2, max_new=10)
+    run_until_computed(scheduler, a, b)
+    for _ in range(4):
+        step(scheduler)
+    plans = [planned(scheduler), planned(scheduler)]
+    assert rows(plans[1]) == {"b": (7, 1)}
+    for plan in plans:
+        assert scheduler.plan() is None, "though b could go on"
+        scheduler.commit(plan, [5] * plan.num_samples)
+    plan = planned(scheduler)
+    assert plan.preempted == [b]
+    assert rows(plan) == {"a": (8, 1)}
+
+
 def test_a_preemption_in_a_plan_without_rows_is_told_by_the_next() -> None:
     scheduler = make(num_blocks=4)
     held, a = sequence("h", 7, max_new=1), sequence("a", 3, max_new=10)
@@ -412,20 +439,23 @@ def test_a_preemption_in_a_plan_without_rows_is_told_by_the_next() -> None:
 
 def test_admission_leaves_a_block_for_each_running_sequence() -> None:
     scheduler = make(num_blocks=6)
-    a = sequence("a", 12, max_new=4)
+    a = sequence("a", 10, max_new=4)
     run_until_computed(scheduler, a)
     scheduler.add(sequence("b", 12, max_new=4))
-    assert set(step(scheduler)) == {"a"}, "3 blocks are there, and 3 + 1 are wanted"
+    assert scheduler.pool.num_available == 3
+    assert set(step(scheduler)) == {"a"}, "3 are needed, and 1 is kept for a"
     scheduler.finish(a)
     assert set(step(scheduler)) == {"b"}
 
 
-def test_admission_counts_what_a_begun_prompt_still_needs() -> None:
-    scheduler = make(num_blocks=12)
-    scheduler.add(sequence("a", 30, max_new=4))
-    scheduler.add(sequence("b", 17, max_new=4))
-    assert step(scheduler) == {"a": (0, 16)}
-    assert step(scheduler) == {"a": (16, 14)}, "2 tokens are left, and not the blocks for the rest of b"
+def test_a_sequence_is_admitted_only_if_all_of_it_fits() -> None:
+    scheduler = make(num_blocks=10)
+    a = sequence("a", 10, max_new=4)
+    run_until_computed(scheduler, a)
+    scheduler.add(sequence("b", 28, max_new=4))
+    assert set(step(scheduler)) == {"a"}, "its first chunk would fit"
+    scheduler.finish(a)
+    assert step(scheduler) == {"b": (0, 16)}
 
 
 # -- ways out ---------------------------------------------------------------------------------------------
@@ -541,3 +571,20 @@ def test_imported_blocks_of_one_who_waits_are_taken_back_before_an_older_one_is_
     assert plan.preempted == [b]
     assert rows(plan) == {"a": (0, 12)}
     assert b.token_ids[-1] == 77
+
+
+def test_when_the_last_one_running_gives_way_an_older_one_is_admitted_at_once() -> None:
+    scheduler = make(num_blocks=4, max_num_seqs=1)
+    b = sequence("b", 3, max_new=10, priority=1)
+    run_until_computed(scheduler, b)
+    a = sequence("a", 8, max_new=4)
+    scheduler.receive(a)
+    assert len(scheduler.reserve(a, 2)) == 2
+    scheduler.admit(a, 6)
+    for _ in range(5):
+        step(scheduler)
+    b_and_a_fill_the_pool = (len(b.block_ids), len(a.block_ids), scheduler.pool.num_available)
+    assert b_and_a_fill_the_pool == (2, 2, 0)
+    plan = planned(scheduler)
+    assert plan.preempted == [b]
+    assert rows(plan) == {"a": (6, 2)}

@@ -217,12 +217,11 @@ class Scheduler:
         num_left = self.config.max_num_batched_tokens - plan.num_tokens
         if plan.num_tokens and self.max_prefill_chunk is not None and self.config.enable_chunked_prefill:
             num_left = min(num_left, max(1, self.max_prefill_chunk))
-        num_owed = 0
         for sequence in unfinished:
             num_left -= self._plan_chunk(plan, sequence, num_left)
-            num_owed += self._blocks.num_missing(sequence)
-        if self.waiting and num_left > 0 and not plan.preempted and not self._must_collect:
-            self._plan_admissions(plan, num_left, num_owed)
+        is_short = plan.sequences and plan.preempted  # of blocks; without any row, whoever waits may fit
+        if self.waiting and num_left > 0 and not is_short and not self._must_collect:
+            self._plan_admissions(plan, num_left)
         if not plan.sequences:
             self._unreported += plan.preempted
             return None
@@ -343,23 +342,24 @@ class Scheduler:
 
         It has a slot for one token already. More blocks are not worth a preemption.
         """
-        num_new = self._chunk_len(sequence.num_tokens - sequence.num_computed, num_left)
+        num_new = min(sequence.num_tokens - sequence.num_computed, num_left)
         if not num_new:
             return 0
         num_new = self._blocks.grow(sequence, sequence.num_computed + num_new) - sequence.num_computed
         self._add_chunk(plan, sequence, num_new)
         return num_new
 
-    def _plan_admissions(self, plan: StepPlan, num_left: int, num_owed: int) -> None:
+    def _plan_admissions(self, plan: StepPlan, num_left: int) -> None:
         """Admit from the queue, in order, while there are seats, tokens and blocks.
 
-        The whole of a sequence must fit beside what the running ones still need (`num_owed`, and one more block for
-        each), though only its first chunk is taken: else admission would be followed by preemption.
+        The whole of a sequence must fit, with one more block for each running one, though only its first chunk is
+        taken: else admission would be followed by preemption. There are tokens left only when every prompt begun
+        has got its blocks, so nothing else is owed.
         """
         at = 0
         while at < len(self.waiting) and at <= MAX_DEFERRED and num_left > 0:
-            num_kept = num_owed + len(self.running)
-            if len(self.running) >= self.config.max_num_seqs or self.pool.num_available < num_kept:
+            num_kept = len(self.running)
+            if num_kept >= self.config.max_num_seqs or self.pool.num_available < num_kept:
                 return
             sequence = self.waiting[at]
             known = self._blocks.known(sequence)
@@ -372,7 +372,7 @@ class Scheduler:
                     return
                 continue
             num_computed = max(sequence.num_computed, len(known) * self.config.block_size)
-            num_new = self._chunk_len(len(sequence.token_ids) - num_computed, num_left)
+            num_new = self._first_chunk_len(len(sequence.token_ids) - num_computed, num_left)
             if not num_new:
                 return
             del self.waiting[at]
@@ -383,18 +383,16 @@ class Scheduler:
             self._blocks.grow(sequence, num_computed + num_new)
             self._add_chunk(plan, sequence, num_new)
             num_left -= num_new
-            num_owed += self._blocks.num_missing(sequence)
 
-    def _chunk_len(self, num_wanted: int, num_left: int) -> int:
-        """Give how many of the wanted tokens the rest of the budget takes.
+    def _first_chunk_len(self, num_lacking: int, num_left: int) -> int:
+        """Give how many of the tokens that a sequence lacks the rest of the budget takes.
 
         Without chunked prefill all or none, except for what is longer than any step.
         """
-        if num_wanted <= num_left:
-            return num_wanted
-        if self.config.enable_chunked_prefill or num_wanted > self.config.max_num_batched_tokens:
-            return max(0, num_left)
-        return 0
+        is_whole = (
+            not self.config.enable_chunked_prefill and num_lacking <= self.config.max_num_batched_tokens
+        )
+        return 0 if is_whole and num_lacking > num_left else min(num_lacking, num_left)
 
     def _add_chunk(self, plan: StepPlan, sequence: Sequence, num_new: int) -> None:
         if num_new > 1:
