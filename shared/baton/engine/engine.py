@@ -8,6 +8,7 @@ checks what ended and hands them out. On a CPU each step is collected at once.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,8 @@ class TokenOutput:
 
     request_id: str
     choice: int
+    position: int
+    """Index in the whole sequence: the first token of an answer stands at the prompt's length."""
     token_id: int
     finish_reason: FinishReason | None
     stop_reason: int | None
@@ -50,16 +53,24 @@ class TokenOutput:
 class _Request:
     """What the engine keeps of a request until its last choice ends."""
 
-    params: SamplingParams
-    choices: list[Sequence]
-    num_left: int
+    choices: dict[int, Sequence]
+    later: list[tuple[int, Sequence]]  # choices that wait for the prompt's KV to arrive
+    holds_prompt: bool
     prompt_logprobs: list[TokenLogprobs | None] | None
 
 
 class Engine:
     """Continuous batching over one model on one device."""
 
-    def __init__(self, model: CausalLM, config: EngineConfig, memory: MemoryPlan, layout: KVLayout) -> None:
+    def __init__(
+        self,
+        model: CausalLM,
+        config: EngineConfig,
+        memory: MemoryPlan,
+        layout: KVLayout,
+        *,
+        cache_key: bytes = b"",
+    ) -> None:
         self.model = model
         self.config = config
         self.memory = memory
@@ -74,7 +85,9 @@ class Engine:
             max_num_seqs=config.max_num_seqs,
             max_model_len=memory.max_model_len,
         )
-        self._cache_parts = (str(config.model), config.revision or "", layout.describe())
+        self.cache_parts = (str(config.model), config.revision or "", layout.describe())
+        """What changes the KV of a token beside the tokens before it and the tenant's salt."""
+        self._cache_key = cache_key
         self._runs_behind = self.runner.device.type == "cuda"
         self._in_flight: LaunchedStep | None = None
         self._requests: dict[str, _Request] = {}
@@ -82,8 +95,10 @@ class Engine:
         self._num_reading_tokens = 0  # sequences whose sampling reads the tokens before it
 
     @classmethod
-    def load(cls, config: EngineConfig, *, progress: bool = True) -> Engine:
+    def load(cls, config: EngineConfig, *, progress: bool = True, cache_key: bytes = b"") -> Engine:
         """Check what fits, print the plan, load the model, make the cache.
+
+        `cache_key` is the deployment's secret for block hashes; workers and routers of one share it.
 
         Raises:
             ModelLoadError, OutOfMemory, ConfigError: before anything large is read wherever possible.
@@ -113,7 +128,7 @@ class Engine:
             progress=progress and sys.stderr.isatty(),
             max_model_len=max_model_len,
         )
-        return cls(model, config, memory, layout)
+        return cls(model, config, memory, layout, cache_key=cache_key)
 
     # -- requests -----------------------------------------------------------------------------------------
 
@@ -123,65 +138,105 @@ class Engine:
         prompt_token_ids: list[int],
         params: SamplingParams,
         *,
+        choices: Mapping[int, list[int]] | None = None,
+        seed: int | None = None,
         priority: int = 0,
         salt: bytes = b"",
+        holds_prompt: bool = False,
     ) -> None:
         """Queue a request; its choices share the prompt's blocks through the prefix cache.
 
         The prompt and the parameters were checked by `check_prompt` and `check_vocab`.
 
+        Args:
+            choices: index -> tokens that the answer has already, for those to run; None: all, from the start.
+            seed: what to draw with if the parameters bring none; None: derived from the request's id.
+            salt: the tenant's; requests of different salts share no KV.
+            holds_prompt: stop after the first token and keep the prompt's blocks until `abort`, for export.
+
         Raises:
             QueueFull: too many wait. ContextTooLong: it could never run here.
         """
-        if request_id in self._requests:
-            raise refuse("request_id", request_id, "a request of this id is running", "Give each its own.")
-        room = self.max_model_len - len(prompt_token_ids)
-        max_len = len(prompt_token_ids) + (
-            room if params.max_tokens is None else min(room, params.max_tokens)
+        request = self._enter(
+            request_id, prompt_token_ids, params, choices, seed, priority, salt, holds_prompt
         )
-        wants_prompt = params.prompt_logprobs is not None
-        request = _Request(params, [], params.n, [None] * len(prompt_token_ids) if wants_prompt else None)
-        self._requests[request_id] = request
-        root = cache_root(b"", *self._cache_parts, salt)
         try:
-            for choice in range(params.n):
-                sequence = Sequence(
-                    f"{request_id}/{choice}",
-                    prompt_token_ids,
-                    # only one choice scores the prompt
-                    params if choice == 0 or not wants_prompt else params.replace(prompt_logprobs=None),
-                    max_len=max_len,
-                    priority=priority,
-                    root=root,
-                    reuse_prefix=not (wants_prompt and choice == 0),
-                )
+            for sequence in request.choices.values():
                 self.scheduler.add(sequence)
-                request.choices.append(sequence)
-                self._owner[sequence] = (request_id, choice)
-                self._num_reading_tokens += needs_known_tokens(params)
-                self.runner.sampler.add(
-                    sequence, default_seed=seed_of(request_id, self.config.seed), choice=choice
-                )
         except Exception:
             self.abort(request_id)
             raise
+
+    def receive(
+        self,
+        request_id: str,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        *,
+        seed: int | None = None,
+        priority: int = 0,
+        salt: bytes = b"",
+    ) -> Sequence:
+        """Take in a request whose prompt is computed elsewhere; it runs after `admit`.
+
+        Gives the sequence of choice 0: `num_computed` says what the prefix cache has, `block_hashes` name all full
+        blocks of the prompt. Other choices follow on `admit` and find the prompt in the prefix cache.
+
+        Raises:
+            ContextTooLong: it could never run here.
+        """
+        request = self._enter(request_id, prompt_token_ids, params, None, seed, priority, salt, False)
+        first = request.choices.pop(0)
+        request.later = list(request.choices.items())
+        request.choices = {0: first}
+        try:
+            self.scheduler.receive(first)
+        except Exception:
+            self.abort(request_id)
+            raise
+        return first
+
+    def reserve(self, request_id: str, num_blocks: int) -> list[int]:
+        """Grant a receiving request up to so many more blocks; none if they are short now, or it has ended."""
+        request = self._requests.get(request_id)
+        return [] if request is None else self.scheduler.reserve(request.choices[0], num_blocks)
+
+    def admit(self, request_id: str, num_computed: int, token_ids: Iterable[int] = ()) -> None:
+        """Start a receiving request with the KV of its first `num_computed` tokens, good in its blocks.
+
+        `token_ids` were sampled elsewhere for choice 0 and are not given out again.
+        """
+        request = self._requests.get(request_id)
+        if request is None:
+            return
+        self.scheduler.admit(request.choices[0], num_computed, token_ids)
+        for choice, sequence in request.later:
+            request.choices[choice] = sequence
+            self.scheduler.add(sequence)
+        request.later = []
 
     def abort(self, request_id: str) -> None:
         """End a request wherever it stands; its blocks come back. Unknown or ended ones are ignored."""
         request = self._requests.pop(request_id, None)
         if request is not None:
-            for sequence in request.choices:
+            for _, sequence in [*request.choices.items(), *request.later]:
                 self._end(sequence)
 
     def finish(self, request_id: str, choice: int) -> None:
         """End one choice, as when its text has reached a stop string; again is harmless."""
         request = self._requests.get(request_id)
-        if request is None or request.choices[choice] not in self._owner:
+        if request is None:
             return
-        self._end(request.choices[choice])
-        request.num_left -= 1
-        if not request.num_left:
+        sequence = request.choices.pop(choice, None)
+        if sequence is not None:
+            self._end(sequence)
+        if not request.choices and not request.later:
             del self._requests[request_id]
+
+    def sequence_of(self, request_id: str, choice: int = 0) -> Sequence | None:
+        """Give a running choice's sequence, to be read; None when it has ended."""
+        request = self._requests.get(request_id)
+        return None if request is None else request.choices.get(choice)
 
     @property
     def has_work(self) -> bool:
@@ -239,17 +294,22 @@ class Engine:
         request = self._requests[request_id]
         reason, stop_reason = self._end_of(sequence, token_id)
         output = TokenOutput(
-            request_id,
-            choice,
-            token_id,
-            reason,
-            stop_reason,
-            logprobs,
-            request.prompt_logprobs if choice == 0 and sequence.num_output_tokens == 1 else None,
-            sequence.num_cached,
+            request_id=request_id,
+            choice=choice,
+            position=len(sequence.token_ids) - 1,
+            token_id=token_id,
+            finish_reason=reason,
+            stop_reason=stop_reason,
+            logprobs=logprobs,
+            prompt_logprobs=request.prompt_logprobs
+            if choice == 0 and sequence.num_output_tokens == 1
+            else None,
+            num_cached_tokens=sequence.num_cached,
         )
-        if reason is not None:
+        if reason is not None and not request.holds_prompt:
             self.finish(request_id, choice)
+        elif request.holds_prompt:
+            self.scheduler.hold(sequence)
         return output
 
     def _end_of(self, sequence: Sequence, token_id: int) -> tuple[FinishReason | None, int | None]:
@@ -259,7 +319,53 @@ class Engine:
                 return FinishReason.STOP, None
             if token_id in params.stop_token_ids:
                 return FinishReason.STOP, token_id
-        return (FinishReason.LENGTH, None) if sequence.is_full else (None, None)
+        max_len = self._max_len(sequence.num_prompt_tokens, params)
+        return (FinishReason.LENGTH, None) if len(sequence.token_ids) >= max_len else (None, None)
+
+    def _max_len(self, prompt_len: int, params: SamplingParams) -> int:
+        """Give where a request's own limits, or the context, end its sequence."""
+        wanted = self.max_model_len if params.max_tokens is None else prompt_len + params.max_tokens
+        return min(self.max_model_len, wanted)
+
+    def _enter(
+        self,
+        request_id: str,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        choices: Mapping[int, list[int]] | None,
+        seed: int | None,
+        priority: int,
+        salt: bytes,
+        holds_prompt: bool,
+    ) -> _Request:
+        """Make a request's sequences and take in their sampling; nothing is queued yet."""
+        if request_id in self._requests:
+            raise refuse("request_id", request_id, "a request of this id is running", "Give each its own.")
+        max_len = self._max_len(len(prompt_token_ids), params)
+        if holds_prompt:
+            max_len = len(prompt_token_ids) + 1
+        scores_prompt = params.prompt_logprobs is not None
+        request = _Request({}, [], holds_prompt, [None] * len(prompt_token_ids) if scores_prompt else None)
+        self._requests[request_id] = request
+        root = cache_root(self._cache_key, *self.cache_parts, salt)
+        default_seed = seed_of(request_id, self.config.seed) if seed is None else seed
+        for choice, emitted in (choices or {i: [] for i in range(params.n)}).items():
+            scores = scores_prompt and choice == 0 and not emitted
+            sequence = Sequence(
+                f"{request_id}/{choice}",
+                prompt_token_ids,
+                params if scores or not scores_prompt else params.replace(prompt_logprobs=None),
+                max_len=max_len,
+                priority=priority,
+                root=root,
+                reuse_prefix=not scores,
+            )
+            sequence.token_ids.extend(emitted)
+            request.choices[choice] = sequence
+            self._owner[sequence] = (request_id, choice)
+            self._num_reading_tokens += needs_known_tokens(params)
+            self.runner.sampler.add(sequence, default_seed=default_seed, choice=choice)
+        return request
 
     def _end(self, sequence: Sequence) -> None:
         if self._owner.pop(sequence, None) is not None:
