@@ -132,7 +132,7 @@ def test_a_tied_output_that_differs_is_refused(tiny_checkpoint: Checkpoint, tmp_
 def test_weights_are_cast_to_the_dtype_asked_for(
     family: str, tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "STAGING_NBYTES", 1000)  # so that every tensor comes in pieces
+    monkeypatch.setitem(reading.STAGING_NBYTES, "cpu", 1000)  # so that every tensor comes in pieces
     folder = tiny_checkpoint(family)
     exact = load_model(folder, dtype="float32", progress=False).parameters.targets
     cast = load_model(folder, dtype=torch.bfloat16, progress=False).parameters.targets

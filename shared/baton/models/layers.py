@@ -50,9 +50,20 @@ class Parameters:
         self.fills.append((tensor, fill))
         return tensor
 
-    def table(self, name: str, rows: int, columns: int) -> Tensor:
-        """Make a parameter that is one tensor in the checkpoint, [rows, columns]."""
-        tensor = self.targets[name] = self.new((rows, columns), "normal")
+    def matrix(self, num_outputs: int, num_inputs: int) -> Tensor:
+        """Take memory for the weight of a linear layer, [outputs, inputs].
+
+        On a CPU an output's weights lie apart: MKL's fp32 product of one to three rows is then 1.2 to 2 times as fast
+        (matrices of 3 to 150 MB, one thread), and of more rows the same.
+        """
+        if self.device.type == "cpu" and self.dtype == torch.float32:
+            return self.new((num_inputs, num_outputs), "normal").t()
+        return self.new((num_outputs, num_inputs), "normal")
+
+    def table(self, name: str, rows: int, columns: int, *, multiplies: bool = False) -> Tensor:
+        """Make a table of vectors, [rows, columns], which may be the weight of the output layer as well."""
+        tensor = self.matrix(rows, columns) if multiplies else self.new((rows, columns), "normal")
+        self.targets[name] = tensor
         return tensor
 
     def vector(self, name: str, size: int, fill: Fill) -> Tensor:
@@ -69,7 +80,7 @@ class Parameters:
         """
         parts = tuple(parts)
         num_outputs = sum(size for _, size in parts)
-        weight = self.new((num_outputs, num_inputs), "normal")
+        weight = self.matrix(num_outputs, num_inputs)
         bias_vector = self.new((num_outputs,), "zeros") if bias else None
         start = 0
         for name, size in parts:
