@@ -1,7 +1,7 @@
 """Tiny random checkpoints of every family, made with transformers, for tests that compare Baton with it.
 
-Token ids only: no tokenizer is saved. Weights are random but far from flat, so that greedy tokens vary and the best
-logit leads the second by much more than rounding.
+Token ids only: no tokenizer is saved. Weights are random but far from flat, so that greedy tokens vary and
+the best logit leads the second by much more than rounding.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ _OPT: dict[str, Any] = {
     "pad_token_id": 0,
 }
 
-# family -> (transformers' config class, its arguments); `family-variant` where a family has more than one shape.
+# family -> (transformers' config class, its arguments); `family-variant` where a family has more than one
+# shape.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {**_SHAPE, "num_key_value_heads": 4}),
     "llama-3.1": ("LlamaConfig", {**_SHAPE, "rope_parameters": _LLAMA3}),
@@ -182,7 +183,7 @@ def _interesting(name: str, parameter: Tensor, family: str, generator: torch.Gen
 
 
 def save_tiny(family: str, folder: Path | str, seed: int = 0, max_shard_size: str = "5GB") -> Path:
-    """Save a tiny checkpoint of a family as transformers does, config.json and safetensors; gives the folder."""
+    """Save a tiny checkpoint of a family as transformers does (config.json, safetensors); gives the folder."""
     folder = Path(folder)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     make_tiny(family, seed).save_pretrained(folder, max_shard_size=max_shard_size)

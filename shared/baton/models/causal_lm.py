@@ -16,7 +16,8 @@ from baton.models.spec import ModelSpec
 class CausalLM(ABC):
     """A decoder for inference, its tensors at fixed addresses, with no control flow on values of the device.
 
-    Building one takes the memory of its parameters and leaves their values undefined: `load_model` gives a usable one.
+    Building one takes the memory of its parameters and leaves their values undefined: `load_model` gives a
+    usable one.
     """
 
     def __init__(self, spec: ModelSpec, parameters: Parameters, max_model_len: int) -> None:

@@ -1,9 +1,9 @@
 """The weight files of a checkpoint: which they are, which tensors they hold, and whether they are whole.
 
-A safetensors file is 8 bytes of header length (little-endian), a JSON header {name: {dtype, shape, data_offsets}}, and
-the tensors' bytes without gaps (https://github.com/huggingface/safetensors#format). So every length can be checked
-before a byte of a tensor is read: a truncated download, a Git LFS pointer or a missing shard is found here. Knows no
-torch and no model.
+A safetensors file is 8 bytes of header length (little-endian), a JSON header {name: {dtype, shape,
+data_offsets}}, and the tensors' bytes without gaps (https://github.com/huggingface/safetensors#format). So
+every length can be checked before a byte of a tensor is read: a truncated download, a Git LFS pointer or a
+missing shard is found here. Knows no torch and no model.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def read_entries(folder: Path) -> dict[str, TensorEntry]:
     for name, file_name in weight_map.items():
         if name not in entries or entries[name].file.name != file_name:
             raise ModelLoadError(
-                f"{folder / INDEX} says that {name!r} is in {file_name}, and it is not. The files are of different "
+                f"{folder / INDEX} says that {name!r} is in {file_name}, and it is not. The files are of "
+                "different "
                 "versions: fetch the checkpoint again, all files of one revision."
             )
     return entries
@@ -98,11 +99,13 @@ def read_weight_map(index: Path) -> dict[str, str]:
     for name, file_name in weight_map.items():
         if not isinstance(file_name, str) or Path(file_name).name != file_name:
             raise ModelLoadError(
-                f"{index}: weight_map[{name!r}]={file_name!r} is not the name of a file beside it. {FETCH_AGAIN}"
+                f"{index}: weight_map[{name!r}]={file_name!r} is not the name of a file beside it. "
+                f"{FETCH_AGAIN}"
             )
         if not file_name.endswith(".safetensors"):
             raise ModelLoadError(
-                f"{index}: weight_map[{name!r}]={file_name!r} is not safetensors, the only format that Baton loads."
+                f"{index}: weight_map[{name!r}]={file_name!r} is not safetensors, the only format that Baton "
+                "loads."
             )
     return weight_map
 
@@ -115,13 +118,15 @@ def _check_shard_names(folder: Path, files: list[Path]) -> None:
     totals = {int(shard[2]) for shard in shards if shard}
     if None in shards or len(totals) != 1:
         raise ModelLoadError(
-            f"{folder} has {len(files)} safetensors files and no {INDEX}, so which belong together is unknown: "
+            f"{folder} has {len(files)} safetensors files and no {INDEX}, so which belong together is "
+            "unknown: "
             f"{', '.join(file.name for file in files[:4])}. Fetch the checkpoint again, with its index."
         )
     absent = set(range(1, totals.pop() + 1)) - {int(shard[1]) for shard in shards if shard}
     if absent:
         raise ModelLoadError(
-            f"{folder}: weight files {', '.join(map(str, sorted(absent)[:8]))} of {len(files) + len(absent)} are "
+            f"{folder}: weight files {', '.join(map(str, sorted(absent)[:8]))} of {len(files) + len(absent)} "
+            "are "
             "missing. Fetch the checkpoint again."
         )
 
@@ -131,9 +136,13 @@ def _no_weights(folder: Path) -> str:
     if pickled:
         return no_safetensors(str(folder), pickled)
     if list(folder.glob("*.gguf")):
-        return f"{folder} has weights in GGUF; Baton loads safetensors only. Take the model's original checkpoint."
+        return (
+            f"{folder} has weights in GGUF; Baton loads safetensors only. Take the model's original "
+            "checkpoint."
+        )
     return (
-        f"{folder} has config.json but no *.safetensors file. Fetch the weights, or give load_format='dummy' for "
+        f"{folder} has config.json but no *.safetensors file. Fetch the weights, or give load_format='dummy' "
+        "for "
         "random ones."
     )
 
@@ -141,14 +150,17 @@ def _no_weights(folder: Path) -> str:
 def no_safetensors(source: str, pickled: list[str]) -> str:
     """Say why a checkpoint with only pickled weights is refused, and how to convert it."""
     return (
-        f"{source} has its weights only in pickled or foreign files ({', '.join(pickled[:4])}). Unpickling runs code "
-        "from the file, so Baton loads safetensors only. Convert it once, where you trust it, with transformers: "
-        "AutoModelForCausalLM.from_pretrained(model).save_pretrained(folder); or take a revision that has safetensors "
+        f"{source} has its weights only in pickled or foreign files ({', '.join(pickled[:4])}). Unpickling "
+        "runs code "
+        "from the file, so Baton loads safetensors only. Convert it once, where you trust it, with "
+        "transformers: "
+        "AutoModelForCausalLM.from_pretrained(model).save_pretrained(folder); or take a revision that has "
+        "safetensors "
         "(often refs/pr/N on the hub)."
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # One file
 
 
@@ -161,11 +173,13 @@ def read_header(file: Path) -> list[TensorEntry]:
             header_nbytes = int.from_bytes(start, "little")
             if start.startswith(b"version"):
                 raise ModelLoadError(
-                    f"{file} is a Git LFS pointer, not the weights themselves. Run `git lfs pull` in its folder."
+                    f"{file} is a Git LFS pointer, not the weights themselves. Run `git lfs pull` in its "
+                    "folder."
                 )
             if len(start) < 8 or not 2 <= header_nbytes <= min(MAX_HEADER_NBYTES, size - 8):
                 raise ModelLoadError(
-                    f"{file} is not a whole safetensors file: of its {size} bytes a header of {header_nbytes} is "
+                    f"{file} is not a whole safetensors file: of its {size} bytes a header of "
+                    f"{header_nbytes} is "
                     f"announced. {FETCH_AGAIN}"
                 )
             raw = stream.read(header_nbytes)
@@ -198,7 +212,8 @@ def _parse_entry(file: Path, name: str, value: Mapping[str, Any], data_start: in
     expected = math.prod(shape) * ITEMSIZES[dtype]
     if min(shape, default=0) < 0 or end - begin != expected:
         raise ModelLoadError(
-            f"{file}: tensor {name!r} of shape {list(shape)} and dtype {dtype} needs {expected} bytes, and the header "
+            f"{file}: tensor {name!r} of shape {list(shape)} and dtype {dtype} needs {expected} bytes, and "
+            "the header "
             f"gives it {end - begin}. {FETCH_AGAIN}"
         )
     return TensorEntry(name, file, dtype, shape, data_start + begin, expected)
@@ -210,7 +225,8 @@ def _check_layout(file: Path, entries: list[TensorEntry], size: int, data_start:
     for entry in entries:
         if entry.offset != end:
             raise ModelLoadError(
-                f"{file}: tensor {entry.name!r} starts at byte {entry.offset}, and the one before it ends at {end}. "
+                f"{file}: tensor {entry.name!r} starts at byte {entry.offset}, and the one before it ends at "
+                f"{end}. "
                 f"{FETCH_AGAIN}"
             )
         end += entry.nbytes

@@ -1,8 +1,8 @@
 """What a checkpoint's config.json says, as one validated ModelSpec.
 
-Refuses architectures that Baton does not define, code that comes with a checkpoint, quantized weights, and values that
-no model can have; each refusal names the field, the value, the limit and the way out. Knows no torch, so whoever plans
-memory or checks a context length can read a spec without it.
+Refuses architectures that Baton does not define, code that comes with a checkpoint, quantized weights, and
+values that no model can have; each refusal names the field, the value, the limit and the way out. Knows no
+torch, so whoever plans memory or checks a context length can read a spec without it.
 """
 
 from __future__ import annotations
@@ -81,10 +81,14 @@ def read_json(path: Path, missing: str = "") -> dict[str, Any]:
 
 def _wrong_folder(folder: Path) -> str:
     if not folder.is_dir():
-        return f"model={str(folder)!r}: no such folder. Give a folder with config.json, or a Hugging Face model id."
+        return (
+            f"model={str(folder)!r}: no such folder. Give a folder with config.json, or a Hugging Face model "
+            "id."
+        )
     if (folder / "adapter_config.json").is_file():
         return (
-            f"model={str(folder)!r} holds a LoRA adapter, not a model: it has adapter_config.json and no config.json. "
+            f"model={str(folder)!r} holds a LoRA adapter, not a model: it has adapter_config.json and no "
+            "config.json. "
             "Give the folder of its base model."
         )
     names = sorted(entry.name for entry in folder.iterdir())
@@ -94,8 +98,8 @@ def _wrong_folder(folder: Path) -> str:
     )
 
 
-# Microsoft published Phi-3 before transformers had it, so its checkpoints still name the code they came with. Baton's
-# own definition is that model, and the named code is never fetched nor run.
+# Microsoft published Phi-3 before transformers had it, so its checkpoints still name the code they came with.
+# Baton's own definition is that model, and the named code is never fetched nor run.
 _HARMLESS_CODE = {"phi3": {"configuration_phi3.Phi3Config", "modeling_phi3.Phi3ForCausalLM"}}
 
 
@@ -109,7 +113,8 @@ def _family(raw: Mapping[str, Any], source: str) -> tuple[str, str]:
         if isinstance(model_type, str) and model_type in by_type:
             return model_type, by_type[model_type]
         raise ModelLoadError(
-            f"{source}: config.json names no architectures, and model_type={model_type!r} is none that Baton runs. "
+            f"{source}: config.json names no architectures, and model_type={model_type!r} is none that Baton "
+            "runs. "
             f"It runs {known}."
         )
     if not isinstance(architectures, list) or not isinstance(architectures[0], str):
@@ -141,8 +146,10 @@ def _refuse_remote_code(fields: Fields, family: str) -> None:
     strange = sorted(model_code - _HARMLESS_CODE.get(family, set()))
     if strange:
         raise ModelLoadError(
-            f"{fields.source}: config.json asks for remote code, auto_map={', '.join(strange)!r}. Baton never runs code "
-            "that comes with a checkpoint. If the model is the plain architecture, remove auto_map from config.json."
+            f"{fields.source}: config.json asks for remote code, auto_map={', '.join(strange)!r}. Baton "
+            "never runs code "
+            "that comes with a checkpoint. If the model is the plain architecture, remove auto_map from "
+            "config.json."
         )
 
 
@@ -158,7 +165,7 @@ def _refuse_quantized(fields: Fields) -> None:
 
 
 def _eos_token_ids(fields: Fields, generation: Mapping[str, Any], family: str) -> tuple[int, ...]:
-    """Give the ids that end an answer: generation_config.json's, as transformers' generate, else config.json's."""
+    """Give the ids that end an answer: generation_config.json's, as for `generate`, else config.json's."""
     value = generation.get("eos_token_id")
     if value is None:
         value = fields.raw.get("eos_token_id", _EOS_DEFAULTS[family])

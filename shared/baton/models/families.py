@@ -1,6 +1,7 @@
 """How each family's config.json becomes the fields of a ModelSpec.
 
-Reads what transformers 4 and 5 write: a field that is absent means what it means to transformers' class of the family.
+Reads what transformers 4 and 5 write: a field that is absent means what it means to transformers' class of
+the family.
 """
 
 from __future__ import annotations
@@ -240,7 +241,7 @@ FAMILIES: dict[str, Callable[[Fields], dict[str, Any]]] = {
 
 
 def _rope(fields: Fields, head_dim: int, max_positions: int) -> tuple[RopeSpec, int]:
-    """Read rope_parameters (transformers 5) or rope_theta and rope_scaling (4); give it with the context it reaches."""
+    """Read rope_parameters (transformers 5) or rope_theta and rope_scaling (4), and the context they reach."""
     raw = fields.raw.get("rope_parameters") or fields.raw.get("rope_scaling") or {}
     if not isinstance(raw, Mapping) or any(isinstance(value, Mapping) for value in raw.values()):
         raise fields.refusal("rope_parameters", raw, "it must be one set of parameters for all layers")
@@ -258,7 +259,8 @@ def _rope(fields: Fields, head_dim: int, max_positions: int) -> tuple[RopeSpec, 
     theta = rope.number("rope_theta", fields.number("rope_theta", 10000.0))
     dim = _rotary_dim(rope, fields, head_dim)
     if kind in ("default", "dynamic"):
-        # Dynamic NTK leaves the frequencies alone up to max_position_embeddings, which is the longest context here.
+        # Dynamic NTK leaves the frequencies alone up to max_position_embeddings, which is the longest context
+        # here.
         return RopeSpec("default", theta, dim), max_positions
     if kind == "linear":
         factor = rope.number("factor", 1.0)

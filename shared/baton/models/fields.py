@@ -13,7 +13,7 @@ FIX_CONFIG = "Correct config.json, or fetch the checkpoint again."
 
 
 class Fields:
-    """Read config.json with types and limits, so that a wrong value is named before it becomes a wrong shape."""
+    """Read the fields of config.json, each with its type and limits."""
 
     def __init__(self, raw: Mapping[str, Any], source: str) -> None:
         self.raw = raw

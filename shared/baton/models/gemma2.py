@@ -1,4 +1,5 @@
-"""Gemma 2: a norm before and after each block, weights of norms as 1 + w, soft caps, every other layer with a window.
+"""Gemma 2: a norm before and after each block, weights of norms as 1 + w, soft caps, every other layer with a
+window.
 
 x += norm(attention(norm(x))); x += norm(mlp(norm(x))); embeddings are scaled by sqrt(hidden_size).
 """

@@ -1,4 +1,4 @@
-"""GPT-2 (and DialoGPT): learned positions, LayerNorm before each block, q, k, v fused, weights stored transposed."""
+"""GPT-2 (and DialoGPT): learned positions, LayerNorm before each block, fused q, k, v, transposed weights."""
 
 from __future__ import annotations
 

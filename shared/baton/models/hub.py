@@ -1,7 +1,9 @@
-"""From the name of a model to a folder on this machine: a local folder, or a snapshot of a Hugging Face repository.
+"""From the name of a model to a folder on this machine: a local folder, or a snapshot of a Hugging Face
+repository.
 
-Fetches config and tokenizer first, so that a model which Baton refuses costs no download, then the weights of the very
-same commit. Fetches no pickled weights and no code. Honours HF_HUB_OFFLINE, HF_HOME and HF_TOKEN, as huggingface_hub.
+Fetches config and tokenizer first, so that a model which Baton refuses costs no download, then the weights of
+the very same commit. Fetches no pickled weights and no code. Honours HF_HUB_OFFLINE, HF_HOME and HF_TOKEN, as
+huggingface_hub.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ def locate(path_or_id: str | Path, revision: str | None = None, *, weights: bool
     repository = str(path_or_id)
     if isinstance(path_or_id, Path) or not HUB_ID.fullmatch(repository):
         raise ModelLoadError(
-            f"model={repository!r}: no such folder. Give a folder with config.json, or a Hugging Face model id such as "
+            f"model={repository!r}: no such folder. Give a folder with config.json, or a Hugging Face model "
+            "id such as "
             "'Qwen/Qwen3-0.6B'."
         )
     snapshot = _fetch(repository, revision, SMALL_FILES)
@@ -71,7 +74,10 @@ def _why_no_weights(repository: str, commit: str) -> str:
     try:
         names = HfApi().list_repo_files(repository, revision=commit)
     except Exception as error:
-        return f"model={repository!r}: no {SINGLE} in the cache, and the hub does not answer ({type(error).__name__})."
+        return (
+            f"model={repository!r}: no {SINGLE} in the cache, and the hub does not answer "
+            f"({type(error).__name__})."
+        )
     pickled = sorted(name for name in names if name.endswith(PICKLED))
     if pickled:
         return no_safetensors(f"model={repository!r}", pickled)
@@ -99,12 +105,16 @@ def _fetch(repository: str, revision: str | None, patterns: tuple[str, ...]) -> 
     except GatedRepoError:
         reason = f"{name} is gated. Accept its licence on huggingface.co and set HF_TOKEN."
     except RepositoryNotFoundError:
-        reason = f"{name} is neither a folder here nor a model on the hub. Check the spelling; for a private one set HF_TOKEN."
+        reason = (
+            f"{name} is neither a folder here nor a model on the hub. Check the spelling; for a private one "
+            "set HF_TOKEN."
+        )
     except RevisionNotFoundError:
         reason = f"{name} has no revision={revision!r}. Give a branch, tag or commit that it has."
     except LocalEntryNotFoundError:
         reason = (
-            f"{name} is neither a folder here nor in the cache, and the hub cannot be reached (offline?). Fetch it where "
+            f"{name} is neither a folder here nor in the cache, and the hub cannot be reached (offline?). "
+            "Fetch it where "
             "there is a network with `hf download`, or give a folder."
         )
     except HFValidationError as error:

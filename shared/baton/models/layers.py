@@ -1,8 +1,9 @@
-"""What every model is made of: parameters with their places in a checkpoint, linear layers, attention, feed-forward.
+"""What every model is made of: parameters with their places in a checkpoint, linear layers, attention,
+feed-forward.
 
-Plain objects that hold tensors, not `nn.Module`: a small model's step on a CPU is bound by Python, and a parameter here
-is born on its device in its dtype and never moves. A model is built twice: on the meta device, to check a checkpoint
-and to count bytes before memory is taken, and then for real.
+Plain objects that hold tensors, not `nn.Module`: a small model's step on a CPU is bound by Python, and a
+parameter here is born on its device in its dtype and never moves. A model is built twice: on the meta device,
+to check a checkpoint and to count bytes before memory is taken, and then for real.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ Fill = Literal["normal", "zeros", "ones"]
 class Parameters:
     """All tensors of a model, and where each tensor of a checkpoint goes.
 
-    Checkpoint names are without the prefixes (`model.`, `transformer.`, ...) that differ between versions of the same
-    checkpoint.
+    Checkpoint names are without the prefixes (`model.`, `transformer.`, ...) that differ between versions of
+    the same checkpoint.
     """
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
@@ -53,8 +54,8 @@ class Parameters:
     def matrix(self, num_outputs: int, num_inputs: int) -> Tensor:
         """Take memory for the weight of a linear layer, [outputs, inputs].
 
-        On a CPU an output's weights lie apart: MKL's fp32 product of one to three rows is then 1.2 to 2 times as fast
-        (matrices of 3 to 150 MB, one thread), and of more rows the same.
+        On a CPU an output's weights lie apart: MKL's fp32 product of one to three rows is then 1.2 to 2 times
+        as fast (matrices of 3 to 150 MB, one thread), and of more rows the same.
         """
         if self.device.type == "cpu" and self.dtype == torch.float32:
             return self.new((num_inputs, num_outputs), "normal").t()

@@ -1,7 +1,8 @@
-"""Llama 2 and 3.x, and the families that differ from it in data only: Mistral (window), Qwen2 (biases), Qwen3 (q and k norms).
+"""Llama 2 and 3.x, and what differs from it in data only: Mistral (window), Qwen2 (biases), Qwen3 (q, k norms).
 
-x += attention(norm(x)); x += mlp(norm(x)), with RMSNorm, rotary positions, grouped KV heads and a gated feed-forward.
-Each residual addition is fused with the norm after it, so a layer ends with its successor's first norm.
+x += attention(norm(x)); x += mlp(norm(x)), with RMSNorm, rotary positions, grouped KV heads and a gated
+feed-forward. Each residual addition is fused with the norm after it, so a layer ends with its successor's
+first norm.
 """
 
 from __future__ import annotations

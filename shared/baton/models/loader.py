@@ -49,14 +49,15 @@ def load_model(
     Args:
         path_or_id: a folder with config.json and safetensors, or the id of a Hugging Face model.
         dtype: of parameters and activations; None: the checkpoint's.
-        load_format: "dummy" takes random weights, normal with the deviation that config.json gives, by `seed`; only
-            config.json need be there. The others read safetensors.
+        load_format: "dummy" takes random weights, normal with the deviation that config.json gives, by
+            `seed`; only config.json need be there. The others read safetensors.
         progress: draw a progress bar on stderr.
-        max_model_len: the longest context served; None: the longest that the model is made for. With LongRoPE one
-            beyond the original context selects the long factors.
+        max_model_len: the longest context served; None: the longest that the model is made for. With LongRoPE
+            one beyond the original context selects the long factors.
 
     Raises:
-        ModelLoadError: the checkpoint is missing, damaged, or not one that Baton loads; the message says the way out.
+        ModelLoadError: the checkpoint is missing, damaged, or not one that Baton loads; the message says the
+        way out.
         OutOfMemory: the parameters do not fit the device.
     """
     if load_format not in LOAD_FORMATS:
@@ -102,7 +103,8 @@ def _check_max_model_len(max_model_len: int | None, spec: ModelSpec) -> int:
     if not 1 <= max_model_len <= spec.max_model_len:
         raise ModelLoadError(
             f"max_model_len={max_model_len} is not from 1 to {spec.max_model_len}, the longest context that "
-            "config.json allows (max_position_embeddings, with its rope scaling). Give a smaller one, or none."
+            "config.json allows (max_position_embeddings, with its rope scaling). Give a smaller one, or "
+            "none."
         )
     return max_model_len
 

@@ -1,4 +1,4 @@
-"""OPT: learned positions (the first is the third row of their table), LayerNorm before each block, or after it (350m)."""
+"""OPT: learned positions (the first in row 2 of their table), LayerNorm before each block or after it (350m)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Phi-3 and Phi-4-mini: Llama whose checkpoint has q, k, v and gate, up already fused, with LongRoPE and partial rotation."""
+"""Phi-3 and Phi-4-mini: Llama with LongRoPE, whose checkpoints have q, k, v and gate, up already fused."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The table of rotations, one row a position, computed once at load as transformers computes it.
 
-Frequencies are computed in fp32 on the CPU whatever the device, so that every worker of a model has the same table.
-Sources: linear (kaiokendev), llama3 (Meta), YaRN (arXiv:2309.00071), LongRoPE (arXiv:2402.13753).
+Frequencies are computed in fp32 on the CPU whatever the device, so that every worker of a model has the same
+table. Sources: linear (kaiokendev), llama3 (Meta), YaRN (arXiv:2309.00071), LongRoPE (arXiv:2402.13753).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from baton.models.spec import RopeSpec
 def rope_table(rope: RopeSpec, max_positions: int, device: torch.device) -> Tensor:
     """Make the cosines and sines of all positions.
 
-    With longrope, `max_positions` beyond the original context selects the long factors for every position: keys in a
-    cache keep the rotation they were written with, so one model serves with one set of factors.
+    With longrope, `max_positions` beyond the original context selects the long factors for every position:
+    keys in a cache keep the rotation they were written with, so one model serves with one set of factors.
 
     Returns:
         [max_positions, 2, rotated dims / 2] fp32; index 0 of dim 1 is the cosine, 1 the sine.

@@ -31,7 +31,7 @@ class RopeSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """The shape of a model: everything that its class needs to build itself, and the plan needs to size it."""
+    """The shape of a model: all that its class needs to build itself, and the plan needs to size it."""
 
     family: str
     architecture: str

@@ -20,7 +20,7 @@ IGNORED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)
 
 
 def fill_dummy(parameters: Parameters, std: float, seed: int) -> None:
-    """Fill with random weights on the device itself: normal matrices, norms that scale nothing, biases of 0."""
+    """Fill with random weights, on the device: normal matrices, norms that scale nothing, biases of 0."""
     generator = torch.Generator(parameters.device).manual_seed(seed)
     for tensor, fill in parameters.fills:
         if fill == "normal":
@@ -29,12 +29,13 @@ def fill_dummy(parameters: Parameters, std: float, seed: int) -> None:
             tensor.fill_(1.0 if fill == "ones" else 0.0)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Which tensor goes where
 
 
 def match(parameters: Parameters, entries: Mapping[str, TensorEntry], source: str) -> dict[str, TensorEntry]:
-    """Give the checkpoint's tensor for each target, having checked that none is missing, strange or of a wrong shape.
+    """Give the checkpoint's tensor for each target, having checked that none is missing, strange or of a
+    wrong shape.
 
     A tensor that repeats a tied one is given too, under its own name.
 
@@ -56,15 +57,18 @@ def match(parameters: Parameters, entries: Mapping[str, TensorEntry], source: st
     _refuse_missing(sorted(parameters.targets.keys() - found.keys()), source)
     if strange:
         raise ModelLoadError(
-            f"{source}: the checkpoint has {_count(strange)} that config.json does not describe: {_some(strange)}. "
+            f"{source}: the checkpoint has {_count(strange)} that config.json does not describe: "
+            f"{_some(strange)}. "
             "Weights and config.json belong to different models: fetch both from one revision."
         )
     for name, entry in found.items():
         expected = tuple(parameters.targets[parameters.tied.get(name, name)].shape)
         if entry.shape != expected:
             raise ModelLoadError(
-                f"{entry.file}: tensor {entry.name!r} has shape {list(entry.shape)}, and config.json makes it "
-                f"{list(expected)}. Weights and config.json belong to different models: fetch both from one revision."
+                f"{entry.file}: tensor {entry.name!r} has shape {list(entry.shape)}, and config.json makes "
+                "it "
+                f"{list(expected)}. Weights and config.json belong to different models: fetch both from one "
+                "revision."
             )
     return found
 
@@ -78,7 +82,8 @@ def _model_name(name: str, known: Container[str]) -> str | None:
 def _refuse_missing(missing: list[str], source: str) -> None:
     if missing == ["lm_head.weight"]:
         raise ModelLoadError(
-            f"{source}: the checkpoint lacks lm_head.weight, and config.json has tie_word_embeddings=false. Fetch the "
+            f"{source}: the checkpoint lacks lm_head.weight, and config.json has tie_word_embeddings=false. "
+            "Fetch the "
             "checkpoint again; if the model's output is its embedding, set tie_word_embeddings to true."
         )
     if missing:
@@ -96,7 +101,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Reading
 
 
@@ -129,6 +134,7 @@ def _load(
         reader.read(stream, entry, parameters.targets[name])
     elif not reader.equals(stream, entry, parameters.targets[original]):
         raise ModelLoadError(
-            f"{entry.file}: {entry.name} differs from {original}, and config.json has tie_word_embeddings=true. Set it "
+            f"{entry.file}: {entry.name} differs from {original}, and config.json has "
+            "tie_word_embeddings=true. Set it "
             "to false in config.json if the model has an output layer of its own."
         )
