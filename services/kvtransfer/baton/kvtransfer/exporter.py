@@ -1,0 +1,250 @@
+"""The exporter: lets other workers fetch the KV that this one computes.
+
+The engine's thread tells it of requests and blocks and takes events; none of its methods but `poll`, `service` and
+`close` waits for anything. The thread that owns it (a `TransferThread`) sends and receives. What may be sent when is
+decided in `sending.py`; here are the sockets.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import zmq
+
+from baton.kvtransfer import wire
+from baton.kvtransfer.loop import Doorbell, drive
+from baton.kvtransfer.memory import BlockMemory
+from baton.kvtransfer.sending import Batch, Released, SendingSide
+from baton.kvtransfer.settings import TransferConfig, TransferStats
+from baton.kvtransfer.sockets import (
+    Context,
+    CurveKeys,
+    default_transports,
+    guard,
+    make_context,
+    make_router,
+    receive_frames,
+    send_frame,
+)
+from baton.kvtransfer.transports.transport import Endpoint, Socket, Transport, host_id
+from baton.kvtransfer.wire import Key, Ticket
+
+MESSAGES_A_TURN = 256
+BATCHES_A_TURN = 32
+CLOSE_S = 5.0
+
+
+class Exporter:
+    """Serve the fetches of a worker's KV. `endpoint` is the text to announce."""
+
+    def __init__(
+        self,
+        memory: BlockMemory,
+        layout: str,
+        *,
+        incarnation: str,
+        config: TransferConfig | None = None,
+        transports: Sequence[Transport] | None = None,
+        keys: CurveKeys | None = None,
+        stats: TransferStats | None = None,
+        on_event: Callable[[], None] | None = None,
+    ) -> None:
+        """Listen.
+
+        `on_event` is called, in the owning thread, when there are events to take.
+
+        Raises:
+            ConfigError: an address cannot be bound, or is a wildcard and there are no keys.
+        """
+        self.stats = stats if stats is not None else TransferStats()
+        self.doorbell = Doorbell()
+        self._memory = memory
+        self._config = config or TransferConfig()
+        self._side = SendingSide(memory, layout, incarnation, self._config, self.stats, time.monotonic)
+        self._commands: deque[Callable[[], None]] = deque()
+        self._open: set[Key] = set()
+        self._on_event = on_event
+        self._transports = tuple(transports) if transports is not None else default_transports()
+        self._context: Context = make_context(self._config)
+        self._guardian = guard(self._context, keys) if keys is not None else None
+        self._routers = [
+            make_router(self._context, self._config, keys) for _ in range(self._config.num_sockets)
+        ]
+        self._next_stripe = 0
+        try:
+            addresses = {
+                transport.scheme: tuple(transport.bind(router, i) for i, router in enumerate(self._routers))
+                for transport in self._transports
+            }
+        except BaseException:
+            self._close_sockets()
+            raise
+        self.endpoint = str(Endpoint(host_id(), addresses))
+
+    # For the engine's thread
+
+    def offer(self, ticket: Ticket) -> None:
+        """Begin to serve a ticket. Say it as soon as the request is known, before its prompt is computed.
+
+        Raises:
+            BadTicket: its fields are of the wrong size.
+            ValueError: the ticket is already offered.
+        """
+        key = wire.check_ticket(ticket)
+        if key in self._open:
+            raise ValueError(f"request {key[0].hex()} epoch {key[1]} is already offered")
+        self._open.add(key)
+        self._tell(self._side.offer, key, ticket.secret)
+
+    def publish(
+        self, request_id: bytes, epoch: int, block_ids: Sequence[int], hashes: Sequence[bytes]
+    ) -> None:
+        """Give the next blocks of a prompt, computed and never to change until released, with their hashes."""
+        if len(block_ids) != len(hashes):
+            raise ValueError(f"{len(block_ids)} blocks, but {len(hashes)} hashes")
+        if any(not 0 <= block_id < self._memory.num_blocks for block_id in block_ids):
+            raise ValueError(f"block ids must be 0 to {self._memory.num_blocks - 1}")
+        self._tell(self._side.publish, (request_id, epoch), list(block_ids), wire.join_hashes(hashes))
+
+    def finish(self, request_id: bytes, epoch: int, meta: bytes = b"") -> None:
+        """Say that the prompt's last block is published; `meta` goes to the sink's leg with the last message."""
+        if len(meta) > wire.MAX_META_NBYTES:
+            raise ValueError(f"meta has {len(meta)} bytes, more than {wire.MAX_META_NBYTES}")
+        self._tell(self._side.finish, (request_id, epoch), meta)
+
+    def withdraw(self, request_id: bytes, epoch: int) -> None:
+        """Close an epoch of a request and all before it: cancelled, or preempted. Safe to repeat, and too late."""
+        self._tell(self._side.withdraw, request_id, epoch)
+
+    def events(self) -> list[Released]:
+        """Take what has happened since. Blocks of a released ticket may be overwritten; those of no other may."""
+        taken = []
+        while self._side.events:
+            released = self._side.events.popleft()
+            self._open.discard((released.request_id, released.epoch))
+            taken.append(released)
+        return taken
+
+    @property
+    def num_open(self) -> int:
+        """Tickets whose release was not taken yet."""
+        return len(self._open)
+
+    # For the owning thread
+
+    def poll(self, timeout_ms: float = 0) -> None:
+        """Send and receive for at most so long."""
+        drive((self,), timeout_ms / 1000)
+        self.service()
+
+    def sockets(self) -> Sequence[Socket]:
+        """Give the sockets on which sinks ask."""
+        return self._routers
+
+    def service(self) -> float:
+        """Do all that can be done now; give the seconds until there may be more."""
+        self.doorbell.hush()
+        while self._commands:
+            self._commands.popleft()()
+        more = self._receive()
+        self._side.sweep()
+        while self._side.replies:
+            peer, header = self._side.replies.popleft()
+            send_frame(self._routers[0], peer, header)
+        more |= self._send_batches()
+        if self._side.events and self._on_event is not None:
+            self._on_event()
+        if more:
+            return 0.0
+        # Neither a full pipe nor a finished read wakes a poll, so that is asked for again.
+        return 0.001 if self._side.is_busy else self._side.seconds_to_sweep()
+
+    def close(self) -> None:
+        """Stop serving; every open ticket is released, once nothing reads its blocks."""
+        while self._commands:
+            self._commands.popleft()()
+        self._side.close()
+        while self._side.replies:
+            peer, header = self._side.replies.popleft()
+            send_frame(self._routers[0], peer, header)
+        self._close_sockets()
+        deadline = time.monotonic() + CLOSE_S
+        while self._side.num_open and time.monotonic() < deadline:
+            self._side.sweep()
+            time.sleep(0.001)
+        if self._side.events and self._on_event is not None:
+            self._on_event()
+        self.doorbell.close()
+
+    def _tell(self, command: Callable[..., None], *args: Any) -> None:
+        self._commands.append(partial(command, *args))
+        self.doorbell.ring()
+
+    def _receive(self) -> bool:
+        """Act on what peers say; True: there may be more."""
+        more = False
+        for router in self._routers:
+            for _ in range(MESSAGES_A_TURN):
+                frames = receive_frames(router)
+                if frames is None:
+                    break
+                self._side.receive(bytes(frames[0]), frames[1:])
+            else:
+                more = True
+        return more
+
+    def _send_batches(self) -> bool:
+        """Send in turn what credits and sockets allow; True: there may be more."""
+        blocked: set[bytes] = set()
+        for _ in range(BATCHES_A_TURN):
+            progress = False
+            for batch in self._side.ready_batches():
+                if batch.peer in blocked or not self._send(batch):
+                    blocked.add(batch.peer)
+                    self._side.refused(batch)
+                else:
+                    progress = True
+            if not progress:
+                return False
+        return True
+
+    def _send(self, batch: Batch) -> bool:
+        """Give a batch to the first stripe that takes it."""
+        num_stripes = len(self._routers)
+        for offset in range(num_stripes):
+            stripe = (self._next_stripe + offset) % num_stripes
+            router = self._routers[stripe]
+            try:
+                router.send(batch.peer, zmq.SNDMORE | zmq.DONTWAIT)
+            except zmq.ZMQError as error:
+                if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+                    raise
+                continue
+            self._next_stripe = stripe + 1
+            # Once its first part is taken the rest of a message never waits.
+            views = batch.stage.views if batch.stage is not None else ()
+            router.send(batch.header, zmq.SNDMORE if views else 0)
+            trackers = [
+                router.send(view, zmq.SNDMORE if i + 1 < len(views) else 0, copy=False, track=True)
+                for i, view in enumerate(views)
+            ]
+            self._side.sent(batch, partial(_all_done, trackers))
+            return True
+        return False
+
+    def _close_sockets(self) -> None:
+        if self._guardian is not None:
+            self._guardian.stop()
+        for router in self._routers:
+            router.close(linger=0)
+        for transport in self._transports:
+            transport.close()
+        self._context.term()
+
+
+def _all_done(trackers: Sequence[zmq.MessageTracker]) -> bool:
+    return all(tracker.done for tracker in trackers)

@@ -1,0 +1,239 @@
+"""The importer: fetches KV that other workers computed.
+
+The engine's thread asks and takes events; none of its methods but `poll`, `service` and `close` waits for anything.
+The thread that owns it (a `TransferThread`) sends, receives, verifies and writes into the blocks. What counts as
+landed is decided in `receiving.py`; here are the sockets: one set for each source, kept while it is in use.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from baton.errors import ConfigError
+from baton.kvtransfer import wire
+from baton.kvtransfer.loop import Doorbell, drive
+from baton.kvtransfer.memory import BlockMemory
+from baton.kvtransfer.receiving import Event, Fetched, FetchFailed, ReceivingSide
+from baton.kvtransfer.settings import TransferConfig, TransferStats
+from baton.kvtransfer.sockets import (
+    Context,
+    CurveKeys,
+    default_transports,
+    make_context,
+    make_dealer,
+    receive_frames,
+    send_frame,
+)
+from baton.kvtransfer.transports.transport import Endpoint, Socket, Transport, choose
+from baton.kvtransfer.wire import Key, Ticket
+
+log = logging.getLogger("baton.kvtransfer")
+MESSAGES_A_TURN = 8
+"""Of one socket before the others have theirs: as much as a few tens of MiB."""
+IDLE_S = 60.0
+CLOSE_LINGER_MS = 200
+
+
+@dataclass(slots=True)
+class _Link:
+    dealers: list[Socket]
+    used_at: float
+
+
+class Importer:
+    """Fetch blocks from the exporters of other workers."""
+
+    def __init__(
+        self,
+        memory: BlockMemory,
+        layout: str,
+        *,
+        incarnation: str,
+        config: TransferConfig | None = None,
+        transports: Sequence[Transport] | None = None,
+        keys: CurveKeys | None = None,
+        stats: TransferStats | None = None,
+        on_event: Callable[[], None] | None = None,
+    ) -> None:
+        """Make ready; a source is connected to when the first ticket names it.
+
+        `on_event` is called, in the owning thread, when there are events to take.
+        """
+        self.stats = stats if stats is not None else TransferStats()
+        self.doorbell = Doorbell()
+        self._memory = memory
+        self._config = config or TransferConfig()
+        self._side = ReceivingSide(memory, layout, incarnation, self._config, self.stats, time.monotonic)
+        self._commands: deque[Callable[[], None]] = deque()
+        self._open: set[Key] = set()
+        self._on_event = on_event
+        self._transports = tuple(transports) if transports is not None else default_transports()
+        self._keys = keys
+        self._context: Context = make_context(self._config)
+        self._links: dict[str, _Link] = {}
+
+    # For the engine's thread
+
+    def fetch(
+        self, ticket: Ticket, from_block: int, hashes: Sequence[bytes], block_ids: Sequence[int] = ()
+    ) -> None:
+        """Ask the ticket's source for the blocks with these hashes, of which the first is the prompt's `from_block`.
+
+        With no hashes only the source's `meta` is waited for. `block_ids` are a first grant.
+
+        Raises:
+            BadTicket: its fields are of the wrong size.
+            ConfigError: its source is no endpoint, or none that this worker's transports reach.
+            ValueError: the ticket is being fetched already.
+        """
+        key = wire.check_ticket(ticket)
+        joined = wire.join_hashes(hashes)
+        if not 0 <= from_block <= wire.MAX_BLOCKS - len(hashes):
+            raise ValueError(
+                f"from_block={from_block} and {len(hashes)} more are above {wire.MAX_BLOCKS} blocks"
+            )
+        self._check(block_ids)
+        choose(self._transports, Endpoint.parse(ticket.source))
+        if key in self._open:
+            raise ValueError(f"request {key[0].hex()} epoch {key[1]} is already being fetched")
+        self._open.add(key)
+        self._tell(self._side.fetch, key, ticket, from_block, joined, list(block_ids))
+
+    def grant(self, request_id: bytes, epoch: int, block_ids: Sequence[int]) -> None:
+        """Give the next wanted blocks these places: the credit. They belong to the fetch until it ends."""
+        self._check(block_ids)
+        self._tell(self._side.grant, (request_id, epoch), list(block_ids))
+
+    def cancel(self, request_id: bytes, epoch: int) -> None:
+        """Give up; the fetch then ends as `FetchFailed`. Safe to repeat, and too late."""
+        self._tell(self._side.cancel, (request_id, epoch))
+
+    def events(self) -> list[Event]:
+        """Take what has happened since. After `Fetched` or `FetchFailed` nothing is written for that ticket."""
+        taken: list[Event] = []
+        while self._side.events:
+            event = self._side.events.popleft()
+            if isinstance(event, Fetched | FetchFailed):
+                self._open.discard((event.request_id, event.epoch))
+            taken.append(event)
+        return taken
+
+    @property
+    def num_open(self) -> int:
+        """Fetches whose end was not taken yet."""
+        return len(self._open)
+
+    # For the owning thread
+
+    def poll(self, timeout_ms: float = 0) -> None:
+        """Send and receive for at most so long."""
+        drive((self,), timeout_ms / 1000)
+        self.service()
+
+    def sockets(self) -> Sequence[Socket]:
+        """Give the sockets on which sources answer."""
+        return [dealer for link in self._links.values() for dealer in link.dealers]
+
+    def service(self) -> float:
+        """Do all that can be done now; give the seconds until there may be more."""
+        self.doorbell.hush()
+        while self._commands:
+            self._commands.popleft()()
+        more = self._receive()
+        self._side.sweep()
+        self._send_requests()
+        if self._side.events and self._on_event is not None:
+            self._on_event()
+        if more:
+            return 0.0
+        return 0.001 if self._side.is_landing else self._side.seconds_to_sweep()
+
+    def close(self) -> None:
+        """Give up all fetches, tell their sources, and disconnect."""
+        while self._commands:
+            self._commands.popleft()()
+        deadline = time.monotonic() + 1.0
+        self._side.close()
+        while self._side.num_open and time.monotonic() < deadline:
+            self._side.sweep()
+            time.sleep(0.001)
+        self._send_requests()
+        for link in self._links.values():
+            for dealer in link.dealers:
+                dealer.close(linger=CLOSE_LINGER_MS)
+        self._links.clear()
+        self._context.term()
+        if self._side.events and self._on_event is not None:
+            self._on_event()
+        self.doorbell.close()
+
+    def _tell(self, command: Callable[..., None], *args: Any) -> None:
+        self._commands.append(partial(command, *args))
+        self.doorbell.ring()
+
+    def _check(self, block_ids: Sequence[int]) -> None:
+        if any(not 0 <= block_id < self._memory.num_blocks for block_id in block_ids):
+            raise ValueError(f"block ids must be 0 to {self._memory.num_blocks - 1}")
+
+    def _receive(self) -> bool:
+        """Act on what sources say; True: there may be more."""
+        more = False
+        for source, link in self._links.items():
+            for dealer in link.dealers:
+                for _ in range(MESSAGES_A_TURN):
+                    frames = receive_frames(dealer)
+                    if frames is None:
+                        break
+                    self._side.receive(source, frames)
+                else:
+                    more = True
+        return more
+
+    def _send_requests(self) -> None:
+        now = time.monotonic()
+        while self._side.requests:
+            source, header = self._side.requests.popleft()
+            link = self._links.get(source) or self._connect(source)
+            if link is None:
+                self._side.lose(source)
+                continue
+            link.used_at = now
+            send_frame(link.dealers[0], header)
+        for source, link in list(self._links.items()):
+            if now - link.used_at > IDLE_S:
+                del self._links[source]
+                for dealer in link.dealers:
+                    dealer.close(linger=0)
+
+    def _connect(self, source: str) -> _Link | None:
+        try:
+            endpoint = Endpoint.parse(source)
+            transport = choose(self._transports, endpoint)
+        except ConfigError as error:  # the file of a unix socket went with its process
+            log.warning("%s", error)
+            return None
+        routing_id = b"\x01" + secrets.token_bytes(15)
+        dealers = []
+        for address in endpoint.addresses[transport.scheme]:
+            dealer = make_dealer(
+                self._context, self._config, self._keys, routing_id, self._memory.block_nbytes
+            )
+            transport.connect(dealer, address)
+            dealers.append(dealer)
+        log.info(
+            "KV comes over %s, %d sockets%s, blocks of %d bytes, from %s",
+            transport.scheme,
+            len(dealers),
+            ", encrypted" if self._keys else "",
+            self._memory.block_nbytes,
+            endpoint.addresses[transport.scheme][0],
+        )
+        link = self._links[source] = _Link(dealers, time.monotonic())
+        return link

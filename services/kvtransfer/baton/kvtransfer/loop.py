@@ -1,0 +1,105 @@
+"""One thread that drives the exporter and the importer of a worker, and how other threads wake it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from typing import Protocol
+
+import zmq
+
+from baton.kvtransfer.transports.transport import Socket
+
+log = logging.getLogger("baton.kvtransfer")
+
+
+class Doorbell:
+    """Wake a thread that polls, from any other thread."""
+
+    def __init__(self) -> None:
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def fileno(self) -> int:
+        """Give what to poll; readable after `ring`."""
+        return self._fd
+
+    def ring(self) -> None:
+        """Wake the thread, now or at its next poll; nothing happens once closed."""
+        if self._fd >= 0:
+            os.eventfd_write(self._fd, 1)
+
+    def hush(self) -> None:
+        """Take note of all rings until now."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._fd)
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        fd, self._fd = self._fd, -1
+        os.close(fd)
+
+
+class Part(Protocol):
+    """Something to drive: it does what can be done now, never waits, and says when to come back."""
+
+    @property
+    def doorbell(self) -> Doorbell: ...
+
+    def sockets(self) -> Sequence[Socket]:
+        """Give the sockets whose messages concern it."""
+
+    def service(self) -> float:
+        """Do all that can be done now; give the seconds until there may be more, if no socket stirs before."""
+
+    def close(self) -> None:
+        """Give everything back."""
+
+
+def drive(parts: Sequence[Part], timeout_s: float) -> None:
+    """Service the parts, wait until something happens, at most so long, and service them again."""
+    wait_s = min(timeout_s, min(part.service() for part in parts))
+    poller = zmq.Poller()
+    for part in parts:
+        poller.register(part.doorbell.fileno(), zmq.POLLIN)
+        for socket in part.sockets():
+            poller.register(socket, zmq.POLLIN)
+    # Rounded up: a wait of 0.4 ms must not become a spin.
+    poller.poll(int(wait_s * 1000) + (wait_s > 0))
+
+
+class TransferThread:
+    """Drive parts in a thread of their own until stopped, then close them."""
+
+    def __init__(self, *parts: Part) -> None:
+        self._parts = parts
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="baton-kv", daemon=True)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether transfers are served."""
+        return self._thread.is_alive()
+
+    def start(self) -> TransferThread:
+        """Begin."""
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """End what is open, close the parts, and wait for the thread."""
+        self._stopping = True
+        for part in self._parts:
+            part.doorbell.ring()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            try:
+                drive(self._parts, 1.0)
+            except Exception:  # the edge of the loop: one message or command is lost, the worker lives
+                log.exception("a step of the KV transfer failed")
+        for part in self._parts:
+            part.close()

@@ -1,0 +1,85 @@
+"""What can be set about a transfer, and what is counted of it."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+
+from baton.config import setting
+from baton.errors import ConfigError
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferConfig:
+    """One worker's side of KV transfers."""
+
+    num_sockets: int = setting(4, "sockets that the KV of one pair of workers is striped over")
+    io_threads: int | None = setting(
+        None, "ZeroMQ threads; none: one for every four cores, at most num_sockets"
+    )
+    frame_nbytes: int = setting(4 * MIB, "most bytes of one message, unless one block is larger")
+    send_queue: int = setting(8, "messages that wait in one socket for one peer")
+    receive_queue: int = setting(4, "messages that wait in one socket to be read")
+    lease_s: float = setting(10.0, "seconds that KV is held for a peer which is not heard of")
+    renew_s: float = setting(2.0, "seconds between renewals of a lease")
+    silence_s: float = setting(3.0, "seconds after which a silent peer is taken for dead")
+    stall_s: float = setting(5.0, "seconds after which blocks that were sent and did not come are lost")
+    park_s: float = setting(5.0, "seconds that a fetch may come before the request it belongs to")
+    max_parked: int = setting(1024, "fetches that may wait for their request")
+    max_parked_nbytes: int = setting(64 * MIB, "bytes of fetches that may wait for their request")
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_sockets <= 16:
+            raise ConfigError(f"num_sockets={self.num_sockets} is not valid: it must be 1 to 16.")
+        if not 64 << 10 <= self.frame_nbytes <= 64 * MIB:
+            raise ConfigError(f"frame_nbytes={self.frame_nbytes} is not valid: it must be 64 KiB to 64 MiB.")
+        if min(self.send_queue, self.receive_queue, self.max_parked, self.max_parked_nbytes) < 1:
+            raise ConfigError(
+                "send_queue, receive_queue, max_parked and max_parked_nbytes must be at least 1."
+            )
+        if not 0 < self.renew_s < self.lease_s:
+            raise ConfigError(
+                f"renew_s={self.renew_s} is not valid: it must be above 0, below lease_s={self.lease_s}."
+            )
+        if min(self.silence_s, self.stall_s, self.park_s) <= 0:
+            raise ConfigError("silence_s, stall_s and park_s must be above 0.")
+
+    @property
+    def num_io_threads(self) -> int:
+        """ZeroMQ's threads to start; a thread moves about as much as one socket pair takes."""
+        if self.io_threads is not None:
+            return self.io_threads
+        return max(1, min(self.num_sockets, (os.cpu_count() or 1) // 4))
+
+
+@dataclass(slots=True)
+class TransferStats:
+    """Counters and gauges; written by the transfer's thread alone, read by anyone."""
+
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    seconds: float = 0.0
+    """From a transfer's first block to its last, summed over the fetches that were completed."""
+    exposed_seconds: float = 0.0
+    """Of that and what follows, the part after the prompt was computed: what a request waited for its KV."""
+    fetches: Counter[str] = field(default_factory=Counter)
+    """Ends of fetches here: `done`, or the reason of the failure."""
+    releases: Counter[str] = field(default_factory=Counter)
+    """Ends of what was offered here: fetched, expired, cancelled, failed."""
+    integrity_failures: Counter[str] = field(default_factory=Counter)
+    """Authentic blocks that were not what was asked for: checksum, hash, layout, size."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Frames that went no further: garbage, stranger, old_epoch, forged, layout, duplicate, over_credit, ..."""
+    leases_held: int = 0
+    held_bytes: int = 0
+    """Bytes of blocks that were published and are not released yet."""
+    reserved_bytes: int = 0
+    """Bytes of blocks that wait here for fetches that have not ended."""
+
+    @property
+    def stranded_bytes(self) -> int:
+        """Bytes that are kept for transfers; 0 when no transfer is open."""
+        return self.held_bytes + self.reserved_bytes

@@ -1,0 +1,126 @@
+"""ZeroMQ sockets as both sides want them: bounded, never lingering, never blocking; and CURVE keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import zmq
+from zmq.auth.thread import ThreadAuthenticator
+
+from baton.kvtransfer import wire
+from baton.kvtransfer.settings import TransferConfig
+from baton.kvtransfer.transports.ipc import IpcTransport
+from baton.kvtransfer.transports.tcp import TcpTransport
+from baton.kvtransfer.transports.transport import Socket, Transport
+
+Context = zmq.Context[Any]
+HEARTBEAT_MS = 1000
+HANDSHAKE_MS = 5000
+MAX_FRAMES = wire.MAX_BATCH_BLOCKS + 2
+"""Routing id, header and payload. What a message has beyond is read and dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class CurveKeys:
+    """The key pair that the workers of one deployment share, in ZeroMQ's Z85 form. Who lacks it is refused."""
+
+    public: bytes
+    secret: bytes
+
+    @classmethod
+    def generate(cls) -> CurveKeys:
+        """Make a new pair."""
+        return cls(*zmq.curve_keypair())
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        """Tell ZeroMQ's authenticator whether a client may connect."""
+        return key == self.public
+
+
+def default_transports() -> tuple[Transport, ...]:
+    """Give the transports of workers that share a host: unix sockets, and TCP on the loopback."""
+    return (IpcTransport(), TcpTransport())
+
+
+def make_context(config: TransferConfig) -> Context:
+    """Start ZeroMQ's threads."""
+    context: Context = zmq.Context(io_threads=config.num_io_threads)
+    return context
+
+
+def guard(context: Context, keys: CurveKeys) -> ThreadAuthenticator:
+    """Let only holders of the keys connect to the context's CURVE sockets. Stop it before the context."""
+    guardian = ThreadAuthenticator(context)
+    guardian.start()
+    guardian.configure_curve_callback(domain="*", credentials_provider=keys)
+    return guardian
+
+
+def make_router(context: Context, config: TransferConfig, keys: CurveKeys | None) -> Socket:
+    """Make a source's socket: what cannot be sent says so, and is not dropped."""
+    router = _make(context, zmq.ROUTER, config)
+    router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    router.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a sink that reconnects takes its id, 16 random bytes, along
+    router.setsockopt(zmq.SNDHWM, config.send_queue)
+    router.setsockopt(zmq.RCVHWM, 1024)
+    router.setsockopt(zmq.MAXMSGSIZE, wire.MAX_HEADER_NBYTES)
+    if keys is not None:
+        router.curve_server = True
+        router.curve_publickey, router.curve_secretkey = keys.public, keys.secret
+    return router
+
+
+def make_dealer(
+    context: Context, config: TransferConfig, keys: CurveKeys | None, routing_id: bytes, block_nbytes: int
+) -> Socket:
+    """Make a sink's socket, known to the source by `routing_id`."""
+    dealer = _make(context, zmq.DEALER, config)
+    dealer.setsockopt(zmq.ROUTING_ID, routing_id)
+    dealer.setsockopt(zmq.SNDHWM, 4096)
+    dealer.setsockopt(zmq.RCVHWM, config.receive_queue)
+    dealer.setsockopt(zmq.MAXMSGSIZE, max(wire.MAX_HEADER_NBYTES, config.frame_nbytes, block_nbytes))
+    dealer.setsockopt(zmq.RECONNECT_IVL, 50)
+    dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
+    if keys is not None:
+        dealer.curve_serverkey = keys.public
+        dealer.curve_publickey, dealer.curve_secretkey = keys.public, keys.secret
+    return dealer
+
+
+def receive_frames(socket: Socket) -> Sequence[memoryview] | None:
+    """Take one message without copying it; None: there is none."""
+    try:
+        frame = socket.recv(zmq.DONTWAIT, copy=False)
+    except zmq.Again:
+        return None
+    frames = [frame.buffer]
+    while frame.more:
+        frame = socket.recv(copy=False)
+        if len(frames) <= MAX_FRAMES:
+            frames.append(frame.buffer)
+    return frames
+
+
+def send_frame(socket: Socket, *parts: bytes) -> bool:
+    """Send a small message; False: the socket cannot take it now, or the peer is gone."""
+    try:
+        socket.send_multipart(parts, zmq.DONTWAIT)
+    except zmq.ZMQError as error:
+        if error.errno in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+            return False
+        raise
+    return True
+
+
+def _make(context: Context, kind: int, config: TransferConfig) -> Socket:
+    socket: Socket = context.socket(kind)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+    # A stopped peer keeps its connection, and with it the blocks that are queued for it, until its pings stay out
+    # for the time it named. That is the lease: what cannot be renewed is not read any more either.
+    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TTL, int(config.lease_s * 1000))
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(config.lease_s * 1000))
+    return socket

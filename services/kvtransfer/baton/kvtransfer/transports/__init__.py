@@ -1,0 +1,1 @@
+"""Ways for the bytes of blocks to reach another worker."""

@@ -1,0 +1,96 @@
+"""What a transport is, how a source names its addresses, and how a pair picks one.
+
+A source listens on all of its transports at once and announces one text, its *endpoint*: every address of every
+stripe, and the host it runs on, as `host:4f0a...;ipc:///run/kv-1b-0;tcp://10.0.0.7:41001;...`. The sink takes the
+first of its own transports that says it can use it. `shm` and `cuda_ipc` will join as transports which come before
+`ipc`, reach only their own host, and whose sockets carry where the bytes are instead of the bytes.
+"""
+
+from __future__ import annotations
+
+import socket as system_socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Protocol
+
+import zmq
+
+from baton.errors import ConfigError
+
+MAX_ENDPOINT_LEN = 4096
+MAX_STRIPES = 16
+
+Socket = zmq.Socket[Any]
+
+
+class Transport(Protocol):
+    """One way to reach a worker; the socket's own options are set by who makes it."""
+
+    @property
+    def scheme(self) -> str: ...
+
+    def bind(self, socket: Socket, stripe: int) -> str:
+        """Listen on the socket, and give the address to announce."""
+
+    def reaches(self, addresses: Sequence[str], *, same_host: bool) -> bool:
+        """Tell whether this process can connect to these addresses."""
+
+    def connect(self, socket: Socket, address: str) -> None:
+        """Connect the socket to a source's address."""
+
+    def close(self) -> None:
+        """Remove what listening left behind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A source's addresses: for each scheme one a stripe."""
+
+    host: str
+    addresses: dict[str, tuple[str, ...]]
+
+    def __str__(self) -> str:
+        return ";".join((f"host:{self.host}", *(a for group in self.addresses.values() for a in group)))
+
+    @classmethod
+    def parse(cls, text: str) -> Endpoint:
+        """Read what a source announced.
+
+        Raises:
+            ConfigError: it is no endpoint.
+        """
+        host, *addresses = text.split(";")
+        groups: dict[str, list[str]] = {}
+        for address in addresses:
+            groups.setdefault(address.partition("://")[0], []).append(address)
+        well_formed = host.startswith("host:") and all("://" in address for address in addresses)
+        if not (well_formed and groups and len(text) <= MAX_ENDPOINT_LEN):
+            raise ConfigError(f"{text[:80]!r} is not the KV endpoint of a worker")
+        if any(len(group) > MAX_STRIPES for group in groups.values()):
+            raise ConfigError(f"a KV endpoint has more than {MAX_STRIPES} addresses of one kind")
+        return cls(host.removeprefix("host:"), {scheme: tuple(group) for scheme, group in groups.items()})
+
+
+def choose(transports: Sequence[Transport], endpoint: Endpoint) -> Transport:
+    """Give the first transport that reaches the endpoint.
+
+    Raises:
+        ConfigError: none does.
+    """
+    same_host = endpoint.host == host_id()
+    for transport in transports:
+        addresses = endpoint.addresses.get(transport.scheme)
+        if addresses and transport.reaches(addresses, same_host=same_host):
+            return transport
+    raise ConfigError(f"no transport of {[t.scheme for t in transports]} reaches {endpoint}")
+
+
+def host_id() -> str:
+    """Name the running system, the same in all of its processes and containers."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:
+        boot = system_socket.gethostname()
+    return blake2b(boot.encode(), digest_size=8).hexdigest()

@@ -1,0 +1,294 @@
+"""The frame format of KV transfer, version 1. This docstring is the specification.
+
+Who talks: the *source* P (prefill) binds one ZeroMQ ROUTER a stripe; the *sink* D (decode) connects one DEALER a
+stripe, all with one random routing id of 16 bytes, so that P reaches D on every stripe. Stripe 0 carries every
+message but BLOCKS, which may travel on any stripe, so it may be overtaken by all others. Nothing relies on a message
+being delivered, delivered once, or in order.
+
+A message is one header frame, and after BLOCKS one or more payload frames:
+
+    header  = tag (16 bytes) | body
+    tag     = BLAKE2b(body, key = the ticket's secret, 16 bytes, person "baton kv"); without a ticket (HELLO, WELCOME,
+              FAIL of an unknown ticket) the key is empty, and the tag only shows damage
+    body    = one msgpack array: type number, then the fields in the order of the classes below
+    payload = whole blocks, their bytes as they lie in the cache; one frame for each run of blocks that lie side by
+              side in P's memory
+
+The secret itself never travels: who seals a header has it, in both directions. Hashes and checksums in a header are
+thus authentic, and the checksums (xxh3-128, big-endian) bind the payload.
+
+    type          way     meaning
+    1 HELLO       D->P    who I am and which layout I hold; repeated as a ping while a fetch is open
+    2 WELCOME     P->D    the same of P. Other layout or incarnation than the ticket's: the fetch fails
+    3 FETCH       D->P    send the blocks `from_block`, `from_block + 1`, ... which have these `hashes`, those below
+                          `limit` now. Repeated each renewal until P answers; may come before P knows the ticket
+    4 CREDIT      D->P    blocks below `limit` have a place in D now; also renews the lease, so it is repeated
+    5 DONE        D->P    all landed and verified: release
+    6 CANCEL      D->P    D wants no more: release
+    7 BLOCKS      P->D    payload of blocks first_block, ... with their hashes and checksums
+    8 STATE       P->D    answers FETCH and CREDIT: so many blocks are computed, so many sent
+    9 END         P->D    after the last block: the prompt has num_blocks; `meta` is the legs' (first token, ...)
+    10 FAIL       P->D    P will send no more, and why
+
+Block indices count from the beginning of the prompt. Credits are absolute (`limit`), so that a CREDIT lost, doubled
+or late does no harm; P never sends block `limit` or later. A request and epoch name a ticket; an epoch ends with its
+ticket, and frames of another epoch are dropped.
+
+D uses a block only when request, epoch, layout, hash and checksum all match. Every number has a range, checked
+before anything is allocated; whatever breaks a rule raises `BadFrame`, is counted, and goes no further.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Annotated, NamedTuple, Protocol, TypeVar
+
+import msgspec
+from msgspec import Meta
+from xxhash import xxh3_128_digest
+
+from baton.errors import BatonError
+
+VERSION = 1
+DIGEST_NBYTES = 16
+TAG_NBYTES = 16
+MAX_BLOCKS = 1 << 16
+"""Blocks of one prompt: a million tokens in blocks of 16."""
+MAX_BATCH_BLOCKS = 64
+"""Blocks, and thus payload frames, of one BLOCKS message."""
+MAX_META_NBYTES = 1 << 20
+MAX_HEADER_NBYTES = TAG_NBYTES + max(MAX_BLOCKS * DIGEST_NBYTES, MAX_META_NBYTES) + 1024
+MAX_NAME_LEN = 128
+
+Buffer = bytes | bytearray | memoryview
+Key = tuple[bytes, int]
+"""Request id and epoch: what a ticket is known by."""
+
+_U32 = Annotated[int, Meta(ge=0, lt=1 << 32)]
+_NumBlocks = Annotated[int, Meta(ge=0, le=MAX_BLOCKS)]
+_Id = Annotated[bytes, Meta(min_length=16, max_length=16)]
+_Name = Annotated[str, Meta(max_length=MAX_NAME_LEN)]
+_Hashes = Annotated[bytes, Meta(max_length=MAX_BLOCKS * DIGEST_NBYTES)]
+_BatchDigests = Annotated[bytes, Meta(min_length=DIGEST_NBYTES, max_length=MAX_BATCH_BLOCKS * DIGEST_NBYTES)]
+
+
+class BadFrame(BatonError):
+    """A frame that breaks the format; `reason` is the label under which it is counted."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+
+
+class BadTicket(BatonError):
+    """A ticket whose fields cannot be a ticket's."""
+
+
+class Ticket(Protocol):
+    """What both sides were told about one transfer. Any object with these attributes will do."""
+
+    @property
+    def request_id(self) -> bytes: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def secret(self) -> bytes: ...
+    @property
+    def layout(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def source_incarnation(self) -> str: ...
+
+
+class Hello(msgspec.Struct, tag=1, array_like=True, frozen=True):
+    version: Annotated[int, Meta(ge=0, lt=1 << 16)]
+    incarnation: _Name
+    layout: _Name
+
+
+class Welcome(msgspec.Struct, tag=2, array_like=True, frozen=True):
+    version: Annotated[int, Meta(ge=0, lt=1 << 16)]
+    incarnation: _Name
+    layout: _Name
+
+
+class Fetch(msgspec.Struct, tag=3, array_like=True, frozen=True):
+    request_id: _Id
+    epoch: _U32
+    layout: _Name
+    from_block: _NumBlocks
+    limit: _NumBlocks
+    hashes: _Hashes
+
+
+class Credit(msgspec.Struct, tag=4, array_like=True, frozen=True):
+    request_id: _Id
+    epoch: _U32
+    limit: _NumBlocks
+
+
+class Done(msgspec.Struct, tag=5, array_like=True, frozen=True):
+    request_id: _Id
+    epoch: _U32
+
+
+class Cancel(msgspec.Struct, tag=6, array_like=True, frozen=True):
+    request_id: _Id
+    epoch: _U32
+
+
+class Blocks(msgspec.Struct, tag=7, array_like=True, frozen=True):
+    request_id: _Id
+    epoch: _U32
+    layout: _Name
+    first_block: _NumBlocks
+    hashes: _BatchDigests
+    checksums: _BatchDigests
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.hashes) // DIGEST_NBYTES
+
+
+class State(msgspec.Struct, tag=8, array_like=True, frozen=True):
+    request_id: _Id
+    epoch: _U32
+    num_computed: _NumBlocks
+    num_sent: _NumBlocks
+
+
+class End(msgspec.Struct, tag=9, array_like=True, frozen=True):
+    request_id: _Id
+    epoch: _U32
+    num_blocks: _NumBlocks
+    age_s: Annotated[float, Meta(ge=0.0, le=1e6)]
+    """Seconds since the prompt was computed."""
+    meta: Annotated[bytes, Meta(max_length=MAX_META_NBYTES)]
+
+
+class Fail(msgspec.Struct, tag=10, array_like=True, frozen=True):
+    request_id: _Id
+    epoch: _U32
+    reason: _Name
+
+
+ToSource = Hello | Fetch | Credit | Done | Cancel
+ToSink = Welcome | Blocks | State | End | Fail
+OfTicket = Fetch | Credit | Done | Cancel | Blocks | State | End | Fail
+TO_SOURCE: msgspec.msgpack.Decoder[ToSource] = msgspec.msgpack.Decoder(ToSource)
+TO_SINK: msgspec.msgpack.Decoder[ToSink] = msgspec.msgpack.Decoder(ToSink)
+_encoder = msgspec.msgpack.Encoder()
+_M = TypeVar("_M", ToSource, ToSink)
+
+
+class Sealed(NamedTuple):
+    """A decoded header and what is needed to know who sealed it."""
+
+    message: ToSource | ToSink
+    tag: bytes
+    body: bytes
+
+
+def seal(message: ToSource | ToSink, secret: bytes = b"") -> bytes:
+    """Make the header frame of a message."""
+    body = _encoder.encode(message)
+    return _tag(body, secret) + body
+
+
+def parse(header: Buffer, decoder: msgspec.msgpack.Decoder[_M]) -> tuple[_M, Sealed]:
+    """Decode a header frame, without knowing yet who sealed it.
+
+    Raises:
+        BadFrame: it is no header of this version, or a field is out of its range.
+    """
+    if not TAG_NBYTES < len(header) <= MAX_HEADER_NBYTES:
+        raise BadFrame("garbage", f"a header of {len(header)} bytes")
+    frame = bytes(header)
+    body = frame[TAG_NBYTES:]
+    try:
+        message = decoder.decode(body)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise BadFrame("garbage", str(error)) from None
+    if isinstance(message, Fetch):
+        whole = len(message.hashes) % DIGEST_NBYTES == 0
+        if not whole or message.from_block + len(message.hashes) // DIGEST_NBYTES > MAX_BLOCKS:
+            raise BadFrame("garbage", "FETCH of a broken or over-long list of hashes")
+    elif isinstance(message, Blocks) and (
+        len(message.hashes) % DIGEST_NBYTES or len(message.hashes) != len(message.checksums)
+    ):
+        raise BadFrame("garbage", "BLOCKS with unequal lists of hashes and checksums")
+    return message, Sealed(message, frame[:TAG_NBYTES], body)
+
+
+def is_authentic(sealed: Sealed, secret: bytes) -> bool:
+    """Tell, in constant time, whether who sealed this header knew the secret."""
+    return hmac.compare_digest(sealed.tag, _tag(sealed.body, secret))
+
+
+def split_payload(num_blocks: int, block_nbytes: int, frames: Sequence[Buffer]) -> list[memoryview]:
+    """Cut the payload frames of a BLOCKS message into its blocks, without copying.
+
+    Raises:
+        BadFrame: a frame is no whole number of blocks, or there are more or fewer blocks than announced.
+    """
+    if sum(len(frame) for frame in frames) != num_blocks * block_nbytes:
+        raise BadFrame("garbage", f"payload is not {num_blocks} blocks of {block_nbytes} bytes")
+    blocks: list[memoryview] = []
+    for frame in frames:
+        if not len(frame) or len(frame) % block_nbytes:
+            raise BadFrame("garbage", "a payload frame is not whole blocks")
+        view = memoryview(frame)
+        blocks += [view[at : at + block_nbytes] for at in range(0, len(view), block_nbytes)]
+    return blocks
+
+
+def checksum(block: Buffer) -> bytes:
+    """Give the 16 bytes by which a block's content is known to have arrived."""
+    return xxh3_128_digest(block)
+
+
+def layout_fingerprint(block_nbytes: int, *parts: str) -> str:
+    """Give the name that two workers' layouts share only if their blocks mean the same, byte for byte.
+
+    `parts` say what a block holds: model and revision, shape, dtype, block size.
+    """
+    digest = blake2b(digest_size=DIGEST_NBYTES, person=b"baton kv layout")
+    for part in (str(VERSION), str(block_nbytes), *parts):
+        encoded = part.encode()
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest.hexdigest()
+
+
+def check_ticket(ticket: Ticket) -> Key:
+    """Give the ticket's key.
+
+    Raises:
+        BadTicket: a field is of the wrong size.
+    """
+    if len(ticket.request_id) != 16:
+        raise BadTicket(f"request_id has {len(ticket.request_id)} bytes, not 16")
+    if not 0 <= ticket.epoch < 1 << 32:
+        raise BadTicket(f"epoch={ticket.epoch} is not in 0 to 2**32 - 1")
+    if not 16 <= len(ticket.secret) <= 64:
+        raise BadTicket(f"secret has {len(ticket.secret)} bytes, not 16 to 64")
+    if len(ticket.layout) > MAX_NAME_LEN or len(ticket.source_incarnation) > MAX_NAME_LEN:
+        raise BadTicket(f"layout or source_incarnation is longer than {MAX_NAME_LEN}")
+    return ticket.request_id, ticket.epoch
+
+
+def join_hashes(hashes: Sequence[bytes]) -> bytes:
+    """Put block hashes side by side, as messages carry them.
+
+    Raises:
+        ValueError: one is not 16 bytes, or there are more than a prompt can have.
+    """
+    if len(hashes) > MAX_BLOCKS or any(len(block_hash) != DIGEST_NBYTES for block_hash in hashes):
+        raise ValueError(f"block hashes must be at most {MAX_BLOCKS} of {DIGEST_NBYTES} bytes")
+    return b"".join(hashes)
+
+
+def _tag(body: bytes, secret: bytes) -> bytes:
+    return blake2b(body, digest_size=TAG_NBYTES, key=secret, person=b"baton kv").digest()
