@@ -94,6 +94,11 @@ class ModelRunner:
                 prompt.append((sequence, position, _first(row, sequence.params.prompt_logprobs or 0)))
         return StepResult(step.sampled_sequences, token_ids, token_logprobs, prompt)
 
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that the device's side keeps anything of."""
+        return max(self._batches.num_rows_used, self.sampler.num_sequences)
+
     def release(self, sequence: Sequence) -> None:
         """Forget a sequence that ended."""
         self._batches.release(sequence)

@@ -1,0 +1,353 @@
+"""`LLM` as its users call it, with the bundled demo model."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from baton.errors import (
+    BatonError,
+    ConfigError,
+    ContextTooLong,
+    InvalidRequest,
+    ModelLoadError,
+    OutOfMemory,
+    UnsupportedFeature,
+)
+from baton.llm import LLM, SamplingParams, demo_model_path
+from baton.protocol import MAX_N
+
+GREEDY = SamplingParams(temperature=0, max_tokens=24)
+QUESTIONS = ["2+2=", "17+25=", "Tell me", "The weather"]
+
+
+@pytest.fixture(scope="module")
+def llm() -> LLM:
+    return LLM(use_tqdm=False, kv_cache_memory_bytes=2**26, max_num_seqs=16)
+
+
+def texts(llm: LLM, prompts: Any, params: Any = GREEDY) -> list[str]:
+    return [output.outputs[0].text for output in llm.generate(prompts, params, use_tqdm=False)]
+
+
+def test_the_demo_model_adds_two_and_two(llm: LLM) -> None:
+    output = llm.generate(["2+2="], SamplingParams(temperature=0, max_tokens=8), use_tqdm=False)[0]
+    assert output.outputs[0].text.strip() == "4"
+    assert output.outputs[0].finish_reason == "stop"
+    assert output.outputs[0].token_ids[-1] in llm.engine.model.spec.eos_token_ids
+    assert output.finished
+    assert output.prompt == "2+2="
+
+
+def test_greedy_ids_of_the_demo_model_equal_transformers(llm: LLM) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    peer = AutoModelForCausalLM.from_pretrained(demo_model_path(), dtype=torch.float32).eval()
+    peer.generation_config.eos_token_id = None
+    tokenizer = llm.get_tokenizer()
+    prompts = [
+        tokenizer.encode("Tell me a story about a miller."),
+        tokenizer.encode("Count: " + ", ".join(f"{i} apples" for i in range(120))),
+        tokenizer.encode("x"),
+    ]
+    params = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
+    outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
+    for ids, output in zip(prompts, outputs, strict=True):
+        tokens = torch.tensor([ids])
+        expected = peer.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=64,
+            do_sample=False,
+            pad_token_id=0,
+            repetition_penalty=1.0,
+        )
+        assert output.outputs[0].token_ids == expected[0, len(ids) :].tolist()
+
+
+def test_results_come_in_the_order_of_the_prompts(llm: LLM) -> None:
+    together = texts(llm, QUESTIONS)
+    assert together == [texts(llm, [question])[0] for question in QUESTIONS]
+    assert texts(llm, "2+2=") == together[:1]
+
+
+def test_each_prompt_may_have_its_own_parameters(llm: LLM) -> None:
+    params = [SamplingParams(temperature=0, max_tokens=count, ignore_eos=True) for count in (1, 5, 9, 2)]
+    outputs = llm.generate(QUESTIONS, params, use_tqdm=False)
+    assert [len(output.outputs[0].token_ids) for output in outputs] == [1, 5, 9, 2]
+    assert {output.outputs[0].finish_reason for output in outputs} == {"length"}
+
+
+def test_token_ids_and_text_are_the_same_prompt(llm: LLM) -> None:
+    ids = llm.get_tokenizer().encode("17+25=")
+    assert texts(llm, [{"prompt_token_ids": ids}, {"prompt": "17+25="}, "17+25="]) == ["42"] * 3
+
+
+def test_chat_renders_the_models_own_template(llm: LLM) -> None:
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    output = llm.chat(question, SamplingParams(temperature=0, max_tokens=32), use_tqdm=False)[0]
+    assert "Paris" in output.outputs[0].text
+    assert output.prompt is not None
+    assert "<|user|>" in output.prompt
+    both = llm.chat([question, question], GREEDY, use_tqdm=False)
+    assert [answer.outputs[0].text for answer in both] == [output.outputs[0].text] * 2
+
+
+def test_a_final_message_can_be_continued(llm: LLM) -> None:
+    messages = [
+        {"role": "user", "content": "What is the capital of France?"},
+        {"role": "assistant", "content": "The capital of France is"},
+    ]
+    output = llm.chat(
+        messages, GREEDY, add_generation_prompt=False, continue_final_message=True, use_tqdm=False
+    )[0]
+    assert output.outputs[0].text.strip().startswith("Paris")
+
+
+def test_a_stop_string_ends_the_text_before_it(llm: LLM) -> None:
+    whole = texts(llm, ["Tell me"], SamplingParams(temperature=0, max_tokens=30, ignore_eos=True))[0]
+    stop = whole[8:11]
+    at = whole.index(stop)
+    params = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True, stop=stop)
+    output = llm.generate(["Tell me"], params, use_tqdm=False)[0].outputs[0]
+    assert output.text == whole[:at]
+    assert (output.finish_reason, output.stop_reason) == ("stop", stop)
+    kept = params.replace(include_stop_str_in_output=True)
+    assert texts(llm, ["Tell me"], kept)[0] == whole[: at + len(stop)]
+
+
+def test_a_stop_token_ends_the_answer_and_is_named(llm: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+    ids = llm.generate(["Tell me"], params, use_tqdm=False)[0].outputs[0].token_ids
+    first = next(i for i in range(5, 20) if ids[i] not in ids[:i])
+    params = params.replace(stop_token_ids=(ids[first],))
+    output = llm.generate(["Tell me"], params, use_tqdm=False)[0].outputs[0]
+    assert output.token_ids == ids[: first + 1]
+    assert output.stop_reason == ids[first]
+
+
+def test_no_end_of_text_comes_before_min_tokens(llm: LLM) -> None:
+    plain = llm.generate(["2+2="], GREEDY, use_tqdm=False)[0].outputs[0]
+    assert len(plain.token_ids) < 8
+    longer = llm.generate(["2+2="], GREEDY.replace(min_tokens=12), use_tqdm=False)[0].outputs[0]
+    assert len(longer.token_ids) >= 12
+    assert not set(longer.token_ids[:12]) & set(llm.engine.model.spec.eos_token_ids)
+
+
+def test_allowed_and_banned_tokens_are_kept_to(llm: LLM) -> None:
+    allowed = (70, 71, 72, 80)
+    params = SamplingParams(
+        temperature=1.0, seed=1, max_tokens=30, ignore_eos=True, allowed_token_ids=allowed
+    )
+    assert set(llm.generate(["Tell me"], params, use_tqdm=False)[0].outputs[0].token_ids) <= set(allowed)
+    greedy = GREEDY.replace(ignore_eos=True)
+    first = llm.generate(["Tell me"], greedy, use_tqdm=False)[0].outputs[0].token_ids[0]
+    biased = greedy.replace(logit_bias={first: -100.0})
+    assert llm.generate(["Tell me"], biased, use_tqdm=False)[0].outputs[0].token_ids[0] != first
+
+
+def test_a_bad_word_never_comes(llm: LLM) -> None:
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    params = SamplingParams(temperature=0, max_tokens=20, bad_words=("Paris",))
+    assert "Paris" not in llm.chat(question, params, use_tqdm=False)[0].outputs[0].text
+
+
+def test_penalties_change_what_repeats(llm: LLM) -> None:
+    plain = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
+    penalized = plain.replace(presence_penalty=2.0, frequency_penalty=2.0)
+    ids, other = (
+        llm.generate(["Tell me"], params, use_tqdm=False)[0].outputs[0].token_ids
+        for params in (plain, penalized)
+    )
+    assert len(set(other)) > len(set(ids))
+
+
+def test_choices_share_the_prompts_blocks(llm: LLM) -> None:
+    prompt = {"prompt_token_ids": llm.get_tokenizer().encode("A story of the sea. " * 20)}
+    params = SamplingParams(n=3, temperature=1.0, seed=3, max_tokens=10, ignore_eos=True, logprobs=0)
+    output = llm.generate(prompt, params, use_tqdm=False)[0]
+    assert [choice.index for choice in output.outputs] == [0, 1, 2]
+    assert len({choice.text for choice in output.outputs}) == 3
+    for choice in output.outputs:
+        assert choice.logprobs is not None
+        total = sum(next(iter(row.values())).logprob for row in choice.logprobs)
+        assert choice.cumulative_logprob == pytest.approx(total)
+    assert output.num_cached_tokens > 0
+
+
+def test_a_salt_keeps_tenants_apart(llm: LLM) -> None:
+    ids = list(range(100, 200))
+    run = lambda salt: (
+        llm.generate(  # noqa: E731
+            {"prompt_token_ids": ids, "cache_salt": salt}, GREEDY, use_tqdm=False
+        )[0].num_cached_tokens
+    )
+    assert run("one") == 0
+    assert run("two") == 0
+    assert run("one") == 96
+
+
+def test_interrupting_gives_all_blocks_back(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, calls = llm.engine.step, iter(range(100))
+
+    def interrupted() -> Any:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return step()
+
+    monkeypatch.setattr(llm.engine, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate(QUESTIONS, GREEDY.replace(ignore_eos=True), use_tqdm=False)
+    monkeypatch.undo()
+    assert not llm.engine.has_work
+    assert llm.engine.pool.num_held == 0
+    assert texts(llm, ["2+2="]) == ["4"]
+
+
+def test_ten_thousand_requests_leave_no_growth(tiny_checkpoint: Callable[[str], Path]) -> None:
+    llm = LLM(tiny_checkpoint("llama"), skip_tokenizer_init=True, use_tqdm=False, kv_cache_memory_bytes=2**22)
+    prompts = [{"prompt_token_ids": [5 + i % 200, 6, 7]} for i in range(2_000)]
+    params = SamplingParams(temperature=0, max_tokens=1, detokenize=False)
+    process, before = psutil.Process(os.getpid()), 0
+    for round_ in range(5):
+        llm.generate(prompts, params, use_tqdm=False)
+        gc.collect()
+        if round_ == 1:
+            before = process.memory_info().rss
+    assert process.memory_info().rss - before < 4 * 2**20
+    pool = llm.engine.pool
+    assert pool.num_held == 0
+    assert pool.num_free + pool.num_cached == pool.num_total
+    assert llm.engine.runner.num_sequences == 0
+
+
+# -- bad input ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ({"prompt_token_ids": []}, ["prompt 1", "empty"]),
+        ({"prompt_token_ids": [1, 2, 9_999]}, ["prompt 1", "prompt_token_ids", "9999", "4095"]),
+        ({"prompt_token_ids": [-1]}, ["prompt_token_ids", "-1"]),
+        ({"prompt_token_ids": ["a"]}, ["prompt_token_ids", "whole numbers"]),
+        ({"prompt_token_ids": [5] * 5000}, ["5000", "4096", "--max-model-len"]),
+        ({"text": "hi"}, ["prompt_token_ids"]),
+        ({"prompt": 5}, ["prompt", "string"]),
+        (7, ["prompt"]),
+        ({"prompt": "hi", "cache_salt": 3}, ["cache_salt"]),
+    ],
+)
+def test_a_bad_prompt_is_named_before_anything_runs(llm: LLM, prompt: Any, words: list[str]) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        llm.generate(["2+2=", prompt], GREEDY, use_tqdm=False)
+    for word in words:
+        assert word in str(caught.value)
+    assert not llm.engine.has_work
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", float("nan")),
+        ("temperature", -0.1),
+        ("temperature", float("inf")),
+        ("temperature", "hot"),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("top_k", -2),
+        ("top_k", 1.5),
+        ("min_p", -0.5),
+        ("n", 0),
+        ("n", MAX_N + 1),
+        ("best_of", 3),
+        ("max_tokens", 0),
+        ("max_tokens", True),
+        ("min_tokens", 17),
+        ("presence_penalty", 2.1),
+        ("frequency_penalty", float("nan")),
+        ("repetition_penalty", 0.0),
+        ("logprobs", 21),
+        ("prompt_logprobs", -1),
+        ("seed", 2**70),
+        ("stop", [""]),
+        ("stop", [1]),
+        ("stop_token_ids", ["a"]),
+        ("logit_bias", {"x": 1.0}),
+        ("logit_bias", {1: float("nan")}),
+        ("allowed_token_ids", []),
+        ("bad_words", [""]),
+        ("structured_outputs", {"json": {}}),
+        ("ignore_eos", 1),
+    ],
+)
+def test_a_bad_parameter_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(InvalidRequest, match=field) as caught:
+        SamplingParams(**{field: value})
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("field", ["allowed_token_ids", "stop_token_ids", "logit_bias"])
+def test_token_ids_outside_the_vocabulary_are_refused(llm: LLM, field: str) -> None:
+    value: Any = {4096: 1.0} if field == "logit_bias" else (4096,)
+    with pytest.raises(InvalidRequest, match=rf"{field}=4096.*0 to 4095"):
+        llm.generate(["2+2="], SamplingParams(**{field: value}), use_tqdm=False)
+
+
+def test_beam_search_is_refused_by_name(llm: LLM) -> None:
+    with pytest.raises(UnsupportedFeature, match="beam_search"):
+        llm.beam_search(["hi"])
+
+
+def test_parameters_must_be_one_or_one_each(llm: LLM) -> None:
+    with pytest.raises(InvalidRequest, match=r"sampling_params.*2 prompts"):
+        llm.generate(["a", "b"], [GREEDY] * 3, use_tqdm=False)
+
+
+def test_text_without_a_tokenizer_says_what_to_send_instead() -> None:
+    bare = LLM(skip_tokenizer_init=True, use_tqdm=False, kv_cache_memory_bytes=2**26)
+    with pytest.raises(InvalidRequest, match="prompt_token_ids"):
+        bare.generate(["hello"], use_tqdm=False)
+    with pytest.raises(InvalidRequest, match="tokenizer"):
+        bare.generate({"prompt_token_ids": [5]}, SamplingParams(stop="x"), use_tqdm=False)
+    output = bare.generate({"prompt_token_ids": [5, 6]}, GREEDY, use_tqdm=False)[0].outputs[0]
+    assert output.token_ids
+    assert output.text == ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"model": "/no/such/folder"}, ModelLoadError, ["/no/such/folder"]),
+        ({"max_model_len": 5000}, ModelLoadError, ["max_model_len", "5000", "4096"]),
+        ({"kv_cache_memory_bytes": 2**20}, OutOfMemory, ["--max-model-len", "--kv-cache-memory-bytes"]),
+        ({"kv_cache_memory_bytes": 2**60}, OutOfMemory, ["--kv-cache-memory-bytes"]),
+        ({"dtype": "int4"}, ConfigError, ["dtype", "int4", "bfloat16"]),
+        ({"block_size": 24}, ConfigError, ["block_size", "24", "16"]),
+        ({"gpu_memory_utilization": 1.5}, ConfigError, ["gpu_memory_utilization", "1.5"]),
+        ({"max_num_seqs": 0}, ConfigError, ["max_num_seqs"]),
+        ({"max_num_batched_tokens": 8, "max_num_seqs": 16}, ConfigError, ["max_num_batched_tokens"]),
+        ({"num_layers": 3}, InvalidRequest, ["num_layers", "max_model_len"]),
+    ],
+)
+def test_a_bad_setting_is_named_at_start(
+    settings: dict[str, Any], error: type[BatonError], words: list[str]
+) -> None:
+    with pytest.raises(error) as caught:
+        LLM(use_tqdm=False, **settings)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_request_that_can_never_fit_the_cache_is_refused() -> None:
+    small = LLM(use_tqdm=False, num_gpu_blocks_override=4, max_model_len=64)
+    with pytest.raises(ContextTooLong):
+        small.generate({"prompt_token_ids": [5] * 70}, GREEDY, use_tqdm=False)
+    assert len(small.generate({"prompt_token_ids": [5] * 60}, GREEDY, use_tqdm=False)) == 1
