@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from baton.kernels.launch import on_triton
+from baton.kernels.sample_draw import draw, row_logprobs
 
 _MULTIPLY_1 = 0x7FEB352D
 _MULTIPLY_2 = 0x846CA68B
@@ -223,7 +224,7 @@ def logprobs_reference(
 
 def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
     """Give each row's token id, [N] int64; greedy rows take the largest logit, the lowest id among equals."""
-    return sample_reference(logits, batch)
+    return draw(logits, batch) if on_triton(logits) else sample_reference(logits, batch)
 
 
 def logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -231,4 +232,6 @@ def logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, T
 
     The rank counts the tokens at least as likely as the chosen one, so the best token has rank 1.
     """
-    return logprobs_reference(logits, token_ids, num_top)
+    if not on_triton(logits):
+        return logprobs_reference(logits, token_ids, num_top)
+    return row_logprobs(logits, token_ids, num_top)

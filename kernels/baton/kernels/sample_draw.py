@@ -1,0 +1,295 @@
+"""Sample on the device: adjusted logits, one noisy maximum a chunk, one a row; and log probabilities. No sort, no synchronization.
+
+The formulas are in sample.py. A row is cut into chunks of 4096 logits, one program each, so that one row fills the device as well as many do.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from baton.kernels.launch import tl, triton
+from baton.kernels.sample_floor import find_floor
+
+if TYPE_CHECKING:
+    from baton.kernels.sample import SamplingBatch
+
+_CHUNK = 4096
+
+
+def draw(logits: Tensor, batch: SamplingBatch) -> Tensor:
+    """Give each row's token id, [N] int64."""
+    logits = _adjust(logits, batch)
+    num_rows, vocab_size = logits.shape
+    device = logits.device
+    chosen = torch.empty(num_rows, dtype=torch.int64, device=device)
+    if num_rows == 0:
+        return chosen
+    num_chunks = triton.cdiv(vocab_size, _CHUNK)
+    grid = (num_rows, num_chunks)
+    inverse = floor = None
+    if not batch.all_greedy:
+        temperature = batch.temperature
+        inverse = torch.where(temperature == 0, torch.ones_like(temperature), temperature.reciprocal())
+        if batch.any_top_k or batch.any_top_p or batch.any_min_p:
+            floor = find_floor(logits, inverse, batch)
+    best = torch.empty((num_rows, num_chunks), dtype=torch.float32, device=device)
+    best_ids = torch.empty((num_rows, num_chunks), dtype=torch.int32, device=device)
+    _draw_kernel[grid](
+        logits,
+        logits if inverse is None else inverse,
+        batch.temperature,
+        logits if floor is None else floor,
+        batch.keys,
+        best,
+        best_ids,
+        logits.stride(0),
+        vocab_size,
+        IS_GREEDY=batch.all_greedy,
+        HAS_FLOOR=floor is not None,
+        CHUNK=_CHUNK,
+        num_warps=8,
+    )
+    _pick_kernel[(num_rows,)](
+        best, best_ids, chosen, num_chunks, BLOCK=triton.next_power_of_2(num_chunks), num_warps=1
+    )
+    return chosen
+
+
+def _adjust(logits: Tensor, batch: SamplingBatch) -> Tensor:
+    """Apply allowed tokens, bias and penalties; the given logits stay as they are."""
+    if batch.allowed is None and batch.bias_rows is None and not batch.has_penalties:
+        return logits
+    num_rows, vocab_size = logits.shape
+    grid = (num_rows, triton.cdiv(vocab_size, _CHUNK))
+    out = torch.empty((num_rows, vocab_size), dtype=torch.float32, device=logits.device)
+
+    def adjust(source: Tensor, allowed: Tensor | None, counts: Tensor | None) -> None:
+        _adjust_kernel[grid](
+            source,
+            out,
+            source if allowed is None else allowed,
+            source if counts is None else counts,
+            source if batch.repetition_penalty is None else batch.repetition_penalty,
+            source if batch.presence_penalty is None else batch.presence_penalty,
+            source if batch.frequency_penalty is None else batch.frequency_penalty,
+            source.stride(0),
+            vocab_size,
+            HAS_ALLOWED=allowed is not None,
+            HAS_REPETITION=counts is not None and batch.repetition_penalty is not None,
+            HAS_PRESENCE=counts is not None and batch.presence_penalty is not None,
+            HAS_FREQUENCY=counts is not None and batch.frequency_penalty is not None,
+            CHUNK=_CHUNK,
+            num_warps=8,
+        )
+
+    counts = _count(logits, batch) if batch.has_penalties else None
+    if batch.bias_rows is None:
+        adjust(logits, batch.allowed, counts)
+        return out
+    adjust(logits, batch.allowed, None)
+    num_entries = batch.bias_rows.shape[0]
+    _bias_kernel[(triton.cdiv(num_entries, 128),)](
+        out,
+        batch.bias_rows,
+        batch.bias_token_ids,
+        batch.bias_values,
+        num_entries,
+        vocab_size,
+        BLOCK=128,
+        num_warps=4,
+    )
+    if counts is not None:
+        adjust(out, None, counts)
+    return out
+
+
+def _count(logits: Tensor, batch: SamplingBatch) -> Tensor:
+    """Count each row's output tokens, [N, vocab] int32; bit 30 says that the prompt has the token."""
+    num_rows, vocab_size = logits.shape
+    counts = torch.zeros((num_rows, vocab_size), dtype=torch.int32, device=logits.device)
+    for token_ids, is_prompt in ((batch.prompt_ids, True), (batch.output_ids, False)):
+        if token_ids is not None and token_ids.shape[1] > 0:
+            grid = (num_rows, triton.cdiv(token_ids.shape[1], 1024))
+            _count_kernel[grid](
+                token_ids,
+                counts,
+                token_ids.shape[1],
+                vocab_size,
+                IS_PROMPT=is_prompt,
+                BLOCK=1024,
+                num_warps=4,
+            )
+    return counts
+
+
+def row_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Give what `sample.logprobs` gives."""
+    num_rows, vocab_size = logits.shape
+    normalizer = torch.empty(num_rows, dtype=torch.float32, device=logits.device)
+    chosen = torch.empty(num_rows, dtype=torch.float32, device=logits.device)
+    rank = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
+    if num_rows:
+        _logprobs_kernel[(num_rows,)](
+            logits,
+            token_ids,
+            normalizer,
+            chosen,
+            rank,
+            logits.stride(0),
+            vocab_size,
+            BLOCK=8192,
+            num_warps=16,
+        )
+    top = logits.topk(num_top, dim=-1)
+    return chosen, rank, top.indices, top.values - normalizer[:, None]
+
+
+# --- Triton ----------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _gumbel(token_ids, key_0, key_1):
+    """Do what gumbel_reference does, bit for bit up to the logarithms."""
+    x = token_ids.to(tl.uint32)
+    x ^= x >> 16
+    x *= 0x7FEB352D
+    x ^= x >> 15
+    x *= 0x846CA68B
+    x ^= x >> 16
+    x ^= key_0.to(tl.uint32)
+    x ^= x >> 16
+    x *= 0x7FEB352D
+    x += key_1.to(tl.uint32)
+    x ^= x >> 15
+    x *= 0x846CA68B
+    x ^= x >> 16
+    uniform = ((x & 0x7FFFFFFF).to(tl.int32).to(tl.float32) + 0.5) * 4.656612873077393e-10
+    uniform = tl.minimum(uniform, 0.9999999403953552)
+    # -log(1 - w); below 2^-8 by its series, as 1 - w would round w away.
+    series = uniform * (1.0 + uniform * (0.5 + uniform * 0.3333333333333333))
+    exponential = tl.where(uniform < 0.00390625, series, -tl.log(1.0 - uniform))
+    return -tl.log(exponential)
+
+
+@triton.jit
+def _draw_kernel(
+    logits_ptr,
+    inverse_ptr,
+    temperature_ptr,
+    floor_ptr,
+    keys_ptr,
+    best_ptr,
+    best_ids_ptr,
+    stride,
+    vocab_size,
+    IS_GREEDY: tl.constexpr,
+    HAS_FLOOR: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    token_ids = chunk * CHUNK + tl.arange(0, CHUNK)
+    scores = tl.load(logits_ptr + row * stride + token_ids, mask=token_ids < vocab_size, other=float("-inf"))
+    if not IS_GREEDY:
+        scores = scores * tl.load(inverse_ptr + row)
+        if HAS_FLOOR:
+            scores = tl.where(scores >= tl.load(floor_ptr + row), scores, float("-inf"))
+        if tl.load(temperature_ptr + row) != 0.0:
+            scores += _gumbel(token_ids, tl.load(keys_ptr + 2 * row), tl.load(keys_ptr + 2 * row + 1))
+    best, at = tl.max(scores, axis=0, return_indices=True, return_indices_tie_break_left=True)
+    tl.store(best_ptr + row * tl.num_programs(1) + chunk, best)
+    tl.store(best_ids_ptr + row * tl.num_programs(1) + chunk, chunk * CHUNK + at)
+
+
+@triton.jit
+def _pick_kernel(best_ptr, best_ids_ptr, chosen_ptr, num_chunks, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    chunks = tl.arange(0, BLOCK)
+    best = tl.load(best_ptr + row * num_chunks + chunks, mask=chunks < num_chunks, other=float("-inf"))
+    _, chunk = tl.max(best, axis=0, return_indices=True, return_indices_tie_break_left=True)
+    tl.store(chosen_ptr + row, tl.load(best_ids_ptr + row * num_chunks + chunk).to(tl.int64))
+
+
+@triton.jit
+def _count_kernel(ids_ptr, counts_ptr, length, vocab_size, IS_PROMPT: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    ids = tl.load(ids_ptr + row * length + columns, mask=columns < length, other=vocab_size)
+    at = counts_ptr + row * vocab_size + ids
+    if IS_PROMPT:
+        tl.atomic_or(at, tl.full([BLOCK], 1 << 30, tl.int32), mask=ids < vocab_size, sem="relaxed")
+    else:
+        tl.atomic_add(at, tl.full([BLOCK], 1, tl.int32), mask=ids < vocab_size, sem="relaxed")
+
+
+@triton.jit
+def _bias_kernel(logits_ptr, rows_ptr, ids_ptr, values_ptr, num_entries, vocab_size, BLOCK: tl.constexpr):
+    entries = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = entries < num_entries
+    rows = tl.load(rows_ptr + entries, mask=inside, other=0)
+    ids = tl.load(ids_ptr + entries, mask=inside, other=0)
+    values = tl.load(values_ptr + entries, mask=inside, other=0.0)
+    tl.atomic_add(logits_ptr + rows * vocab_size + ids, values, mask=inside, sem="relaxed")
+
+
+@triton.jit
+def _adjust_kernel(
+    from_ptr,
+    to_ptr,
+    allowed_ptr,
+    counts_ptr,
+    repetition_ptr,
+    presence_ptr,
+    frequency_ptr,
+    stride,
+    vocab_size,
+    HAS_ALLOWED: tl.constexpr,
+    HAS_REPETITION: tl.constexpr,
+    HAS_PRESENCE: tl.constexpr,
+    HAS_FREQUENCY: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    token_ids = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
+    inside = token_ids < vocab_size
+    x = tl.load(from_ptr + row * stride + token_ids, mask=inside, other=0.0)
+    if HAS_ALLOWED:
+        allowed = tl.load(allowed_ptr + row * vocab_size + token_ids, mask=inside, other=0)
+        x = tl.where(allowed != 0, x, float("-inf"))
+    if HAS_REPETITION or HAS_PRESENCE or HAS_FREQUENCY:
+        counts = tl.load(counts_ptr + row * vocab_size + token_ids, mask=inside, other=0)
+        num_output = (counts & 0x3FFFFFFF).to(tl.float32)
+        if HAS_REPETITION:
+            penalty = tl.load(repetition_ptr + row)
+            x = tl.where(counts != 0, tl.where(x > 0, x / penalty, x * penalty), x)
+        if HAS_FREQUENCY:
+            x -= tl.load(frequency_ptr + row) * num_output
+        if HAS_PRESENCE:
+            x -= tl.where(num_output > 0, tl.load(presence_ptr + row), 0.0)
+    tl.store(to_ptr + row * vocab_size + token_ids, x, mask=inside)
+
+
+@triton.jit
+def _logprobs_kernel(
+    logits_ptr, ids_ptr, normalizer_ptr, chosen_ptr, rank_ptr, stride, vocab_size, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    chosen = tl.load(logits_ptr + row * stride + tl.load(ids_ptr + row))
+    largest = tl.full([BLOCK], -1.0e38, tl.float32)
+    total = tl.zeros([BLOCK], tl.float32)
+    rank = tl.zeros([BLOCK], tl.int32)
+    for start in range(0, vocab_size, BLOCK):
+        inside = start + columns < vocab_size
+        x = tl.load(logits_ptr + row * stride + start + columns, mask=inside, other=float("-inf"))
+        new_largest = tl.maximum(largest, x)
+        total = total * tl.exp(largest - new_largest) + tl.exp(x - new_largest)
+        largest = new_largest
+        rank += (inside & (x >= chosen)).to(tl.int32)
+    top = tl.max(largest, axis=0)
+    normalizer = top + tl.log(tl.sum(total * tl.exp(largest - top), axis=0))
+    tl.store(normalizer_ptr + row, normalizer)
+    tl.store(chosen_ptr + row, chosen - normalizer)
+    tl.store(rank_ptr + row, tl.sum(rank, axis=0).to(tl.int64))
