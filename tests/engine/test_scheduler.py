@@ -408,12 +408,12 @@ def test_with_a_step_in_flight_preemption_waits_for_it() -> None:
 
 def test_one_that_waits_for_a_preemption_is_not_kept_waiting_by_those_that_still_have_room() -> None:
     scheduler = make(num_blocks=4)
-    a, b = sequence("a", 3, max_new=10), sequence("b", 2, max_new=10)
+    a, b = sequence("a", 3, max_new=10), sequence("b", 1, max_new=10)
     run_until_computed(scheduler, a, b)
     for _ in range(4):
         step(scheduler)
     plans = [planned(scheduler), planned(scheduler)]
-    assert rows(plans[1]) == {"b": (7, 1)}
+    assert rows(plans[1]) == {"b": (6, 1)}
     for plan in plans:
         assert scheduler.plan() is None, "though b could go on"
         scheduler.commit(plan, [5] * plan.num_samples)
@@ -502,6 +502,7 @@ def test_discarding_a_failed_step_sends_its_sequences_back_to_the_queue() -> Non
     scheduler.finish(b)
     assert scheduler.discard() == [a, b]
     assert scheduler.pool.num_held == 0
+    assert a.num_in_flight == b.num_in_flight == 0
     assert (a.state, a.num_tokens, a.num_pending) == (SequenceState.WAITING, 4, 0)
     assert step(scheduler) == {"a": (0, 4)}
 
@@ -571,6 +572,22 @@ def test_imported_blocks_of_one_who_waits_are_taken_back_before_an_older_one_is_
     assert plan.preempted == [b]
     assert rows(plan) == {"a": (0, 12)}
     assert b.token_ids[-1] == 77
+
+
+def test_imported_blocks_of_one_who_waits_are_taken_before_those_of_an_older_one_who_runs() -> None:
+    scheduler = make(num_blocks=4, max_num_seqs=1)
+    a = sequence("a", 3, max_new=10)
+    run_until_computed(scheduler, a)
+    b = sequence("b", 8, max_new=4)
+    scheduler.receive(b)
+    scheduler.reserve(b, 2)
+    scheduler.admit(b, 8, [77])
+    for _ in range(5):
+        step(scheduler)
+    plan = planned(scheduler)
+    assert plan.preempted == [b]
+    assert rows(plan) == {"a": (8, 1)}
+    assert b.block_ids == []
 
 
 def test_when_the_last_one_running_gives_way_an_older_one_is_admitted_at_once() -> None:

@@ -219,9 +219,7 @@ class Scheduler:
             num_left = min(num_left, max(1, self.max_prefill_chunk))
         for sequence in unfinished:
             num_left -= self._plan_chunk(plan, sequence, num_left)
-        is_short = plan.sequences and plan.preempted  # of blocks; without any row, whoever waits may fit
-        if self.waiting and num_left > 0 and not is_short and not self._must_collect:
-            self._plan_admissions(plan, num_left)
+        self._plan_admissions(plan, num_left)
         if not plan.sequences:
             self._unreported += plan.preempted
             return None
