@@ -48,6 +48,16 @@ def test_hashes_are_extended_and_earlier_ones_kept() -> None:
     assert sequence.block_hashes[0] is first
 
 
+def test_hashes_from_elsewhere_are_taken_as_they_are_and_continued() -> None:
+    expected: list[bytes] = []
+    hash_blocks(b"root", expected, [1, 2, 3, 4], 2)
+    given = expected[:1]
+    sequence = Sequence("a", [1, 2, 3, 4], SamplingParams(), max_len=9, root=b"root", block_hashes=given)
+    sequence.extend_hashes(2)
+    assert sequence.block_hashes == expected
+    assert len(given) == 1
+
+
 def test_it_starts_waiting_with_nothing_computed() -> None:
     sequence = make([1])
     assert sequence.state is SequenceState.WAITING

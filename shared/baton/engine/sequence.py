@@ -35,8 +35,9 @@ class Sequence:
     """A prompt and the tokens sampled after it.
 
     `max_len` bounds prompt plus output; `arrival` breaks ties of `priority` (lower first) and is given by the
-    scheduler if left out. `root` is the start of the block hashes (see `cache_root`). `reuse_prefix=False` has
-    every position computed here, as prompt log-probabilities need.
+    scheduler if left out. `root` is the start of the block hashes (see `cache_root`); `block_hashes` are those that
+    the caller has computed from it already. `reuse_prefix=False` has every position computed here, as prompt
+    log-probabilities need.
     """
 
     __slots__ = (
@@ -71,6 +72,7 @@ class Sequence:
         priority: int = 0,
         arrival: int | None = None,
         root: bytes = b"",
+        block_hashes: list[bytes] | None = None,
         reuse_prefix: bool = True,
     ) -> None:
         self.sequence_id = sequence_id
@@ -93,7 +95,7 @@ class Sequence:
         self.num_in_flight = 0
         """Launched steps, not yet committed, with a row for this sequence."""
         self.block_ids: list[int] = []
-        self.block_hashes: list[bytes] = []
+        self.block_hashes: list[bytes] = [] if block_hashes is None else list(block_hashes)
         """One for each full block of known tokens, as far as they were needed; kept over preemption."""
         self.num_indexed = 0
         """Leading blocks that the prefix cache has seen."""
