@@ -46,15 +46,19 @@ class Plan(msgspec.Struct, frozen=True):
     num_transfers: int = 4
     """Open at the same time."""
     repeats: int = 4
-    """Of all transfers, one set after another, in a round."""
+    """Of all transfers in a round, the next one beginning when one ends."""
     scattered: bool = False
     """Whether blocks lie apart in both memories, as in an old pool, or side by side."""
-    num_sockets: int = 4
-    frame_nbytes: int = 4 * MIB
+    num_sockets: int = TransferConfig().num_stripes
+    frame_nbytes: int = TransferConfig().frame_nbytes
 
     @property
     def round_nbytes(self) -> int:
-        return self.block_nbytes * self.num_blocks * self.num_transfers * self.repeats
+        return self.block_nbytes * self.num_blocks * self.total_transfers
+
+    @property
+    def total_transfers(self) -> int:
+        return self.num_transfers * self.repeats
 
     @property
     def config(self) -> TransferConfig:
@@ -66,7 +70,8 @@ class Plan(msgspec.Struct, frozen=True):
         return HostMemory(np.full(num_blocks * self.block_nbytes, fill, dtype=np.uint8), num_blocks)
 
     def block_ids(self, transfer: int) -> list[int]:
-        """Give the blocks of one transfer."""
+        """Give the blocks of one transfer; the next set of transfers has the same again."""
+        transfer %= self.num_transfers
         if self.scattered:
             return list(range(transfer, self.num_blocks * self.num_transfers, self.num_transfers))
         return list(range(transfer * self.num_blocks, (transfer + 1) * self.num_blocks))
@@ -162,17 +167,22 @@ class _Sink:
         return time.perf_counter() - started
 
     def our_round(self, index: int) -> float:
-        """Give the seconds that one round takes over ours."""
+        """Give the seconds that one round takes over ours, `num_transfers` being open at any time."""
         started = time.perf_counter()
-        for repeat in range(self._plan.repeats):
-            tickets = [
-                _BenchTicket(_request_id(index, repeat, transfer), bytes(16), self._layout, self._endpoint)
-                for transfer in range(self._plan.num_transfers)
-            ]
-            self._say(f"ours {index} {repeat}")
-            for transfer, ticket in enumerate(tickets):
-                self._importer.fetch(ticket, 0, self._plan.hashes(), self._plan.block_ids(transfer))
-            self._await_fetched()
+        self._say(f"ours {index}")
+        next_transfer = 0
+        while next_transfer < self._plan.num_transfers:
+            self._fetch(index, next_transfer)
+            next_transfer += 1
+        deadline = time.monotonic() + _DEADLINE_S
+        while self._importer.num_open:
+            self._importer.poll(100)
+            for event in self._importer.events():
+                assert not isinstance(event, FetchFailed), event
+                if isinstance(event, Fetched) and next_transfer < self._plan.total_transfers:
+                    self._fetch(index, next_transfer)
+                    next_transfer += 1
+            assert time.monotonic() < deadline, "the transfer does not end"
         return time.perf_counter() - started
 
     def close(self) -> None:
@@ -180,14 +190,9 @@ class _Sink:
         self._importer.close()
         self._context.term()
 
-    def _await_fetched(self) -> None:
-        deadline = time.monotonic() + _DEADLINE_S
-        while self._importer.num_open:
-            self._importer.poll(100)
-            for event in self._importer.events():
-                assert not isinstance(event, FetchFailed), event
-                assert not isinstance(event, Fetched) or event.num_blocks == self._plan.num_blocks
-            assert time.monotonic() < deadline, "the transfer does not end"
+    def _fetch(self, index: int, transfer: int) -> None:
+        ticket = _BenchTicket(_request_id(index, transfer), bytes(16), self._layout, self._endpoint)
+        self._importer.fetch(ticket, 0, self._plan.hashes(), self._plan.block_ids(transfer))
 
     def _say(self, line: str) -> None:
         assert self._child.stdin is not None
@@ -213,9 +218,8 @@ def _serve_source(plan: Plan) -> None:
             _send_bare(plan, memory, push)
             continue
         exporter.events()
-        _, index, repeat = line.split()
-        for transfer in range(plan.num_transfers):
-            request_id = _request_id(int(index), int(repeat), transfer)
+        for transfer in range(plan.total_transfers):
+            request_id = _request_id(int(line.split()[1]), transfer)
             exporter.offer(_BenchTicket(request_id, bytes(16), layout, ""))
             exporter.publish(request_id, _EPOCH, plan.block_ids(transfer), plan.hashes())
             exporter.finish(request_id, _EPOCH)
@@ -234,8 +238,8 @@ def _send_bare(plan: Plan, memory: HostMemory, push: zmq.Socket[bytes]) -> None:
             push.send(view, copy=False)
 
 
-def _request_id(index: int, repeat: int, transfer: int) -> bytes:
-    return index.to_bytes(8, "big") + repeat.to_bytes(4, "big") + transfer.to_bytes(4, "big")
+def _request_id(index: int, transfer: int) -> bytes:
+    return index.to_bytes(8, "big") + transfer.to_bytes(8, "big")
 
 
 def _transports(scheme: Scheme) -> tuple[Transport, ...]:

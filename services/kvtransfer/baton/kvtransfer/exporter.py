@@ -8,6 +8,7 @@ decided in `sending.py`; here are the sockets.
 from __future__ import annotations
 
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -35,6 +36,8 @@ from baton.kvtransfer.wire import Key, Ticket
 
 MESSAGES_A_TURN = 256
 BATCHES_A_TURN = 32
+BUSY_S = 0.002
+"""Until a peer that was full, or a staging copy, is asked again; most sends that end ring by themselves."""
 CLOSE_S = 5.0
 
 
@@ -72,7 +75,7 @@ class Exporter:
         self._context: Context = make_context(self._config)
         self._guardian = guard(self._context, keys) if keys is not None else None
         self._routers = [
-            make_router(self._context, self._config, keys) for _ in range(self._config.num_sockets)
+            make_router(self._context, self._config, keys) for _ in range(self._config.num_stripes)
         ]
         self._next_stripe = 0
         try:
@@ -160,8 +163,7 @@ class Exporter:
             self._on_event()
         if more:
             return 0.0
-        # Neither a full pipe nor a finished read wakes a poll, so that is asked for again.
-        return 0.001 if self._side.is_busy else self._side.seconds_to_sweep()
+        return BUSY_S if self._side.is_busy else self._side.seconds_to_sweep()
 
     def close(self) -> None:
         """Stop serving; every open ticket is released, once nothing reads its blocks."""
@@ -179,6 +181,10 @@ class Exporter:
         if self._side.events and self._on_event is not None:
             self._on_event()
         self.doorbell.close()
+
+    def _ring(self, _: object) -> None:
+        """Wake the owner, in ZeroMQ's collecting thread: blocks were sent, so there is room for more."""
+        self.doorbell.ring()
 
     def _tell(self, command: Callable[..., None], *args: Any) -> None:
         self._commands.append(partial(command, *args))
@@ -228,11 +234,13 @@ class Exporter:
             # Once its first part is taken the rest of a message never waits.
             views = batch.stage.views if batch.stage is not None else ()
             router.send(batch.header, zmq.SNDMORE if views else 0)
-            trackers = [
-                router.send(view, zmq.SNDMORE if i + 1 < len(views) else 0, copy=False, track=True)
-                for i, view in enumerate(views)
-            ]
-            self._side.sent(batch, partial(_all_done, trackers))
+            reads = []
+            for left, view in enumerate(views, start=1 - len(views)):
+                part = memoryview(view)
+                reads.append(weakref.ref(part, self._ring))
+                router.send(part, zmq.SNDMORE if left else 0, copy=False)
+                del part
+            self._side.sent(batch, partial(_all_gone, reads))
             return True
         return False
 
@@ -246,5 +254,6 @@ class Exporter:
         self._context.term()
 
 
-def _all_done(trackers: Sequence[zmq.MessageTracker]) -> bool:
-    return all(tracker.done for tracker in trackers)
+def _all_gone(reads: Sequence[weakref.ref[memoryview]]) -> bool:
+    """Tell whether ZeroMQ has let go of what was given to it without copying."""
+    return all(read() is None for read in reads)
