@@ -17,6 +17,7 @@ from tokenizers.decoders import DecodeStream
 
 from baton.chat_template import ChatTemplate, TemplateRefused
 from baton.errors import InvalidRequest, ModelLoadError, refuse
+from baton.protocol import SamplingParams
 
 CONTEXT_TOKENS = 8
 """Prompt tokens that a detokenizer sees first, so that a leading space or half a character comes out right."""
@@ -328,6 +329,60 @@ class StopMatcher:
             if any(stop.startswith(tail) for stop in self._stops):
                 return size
         return 0
+
+
+class AnswerText:
+    """One choice's tokens becoming text, until a stop string or the engine ends it."""
+
+    __slots__ = ("_detokenizer", "_include_stop", "_min_tokens", "_num_tokens", "_stops")
+
+    def __init__(
+        self, tokenizer: Tokenizer | None, prompt_ids: Sequence[int], params: SamplingParams
+    ) -> None:
+        """Start after `prompt_ids`; without a tokenizer the text is empty."""
+        self._detokenizer: Detokenizer | None = None
+        if tokenizer is not None and params.detokenize:
+            self._detokenizer = tokenizer.new_stream(
+                prompt_ids, skip_special_tokens=params.skip_special_tokens
+            )
+        self._stops: StopMatcher | None = None
+        if params.stop:
+            self._stops = StopMatcher(params.stop, include_in_output=params.include_stop_str_in_output)
+        self._include_stop = params.include_stop_str_in_output
+        self._min_tokens = params.min_tokens
+        self._num_tokens = 0
+
+    def push(self, token_id: int, finish_reason: str | None) -> tuple[str, str | None]:
+        """Take a token; give the text that is safe to show, and the stop string if one has ended the answer.
+
+        With a finish_reason everything that was held back comes out. The token that ended the answer by itself
+        (end of text, stop_token_ids) stays out of the text unless the request includes stops. Stop strings count
+        from min_tokens on.
+        """
+        self._num_tokens += 1
+        detokenizer = self._detokenizer
+        if detokenizer is None:
+            return "", None
+        piece = "" if finish_reason == "stop" and not self._include_stop else detokenizer.push(token_id)
+        if finish_reason is not None:
+            piece += detokenizer.flush()
+        stops = self._stops
+        if stops is None or self._num_tokens < self._min_tokens:
+            return piece, None
+        text, stop = stops.push(piece)
+        if stop is None and finish_reason is not None:
+            text += stops.flush()
+        return text, stop
+
+
+def bad_words_ids(tokenizer: Tokenizer, words: Iterable[str]) -> tuple[tuple[int, ...], ...]:
+    """Spell each bad word as tokens, at the start of a text and after a space."""
+    spellings = {
+        tuple(tokenizer.encode(prefix + word.lstrip(), add_special_tokens=False))
+        for word in words
+        for prefix in ("", " ")
+    }
+    return tuple(sorted(ids for ids in spellings if ids))
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,100 @@
+"""Admission: refuse early, by tokens and blocks, with a reason and the time after which to come again."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from baton.errors import QueueFull
+from baton.metrics import RouterMetrics
+from baton.router.config import RouterConfig
+
+_QUEUE_S = 60.0
+"""Prompts waiting for longer than this help nobody: their clients have left."""
+
+
+@dataclass(slots=True)
+class Demand:
+    """What one request takes of the workers."""
+
+    tokens: int
+    """Prompt tokens, counted until the first token comes."""
+    blocks: int
+    """KV blocks that it may come to need, counted until its end."""
+    is_waiting: bool = True
+
+
+class Refused(QueueFull):
+    """Too much is waiting."""
+
+    def __init__(self, message: str, reason: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+
+class Admission:
+    """What all accepted requests take together."""
+
+    def __init__(self, config: RouterConfig, metrics: RouterMetrics) -> None:
+        self._config = config
+        self._metrics = metrics
+        self.num_requests = 0
+        self.waiting_tokens = 0
+        self.blocks = 0
+
+    def admit(self, demand: Demand, prefill_rate: float, total_blocks: int) -> None:
+        """Take a request in.
+
+        Raises:
+            Refused: with the reason that is counted, and Retry-After.
+        """
+        config = self._config
+        max_tokens = config.max_queued_tokens or int(_QUEUE_S * prefill_rate)
+        wait_s = self.waiting_tokens / max(prefill_rate, 1.0)
+        if self.num_requests >= config.max_streams:
+            self._refuse(
+                "streams",
+                f"{self.num_requests} requests are open",
+                f"--max-streams {config.max_streams}",
+                wait_s,
+            )
+        if self.waiting_tokens and max_tokens and self.waiting_tokens + demand.tokens > max_tokens:
+            self._refuse(
+                "queued_tokens",
+                f"{self.waiting_tokens} prompt tokens are waiting",
+                f"--max-queued-tokens {max_tokens}",
+                wait_s,
+            )
+        max_blocks = int(config.kv_overcommit * total_blocks)
+        if self.blocks and max_blocks and self.blocks + demand.blocks > max_blocks:
+            self._refuse(
+                "kv_blocks",
+                f"accepted requests need {self.blocks} of {total_blocks} KV blocks",
+                f"--kv-overcommit {config.kv_overcommit:g}",
+                max(wait_s, 2.0),
+            )
+        self.num_requests += 1
+        self.waiting_tokens += demand.tokens
+        self.blocks += demand.blocks
+
+    def on_first_token(self, demand: Demand) -> None:
+        """Its prompt waits no more."""
+        if demand.is_waiting:
+            demand.is_waiting = False
+            self.waiting_tokens -= demand.tokens
+
+    def release(self, demand: Demand) -> None:
+        """The request is over."""
+        self.on_first_token(demand)
+        self.num_requests -= 1
+        self.blocks -= demand.blocks
+
+    def _refuse(self, reason: str, state: str, limit: str, wait_s: float) -> None:
+        self._metrics.admission_refusals.inc(reason)
+        retry_after = min(max(math.ceil(wait_s / 2), 1), 60)
+        raise Refused(
+            f"The server is busy: {state}, and the limit is {limit}. Try again in {retry_after} s.",
+            reason,
+            retry_after,
+        )

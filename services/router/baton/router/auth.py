@@ -1,0 +1,59 @@
+"""Who may ask: API keys, compared in constant time; every route but the named public ones needs one."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Sequence
+
+from fastapi import Request
+
+from baton.errors import BatonError
+
+PUBLIC_PATHS = frozenset({"/health", "/ready"})
+
+
+class NotAuthorized(BatonError):
+    """No key, or a wrong one."""
+
+    status = 401
+
+
+class Authenticator:
+    """Checks keys and names tenants; knows keys only as hashes."""
+
+    def __init__(self, keys: Sequence[str], salt_key: str) -> None:
+        self._hashes = [hashlib.sha256(key.encode()).digest() for key in keys]
+        self._salt_key = salt_key.encode()
+
+    def authorize(self, authorization: str | None) -> bytes:
+        """Give the tenant's salt for its KV; empty when no keys are set and all share one cache.
+
+        Raises:
+            NotAuthorized: the header is missing, malformed or holds no known key.
+        """
+        if not self._hashes:
+            return b""
+        scheme, _, key = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not key:
+            raise NotAuthorized("No API key was given. Send the header 'Authorization: Bearer <key>'.")
+        given = hashlib.sha256(key.strip().encode()).digest()
+        matches = [hmac.compare_digest(given, known) for known in self._hashes]  # all of them, always
+        if not any(matches):
+            raise NotAuthorized("The API key is not known here.")
+        return hashlib.blake2b(
+            given, key=self._salt_key[:64], digest_size=16, person=b"baton tenant"
+        ).digest()
+
+
+def salt_of(tenant: bytes, cache_salt: str | None) -> bytes:
+    """Join a tenant's salt with the one that its request names; equal only if both are."""
+    if cache_salt is None:
+        return tenant
+    return hashlib.blake2b(cache_salt.encode(), key=tenant, digest_size=16, person=b"baton salt").digest()
+
+
+async def require_key(request: Request) -> None:
+    """Refuse a request without a known key; the dependency of every route that is not public."""
+    authenticator: Authenticator = request.app.state.authenticator
+    request.state.tenant = authenticator.authorize(request.headers.get("authorization"))

@@ -1,0 +1,92 @@
+"""A router's settings; flags are made from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
+
+from baton.config import setting
+from baton.errors import ConfigError
+
+PolicyName = Literal["cost", "least-load", "round-robin", "prefix-only"]
+PathMode = Literal["auto", "remote", "local"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterConfig:
+    """One router process. Nothing that is learned from workers is written back here."""
+
+    model: str = setting("", "hub id or folder of the model whose tokenizer and chat template serve")
+    tokenizer: str | None = setting(None, "hub id or folder of the tokenizer; none: the model's own")
+    revision: str | None = setting(None, "branch, tag or commit of a hub model")
+    chat_template: str | None = setting(None, "file with a chat template in place of the model's")
+    served_model_name: tuple[str, ...] = setting(
+        (), "names that clients may send; the first is in answers; none: the model's"
+    )
+    host: str = setting("127.0.0.1", "address to listen on")
+    port: int = setting(8000, "port to listen on")
+    api_key: tuple[str, ...] = setting((), "keys that clients may send; none: everybody may ask")
+    worker: tuple[str, ...] = setting((), "control endpoints of workers, beside those that Redis names")
+    redis_url: str | None = setting(None, "where workers announce themselves; none: only --worker")
+    cache_key: str = setting(
+        "", "secret of the deployment under which blocks are hashed; the same on workers"
+    )
+    curve_server_key: str | None = setting(None, "workers' public CURVE key (Z85), for control between hosts")
+    curve_public_key: str | None = setting(None, "this router's public CURVE key (Z85)")
+    curve_secret_key: str | None = setting(None, "this router's secret CURVE key (Z85)")
+
+    policy: Literal["cost", "least-load", "round-robin", "prefix-only"] = setting(
+        "cost", "how workers are chosen; all but cost are for comparison"
+    )
+    path: Literal["auto", "remote", "local"] = setting(
+        "auto", "auto: prefill workers where they pay; remote: always; local: never"
+    )
+    default_prefill_rate: float = setting(
+        8000.0, "prompt tokens a second of a worker that has not reported yet"
+    )
+    interference_weight: float = setting(
+        0.05, "what delaying one running stream by 1 ms costs, in ms of a new request's wait"
+    )
+
+    max_streams: int = setting(16_384, "most requests at once")
+    max_queued_tokens: int = setting(
+        0, "most prompt tokens waiting for their first token; 0: 60 s of the workers' prefill"
+    )
+    kv_overcommit: float = setting(
+        4.0, "KV blocks that accepted requests may come to need, as a multiple of what decode workers have"
+    )
+    max_body_nbytes: int = setting(8 * 2**20, "longest request body")
+    max_header_nbytes: int = setting(64 * 2**10, "longest request head")
+    body_timeout_s: float = setting(30.0, "how long a request body may take to arrive")
+    keep_alive_s: float = setting(10.0, "seconds of silence after which a waiting stream gets a comment")
+    stream_buffer_nbytes: int = setting(1 * 2**20, "text that waits for a slow client before its stream ends")
+    slow_client_s: float = setting(60.0, "how long one write to a client may take before its stream ends")
+    request_timeout_s: float = setting(3600.0, "deadline of a request that names none")
+    max_replays: int = setting(3, "how often a request goes to other workers after a failure")
+    worker_wait_s: float = setting(30.0, "how long a request waits for a worker when all of them are away")
+    template_timeout_s: float = setting(2.0, "how long a chat template may render")
+    max_rendered_nbytes: int = setting(16 * 2**20, "longest text that a chat template may give")
+    tokenizer_threads: int = setting(2, "threads for long prompts")
+    drain_s: float = setting(30.0, "how long open streams may go on after SIGTERM")
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(RouterConfig).items():
+            value = getattr(self, name)
+            if get_origin(hint) is Literal and value not in get_args(hint):
+                choices = ", ".join(get_args(hint))
+                raise ConfigError(f"{name}={value!r} is not valid: it must be one of {choices}.")
+            if hint in (int, float) and value < 0:
+                raise ConfigError(f"{name}={value!r} is not valid: it must be at least 0.")
+        if any(len(key) < 8 for key in self.api_key):
+            raise ConfigError("an api_key is not valid: it must have at least 8 characters.")
+        curve = (self.curve_server_key, self.curve_public_key, self.curve_secret_key)
+        if any(curve) and not all(curve):
+            raise ConfigError(
+                "curve_server_key, curve_public_key and curve_secret_key go together: give all three."
+            )
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """What clients may call the model; the first stands in answers."""
+        return self.served_model_name or (Path(self.model).name if Path(self.model).is_dir() else self.model,)

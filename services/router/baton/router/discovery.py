@@ -1,0 +1,108 @@
+"""Discovery: follows the registry, beside all requests: which endpoints to talk to, what workers have cached.
+
+When Redis does not answer, what is known stays, and workers are asked to send their block logs by socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+from baton.logs import get_logger
+from baton.metrics import RouterMetrics
+from baton.registry import Registry, RegistryDown
+from baton.router.dispatch import Dispatcher
+from baton.router.index import Applied, PrefixIndex
+from baton.router.pool import WorkerPool
+
+_POLL_S = 0.1
+_WORKERS_EVERY_S = 0.5
+_MAX_BACKOFF_S = 5.0
+_log = get_logger("discovery")
+
+
+class Discovery:
+    """Reads the registry in a loop of its own."""
+
+    def __init__(
+        self,
+        registry: Registry | None,
+        pool: WorkerPool,
+        index: PrefixIndex,
+        dispatcher: Dispatcher,
+        metrics: RouterMetrics,
+    ) -> None:
+        self._registry = registry
+        self._pool = pool
+        self._index = index
+        self._dispatcher = dispatcher
+        self._metrics = metrics
+        self._task: asyncio.Task[None] | None = None
+        self._named: set[str] = set()
+        """Endpoints that the registry named."""
+
+    def start(self) -> None:
+        """Begin to follow; without a registry, ask workers for their logs."""
+        self._pool.wants_blocks = self._registry is None
+        if self._registry is not None:
+            self._task = asyncio.get_running_loop().create_task(self._follow(self._registry))
+
+    async def close(self) -> None:
+        """Stop following."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self._registry is not None:
+            await self._registry.close()
+
+    async def _follow(self, registry: Registry) -> None:
+        loop = asyncio.get_running_loop()
+        failures, look_at = 0, 0.0
+        while True:
+            try:
+                if loop.time() >= look_at:
+                    await self._find_workers(registry)
+                    look_at = loop.time() + _WORKERS_EVERY_S
+                await self._read_logs(registry)
+                if failures or not self._pool.wants_blocks:
+                    self._set_up(True, failures)
+                failures = 0
+                await asyncio.sleep(_POLL_S)
+            except RegistryDown as error:
+                failures += 1
+                self._set_up(False, failures, str(error))
+                backoff = min(_POLL_S * 2**failures, _MAX_BACKOFF_S)
+                await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
+            except Exception:  # a mistake of ours here must not end discovery
+                _log.exception("discovery_failed")
+                await asyncio.sleep(1.0)
+
+    def _set_up(self, is_up: bool, failures: int, reason: str = "") -> None:
+        self._metrics.registry_up.set(is_up)
+        self._pool.wants_blocks = not is_up
+        if is_up and failures:
+            _log.info("registry_back")
+        elif not is_up and failures == 1:
+            _log.warning(
+                "registry_down", reason=reason, effect="serving goes on with the workers that are known"
+            )
+
+    async def _find_workers(self, registry: Registry) -> None:
+        records = await registry.workers()
+        named = {record.info.control for record in records}
+        for endpoint in named:
+            self._pool.connect(endpoint)
+        for endpoint in self._named - named:
+            self._pool.disconnect(endpoint)
+        # an endpoint stays named while somebody lives there: a wiped registry takes no worker away
+        self._named = named | (self._named & set(self._pool.endpoints()))
+
+    async def _read_logs(self, registry: Registry) -> None:
+        for worker_id in list(self._dispatcher.wants_snapshot):
+            snapshot = await registry.read_snapshot(worker_id)
+            self._dispatcher.wants_snapshot.discard(worker_id)
+            if snapshot is not None:
+                self._index.apply(snapshot)
+        for entry in await registry.read_blocks(self._index.positions()):
+            if self._index.apply(entry) is Applied.GAP:
+                self._dispatcher.wants_snapshot.add(entry.worker_id)

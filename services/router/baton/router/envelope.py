@@ -1,0 +1,78 @@
+"""Envelope: what surrounds every request, as plain ASGI: its id, its head's size, the last resort for errors, a count."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from typing import Any
+
+import orjson
+
+from baton.logs import get_logger
+from baton.metrics import RouterMetrics
+from baton.router.config import RouterConfig
+from baton.router.openai.refusals import error_object
+from baton.router.sse import Receive, Scope, Send
+
+_log = get_logger("http")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/@+=-]{1,128}")
+
+
+class Envelope:
+    """The outermost application."""
+
+    def __init__(self, app: Any, metrics: RouterMetrics, config: RouterConfig) -> None:
+        self.app = app
+        self._metrics = metrics
+        self._max_head = config.max_header_nbytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given, nbytes = b"", 0
+        for name, value in scope["headers"]:
+            nbytes += len(name) + len(value)
+            if name == b"x-request-id":
+                given = value
+        # an id is echoed and logged, so it may hold nothing that means something there
+        request_id = given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        # the lifespan's state is shared by all requests; each gets a copy of its own
+        scope["state"] = {**scope.get("state", {}), "request_id": request_id}
+        header = (b"x-request-id", request_id.encode())
+        status = 0
+
+        async def send_with_id(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), header]
+            await send(message)
+
+        # a stream's chunks go by without another call on their way
+        scope["baton.send"] = send
+        if nbytes > self._max_head:
+            error = error_object(
+                f"The request's head of {nbytes} bytes exceeds the limit of {self._max_head}.", 431
+            )
+            await _send_json(send_with_id, 431, error)
+        else:
+            try:
+                await self.app(scope, receive, send_with_id)
+            except Exception:
+                _log.exception("request_failed", request_id=request_id, path=scope["path"][:200])
+                if status == 0:
+                    await _send_json(
+                        send_with_id,
+                        500,
+                        error_object(f"The router failed. The log has the reason under {request_id}.", 500),
+                    )
+        route = scope.get("route")
+        self._metrics.http_requests.inc(getattr(route, "path", "none"), str(status))
+
+
+async def _send_json(send: Send, status: int, content: Any) -> None:
+    body = orjson.dumps(content)
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -1,0 +1,200 @@
+"""Where a request goes: a pure function of what is known of the workers, the prompt and the costs.
+
+`choose` predicts, for every decode worker D, alone and with every prefill worker P, the milliseconds until the first
+token, what the request does to those who run beside it, and what they do to it; the least wins:
+
+    with P   queue(P) + uncached(P) / rate(P) + transfer(missing(D), link(P, D)) + wait(D) + interference(D)
+    alone    queue(D) + uncached(D) / rate(D)                                    + wait(D) + interference(D)
+
+queue         tokens asked for before, over the worker's rate
+transfer      the part of the KV transfer that the prefill does not hide, as learned for this pair
+wait          for KV blocks, when the worker has too few free ones
+interference  pace: the steps that this request will take, at D's predicted step time; and delay: what each running stream
+              of D loses while D computes this prompt in chunks, weighted
+
+Other policies are for comparison; they use the same candidates and refuse the same impossible ones.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from baton.router.config import PathMode, PolicyName
+
+PACE_STEPS = 16
+"""Steps by which a slow batch counts against a worker; more would send long prompts away from their cache."""
+_BLOCK_WAIT_MS = 2.0
+"""Per missing block: about what a running batch takes to free one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One live worker, as this request sees it."""
+
+    worker_id: str
+    can_prefill: bool
+    can_decode: bool
+    layout: str
+    queue_tokens: int
+    """Prompt tokens asked of it and not computed."""
+    prefill_rate: float
+    """Tokens a second."""
+    cached_blocks: int
+    """Blocks of this prompt that it has."""
+    num_running: int = 0
+    step_ms: float = 0.0
+    """Predicted time of a decode step with this request in the batch."""
+    free_blocks: int = 1 << 30
+    total_blocks: int = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What a transfer between two workers adds after the prefill."""
+
+    fixed_ms: float = 3.0
+    ms_per_token: float = 0.002
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What of a request matters for its route."""
+
+    num_tokens: int
+    block_size: int
+    num_blocks: int
+    """Blocks that it will come to need on D."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One way to serve a request, with each term of its cost in ms."""
+
+    decode: str
+    prefill: str | None
+    cost_ms: float
+    terms: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def path(self) -> str:
+        """Give "remote" with a prefill worker, else "local"."""
+        return "local" if self.prefill is None else "remote"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What was chosen, among what."""
+
+    chosen: Option
+    considered: Sequence[Option]
+
+
+_NO_LINK = Link()
+
+
+def choose(
+    policy: PolicyName,
+    shape: Shape,
+    candidates: Sequence[Candidate],
+    links: Mapping[tuple[str, str], Link],
+    *,
+    path: PathMode = "auto",
+    interference_weight: float = 0.05,
+    turn: int = 0,
+    rng: random.Random,
+) -> Decision | None:
+    """Pick the workers for one request; None when no decode worker could take it.
+
+    `turn` counts decisions, for round-robin. Equal costs are decided by `rng`.
+    """
+    options = list(_options(shape, candidates, links, path, interference_weight))
+    if not options:
+        return None
+    if policy == "round-robin":
+        chosen = _in_turn(options, turn)
+    else:
+        key = {"cost": _by_cost, "least-load": _by_load, "prefix-only": _by_prefix}[policy]
+        ranked = key(options, candidates)
+        best = min(ranked)
+        chosen = rng.choice([option for option, rank in zip(options, ranked, strict=True) if rank == best])
+    return Decision(chosen, options)
+
+
+def _options(
+    shape: Shape,
+    candidates: Sequence[Candidate],
+    links: Mapping[tuple[str, str], Link],
+    path: PathMode,
+    weight: float,
+) -> Iterable[Option]:
+    decodes = [c for c in candidates if c.can_decode and c.total_blocks >= shape.num_blocks]
+    prefills = [c for c in candidates if c.can_prefill]
+    for decode in decodes:
+        partners = [p for p in prefills if p.layout == decode.layout and p.worker_id != decode.worker_id]
+        if path == "local":
+            partners = []
+        for prefill in partners:
+            yield _remote(shape, prefill, decode, links.get((prefill.worker_id, decode.worker_id), _NO_LINK))
+        if path != "remote" or not partners:  # with no prefill worker alive everything still works
+            yield _local(shape, decode, weight)
+
+
+def _remote(shape: Shape, prefill: Candidate, decode: Candidate, link: Link) -> Option:
+    missing = _uncached(shape, decode)
+    terms = {
+        "queue_p": 1000 * prefill.queue_tokens / prefill.prefill_rate,
+        "prefill": 1000 * _uncached(shape, prefill) / prefill.prefill_rate,
+        "transfer": link.fixed_ms + link.ms_per_token * missing,
+        "wait_blocks": _wait_blocks(shape, decode),
+        "pace": PACE_STEPS * decode.step_ms,
+    }
+    return Option(decode.worker_id, prefill.worker_id, sum(terms.values()), terms)
+
+
+def _local(shape: Shape, decode: Candidate, weight: float) -> Option:
+    compute = 1000 * _uncached(shape, decode) / decode.prefill_rate
+    terms = {
+        "queue_d": 1000 * decode.queue_tokens / decode.prefill_rate,
+        "prefill": compute,
+        "wait_blocks": _wait_blocks(shape, decode),
+        "pace": PACE_STEPS * decode.step_ms,
+        "delay": weight * decode.num_running * compute,
+    }
+    return Option(decode.worker_id, None, sum(terms.values()), terms)
+
+
+def _uncached(shape: Shape, worker: Candidate) -> int:
+    """Tokens that a worker would compute: at least one, since its logits are needed."""
+    return max(shape.num_tokens - worker.cached_blocks * shape.block_size, 1)
+
+
+def _wait_blocks(shape: Shape, decode: Candidate) -> float:
+    return _BLOCK_WAIT_MS * max(shape.num_blocks - decode.cached_blocks - decode.free_blocks, 0)
+
+
+def _by_cost(options: Sequence[Option], _candidates: Sequence[Candidate]) -> list[float]:
+    return [option.cost_ms for option in options]
+
+
+def _by_load(options: Sequence[Option], candidates: Sequence[Candidate]) -> list[float]:
+    """Tokens and sequences that are ahead, whatever is cached; a prefill worker wherever there is one."""
+    load = {c.worker_id: c.queue_tokens + 100 * c.num_running for c in candidates}
+    remote_penalty = 1 if any(option.prefill for option in options) else 0
+    return [
+        load[option.decode] + (load[option.prefill] if option.prefill else remote_penalty * 1e12)
+        for option in options
+    ]
+
+
+def _by_prefix(options: Sequence[Option], candidates: Sequence[Candidate]) -> list[float]:
+    """The longest cached prefix where the prompt is computed, whatever the load."""
+    cached = {c.worker_id: c.cached_blocks for c in candidates}
+    return [-float(cached[option.prefill or option.decode]) for option in options]
+
+
+def _in_turn(options: Sequence[Option], turn: int) -> Option:
+    """Each pair in turn; a prefill worker wherever there is one."""
+    pairs = [option for option in options if option.prefill] or list(options)
+    return sorted(pairs, key=lambda option: (option.decode, option.prefill or ""))[turn % len(pairs)]

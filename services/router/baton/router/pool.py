@@ -1,0 +1,285 @@
+"""WorkerPool: the live workers, their load, and what of ours is in flight to each.
+
+A worker lives from its first Welcome until it has been silent for 3 s, says another incarnation, or does not take a message.
+Redis only names endpoints. The pool tells a listener who came, who went, and what tokens arrived; it knows no requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+import zmq
+
+from baton.logs import get_logger
+from baton.messages import (
+    HELLO_INTERVAL_S,
+    WORKER_SILENCE_S,
+    Blocks,
+    Load,
+    ModelFacts,
+    Outputs,
+    ToRouter,
+    ToWorker,
+    Transfer,
+    Welcome,
+    WorkerInfo,
+)
+from baton.metrics import RouterMetrics
+from baton.router.config import RouterConfig
+from baton.router.costs import LinkModel, StepModel
+from baton.router.policy import Link
+from baton.router.workers import WorkerClient, WorkerGone
+
+if TYPE_CHECKING:
+    from baton.router.flow import GenerationFlow
+
+_log = get_logger("pool")
+
+
+class PoolListener(Protocol):
+    """Who hears of workers and tokens."""
+
+    def on_worker_joined(self, worker: Worker) -> None: ...
+
+    def on_worker_lost(self, worker: Worker, reason: str) -> None: ...
+
+    def on_outputs(self, worker: Worker, outputs: Outputs) -> None: ...
+
+    def on_blocks(self, entry: Blocks) -> None: ...
+
+
+class Worker:
+    """One live incarnation of a worker."""
+
+    __slots__ = (
+        "client",
+        "flows",
+        "info",
+        "is_live",
+        "load",
+        "pending_blocks",
+        "sent_tokens",
+        "steps",
+        "transfers_seen",
+    )
+
+    def __init__(self, client: WorkerClient, info: WorkerInfo, load: Load) -> None:
+        self.client = client
+        self.info = info
+        self.load = load
+        self.is_live = True
+        self.flows: set[GenerationFlow] = set()
+        """Requests with an open leg here."""
+        self.sent_tokens = 0
+        """Prompt tokens sent since its last report, which does not count them yet."""
+        self.pending_blocks = 0
+        """Blocks that our open requests here may come to need."""
+        self.steps = StepModel()
+
+    @property
+    def can_prefill(self) -> bool:
+        """Whether new prompts may go there for another worker."""
+        return "prefill" in self.info.legs and bool(self.info.kv) and not self.load.draining
+
+    @property
+    def can_decode(self) -> bool:
+        """Whether new requests may end there."""
+        return "decode" in self.info.legs and not self.load.draining
+
+    def send(self, message: ToWorker) -> None:
+        """Queue a message; see `WorkerClient.send`."""
+        if not self.is_live:
+            raise WorkerGone(self.info.worker_id)
+        self.client.send(message)
+
+    def report(self, load: Load) -> None:
+        """Take the worker's own word on its load."""
+        self.load = load
+        self.sent_tokens = 0
+        self.steps.observe(load.num_running, load.decode_step_ms)
+
+
+class WorkerPool:
+    """All connections, and the workers that answered on them."""
+
+    def __init__(self, config: RouterConfig, router_id: str, metrics: RouterMetrics) -> None:
+        self._config = config
+        self._router_id = router_id
+        self._metrics = metrics
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context.set(zmq.MAX_SOCKETS, 4096)
+        self._clients: dict[str, WorkerClient] = {}
+        self._of_client: dict[WorkerClient, Worker] = {}
+        self._listener: PoolListener | None = None
+        self._beat: asyncio.Task[None] | None = None
+        self.workers: dict[str, Worker] = {}
+        """Live workers by id."""
+        self.links: dict[tuple[str, str], Link] = {}
+        """What is known of transfers, by ids of prefill and decode worker."""
+        self._link_models: dict[tuple[str, str], LinkModel] = {}
+        self.wants_blocks = False
+        """Ask workers for their block logs by socket: set while Redis does not answer."""
+
+    # -- life ---------------------------------------------------------------------------------------------
+
+    def start(self, listener: PoolListener) -> None:
+        """Connect to the static workers, and begin to say hello."""
+        self._listener = listener
+        for endpoint in self._config.worker:
+            self.connect(endpoint)
+        self._beat = asyncio.get_running_loop().create_task(self._keep_in_touch())
+
+    async def close(self) -> None:
+        """Leave all workers."""
+        if self._beat is not None:
+            self._beat.cancel()
+            await asyncio.gather(self._beat, return_exceptions=True)
+        for client in self._clients.values():
+            client.close()
+        self._clients.clear()
+        self._context.destroy(linger=0)
+
+    def connect(self, endpoint: str) -> None:
+        """Talk to whoever lives at a control endpoint, from now on."""
+        if endpoint not in self._clients:
+            client = self._clients[endpoint] = WorkerClient(self._context, endpoint, self._config, self)
+            client.hello(self._router_id, self.wants_blocks)
+
+    def disconnect(self, endpoint: str) -> None:
+        """Stop talking to an endpoint at which nobody lives."""
+        client = self._clients.get(endpoint)
+        if client is not None and client not in self._of_client and endpoint not in self._config.worker:
+            client.close()
+            del self._clients[endpoint]
+
+    def endpoints(self) -> Iterable[str]:
+        """Give the endpoints we talk to."""
+        return list(self._clients)
+
+    # -- what is known ------------------------------------------------------------------------------------
+
+    @property
+    def facts(self) -> ModelFacts | None:
+        """What live decode workers serve; None with none alive."""
+        for worker in self.workers.values():
+            if "decode" in worker.info.legs:
+                return worker.info.model
+        return None
+
+    @property
+    def has_decode(self) -> bool:
+        """Whether any worker takes requests now."""
+        return any(worker.can_decode for worker in self.workers.values())
+
+    def lose(self, worker: Worker, reason: str) -> None:
+        """Take a worker as dead: it answers no more, or took no message."""
+        if not worker.is_live:
+            return
+        worker.is_live = False
+        self._of_client.pop(worker.client, None)
+        if self.workers.get(worker.info.worker_id) is worker:
+            del self.workers[worker.info.worker_id]
+        for pair in [pair for pair in self.links if worker.info.worker_id in pair]:
+            del self.links[pair], self._link_models[pair]
+        if worker.client.endpoint in self._clients:
+            worker.client.reopen()
+        _log.warning(
+            "worker_lost", worker_id=worker.info.worker_id, reason=reason, in_flight=len(worker.flows)
+        )
+        self._count_workers()
+        if self._listener is not None:
+            self._listener.on_worker_lost(worker, reason)
+
+    # -- what workers say ---------------------------------------------------------------------------------
+
+    def on_message(self, client: WorkerClient, message: ToRouter) -> None:
+        worker = self._of_client.get(client)
+        if isinstance(message, Outputs):
+            if worker is None or worker.info.incarnation != message.incarnation:
+                self._metrics.stale_messages.inc()
+                return
+            worker.report(message.load)
+            for transfer in message.transfers:
+                self._learn(worker, transfer)
+            if self._listener is not None and (message.tokens or message.ended):
+                self._listener.on_outputs(worker, message)
+        elif isinstance(message, Welcome):
+            self._welcome(client, worker, message)
+        elif worker is not None and self._listener is not None and message.worker_id == worker.info.worker_id:
+            self._listener.on_blocks(message)
+
+    def on_bad_message(self, client: WorkerClient, reason: str) -> None:
+        self._metrics.stale_messages.inc()
+        _log.warning("bad_message", endpoint=client.endpoint, reason=reason)
+
+    def _welcome(self, client: WorkerClient, worker: Worker | None, message: Welcome) -> None:
+        info = message.info
+        if worker is not None and worker.info.incarnation == info.incarnation:
+            worker.report(message.load)
+            return
+        if worker is not None:
+            self.lose(worker, "restarted")
+            return  # it says hello again on the new connection
+        reason = self._refusal(info)
+        if reason is not None:
+            _log.error("worker_refused", worker_id=info.worker_id, endpoint=client.endpoint, reason=reason)
+            return
+        other = self.workers.get(info.worker_id)
+        if other is not None:  # the same id at another endpoint: the newer one is the living one
+            self.lose(other, "replaced")
+        joined = Worker(client, info, message.load)
+        joined.report(message.load)
+        self.workers[info.worker_id] = self._of_client[client] = joined
+        _log.info(
+            "worker_joined", worker_id=info.worker_id, legs=",".join(info.legs), endpoint=client.endpoint
+        )
+        self._count_workers()
+        if self._listener is not None:
+            self._listener.on_worker_joined(joined)
+
+    def _refusal(self, info: WorkerInfo) -> str | None:
+        """Say why a worker cannot serve with the others, if so."""
+        if not info.legs:
+            return "it has no leg"
+        if info.model.name not in self._config.model_names:
+            return f"it serves {info.model.name!r}, this router {self._config.model_names[0]!r}"
+        facts = self.facts
+        # parts of the hash chains may differ: workers of two layouts serve side by side while versions roll
+        if facts is not None and msgspec.structs.replace(info.model, cache_parts=facts.cache_parts) != facts:
+            return "its model facts differ from those of the other workers"
+        return None
+
+    def _learn(self, decode: Worker, transfer: Transfer) -> None:
+        for prefill in self.workers.values():
+            if prefill.info.incarnation == transfer.source_incarnation:
+                pair = (prefill.info.worker_id, decode.info.worker_id)
+                model = self._link_models.setdefault(pair, LinkModel())
+                model.observe(transfer.num_tokens, transfer.exposed_seconds)
+                self.links[pair] = model.link
+
+    # -- heartbeats ---------------------------------------------------------------------------------------
+
+    async def _keep_in_touch(self) -> None:
+        loop = asyncio.get_running_loop()
+        next_hello, checked_at = 0.0, loop.time()
+        while True:
+            await asyncio.sleep(0.25)
+            now = loop.time()
+            stalled, checked_at = now - checked_at > 1.0, now
+            if now >= next_hello:
+                next_hello = now + HELLO_INTERVAL_S
+                for client in list(self._clients.values()):
+                    client.hello(self._router_id, self.wants_blocks)
+            if stalled:
+                continue  # we were silent ourselves: what has arrived meanwhile is still unread
+            for client, worker in list(self._of_client.items()):
+                if now - client.last_heard > WORKER_SILENCE_S:
+                    self.lose(worker, "silent")
+
+    def _count_workers(self) -> None:
+        for leg in ("prefill", "decode"):
+            count = sum(leg in worker.info.legs for worker in self.workers.values())
+            self._metrics.workers.labels(leg).set(count)

@@ -1,0 +1,53 @@
+"""Run a router: uvicorn with uvloop and httptools, one process, one event loop."""
+
+from __future__ import annotations
+
+import sys
+
+import msgspec
+import uvicorn
+
+from baton.logs import setup_logs
+from baton.registry import Registry
+from baton.router.app import create_app
+from baton.router.config import RouterConfig
+
+
+def make_server(config: RouterConfig, registry: Registry | None = None) -> uvicorn.Server:
+    """Build the HTTP server of a router.
+
+    SIGTERM closes the listening socket, lets open streams go on for `drain_s`, then cancels what is left.
+    """
+    return uvicorn.Server(
+        uvicorn.Config(
+            create_app(config, registry),
+            host=config.host,
+            port=config.port,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="on",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            date_header=False,
+            backlog=4096,
+            timeout_keep_alive=75,  # above what load balancers keep idle connections for
+            timeout_graceful_shutdown=int(config.drain_s),
+        )
+    )
+
+
+def serve(config: RouterConfig) -> None:
+    """Serve until a signal ends it."""
+    setup_logs("router")
+    make_server(config).run()
+
+
+def main() -> None:
+    """Serve with the settings that stand, as JSON, in the first argument."""
+    serve(msgspec.convert(msgspec.json.decode(sys.argv[1]), RouterConfig))
+
+
+if __name__ == "__main__":
+    main()

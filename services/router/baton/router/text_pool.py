@@ -1,0 +1,170 @@
+"""TextPool: text work that would stall streams, kept off the event loop.
+
+Short texts are encoded at once: handing them over would cost more. Long ones go to threads, in which the tokenizer
+lets others run. Templates render in a process that is ended when it takes too long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import msgspec
+
+from baton.errors import InvalidRequest
+from baton.logs import get_logger
+from baton.router.config import RouterConfig
+from baton.router.render import make_frame
+from baton.text import Tokenizer
+
+_INLINE_LEN = 1500
+"""Characters encoded on the loop: below a millisecond."""
+_START_S = 10.0
+_T = TypeVar("_T")
+_log = get_logger("text_pool")
+
+
+class TextPool:
+    """Encoding and rendering for one tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer, config: RouterConfig) -> None:
+        self.tokenizer = tokenizer
+        self._config = config
+        self._threads = ThreadPoolExecutor(config.tokenizer_threads or 1, "tokenize")
+        self._renderers: asyncio.Queue[_Renderer] = asyncio.Queue()
+        self._all = [_Renderer() for _ in range(2)]
+        for renderer in self._all:
+            self._renderers.put_nowait(renderer)
+        self._token_texts: dict[int, str] = {}
+
+    async def start(self) -> None:
+        """Start the first renderer, so that the first request does not wait for it."""
+        if self.tokenizer.has_chat_template:
+            await self._all[0].ready()
+
+    async def close(self) -> None:
+        """End threads and processes."""
+        for renderer in self._all:
+            await renderer.stop()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def run(self, work: Callable[..., _T], *args: Any) -> _T:
+        """Do work in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
+
+    async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Give the token ids of a text."""
+        if len(text) <= _INLINE_LEN:
+            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return await self.run(lambda: self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+    def token_text(self, token_id: int) -> str:
+        """Give one token as text, as logprobs show it."""
+        text = self._token_texts.get(token_id)
+        if text is None:
+            text = self._token_texts[token_id] = self.tokenizer.token_text(token_id)
+        return text
+
+    async def render_chat(
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        tools: Sequence[dict[str, Any]] | None,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+        kwargs: dict[str, Any],
+    ) -> list[int]:
+        """Render a conversation by the model's template, and encode it.
+
+        Raises:
+            InvalidRequest: no template, one that refuses these messages, or one that takes too long or too much.
+        """
+        source = self.tokenizer.chat_template_source(with_tools=bool(tools))
+        if source is None:
+            raise InvalidRequest(
+                "messages cannot be rendered: this model's tokenizer has no chat template. Use /v1/completions.",
+                field="messages",
+            )
+        request = {
+            "template": source,
+            "special_tokens": self.tokenizer.special_tokens,
+            "messages": messages,
+            "tools": tools,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            "kwargs": kwargs,
+            "max_len": self._config.max_rendered_nbytes,
+        }
+        renderer = await self._renderers.get()
+        try:
+            answer = await renderer.render(request, self._config.template_timeout_s)
+        finally:
+            self._renderers.put_nowait(renderer)
+        if "error" in answer:
+            raise InvalidRequest(
+                f"messages cannot be rendered by this model's chat template: {answer['error']}.",
+                field="messages",
+            )
+        return await self.encode(answer["text"], add_special_tokens=False)
+
+
+class _Renderer:
+    """One rendering process, started when needed and ended when it hangs."""
+
+    def __init__(self) -> None:
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def ready(self) -> asyncio.subprocess.Process:
+        if self._process is None or self._process.returncode is not None:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "baton.router.render"),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C is for the router, which ends it in order
+            )
+            # its first answer tells that Python and Jinja are loaded: that time is not the template's
+            hello: dict[str, Any] = {
+                "template": "",
+                "special_tokens": {},
+                "messages": [],
+                "tools": None,
+                "kwargs": {},
+            }
+            hello |= {"max_len": 1, "add_generation_prompt": False, "continue_final_message": False}
+            async with asyncio.timeout(_START_S):
+                await self._exchange(self._process, hello)
+        return self._process
+
+    async def render(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        try:
+            process = await self.ready()
+            async with asyncio.timeout(timeout_s):
+                return await self._exchange(process, request)
+        except TimeoutError:
+            _log.warning("template_timeout", timeout_s=timeout_s)
+            await self.stop()
+            return {"error": f"it took longer than {timeout_s:g} s"}
+        except (OSError, EOFError, asyncio.IncompleteReadError):
+            await self.stop()
+            return {"error": "it needs too much memory"}
+        except asyncio.CancelledError:
+            await self.stop()  # its answer would be taken for the next one's
+            raise
+
+    async def stop(self) -> None:
+        process, self._process = self._process, None
+        if process is not None and process.returncode is None:
+            process.kill()
+            await process.wait()
+
+    async def _exchange(self, process: asyncio.subprocess.Process, request: dict[str, Any]) -> dict[str, Any]:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(make_frame(request))
+        await process.stdin.drain()
+        nbytes = int.from_bytes(await process.stdout.readexactly(4), "little")
+        answer: dict[str, Any] = msgspec.msgpack.decode(await process.stdout.readexactly(nbytes))
+        return answer

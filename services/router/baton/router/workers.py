@@ -1,0 +1,158 @@
+"""WorkerClient: the messages that a worker answers, typed, over one ZeroMQ socket.
+
+The socket is read by the event loop itself, without a task or a future a message: one call takes a whole step's tokens.
+Sending never waits: a worker that does not take messages is a worker that is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Protocol, cast
+
+import zmq
+
+from baton.errors import ConfigError
+from baton.logs import get_logger
+from baton.messages import (
+    MAX_MESSAGE_NBYTES,
+    BadMessage,
+    Hello,
+    ToRouter,
+    ToWorker,
+    decode_to_router,
+    encode,
+)
+from baton.router.config import RouterConfig
+
+_QUEUE_LEN = 10_000
+_BATCH = 64
+"""Messages taken before the loop may do something else."""
+_log = get_logger("workers")
+
+
+class WorkerGone(Exception):
+    """The worker does not take messages now."""
+
+
+class WorkerEvents(Protocol):
+    """Who hears what a worker says."""
+
+    def on_message(self, client: WorkerClient, message: ToRouter) -> None:
+        """Take one message."""
+        ...
+
+    def on_bad_message(self, client: WorkerClient, reason: str) -> None:
+        """Count a frame that was none."""
+        ...
+
+
+class WorkerClient:
+    """The connection to one control endpoint, whoever lives there."""
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoint: str,
+        config: RouterConfig,
+        events: WorkerEvents,
+    ) -> None:
+        self.endpoint = endpoint
+        self.last_heard = 0.0
+        """By the loop's clock; 0: never."""
+        self._context = context
+        self._config = config
+        self._events = events
+        self._loop = asyncio.get_running_loop()
+        self._socket: zmq.Socket[bytes] | None = None
+        self._is_reading = False
+        self.reopen()
+
+    def reopen(self) -> None:
+        """Connect anew, and drop what the old connection had queued: it was meant for one who is gone."""
+        self.close()
+        socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
+        try:
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing queues for a worker that is not there
+            socket.setsockopt(zmq.SNDHWM, _QUEUE_LEN)
+            socket.setsockopt(zmq.RCVHWM, _QUEUE_LEN)
+            socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_NBYTES)
+            socket.setsockopt(zmq.RECONNECT_IVL, 100)
+            socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
+            if self._config.curve_server_key is not None and not self.endpoint.startswith("ipc:"):
+                assert self._config.curve_public_key is not None
+                assert self._config.curve_secret_key is not None
+                socket.curve_serverkey = self._config.curve_server_key.encode()
+                socket.curve_publickey = self._config.curve_public_key.encode()
+                socket.curve_secretkey = self._config.curve_secret_key.encode()
+            socket.connect(self.endpoint)
+        except zmq.ZMQError as error:
+            socket.close()
+            raise ConfigError(f"worker={self.endpoint!r} is not valid: {error}.") from None
+        self._socket = socket
+        self._loop.add_reader(socket.fileno(), self._read)
+
+    def close(self) -> None:
+        """Leave; what was not sent is dropped."""
+        if self._socket is not None:
+            self._loop.remove_reader(self._socket.fileno())
+            self._socket.close(linger=0)
+            self._socket = None
+
+    def hello(self, router_id: str, wants_blocks: bool) -> None:
+        """Say who we are; silently nothing while the worker is away."""
+        with contextlib.suppress(WorkerGone):
+            self.send(Hello(router_id, wants_blocks))
+
+    def send(self, message: ToWorker) -> None:
+        """Queue a message.
+
+        Raises:
+            WorkerGone: not connected, or it has not read ten thousand messages.
+        """
+        if self._socket is None:
+            raise WorkerGone(self.endpoint)
+        try:
+            self._socket.send(encode(message), zmq.NOBLOCK)
+        except zmq.ZMQError:
+            raise WorkerGone(self.endpoint) from None
+        # the descriptor signals edges only, and sending may have swallowed one
+        if not self._is_reading and cast(int, self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
+            self._is_reading = True
+            self._loop.call_soon(self._read)
+
+    def _read(self) -> None:
+        socket = self._socket
+        if socket is None:
+            return
+        self._is_reading = True
+        for _ in range(_BATCH):
+            try:
+                frames = socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                self._is_reading = False
+                return
+            except zmq.ZMQError as error:
+                _log.error("socket_failed", endpoint=self.endpoint, reason=str(error))
+                self._is_reading = False
+                return
+            self._take(frames)
+            if self._socket is not socket:  # closed while we told what was in it
+                self._is_reading = False
+                return
+        self._loop.call_soon(self._read)
+
+    def _take(self, frames: list[bytes]) -> None:
+        try:
+            if len(frames) != 1:
+                raise BadMessage(f"{len(frames)} frames")
+            message = decode_to_router(frames[0])
+        except BadMessage as error:
+            self._events.on_bad_message(self, str(error))
+            return
+        self.last_heard = self._loop.time()
+        try:
+            self._events.on_message(self, message)
+        except Exception:  # one message's failure is not the connection's
+            _log.exception("message_failed", endpoint=self.endpoint)
