@@ -10,9 +10,13 @@ import typer
 
 from baton.config import EngineConfig
 from baton.errors import BatonError
+from baton.flags import with_flags
+from baton.worker.settings import WorkerConfig
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=True, help="Serve large language models, prefill and decode apart."
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Serve large language models, prefill and decode apart.",
 )
 bench = typer.Typer(no_args_is_help=True, help="Measure, beside the peer or the physical floor.")
 app.add_typer(bench, name="bench")
@@ -40,6 +44,28 @@ def bench_offline(
         )
     llm = LLM(model, skip_tokenizer_init=True, enable_prefix_caching=False, **_engine_flags(device=device))
     run_cpu(llm, compare=compare == "transformers", repeats=repeats, json_file=json_file)
+
+
+@app.command("prefill")
+@with_flags
+def prefill(engine: EngineConfig, worker: WorkerConfig) -> None:
+    """Serve prompts: compute them, sample their first token, hold their KV until a decode worker has it."""
+    from baton.services import run_worker
+
+    sys.exit(run_worker(engine, worker, ["prefill"]))
+
+
+@app.command("decode")
+@with_flags
+def decode(
+    engine: EngineConfig,
+    worker: WorkerConfig,
+    also_prefill: Annotated[bool, typer.Option(help="serve prompts for other decode workers too")] = False,
+) -> None:
+    """Serve requests to their end: fetch the prompt's KV or compute it, and generate."""
+    from baton.services import run_worker
+
+    sys.exit(run_worker(engine, worker, ["decode", "prefill"] if also_prefill else ["decode"]))
 
 
 def _engine_flags(**given: Any) -> dict[str, Any]:

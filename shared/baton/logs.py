@@ -48,8 +48,8 @@ def setup_logs(service: str, *, level: str = "info", form: Literal["auto", "text
 
 
 def get_logger(name: str) -> FilteringBoundLogger:
-    """Give a logger whose events carry `name`; works before `setup_logs` too."""
-    return cast(FilteringBoundLogger, structlog.get_logger(logger=name))
+    """Give a logger whose events carry `name` as their part; works before `setup_logs` too."""
+    return cast(FilteringBoundLogger, structlog.get_logger(part=name))
 
 
 def _add_service(service: str) -> Processor:

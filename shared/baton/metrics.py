@@ -55,6 +55,7 @@ _SERIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "kv_integrity_failures": ("Blocks, frames or tokens that failed a check.", ()),
     "kv_leases_held": ("Prompts whose KV is held for a fetch.", ()),
     "kv_stranded_bytes": ("KV bytes held or reserved for requests that ended.", ()),
+    "kv_blocks": ("KV blocks by state; free + cached + held = total.", ()),
     "replays": ("Requests sent again under a higher epoch, by reason.", ()),
     "stale_messages": ("Messages of a closed epoch or an unknown peer that were dropped.", ()),
     "admission_refusals": ("Requests refused before they queued, by reason.", ()),
@@ -278,6 +279,7 @@ class WorkerMetrics(_Series):
 
     def _make(self) -> None:
         self.kv_cache_usage_perc = self._gauge("kv_cache_usage_perc")
+        self.kv_blocks = self._labelled_gauge("kv_blocks", "state")
         self.num_preemptions = self._counter("num_preemptions")
         self.kv_transfer_bytes = self._counter("kv_transfer_bytes")
         self.kv_transfer_seconds = self._token_histogram("kv_transfer_seconds", _LATENCY)

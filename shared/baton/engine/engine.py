@@ -26,6 +26,7 @@ from baton.errors import ConfigError, refuse
 from baton.models.causal_lm import CausalLM
 from baton.models.config import read_spec
 from baton.models.hub import locate
+from baton.models.identity import model_identity
 from baton.models.loader import load_model, resolve_dtype, weights_nbytes
 from baton.models.spec import ModelSpec
 from baton.protocol import FinishReason, SamplingParams
@@ -70,6 +71,7 @@ class Engine:
         layout: KVLayout,
         *,
         cache_key: bytes = b"",
+        identity: str = "",
     ) -> None:
         self.model = model
         self.config = config
@@ -85,7 +87,7 @@ class Engine:
             max_num_seqs=config.max_num_seqs,
             max_model_len=memory.max_model_len,
         )
-        self.cache_parts = (str(config.model), config.revision or "", layout.describe())
+        self.cache_parts = (identity or f"{config.model}@{config.revision}", layout.describe())
         """What changes the KV of a token beside the tokens before it and the tenant's salt."""
         self._cache_key = cache_key
         self._runs_behind = self.runner.device.type == "cuda"
@@ -93,6 +95,10 @@ class Engine:
         self._requests: dict[str, _Request] = {}
         self._owner: dict[Sequence, tuple[str, int]] = {}
         self._num_reading_tokens = 0  # sequences whose sampling reads the tokens before it
+        self.num_steps = 0
+        """Steps launched since the start."""
+        self.num_chunk_tokens = 0
+        """Tokens of them that were prompts' chunks, not single next tokens."""
 
     @classmethod
     def load(cls, config: EngineConfig, *, progress: bool = True, cache_key: bytes = b"") -> Engine:
@@ -128,7 +134,8 @@ class Engine:
             progress=progress and sys.stderr.isatty(),
             max_model_len=max_model_len,
         )
-        return cls(model, config, memory, layout, cache_key=cache_key)
+        identity = model_identity(folder, dummy_seed=config.seed if config.load_format == "dummy" else None)
+        return cls(model, config, memory, layout, cache_key=cache_key, identity=identity)
 
     # -- requests -----------------------------------------------------------------------------------------
 
@@ -173,22 +180,24 @@ class Engine:
         prompt_token_ids: list[int],
         params: SamplingParams,
         *,
+        choices: Mapping[int, list[int]] | None = None,
         seed: int | None = None,
         priority: int = 0,
         salt: bytes = b"",
     ) -> Sequence:
         """Take in a request whose prompt is computed elsewhere; it runs after `admit`.
 
-        Gives the sequence of choice 0: `num_computed` says what the prefix cache has, `block_hashes` name all full
-        blocks of the prompt. Other choices follow on `admit` and find the prompt in the prefix cache.
+        Gives the sequence of its first choice: `num_computed` says what the prefix cache has, `block_hashes` name all
+        full blocks of its tokens. Other choices follow on `admit` and find the prompt in the prefix cache.
 
         Raises:
             ContextTooLong: it could never run here.
         """
-        request = self._enter(request_id, prompt_token_ids, params, None, seed, priority, salt, False)
-        first = request.choices.pop(0)
+        request = self._enter(request_id, prompt_token_ids, params, choices, seed, priority, salt, False)
+        lead, first = next(iter(request.choices.items()))
+        del request.choices[lead]
         request.later = list(request.choices.items())
-        request.choices = {0: first}
+        request.choices = {lead: first}
         try:
             self.scheduler.receive(first)
         except Exception:
@@ -199,17 +208,17 @@ class Engine:
     def reserve(self, request_id: str, num_blocks: int) -> list[int]:
         """Grant a receiving request up to so many more blocks; none if they are short now, or it has ended."""
         request = self._requests.get(request_id)
-        return [] if request is None else self.scheduler.reserve(request.choices[0], num_blocks)
+        return [] if request is None else self.scheduler.reserve(_lead(request), num_blocks)
 
     def admit(self, request_id: str, num_computed: int, token_ids: Iterable[int] = ()) -> None:
         """Start a receiving request with the KV of its first `num_computed` tokens, good in its blocks.
 
-        `token_ids` were sampled elsewhere for choice 0 and are not given out again.
+        `token_ids` were sampled elsewhere for its first choice and are not given out again.
         """
         request = self._requests.get(request_id)
         if request is None:
             return
-        self.scheduler.admit(request.choices[0], num_computed, token_ids)
+        self.scheduler.admit(_lead(request), num_computed, token_ids)
         for choice, sequence in request.later:
             request.choices[choice] = sequence
             self.scheduler.add(sequence)
@@ -228,7 +237,13 @@ class Engine:
         if request is None:
             return
         sequence = request.choices.pop(choice, None)
-        if sequence is not None:
+        if sequence is None:
+            for entry in request.later:
+                if entry[0] == choice:
+                    request.later.remove(entry)
+                    self._end(entry[1])
+                    break
+        else:
             self._end(sequence)
         if not request.choices and not request.later:
             del self._requests[request_id]
@@ -258,9 +273,19 @@ class Engine:
         self._in_flight = launched
         return outputs
 
+    def discard(self) -> list[str]:
+        """Forget the steps in flight, after one that failed; give the ids of the requests that had a part in them."""
+        self._in_flight = None
+        touched = self.scheduler.discard()
+        return list(dict.fromkeys(self._owner[s][0] for s in touched if s in self._owner))
+
     def _launch(self) -> LaunchedStep | None:
         plan = self.scheduler.plan()
-        return None if plan is None else self.runner.launch(plan)
+        if plan is None:
+            return None
+        self.num_steps += 1
+        self.num_chunk_tokens += plan.num_tokens - plan.num_decodes
+        return self.runner.launch(plan)
 
     def _collect_after(self, launched: LaunchedStep | None) -> list[TokenOutput]:
         self._in_flight = launched
@@ -343,7 +368,7 @@ class Engine:
             raise refuse("request_id", request_id, "a request of this id is running", "Give each its own.")
         max_len = self._max_len(len(prompt_token_ids), params)
         if holds_prompt:
-            max_len = len(prompt_token_ids) + 1
+            max_len = len(prompt_token_ids) + max(map(len, (choices or {}).values()), default=0) + 1
         scores_prompt = params.prompt_logprobs is not None
         request = _Request({}, [], holds_prompt, [None] * len(prompt_token_ids) if scores_prompt else None)
         self._requests[request_id] = request
@@ -372,6 +397,11 @@ class Engine:
             self._num_reading_tokens -= needs_known_tokens(sequence.params)
         self.scheduler.finish(sequence)
         self.runner.release(sequence)
+
+
+def _lead(request: _Request) -> Sequence:
+    """Give the sequence of a receiving request for which KV arrives."""
+    return next(iter(request.choices.values()))
 
 
 def _device(config: EngineConfig) -> torch.device:

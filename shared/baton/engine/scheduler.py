@@ -107,7 +107,8 @@ class Scheduler:
     def __init__(self, config: SchedulerConfig, pool: BlockPool, cache: PrefixCache | None = None) -> None:
         self.config = config
         self.pool = pool
-        self.cache = (cache or PrefixCache(pool)) if config.enable_prefix_caching else None
+        known = PrefixCache(pool) if cache is None else cache  # an empty one is false
+        self.cache = known if config.enable_prefix_caching else None
         self.max_prefill_chunk = config.max_prefill_chunk
         """Most prefill tokens in a step that also decodes; may be changed between plans."""
         self.waiting: list[Sequence] = []

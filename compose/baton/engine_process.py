@@ -1,0 +1,234 @@
+"""The engine process of a worker: loads the model, joins legs, sockets and loop, serves until drained.
+
+Started by the worker's face as `python -m baton.engine_process FD`, where FD is its end of a socket pair; the first
+message on it is an `Assignment`. Only this module knows both kinds of legs.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+import uuid
+from types import FrameType
+from typing import Any
+
+import msgspec
+import zmq
+
+from baton.config import EngineConfig
+from baton.decode.leg import DecodeLeg
+from baton.engine.engine import Engine
+from baton.errors import BatonError, ConfigError
+from baton.kvtransfer.exporter import Exporter
+from baton.kvtransfer.importer import Importer
+from baton.kvtransfer.loop import Part, TransferThread
+from baton.kvtransfer.memory import BlockMemory, HostMemory
+from baton.kvtransfer.settings import TransferConfig, TransferStats
+from baton.kvtransfer.sockets import CurveKeys
+from baton.kvtransfer.transports.ipc import IpcTransport
+from baton.kvtransfer.transports.tcp import TcpTransport
+from baton.kvtransfer.wire import layout_fingerprint
+from baton.logs import get_logger, setup_logs
+from baton.messages import ModelFacts, WorkerInfo
+from baton.prefill.leg import PrefillLeg
+from baton.worker.link import HEADER, FaceLink, exit_now
+from baton.worker.loop import WorkerLoop
+from baton.worker.mailbox import Mailbox
+from baton.worker.runs import Leg, Outbox, Runs
+from baton.worker.settings import WorkerConfig
+from baton.worker.stats import Assignment, Failed, Ready, Stats
+from baton.worker.wakeup import Wakeup
+
+log = get_logger("engine")
+
+
+class EngineProcess:
+    """All parts of an engine process, built in the order in which they need one another."""
+
+    def __init__(self, assignment: Assignment, link: socket.socket) -> None:
+        self._assignment = assignment
+        self._config = msgspec.convert(assignment.worker, WorkerConfig)
+        self._incarnation = uuid.uuid4().hex
+        self._wakeup = Wakeup()
+        self._runs, self._outbox = Runs(), Outbox()
+        self._loop: WorkerLoop | None = None
+        self._drain_asked = False
+        self._link = FaceLink(link.detach(), on_drain=self.drain, on_gone=exit_now)
+        self._exporter: Exporter | None = None
+        self._importer: Importer | None = None
+        self._kv_stats = TransferStats()
+
+    def drain(self) -> None:
+        """Ask the loop to end; one that does not run yet ends as soon as it does."""
+        self._drain_asked = True
+        if self._loop is not None:
+            self._loop.drain()
+
+    def run(self) -> int:
+        """Serve; give the exit status."""
+        try:
+            engine = Engine.load(
+                EngineConfig(**self._assignment.engine), cache_key=self._config.cache_key.encode()
+            )
+            engine.scheduler.max_prefill_chunk = self._config.max_prefill_chunk
+            mailbox = Mailbox(self._wakeup)
+            keys = self._keys()
+            control = mailbox.bind(
+                f"tcp://{self._config.host}:{self._config.control_port or '*'}",
+                announce=self._config.reached_at,
+                public_key=keys.public if keys else None,
+                secret_key=keys.secret if keys else None,
+            )
+            legs, info = self._join(engine, control)
+        except ConfigError as error:
+            self._link.post(Failed(str(error)))
+            self._link.close()
+            return 2
+        mailbox.info = info
+        parts: list[Part] = [part for part in (self._exporter, self._importer) if part is not None]
+        transfers = TransferThread(*parts).start() if parts else None
+        self._loop = WorkerLoop(
+            engine,
+            legs,
+            mailbox,
+            self._runs,
+            self._outbox,
+            self._wakeup,
+            info,
+            drain_s=self._config.drain_s,
+            tell_face=self._link.post,
+            add_stats=self._add_transfer_stats,
+        )
+        if self._drain_asked:
+            self._loop.drain()
+        mailbox.start()
+        self._link.post(Ready(info))
+        log.info("ready", worker_id=info.worker_id, legs=",".join(info.legs), control=control)
+        try:
+            self._loop.run()
+        finally:
+            mailbox.close()
+            if transfers is not None:
+                transfers.stop()
+            self._link.close()
+        return 0
+
+    def _join(self, engine: Engine, control: str) -> tuple[list[Leg], WorkerInfo]:
+        config, names = self._config, self._assignment.legs
+        layout = layout_fingerprint(engine.memory.block_nbytes, *engine.cache_parts)
+        memory = _memory(engine)
+        legs: list[Leg] = []
+        common: dict[str, Any] = {
+            "incarnation": self._incarnation,
+            "config": TransferConfig(lease_s=config.lease_s, renew_s=min(2.0, config.lease_s / 4)),
+            "transports": (
+                IpcTransport(),
+                TcpTransport(config.host, port=config.kv_port, announce=config.announce_host),
+            ),
+            "keys": self._keys() if config.encrypt_kv else None,
+            "stats": self._kv_stats,
+            "on_event": self._wakeup.set,
+        }
+        if "prefill" in names:
+            if memory is None:
+                raise ConfigError("prefill for other workers needs KV in host memory. Run with --device cpu.")
+            self._exporter = Exporter(memory, layout, **common)
+            legs.append(
+                PrefillLeg(
+                    engine,
+                    self._exporter,
+                    self._runs,
+                    self._outbox,
+                    layout=layout,
+                    incarnation=self._incarnation,
+                )
+            )
+        if "decode" in names:
+            if memory is not None:
+                self._importer = Importer(memory, layout, **common)
+            legs.append(DecodeLeg(engine, self._importer, self._runs, self._outbox))
+        info = WorkerInfo(
+            worker_id=self._assignment.worker_id,
+            incarnation=self._incarnation,
+            legs=tuple(names),
+            control=control,
+            kv="" if self._exporter is None else self._exporter.endpoint,
+            layout=layout,
+            http=self._assignment.http,
+            model=ModelFacts(
+                name=self._assignment.model_name,
+                max_model_len=engine.max_model_len,
+                vocab_size=engine.model.spec.vocab_size,
+                block_size=engine.config.block_size,
+                eos_token_ids=tuple(engine.model.spec.eos_token_ids),
+                cache_parts=engine.cache_parts,
+            ),
+        )
+        return legs, info
+
+    def _keys(self) -> CurveKeys | None:
+        public, secret = self._config.curve_public_key, self._config.curve_secret_key
+        if public is None or secret is None:
+            if self._config.encrypt_kv:
+                raise ConfigError("encrypt_kv needs --curve-public-key and --curve-secret-key.")
+            return None
+        try:
+            zmq.curve_public(secret.encode())
+        except (zmq.ZMQError, ValueError):
+            raise ConfigError("curve_secret_key is not valid: it must be 40 characters of Z85.") from None
+        return CurveKeys(public.encode(), secret.encode())
+
+    def _add_transfer_stats(self, stats: Stats) -> None:
+        kv = self._kv_stats
+        stats.kv_bytes_sent, stats.kv_bytes_received = kv.bytes_sent, kv.bytes_received
+        stats.kv_integrity_failures = kv.integrity_failures.total()
+        stats.stale_messages += kv.dropped.total()
+        stats.leases_held = 0 if self._exporter is None else self._exporter.num_open
+
+
+def _memory(engine: Engine) -> BlockMemory | None:
+    """Give the KV cache as transfers see it; None where they cannot reach it yet."""
+    kv = engine.runner.kv
+    if kv.device.type != "cpu":
+        return None
+    import torch
+
+    return HostMemory(kv.view(torch.uint8).numpy(), len(kv))
+
+
+def _read_assignment(link: socket.socket) -> Assignment:
+    """Wait for the face's first message."""
+    body = bytearray()
+    nbytes = HEADER.size
+    while len(body) < nbytes:
+        piece = link.recv(nbytes - len(body))
+        if not piece:
+            sys.exit(3)
+        body += piece
+        if nbytes == HEADER.size and len(body) == nbytes:
+            nbytes += HEADER.unpack(bytes(body))[0]
+    return msgspec.msgpack.decode(bytes(body[HEADER.size :]), type=Assignment)
+
+
+def main() -> None:
+    """Run the engine process of the face that started us."""
+    link = socket.socket(fileno=int(sys.argv[1]))
+    assignment = _read_assignment(link)
+    setup_logs(assignment.worker_id, level=assignment.log_level)
+    process = EngineProcess(assignment, link)
+
+    def on_term(_signal: int, _frame: FrameType | None) -> None:
+        process.drain()
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the face's to act on
+    signal.signal(signal.SIGTERM, on_term)
+    try:
+        sys.exit(process.run())
+    except BatonError as error:
+        print(f"baton: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

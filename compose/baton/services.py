@@ -1,0 +1,58 @@
+"""How each service is put together as a process: what `baton router`, `baton prefill` and `baton decode` run."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from baton.config import EngineConfig
+from baton.logs import setup_logs
+from baton.messages import Leg
+from baton.registry import RedisRegistry
+from baton.worker.settings import WorkerConfig
+
+DEMO_NAME = "baton-demo"
+ENGINE_PROCESS = "baton.engine_process"
+
+
+def demo_model_path() -> Path:
+    """Give the folder of the bundled demo model."""
+    import baton.demo
+
+    return Path(str(baton.demo.__file__)).parent / "model"
+
+
+def model_name(model: str | None, served: Sequence[str]) -> str:
+    """Give the name by which clients call a model: as told, or the folder's, or the hub id."""
+    if served:
+        return served[0]
+    if model is None:
+        return DEMO_NAME
+    return Path(model).resolve().name if Path(model).is_dir() else model
+
+
+def run_worker(engine: EngineConfig, worker: WorkerConfig, legs: Sequence[Leg]) -> int:
+    """Run a worker's face, which starts its engine process; give the exit status."""
+    from baton.worker.face import Face, run_face
+
+    name = model_name(engine.model, worker.served_model_name)
+    if engine.model is None:
+        engine = dataclasses.replace(engine, model=str(demo_model_path()))
+    worker_id = worker.worker_id or f"{legs[0]}-{socket.gethostname()}-{secrets.token_hex(3)}"
+    setup_logs(worker_id)
+    face = Face(
+        engine,
+        worker,
+        worker_id=worker_id,
+        legs=legs,
+        model_name=name,
+        command=[sys.executable, "-m", ENGINE_PROCESS],
+        registry=None if worker.redis_url is None else RedisRegistry(worker.redis_url, name),
+    )
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return run_face(face)

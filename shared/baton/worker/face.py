@@ -1,0 +1,425 @@
+"""The face of a worker: HTTP, Redis and the life of the engine process. No torch, so a step never waits for it.
+
+    GET /health   200 while the engine process's loop turns; 503 while it starts, hangs or is gone
+    GET /ready    200 when a request sent now would be served: the step counter moves while work is queued, not draining
+    GET /metrics  Prometheus
+    GET /info     what the worker announces
+
+The face starts the engine process by its module's name, hears it over a socket pair, writes its lease and its block log,
+and starts it anew, with back-off, when it dies. SIGTERM drains: withdrawn first, then nothing new, then the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+
+import msgspec
+import uvicorn
+from fastapi import FastAPI, Response
+from fastapi.responses import JSONResponse
+
+from baton.config import EngineConfig
+from baton.errors import BatonError, ConfigError
+from baton.logs import get_logger
+from baton.messages import Blocks, Leg, WorkerInfo
+from baton.metrics import CONTENT_TYPE, WorkerMetrics
+from baton.registry import RENEW_S, Registry, RegistryDown
+from baton.worker.link import HEADER, MAX_NBYTES, frame, to_face
+from baton.worker.settings import WorkerConfig
+from baton.worker.stats import Assignment, Drain, Failed, Logged, Ready, Stats
+
+HUNG_S = 10.0
+"""A loop that has not reported for so long is taken as hung; one step of a long prompt on a CPU takes seconds."""
+STALLED_S = 10.0
+"""Work is queued and no step was made for so long: not ready."""
+BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+STABLE_S = 60.0
+"""After so long a start counts as good, and the next back-off begins anew."""
+SNAPSHOT_S = 30.0
+DRAIN_MARGIN_S = 15.0
+"""Beyond the worker's own drain time, for leases to run out, before the engine process is killed."""
+MAX_LOGGED = 20_000
+
+log = get_logger("face")
+
+
+@dataclass(slots=True)
+class _Mirror:
+    """The engine's block log as it stands, so that a wiped Redis can be told the whole."""
+
+    hashes: set[bytes] = field(default_factory=set)
+    last: Blocks | None = None
+    queue: deque[Blocks] = field(default_factory=deque)
+    needs_snapshot: bool = False
+    snapshot_at: float = 0.0
+    snapshot_sequence: int = 0
+
+    def add(self, entry: Blocks) -> None:
+        if self.last is None or entry.incarnation != self.last.incarnation:
+            self.hashes.clear()
+            self.queue.clear()
+            self.needs_snapshot = False
+            self.snapshot_sequence = 0
+        elif entry.sequence != self.last.sequence + 1:
+            self.needs_snapshot = True
+        self.hashes.difference_update(entry.evicted)
+        self.hashes.update(entry.stored)
+        self.last = entry
+        self.queue.append(entry)
+        if len(self.queue) > MAX_LOGGED:
+            self.queue.popleft()
+            self.needs_snapshot = True
+
+    def snapshot(self) -> Blocks | None:
+        if self.last is None:
+            return None
+        return Blocks(
+            self.last.worker_id, self.last.incarnation, self.last.sequence, list(self.hashes), [], True
+        )
+
+
+class Face:
+    """One worker, seen from outside. Build it, then `await serve()`."""
+
+    def __init__(
+        self,
+        engine: EngineConfig,
+        worker: WorkerConfig,
+        *,
+        worker_id: str,
+        legs: Sequence[Leg],
+        model_name: str,
+        command: Sequence[str],
+        registry: Registry | None,
+    ) -> None:
+        """`command` starts the engine process; the descriptor of its link is appended to it."""
+        self._engine = engine
+        self._worker = worker
+        self._worker_id = worker_id
+        self._legs = list(legs)
+        self._model_name = model_name
+        self._command = list(command)
+        self._registry = registry
+        self._metrics = WorkerMetrics(model_name)
+        self._process: asyncio.subprocess.Process | None = None
+        self._link: asyncio.StreamWriter | None = None
+        self._http = ""
+        self.info: WorkerInfo | None = None
+        self._stats = Stats()
+        self._heard_at = 0.0
+        self._moved_at = 0.0
+        self._draining = asyncio.Event()
+        self._log_changed = asyncio.Event()
+        self._mirror = _Mirror()
+        self._exit_status = 0
+        self._failure: str | None = None
+        self.app = self._make_app()
+
+    # -- HTTP ---------------------------------------------------------------------------------------------
+
+    def _make_app(self) -> FastAPI:
+        app = FastAPI(title="Baton worker", docs_url=None, redoc_url=None, openapi_url=None)
+
+        @app.get("/health")
+        async def health() -> JSONResponse:
+            why = self.why_unhealthy()
+            return JSONResponse({"status": why or "ok"}, 503 if why else 200)
+
+        @app.get("/ready")
+        async def ready() -> JSONResponse:
+            why = self.why_unhealthy() or self.why_not_ready()
+            return JSONResponse({"status": why or "ready"}, 503 if why else 200)
+
+        @app.get("/info")
+        async def info() -> Response:
+            if self.info is None:
+                return JSONResponse({"status": "starting"}, 503)
+            return Response(msgspec.json.encode(self.info), media_type="application/json")
+
+        @app.get("/metrics")
+        async def metrics() -> Response:
+            self._fill_metrics()
+            return Response(self._metrics.render(), media_type=CONTENT_TYPE)
+
+        return app
+
+    def why_unhealthy(self) -> str | None:
+        """Say what is wrong with the engine process; None: its loop turns."""
+        if self.info is None:
+            return "starting"
+        if time.monotonic() - self._heard_at > HUNG_S:
+            return "the loop does not turn"
+        return None
+
+    def why_not_ready(self) -> str | None:
+        """Say why a new request would not be served; None: it would."""
+        if self._draining.is_set() or self._stats.load.draining:
+            return "draining"
+        load = self._stats.load
+        if load.num_waiting + load.num_running and time.monotonic() - self._moved_at > STALLED_S:
+            return "work does not move"
+        return None
+
+    def _fill_metrics(self) -> None:
+        stats, metrics = self._stats, self._metrics
+        metrics.num_requests_running.set(stats.load.num_running)
+        metrics.num_requests_waiting.set(stats.load.num_waiting)
+        total = stats.blocks_free + stats.blocks_cached + stats.blocks_held
+        metrics.kv_cache_usage_perc.set(stats.blocks_held / total if total else 0.0)
+        for state, count in (
+            ("free", stats.blocks_free),
+            ("cached", stats.blocks_cached),
+            ("held", stats.blocks_held),
+            ("total", stats.load.kv_total_blocks),
+        ):
+            metrics.kv_blocks.labels(state).set(count)
+        metrics.kv_leases_held.set(stats.leases_held)
+        metrics.kv_stranded_bytes.set(stats.stranded_bytes)
+
+    def _take_stats(self, stats: Stats) -> None:
+        """Take a report in; counters move by what it has more than the one before."""
+        before, metrics = self._stats, self._metrics
+        if (
+            stats.load.num_steps != before.load.num_steps
+            or not stats.load.num_running + stats.load.num_waiting
+        ):
+            self._moved_at = time.monotonic()
+        self._heard_at = time.monotonic()
+        metrics.prefix_cache_queries.value += stats.prefix_queries - before.prefix_queries
+        metrics.prefix_cache_hits.value += stats.prefix_hits - before.prefix_hits
+        metrics.prompt_tokens.value += stats.prompt_tokens - before.prompt_tokens
+        metrics.generation_tokens.value += stats.generation_tokens - before.generation_tokens
+        metrics.num_preemptions.inc(stats.num_preemptions - before.num_preemptions)
+        metrics.kv_transfer_bytes.inc(stats.kv_bytes_received - before.kv_bytes_received)
+        metrics.kv_integrity_failures.inc(stats.kv_integrity_failures - before.kv_integrity_failures)
+        metrics.stale_messages.inc(stats.stale_messages - before.stale_messages)
+        for seconds, exposed_s in stats.transfers:
+            metrics.kv_transfer_seconds.observe(seconds)
+            metrics.kv_transfer_exposed_seconds.observe(exposed_s)
+        for phase, seconds in stats.phases:
+            metrics.phase_seconds.observe(phase, seconds)
+        self._stats = stats
+
+    # -- life ---------------------------------------------------------------------------------------------
+
+    async def serve(self) -> int:
+        """Serve until drained; give the exit status.
+
+        Raises:
+            ConfigError: the address is taken, or the engine cannot start as configured.
+        """
+        listener = self._listen()
+        host, port = self._worker.reached_at, listener.getsockname()[1]
+        self._http = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._draining.set)
+        server = _Server(uvicorn.Config(self.app, log_config=None, access_log=False, lifespan="off"))
+        serving = asyncio.create_task(server.serve([listener]))
+        chores = [asyncio.create_task(chore()) for chore in (self._announce, self._write_log)]
+        try:
+            await self._keep_engine()
+        finally:
+            await self._withdraw()
+            for chore in chores:
+                chore.cancel()
+            server.should_exit = True
+            await asyncio.gather(serving, *chores, return_exceptions=True)
+            if self._registry is not None:
+                await self._registry.close()
+        if self._failure is not None:
+            raise ConfigError(self._failure)
+        return self._exit_status
+
+    def _listen(self) -> socket.socket:
+        family = socket.AF_INET6 if ":" in self._worker.host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((self._worker.host, self._worker.port))
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {self._worker.host}:{self._worker.port}: {error}") from None
+        listener.listen(128)
+        listener.setblocking(False)
+        return listener
+
+    async def _keep_engine(self) -> None:
+        """Run the engine process; again when it dies, until told to drain or it says that it cannot."""
+        num_failures = 0
+        while True:
+            started_at = time.monotonic()
+            status = await self._run_engine()
+            if self._draining.is_set() or self._failure is not None or status == 0:
+                self._exit_status = 0 if status == 0 else 1
+                return
+            if time.monotonic() - started_at > STABLE_S:
+                num_failures = 0
+            delay_s = BACKOFF_S[min(num_failures, len(BACKOFF_S) - 1)]
+            num_failures += 1
+            log.error("engine_died", worker_id=self._worker_id, status=status, restart_in_s=delay_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._draining.wait(), delay_s)
+                return
+
+    async def _run_engine(self) -> int:
+        """Start one engine process and hear it to its end; give its status."""
+        ours, theirs = socket.socketpair()
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command, str(theirs.fileno()), pass_fds=(theirs.fileno(),), start_new_session=True
+        )
+        theirs.close()
+        reader, self._link = await asyncio.open_unix_connection(sock=ours, limit=MAX_NBYTES)
+        self._link.write(self._assignment())
+        hearing = asyncio.create_task(self._hear(reader))
+        draining = asyncio.create_task(self._drain_engine(self._process))
+        try:
+            status = await self._process.wait()
+            await asyncio.wait_for(asyncio.gather(hearing, return_exceptions=True), 2.0)
+        finally:
+            for task in (hearing, draining):
+                task.cancel()
+            self._link.close()
+            if self._process.returncode is None:
+                self._process.kill()
+            await self._withdraw()
+            self.info = None
+            self._stats = Stats()  # the next engine process counts from zero
+        return status
+
+    def _assignment(self) -> bytes:
+        assignment = Assignment(
+            worker_id=self._worker_id,
+            legs=self._legs,
+            model_name=self._model_name,
+            http=self._http,
+            engine=asdict(self._engine),
+            worker=asdict(self._worker),
+        )
+        body = msgspec.msgpack.encode(assignment)
+        return HEADER.pack(len(body)) + body
+
+    async def _hear(self, reader: asyncio.StreamReader) -> None:
+        """Take what the engine process says, to its end."""
+        while True:
+            try:
+                (nbytes,) = HEADER.unpack(await reader.readexactly(HEADER.size))
+                message = to_face.decode(await reader.readexactly(nbytes))
+            except (asyncio.IncompleteReadError, ConnectionError):
+                return
+            match message:
+                case Stats():
+                    self._take_stats(message)
+                case Ready():
+                    self.info = message.info
+                    self._heard_at = self._moved_at = time.monotonic()
+                    self._log_changed.set()
+                case Logged():
+                    self._mirror.add(message.entry)
+                    self._log_changed.set()
+                case Failed():
+                    self._failure = message.message
+
+    async def _drain_engine(self, process: asyncio.subprocess.Process) -> None:
+        """Once told to: withdraw, so that nobody new comes, have the engine drain, kill it if it does not end."""
+        await self._draining.wait()
+        await self._withdraw()
+        if self._link is not None:
+            self._link.write(frame(Drain()))
+        with contextlib.suppress(TimeoutError):
+            limit_s = self._worker.drain_s + self._worker.lease_s + DRAIN_MARGIN_S
+            await asyncio.wait_for(process.wait(), limit_s)
+            return
+        log.error("drain_too_long", worker_id=self._worker_id)
+        process.kill()
+
+    # -- Redis --------------------------------------------------------------------------------------------
+
+    async def _announce(self) -> None:
+        """Renew the lease each second while the engine serves."""
+        if self._registry is None:
+            return
+        is_up = True
+        while not self._draining.is_set():
+            if self.info is not None and self.why_unhealthy() is None:
+                try:
+                    await self._registry.announce(self.info, self._stats.load)
+                    if not is_up:
+                        log.info("registry_back")
+                        self._mirror.needs_snapshot = True
+                        self._log_changed.set()
+                    is_up = True
+                except RegistryDown as error:
+                    if is_up:
+                        log.warning("registry_down", reason=str(error))
+                    is_up = False
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._draining.wait(), RENEW_S if self.info is not None else 0.1)
+
+    async def _withdraw(self) -> None:
+        info = self.info
+        if self._registry is not None and info is not None:
+            with contextlib.suppress(RegistryDown):
+                await self._registry.withdraw(info)
+
+    async def _write_log(self) -> None:
+        """Bring the block log to Redis, in order; after a loss, a snapshot first."""
+        if self._registry is None:
+            return
+        mirror = self._mirror
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._log_changed.wait(), SNAPSHOT_S)
+            self._log_changed.clear()
+            try:
+                while mirror.queue:
+                    entry = mirror.queue[0]
+                    await self._registry.append_blocks(entry)
+                    if mirror.queue and mirror.queue[0] is entry:
+                        mirror.queue.popleft()
+                await self._write_snapshot()
+            except RegistryDown:
+                # What could not be appended is in the next snapshot.
+                mirror.queue.clear()
+                mirror.needs_snapshot = True
+
+    async def _write_snapshot(self) -> None:
+        mirror, now = self._mirror, time.monotonic()
+        snapshot = mirror.snapshot()
+        assert self._registry is not None
+        if snapshot is None or self._draining.is_set():
+            return
+        is_due = now - mirror.snapshot_at > SNAPSHOT_S and snapshot.sequence > mirror.snapshot_sequence
+        if is_due or mirror.needs_snapshot:
+            mirror.needs_snapshot = False
+            mirror.snapshot_at, mirror.snapshot_sequence = now, snapshot.sequence
+            await self._registry.write_snapshot(snapshot)
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to the face."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def run_face(face: Face) -> int:
+    """Serve until drained; give the exit status."""
+    try:
+        return asyncio.run(face.serve())
+    except BatonError as error:
+        print(f"baton: {error}", file=sys.stderr)
+        return 2
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            if face._process is not None and face._process.returncode is None:
+                os.kill(face._process.pid, signal.SIGKILL)

@@ -1,0 +1,116 @@
+"""The pipe between a worker's face and its engine process: framed msgpack over a socket pair, one thread here.
+
+The loop only leaves messages; reports replace one another, so a face that stands still costs nothing. When the face is
+gone, so is the reason to run: its end of the pipe closes, and the process ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import struct
+import threading
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+
+from baton.worker.stats import Drain, Logged, Stats, ToFace
+from baton.worker.wakeup import Wakeup
+
+HEADER = struct.Struct("<I")
+MAX_NBYTES = 64 * 2**20
+MAX_LOGGED = 10_000
+"""Entries of the block log that wait; what is lost beyond shows as a gap, which a snapshot heals."""
+
+to_face: msgspec.msgpack.Decoder[ToFace] = msgspec.msgpack.Decoder(ToFace)
+_drain: msgspec.msgpack.Decoder[Drain] = msgspec.msgpack.Decoder(Drain)
+
+
+def frame(message: ToFace | Drain) -> bytes:
+    """Give a message with its length before it."""
+    body = msgspec.msgpack.encode(message)
+    return HEADER.pack(len(body)) + body
+
+
+class FaceLink:
+    """The engine process's end."""
+
+    def __init__(self, fd: int, *, on_drain: Callable[[], None], on_gone: Callable[[], None]) -> None:
+        self._socket = socket.socket(fileno=fd)
+        self._wakeup = Wakeup()
+        self._queue: deque[ToFace] = deque()
+        self._stats: Stats | None = None
+        self._on_drain = on_drain
+        self._on_gone = on_gone
+        self._is_closing = False
+        self._thread = threading.Thread(target=self._run, name="face", daemon=True)
+        self._thread.start()
+
+    def post(self, message: ToFace) -> None:
+        """Leave a message for the face; of reports only the newest is kept."""
+        if isinstance(message, Stats):
+            if self._stats is not None:  # what it tells once must not be lost with it
+                message.transfers = (self._stats.transfers + message.transfers)[-1000:]
+                message.phases = (self._stats.phases + message.phases)[-1000:]
+            self._stats = message
+        elif not isinstance(message, Logged) or len(self._queue) < MAX_LOGGED:
+            self._queue.append(message)
+        self._wakeup.set()
+
+    def close(self) -> None:
+        """Send what is left, and close."""
+        self._is_closing = True
+        self._wakeup.set()
+        self._thread.join(timeout=2.0)
+
+    def _run(self) -> None:
+        poll = select.poll()
+        poll.register(self._wakeup.fileno(), select.POLLIN)
+        poll.register(self._socket, select.POLLIN)
+        received = bytearray()
+        while True:
+            is_closing = self._is_closing
+            try:
+                self._send()
+                if is_closing:
+                    return
+                ready = {fd for fd, _ in poll.poll(1_000)}
+                self._wakeup.clear()
+                if self._socket.fileno() in ready and not self._receive(received):
+                    break
+            except OSError:
+                break
+        if not self._is_closing:
+            self._on_gone()
+
+    def _send(self) -> None:
+        while self._queue:
+            self._socket.sendall(frame(self._queue.popleft()))
+        stats, self._stats = self._stats, None
+        if stats is not None:
+            self._socket.sendall(frame(stats))
+
+    def _receive(self, received: bytearray) -> bool:
+        """Read what the face says; False: it is gone."""
+        piece = self._socket.recv(4096)
+        if not piece:
+            return False
+        received += piece
+        while len(received) >= HEADER.size:
+            (nbytes,) = HEADER.unpack_from(received)
+            if len(received) < HEADER.size + nbytes:
+                break
+            body = bytes(received[HEADER.size : HEADER.size + nbytes])
+            del received[: HEADER.size + nbytes]
+            with contextlib.suppress(msgspec.MsgspecError):
+                _drain.decode(body)
+                self._on_drain()
+        return True
+
+
+def exit_now() -> None:
+    """End the process at once: who asked for its work is gone."""
+    os._exit(3)

@@ -1,0 +1,316 @@
+"""The worker's loop: receive, plan, step, collect, over its legs. It knows no role and waits for nobody.
+
+    receive     messages from routers, from the mailbox's queue; deadlines; events of KV transfers, through the legs
+    plan, step  the engine's
+    collect     tokens to the legs, through them to one message a router; cache changes to the block log
+
+With nothing to do it waits on a wake-up that every other thread can set.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable, Sequence
+
+from baton.engine.engine import Engine
+from baton.errors import BatonError
+from baton.logs import get_logger
+from baton.messages import Cancel, LegError, Start, WorkerInfo
+from baton.protocol import check_prompt
+from baton.registry import BlockLog
+from baton.worker.mailbox import Mailbox, Peer, PeerLost, WantsBlocks
+from baton.worker.runs import ClosedEpochs, Leg, Outbox, Run, Runs, leg_error
+from baton.worker.stats import LoadMeter, Logged, Stats, ToFace
+from baton.worker.wakeup import Wakeup
+
+MAX_FAILED_STEPS = 3
+"""In a row; then the device is taken as broken and the process ends, to be started anew."""
+IDLE_S = 0.25
+REPORT_S = 0.1
+
+log = get_logger("loop")
+
+
+class EngineBroken(Exception):
+    """Steps fail again and again."""
+
+
+class WorkerLoop:
+    """Owns the engine and the table of runs; one thread."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        legs: Sequence[Leg],
+        mailbox: Mailbox,
+        runs: Runs,
+        outbox: Outbox,
+        wakeup: Wakeup,
+        info: WorkerInfo,
+        *,
+        drain_s: float,
+        tell_face: Callable[[ToFace], None] = lambda message: None,
+        add_stats: Callable[[Stats], None] = lambda stats: None,
+    ) -> None:
+        """Join the parts.
+
+        `add_stats` fills in what only the transfer knows.
+        """
+        self._engine = engine
+        self._legs = {leg.name: leg for leg in legs}
+        self._mailbox = mailbox
+        self._runs = runs
+        self._outbox = outbox
+        self._wakeup = wakeup
+        self._info = info
+        self._drain_s = drain_s
+        self._tell_face = tell_face
+        self._add_stats = add_stats
+        self._closed = ClosedEpochs()
+        self._deadlines: list[tuple[float, int, Run]] = []
+        self._num_deadlines = 0
+        self._meter = LoadMeter(engine)
+        self._log = BlockLog(info.worker_id, info.incarnation)
+        self._reported_at = 0.0
+        self._phases: list[tuple[str, float]] = []
+        self._num_failed_steps = 0
+        self._drain_asked = False
+        self._draining_until: float | None = None
+        self._num_stale = 0
+        engine.cache.record_events = engine.scheduler.cache is not None
+        runs.on_close = self._note_phase
+
+    # -- from other threads -------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Take nothing new, let what runs end for a time, hand the rest back; then `run` returns."""
+        self._drain_asked = True
+        self._wakeup.set()
+
+    # -- the loop -----------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until drained.
+
+        Raises:
+            EngineBroken: steps fail again and again.
+        """
+        while True:
+            self._receive()
+            num_steps = self._engine.num_steps
+            if self._engine.has_work:
+                self._step()
+            for leg in self._legs.values():
+                leg.advance()
+            is_idle = self._engine.num_steps == num_steps
+            self._send(is_idle)
+            if self._draining_until is not None and not self._runs:
+                return
+            if is_idle:
+                self._wakeup.wait(self._idle_s())
+
+    def _receive(self) -> None:
+        for arrival in self._mailbox.take():
+            match arrival:
+                case PeerLost(peer):
+                    self._lose(peer)
+                case WantsBlocks(peer):
+                    self._mailbox.post(peer, self._log.snapshot())
+                case (peer, Start() as start):
+                    self._start(peer, start)
+                case (_, Cancel() as cancel):
+                    self._cancel(cancel)
+        self._check_time()
+
+    def _start(self, peer: Peer, start: Start) -> None:
+        """Open a run, or say why not."""
+        siblings = self._runs.of_request(start.request_id)
+        is_known = any(run.start.epoch == start.epoch and run.start.role == start.role for run in siblings)
+        is_old = any(run.start.epoch > start.epoch for run in siblings)
+        if is_known or is_old or self._closed.is_closed(start.request_id, start.epoch):
+            self._num_stale += 1
+            return
+        for run in siblings:
+            if run.start.epoch < start.epoch:
+                self._stop(run)
+        if self._drain_asked:
+            self._outbox.refuse(start, peer, LegError("draining", "this worker is ending", True))
+            return
+        run = Run.of(start, peer)
+        try:
+            if start.deadline is not None and start.deadline <= time.time():
+                raise _DeadlineError
+            leg = self._legs.get(start.role)
+            if leg is None:
+                raise _NoLegError(f"this worker has no {start.role} leg")
+            check_prompt(start.token_ids, self._info.model.vocab_size, self._info.model.max_model_len)
+            start.params.check_vocab(self._info.model.vocab_size)
+            self._runs.open(run)
+            leg.begin(run)
+        except _DeadlineError:
+            self._outbox.refuse(start, peer, _deadline())
+        except Exception as error:  # the edge: what one request breaks is that request
+            self._runs.close(run)
+            if not isinstance(error, BatonError):
+                log.exception("start_failed", request_id=start.request_id, epoch=start.epoch)
+            self._outbox.refuse(start, peer, leg_error(error))
+        else:
+            if start.deadline is not None:
+                self._num_deadlines += 1
+                heapq.heappush(self._deadlines, (start.deadline, self._num_deadlines, run))
+
+    def _cancel(self, cancel: Cancel) -> None:
+        runs = self._runs.of_request(cancel.request_id)
+        if cancel.choice is not None:
+            for run in runs:
+                if run.start.epoch == cancel.epoch and cancel.choice in run.open_choices:
+                    self._stop_choice(run, cancel.choice)
+            return
+        self._closed.close(cancel.request_id, cancel.epoch)
+        for run in runs:
+            if run.start.epoch <= cancel.epoch:
+                self._stop(run)
+
+    def _stop_choice(self, run: Run, choice: int) -> None:
+        run.open_choices.discard(choice)
+        if run.open_choices:
+            self._legs[run.start.role].stop_choice(run, choice)
+        else:
+            self._stop(run)
+
+    def _stop(self, run: Run) -> None:
+        run.is_over = True
+        self._legs[run.start.role].stop(run)
+
+    def _fail(self, run: Run, error: LegError) -> None:
+        """End a run that the router still waits for."""
+        if not run.is_over:
+            self._outbox.ended(run, error)
+        self._stop(run)
+
+    def _lose(self, peer: Peer) -> None:
+        for run in self._runs:
+            if run.peer is peer:
+                self._stop(run)
+
+    def _check_time(self) -> None:
+        while self._deadlines and self._deadlines[0][0] <= time.time():
+            run = heapq.heappop(self._deadlines)[2]
+            if not run.is_over:
+                self._fail(run, _deadline())
+        if self._drain_asked and self._draining_until is None:
+            log.info("draining", num_runs=len(self._runs))
+            self._draining_until = time.monotonic() + self._drain_s
+        if self._draining_until is not None and time.monotonic() >= self._draining_until:
+            for run in self._runs:
+                if not run.is_over:
+                    self._fail(run, LegError("draining", "this worker is ending", True))
+
+    def _step(self) -> None:
+        self._meter.step_begins()
+        try:
+            outputs = self._engine.step()
+        except Exception as error:  # the edge: the requests of this step fail, the worker lives
+            self._step_failed(error)
+            return
+        self._num_failed_steps = 0
+        self._meter.step_ends()
+        for output in outputs:
+            run = self._runs.get(output.request_id)
+            if run is None or run.is_over:
+                continue
+            leg = self._legs[run.start.role]
+            try:
+                leg.take(run, output)
+            except Exception as error:  # the edge, again
+                log.exception("token_failed", request_id=run.start.request_id)
+                self._fail(run, leg_error(error))
+
+    def _step_failed(self, error: Exception) -> None:
+        self._num_failed_steps += 1
+        touched = self._engine.discard()
+        log.exception("step_failed", num_requests=len(touched), times=self._num_failed_steps)
+        for engine_id in touched:
+            run = self._runs.get(engine_id)
+            if run is None:
+                self._engine.abort(engine_id)
+            else:
+                self._fail(run, leg_error(error))
+        if self._num_failed_steps >= MAX_FAILED_STEPS:
+            self._send(is_idle=True)
+            raise EngineBroken(f"{self._num_failed_steps} steps in a row failed: {error}")
+
+    # -- what goes out ------------------------------------------------------------------------------------
+
+    def _send(self, is_idle: bool) -> None:
+        is_draining = self._draining_until is not None
+        load = self._mailbox.load = self._meter.load(draining=is_draining, force=is_idle)
+        for peer, outputs in self._outbox.take(self._info.worker_id, self._info.incarnation, load):
+            self._mailbox.post(peer, outputs)
+        self._log_blocks()
+        now = time.monotonic()
+        if is_idle or now - self._reported_at >= REPORT_S:
+            self._reported_at = now
+            self._report(now)
+
+    def _log_blocks(self) -> None:
+        events = self._engine.cache.drain_events()
+        if not events:
+            return
+        last = {block_hash: kind for kind, block_hash in events}
+        entry = self._log.entry(
+            [block_hash for block_hash, kind in last.items() if kind == "stored"],
+            [block_hash for block_hash, kind in last.items() if kind == "evicted"],
+        )
+        self._mailbox.post(None, entry)
+        self._tell_face(Logged(entry))
+
+    def _report(self, now: float) -> None:
+        engine, pool = self._engine, self._engine.pool
+        stranded = sum(leg.stranded_blocks() for leg in self._legs.values())
+        if not self._runs:  # whatever is held now belongs to nobody
+            stranded = pool.num_held
+        stats = Stats(
+            load=self._mailbox.load,
+            at=now,
+            blocks_free=pool.num_free,
+            blocks_cached=pool.num_cached,
+            blocks_held=pool.num_held,
+            prefix_queries=engine.cache.num_queries,
+            prefix_hits=engine.cache.num_hits,
+            prompt_tokens=self._outbox.num_prompt_tokens,
+            generation_tokens=self._outbox.num_tokens,
+            num_preemptions=engine.scheduler.num_preemptions,
+            stale_messages=self._num_stale + self._mailbox.dropped.total(),
+            stranded_bytes=stranded * engine.memory.block_nbytes,
+            num_runs=len(self._runs),
+            transfers=[(t.seconds, t.exposed_seconds) for t in self._outbox.transfers],
+            phases=self._phases,
+        )
+        self._outbox.transfers, self._phases = [], []
+        self._add_stats(stats)
+        self._tell_face(stats)
+
+    def _note_phase(self, run: Run) -> None:
+        self._phases.append((run.start.role, time.monotonic() - run.began_at))
+
+    def _idle_s(self) -> float:
+        wait_s = IDLE_S
+        if self._deadlines:
+            wait_s = min(wait_s, self._deadlines[0][0] - time.time())
+        if self._draining_until is not None:
+            wait_s = min(wait_s, max(0.01, self._draining_until - time.monotonic()))
+        return wait_s
+
+
+class _DeadlineError(Exception):
+    """A Start whose time was over when it came."""
+
+
+class _NoLegError(BatonError):
+    retryable = True
+
+
+def _deadline() -> LegError:
+    return LegError("deadline", "the deadline of the request has passed", False)

@@ -1,0 +1,333 @@
+"""The control socket: a thread that moves messages between routers and the loop, and keeps routers' hearts at ease.
+
+The loop never touches the socket. It takes what arrived from a queue and leaves what it has to say in another; both are
+bounded. Hello is answered here, so that a step which takes seconds does not look like a death. A router that does not
+read is backed up here to a bound, then given up: its work is cancelled.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+import zmq
+from zmq.auth.thread import ThreadAuthenticator
+
+from baton.errors import ConfigError
+from baton.logs import get_logger
+from baton.messages import (
+    LOAD_INTERVAL_S,
+    MAX_MESSAGE_NBYTES,
+    ROUTER_SILENCE_S,
+    BadMessage,
+    Blocks,
+    Cancel,
+    Hello,
+    Load,
+    Outputs,
+    Start,
+    Welcome,
+    WorkerInfo,
+    decode_to_worker,
+    encode,
+)
+from baton.worker.wakeup import Wakeup
+
+MAX_ARRIVED = 65_536
+"""Messages that wait for the loop; beyond it the socket is not read, and routers feel it."""
+MAX_BACKLOG = 4_096
+"""Messages that wait for one router to read; beyond it the router is given up."""
+_HWM = 1_024
+_READ_AT_ONCE = 256
+_RETRY_S = 0.01
+
+log = get_logger("mailbox")
+
+
+@dataclass(slots=True, eq=False)
+class Peer:
+    """A router, over its reconnections."""
+
+    router_id: str
+    identity: bytes
+    """The routing id of its present connection."""
+    heard_at: float
+    told_at: float = 0.0
+    wants_blocks: bool = False
+    is_lost: bool = False
+    backlog: deque[bytes] = field(default_factory=deque)
+
+
+@dataclass(frozen=True, slots=True)
+class PeerLost:
+    """A router that was silent too long, or does not read."""
+
+    peer: Peer
+
+
+@dataclass(frozen=True, slots=True)
+class WantsBlocks:
+    """A router asks for the block log, beginning with a snapshot."""
+
+    peer: Peer
+
+
+Arrival = tuple[Peer, Start | Cancel] | PeerLost | WantsBlocks
+
+
+class Mailbox:
+    """Owns the control socket. `bind`, set `info`, `start`; the loop calls `take`, `post` and sets `load`."""
+
+    def __init__(self, wakeup: Wakeup) -> None:
+        self._wakes_loop = wakeup
+        self._wakeup = Wakeup()
+        self._context = zmq.Context(io_threads=1)
+        self._socket = self._context.socket(zmq.ROUTER)
+        for option, value in (
+            (zmq.ROUTER_MANDATORY, 1),
+            (zmq.ROUTER_HANDOVER, 1),
+            (zmq.SNDHWM, _HWM),
+            (zmq.RCVHWM, _HWM),
+            (zmq.MAXMSGSIZE, MAX_MESSAGE_NBYTES),
+            (zmq.HANDSHAKE_IVL, 5_000),
+            (zmq.LINGER, 1_000),
+        ):
+            self._socket.setsockopt(option, value)
+        self.info: WorkerInfo | None = None
+        self.load = Load()
+        self.dropped: Counter[str] = Counter()
+        """Messages that went no further, by reason."""
+        self._arrived: deque[Arrival] = deque()
+        self._outgoing: deque[tuple[Peer | None, Outputs | Blocks]] = deque()
+        self._by_identity: dict[bytes, Peer] = {}
+        self._by_router: dict[str, Peer] = {}
+        self._thread = threading.Thread(target=self._run, name="control", daemon=True)
+        self._is_closing = False
+        self._guardian: ThreadAuthenticator | None = None
+
+    # -- for the loop -------------------------------------------------------------------------------------
+
+    def bind(
+        self,
+        endpoint: str,
+        *,
+        announce: str = "",
+        public_key: bytes | None = None,
+        secret_key: bytes | None = None,
+    ) -> str:
+        """Bind the socket; give the endpoint that routers connect to.
+
+        `announce` is the host in it, if others reach this one under another name than it binds. With keys, only who
+        has the public one's secret half may connect.
+
+        Raises:
+            ConfigError: the endpoint cannot be bound.
+        """
+        if public_key is not None and secret_key is not None:
+            self._guardian = ThreadAuthenticator(self._context)
+            self._guardian.start()
+            self._guardian.configure_curve_callback("*", _OneKey(public_key))
+            self._socket.curve_server = True
+            self._socket.curve_publickey, self._socket.curve_secretkey = public_key, secret_key
+        try:
+            self._socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            raise ConfigError(f"the control socket cannot be bound to {endpoint}: {error}") from None
+        bound = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        if announce and bound.startswith("tcp://"):
+            host = f"[{announce}]" if ":" in announce and not announce.startswith("[") else announce
+            return f"tcp://{host}:{bound.rpartition(':')[2]}"
+        return bound
+
+    def start(self) -> None:
+        """Begin to read and write; `info` is set."""
+        assert self.info is not None
+        self._thread.start()
+
+    def take(self) -> list[Arrival]:
+        """Give what arrived since the last call."""
+        arrived: list[Arrival] = []
+        while self._arrived:
+            arrived.append(self._arrived.popleft())
+        if len(arrived) >= MAX_ARRIVED:
+            self._wakeup.set()  # the thread had stopped reading
+        return arrived
+
+    def post(self, peer: Peer | None, message: Outputs | Blocks) -> None:
+        """Leave a message for a router; for all that want the block log, if `peer` is None."""
+        self._outgoing.append((peer, message))
+        self._wakeup.set()
+
+    def close(self) -> None:
+        """Send what is left, for a bounded time, and close."""
+        self._is_closing = True
+        self._wakeup.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5.0)
+        if self._guardian is not None:
+            self._guardian.stop()
+        self._socket.close()
+        self._context.term()
+
+    # -- the thread ---------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._wakeup.fileno(), zmq.POLLIN)
+        is_reading = False
+        while not self._is_closing:
+            if is_reading != (len(self._arrived) < MAX_ARRIVED):
+                is_reading = not is_reading
+                if is_reading:
+                    poller.register(self._socket, zmq.POLLIN)
+                else:
+                    poller.unregister(self._socket)
+            has_backlog = any(peer.backlog for peer in self._by_router.values())
+            poller.poll(int((_RETRY_S if has_backlog else LOAD_INTERVAL_S / 2) * 1000))
+            self._wakeup.clear()
+            try:
+                if is_reading:
+                    self._read()
+                self._write()
+                self._tell_idle()
+                self._forget_silent()
+            except Exception:  # the edge of this loop: one bad peer must not end all others' streams
+                log.exception("control_failed")
+        try:
+            self._write()
+        except zmq.ZMQError:
+            log.warning("undelivered_at_end")
+
+    def _read(self) -> None:
+        for _ in range(_READ_AT_ONCE):
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            if len(frames) != 2:
+                self.dropped["garbage"] += 1
+                continue
+            identity, frame = frames
+            try:
+                message = decode_to_worker(frame)
+            except BadMessage as bad:
+                self.dropped["garbage"] += 1
+                log.debug("bad_message", reason=str(bad))
+                continue
+            self._on_message(identity, message)
+
+    def _on_message(self, identity: bytes, message: Hello | Start | Cancel) -> None:
+        now = time.monotonic()
+        if isinstance(message, Hello):
+            peer = self._on_hello(identity, message, now)
+            assert self.info is not None
+            self._send(peer, encode(Welcome(self.info, self.load)))
+            return
+        known = self._by_identity.get(identity)
+        if known is None:
+            # It was connected anew, and what it had queued came before its next Hello.
+            known = self._by_identity[identity] = Peer("", identity, now)
+            self._by_router[f"?{identity.hex()}"] = known
+        known.heard_at = now
+        self._arrived.append((known, message))
+        self._wakes_loop.set()
+
+    def _on_hello(self, identity: bytes, hello: Hello, now: float) -> Peer:
+        peer = self._by_router.get(hello.router_id)
+        nameless = self._by_identity.get(identity)
+        if peer is None:
+            peer = nameless if nameless is not None and not nameless.router_id else None
+            if peer is None:
+                peer = Peer(hello.router_id, identity, now)
+                log.debug("router_met", router_id=hello.router_id)
+            else:
+                self._by_router.pop(f"?{identity.hex()}", None)
+                peer.router_id = hello.router_id
+            self._by_router[hello.router_id] = self._by_identity[identity] = peer
+        elif peer.identity != identity:
+            self._by_identity.pop(peer.identity, None)
+            peer.identity = identity
+            if nameless is None or nameless.router_id:
+                self._by_identity[identity] = peer
+        if nameless is not None:
+            nameless.heard_at = now
+        peer.heard_at = now
+        if hello.wants_blocks and not peer.wants_blocks:
+            self._arrived.append(WantsBlocks(peer))
+            self._wakes_loop.set()
+        peer.wants_blocks = hello.wants_blocks
+        return peer
+
+    def _write(self) -> None:
+        for peer in list(self._by_router.values()):
+            while peer.backlog and self._try_send(peer, peer.backlog[0]):
+                peer.backlog.popleft()
+        while self._outgoing:
+            to, message = self._outgoing.popleft()
+            frame = encode(message)
+            if to is not None:
+                self._send(to, frame)
+                continue
+            for peer in self._by_router.values():
+                if peer.wants_blocks:
+                    self._send(peer, frame)
+
+    def _send(self, peer: Peer, frame: bytes) -> None:
+        if peer.is_lost:
+            self.dropped["router_lost"] += 1
+        elif peer.backlog or not self._try_send(peer, frame):
+            peer.backlog.append(frame)
+            if len(peer.backlog) > MAX_BACKLOG:
+                self._lose(peer, "it does not read")
+
+    def _try_send(self, peer: Peer, frame: bytes) -> bool:
+        """Hand a frame to the socket; False: full, or the router is connecting anew."""
+        try:
+            self._socket.send_multipart([peer.identity, frame], zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            if error.errno in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+                return False
+            raise
+        peer.told_at = time.monotonic()
+        return True
+
+    def _tell_idle(self) -> None:
+        """Let routers know the load when no step says it."""
+        info, now = self.info, time.monotonic()
+        assert info is not None
+        frame = None
+        for peer in list(self._by_router.values()):
+            if now - peer.told_at >= LOAD_INTERVAL_S and not peer.backlog and peer.router_id:
+                frame = frame or encode(Outputs(info.worker_id, info.incarnation, [], self.load))
+                self._try_send(peer, frame)
+                peer.told_at = now
+
+    def _forget_silent(self) -> None:
+        now = time.monotonic()
+        for peer in list(self._by_router.values()):
+            if now - peer.heard_at > ROUTER_SILENCE_S:
+                self._lose(peer, "it is silent")
+
+    def _lose(self, peer: Peer, reason: str) -> None:
+        if peer.is_lost:
+            return
+        peer.is_lost = True
+        peer.backlog.clear()
+        self._by_identity.pop(peer.identity, None)
+        self._by_router.pop(peer.router_id or f"?{peer.identity.hex()}", None)
+        log.warning("router_lost", router_id=peer.router_id, reason=reason)
+        self._arrived.append(PeerLost(peer))
+        self._wakes_loop.set()
+
+
+@dataclass(frozen=True, slots=True)
+class _OneKey:
+    """Lets in who holds the deployment's key pair."""
+
+    public: bytes
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        """Tell the authenticator whether a router may connect."""
+        return key == self.public

@@ -1,0 +1,244 @@
+"""The legs of requests that this worker has, and what goes back to the routers that asked.
+
+A run is one leg of one request in one epoch. It is open from its Start to its last token, error or cancellation; it
+stays in the table until the leg has every block of it back, so an empty table means that nothing is held.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from baton.errors import (
+    BatonError,
+    ContextTooLong,
+    InvalidRequest,
+    OutOfBlocks,
+    QueueFull,
+    UnsupportedFeature,
+)
+from baton.messages import Ended, LegError, Load, Outputs, Start, Token, TokenLogprobs, Transfer
+from baton.messages import Leg as LegName
+
+if TYPE_CHECKING:
+    from baton.engine.engine import TokenOutput
+    from baton.engine.sampler import TokenLogprobs as EngineLogprobs
+    from baton.worker.mailbox import Peer
+
+REMEMBERED_S = 120.0
+"""How long a closed epoch is known. A Start is on its way for milliseconds; this covers a router that stalls."""
+REMEMBERED_MAX = 200_000
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One leg of one request in one epoch."""
+
+    start: Start
+    peer: Peer
+    engine_id: str
+    """What the engine knows it by."""
+    began_at: float = field(default_factory=time.monotonic)
+    is_over: bool = False
+    """Nothing more is sent to the router; the leg may still hold blocks for a moment."""
+    open_choices: set[int] = field(default_factory=set)
+    begun_choices: set[int] = field(default_factory=set)
+    """Choices that gave a token here."""
+
+    @classmethod
+    def of(cls, start: Start, peer: Peer) -> Run:
+        """Make the run that a Start asks for."""
+        choices = {choice.index for choice in start.choices}
+        if start.role == "prefill":
+            choices = {start.choices[0].index}
+        engine_id = f"{start.request_id}.{start.epoch}.{start.role}"
+        return cls(start, peer, engine_id, open_choices=choices)
+
+    @property
+    def emitted(self) -> dict[int, list[int]]:
+        """Tokens that each choice has already, as the engine takes them."""
+        return {choice.index: choice.emitted for choice in self.start.choices}
+
+
+class Leg(Protocol):
+    """One thing that a worker does for requests. Owned by the loop's thread."""
+
+    name: LegName
+
+    def begin(self, run: Run) -> None:
+        """Take in a run. What it raises as `BatonError` is the answer, and nothing is held."""
+
+    def take(self, run: Run, output: TokenOutput) -> None:
+        """Take in a token of an open run."""
+
+    def stop(self, run: Run) -> None:
+        """End a run wherever it stands; `Runs.close` it once nothing of it is held."""
+
+    def stop_choice(self, run: Run, choice: int) -> None:
+        """End one of several choices."""
+
+    def advance(self) -> None:
+        """Do what events and the last step made possible. Called once a turn of the loop; never waits."""
+
+    def stranded_blocks(self) -> int:
+        """Count the blocks that runs which are over still hold."""
+
+
+class ClosedEpochs:
+    """Which epochs of which requests are closed, so that a Start after its Cancel is dropped. Bounded."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._closed: OrderedDict[str, tuple[int, float]] = OrderedDict()
+
+    def close(self, request_id: str, epoch: int) -> None:
+        """Close an epoch and all before it."""
+        known, _ = self._closed.get(request_id, (-1, 0.0))
+        self._closed[request_id] = (max(known, epoch), self._clock())
+        self._closed.move_to_end(request_id)
+        while self._closed:
+            oldest, (_epoch, closed_at) = next(iter(self._closed.items()))
+            if len(self._closed) <= REMEMBERED_MAX and self._clock() - closed_at < REMEMBERED_S:
+                return
+            del self._closed[oldest]
+
+    def is_closed(self, request_id: str, epoch: int) -> bool:
+        """Whether this epoch of the request was closed lately."""
+        return epoch <= self._closed.get(request_id, (-1, 0.0))[0]
+
+
+class Runs:
+    """The table of runs, by what the engine calls them and by request."""
+
+    def __init__(self) -> None:
+        self._by_engine_id: dict[str, Run] = {}
+        self._by_request: dict[str, list[Run]] = {}
+        self.on_close: Callable[[Run], None] = lambda run: None
+
+    def __len__(self) -> int:
+        return len(self._by_engine_id)
+
+    def __iter__(self) -> Iterator[Run]:
+        return iter(list(self._by_engine_id.values()))
+
+    def get(self, engine_id: str) -> Run | None:
+        """Give the run that the engine knows by this id."""
+        return self._by_engine_id.get(engine_id)
+
+    def of_request(self, request_id: str) -> list[Run]:
+        """Give the runs of a request: of both legs, of any epoch."""
+        return list(self._by_request.get(request_id, ()))
+
+    def open(self, run: Run) -> None:
+        """Add a run."""
+        self._by_engine_id[run.engine_id] = run
+        self._by_request.setdefault(run.start.request_id, []).append(run)
+
+    def close(self, run: Run) -> None:
+        """Forget a run of which nothing is held; again is harmless."""
+        if self._by_engine_id.pop(run.engine_id, None) is None:
+            return
+        run.is_over = True
+        of_request = self._by_request[run.start.request_id]
+        of_request.remove(run)
+        if not of_request:
+            del self._by_request[run.start.request_id]
+        self.on_close(run)
+
+
+@dataclass(slots=True)
+class _Mail:
+    tokens: list[Token] = field(default_factory=list)
+    ended: list[Ended] = field(default_factory=list)
+    transfers: list[Transfer] = field(default_factory=list)
+
+
+class Outbox:
+    """What a turn of the loop says, one message a router."""
+
+    def __init__(self) -> None:
+        self._mail: dict[Peer, _Mail] = {}
+        self.num_tokens = 0
+        """Tokens given out since the start."""
+        self.num_prompt_tokens = 0
+        self.transfers: list[Transfer] = []
+        """Since they were last taken for the metrics."""
+
+    def token(self, run: Run, output: TokenOutput, *, num_fetched: int = 0) -> None:
+        """Give the router a token of an open run, and note the choice's end."""
+        choice = output.choice
+        is_first = choice not in run.begun_choices
+        if is_first:
+            if not run.begun_choices:
+                self.num_prompt_tokens += len(run.start.token_ids)
+            run.begun_choices.add(choice)
+        reason = output.finish_reason
+        token = Token(
+            run.start.request_id,
+            run.start.epoch,
+            choice,
+            output.position,
+            output.token_id,
+            finish_reason=None if reason is None else reason.value,  # type: ignore[arg-type]
+            stop_reason=output.stop_reason,
+            num_cached=output.num_cached_tokens if is_first else 0,
+            num_fetched=num_fetched if is_first else 0,
+            logprobs=_wired(output.logprobs),
+            prompt_logprobs=None
+            if output.prompt_logprobs is None
+            else [_wired(row) for row in output.prompt_logprobs],
+        )
+        self._of(run).tokens.append(token)
+        self.num_tokens += 1
+        if reason is not None:
+            run.open_choices.discard(choice)
+
+    def ended(self, run: Run, error: LegError) -> None:
+        """Tell the router that a run failed."""
+        self._of(run).ended.append(Ended(run.start.request_id, run.start.epoch, error))
+
+    def refuse(self, start: Start, peer: Peer, error: LegError) -> None:
+        """Tell a router that its Start was not taken in."""
+        self._mail.setdefault(peer, _Mail()).ended.append(Ended(start.request_id, start.epoch, error))
+
+    def transfer(self, run: Run, transfer: Transfer) -> None:
+        """Tell the router how a transfer went."""
+        self._of(run).transfers.append(transfer)
+        self.transfers.append(transfer)
+
+    def take(self, worker_id: str, incarnation: str, load: Load) -> list[tuple[Peer, Outputs]]:
+        """Give one message for each router that has any."""
+        mail, self._mail = self._mail, {}
+        return [
+            (peer, Outputs(worker_id, incarnation, its.tokens, load, its.ended, its.transfers))
+            for peer, its in mail.items()
+        ]
+
+    def _of(self, run: Run) -> _Mail:
+        return self._mail.setdefault(run.peer, _Mail())
+
+
+def leg_error(error: BaseException) -> LegError:
+    """Say an exception as what routers understand; what is not ours to blame is retryable."""
+    match error:
+        case ContextTooLong():
+            return LegError("context_too_long", str(error), False, error.field)
+        case UnsupportedFeature():
+            return LegError("unsupported", str(error), False, error.field)
+        case InvalidRequest():
+            return LegError("invalid_request", str(error), False, error.field)
+        case QueueFull():
+            return LegError("queue_full", str(error), True)
+        case OutOfBlocks():
+            return LegError("out_of_blocks", str(error), True)
+        case BatonError():
+            return LegError("internal", str(error), error.retryable)
+        case _:
+            return LegError("internal", f"{type(error).__name__} in a worker", True)
+
+
+def _wired(row: EngineLogprobs | None) -> TokenLogprobs | None:
+    return None if row is None else TokenLogprobs(row.token_ids, row.logprobs, row.ranks)
