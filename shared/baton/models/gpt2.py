@@ -39,9 +39,7 @@ class GPT2(CausalLM):
     """A decoder of the GPT-2 kind."""
 
     def _build(self, spec: ModelSpec, parameters: Parameters) -> None:
-        self.embedding = parameters.table(
-            "wte.weight", spec.vocab_size, spec.hidden_size, multiplies=spec.tie_word_embeddings
-        )
+        self.embedding = parameters.table("wte.weight", spec.vocab_size, spec.hidden_size)
         # The checkpoint has as many positions as config.json says, however short the context that is served.
         self.position_embedding = parameters.table("wpe.weight", spec.num_positions, spec.hidden_size)
         self.layers = [GPT2Layer(spec, parameters, layer) for layer in range(spec.num_layers)]

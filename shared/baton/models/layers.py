@@ -18,6 +18,7 @@ from torch import Tensor
 
 from baton.kernels.attention import AttentionBatch, paged_attention
 from baton.kernels.kv_write import kv_write
+from baton.kernels.linear import linear, linear_packed, pack_weight, packs
 from baton.kernels.rotary import rotary_kv_write
 from baton.kernels.silu_mul import gelu_tanh_mul, silu_mul
 from baton.models.spec import ModelSpec
@@ -40,9 +41,14 @@ class Parameters:
         ] = {}  # checkpoint name -> a view of a parameter, in the checkpoint's shape
         self.tied: dict[str, str] = {}  # checkpoint name that may repeat another one's tensor -> that one
         self.fills: list[tuple[Tensor, Fill]] = []  # each parameter once, with its dummy value
+        self._linears: list[Linear] = []
+        self._nbytes: int | None = None
 
     @property
     def nbytes(self) -> int:
+        """Bytes on the device, of all parameters."""
+        if self._nbytes is not None:
+            return self._nbytes
         return sum(tensor.nbytes for tensor, _ in self.fills)
 
     def new(self, shape: Sequence[int], fill: Fill) -> Tensor:
@@ -51,20 +57,9 @@ class Parameters:
         self.fills.append((tensor, fill))
         return tensor
 
-    def matrix(self, num_outputs: int, num_inputs: int) -> Tensor:
-        """Take memory for the weight of a linear layer, [outputs, inputs].
-
-        On a CPU an output's weights lie apart: MKL's fp32 product of one to three rows is then 1.2 to 2 times
-        as fast (matrices of 3 to 150 MB, one thread), and of more rows the same.
-        """
-        if self.device.type == "cpu" and self.dtype == torch.float32:
-            return self.new((num_inputs, num_outputs), "normal").t()
-        return self.new((num_outputs, num_inputs), "normal")
-
-    def table(self, name: str, rows: int, columns: int, *, multiplies: bool = False) -> Tensor:
+    def table(self, name: str, rows: int, columns: int) -> Tensor:
         """Make a table of vectors, [rows, columns], which may be the weight of the output layer as well."""
-        tensor = self.matrix(rows, columns) if multiplies else self.new((rows, columns), "normal")
-        self.targets[name] = tensor
+        tensor = self.targets[name] = self.new((rows, columns), "normal")
         return tensor
 
     def vector(self, name: str, size: int, fill: Fill) -> Tensor:
@@ -81,7 +76,7 @@ class Parameters:
         """
         parts = tuple(parts)
         num_outputs = sum(size for _, size in parts)
-        weight = self.matrix(num_outputs, num_inputs)
+        weight = self.new((num_outputs, num_inputs), "normal")
         bias_vector = self.new((num_outputs,), "zeros") if bias else None
         start = 0
         for name, size in parts:
@@ -90,27 +85,51 @@ class Parameters:
             if bias_vector is not None:
                 self.targets[f"{name}.bias"] = bias_vector[start : start + size]
             start += size
-        return Linear(weight, bias_vector)
+        return self.multiply(weight, bias_vector)
+
+    def multiply(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+        """Make a linear layer of a parameter, [outputs, inputs]."""
+        layer = Linear(weight, bias)
+        self._linears.append(layer)
+        return layer
+
+    def settle(self) -> None:
+        """Bring the loaded weights into the form that the device multiplies fastest; ends loading.
+
+        One layer at a time, and the places in the checkpoint are forgotten first, so that no weight is kept twice.
+        """
+        self._nbytes = self.nbytes
+        self.targets.clear()
+        self.fills.clear()
+        for layer in self._linears:
+            layer.pack()
 
 
 class Linear:
     """Multiply by a weight [outputs, inputs] and add a bias."""
 
-    __slots__ = ("bias", "weight")
+    __slots__ = ("_multiply", "bias", "weight")
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.weight = weight
         self.bias = bias
+        self._multiply: Callable[[Tensor, Tensor, Tensor | None], Tensor] = linear
+
+    def pack(self) -> None:
+        """Replace the weight by its packed form, where the device has a faster one."""
+        if packs(self.weight):
+            self.weight = pack_weight(self.weight)
+            self._multiply = linear_packed
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)  # [tokens, outputs]
+        return self._multiply(x, self.weight, self.bias)  # [tokens, outputs]
 
 
 def output_layer(spec: ModelSpec, parameters: Parameters, embedding: Tensor, embedding_name: str) -> Linear:
     """Make the layer that gives logits, which is the embedding itself where the spec ties them."""
     if spec.tie_word_embeddings:
         parameters.tied["lm_head.weight"] = embedding_name
-        return Linear(embedding)
+        return parameters.multiply(embedding)
     return parameters.linear([("lm_head", spec.vocab_size)], embedding.shape[1], bias=False)
 
 

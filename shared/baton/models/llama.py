@@ -25,9 +25,7 @@ class Llama(CausalLM):
 
     def _build(self, spec: ModelSpec, parameters: Parameters) -> None:
         assert spec.rope is not None
-        self.embedding = parameters.table(
-            "embed_tokens.weight", spec.vocab_size, spec.hidden_size, multiplies=spec.tie_word_embeddings
-        )
+        self.embedding = parameters.table("embed_tokens.weight", spec.vocab_size, spec.hidden_size)
         self.rope_table = rope_table(spec.rope, spec.max_model_len, parameters.device)
         norms = [
             parameters.vector(f"layers.{layer}.input_layernorm.weight", spec.hidden_size, self.NORM_FILL)

@@ -71,11 +71,13 @@ def load_model(
     if load_format == "dummy":
         model = _build(spec, dtype, torch.device(device), max_model_len)
         fill_dummy(model.parameters, spec.initializer_range, seed)
+        model.parameters.settle()
         return model
     # All that the headers can tell is checked before memory is taken.
     found = match(_outline(spec, dtype, max_model_len).parameters, read_entries(folder), str(folder))
     model = _build(spec, dtype, torch.device(device), max_model_len)
     load_weights(model.parameters, found, progress)
+    model.parameters.settle()
     return model
 
 

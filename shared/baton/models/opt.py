@@ -48,9 +48,7 @@ class OPT(CausalLM):
 
     def _build(self, spec: ModelSpec, parameters: Parameters) -> None:
         width, size = spec.embedding_size, spec.hidden_size
-        self.embedding = parameters.table(
-            "embed_tokens.weight", spec.vocab_size, width, multiplies=spec.tie_word_embeddings
-        )
+        self.embedding = parameters.table("embed_tokens.weight", spec.vocab_size, width)
         table = parameters.table("embed_positions.weight", spec.num_positions + POSITION_OFFSET, size)
         self.position_embedding = table[POSITION_OFFSET:]
         self.project_in = self.project_out = None
