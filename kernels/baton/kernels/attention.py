@@ -71,6 +71,7 @@ class _Piece:
     context_len: int  # of the gathered keys, after any blocks that the window hides
     rows: Tensor  # [2 * num_seqs * num_blocks] int32: K's half-block rows, then V's
     mask: Tensor | None  # [num_seqs, 1, 1, context] or [1, 1, queries, context], 0 or -inf
+    tails: Tensor | None = None  # tokens of the gathered K and V that belong to nobody
     is_causal: bool = False
 
 
@@ -104,51 +105,65 @@ def _block_rows(table: Tensor, row_step: int) -> Tensor:
     return torch.cat((rows, rows + 1))
 
 
+def _plan_group(
+    first: int,
+    table: Tensor,
+    hidden: list[int],
+    seen: list[int],
+    kv_layer: Tensor,
+    dtype: torch.dtype,
+    window: int | None,
+) -> _Piece:
+    """Plan a group of decodes: `hidden` whole blocks of each lie before its window, `seen` tokens follow."""
+    _, _, block_size, num_kv_heads, head_dim = kv_layer.shape
+    row_step = kv_layer.stride(0) // (block_size * num_kv_heads * head_dim)
+    longest = max(seen)
+    num_blocks = -(-longest // block_size)
+    if window is None and min(seen) == longest:
+        return _Piece(first, len(seen), 1, longest, _block_rows(table[:, :num_blocks], row_step), None)
+    ends = torch.tensor(seen)[:, None]
+    # Past a sequence's end its first block is read again, and what is nobody's there is cleared: what another
+    # left in it may not be finite, and no mask stops 0 * NaN.
+    positions = torch.arange(num_blocks * block_size)
+    columns = positions[::block_size].expand(len(seen), -1)
+    columns = torch.where(columns < ends, columns // block_size, 0).add_(torch.tensor(hidden)[:, None])
+    in_last_block = positions // block_size == (ends - 1) // block_size
+    tails = ((positions >= ends) & (in_last_block | (ends < block_size))).view(-1).nonzero().view(-1)
+    tails = torch.cat((tails, tails + len(seen) * num_blocks * block_size))
+    positions = positions[:longest]
+    visible = positions < ends
+    if window is not None:
+        visible &= positions >= ends - window
+    mask = _mask(visible, dtype)[:, None, None]
+    rows = _block_rows(table.gather(1, columns), row_step)
+    return _Piece(first, len(seen), 1, longest, rows, mask, tails if tails.numel() else None)
+
+
 def _plan_decodes(
     batch: AttentionBatch, kv_layer: Tensor, dtype: torch.dtype, window: int | None
 ) -> _GatherPlan:
-    _, _, block_size, num_kv_heads, head_dim = kv_layer.shape
-    row_step = kv_layer.stride(0) // (block_size * num_kv_heads * head_dim)
+    block_size, num_kv_heads, head_dim = kv_layer.shape[2:]
     num_decodes = batch.num_decodes
     lens = [max(1, n) for n in batch.seq_lens_host[:num_decodes]]
-    hidden = [
-        0 if window is None else max(0, n - window) // block_size for n in lens
-    ]  # whole blocks before the window
+    hidden = [0 if window is None else max(0, n - window) // block_size for n in lens]
     seen = [n - h * block_size for n, h in zip(lens, hidden, strict=True)]
     groups = _group_by_length(seen, 2 * num_kv_heads * head_dim * kv_layer.element_size())
     table = batch.block_table[:num_decodes]
     order = inverse = None
     if len(groups) > 1:
-        sorted_ids = [i for group in groups for i in group]
-        order = torch.tensor(sorted_ids)
+        order = torch.tensor([i for group in groups for i in group])
         table = table.index_select(0, order)
-        inverse = torch.arange(int(batch.slots.shape[0]))
+        inverse = torch.arange(batch.slots.shape[0])
         inverse[order] = torch.arange(num_decodes)
     else:
-        sorted_ids = list(range(num_decodes))
-    lens_sorted = torch.tensor([seen[i] for i in sorted_ids]).view(-1, 1, 1, 1)
+        groups = [list(range(num_decodes))]
     pieces: list[_Piece] = []
     first = 0
     for group in groups:
-        ids = sorted_ids[first : first + len(group)]
-        longest = max(seen[i] for i in ids)
-        num_blocks = -(-longest // block_size)
-        part = table[first : first + len(ids)]
-        if any(hidden[i] for i in ids):
-            columns = torch.tensor([hidden[i] for i in ids])[:, None] + torch.arange(num_blocks)
-            part = part.gather(1, columns.clamp_(max=part.shape[1] - 1))
-        else:
-            part = part[:, :num_blocks]
-        mask = None
-        if window is not None or min(seen[i] for i in ids) < longest:
-            positions = torch.arange(longest)
-            ends = lens_sorted[first : first + len(ids)]
-            visible = positions < ends
-            if window is not None:
-                visible &= positions >= ends - window
-            mask = _mask(visible, dtype)
-        pieces.append(_Piece(first, len(ids), 1, longest, _block_rows(part, row_step), mask))
-        first += len(ids)
+        part = table[first : first + len(group)]
+        sizes = [hidden[i] for i in group], [seen[i] for i in group]
+        pieces.append(_plan_group(first, part, *sizes, kv_layer, dtype, window))
+        first += len(group)
     return _GatherPlan(pieces, order, inverse)
 
 
@@ -177,7 +192,7 @@ def _plan_chunk(
         if window is not None:
             visible &= positions > at - window
         mask = _mask(visible, dtype)[None, None]
-    return _Piece(first, 1, query_len, context_len, rows, mask, is_causal)
+    return _Piece(first, 1, query_len, context_len, rows, mask, is_causal=is_causal)
 
 
 def _plan(
@@ -252,6 +267,8 @@ def paged_attention_reference(
     for piece in plan.pieces:
         gathered = _gather_space(piece.rows.shape[0] * half, kv_layer.dtype).view(-1, half)
         torch.index_select(rows, 0, piece.rows, out=gathered)
+        if piece.tails is not None:
+            gathered.view(-1, half // block_size).index_fill_(0, piece.tails, 0)
         k, v = gathered.view(2, piece.num_seqs, -1, num_kv_heads, head_dim)[
             :, :, : piece.context_len
         ].transpose(2, 3)

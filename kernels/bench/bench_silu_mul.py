@@ -1,0 +1,27 @@
+"""Time the SiLU gate at an 8B model's width, beside torch's silu and product."""
+
+import torch
+import torch.nn.functional as F
+from measure import Row, measure_ceilings, report, time_us
+
+from baton.kernels.silu_mul import silu_mul
+
+INNER = 14336
+
+
+def row(num_tokens: int) -> Row:
+    """Measure one number of tokens."""
+    sets = [torch.randn(num_tokens, 2 * INNER, device="cuda", dtype=torch.bfloat16) for _ in range(6)]
+    us = time_us(silu_mul, sets)
+    peer = time_us(lambda s: F.silu(s[:, :INNER]) * s[:, INNER:], sets)
+    nbytes = 3 * num_tokens * INNER * 2
+    return Row("silu_mul", f"{num_tokens} x {INNER}", us, nbytes / us / 1e3, "GB/s", "torch", peer)
+
+
+def rows() -> list[Row]:
+    """Measure one decode, a full decode batch and a long prompt."""
+    return [row(num_tokens) for num_tokens in (1, 256, 8192)]
+
+
+if __name__ == "__main__":
+    report(rows(), measure_ceilings())

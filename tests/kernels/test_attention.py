@@ -1,0 +1,175 @@
+import math
+
+import pytest
+import torch
+
+from baton.kernels.attention import AttentionBatch, paged_attention, paged_attention_reference
+
+NUM_LAYERS, LAYER = 3, 1
+
+
+def _step(
+    decodes, chunks, num_heads, num_kv_heads, head_dim, *, block_size=16, dtype=torch.float32, device="cpu"
+):
+    """Lay out a mixed step over a shuffled cache: context lengths of decodes, (queries, context) of chunks."""
+    query_lens = [1] * len(decodes) + [n for n, _ in chunks]
+    seq_lens = list(decodes) + [context for _, context in chunks]
+    num_blocks = [-(-n // block_size) for n in seq_lens]
+    kv = torch.randn(sum(num_blocks) + 3, NUM_LAYERS, 2, block_size, num_kv_heads, head_dim).to(dtype)
+    ids = torch.randperm(sum(num_blocks)) + 1
+    table = torch.zeros(len(seq_lens), max(num_blocks) + 1, dtype=torch.int32)
+    begin = 0
+    for i, n in enumerate(num_blocks):
+        table[i, :n] = ids[begin : begin + n]
+        # What lies past a sequence's end, in its last block, is not its own.
+        if seq_lens[i] % block_size:
+            kv[ids[begin + n - 1], :, :, seq_lens[i] % block_size :] = float("nan")
+        begin += n
+    num_tokens = sum(query_lens)
+    q = torch.randn(num_tokens, num_heads + 2 * num_kv_heads, head_dim).to(dtype)[:, :num_heads]
+    batch = AttentionBatch(
+        block_table=table.to(device),
+        query_start=torch.tensor([0, *query_lens]).cumsum(0).to(torch.int32).to(device),
+        seq_lens=torch.tensor(seq_lens, dtype=torch.int32, device=device),
+        slots=torch.zeros(num_tokens, dtype=torch.int64, device=device),
+        num_decodes=len(decodes),
+        query_lens_host=query_lens,
+        seq_lens_host=seq_lens,
+    )
+    return q.to(device), kv.to(device), batch
+
+
+def _dense(q, kv_layer, batch, scale, window=None, soft_cap=None):
+    """Attend by the formula, one sequence at a time, in float64."""
+    _, _, block_size, num_kv_heads, head_dim = kv_layer.shape
+    group = q.shape[1] // num_kv_heads
+    outputs, begin = [], 0
+    for i, (n, context) in enumerate(zip(batch.query_lens_host, batch.seq_lens_host, strict=True)):
+        blocks = kv_layer[batch.block_table[i, : -(-context // block_size)].long()].double()
+        k, v = (
+            blocks[:, j].reshape(-1, num_kv_heads, head_dim)[:context].repeat_interleave(group, 1)
+            for j in (0, 1)
+        )
+        scores = torch.einsum("qhd,khd->hqk", q[begin : begin + n].double(), k) * scale
+        if soft_cap is not None:
+            scores = soft_cap * torch.tanh(scores / soft_cap)
+        at, j = torch.arange(context - n, context)[:, None], torch.arange(context)
+        visible = (j <= at) & (j > at - (window or context + 1))
+        scores = scores.masked_fill(~visible.to(scores.device), -math.inf)
+        outputs.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v))
+        begin += n
+    return torch.cat(outputs)
+
+
+DECODES = ([5, 17, 700, 16, 1], [])
+CHUNKS = ([], [(7, 7), (33, 50), (20, 200), (1, 1)])
+MIXED = ([3, 300, 40], [(5, 20), (64, 64), (1, 33)])
+
+
+@pytest.mark.parametrize("step", [DECODES, CHUNKS, MIXED], ids=["decodes", "chunks", "mixed"])
+@pytest.mark.parametrize(
+    ("dtype", "num_heads", "num_kv_heads", "head_dim", "window", "soft_cap"),
+    [
+        (torch.float32, 6, 2, 64, None, None),
+        (torch.float32, 4, 4, 20, 37, None),
+        (torch.float32, 3, 1, 16, None, 5.0),
+        (torch.float32, 4, 2, 80, 1, None),
+        (torch.float32, 4, 2, 32, 16, 3.0),
+        (torch.bfloat16, 8, 2, 96, None, None),
+        (torch.bfloat16, 5, 5, 24, 50, 8.0),
+        (torch.float16, 6, 1, 40, None, None),
+        (torch.float16, 2, 2, 256, 10_000, None),
+    ],
+)
+def test_attention_is_its_formula(
+    step, dtype, num_heads, num_kv_heads, head_dim, window, soft_cap, device, assert_close
+):
+    q, kv, batch = _step(*step, num_heads, num_kv_heads, head_dim, dtype=dtype, device=device)
+    scale = head_dim**-0.5
+    o = paged_attention(q, kv[:, LAYER], batch, scale=scale, window=window, soft_cap=soft_cap)
+    assert o.dtype == dtype
+    assert_close(o, _dense(q, kv[:, LAYER], batch, scale, window, soft_cap))
+
+
+@pytest.mark.parametrize("block_size", [1, 8, 32])
+def test_any_block_size_works(block_size, device, assert_close):
+    q, kv, batch = _step([40, 5], [(9, 30)], 4, 2, 16, block_size=block_size, device=device)
+    assert_close(paged_attention(q, kv[:, LAYER], batch, scale=0.3), _dense(q, kv[:, LAYER], batch, 0.3))
+
+
+def test_layers_and_windows_of_a_step_share_a_batch(device, assert_close):
+    q, kv, batch = _step([40, 300], [(9, 30)], 4, 2, 16, device=device)
+    for layer in range(NUM_LAYERS):
+        for window in (None, 20):
+            o = paged_attention(q, kv[:, layer], batch, scale=0.3, window=window)
+            assert_close(o, _dense(q, kv[:, layer], batch, 0.3, window))
+
+
+@pytest.mark.parametrize("context", [1, 255, 256, 257, 600])
+def test_a_decode_does_not_depend_on_its_neighbours(context, device, is_kernel, assert_close):
+    q, kv, batch = _step([context, 30, 511, 64], [(8, 8)], 4, 2, 32, device=device)
+    together = paged_attention(q, kv[:, LAYER], batch, scale=0.2)[:1]
+    single = AttentionBatch(
+        block_table=batch.block_table[:1],
+        query_start=batch.query_start[:2],
+        seq_lens=batch.seq_lens[:1],
+        slots=batch.slots[:1],
+        num_decodes=1,
+        query_lens_host=[1],
+        seq_lens_host=[context],
+    )
+    alone = paged_attention(q[:1], kv[:, LAYER], single, scale=0.2)
+    if is_kernel:
+        assert torch.equal(alone, together)
+    else:
+        assert_close(alone, together)
+
+
+def test_many_groups_of_decodes_come_back_in_order(device, assert_close):
+    lens = [1 + 37 * i % 900 for i in range(23)]
+    q, kv, batch = _step(lens, [(3, 10)], 2, 1, 8, device=device)
+    assert_close(paged_attention(q, kv[:, LAYER], batch, scale=0.3), _dense(q, kv[:, LAYER], batch, 0.3))
+
+
+def test_padding_rows_are_harmless(device, is_kernel, assert_close):
+    q, kv, batch = _step([20, 300, 1], [], 4, 2, 16, device=device)
+    batch.seq_lens[2] = 0
+    batch.seq_lens_host = [20, 300, 0]
+    batch.block_table[2] = 0
+    o = paged_attention(q, kv[:, LAYER], batch, scale=0.3)
+    batch.seq_lens_host, batch.query_lens_host = [20, 300], [1, 1]
+    assert_close(o[:2], _dense(q, kv[:, LAYER], batch, 0.3))
+    assert not is_kernel or not o[2].any()
+
+
+def test_very_long_contexts_use_larger_splits(device, assert_close):
+    q, kv, batch = _step([20_000, 50], [], 2, 1, 16, device=device)
+    assert_close(paged_attention(q, kv[:, LAYER], batch, scale=0.3), _dense(q, kv[:, LAYER], batch, 0.3))
+
+
+def test_the_reference_writes_in_and_out_of_inference_mode():
+    q, kv, batch = _step([40, 5], [(9, 30)], 4, 2, 16)
+    with torch.inference_mode():
+        inside = paged_attention_reference(q, kv[:, LAYER], batch, scale=0.3)
+    batch.gather_plans.clear()
+    assert torch.equal(inside, paged_attention_reference(q, kv[:, LAYER], batch, scale=0.3))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+def test_one_cuda_graph_serves_all_lengths(assert_close):
+    q, kv, batch = _step([700, 40, 1, 300], [], 8, 2, 64, dtype=torch.bfloat16, device="cuda")
+    paged_attention(q, kv[:, LAYER], batch, scale=0.125)  # compiles
+    batch.decode_plans.clear()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = [paged_attention(q, kv[:, layer], batch, scale=0.125) for layer in range(NUM_LAYERS)]
+    for lens in ([700, 40, 1, 300], [3, 39, 0, 257], [513, 1, 1, 16]):
+        batch.seq_lens.copy_(torch.tensor(lens))
+        graph.replay()
+        kept = [i for i, n in enumerate(lens) if n]
+        batch.seq_lens_host, batch.query_lens_host = [lens[i] for i in kept], [1] * len(kept)
+        table = batch.block_table
+        batch.block_table = table[kept]
+        for layer in range(NUM_LAYERS):
+            assert_close(out[layer][kept], _dense(q[kept], kv[:, layer].nan_to_num(), batch, 0.125))
+        batch.block_table = table
