@@ -1,0 +1,1 @@
+"""The bundled demo model: its text, its tokenizer, its training, its evaluation, its checkpoint."""
