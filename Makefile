@@ -33,5 +33,6 @@ test: install
 bench: install
 	$(BIN)/baton bench offline --compare transformers
 
+# Every prompt goes over a prefill worker here, to show the whole path; `baton up` alone decides per request.
 up: install
-	$(BIN)/baton up
+	$(BIN)/baton up --ask --path remote $(if $(ONCE),--once)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -117,16 +118,12 @@ class BatonProcess:
         """SIGKILL, as the kernel does when memory runs out: the face, and with it the engine process."""
         if self.is_running:
             engine = None
-            try:
+            with contextlib.suppress(IndexError, OSError):
                 engine = self.engine_pid()
-            except (IndexError, OSError):
-                pass
             self.signal(signal.SIGKILL)
             if engine is not None:
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(engine, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
             assert self.process is not None
             self.process.wait(10)
 

@@ -11,6 +11,8 @@ import typer
 from baton.config import EngineConfig
 from baton.errors import BatonError
 from baton.flags import with_flags
+from baton.router.config import RouterConfig
+from baton.up_config import UpConfig
 from baton.worker.settings import WorkerConfig
 
 app = typer.Typer(
@@ -44,6 +46,32 @@ def bench_offline(
         )
     llm = LLM(model, skip_tokenizer_init=True, enable_prefix_caching=False, **_engine_flags(device=device))
     run_cpu(llm, compare=compare == "transformers", repeats=repeats, json_file=json_file)
+
+
+@app.command("up")
+@with_flags
+def up(
+    up_config: UpConfig,
+    engine: EngineConfig,
+    model: Annotated[
+        str | None, typer.Argument(help="hub id or folder; none: the bundled demo model")
+    ] = None,
+) -> None:
+    """Serve a model on this machine: Redis, router, prefill and decode workers, until Ctrl-C."""
+    import asyncio
+
+    from baton.up import run_up
+
+    sys.exit(asyncio.run(run_up(up_config, engine)))
+
+
+@app.command("router")
+@with_flags
+def router(config: RouterConfig) -> None:
+    """Serve the OpenAI API over the workers that Redis, or --worker, names."""
+    from baton.services import run_router
+
+    run_router(config)
 
 
 @app.command("prefill")

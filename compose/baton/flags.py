@@ -23,11 +23,12 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
     hints = get_type_hints(command, include_extras=True)
     parameters: list[inspect.Parameter] = []
     settings: dict[str, Any] = {}
+    named = {name for name, hint in hints.items() if not dataclasses.is_dataclass(hint)}
     for parameter in inspect.signature(command).parameters.values():
         hint = hints[parameter.name]
         if dataclasses.is_dataclass(hint):
             settings[parameter.name] = hint
-            parameters += _flags(hint, {p.name for p in parameters})
+            parameters += _flags(hint, named | {p.name for p in parameters})
         else:
             parameters.append(parameter.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY))
     parameters.append(_config_flag())

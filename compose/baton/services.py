@@ -14,6 +14,7 @@ from baton.config import EngineConfig
 from baton.logs import setup_logs
 from baton.messages import Leg
 from baton.registry import RedisRegistry
+from baton.router.config import RouterConfig
 from baton.worker.settings import WorkerConfig
 
 DEMO_NAME = "baton-demo"
@@ -34,6 +35,16 @@ def model_name(model: str | None, served: Sequence[str]) -> str:
     if model is None:
         return DEMO_NAME
     return Path(model).resolve().name if Path(model).is_dir() else model
+
+
+def run_router(config: RouterConfig) -> None:
+    """Run a router until a signal ends it."""
+    from baton.router.server import serve
+
+    if not config.model:
+        served = config.served_model_name or (DEMO_NAME,)
+        config = dataclasses.replace(config, model=str(demo_model_path()), served_model_name=served)
+    serve(config)
 
 
 def run_worker(engine: EngineConfig, worker: WorkerConfig, legs: Sequence[Leg]) -> int:

@@ -1,0 +1,81 @@
+"""Send one streamed chat request, as a user would, and print the answer, its route and its times."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+
+QUESTION = "What is the capital of France? Answer in one sentence."
+MAX_TOKENS = 64
+
+
+async def try_chat(client: httpx.AsyncClient, url: str, model: str) -> int:
+    """Ask, and print; give 0 if an answer came whole."""
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": QUESTION}],
+        "max_tokens": MAX_TOKENS,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    print(f"\nyou:    {QUESTION}\n{model}: ", end="", flush=True)
+    began_at = time.monotonic()
+    times: list[float] = []
+    finish_reason, usage, route = None, None, None
+    async with client.stream(
+        "POST", f"{url}/v1/chat/completions", json=body, headers={"x-baton-explain": "1"}, timeout=120
+    ) as answer:
+        if answer.status_code != 200:
+            print(f"\nbaton: {(await answer.aread()).decode()}", file=sys.stderr)
+            return 1
+        route = answer.headers.get("x-baton-route")
+        request_id = answer.headers.get("x-request-id")
+        async for chunk in _chunks(answer):
+            if "error" in chunk:
+                print(f"\nbaton: {chunk['error']}", file=sys.stderr)
+                return 1
+            usage = chunk.get("usage") or usage
+            for choice in chunk.get("choices", ()):
+                piece = choice.get("delta", {}).get("content")
+                if piece:
+                    times.append(time.monotonic())
+                    print(piece, end="", flush=True)
+                finish_reason = choice.get("finish_reason") or finish_reason
+    ended_at = time.monotonic()
+    print(f"\n\nroute:  {await _route(client, url, request_id, route)}")
+    print(_times(began_at, ended_at, times, usage), flush=True)
+    return 0 if finish_reason and times else 1
+
+
+async def _chunks(answer: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+    async for line in answer.aiter_lines():
+        if line.startswith("data: ") and line != "data: [DONE]":
+            yield json.loads(line[6:])
+
+
+async def _route(client: httpx.AsyncClient, url: str, request_id: str | None, header: str | None) -> str:
+    """Say which workers served, in what the router's explanation has."""
+    if header:
+        return header
+    answer = await client.get(f"{url}/debug/route", params={"id": request_id or ""})
+    return answer.text if answer.status_code == 200 else "unknown"
+
+
+def _times(began_at: float, ended_at: float, times: list[float], usage: dict[str, Any] | None) -> str:
+    if not times:
+        return "times:  no token came"
+    tokens = (usage or {}).get("completion_tokens", len(times))
+    gaps = sorted(after - before for before, after in itertools.pairwise(times))
+    between = f", {1e3 * gaps[len(gaps) // 2]:.1f} ms between pieces (median)" if gaps else ""
+    prompt = (usage or {}).get("prompt_tokens", "?")
+    return (
+        f"times:  first token after {1e3 * (times[0] - began_at):.1f} ms{between}, "
+        f"{tokens} tokens after {prompt} of prompt in {1e3 * (ended_at - began_at):.1f} ms"
+    )

