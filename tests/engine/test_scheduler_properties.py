@@ -376,12 +376,12 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 SchedulerMachine.TestCase.settings = settings(
-    max_examples=500, stateful_step_count=40, deadline=None, derandomize=True
+    max_examples=300, stateful_step_count=40, deadline=None, derandomize=True
 )
 TestAnyOrderOfEvents = SchedulerMachine.TestCase
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(
     drawn=configs(),
     requests=st.lists(st.tuples(prompts, st.integers(1, 16), st.integers(0, 2)), min_size=1, max_size=12),
