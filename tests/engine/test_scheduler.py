@@ -504,7 +504,9 @@ def test_discarding_a_failed_step_sends_its_sequences_back_to_the_queue() -> Non
     assert scheduler.pool.num_held == 0
     assert a.num_in_flight == b.num_in_flight == 0
     assert (a.state, a.num_tokens, a.num_pending) == (SequenceState.WAITING, 4, 0)
-    assert step(scheduler) == {"a": (0, 4)}
+    plan = planned(scheduler)
+    assert plan.preempted == [a], "whoever copied its block table has to know"
+    assert rows(plan) == {"a": (0, 4)}
 
 
 # -- KV from elsewhere ------------------------------------------------------------------------------------

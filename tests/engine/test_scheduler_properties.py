@@ -75,13 +75,16 @@ class FakeEngine:
         self.sampled: dict[tuple[Sequence, int], int] = {}  # (sequence, position) -> token, on the device
         self.launched: deque[Launched] = deque()
         self.sequences: list[Sequence] = []  # all that are not given back
-        self.max_lens: dict[Sequence, int] = {}
+        self.num_created = 0
+        self.copied: dict[
+            Sequence, list[int]
+        ] = {}  # block tables as the device has them, grown at their ends
         self.completed: list[Sequence] = []
         self.num_steps = 0
 
     def new(self, prompt: list[int], max_new: int, priority: int = 0, reuse_prefix: bool = True) -> Sequence:
         sequence = Sequence(
-            str(len(self.max_lens)),
+            str(self.num_created),
             prompt,
             SamplingParams(),
             max_len=len(prompt) + max_new,
@@ -90,7 +93,7 @@ class FakeEngine:
             reuse_prefix=reuse_prefix,
         )
         self.sequences.append(sequence)
-        self.max_lens[sequence] = sequence.max_len
+        self.num_created += 1
         return sequence
 
     def step(self) -> None:
@@ -102,7 +105,7 @@ class FakeEngine:
             self.launched.append(
                 Launched(
                     plan,
-                    [list(sequence.block_ids) for sequence in plan.sequences],
+                    self.copy_tables(plan),
                     [list(sequence.token_ids) for sequence in plan.sequences],
                 )
             )
@@ -110,6 +113,16 @@ class FakeEngine:
             assert not scheduler.has_work, "stuck: work, and no plan"
         if self.launched and (plan is None or len(self.launched) > self.behind):
             self.collect()
+
+    def copy_tables(self, plan: StepPlan) -> list[list[int]]:
+        """Give the rows' block tables, of which only what was added travels, as long as nothing is preempted."""
+        for sequence in plan.preempted:
+            self.copied.pop(sequence, None)
+        for sequence in plan.sequences:
+            table = self.copied.setdefault(sequence, [])
+            table += sequence.block_ids[len(table) :]
+            assert table == sequence.block_ids, "it lost its blocks and the plan does not say so"
+        return [list(self.copied[sequence]) for sequence in plan.sequences]
 
     def collect(self) -> None:
         """Execute the oldest launched step and commit it; finish what has reached its end."""

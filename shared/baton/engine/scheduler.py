@@ -194,8 +194,9 @@ class Scheduler:
     def admit(self, sequence: Sequence, num_computed: int, token_ids: Iterable[int] = ()) -> None:
         """Queue a receiving sequence whose first `num_computed` tokens have their KV in its blocks.
 
-        `token_ids` were sampled elsewhere and are appended. Whatever is not computed, is computed here, so an
-        incomplete or failed transfer is admitted with what is good of it.
+        `token_ids` were sampled elsewhere and are appended; if they end the sequence, the caller finishes it before
+        the next plan. Whatever is not computed, is computed here, so an incomplete or failed transfer is admitted
+        with what is good of it.
         """
         assert sequence.state is SequenceState.RECEIVING, sequence
         assert sequence.num_computed <= num_computed <= len(sequence.block_ids) * self.config.block_size
@@ -261,7 +262,8 @@ class Scheduler:
     def discard(self) -> list[Sequence]:
         """Forget every launched step, as after one that failed; give the sequences that had a row in them.
 
-        Those still running go back to the queue and compute again. Nothing of the steps reached the prefix cache.
+        Those still running go back to the queue and compute again; the next plan names them as preempted. Nothing of
+        the steps reached the prefix cache.
         """
         touched = dict.fromkeys(sequence for plan in self._in_flight for sequence in plan.sequences)
         self._in_flight.clear()
@@ -273,6 +275,7 @@ class Scheduler:
                 self._blocks.release(sequence)
                 self._queue(sequence)
                 sequence.num_preemptions += 1
+                self._unreported.append(sequence)
             elif sequence.state is SequenceState.FINISHED:
                 self._blocks.release(sequence)
         return list(touched)
@@ -448,7 +451,7 @@ class Scheduler:
 
     def _enter(self, sequence: Sequence) -> None:
         """Check a new sequence against context and pool, give it its rank, hash its prompt."""
-        assert 0 < sequence.num_prompt_tokens < sequence.max_len <= self.config.max_model_len, sequence
+        assert 0 < len(sequence.token_ids) < sequence.max_len <= self.config.max_model_len, sequence
         num_blocks = self._blocks.num_blocks(sequence.max_len - 1)  # the last token's KV is never needed
         if num_blocks > self.pool.num_total:
             raise ContextTooLong(
