@@ -1,0 +1,103 @@
+"""A worker that dies or drains under 50 live streams: each stream goes on at the next token, unchanged."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Iterator
+
+import pytest
+from tests.cluster import Answer, Cluster, prompt_of, stream
+from tests.processes import eventually
+
+from baton.llm import SamplingParams
+
+pytestmark = pytest.mark.xdist_group("cluster")
+NUM_STREAMS = 50
+NUM_TOKENS = 100
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(cluster: Cluster) -> Iterator[None]:
+    yield
+    for name in cluster.workers:
+        cluster.revive(name)
+    cluster.assert_quiet()
+
+
+def run_under(
+    cluster: Cluster, seed: int, disturb: Callable[[], None], *, after_tokens: int, router: str = "2p2d"
+) -> None:
+    """Run 50 streams; disturb once half of them have so many tokens; compare all with the offline answers."""
+    prompts = [prompt_of(seed + i, 20 + (i * 29) % 220) for i in range(NUM_STREAMS)]
+    params = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
+    wanted = [choices[0].ids for choices in cluster.offline(prompts, params)]
+
+    async def run() -> list[Answer]:
+        begun: set[int] = set()
+        disturbed = asyncio.Event()
+
+        async def one(client: object, i: int) -> Answer:
+            def on_token(answer: Answer) -> None:
+                if len(answer.ids) >= after_tokens:
+                    begun.add(i)
+                    if len(begun) >= NUM_STREAMS // 2:
+                        disturbed.set()
+
+            return await stream(client, prompts[i], on_token, max_tokens=NUM_TOKENS)  # type: ignore[arg-type]
+
+        async with cluster.async_client(router) as client:
+            streams = [asyncio.create_task(one(client, i)) for i in range(NUM_STREAMS)]
+            await disturbed.wait()
+            disturb()
+            return list(await asyncio.gather(*streams))
+
+    answers = asyncio.run(run())
+    assert [answer.ids for answer in answers] == wanted
+    assert {answer.finish_reason for answer in answers} == {"length"}
+
+
+@pytest.mark.parametrize("after_tokens", [1, 20])
+def test_a_decode_worker_is_killed(cluster: Cluster, after_tokens: int) -> None:
+    run_under(cluster, 30_000 + after_tokens, cluster.workers["d0"].kill, after_tokens=after_tokens)
+
+
+@pytest.mark.parametrize("after_tokens", [1, 20])
+def test_a_prefill_worker_is_killed(cluster: Cluster, after_tokens: int) -> None:
+    run_under(cluster, 31_000 + after_tokens, cluster.workers["p0"].kill, after_tokens=after_tokens)
+
+
+def test_a_decode_worker_drains_and_exits_with_status_0(cluster: Cluster) -> None:
+    worker = cluster.workers["d1"]
+    run_under(cluster, 32_000, lambda: worker.signal(signal.SIGTERM), after_tokens=3)
+    assert worker.stop() == 0
+
+
+def test_a_prefill_worker_drains_and_exits_with_status_0(cluster: Cluster) -> None:
+    worker = cluster.workers["p1"]
+    run_under(cluster, 33_000, lambda: worker.signal(signal.SIGTERM), after_tokens=1)
+    assert worker.stop() == 0
+
+
+def test_an_engine_process_dies_and_its_face_starts_it_anew(cluster: Cluster) -> None:
+    worker = cluster.workers["d0"]
+    before = worker.info().incarnation
+    run_under(cluster, 34_000, lambda: os.kill(worker.engine_pid(), signal.SIGKILL), after_tokens=2)
+    worker.wait_ready()
+    assert worker.info().incarnation != before
+
+
+def test_redis_dies_in_mid_run_and_nothing_fails(cluster: Cluster) -> None:
+    try:
+        run_under(cluster, 35_000, cluster.redis.kill, after_tokens=2)
+        run_under(cluster, 36_000, lambda: None, after_tokens=1)  # and without it from the start
+    finally:
+        cluster.redis.start()
+    key = b"worker:d0"
+    eventually(lambda: key in cluster.redis.ask("KEYS *"), "workers announce themselves again")
+
+
+def test_redis_is_wiped_in_mid_run_and_nothing_fails(cluster: Cluster) -> None:
+    run_under(cluster, 37_000, lambda: cluster.redis.ask("FLUSHALL") and None, after_tokens=2)
+    eventually(lambda: b"worker:p0" in cluster.redis.ask("KEYS *"), "workers announce themselves again")
