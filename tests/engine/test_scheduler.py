@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from baton.engine.block_pool import BlockPool
+from baton.engine.prefix_cache import PrefixCache
 from baton.engine.scheduler import Scheduler, SchedulerConfig, StepPlan
 from baton.engine.sequence import Sequence, SequenceState
 from baton.errors import ConfigError, ContextTooLong, QueueFull
@@ -235,6 +236,16 @@ def test_output_is_shared_as_well_as_prompts() -> None:
     b = sequence("b", list(range(9)))
     scheduler.add(b)
     assert step(scheduler)["b"] == (8, 1)
+
+
+def test_the_cache_that_is_given_is_the_one_that_is_used() -> None:
+    pool = BlockPool(20)
+    cache = PrefixCache(pool)
+    config = SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=16, max_model_len=40, block_size=4)
+    scheduler = Scheduler(config, pool, cache)
+    run_until_computed(scheduler, sequence("a", 9))
+    assert scheduler.cache is cache
+    assert len(cache) == 2
 
 
 def test_another_root_shares_nothing() -> None:
