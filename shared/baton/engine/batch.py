@@ -1,8 +1,8 @@
 """A step plan becomes device tensors.
 
-Each running sequence owns a row: of the block table kept here, and of the buffer where the device keeps its
-last token. Rows change only where blocks were added, so a step's host work grows with sequences, not with
-their lengths.
+Each running sequence owns a row: of the block table, which lives on the device and gets only what was added, and of
+the buffer where the device keeps its last token. So a step's host work grows with sequences, not with their lengths,
+and a step's inputs cross to the device in one copy.
 """
 
 from __future__ import annotations
@@ -15,35 +15,69 @@ from torch import Tensor
 
 from baton.engine.scheduler import StepPlan
 from baton.engine.sequence import Sequence
+from baton.engine.upload import upload
 from baton.kernels.attention import AttentionBatch
 
 
 @dataclass(slots=True)
+class HostBatch:
+    """One step's inputs as the host lays them out; arrays are int64."""
+
+    token_ids: np.ndarray  # [num_tokens]
+    sources: (
+        np.ndarray
+    )  # [num_tokens] row whose last token, known to the device only, is this one; -1: token_ids has it
+    positions: np.ndarray  # [num_tokens]
+    slots: np.ndarray  # [num_tokens] where each token's K and V go
+    rows: np.ndarray  # [num_seqs] of the block table
+    seq_lens: np.ndarray  # [num_seqs] context with this step's tokens
+    query_start: np.ndarray  # [num_seqs + 1]
+    query_lens: np.ndarray  # [num_seqs]
+    num_decodes: int
+    sampled: list[Sequence]  # the sequences that get a token
+    sampled_at: np.ndarray  # [num_samples] their places among the plan's sequences
+    prompt_tokens: list[int]  # tokens whose successor is a prompt token that wants its log-probability
+    prompt_targets: list[tuple[Sequence, int]]  # that prompt token: its sequence and position
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether every sequence computes one token and samples the next, as a captured step does."""
+        return len(self.sampled) == len(self.token_ids) and not self.prompt_tokens
+
+    @property
+    def sampled_positions(self) -> list[int]:
+        """The position of the token that each sampled sequence gets."""
+        positions: list[int] = self.seq_lens[self.sampled_at].tolist()
+        return positions
+
+
+@dataclass(slots=True)
 class BatchInputs:
-    """One step's inputs on the device."""
+    """The same on the device, for a step that is not captured."""
 
     token_ids: Tensor  # [num_tokens] int64
     positions: Tensor  # [num_tokens] int64
     attention: AttentionBatch
-    sample_tokens: Tensor  # [num_samples] int64: which tokens' hidden states are sampled from
-    sampled: list[Sequence]  # the sequences they belong to, in that order
-    sampled_positions: list[int]  # the position of the token that each of them gets
-    rows: Tensor | None  # [num_samples] int64: where their tokens are kept on the device; None: nowhere
-    prompt_tokens: Tensor | None  # [n] int64: tokens whose next prompt token wants a log-probability
-    prompt_targets: list[tuple[Sequence, int]]  # for each of them, the sequence and the target's position
+    sample_tokens: Tensor  # [num_samples] int64: the tokens whose hidden states are sampled from
+    sample_rows: Tensor  # [num_samples] int64: the rows that keep what is drawn
+    prompt_tokens: Tensor  # [num_prompt_targets] int64
 
 
 class BatchBuilder:
-    """Turn plans into `BatchInputs`; owns the rows and the block table."""
+    """Turn plans into inputs; owns the rows and the block table."""
 
     def __init__(self, *, num_rows: int, max_blocks: int, block_size: int, device: torch.device) -> None:
         self._block_size = block_size
         self._device = device
-        self._table = np.zeros((num_rows, max_blocks), dtype=np.int32)
-        self._filled = np.zeros(num_rows, dtype=np.int32)
+        self._host_table = np.zeros((num_rows, max_blocks), dtype=np.int32)
+        self.table = upload(self._host_table, device)  # on a CPU the same memory
+        self.last_tokens = torch.zeros(num_rows, dtype=torch.int64, device=device)
+        self._filled = [0] * num_rows
         self._rows: dict[Sequence, int] = {}
         self._free_rows = list(range(num_rows - 1, -1, -1))
-        self._last_tokens = torch.zeros(num_rows, dtype=torch.int64, device=device)
+        self._added: list[
+            tuple[int, list[int]]
+        ] = []  # (place in the flat table, block ids) not yet on the device
 
     @property
     def num_rows_used(self) -> int:
@@ -57,57 +91,80 @@ class BatchBuilder:
             self._filled[row] = 0
             self._free_rows.append(row)
 
-    def build(self, plan: StepPlan) -> BatchInputs:
-        """Lay out a plan's tokens, decodes first, and send them to the device."""
+    def lay_out(self, plan: StepPlan) -> HostBatch:
+        """Lay out a plan's tokens, decodes first, and bring the device's block table up to date."""
         sequences = plan.sequences
         rows = np.array([self._row(sequence) for sequence in sequences])
-        starts = np.array(plan.starts)
-        query_lens = np.array(plan.num_new)
-        query_start = np.zeros(len(sequences) + 1, dtype=np.int32)
+        self._send_added()
+        starts, query_lens = np.array(plan.starts), np.array(plan.num_new)
+        query_start = np.zeros(len(sequences) + 1, dtype=np.int64)
         np.cumsum(query_lens, out=query_start[1:])
         num_tokens = int(query_start[-1])
-        seq_lens = starts + query_lens
-
         if num_tokens == len(sequences):
             positions, token_rows = starts, rows
         else:
             positions = np.arange(num_tokens) + np.repeat(starts - query_start[:-1], query_lens)
             token_rows = np.repeat(rows, query_lens)
-        block_ids = self._table[token_rows, positions // self._block_size].astype(np.int64)
-        slots = block_ids * self._block_size + positions % self._block_size
-        max_blocks = -(-int(seq_lens.max()) // self._block_size)
-
-        token_ids, pending = self._token_ids(plan)
-        inputs = self._to_device(np.array(token_ids))
-        if pending:
-            where = self._to_device(np.array([at for at, _ in pending]))
-            inputs[where] = self._last_tokens[self._to_device(np.array([row for _, row in pending]))]
-
-        sampling = [i for i, samples in enumerate(plan.samples) if samples]
+        block_ids = self._host_table[token_rows, positions // self._block_size].astype(np.int64)
+        token_ids, sources = self._tokens(plan)
+        sampled_at = np.flatnonzero(plan.samples)
         prompt_tokens, prompt_targets = _prompt_logprob_targets(plan, query_start)
-        return BatchInputs(
-            token_ids=inputs,
-            positions=self._to_device(positions),
-            attention=AttentionBatch(
-                block_table=self._to_device(self._table[rows, :max_blocks]),
-                query_start=self._to_device(query_start),
-                seq_lens=self._to_device(seq_lens.astype(np.int32)),
-                slots=self._to_device(slots),
-                num_decodes=int((query_lens == 1).sum()),
-                query_lens_host=query_lens.tolist(),
-                seq_lens_host=seq_lens.tolist(),
-            ),
-            sample_tokens=self._to_device(query_start[1:][sampling].astype(np.int64) - 1),
-            sampled=[sequences[i] for i in sampling],
-            sampled_positions=seq_lens[sampling].tolist(),
-            rows=self._to_device(rows[sampling]),
-            prompt_tokens=self._to_device(np.array(prompt_tokens)) if prompt_tokens else None,
+        return HostBatch(
+            token_ids=np.array(token_ids),
+            sources=np.array(sources),
+            positions=positions,
+            slots=block_ids * self._block_size + positions % self._block_size,
+            rows=rows,
+            seq_lens=starts + query_lens,
+            query_start=query_start,
+            query_lens=query_lens,
+            num_decodes=plan.num_decodes,
+            sampled=[sequences[i] for i in sampled_at],
+            sampled_at=sampled_at,
+            prompt_tokens=prompt_tokens,
             prompt_targets=prompt_targets,
         )
 
-    def keep_last_tokens(self, inputs: BatchInputs, token_ids: Tensor) -> None:
-        """Remember sampled tokens on the device, where the next step finds them before the host does."""
-        self._last_tokens[inputs.rows] = token_ids
+    def send(self, batch: HostBatch) -> BatchInputs:
+        """Send a step's inputs to the device, in one copy."""
+        parts = (
+            batch.token_ids,
+            batch.sources,
+            batch.positions,
+            batch.slots,
+            batch.query_start,
+            batch.seq_lens,
+            batch.rows,
+            batch.query_start[1:][batch.sampled_at] - 1,
+            batch.rows[batch.sampled_at],
+            np.array(batch.prompt_tokens, dtype=np.int64),
+        )
+        packed = upload(np.concatenate(parts), self._device)
+        (
+            token_ids,
+            sources,
+            positions,
+            slots,
+            query_start,
+            seq_lens,
+            rows,
+            sample_tokens,
+            sample_rows,
+            scored,
+        ) = packed.split_with_sizes([len(part) for part in parts])
+        max_blocks = -(-int(batch.seq_lens.max()) // self._block_size)
+        attention = AttentionBatch(
+            block_table=self.table.index_select(0, rows)[:, :max_blocks],
+            query_start=query_start.to(torch.int32),
+            seq_lens=seq_lens.to(torch.int32),
+            slots=slots,
+            num_decodes=batch.num_decodes,
+            query_lens_host=batch.query_lens.tolist(),
+            seq_lens_host=batch.seq_lens.tolist(),
+        )
+        if (batch.sources >= 0).any():
+            token_ids = known_tokens(token_ids, sources, self.last_tokens)
+        return BatchInputs(token_ids, positions, attention, sample_tokens, sample_rows, scored)
 
     def _row(self, sequence: Sequence) -> int:
         row = self._rows.get(sequence)
@@ -116,29 +173,41 @@ class BatchBuilder:
         filled = self._filled[row]
         block_ids = sequence.block_ids
         if filled < len(block_ids):
-            self._table[row, filled : len(block_ids)] = block_ids[filled:]
+            added = block_ids[filled:]
+            self._host_table[row, filled : len(block_ids)] = added
             self._filled[row] = len(block_ids)
+            if self._device.type != "cpu":
+                self._added.append((row * self._host_table.shape[1] + filled, added))
         return row
 
-    def _token_ids(self, plan: StepPlan) -> tuple[list[int], list[tuple[int, int]]]:
-        """Give the step's token ids, and (index, row) of those that only the device knows yet."""
+    def _send_added(self) -> None:
+        if not self._added:
+            return
+        places = np.concatenate([np.arange(at, at + len(block_ids)) for at, block_ids in self._added])
+        values = np.concatenate([block_ids for _, block_ids in self._added])
+        sent = upload(np.stack((places, values)), self._device)
+        self.table.view(-1)[sent[0]] = sent[1].to(torch.int32)
+        self._added.clear()
+
+    def _tokens(self, plan: StepPlan) -> tuple[list[int], list[int]]:
+        """Give the step's token ids, and for each the row that has it if only the device knows it."""
         token_ids: list[int] = []
-        pending: list[tuple[int, int]] = []
+        sources: list[int] = []
         for sequence, start, count in zip(plan.sequences, plan.starts, plan.num_new, strict=True):
             known = sequence.token_ids
-            if start + count > len(known):
-                token_ids.extend(known[start:])
-                pending.append((len(token_ids), self._rows[sequence]))
-                token_ids.append(0)
-            elif count == 1:
-                token_ids.append(known[start])
+            if start + count <= len(known):
+                token_ids += known[start : start + count] if count > 1 else (known[start],)
+                sources += [-1] * count
             else:
-                token_ids.extend(known[start : start + count])
-        return token_ids, pending
+                token_ids += [*known[start:], 0]
+                sources += [-1] * (count - 1)
+                sources.append(self._rows[sequence])
+        return token_ids, sources
 
-    def _to_device(self, array: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(array)
-        return tensor if self._device.type == "cpu" else tensor.to(self._device, non_blocking=True)
+
+def known_tokens(token_ids: Tensor, sources: Tensor, last_tokens: Tensor) -> Tensor:
+    """Put the rows' last tokens where the host did not know them."""
+    return torch.where(sources >= 0, last_tokens[sources.clamp(min=0)], token_ids)
 
 
 def _prompt_logprob_targets(

@@ -7,6 +7,8 @@ checks what ended and hands them out. On a CPU each step is collected at once.
 
 from __future__ import annotations
 
+import dataclasses
+import gc
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ import torch
 from baton.config import EngineConfig
 from baton.engine.block_pool import BlockPool
 from baton.engine.kv_cache import KVLayout
-from baton.engine.memory import MemoryPlan, plan_memory
+from baton.engine.memory import MemoryPlan, plan_memory, with_kv_of
 from baton.engine.model_runner import LaunchedStep, ModelRunner
 from baton.engine.prefix_cache import PrefixCache, cache_root
 from baton.engine.sampler import TokenLogprobs, needs_known_tokens, seed_of
@@ -134,8 +136,15 @@ class Engine:
             progress=progress and sys.stderr.isatty(),
             max_model_len=max_model_len,
         )
+        if device.type == "cuda":
+            memory = measure_memory(cls, model, config, memory, layout)
+            if progress:
+                print(f"measured: {memory.describe()}", file=sys.stderr)
         identity = model_identity(folder, dummy_seed=config.seed if config.load_format == "dummy" else None)
-        return cls(model, config, memory, layout, cache_key=cache_key, identity=identity)
+        engine = cls(model, config, memory, layout, cache_key=cache_key, identity=identity)
+        if device.type == "cuda" and not config.enforce_eager:
+            engine.runner.capture_graphs(progress=progress)
+        return engine
 
     # -- requests -----------------------------------------------------------------------------------------
 
@@ -402,6 +411,37 @@ class Engine:
 def _lead(request: _Request) -> Sequence:
     """Give the sequence of a receiving request for which KV arrives."""
     return next(iter(request.choices.values()))
+
+
+def measure_memory(
+    kind: type[Engine], model: CausalLM, config: EngineConfig, memory: MemoryPlan, layout: KVLayout
+) -> MemoryPlan:
+    """Run the largest step that a plan can hold, and give the KV cache what that leaves.
+
+    Kernels are compiled on the way, so that the first request does not wait for them.
+    """
+    device = model.device
+    num_tokens = config.max_num_batched_tokens
+    prompt_len = min(num_tokens, memory.max_model_len - 1)
+    num_prompts = -(-num_tokens // prompt_len)
+    blocks = num_prompts * (prompt_len // config.block_size + 2) + 1
+    small = dataclasses.replace(memory, num_blocks=min(blocks, memory.num_blocks))
+    probe = kind(model, config, small, layout)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    params = SamplingParams(max_tokens=2, temperature=1.0, ignore_eos=True, detokenize=False)
+    for i in range(num_prompts):
+        probe.add(str(i), [i % model.spec.vocab_size] * prompt_len, params)
+    while probe.has_work:
+        probe.step()
+    torch.cuda.synchronize(device)
+    step_nbytes = torch.cuda.max_memory_allocated(device) - before
+    del probe
+    gc.collect()
+    torch.cuda.empty_cache()
+    # logits of a full batch, as the model gives them, as fp32, and as scaled by the sampler
+    logits_nbytes = config.max_num_seqs * model.spec.vocab_size * 10
+    return with_kv_of(config, memory, model.nbytes, step_nbytes + logits_nbytes, device)
 
 
 def _device(config: EngineConfig) -> torch.device:

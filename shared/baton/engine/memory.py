@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from baton.engine.kv_cache import KVLayout
 from baton.errors import OutOfMemory
 
 GIB = 2**30
+GRAPHS_NBYTES = GIB
+"""Kept back on a GPU for captured steps and their workspace."""
 CPU_KV_NBYTES = GIB
 """KV memory on a CPU unless told: enough for hundreds of thousands of tokens of a small model."""
 
@@ -56,12 +59,11 @@ def plan_memory(
         OutOfMemory: the weights, or weights and one longest sequence, do not fit; says by how much and which
             flag moves it.
     """
-    available = device_available(device)
-    limit = int(available * config.gpu_memory_utilization)
+    limit = device_limit(config, device)
     if weights_nbytes > limit:
         raise OutOfMemory(
             f"the weights need {_size(weights_nbytes)}, but only {_size(limit)} of {device.type} memory may be used "
-            f"({_size(available)} free, --gpu-memory-utilization {config.gpu_memory_utilization}). "
+            f"(--gpu-memory-utilization {config.gpu_memory_utilization}). "
             f"Use a smaller model, a 16-bit --dtype or a larger device."
         )
     num_blocks = _num_blocks(config, layout, limit - weights_nbytes, device)
@@ -80,11 +82,35 @@ def plan_memory(
     return plan
 
 
-def device_available(device: torch.device) -> int:
-    """Give the bytes that a new tensor could take on a device, containers' limits included."""
+def with_kv_of(
+    config: EngineConfig, memory: MemoryPlan, weights_nbytes: int, step_nbytes: int, device: torch.device
+) -> MemoryPlan:
+    """Plan the KV cache of a GPU anew, now that the weights are there and a step's memory is known.
+
+    Raises:
+        OutOfMemory: what is left is less than one longest sequence.
+    """
+    spare = device_limit(config, device) - step_nbytes - GRAPHS_NBYTES
+    asked = config.num_gpu_blocks_override is not None or config.kv_cache_memory_bytes is not None
+    num_blocks = memory.num_blocks if asked else max(0, spare) // memory.block_nbytes
+    plan = dataclasses.replace(memory, weights_nbytes=weights_nbytes, num_blocks=num_blocks)
+    if plan.kv_nbytes > spare or plan.num_tokens < memory.max_model_len:
+        raise OutOfMemory(
+            f"a step of {config.max_num_batched_tokens} tokens takes {_size(step_nbytes)} beside the weights "
+            f"({_size(weights_nbytes)}), which leaves {_size(max(0, spare))} for the KV cache; it needs "
+            f"{_size(max(plan.kv_nbytes, memory.max_model_len * memory.block_nbytes // memory.block_size))}. Lower "
+            f"--max-num-batched-tokens or --max-model-len, or raise --gpu-memory-utilization."
+        )
+    return plan
+
+
+def device_limit(config: EngineConfig, device: torch.device) -> int:
+    """Give the bytes that may still be taken on a device: its share of the whole, less what is in use."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return min(int(psutil.virtual_memory().available), _cgroup_available())
+        free, total = torch.cuda.mem_get_info(device)
+        return int(total * config.gpu_memory_utilization) - (total - free)
+    available = min(int(psutil.virtual_memory().available), _cgroup_available())
+    return int(available * config.gpu_memory_utilization)
 
 
 def _num_blocks(config: EngineConfig, layout: KVLayout, spare: int, device: torch.device) -> int:

@@ -7,15 +7,19 @@ serves prefill chunks, decodes and mixtures.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from baton.engine.batch import BatchBuilder, BatchInputs
+from baton.engine.batch import BatchBuilder, HostBatch
+from baton.engine.cuda_graphs import DecodeGraphs
 from baton.engine.kv_cache import KVLayout
-from baton.engine.sampler import Sampled, Sampler, TokenLogprobs
+from baton.engine.sampler import Sampler, TokenLogprobs
 from baton.engine.scheduler import StepPlan
 from baton.engine.sequence import Sequence
+from baton.engine.upload import Download, upload
 from baton.kernels.sample import logprobs
 from baton.models.causal_lm import CausalLM
 
@@ -25,10 +29,10 @@ class LaunchedStep:
     """A step that the device is running, or has run."""
 
     plan: StepPlan
-    sampled_sequences: list[Sequence]
-    sampled: Sampled | None
+    sequences: list[Sequence]  # those that get a token
+    sampled: Download  # token ids; then chosen log-probabilities, ranks, top ids and theirs, if any row asked
     prompt_targets: list[tuple[Sequence, int]]
-    prompt_logprobs: tuple[Tensor, Tensor, Tensor, Tensor] | None
+    prompt_logprobs: Download  # the last four, for prompt tokens
 
 
 @dataclass(slots=True)
@@ -54,45 +58,74 @@ class ModelRunner:
         self.sampler = Sampler(
             vocab_size=model.spec.vocab_size, eos_token_ids=model.spec.eos_token_ids, device=self.device
         )
+        self._max_num_seqs = max_num_seqs
         self._batches = BatchBuilder(
             num_rows=max_num_seqs,
             max_blocks=-(-max_model_len // layout.block_size),
             block_size=layout.block_size,
             device=self.device,
         )
+        self._graphs: DecodeGraphs | None = None
+
+    @torch.inference_mode()
+    def capture_graphs(self, *, progress: bool) -> None:
+        """Capture decode steps; from then on they run as CUDA graphs."""
+        graphs = DecodeGraphs(self.model, self.kv, self._batches, max_num_seqs=self._max_num_seqs)
+        graphs.capture(progress=progress)
+        self._graphs = graphs
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> LaunchedStep:
         """Start a step. On a GPU this returns while it runs; `collect` waits for it."""
         for sequence in plan.preempted:
             self._batches.release(sequence)
-        inputs = self._batches.build(plan)
+        batch = self._batches.lay_out(plan)
+        if self._graphs is not None and batch.is_decode:
+            hidden = self._graphs.run(batch)
+            if hidden is not None:
+                rows = upload(batch.rows, self.device)
+                return LaunchedStep(plan, batch.sampled, self._draw(hidden, batch, rows), [], Download())
+        return self._launch_eager(plan, batch)
+
+    def _launch_eager(self, plan: StepPlan, batch: HostBatch) -> LaunchedStep:
+        inputs = self._batches.send(batch)
         hidden = self.model.forward(inputs.token_ids, inputs.positions, self.kv, inputs.attention)
-        sampled = self._draw(hidden, inputs) if inputs.sampled else None
-        prompt = None
-        if inputs.prompt_tokens is not None:
-            prompt = self._score_prompt(hidden, inputs)
-        return LaunchedStep(plan, inputs.sampled, sampled, inputs.prompt_targets, prompt)
+        sampled = prompt = Download()
+        if batch.sampled:
+            wanted = hidden if len(batch.sampled) == len(hidden) else hidden[inputs.sample_tokens]
+            sampled = self._draw(wanted, batch, inputs.sample_rows)
+        if batch.prompt_targets:
+            targets = [sequence.token_ids[position] for sequence, position in batch.prompt_targets]
+            num_top = max(sequence.params.prompt_logprobs or 0 for sequence, _ in batch.prompt_targets)
+            logits = self.model.logits(hidden[inputs.prompt_tokens])
+            prompt = Download(*logprobs(logits, upload(np.array(targets), self.device), num_top))
+        return LaunchedStep(plan, batch.sampled, sampled, batch.prompt_targets, prompt)
+
+    def _draw(self, hidden: Tensor, batch: HostBatch, rows: Tensor) -> Download:
+        """Draw from hidden states, one a sampled sequence, and keep the tokens where the next step finds them."""
+        sampled = self.sampler.draw(self.model.logits(hidden), batch.sampled, batch.sampled_positions)
+        self._batches.last_tokens[rows] = sampled[0]
+        return Download(*sampled)
 
     def collect(self, step: LaunchedStep) -> StepResult:
         """Wait for a step and bring its tokens to the host."""
         token_ids: list[int] = []
         token_logprobs: list[TokenLogprobs | None] = []
-        if step.sampled is not None:
-            token_ids = step.sampled.token_ids.tolist()
+        if step.sequences:
+            token_ids, *found = step.sampled.wait()
             token_logprobs = [None] * len(token_ids)
-            if step.sampled.logprobs is not None:
-                rows = _rows_of(token_ids, step.sampled.logprobs)
-                for i, sequence in enumerate(step.sampled_sequences):
+            if found:
+                rows = _rows_of(token_ids, found)
+                for i, sequence in enumerate(step.sequences):
                     if sequence.params.logprobs is not None:
                         token_logprobs[i] = _first(rows[i], sequence.params.logprobs)
         prompt: list[tuple[Sequence, int, TokenLogprobs]] = []
-        if step.prompt_logprobs is not None:
+        if step.prompt_targets:
             targets = [sequence.token_ids[position] for sequence, position in step.prompt_targets]
-            rows = _rows_of(targets, step.prompt_logprobs)
+            rows = _rows_of(targets, step.prompt_logprobs.wait())
             for (sequence, position), row in zip(step.prompt_targets, rows, strict=True):
                 prompt.append((sequence, position, _first(row, sequence.params.prompt_logprobs or 0)))
-        return StepResult(step.sampled_sequences, token_ids, token_logprobs, prompt)
+        return StepResult(step.sequences, token_ids, token_logprobs, prompt)
 
     @property
     def num_sequences(self) -> int:
@@ -104,21 +137,9 @@ class ModelRunner:
         self._batches.release(sequence)
         self.sampler.release(sequence)
 
-    def _draw(self, hidden: Tensor, inputs: BatchInputs) -> Sampled:
-        rows = hidden if len(inputs.sampled) == len(hidden) else hidden[inputs.sample_tokens]
-        sampled = self.sampler.draw(self.model.logits(rows), inputs.sampled, inputs.sampled_positions)
-        self._batches.keep_last_tokens(inputs, sampled.token_ids)
-        return sampled
 
-    def _score_prompt(self, hidden: Tensor, inputs: BatchInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        targets = [sequence.token_ids[position] for sequence, position in inputs.prompt_targets]
-        num_top = max(sequence.params.prompt_logprobs or 0 for sequence, _ in inputs.prompt_targets)
-        logits = self.model.logits(hidden[inputs.prompt_tokens])
-        return logprobs(logits, torch.tensor(targets, device=self.device), num_top)
-
-
-def _rows_of(token_ids: list[int], found: tuple[Tensor, Tensor, Tensor, Tensor]) -> list[TokenLogprobs]:
-    chosen, ranks, top_ids, top_logprobs = (part.tolist() for part in found)
+def _rows_of(token_ids: list[int], found: list[Any]) -> list[TokenLogprobs]:
+    chosen, ranks, top_ids, top_logprobs = found
     return [
         TokenLogprobs([token_id, *ids], [value, *values], [rank, *range(1, len(ids) + 1)])
         for token_id, value, rank, ids, values in zip(

@@ -6,15 +6,18 @@ the same tokens alone or in a crowd, on one worker or across two. What the rows 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from baton.engine.sequence import Sequence
+from baton.engine.upload import upload
 from baton.kernels.sample import SamplingBatch, derive_keys, logprobs, sample
 from baton.protocol import SamplingParams
 
@@ -29,15 +32,6 @@ class TokenLogprobs:
 
 
 @dataclass(slots=True)
-class Sampled:
-    """What a step drew, still on the device."""
-
-    token_ids: Tensor  # [rows] int64
-    logprobs: tuple[Tensor, Tensor, Tensor, Tensor] | None  # as kernels.sample.logprobs gives them
-    num_top: int
-
-
-@dataclass(slots=True)
 class RowParams:
     """One sequence's part of a sampling batch: what does not change from step to step."""
 
@@ -46,7 +40,7 @@ class RowParams:
     is_plain: bool  # the likeliest token, nothing else to look at
     stop_ids: tuple[int, ...]  # not to be drawn before min_tokens
     bias: tuple[tuple[int, float], ...]
-    allowed: Tensor | None = field(default=None)  # [vocab] bool
+    allowed: Tensor | None  # [vocab] bool
 
 
 class Sampler:
@@ -57,6 +51,7 @@ class Sampler:
         self._eos = eos_token_ids
         self._device = device
         self._rows: dict[Sequence, RowParams] = {}
+        self._lasting: tuple[list[Sequence], SamplingBatch] | None = None
 
     def add(self, sequence: Sequence, *, default_seed: int, choice: int) -> None:
         """Take in a sequence's parameters; the draws depend on its seed, its choice index and positions."""
@@ -83,33 +78,48 @@ class Sampler:
 
     def release(self, sequence: Sequence) -> None:
         """Forget a sequence."""
-        self._rows.pop(sequence, None)
+        if self._rows.pop(sequence, None) is not None:
+            self._lasting = None
 
-    def draw(self, logits: Tensor, sequences: list[Sequence], positions: list[int]) -> Sampled:
-        """Sample one token a row.
+    def draw(self, logits: Tensor, sequences: list[Sequence], positions: list[int]) -> tuple[Tensor, ...]:
+        """Sample one token a row; everything stays on the device.
 
         logits: [rows, vocab] fp32, not changed. sequences: one a row. positions: of the tokens to draw.
+        Gives (token ids [rows],), and if any row asked for log-probabilities the four of `kernels.sample.logprobs`.
         """
-        if all(self._rows[sequence].is_plain for sequence in sequences):
+        rows = [self._rows[sequence] for sequence in sequences]
+        if all(row.is_plain for row in rows):
             token_ids = logits.argmax(-1)
         else:
-            token_ids = sample(logits, self._batch(sequences, positions))
+            token_ids = sample(logits, self._batch(sequences, rows, positions))
         num_top = max((s.params.logprobs for s in sequences if s.params.logprobs is not None), default=None)
-        if num_top is None:
-            return Sampled(token_ids, None, 0)
-        return Sampled(token_ids, logprobs(logits, token_ids, num_top), num_top)
+        return (token_ids,) if num_top is None else (token_ids, *logprobs(logits, token_ids, num_top))
 
-    def _batch(self, sequences: list[Sequence], positions: list[int]) -> SamplingBatch:
+    def _batch(self, sequences: list[Sequence], rows: list[RowParams], positions: list[int]) -> SamplingBatch:
+        """Gather the rows' parameters; what does not change while the same sequences run is sent once."""
+        if self._lasting is None or self._lasting[0] != sequences:
+            self._lasting = (list(sequences), self._lasting_batch(sequences, rows))
+        words = [[row.seed for row in rows], [row.choice for row in rows], positions]
+        keys = derive_keys(*torch.tensor(words, dtype=torch.int64))
+        batch = dataclasses.replace(self._lasting[1], keys=upload(keys.numpy(), self._device))
+        if any(s.params.has_penalties for s in sequences):
+            batch.prompt_ids = self._padded([s.token_ids[: s.num_prompt_tokens] for s in sequences])
+            batch.output_ids = self._padded([s.token_ids[s.num_prompt_tokens :] for s in sequences])
+        if bias := self._sparse_bias(sequences, rows, positions):
+            row_ids, token_ids, values = zip(*bias, strict=True)
+            batch.bias_rows = self._tensor(row_ids, np.int64)
+            batch.bias_token_ids = self._tensor(token_ids, np.int64)
+            batch.bias_values = self._tensor(values, np.float32)
+        return batch
+
+    def _lasting_batch(self, sequences: list[Sequence], rows: list[RowParams]) -> SamplingBatch:
         params = [sequence.params for sequence in sequences]
-        rows = [self._rows[sequence] for sequence in sequences]
         batch = SamplingBatch(
-            temperature=self._tensor([p.temperature for p in params], torch.float32),
-            top_k=self._tensor([p.top_k for p in params], torch.int32),
-            top_p=self._tensor([p.top_p for p in params], torch.float32),
-            min_p=self._tensor([p.min_p for p in params], torch.float32),
-            keys=derive_keys(
-                *self._tensor([[r.seed for r in rows], [r.choice for r in rows], positions], torch.int64)
-            ),
+            temperature=self._tensor([p.temperature for p in params], np.float32),
+            top_k=self._tensor([p.top_k for p in params], np.int32),
+            top_p=self._tensor([p.top_p for p in params], np.float32),
+            min_p=self._tensor([p.min_p for p in params], np.float32),
+            keys=torch.empty(0),
             all_greedy=all(p.is_greedy for p in params),
             any_top_k=any(p.top_k > 0 for p in params),
             any_top_p=any(p.top_p < 1.0 for p in params),
@@ -117,16 +127,9 @@ class Sampler:
             allowed=self._allowed(rows),
         )
         if any(p.has_penalties for p in params):
-            batch.repetition_penalty = self._tensor([p.repetition_penalty for p in params], torch.float32)
-            batch.presence_penalty = self._tensor([p.presence_penalty for p in params], torch.float32)
-            batch.frequency_penalty = self._tensor([p.frequency_penalty for p in params], torch.float32)
-            batch.prompt_ids = self._padded([s.token_ids[: s.num_prompt_tokens] for s in sequences])
-            batch.output_ids = self._padded([s.token_ids[s.num_prompt_tokens :] for s in sequences])
-        if bias := self._sparse_bias(sequences, rows, positions):
-            row_ids, token_ids, values = zip(*bias, strict=True)
-            batch.bias_rows = self._tensor(row_ids, torch.int64)
-            batch.bias_token_ids = self._tensor(token_ids, torch.int64)
-            batch.bias_values = self._tensor(values, torch.float32)
+            batch.repetition_penalty = self._tensor([p.repetition_penalty for p in params], np.float32)
+            batch.presence_penalty = self._tensor([p.presence_penalty for p in params], np.float32)
+            batch.frequency_penalty = self._tensor([p.frequency_penalty for p in params], np.float32)
         return batch
 
     def _sparse_bias(
@@ -156,10 +159,10 @@ class Sampler:
         out = np.full((len(lists), width), self._vocab_size, dtype=np.int64)
         for row, ids in enumerate(lists):
             out[row, : len(ids)] = ids
-        return torch.from_numpy(out).to(self._device, non_blocking=True)
+        return upload(out, self._device)
 
-    def _tensor(self, values: object, dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype).to(self._device, non_blocking=True)
+    def _tensor(self, values: Any, dtype: type) -> Tensor:
+        return upload(np.array(values, dtype=dtype), self._device)
 
 
 def needs_known_tokens(params: SamplingParams) -> bool:
