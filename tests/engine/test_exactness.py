@@ -1,4 +1,7 @@
-"""Greedy ids equal transformers' in fp32 on a CPU, whatever shares the batch and however the prompt was computed."""
+"""Greedy ids equal transformers' in fp32, whatever shares the batch and however the prompt was computed.
+
+On a machine with a GPU Baton runs there, with captured steps and the host one step behind; transformers on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ class Case:
     peer: Any
 
     def llm(self, **settings: Any) -> LLM:
-        settings = {"kv_cache_memory_bytes": 2**24, "max_num_seqs": 8, **settings}
+        settings = {"kv_cache_memory_bytes": 2**24, "max_num_seqs": 8, "dtype": "float32", **settings}
         return LLM(self.folder, skip_tokenizer_init=True, use_tqdm=False, **settings)
 
     def answer(self, llm: LLM, params: SamplingParams = GREEDY) -> list[list[int]]:
