@@ -197,14 +197,30 @@ def test_choices_share_the_prompts_blocks(llm: LLM) -> None:
 
 def test_a_salt_keeps_tenants_apart(llm: LLM) -> None:
     ids = list(range(100, 200))
-    run = lambda salt: (
-        llm.generate(  # noqa: E731
-            {"prompt_token_ids": ids, "cache_salt": salt}, GREEDY, use_tqdm=False
-        )[0].num_cached_tokens
-    )
+
+    def run(salt: str) -> int:
+        prompt = {"prompt_token_ids": ids, "cache_salt": salt}
+        return llm.generate(prompt, GREEDY, use_tqdm=False)[0].num_cached_tokens
+
     assert run("one") == 0
     assert run("two") == 0
     assert run("one") == 96
+
+
+def test_more_prompts_than_the_queue_holds_are_answered(tiny_checkpoint: Callable[[str], Path]) -> None:
+    llm = LLM(
+        tiny_checkpoint("llama"),
+        skip_tokenizer_init=True,
+        use_tqdm=False,
+        kv_cache_memory_bytes=2**22,
+        max_num_waiting=4,
+        max_num_seqs=2,
+    )
+    prompts = [{"prompt_token_ids": [i + 1, 2]} for i in range(30)]
+    params = SamplingParams(n=2, seed=1, max_tokens=2, ignore_eos=True, detokenize=False)
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    assert [output.prompt_token_ids[0] for output in outputs] == list(range(1, 31))
+    assert all(len(choice.token_ids) == 2 for output in outputs for choice in output.outputs)
 
 
 def test_interrupting_gives_all_blocks_back(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:

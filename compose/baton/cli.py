@@ -31,8 +31,14 @@ def bench_offline(
     model: Annotated[
         str | None, typer.Argument(help="hub id or folder; none: the bundled demo model")
     ] = None,
-    compare: Annotated[str, typer.Option(help="transformers: run it beside, on a CPU; none")] = "none",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    suite: Annotated[
+        str,
+        typer.Option(
+            help="cpu: a crowd and one stream, here; h200: the recorded GPU workloads, random weights"
+        ),
+    ] = "cpu",
+    compare: Annotated[str, typer.Option(help="transformers: run it beside, in suite cpu; none")] = "none",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "cpu",
     repeats: Annotated[int, typer.Option(min=1, help="timed runs; the median counts")] = 3,
     json_file: Json = None,
 ) -> None:
@@ -40,6 +46,13 @@ def bench_offline(
     from baton.bench.offline import run_cpu
     from baton.llm import LLM
 
+    if suite == "h200":
+        from baton.bench.h200 import MODELS, run
+
+        run(MODELS, repeats=repeats, json_file=json_file)
+        return
+    if suite != "cpu":
+        raise typer.BadParameter(f"{suite!r} is not a suite; known: cpu, h200", param_hint="--suite")
     if compare not in ("none", "transformers"):
         raise typer.BadParameter(
             f"{compare!r} is not a peer; known: transformers, none", param_hint="--compare"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -238,33 +239,36 @@ class LLM:
     # -- running ------------------------------------------------------------------------------------------
 
     def _run(self, answers: list[_Answer], use_tqdm: bool) -> list[RequestOutput]:
-        by_id = {answer.output.request_id: answer for answer in answers}
         try:
-            for answer in answers:
-                answer.start(self.engine, self._tokenizer)
             with tqdm(
-                total=sum(len(answer.streams) for answer in answers),
+                total=sum(answer.params.n for answer in answers),
                 desc="Generating",
                 unit="answer",
                 disable=not use_tqdm,
                 dynamic_ncols=True,
                 file=sys.stderr,
             ) as bar:
-                self._drain(by_id, bar)
+                self._drain(answers, bar)
         except BaseException:
             for answer in answers:
                 self.engine.abort(answer.output.request_id)
             raise
         return [answer.finish() for answer in answers]
 
-    def _drain(self, by_id: dict[str, _Answer], bar: Any) -> None:
+    def _drain(self, answers: list[_Answer], bar: Any) -> None:
+        """Run all answers, handing them to the engine as fast as its queue has room for their choices."""
+        by_id = {answer.output.request_id: answer for answer in answers}
+        waiting = deque(answers)
         num_tokens = 0
-        while self.engine.has_work:
+        while waiting or self.engine.has_work:
+            # with nothing running it is handed over whatever its size: the engine says what is wrong with it
+            while waiting and (self.engine.num_free_seats >= waiting[0].params.n or not self.engine.has_work):
+                waiting.popleft().start(self.engine, self._tokenizer)
             for token in self.engine.step():
                 num_tokens += 1
                 if by_id[token.request_id].take(token, self.engine):
-                    rate = bar.format_dict.get("elapsed") or 0.0
-                    bar.set_postfix_str(f"{num_tokens / rate:.0f} tokens/s" if rate else "", refresh=False)
+                    seconds = bar.format_dict["elapsed"]
+                    bar.set_postfix_str(f"{num_tokens / max(seconds, 1e-9):.0f} tokens/s", refresh=False)
                     bar.update()
 
 

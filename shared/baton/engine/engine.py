@@ -263,6 +263,11 @@ class Engine:
         return None if request is None else request.choices.get(choice)
 
     @property
+    def num_free_seats(self) -> int:
+        """Sequences that the waiting queue has room for."""
+        return self.config.max_num_waiting - self.scheduler.num_waiting
+
+    @property
     def has_work(self) -> bool:
         """Whether `step` has anything to do."""
         return self._in_flight is not None or self.scheduler.has_work
