@@ -41,22 +41,23 @@ CHUNKS: dict[str, list[tuple[int, int]]] = {
     "2k after 14k": [(2048, 16384)],
     "16 x 1k": [(1024, 1024)] * 16,
 }
+# As many programs an SM as registers and shared memory hold, and one less.
 DECODE_LAUNCHES = [
-    DecodeLaunch(block_n, num_warps, num_stages, programs_per_sm)
-    for block_n, num_warps, num_stages, some in (
-        (64, 4, 3, (2, 3)),
-        (64, 4, 5, (2, 3)),
-        (128, 4, 3, (2, 3)),
-        (32, 4, 5, (3, 4)),
-        (64, 2, 5, (3, 4)),
-    )
-    for programs_per_sm in some
+    DecodeLaunch(64, 4, 3, 3),
+    DecodeLaunch(64, 4, 3, 2),
+    DecodeLaunch(64, 4, 5, 2),
+    DecodeLaunch(64, 2, 3, 4),
+    DecodeLaunch(64, 2, 3, 3),
+    DecodeLaunch(64, 2, 5, 2),
+    DecodeLaunch(32, 2, 3, 5),
+    DecodeLaunch(32, 2, 5, 4),
+    DecodeLaunch(128, 4, 3, 2),
+    DecodeLaunch(32, 4, 5, 4),
 ]
 PREFILL_LAUNCHES = [
-    PrefillLaunch(128, 64, 8, 3),
     PrefillLaunch(128, 128, 8, 3),
-    PrefillLaunch(64, 64, 4, 3),
     PrefillLaunch(128, 64, 8, 5),
+    PrefillLaunch(128, 64, 8, 7),
     PrefillLaunch(64, 64, 4, 5),
 ]
 
@@ -93,19 +94,9 @@ def time_decode(cache: Cache, q: Tensor, batch: AttentionBatch, launch: DecodeLa
     out = torch.empty_like(q)
 
     def step(_: None) -> None:
-        plan = plan_decode(q, cache.kv[:, 0], batch, None)
+        plan = plan_decode(q, cache.kv[:, 0], batch, None, launch)
         for layer in range(NUM_LAYERS):
-            decode_attention(
-                q,
-                cache.kv[:, layer],
-                batch,
-                plan,
-                out,
-                scale=SCALE,
-                window=None,
-                soft_cap=None,
-                launch=launch,
-            )
+            decode_attention(q, cache.kv[:, layer], batch, plan, out, scale=SCALE, window=None, soft_cap=None)
 
     return time_us(step, [None], min_calls=2) / NUM_LAYERS
 
@@ -119,9 +110,7 @@ def decode_peer(lens: list[int]) -> float | None:
     q = torch.randn(len(lens), KV_HEADS, HEADS // KV_HEADS, HEAD_DIM, device="cuda", dtype=torch.bfloat16)
     kvs = [torch.randn(2, *shape, device="cuda", dtype=torch.bfloat16) for _ in range(sets)]
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        return time_us(
-            [lambda kv=kv: F.scaled_dot_product_attention(q, kv[0], kv[1], scale=SCALE) for kv in kvs]
-        )
+        return time_us(lambda kv: F.scaled_dot_product_attention(q, kv[0], kv[1], scale=SCALE), kvs)
 
 
 def decode_rows(cache: Cache) -> list[Row]:
@@ -213,10 +202,20 @@ def sweep(cache: Cache) -> None:
             print(f"{name}: {us:.1f} us, {chunk_flops(chunks) / us / 1e6:.0f} TFLOP/s, {launch}", flush=True)
 
 
+def gather_row(cache: Cache) -> Row:
+    """Measure what a library call would cost before it starts: 8k tokens of K and V out of the cache."""
+    layer = cache.kv[:, 0]
+    half = BLOCK_SIZE * KV_HEADS * HEAD_DIM
+    halves = layer.as_strided((layer.shape[0] - 1, 2, half), (layer.stride(0), half, 1))
+    sets = [torch.randperm(layer.shape[0] - 1, device="cuda")[:512] for _ in range(4)]
+    us = time_us(lambda ids: halves.index_select(0, ids), sets)
+    return Row("gather K and V", "8k tokens", us, 4 * 512 * half * 2 / us / 1e3, "GB/s")
+
+
 def rows() -> list[Row]:
     """Measure decodes and chunks."""
     cache = Cache(16_500)
-    return decode_rows(cache) + chunk_rows(cache)
+    return [*decode_rows(cache), gather_row(cache), *chunk_rows(cache)]
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 A sequence's context is cut into splits whose size depends on its own length alone (256 tokens up to 16k, then the power of two that
 gives at most 64), so its result never depends on its neighbours. A plan kernel, once a step, lists (sequence, split) items
-from the lengths on the device; a fixed number of programs walks the list times the KV heads. Grid, addresses and workspace depend only on the
-padded batch, so one CUDA graph serves all lengths. The queries of a group share one tile, so K and V are read once. The last
-program to finish a (sequence, KV head) merges its splits, so no second kernel runs. A sequence of length 0 (a padding row) gives zeros.
+from the lengths on the device, and tiles within them; each of a fixed number of programs takes an equal run of whole splits for one KV head
+and walks its tiles in one loop, so that loads run ahead across splits and sequences. Grid, addresses and workspace depend only on the padded
+batch, so one CUDA graph serves all lengths. The queries of a group share one tile, so K and V are read once. A second, small kernel
+merges the splits of those sequences that have several: merging inside the loop would keep the compiler from letting loads run ahead.
+A sequence of length 0 (a padding row) gives zeros.
 
 Bound by the bytes of K and V. Sources: Dao et al., Flash-Decoding; Ringlein et al., arXiv 2511.11581.
 """
@@ -41,9 +43,10 @@ class DecodeLaunch:
 class DecodePlan:
     """A step's work list and workspace, shared by its layers (of one window)."""
 
-    items: Tensor  # [num_decodes * max_splits] int32: sequence * 64 + split
-    num_items: Tensor  # [1] int32
-    arrivals: Tensor  # [num_decodes * kv_heads] int32: splits finished; 0 between launches
+    launch: DecodeLaunch
+    tiles: Tensor  # [capacity, 4] int32: sequence, first position, end of its split, item and flags
+    item_tiles: Tensor  # [num_decodes * max_splits + 1] int32: each item's first tile, and the end
+    first_items: Tensor  # [num_decodes + 1] int32: each sequence's first item (a split of a sequence), and their number
     partial: Tensor  # [num_decodes * max_splits * kv_heads, group, head_dim] fp32, not normalized
     partial_max: Tensor  # [num_decodes * max_splits * kv_heads, group] fp32, in log2
     partial_sum: Tensor  # the same shape
@@ -51,17 +54,21 @@ class DecodePlan:
 
 @cache
 def _num_sms(device: torch.device) -> int:
-    return 2 if INTERPRET else torch.cuda.get_device_properties(device).multi_processor_count
+    return 3 if INTERPRET else torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def plan_decode(q: Tensor, kv_layer: Tensor, batch: AttentionBatch, window: int | None) -> DecodePlan:
+def plan_decode(
+    q: Tensor, kv_layer: Tensor, batch: AttentionBatch, window: int | None, launch: DecodeLaunch | None = None
+) -> DecodePlan:
     """List the step's work on the device and take its workspace."""
+    launch = launch or DecodeLaunch()
     num_decodes, (num_heads, head_dim) = batch.num_decodes, q.shape[1:]
     block_size, num_kv_heads = kv_layer.shape[2:4]
     longest = batch.block_table.shape[1] * block_size
     if window is not None:
         longest = min(longest, window + block_size)
     max_splits = max(1, min(_MAX_SPLITS, -(-longest // _SMALLEST_SPLIT)))
+    max_tiles = max(1, -(-longest // launch.block_n)) + max_splits
     capacity = num_decodes * max_splits
     group = num_heads // num_kv_heads
     assert capacity * num_heads * head_dim < 2**31
@@ -70,26 +77,26 @@ def plan_decode(q: Tensor, kv_layer: Tensor, batch: AttentionBatch, window: int 
         return torch.empty(shape, dtype=dtype, device=q.device)
 
     plan = DecodePlan(
-        items=empty(capacity),
-        num_items=empty(1),
-        arrivals=empty(num_decodes * num_kv_heads),
+        launch,
+        tiles=empty(num_decodes * max_tiles, 4),
+        item_tiles=empty(capacity + 1),
+        first_items=empty(num_decodes + 1),
         partial=empty(capacity * num_kv_heads, group, head_dim, dtype=torch.float32),
         partial_max=empty(capacity * num_kv_heads, group, dtype=torch.float32),
         partial_sum=empty(capacity * num_kv_heads, group, dtype=torch.float32),
     )
     _plan_kernel[(num_decodes,)](
         batch.seq_lens,
-        plan.items,
-        plan.num_items,
-        plan.arrivals,
+        plan.tiles,
+        plan.item_tiles,
+        plan.first_items,
         num_decodes,
         WINDOW=window or 0,
         BLOCK_SIZE=block_size,
-        NUM_KV_HEADS=num_kv_heads,
         SMALLEST=_SMALLEST_SPLIT,
         MAX_SPLITS=_MAX_SPLITS,
+        BLOCK_N=launch.block_n,
         BLOCK_SEQS=triton.next_power_of_2(num_decodes),
-        BLOCK_KV_HEADS=triton.next_power_of_2(num_kv_heads),
         num_warps=4,
     )
     return plan
@@ -105,26 +112,28 @@ def decode_attention(
     scale: float,
     window: int | None,
     soft_cap: float | None,
-    launch: DecodeLaunch | None = None,
 ) -> None:
     """Attend for the first num_decodes tokens; writes their rows of `out` [tokens, heads, head_dim]."""
-    launch = launch or DecodeLaunch()
+    launch = plan.launch
     num_heads, head_dim = q.shape[1:]
     block_size, num_kv_heads = kv_layer.shape[2:4]
     group = num_heads // num_kv_heads
-    num_programs = min(_num_sms(q.device) * launch.programs_per_sm, plan.items.shape[0] * num_kv_heads)
-    _decode_kernel[(num_programs,)](
+    num_lanes = min(
+        max(1, _num_sms(q.device) * launch.programs_per_sm // num_kv_heads), plan.item_tiles.shape[0] - 1
+    )
+    _decode_kernel[(num_kv_heads * num_lanes,)](
         q,
         kv_layer,
         out,
-        plan.items,
-        plan.num_items,
-        plan.arrivals,
+        plan.tiles,
+        plan.item_tiles,
+        plan.first_items,
         plan.partial,
         plan.partial_max,
         plan.partial_sum,
         batch.block_table,
         batch.seq_lens,
+        batch.num_decodes,
         batch.block_table.stride(0),
         q.stride(0),
         q.stride(1),
@@ -139,10 +148,7 @@ def decode_attention(
         BLOCK_SIZE=block_size,
         WINDOW=window or 0,
         HAS_CAP=soft_cap is not None,
-        SMALLEST=_SMALLEST_SPLIT,
-        MAX_SPLITS=_MAX_SPLITS,
         BLOCK_G=max(16, triton.next_power_of_2(group)),
-        BLOCK_MERGE=triton.next_power_of_2(group),
         BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
         BLOCK_N=launch.block_n,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
@@ -150,6 +156,18 @@ def decode_attention(
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,
     )
+    if plan.item_tiles.shape[0] - 1 > batch.num_decodes:
+        _merge_kernel[(num_heads, batch.num_decodes)](
+            out,
+            plan.first_items,
+            plan.partial,
+            plan.partial_max,
+            plan.partial_sum,
+            out.stride(0),
+            HEAD_DIM=head_dim,
+            BLOCK_D=triton.next_power_of_2(head_dim),
+            num_warps=4,
+        )
 
 
 # --- Triton ----------------------------------------------------------------------------------------------------------
@@ -178,47 +196,76 @@ def _split_size(length, SMALLEST: tl.constexpr, MAX_SPLITS: tl.constexpr):
 @triton.jit(do_not_specialize=["num_seqs"])
 def _plan_kernel(
     seq_lens_ptr,
-    items_ptr,
-    num_items_ptr,
-    arrivals_ptr,
+    tiles_ptr,
+    item_tiles_ptr,
+    first_items_ptr,
     num_seqs,
     WINDOW: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr,
     SMALLEST: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     BLOCK_SEQS: tl.constexpr,
-    BLOCK_KV_HEADS: tl.constexpr,
 ):
     seq = tl.program_id(0)
     seqs = tl.arange(0, BLOCK_SEQS)
     lens = tl.load(seq_lens_ptr + seqs, mask=seqs < num_seqs, other=0)
-    seen = lens - _first_seen(lens, WINDOW, BLOCK_SIZE)
+    seen_from = _first_seen(lens, WINDOW, BLOCK_SIZE)
+    seen = lens - seen_from
     size = _split_size(seen, SMALLEST, MAX_SPLITS)
+    # A sequence of length 0 has one split of one tile, all of it masked: its output is 0.
     num_splits = tl.where(seqs < num_seqs, tl.maximum((seen + size - 1) // size, 1), 0)
-    first = tl.sum(tl.where(seqs < seq, num_splits, 0), axis=0)
-    mine = tl.sum(tl.where(seqs == seq, num_splits, 0), axis=0)
+    num_tiles = tl.where(seqs < num_seqs, tl.maximum((seen + BLOCK_N - 1) // BLOCK_N, 1), 0)
+    before, mine = seqs < seq, seqs == seq
+    first_item = tl.sum(tl.where(before, num_splits, 0), axis=0)
+    first_tile = tl.sum(tl.where(before, num_tiles, 0), axis=0)
+    num_splits = tl.sum(tl.where(mine, num_splits, 0), axis=0)
+    num_tiles = tl.sum(tl.where(mine, num_tiles, 0), axis=0)
+    size = tl.sum(tl.where(mine, size, 0), axis=0)
+    seen_from = tl.sum(tl.where(mine, seen_from, 0), axis=0)
+    seq_len = tl.sum(tl.where(mine, lens, 0), axis=0)
+
+    tl.store(first_items_ptr + seq, first_item)
     splits = tl.arange(0, MAX_SPLITS)
-    tl.store(items_ptr + first + splits, seq * MAX_SPLITS + splits, mask=splits < mine)
-    heads = tl.arange(0, BLOCK_KV_HEADS)
-    tl.store(arrivals_ptr + seq * NUM_KV_HEADS + heads, heads * 0, mask=heads < NUM_KV_HEADS)
+    tl.store(
+        item_tiles_ptr + first_item + splits,
+        first_tile + splits * (size // BLOCK_N),
+        mask=splits < num_splits,
+    )
+    columns = tl.arange(0, 256)
+    for begin in range(0, num_tiles, 256):
+        tile = begin + columns
+        inside = tile < num_tiles
+        split = tile * BLOCK_N // size
+        end = tl.minimum(seen_from + (split + 1) * size, seq_len)
+        start = seen_from + tile * BLOCK_N
+        is_first = (tile * BLOCK_N % size == 0).to(tl.int32)
+        is_last = (start + BLOCK_N >= end).to(tl.int32)
+        to = tiles_ptr + 4 * (first_tile + tile)
+        tl.store(to, seq + 0 * tile, mask=inside)
+        tl.store(to + 1, start, mask=inside)
+        tl.store(to + 2, end, mask=inside)
+        is_only = (num_splits == 1).to(tl.int32)
+        tl.store(to + 3, 8 * (first_item + split) + 4 * is_only + 2 * is_last + is_first, mask=inside)
     if seq == num_seqs - 1:
-        tl.store(num_items_ptr, first + mine)
+        tl.store(first_items_ptr + num_seqs, first_item + num_splits)
+        tl.store(item_tiles_ptr + first_item + num_splits, first_tile + num_tiles)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_seqs"])
 def _decode_kernel(
     q_ptr,
     kv_ptr,
     out_ptr,
-    items_ptr,
-    num_items_ptr,
-    arrivals_ptr,
+    tiles_ptr,
+    item_tiles_ptr,
+    first_items_ptr,
     partial_ptr,
     partial_max_ptr,
     partial_sum_ptr,
     block_table_ptr,
     seq_lens_ptr,
+    num_seqs,
     table_stride,
     q_stride_token,
     q_stride_head,
@@ -233,116 +280,112 @@ def _decode_kernel(
     BLOCK_SIZE: tl.constexpr,
     WINDOW: tl.constexpr,
     HAS_CAP: tl.constexpr,
-    SMALLEST: tl.constexpr,
-    MAX_SPLITS: tl.constexpr,
     BLOCK_G: tl.constexpr,
-    BLOCK_MERGE: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
     LOG2E: tl.constexpr = 1.4426950408889634
-    MERGE: tl.constexpr = 8  # splits merged at once
     rows = tl.arange(0, BLOCK_G)
     dims = tl.arange(0, BLOCK_D)
     columns = tl.arange(0, BLOCK_N)
     inside_q = (rows[:, None] < GROUP) & (dims[None, :] < HEAD_DIM)
-    num_work = tl.load(num_items_ptr) * NUM_KV_HEADS
-    # KV heads are neighbours in the list: programs that run together read whole tokens, not slices of them.
-    for work in range(tl.program_id(0), num_work, tl.num_programs(0)):
-        item = tl.load(items_ptr + work // NUM_KV_HEADS)
-        kv_head = work % NUM_KV_HEADS
-        seq, split = item // MAX_SPLITS, item % MAX_SPLITS
-        seq_len = tl.load(seq_lens_ptr + seq)
-        seen_from = _first_seen(seq_len, WINDOW, BLOCK_SIZE)
-        size = _split_size(seq_len - seen_from, SMALLEST, MAX_SPLITS)
-        num_splits = tl.maximum((seq_len - seen_from + size - 1) // size, 1)
-        first = seen_from + split * size
-        last = tl.minimum(first + size, seq_len)
-
-        head_rows = kv_head * GROUP + rows
-        at_q = seq.to(tl.int64) * q_stride_token + head_rows[:, None] * q_stride_head + dims[None, :]
-        q = tl.load(q_ptr + at_q, mask=inside_q, other=0.0)
-        if UPCAST:
-            q = q.to(tl.float32)
+    # KV heads are neighbours in the grid: programs that run together read whole tokens, not slices of them.
+    kv_head = tl.program_id(0) % NUM_KV_HEADS
+    lane, num_lanes = tl.program_id(0) // NUM_KV_HEADS, tl.num_programs(0) // NUM_KV_HEADS
+    num_items = tl.load(first_items_ptr + num_seqs)
+    first_tile = tl.load(item_tiles_ptr + lane * num_items // num_lanes)
+    last_tile = tl.load(item_tiles_ptr + (lane + 1) * num_items // num_lanes)
+    head_rows = kv_head * GROUP + rows
+    at_head = head_rows[:, None] * q_stride_head + dims[None, :]
+    row_max = tl.full([BLOCK_G], -1.0e30, tl.float32)
+    row_sum = tl.zeros([BLOCK_G], tl.float32)
+    acc = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
+    for tile in range(first_tile, last_tile):
+        seq = tl.load(tiles_ptr + 4 * tile)
+        start = tl.load(tiles_ptr + 4 * tile + 1)
+        end = tl.load(tiles_ptr + 4 * tile + 2)
+        item_flags = tl.load(tiles_ptr + 4 * tile + 3)
+        positions = start + columns
+        valid = positions < end
         table = block_table_ptr + seq.to(tl.int64) * table_stride
-        row_max = tl.full([BLOCK_G], -1.0e30, tl.float32)
-        row_sum = tl.zeros([BLOCK_G], tl.float32)
-        acc = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
-        for start in range(first, last, BLOCK_N):
-            positions = start + columns
-            valid = positions < last
-            blocks = tl.load(table + positions // BLOCK_SIZE, mask=valid, other=0).to(tl.int64)
-            at = (
-                blocks * kv_stride_block
-                + (positions % BLOCK_SIZE) * (NUM_KV_HEADS * HEAD_DIM)
-                + kv_head * HEAD_DIM
-            )
-            inside = valid[:, None] & (dims[None, :] < HEAD_DIM)
-            # Masked rows are loaded as 0: what a free slot holds may be NaN, and 0 * NaN is NaN.
-            k = tl.load(kv_ptr + at[:, None] + dims[None, :], mask=inside, other=0.0)
-            v = tl.load(kv_ptr + kv_stride_half + at[:, None] + dims[None, :], mask=inside, other=0.0)
-            if UPCAST:
-                k, v = k.to(tl.float32), v.to(tl.float32)
-            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-            if HAS_CAP:
-                scores = soft_cap * (1.0 - 2.0 / (tl.exp(2.0 * scores / soft_cap) + 1.0))
-            scores = scores * LOG2E
-            if WINDOW > 0:
-                valid = valid & (positions >= seq_len - WINDOW)
-            scores = tl.where(valid[None, :], scores, float("-inf"))
-            new_max = tl.maximum(row_max, tl.max(scores, axis=1))
-            p = tl.exp2(scores - new_max[:, None])
-            shrink = tl.exp2(row_max - new_max)
-            row_sum = row_sum * shrink + tl.sum(p, axis=1)
-            acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
-            row_max = new_max
+        blocks = tl.load(table + positions // BLOCK_SIZE, mask=valid, other=0).to(tl.int64)
+        at = (
+            blocks * kv_stride_block
+            + (positions % BLOCK_SIZE) * (NUM_KV_HEADS * HEAD_DIM)
+            + kv_head * HEAD_DIM
+        )
+        inside = valid[:, None] & (dims[None, :] < HEAD_DIM)
+        q = tl.load(q_ptr + seq.to(tl.int64) * q_stride_token + at_head, mask=inside_q, other=0.0)
+        # Masked rows are loaded as 0: what a free slot holds may be NaN, and 0 * NaN is NaN.
+        k = tl.load(kv_ptr + at[:, None] + dims[None, :], mask=inside, other=0.0)
+        v = tl.load(kv_ptr + kv_stride_half + at[:, None] + dims[None, :], mask=inside, other=0.0)
+        if UPCAST:
+            q, k, v = q.to(tl.float32), k.to(tl.float32), v.to(tl.float32)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+        if HAS_CAP:
+            scores = soft_cap * (1.0 - 2.0 / (tl.exp(2.0 * scores / soft_cap) + 1.0))
+        scores = scores * LOG2E
+        if WINDOW > 0:
+            valid = valid & (positions >= tl.load(seq_lens_ptr + seq) - WINDOW)
+        scores = tl.where(valid[None, :], scores, float("-inf"))
+        is_first = item_flags % 2 == 1
+        row_max = tl.where(is_first, -1.0e30, row_max)
+        new_max = tl.maximum(row_max, tl.max(scores, axis=1))
+        p = tl.exp2(scores - new_max[:, None])
+        shrink = tl.where(is_first, 0.0, tl.exp2(row_max - new_max))
+        row_sum = row_sum * shrink + tl.sum(p, axis=1)
+        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
+        row_max = new_max
+        if item_flags // 2 % 2 == 1:  # the last tile of its split
+            if item_flags // 4 % 2 == 1:  # the only split of its sequence
+                o = acc / tl.maximum(row_sum, 1.0e-30)[:, None]
+                at_o = seq.to(tl.int64) * out_stride_token + head_rows[:, None] * HEAD_DIM + dims[None, :]
+                tl.store(out_ptr + at_o, o.to(out_ptr.dtype.element_ty), mask=inside_q)
+            else:
+                part = (item_flags // 8 * NUM_KV_HEADS + kv_head) * GROUP + rows
+                tl.store(partial_ptr + part[:, None] * HEAD_DIM + dims[None, :], acc, mask=inside_q)
+                tl.store(partial_max_ptr + part, row_max, mask=rows < GROUP)
+                tl.store(partial_sum_ptr + part, row_sum, mask=rows < GROUP)
 
-        if num_splits == 1:
-            o = acc / tl.maximum(row_sum, 1.0e-30)[:, None]
-            at_o = seq.to(tl.int64) * out_stride_token + head_rows[:, None] * HEAD_DIM + dims[None, :]
-            tl.store(out_ptr + at_o, o.to(out_ptr.dtype.element_ty), mask=inside_q)
-        else:
-            mine = work  # item and KV head; the workspace has less than 2^31 elements
-            tl.store(
-                partial_ptr + mine * (GROUP * HEAD_DIM) + rows[:, None] * HEAD_DIM + dims[None, :],
-                acc,
-                mask=inside_q,
+
+@triton.jit
+def _merge_kernel(
+    out_ptr,
+    first_items_ptr,
+    partial_ptr,
+    partial_max_ptr,
+    partial_sum_ptr,
+    out_stride_token,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Merge the splits of one sequence and head, always in order and 16 at a time."""
+    MERGE: tl.constexpr = 16
+    head, seq = tl.program_id(0), tl.program_id(1)
+    first, last = tl.load(first_items_ptr + seq), tl.load(first_items_ptr + seq + 1)
+    if last - first > 1:
+        dims = tl.arange(0, BLOCK_D)
+        splits = tl.arange(0, MERGE)
+        total_max = head * 0.0 - 1.0e30
+        total_sum = head * 0.0
+        total = tl.zeros([BLOCK_D], tl.float32)
+        for item in range(first, last, MERGE):
+            inside = item + splits < last
+            at = (item + splits) * tl.num_programs(0) + head
+            maxima = tl.load(partial_max_ptr + at, mask=inside, other=-1.0e30)
+            sums = tl.load(partial_sum_ptr + at, mask=inside, other=0.0)
+            at_parts = at[:, None] * HEAD_DIM + dims[None, :]
+            parts = tl.load(
+                partial_ptr + at_parts, mask=inside[:, None] & (dims < HEAD_DIM)[None, :], other=0.0
             )
-            tl.store(partial_max_ptr + mine * GROUP + rows, row_max, mask=rows < GROUP)
-            tl.store(partial_sum_ptr + mine * GROUP + rows, row_sum, mask=rows < GROUP)
-            # All threads' stores before the one thread's release; the last to arrive sees every split's.
-            tl.debug_barrier()
-            arrived = tl.atomic_add(arrivals_ptr + seq * NUM_KV_HEADS + kv_head, 1, sem="acq_rel")
-            if arrived == num_splits - 1:
-                tl.store(arrivals_ptr + seq * NUM_KV_HEADS + kv_head, 0)
-                tl.debug_barrier()
-                merge_rows = tl.arange(0, BLOCK_MERGE)
-                merge_splits = tl.arange(0, MERGE)
-                base = work // NUM_KV_HEADS - split
-                total_max = tl.full([BLOCK_MERGE], -1.0e30, tl.float32)
-                total_sum = tl.zeros([BLOCK_MERGE], tl.float32)
-                total = tl.zeros([BLOCK_MERGE, BLOCK_D], tl.float32)
-                for s in range(0, num_splits, MERGE):
-                    which = (base + s + merge_splits) * NUM_KV_HEADS + kv_head
-                    inside_s = (s + merge_splits < num_splits)[:, None] & (merge_rows < GROUP)[None, :]
-                    at_s = which[:, None] * GROUP + merge_rows[None, :]
-                    maxima = tl.load(
-                        partial_max_ptr + at_s, mask=inside_s, other=-1.0e30, cache_modifier=".cg"
-                    )
-                    sums = tl.load(partial_sum_ptr + at_s, mask=inside_s, other=0.0, cache_modifier=".cg")
-                    inside_a = inside_s[:, :, None] & (dims < HEAD_DIM)[None, None, :]
-                    at_a = at_s[:, :, None] * HEAD_DIM + dims[None, None, :]
-                    parts = tl.load(partial_ptr + at_a, mask=inside_a, other=0.0, cache_modifier=".cg")
-                    new_total_max = tl.maximum(total_max, tl.max(maxima, axis=0))
-                    weights = tl.exp2(maxima - new_total_max[None, :])
-                    shrink_total = tl.exp2(total_max - new_total_max)
-                    total_sum = total_sum * shrink_total + tl.sum(sums * weights, axis=0)
-                    total = total * shrink_total[:, None] + tl.sum(parts * weights[:, :, None], axis=0)
-                    total_max = new_total_max
-                merged = total / total_sum[:, None]
-                merge_heads = kv_head * GROUP + merge_rows
-                at_m = seq.to(tl.int64) * out_stride_token + merge_heads[:, None] * HEAD_DIM + dims[None, :]
-                inside_m = (merge_rows[:, None] < GROUP) & (dims[None, :] < HEAD_DIM)
-                tl.store(out_ptr + at_m, merged.to(out_ptr.dtype.element_ty), mask=inside_m)
+            new_max = tl.maximum(total_max, tl.max(maxima, axis=0))
+            weights = tl.exp2(maxima - new_max)
+            shrink = tl.exp2(total_max - new_max)
+            total_sum = total_sum * shrink + tl.sum(sums * weights, axis=0)
+            total = total * shrink + tl.sum(parts * weights[:, None], axis=0)
+            total_max = new_max
+        o = total / tl.maximum(total_sum, 1.0e-30)
+        to = out_ptr + seq.to(tl.int64) * out_stride_token + head * HEAD_DIM + dims
+        tl.store(to, o.to(out_ptr.dtype.element_ty), mask=dims < HEAD_DIM)

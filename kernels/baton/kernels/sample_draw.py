@@ -128,23 +128,50 @@ def _count(logits: Tensor, batch: SamplingBatch) -> Tensor:
 def row_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Give what `sample.logprobs` gives."""
     num_rows, vocab_size = logits.shape
-    normalizer = torch.empty(num_rows, dtype=torch.float32, device=logits.device)
-    chosen = torch.empty(num_rows, dtype=torch.float32, device=logits.device)
-    rank = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
-    if num_rows:
-        _logprobs_kernel[(num_rows,)](
-            logits,
-            token_ids,
-            normalizer,
-            chosen,
-            rank,
-            logits.stride(0),
-            vocab_size,
-            BLOCK=8192,
-            num_warps=16,
-        )
-    top = logits.topk(num_top, dim=-1)
-    return chosen, rank, top.indices, top.values - normalizer[:, None]
+    num_chunks = triton.cdiv(vocab_size, _CHUNK)
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=logits.device)
+
+    chosen, rank = empty(num_rows), empty(num_rows, dtype=torch.int64)
+    top_ids, top = empty(num_rows, num_top, dtype=torch.int64), empty(num_rows, num_top)
+    if num_rows == 0:
+        return chosen, rank, top_ids, top
+    kept = min(num_top, _CHUNK)
+    statistics = empty(num_rows, num_chunks, 3)
+    chunk_top = empty(num_rows, num_chunks * kept)
+    chunk_ids = empty(num_rows, num_chunks * kept, dtype=torch.int32)
+    _measure_chunk_kernel[(num_rows, num_chunks)](
+        logits,
+        token_ids,
+        statistics,
+        chunk_top,
+        chunk_ids,
+        logits.stride(0),
+        vocab_size,
+        kept,
+        CHUNK=_CHUNK,
+        num_warps=8,
+    )
+    _merge_chunks_kernel[(num_rows,)](
+        logits,
+        token_ids,
+        statistics,
+        chunk_top,
+        chunk_ids,
+        chosen,
+        rank,
+        top_ids,
+        top,
+        logits.stride(0),
+        num_chunks,
+        num_top,
+        num_chunks * kept,
+        BLOCK_CHUNKS=triton.next_power_of_2(num_chunks),
+        BLOCK_TOP=triton.next_power_of_2(max(1, num_chunks * kept)),
+        num_warps=8,
+    )
+    return chosen, rank, top_ids, top
 
 
 # --- Triton ----------------------------------------------------------------------------------------------------------
@@ -271,25 +298,74 @@ def _adjust_kernel(
     tl.store(to_ptr + row * vocab_size + token_ids, x, mask=inside)
 
 
-@triton.jit
-def _logprobs_kernel(
-    logits_ptr, ids_ptr, normalizer_ptr, chosen_ptr, rank_ptr, stride, vocab_size, BLOCK: tl.constexpr
+@triton.jit(do_not_specialize=["num_top"])
+def _measure_chunk_kernel(
+    logits_ptr,
+    ids_ptr,
+    statistics_ptr,
+    top_ptr,
+    top_ids_ptr,
+    stride,
+    vocab_size,
+    num_top,
+    CHUNK: tl.constexpr,
+):
+    """Write a chunk's (maximum, sum of exp above it, number at least as likely as the chosen token) and its best tokens."""
+    row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    at = row * tl.num_programs(1) + chunk
+    token_ids = chunk * CHUNK + tl.arange(0, CHUNK)
+    inside = token_ids < vocab_size
+    x = tl.load(logits_ptr + row * stride + token_ids, mask=inside, other=float("-inf"))
+    chosen = tl.load(logits_ptr + row * stride + tl.load(ids_ptr + row))
+    largest = tl.maximum(tl.max(x, axis=0), -1.0e38)
+    tl.store(statistics_ptr + 3 * at, largest)
+    tl.store(statistics_ptr + 3 * at + 1, tl.sum(tl.exp(x - largest), axis=0))
+    tl.store(
+        statistics_ptr + 3 * at + 2, tl.sum((inside & (x >= chosen)).to(tl.float32), axis=0)
+    )  # at most 2^24
+    for i in range(num_top):
+        best, place = tl.max(x, axis=0, return_indices=True, return_indices_tie_break_left=True)
+        tl.store(top_ptr + at * num_top + i, best)
+        tl.store(top_ids_ptr + at * num_top + i, chunk * CHUNK + place)
+        x = tl.where(token_ids == chunk * CHUNK + place, float("-inf"), x)
+
+
+@triton.jit(do_not_specialize=["num_top"])
+def _merge_chunks_kernel(
+    logits_ptr,
+    ids_ptr,
+    statistics_ptr,
+    chunk_top_ptr,
+    chunk_ids_ptr,
+    chosen_ptr,
+    rank_ptr,
+    top_ids_ptr,
+    top_ptr,
+    stride,
+    num_chunks,
+    num_top,
+    num_candidates,
+    BLOCK_CHUNKS: tl.constexpr,
+    BLOCK_TOP: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    columns = tl.arange(0, BLOCK)
-    chosen = tl.load(logits_ptr + row * stride + tl.load(ids_ptr + row))
-    largest = tl.full([BLOCK], -1.0e38, tl.float32)
-    total = tl.zeros([BLOCK], tl.float32)
-    rank = tl.zeros([BLOCK], tl.int32)
-    for start in range(0, vocab_size, BLOCK):
-        inside = start + columns < vocab_size
-        x = tl.load(logits_ptr + row * stride + start + columns, mask=inside, other=float("-inf"))
-        new_largest = tl.maximum(largest, x)
-        total = total * tl.exp(largest - new_largest) + tl.exp(x - new_largest)
-        largest = new_largest
-        rank += (inside & (x >= chosen)).to(tl.int32)
-    top = tl.max(largest, axis=0)
-    normalizer = top + tl.log(tl.sum(total * tl.exp(largest - top), axis=0))
-    tl.store(normalizer_ptr + row, normalizer)
-    tl.store(chosen_ptr + row, chosen - normalizer)
-    tl.store(rank_ptr + row, tl.sum(rank, axis=0).to(tl.int64))
+    chunks = tl.arange(0, BLOCK_CHUNKS)
+    inside = chunks < num_chunks
+    at = statistics_ptr + 3 * (row * num_chunks + chunks)
+    maxima = tl.load(at, mask=inside, other=-1.0e38)
+    largest = tl.max(maxima, axis=0)
+    sums = tl.load(at + 1, mask=inside, other=0.0) * tl.exp(maxima - largest)
+    normalizer = largest + tl.log(tl.sum(sums, axis=0))
+    tl.store(rank_ptr + row, tl.sum(tl.load(at + 2, mask=inside, other=0.0), axis=0).to(tl.int64))
+    tl.store(chosen_ptr + row, tl.load(logits_ptr + row * stride + tl.load(ids_ptr + row)) - normalizer)
+    candidates = tl.arange(0, BLOCK_TOP)
+    inside_top = candidates < num_candidates
+    x = tl.load(chunk_top_ptr + row * num_candidates + candidates, mask=inside_top, other=float("-inf"))
+    for i in range(num_top):
+        best, place = tl.max(x, axis=0, return_indices=True, return_indices_tie_break_left=True)
+        tl.store(top_ptr + row * num_top + i, best - normalizer)
+        tl.store(
+            top_ids_ptr + row * num_top + i,
+            tl.load(chunk_ids_ptr + row * num_candidates + place).to(tl.int64),
+        )
+        x = tl.where(candidates == place, float("-inf"), x)

@@ -1,9 +1,9 @@
 """Find, without a sort, each row's smallest logit that min-p, top-k and top-p keep.
 
 A row is cut into chunks, one program each, so that one row fills the device as well as many do. Four launches: the chunks' maxima;
-counts and masses above four pivots below the row's maximum; the values above the highest pivot that is surely excluded, packed
-together (a few hundred of 128k, as a rule); a bisection among those. Masses are 64-bit fixed-point sums, so neither the order of atomics nor that of
-packing changes anything. What is kept among equal values: sample.py. Bound by memory: three passes over the logits.
+their counts and masses above eight pivots below the row's maximum; the values between the pivots that bracket the floor, packed together in
+order; a bisection among those by one program a row. Every sum has a fixed order, so a row's floor is a function of the row.
+What is kept among equal values: sample.py. Bound by memory: three passes over the logits.
 """
 
 from __future__ import annotations
@@ -19,73 +19,70 @@ if TYPE_CHECKING:
     from baton.kernels.sample import SamplingBatch
 
 _CHUNK = 4096
-_SEARCH = 2048
-_PIVOTS = 4
+_SEARCH = 4096
+_PIVOTS = 8
 
 
 def find_floor(logits: Tensor, inverse: Tensor, batch: SamplingBatch) -> Tensor:
-    """Give each row's smallest kept scaled logit, [N]."""
+    """Give each row's smallest kept scaled logit, [N]; inverse: of the temperatures, 1 on greedy rows."""
     num_rows, vocab_size = logits.shape
-    device = logits.device
     num_chunks = triton.cdiv(vocab_size, _CHUNK)
     grid = (num_rows, num_chunks)
-    row = (logits, inverse, batch.top_k, batch.top_p, batch.min_p)
-    maxima = torch.empty((num_rows, num_chunks), dtype=torch.float32, device=device)
+    block_chunks = triton.next_power_of_2(num_chunks)
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=logits.device)
+
+    maxima, floor = empty(num_rows, num_chunks), empty(num_rows)
     _max_kernel[grid](logits, inverse, maxima, logits.stride(0), vocab_size, CHUNK=_CHUNK, num_warps=8)
-    floor = torch.empty(num_rows, dtype=torch.float32, device=device)
-    masses = torch.zeros(
-        (num_rows, _PIVOTS + 1), dtype=torch.int64, device=device
-    )  # above each pivot; of all
-    counts = torch.zeros(
-        (num_rows, _PIVOTS + 1), dtype=torch.int32, device=device
-    )  # above each pivot; packed so far
+    row = (batch.top_k, batch.top_p, batch.min_p, maxima)
     searched = batch.any_top_k or batch.any_top_p
-    candidates = torch.empty((num_rows, vocab_size if searched else 1), dtype=torch.float32, device=device)
-    block = triton.next_power_of_2(num_chunks)
     if searched:
+        # The last column of masses is the chunk's whole mass.
+        masses = empty(num_rows, num_chunks, _PIVOTS + 1)
+        counts = empty(num_rows, num_chunks, _PIVOTS, dtype=torch.int32)
+        bracket = empty(num_rows, 4)
+        values = empty(num_rows, vocab_size)
+        shape = (logits.stride(0), vocab_size, num_chunks)
         _measure_kernel[grid](
             *row,
-            maxima,
             masses,
             counts,
-            logits.stride(0),
-            vocab_size,
-            num_chunks,
+            logits,
+            inverse,
+            *shape,
             CHUNK=_CHUNK,
-            BLOCK_CHUNKS=block,
+            BLOCK_CHUNKS=block_chunks,
             PIVOTS=_PIVOTS,
             num_warps=8,
         )
         _pack_kernel[grid](
             *row,
-            maxima,
             masses,
             counts,
-            candidates,
-            logits.stride(0),
-            vocab_size,
-            num_chunks,
+            bracket,
+            values,
+            logits,
+            inverse,
+            *shape,
             CHUNK=_CHUNK,
-            BLOCK_CHUNKS=block,
+            BLOCK_CHUNKS=block_chunks,
             PIVOTS=_PIVOTS,
             num_warps=8,
         )
+    else:
+        bracket = values = maxima
     _floor_kernel[(num_rows,)](
-        batch.top_k,
-        batch.top_p,
-        batch.min_p,
-        maxima,
-        masses,
-        counts,
-        candidates,
+        *row,
+        bracket,
+        values,
         floor,
         vocab_size,
         num_chunks,
         SEARCHED=searched,
-        BLOCK_CHUNKS=block,
-        PIVOTS=_PIVOTS,
+        BLOCK_CHUNKS=block_chunks,
         BLOCK=_SEARCH,
-        num_warps=8,
+        num_warps=16,
     )
     return floor
 
@@ -111,26 +108,29 @@ def _row_max(maxima_ptr, row, num_chunks, BLOCK_CHUNKS: tl.constexpr):
 
 @triton.jit
 def _pivot_depth(i):
-    """Give how far below the row's maximum the i-th pivot lies, in nats."""
-    return tl.where(i == 0, 2.0, tl.where(i == 1, 5.0, tl.where(i == 2, 9.0, 14.0)))
+    """Give how far below the row's maximum pivot i lies, in nats: 0.75, 1.75, 3, 4.5, 6.25, 8.25, 10.5, 13."""
+    return 0.75 + i * (0.875 + 0.125 * i)
 
 
 @triton.jit
-def _mass(x, largest):
-    """Give exp(x - largest) in units of 2^-40; x at most `largest`, -inf for nothing."""
-    return (tl.exp(x - largest) * 1099511627776.0).to(tl.int64)
+def _chunk_values(logits_ptr, inverse_ptr, row, chunk, stride, vocab_size, least, CHUNK: tl.constexpr):
+    """Load a chunk's scaled logits, -inf below `least`."""
+    token_ids = chunk * CHUNK + tl.arange(0, CHUNK)
+    x = tl.load(logits_ptr + row * stride + token_ids, mask=token_ids < vocab_size, other=float("-inf"))
+    x = x * tl.load(inverse_ptr + row)
+    return tl.where(x >= least, x, float("-inf"))
 
 
 @triton.jit
 def _measure_kernel(
-    logits_ptr,
-    inverse_ptr,
     top_k_ptr,
     top_p_ptr,
     min_p_ptr,
     maxima_ptr,
     masses_ptr,
     counts_ptr,
+    logits_ptr,
+    inverse_ptr,
     stride,
     vocab_size,
     num_chunks,
@@ -138,57 +138,33 @@ def _measure_kernel(
     BLOCK_CHUNKS: tl.constexpr,
     PIVOTS: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
+    row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     if (tl.load(top_k_ptr + row) > 0) | (tl.load(top_p_ptr + row) < 1.0):
         largest = _row_max(maxima_ptr, row, num_chunks, BLOCK_CHUNKS)
-        token_ids = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
-        x = tl.load(logits_ptr + row * stride + token_ids, mask=token_ids < vocab_size, other=float("-inf"))
-        x = x * tl.load(inverse_ptr + row)
-        x = tl.where(x >= largest + tl.log(tl.load(min_p_ptr + row)), x, float("-inf"))
-        mass = _mass(x, largest)
+        least = largest + tl.log(tl.load(min_p_ptr + row))
+        x = _chunk_values(logits_ptr, inverse_ptr, row, chunk, stride, vocab_size, least, CHUNK)
+        mass = tl.exp(x - largest)
+        masses = masses_ptr + (row * num_chunks + chunk) * (PIVOTS + 1)
+        counts = counts_ptr + (row * num_chunks + chunk) * PIVOTS
         for i in tl.static_range(PIVOTS):
             above = x > largest - _pivot_depth(i)
-            count = tl.sum(above.to(tl.int32), axis=0)
-            if count > 0:
-                tl.atomic_add(counts_ptr + row * (PIVOTS + 1) + i, count, sem="relaxed")
-                tl.atomic_add(
-                    masses_ptr + row * (PIVOTS + 1) + i,
-                    tl.sum(tl.where(above, mass, 0), axis=0),
-                    sem="relaxed",
-                )
-        tl.atomic_add(masses_ptr + row * (PIVOTS + 1) + PIVOTS, tl.sum(mass, axis=0), sem="relaxed")
-
-
-@triton.jit
-def _target_mass(total, top_p):
-    return (total.to(tl.float64) * top_p.to(tl.float64)).to(tl.int64)
-
-
-@triton.jit
-def _excluded(row, largest, top_k, top_p, masses_ptr, counts_ptr, PIVOTS: tl.constexpr):
-    """Give the highest pivot below which nothing can be kept; -inf where no pivot tells."""
-    excluded = largest * 0.0 + float("-inf")
-    target = _target_mass(tl.load(masses_ptr + row * (PIVOTS + 1) + PIVOTS), top_p)
-    for i in tl.static_range(PIVOTS):
-        pivot = largest - _pivot_depth(i)
-        by_count = (top_k > 0) & (tl.load(counts_ptr + row * (PIVOTS + 1) + i) >= top_k)
-        # top-p is of what top-k leaves, which only the search knows, so with top-k its mass here says nothing.
-        by_mass = (top_k <= 0) & (tl.load(masses_ptr + row * (PIVOTS + 1) + i) >= target)
-        excluded = tl.where((by_count | by_mass) & (pivot > excluded), pivot, excluded)
-    return excluded
+            tl.store(counts + i, tl.sum(above.to(tl.int32), axis=0))
+            tl.store(masses + i, tl.sum(tl.where(above, mass, 0.0), axis=0))
+        tl.store(masses + PIVOTS, tl.sum(mass, axis=0))
 
 
 @triton.jit
 def _pack_kernel(
-    logits_ptr,
-    inverse_ptr,
     top_k_ptr,
     top_p_ptr,
     min_p_ptr,
     maxima_ptr,
     masses_ptr,
     counts_ptr,
-    candidates_ptr,
+    bracket_ptr,
+    values_ptr,
+    logits_ptr,
+    inverse_ptr,
     stride,
     vocab_size,
     num_chunks,
@@ -196,54 +172,107 @@ def _pack_kernel(
     BLOCK_CHUNKS: tl.constexpr,
     PIVOTS: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
+    """Pack a row's values in (low, high], which hold its floor, and write (their count, mass above high, target mass, low).
+
+    With top-k, `high` is infinite: top-p then needs every survivor.
+    """
+    row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     top_k, top_p = tl.load(top_k_ptr + row), tl.load(top_p_ptr + row)
     if (top_k > 0) | (top_p < 1.0):
         largest = _row_max(maxima_ptr, row, num_chunks, BLOCK_CHUNKS)
-        excluded = _excluded(row, largest, top_k, top_p, masses_ptr, counts_ptr, PIVOTS)
-        token_ids = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
-        x = tl.load(logits_ptr + row * stride + token_ids, mask=token_ids < vocab_size, other=float("-inf"))
-        x = x * tl.load(inverse_ptr + row)
-        packed = (x > excluded) & (x >= largest + tl.log(tl.load(min_p_ptr + row)))
+        chunks = tl.arange(0, BLOCK_CHUNKS)
+        inside = chunks < num_chunks
+        masses = masses_ptr + (row * num_chunks + chunks) * (PIVOTS + 1)
+        counts = counts_ptr + (row * num_chunks + chunks) * PIVOTS
+        target = top_p * tl.sum(tl.load(masses + PIVOTS, mask=inside, other=0.0), axis=0)
+        low, high = largest * 0.0 + float("-inf"), largest * 0.0 + float("inf")
+        mass_above_high = largest * 0.0
+        low_counts = tl.full([BLOCK_CHUNKS], CHUNK, tl.int32)
+        high_counts = tl.zeros([BLOCK_CHUNKS], tl.int32)
+        # From the deepest pivot up: the last that is excluded is the highest, the first that is not is the lowest.
+        for j in tl.static_range(PIVOTS):
+            i = PIVOTS - 1 - j
+            pivot = largest - _pivot_depth(i)
+            pivot_counts = tl.load(counts + i, mask=inside, other=0)
+            mass = tl.sum(tl.load(masses + i, mask=inside, other=0.0), axis=0)
+            by_count = (top_k > 0) & (tl.sum(pivot_counts, axis=0) >= top_k)
+            by_mass = (top_k <= 0) & (mass >= target)
+            excluded = by_count | by_mass
+            low = tl.where(excluded, pivot, low)
+            low_counts = tl.where(excluded, pivot_counts, low_counts)
+            is_high = (top_k <= 0) & (mass < target) & (high == float("inf"))
+            high = tl.where(is_high, pivot, high)
+            high_counts = tl.where(is_high, pivot_counts, high_counts)
+            mass_above_high = tl.where(is_high, mass, mass_above_high)
+        least = largest + tl.log(tl.load(min_p_ptr + row))
+        x = _chunk_values(logits_ptr, inverse_ptr, row, chunk, stride, vocab_size, least, CHUNK)
+        packed = (x > low) & (x <= high)
         places = tl.cumsum(packed.to(tl.int32), axis=0)
         count = tl.max(places, axis=0)
-        if count > 0:
-            begin = tl.atomic_add(counts_ptr + row * (PIVOTS + 1) + PIVOTS, count, sem="relaxed")
-            tl.store(candidates_ptr + row * vocab_size + begin + places - 1, x, mask=packed)
+        # Where no pivot is excluded nothing says how many each chunk keeps: every chunk then has its own full place.
+        sizes = tl.where(low > float("-inf"), low_counts - high_counts, CHUNK)
+        begin = tl.sum(tl.where(chunks < chunk, sizes, 0), axis=0)
+        to = values_ptr + row * vocab_size + begin
+        tl.store(to + places - 1, x, mask=packed)
+        if low == float("-inf"):
+            rest = count + tl.arange(0, CHUNK)
+            tl.store(
+                to + rest,
+                tl.full([CHUNK], float("-inf"), tl.float32),
+                mask=(rest < CHUNK) & (begin + rest < vocab_size),
+            )
+        if chunk == 0:
+            total = tl.minimum(tl.sum(tl.where(inside, sizes, 0), axis=0), vocab_size)
+            tl.store(bracket_ptr + row * 4, total.to(tl.float32))  # at most 2^24
+            tl.store(bracket_ptr + row * 4 + 1, mass_above_high)
+            tl.store(bracket_ptr + row * 4 + 2, target)
 
 
 @triton.jit
 def _search_floor(
-    values_ptr, count, least, floor, largest, target, BY_MASS: tl.constexpr, BLOCK: tl.constexpr
+    values_ptr, count, floor, largest, base, target, BY_MASS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Give the smallest of the values with less than `target` (count or mass) strictly above it.
+    """Give the smallest of the values at or above `floor` with less than `target` (count or mass) strictly above it.
 
-    All up to `low` is excluded and `high` is a value that is kept; each step moves one of them to or past the middle.
+    base: the count or mass above all of the values. All up to `low` is excluded and `high` is a value that is kept (the largest of
+    them always is); each step moves one of them to or past the middle.
     """
     columns = tl.arange(0, BLOCK)
-    low, high = least, largest
+    least_of = tl.full([BLOCK], float("inf"), tl.float32)
+    most_of = tl.full([BLOCK], float("-inf"), tl.float32)
+    for start in range(0, count, BLOCK):
+        x = tl.load(values_ptr + start + columns, mask=start + columns < count, other=float("-inf"))
+        x = tl.where(x >= floor, x, float("-inf"))
+        least_of = tl.minimum(least_of, tl.where(x > float("-inf"), x, float("inf")))
+        most_of = tl.maximum(most_of, x)
+    least, high = tl.min(least_of, axis=0), tl.max(most_of, axis=0)
+    low = least
     # The first step asks whether the least value itself is kept.
     pivot = least
-    active = count > 0
+    active = least <= high
     while active:
-        above = target * 0
-        up = largest
-        down = largest * 0.0 + float("-inf")
+        above_of = tl.zeros([BLOCK], tl.float32)
+        up_of = tl.full([BLOCK], float("inf"), tl.float32)
+        down_of = tl.full([BLOCK], float("-inf"), tl.float32)
         for start in range(0, count, BLOCK):
             x = tl.load(values_ptr + start + columns, mask=start + columns < count, other=float("-inf"))
             x = tl.where(x >= floor, x, float("-inf"))
             is_above = x > pivot
-            weight = _mass(x, largest) if BY_MASS else (x > float("-inf")).to(tl.int64)
-            above += tl.sum(tl.where(is_above, weight, 0), axis=0)
-            up = tl.minimum(up, tl.min(tl.where(is_above, x, float("inf")), axis=0))
-            down = tl.maximum(down, tl.max(tl.where(is_above, float("-inf"), x), axis=0))
+            if BY_MASS:
+                above_of += tl.where(is_above, tl.exp(x - largest), 0.0)
+            else:
+                above_of += is_above.to(tl.float32)
+            up_of = tl.minimum(up_of, tl.where(is_above, x, float("inf")))
+            down_of = tl.maximum(down_of, tl.where(is_above, float("-inf"), x))
+        above = base + tl.sum(above_of, axis=0)
         if above < target:
             # The largest value not above the pivot has the same mass strictly above it as the pivot has: it is kept.
-            high = tl.where(pivot <= least, least, tl.where(down > low, down, up))
+            down = tl.max(down_of, axis=0)
+            high = tl.where(pivot <= least, least, tl.where(down > low, down, tl.min(up_of, axis=0)))
             active = (down > low) & (pivot > least)
         else:
             low = pivot
-            active = up < high
+            active = tl.min(up_of, axis=0) < high
         middle = low + (high - low) * 0.5
         pivot = tl.where((middle > low) & (middle < high), middle, low)
         active = active & (pivot > low)
@@ -256,15 +285,13 @@ def _floor_kernel(
     top_p_ptr,
     min_p_ptr,
     maxima_ptr,
-    masses_ptr,
-    counts_ptr,
-    candidates_ptr,
+    bracket_ptr,
+    values_ptr,
     floor_ptr,
     vocab_size,
     num_chunks,
     SEARCHED: tl.constexpr,
     BLOCK_CHUNKS: tl.constexpr,
-    PIVOTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -273,27 +300,22 @@ def _floor_kernel(
     if SEARCHED:
         top_k, top_p = tl.load(top_k_ptr + row), tl.load(top_p_ptr + row)
         if (top_k > 0) | (top_p < 1.0):
-            count = tl.load(counts_ptr + row * (PIVOTS + 1) + PIVOTS)
-            values_ptr = candidates_ptr + row * vocab_size
-            columns = tl.arange(0, BLOCK)
-            least = largest
-            for start in range(0, count, BLOCK):
-                x = tl.load(values_ptr + start + columns, mask=start + columns < count, other=float("inf"))
-                least = tl.minimum(least, tl.min(x, axis=0))
+            count = tl.load(bracket_ptr + row * 4).to(tl.int32)
+            base, target = tl.load(bracket_ptr + row * 4 + 1), tl.load(bracket_ptr + row * 4 + 2)
+            values = values_ptr + row * vocab_size
             if top_k > 0:
-                floor = _search_floor(
-                    values_ptr, count, least, least, largest, top_k.to(tl.int64), False, BLOCK
-                )
-            if top_p < 1.0:
-                total = tl.load(masses_ptr + row * (PIVOTS + 1) + PIVOTS)
-                if top_k > 0:
-                    least = floor
-                    total = total * 0
+                found = _search_floor(values, count, floor, largest, 0.0, top_k.to(tl.float32), False, BLOCK)
+                floor = tl.maximum(floor, found)
+                if top_p < 1.0:
+                    columns = tl.arange(0, BLOCK)
+                    total_of = tl.zeros([BLOCK], tl.float32)
                     for start in range(0, count, BLOCK):
                         x = tl.load(
-                            values_ptr + start + columns, mask=start + columns < count, other=float("-inf")
+                            values + start + columns, mask=start + columns < count, other=float("-inf")
                         )
-                        total += tl.sum(_mass(tl.where(x >= floor, x, float("-inf")), largest), axis=0)
-                target = tl.maximum(_target_mass(total, top_p), 1)
-                floor = _search_floor(values_ptr, count, least, least, largest, target, True, BLOCK)
+                        total_of += tl.where(x >= floor, tl.exp(x - largest), 0.0)
+                    target = top_p * tl.sum(total_of, axis=0)
+            if top_p < 1.0:
+                found = _search_floor(values, count, floor, largest, base, target, True, BLOCK)
+                floor = tl.maximum(floor, found)
     tl.store(floor_ptr + row, floor)
