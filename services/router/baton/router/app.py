@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import importlib.metadata
 import re
 import time
@@ -133,6 +134,10 @@ class RouterState:
         self.discovery.start()
         self.pool.start(self.dispatcher)
         self.streams.start()
+        # what was loaded stays: collections need not walk it, and few of our objects are in cycles
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 50)
 
     async def stop(self) -> None:
         """Let go of everything; open requests are cancelled on their workers."""
