@@ -14,7 +14,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" --constraint constraints.txt
-	$(BIN)/python -m pip install --quiet --editable '.[worker,dev]' --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --editable '.[redis,worker,dev]' --constraint constraints.txt
 	touch $(STAMP)
 
 check: install

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -59,6 +60,76 @@ def bench_offline(
         )
     llm = LLM(model, skip_tokenizer_init=True, enable_prefix_caching=False, **_engine_flags(device=device))
     run_cpu(llm, compare=compare == "transformers", repeats=repeats, json_file=json_file)
+
+
+@bench.command("serve")
+def bench_serve(
+    url: Annotated[str, typer.Option(help="the server")] = "http://127.0.0.1:8000",
+    api_key: Annotated[str | None, typer.Option(help="key to send")] = None,
+    rate: Annotated[
+        list[float],
+        typer.Option(min=0.001, help="requests a second, Poisson; inf: all at once; repeat for a sweep"),
+    ] = [math.inf],  # noqa: B006
+    num_prompts: Annotated[int, typer.Option(min=1, help="requests of each rate")] = 64,
+    input_len: Annotated[tuple[int, int], typer.Option(help="shortest and longest prompt, tokens")] = (
+        50,
+        1000,
+    ),
+    output_len: Annotated[tuple[int, int], typer.Option(help="shortest and longest answer, tokens")] = (
+        20,
+        200,
+    ),
+    trace: Annotated[
+        Path | None, typer.Option(help="JSON lines of timestamp, input_length, output_length, hash_ids")
+    ] = None,
+    trace_speed: Annotated[float, typer.Option(min=0.001, help="how many times as fast as recorded")] = 1.0,
+    vocab: Annotated[int, typer.Option(min=11, help="token ids are drawn below this")] = 4000,
+    seed: Annotated[int, typer.Option(help="of lengths, tokens and arrivals")] = 0,
+    json_file: Json = None,
+) -> None:
+    """An open loop of requests against a running server: throughput, TTFT, TPOT, ITL; ends with 1 if one is lost."""
+    import asyncio
+
+    from baton.bench import serve
+
+    async def measure() -> int:
+        model, max_len = await serve.served_model(url, api_key)
+        if trace is not None:
+            arrivals = serve.read_trace(trace, num_prompts, speed=trace_speed, max_len=max_len, vocab=vocab)
+            loads = [(f"trace x {trace_speed:g}", arrivals)]
+        else:
+            lengths = {"input_len": input_len, "output_len": output_len}
+            loads = [
+                (f"{each:g}/s", serve.poisson(each, num_prompts, **lengths, vocab=vocab, seed=seed))
+                for each in rate
+            ]
+        return await serve.run(url, model, loads, api_key=api_key, json_file=json_file)
+
+    sys.exit(1 if asyncio.run(measure()) else 0)
+
+
+@bench.command("router")
+def bench_router(
+    streams: Annotated[int, typer.Option(min=1, help="live streams at once")] = 1000,
+    rate: Annotated[float, typer.Option(min=1, help="requests a second of the second part")] = 200.0,
+    seconds: Annotated[float, typer.Option(min=1, help="length of each part")] = 10.0,
+    json_file: Json = None,
+) -> None:
+    """What the router adds, with a fake worker, beside a direct connection to that worker."""
+    from baton.bench.router import run
+
+    run(streams=streams, rate=rate, seconds=seconds, json_file=json_file)
+
+
+@bench.command("transfer")
+def bench_transfer(
+    rounds: Annotated[int, typer.Option(min=1, help="rounds of each; the median counts")] = 7,
+    json_file: Json = None,
+) -> None:
+    """KV transfer, all checks on, beside two bare ZeroMQ sockets, taken in turn."""
+    from baton.bench.transfer import run
+
+    run(rounds=rounds, json_file=json_file)
 
 
 @app.command("up")
