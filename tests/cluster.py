@@ -181,12 +181,13 @@ class Cluster:
 
             eventually(sees_all, f"router {name} sees {legs}")
 
-    def revive(self, name: str) -> None:
-        """Start a worker again where the old one was, as its supervisor would."""
-        old = self.workers[name]
-        if not old.is_running:
-            self.workers[name] = BatonProcess(old.arguments, old.log_file, old.port).start()
-        self.workers[name].wait_ready()
+    def revive(self) -> None:
+        """Start the workers that ended again where they were, as their supervisor would."""
+        for name, old in self.workers.items():
+            if not old.is_running:
+                self.workers[name] = BatonProcess(old.arguments, old.log_file, old.port).start()
+        for worker in self.workers.values():
+            worker.wait_ready()
         self.wait_seen()
 
     def assert_quiet(self) -> None:

@@ -21,8 +21,7 @@ NUM_TOKENS = 100
 @pytest.fixture(autouse=True)
 def nothing_is_left(cluster: Cluster) -> Iterator[None]:
     yield
-    for name in cluster.workers:
-        cluster.revive(name)
+    cluster.revive()
     cluster.assert_quiet()
 
 
