@@ -99,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Score the demo model on fresh held-out questions.")
     parser.add_argument("--seed", type=int, default=1, help="another seed asks other questions")
     parser.add_argument("--model", type=Path, default=MODEL_FOLDER, help="folder of the checkpoint")
-    parser.add_argument("--num", type=int, default=60, help="questions for each task")
+    parser.add_argument("--num", type=int, default=100, help="questions for each task")
     parser.add_argument("--engine", choices=("baton", "transformers"), default="baton")
     parser.add_argument("--show-wrong", action="store_true", help="print each wrong answer")
     arguments = parser.parse_args()

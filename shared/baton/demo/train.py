@@ -1,4 +1,4 @@
-"""Train the demo model: `python -m baton.demo.train --seed 1 --out DIR`, about ten minutes on one H200.
+"""Train the demo model: `python -m baton.demo.train --seed 1 --out DIR`, nine minutes on one H200.
 
 The number of steps is an argument, never a clock's doing, and batch, order and initial weights follow from
 the seed. At intervals the held-out questions are scored with the right answer as context (an answer is what
@@ -133,7 +133,7 @@ def save(network: Network, encoder: Encoder, folder: Path) -> None:
     save_file(network.checkpoint(), partial, metadata={"format": "pt"})
     os.replace(partial, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (folder / "generation_config.json").write_text(json.dumps({**ids, "do_sample": False}, indent=2) + "\n")
+    (folder / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n")
 
 
 def train(arguments: argparse.Namespace) -> None:
