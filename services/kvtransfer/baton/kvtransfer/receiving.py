@@ -54,7 +54,7 @@ class FetchFailed:
     epoch: int
     num_blocks: int
     reason: str
-    """cancelled, silent, unreachable, restarted, lost, layout, checksum, hash, size, length, or the source's own words"""
+    """cancelled, silent, unreachable, refused, restarted, lost, layout, checksum, hash, size, length, or the source's own words"""
 
 
 Event = Landed | Fetched | FetchFailed
@@ -130,6 +130,8 @@ class ReceivingSide:
         self._sources: dict[str, _Source] = {}
         self._landing: list[_Fetch] = []
         self._sweep_at = 0.0
+        # A source answers a fetch it can place at once, and one it cannot place after park_s at the latest.
+        self._patience_s = config.park_s + config.silence_s
         self._step_s = min(config.renew_s, config.silence_s / 3) / 4
         self.requests: deque[tuple[str, bytes]] = deque()
         """Headers to send, by source. Each may be lost: it is repeated."""
@@ -348,6 +350,8 @@ class ReceivingSide:
                 continue
             if fetch.owed_since is not None and now - fetch.owed_since > self._config.stall_s:
                 self._fail(fetch, "lost")
+            elif not fetch.attached and now - fetch.started_at > self._patience_s:
+                self._fail(fetch, "refused")
             elif now >= fetch.renew_at:
                 self._ask(fetch)
         self._epochs.sweep()

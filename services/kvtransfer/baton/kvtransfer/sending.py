@@ -324,7 +324,6 @@ class SendingSide:
                 else:
                     still_read.append(batch)
             self._read = still_read
-        self._stats.leases_held = len(self._leases)
 
     def seconds_to_sweep(self) -> float:
         """Say how long a sweep can wait, if nothing happens."""
@@ -401,6 +400,7 @@ class SendingSide:
 
     def _renew(self, offer: _Offer) -> None:
         self._leases.renew(offer.key)
+        self._stats.leases_held = len(self._leases)
 
     def _close_epochs(self, request_id: bytes, last_epoch: int) -> None:
         for offer in list(self._offers.values()):
@@ -413,6 +413,7 @@ class SendingSide:
             return
         offer.ending = reason
         self._leases.end(offer.key)
+        self._stats.leases_held = len(self._leases)
         if tell and offer.peer is not None:
             self._reply(offer.peer, wire.Fail(*offer.key, tell), offer.secret)
         while offer.staged:  # a copy that has begun cannot be called back

@@ -16,7 +16,7 @@ from baton.kvtransfer.transports.tcp import TcpTransport
 from baton.kvtransfer.transports.transport import Socket, Transport
 
 Context = zmq.Context[Any]
-HEARTBEAT_MS = 1000
+HEARTBEATS_A_LEASE = 8
 HANDSHAKE_MS = 5000
 MAX_FRAMES = wire.MAX_BATCH_BLOCKS + 2
 """Routing id, header and payload. What a message has beyond is read and dropped."""
@@ -120,7 +120,8 @@ def _make(context: Context, kind: int, config: TransferConfig) -> Socket:
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
     # A stopped peer keeps its connection, and with it the blocks that are queued for it, until its pings stay out
     # for the time it named. That is the lease: what cannot be renewed is not read any more either.
-    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-    socket.setsockopt(zmq.HEARTBEAT_TTL, int(config.lease_s * 1000))
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(config.lease_s * 1000))
+    lease_ms = int(config.lease_s * 1000)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, max(1, lease_ms // HEARTBEATS_A_LEASE))
+    socket.setsockopt(zmq.HEARTBEAT_TTL, lease_ms)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, lease_ms)
     return socket

@@ -1,0 +1,600 @@
+"""Exporter and importer over real sockets, each in its own thread, and against other processes that die."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+
+from baton.errors import ConfigError
+from baton.kvtransfer import bench, wire
+from baton.kvtransfer.exporter import Exporter
+from baton.kvtransfer.importer import Importer
+from baton.kvtransfer.loop import Part, TransferThread
+from baton.kvtransfer.memory import BlockMemory, HostMemory, Stage
+from baton.kvtransfer.receiving import Event, Fetched, FetchFailed
+from baton.kvtransfer.sending import Released
+from baton.kvtransfer.settings import TransferConfig
+from baton.kvtransfer.sockets import CurveKeys
+from baton.kvtransfer.transports.ipc import IpcTransport
+from baton.kvtransfer.transports.tcp import TcpTransport
+from baton.kvtransfer.transports.transport import Endpoint, Transport, choose, host_id
+
+from .blocks import BLOCK_NBYTES, LAYOUT, Blocks, TestTicket, block_hashes, request_id, wait_until
+
+CONFIG = TransferConfig(num_sockets=2, frame_nbytes=64 << 10)
+HASTY = replace(CONFIG, lease_s=2.0, renew_s=0.4, silence_s=1.0, stall_s=1.0, park_s=1.0)
+"""For what ends by a deadline; everything else has time, however busy the machine."""
+SCHEMES: dict[str, Callable[[], Transport]] = {"tcp": TcpTransport, "ipc": IpcTransport}
+
+
+class Workers:
+    """Makes exporters and importers that are stopped when the test ends."""
+
+    def __init__(self, scheme: str) -> None:
+        self.scheme = scheme
+        self.threads: list[TransferThread] = []
+
+    def exporter(self, memory: BlockMemory, **options: Any) -> Exporter:
+        defaults: dict[str, Any] = {
+            "incarnation": "source-1",
+            "config": CONFIG,
+            "transports": self.transports,
+        }
+        return self._start(Exporter(memory, options.pop("layout", LAYOUT), **defaults | options))
+
+    def importer(self, memory: BlockMemory, *, running: bool = True, **options: Any) -> Importer:
+        defaults: dict[str, Any] = {"incarnation": "sink-1", "config": CONFIG, "transports": self.transports}
+        importer = Importer(memory, options.pop("layout", LAYOUT), **defaults | options)
+        return self._start(importer) if running else importer
+
+    @property
+    def transports(self) -> Sequence[Transport]:
+        return (SCHEMES[self.scheme](),)
+
+    def _start(self, part: Any) -> Any:
+        thread = TransferThread(part).start()
+        thread.part = part  # type: ignore[attr-defined]
+        self.threads.append(thread)
+        return part
+
+    def stop(self, part: Part | None = None) -> None:
+        for thread in list(self.threads):
+            if part is None or thread.part is part:  # type: ignore[attr-defined]
+                thread.stop()
+                self.threads.remove(thread)
+
+
+@pytest.fixture(params=["tcp", "ipc"])
+def workers(request: pytest.FixtureRequest) -> Iterator[Workers]:
+    made = Workers(request.param)
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def tcp_workers() -> Iterator[Workers]:
+    made = Workers("tcp")
+    yield made
+    made.stop()
+
+
+def ends_of(importer: Importer, num_ends: int = 1) -> list[Fetched | FetchFailed]:
+    """Wait for so many fetches to end."""
+    ends: list[Fetched | FetchFailed] = []
+
+    def take() -> bool:
+        ends.extend(event for event in importer.events() if isinstance(event, Fetched | FetchFailed))
+        return len(ends) >= num_ends
+
+    wait_until(take)
+    return ends
+
+
+def releases_of(exporter: Exporter, num_releases: int = 1) -> list[Released]:
+    """Wait for so many tickets to be released."""
+    released: list[Released] = []
+
+    def take() -> bool:
+        released.extend(exporter.events())
+        return len(released) >= num_releases
+
+    wait_until(take)
+    return released
+
+
+def offer_all(
+    exporter: Exporter, ticket: TestTicket, number: int, block_ids: list[int], meta: bytes = b""
+) -> None:
+    """Offer a request whose prompt is computed already."""
+    exporter.offer(ticket)
+    exporter.publish(ticket.request_id, ticket.epoch, block_ids, block_hashes(number, len(block_ids)))
+    exporter.finish(ticket.request_id, ticket.epoch, meta)
+
+
+def assert_nothing_is_left(*parts: Exporter | Importer) -> None:
+    wait_until(lambda: all(part.stats.stranded_bytes == 0 and part.stats.leases_held == 0 for part in parts))
+    assert all(part.num_open == 0 for part in parts)
+
+
+def test_blocks_arrive_as_they_are_computed_and_reserved(workers: Workers) -> None:
+    source, sink = Blocks(40, seed=1), Blocks(40)
+    exporter, importer = workers.exporter(source.memory), workers.importer(sink.memory)
+    ticket = TestTicket(request_id(1), source=exporter.endpoint)
+    hashes = block_hashes(1, 30)
+    theirs, ours = list(range(5, 35)), list(range(39, 9, -1))
+    importer.fetch(ticket, 0, hashes)
+    exporter.offer(ticket)
+    granted = landed = 0
+    for first in range(0, 30, 10):
+        exporter.publish(ticket.request_id, 0, theirs[first : first + 10], hashes[first : first + 10])
+        while landed < first + 10:
+            if landed == granted:
+                importer.grant(ticket.request_id, 0, ours[granted : granted + 5])
+                granted += 5
+            events: list[Event] = []
+            wait_until(lambda events=events: bool(events.extend(importer.events()) or events))  # type: ignore[misc]
+            landed = events[-1].num_blocks
+            assert landed <= granted
+            assert (sink.bytes[ours[:landed]] == source.bytes[theirs[:landed]]).all()
+    exporter.finish(ticket.request_id, 0, b"meta")
+    (end,) = ends_of(importer)
+    assert isinstance(end, Fetched)
+    assert (end.num_blocks, end.meta) == (30, b"meta")
+    assert releases_of(exporter) == [Released(ticket.request_id, 0, "fetched", 30)]
+    assert exporter.stats.bytes_sent == importer.stats.bytes_received == 30 * BLOCK_NBYTES
+    assert_nothing_is_left(exporter, importer)
+
+
+def test_blocks_that_the_sink_has_are_not_sent(workers: Workers) -> None:
+    source, sink = Blocks(20, seed=2), Blocks(20)
+    exporter, importer = workers.exporter(source.memory), workers.importer(sink.memory)
+    ticket = TestTicket(request_id(1), source=exporter.endpoint)
+    offer_all(exporter, ticket, 1, list(range(20)))
+    importer.fetch(ticket, 17, block_hashes(1, 20)[17:], [1, 2, 3])
+    (end,) = ends_of(importer)
+    assert end.num_blocks == 3
+    assert (sink.bytes[1:4] == source.bytes[17:20]).all()
+    assert not sink.bytes[4:].any()
+    assert exporter.stats.bytes_sent == 3 * BLOCK_NBYTES
+
+
+def test_a_sink_that_has_all_blocks_still_gets_the_first_token(workers: Workers) -> None:
+    exporter, importer = workers.exporter(Blocks(20, seed=2).memory), workers.importer(Blocks(20).memory)
+    ticket = TestTicket(request_id(1), source=exporter.endpoint)
+    importer.fetch(ticket, 20, [])
+    offer_all(exporter, ticket, 1, list(range(20)), b"token")
+    (end,) = ends_of(importer)
+    assert isinstance(end, Fetched)
+    assert end.meta == b"token"
+    assert exporter.stats.bytes_sent == 0
+    assert releases_of(exporter)[0].reason == "fetched"
+    assert_nothing_is_left(exporter, importer)
+
+
+def test_64_transfers_side_by_side_do_not_mix(workers: Workers) -> None:
+    num, each = 64, 9
+    source, sink = Blocks(num * each, seed=3), Blocks(num * each)
+    exporter, importer = workers.exporter(source.memory), workers.importer(sink.memory)
+    order = np.random.default_rng(4).permutation(num * each).tolist()
+    for number in range(num):
+        ticket = TestTicket(
+            request_id(number), epoch=number, secret=secrets.token_bytes(16), source=exporter.endpoint
+        )
+        block_ids = order[number * each : (number + 1) * each]
+        if number % 2:
+            importer.fetch(ticket, 0, block_hashes(number, each), range(number * each, (number + 1) * each))
+            offer_all(exporter, ticket, number, block_ids, bytes([number]))
+        else:
+            offer_all(exporter, ticket, number, block_ids, bytes([number]))
+            importer.fetch(ticket, 0, block_hashes(number, each), range(number * each, (number + 1) * each))
+    for end in ends_of(importer, num):
+        assert isinstance(end, Fetched), end
+        assert end.meta == bytes([end.epoch])
+    assert (sink.bytes == source.bytes[order]).all()
+    assert {released.reason for released in releases_of(exporter, num)} == {"fetched"}
+    assert not exporter.stats.dropped
+    assert not importer.stats.dropped
+    assert_nothing_is_left(exporter, importer)
+
+
+def test_a_block_that_changes_while_it_is_sent_is_not_used(tcp_workers: Workers) -> None:
+    class TornStage:
+        """Shows the checksum other bytes than the socket."""
+
+        def __init__(self, views: Sequence[memoryview]) -> None:
+            self._views = [bytearray(view) for view in views]
+            self._num_looks = 0
+
+        @property
+        def views(self) -> Sequence[memoryview]:
+            self._num_looks += 1
+            if self._num_looks == 2:
+                self._views[0][9] ^= 1
+            return [memoryview(view) for view in self._views]
+
+        def is_ready(self) -> bool:
+            return True
+
+        def release(self) -> None:
+            pass
+
+    class TornMemory(HostMemory):
+        def stage(self, block_ids: Sequence[int]) -> Stage:
+            stage = super().stage(block_ids)
+            return TornStage(stage.views) if 17 in block_ids else stage
+
+    source, sink = Blocks(20, seed=2), Blocks(20)
+    exporter = tcp_workers.exporter(TornMemory(source.bytes, 20))
+    importer = tcp_workers.importer(sink.memory)
+    ticket = TestTicket(request_id(1), source=exporter.endpoint)
+    importer.fetch(ticket, 0, block_hashes(1, 20), range(20))
+    offer_all(exporter, ticket, 1, list(range(20)))
+    (end,) = ends_of(importer)
+    assert isinstance(end, FetchFailed)
+    assert end.reason == "checksum"
+    assert end.num_blocks <= 16
+    assert (sink.bytes[: end.num_blocks] == source.bytes[: end.num_blocks]).all()
+    assert importer.stats.integrity_failures == {"checksum": 1}
+    assert releases_of(exporter)[0].reason == "cancelled"
+    assert_nothing_is_left(exporter, importer)
+
+
+def test_another_layout_never_pairs(workers: Workers) -> None:
+    exporter = workers.exporter(Blocks(20, seed=2).memory)
+    importer = workers.importer(Blocks(20).memory, layout="another")
+    mine = TestTicket(request_id(1), source=exporter.endpoint)
+    offer_all(exporter, mine, 1, list(range(20)))
+    importer.fetch(mine, 0, block_hashes(1, 20), range(20))
+    assert ends_of(importer)[0] == FetchFailed(request_id(1), 0, 0, "layout")
+    other = replace(mine, request_id=request_id(2), layout="another")  # the router was told wrong
+    offer_all(exporter, other, 2, list(range(20)))
+    importer.fetch(other, 0, block_hashes(2, 20), range(20))
+    assert ends_of(importer)[0] == FetchFailed(request_id(2), 0, 0, "layout")
+    assert exporter.stats.bytes_sent == 0
+    assert importer.stats.integrity_failures["layout"] >= 2
+    assert len(releases_of(exporter, 2)) == 2
+    assert_nothing_is_left(exporter, importer)
+
+
+def test_a_withdrawn_ticket_ends_on_both_sides(workers: Workers) -> None:
+    source, sink = Blocks(20, seed=2), Blocks(20)
+    exporter, importer = workers.exporter(source.memory), workers.importer(sink.memory)
+    ticket = TestTicket(request_id(1), epoch=4, source=exporter.endpoint)
+    importer.fetch(ticket, 0, block_hashes(1, 20), range(20))
+    exporter.offer(ticket)
+    exporter.publish(ticket.request_id, 4, range(6), block_hashes(1, 6))
+    wait_until(lambda: importer.stats.bytes_received == 6 * BLOCK_NBYTES)
+    exporter.withdraw(ticket.request_id, 4)
+    exporter.withdraw(ticket.request_id, 4)
+    exporter.publish(ticket.request_id, 4, range(6, 9), block_hashes(1, 9)[6:])
+    assert ends_of(importer)[0] == FetchFailed(ticket.request_id, 4, 6, "cancelled")
+    assert releases_of(exporter) == [Released(ticket.request_id, 4, "cancelled", 6)]
+    assert_nothing_is_left(exporter, importer)
+
+
+def test_a_cancelled_fetch_frees_the_source(workers: Workers) -> None:
+    source, sink = Blocks(20, seed=2), Blocks(20)
+    exporter, importer = workers.exporter(source.memory), workers.importer(sink.memory)
+    ticket = TestTicket(request_id(1), source=exporter.endpoint)
+    importer.fetch(ticket, 0, block_hashes(1, 20), range(20))
+    exporter.offer(ticket)
+    exporter.publish(ticket.request_id, 0, range(6), block_hashes(1, 6))
+    wait_until(lambda: importer.stats.bytes_received == 6 * BLOCK_NBYTES)
+    importer.cancel(ticket.request_id, 0)
+    importer.cancel(ticket.request_id, 0)
+    assert ends_of(importer)[0] == FetchFailed(ticket.request_id, 0, 6, "cancelled")
+    assert releases_of(exporter)[0].reason == "cancelled"
+    assert_nothing_is_left(exporter, importer)
+
+
+def test_a_sink_that_does_not_read_holds_up_nobody(workers: Workers) -> None:
+    num, nbytes = 256, 256 << 10
+    layout = wire.layout_fingerprint(nbytes)
+    source = Blocks(num, seed=5, block_nbytes=nbytes)
+    slow, quick = Blocks(num, block_nbytes=nbytes), Blocks(num, block_nbytes=nbytes)
+    exporter = workers.exporter(source.memory, layout=layout, config=HASTY)
+    stuck = workers.importer(slow.memory, layout=layout, running=False)
+    importer = workers.importer(quick.memory, layout=layout)
+    tickets = [TestTicket(request_id(n), layout=layout, source=exporter.endpoint) for n in range(2)]
+    for number, ticket in enumerate(tickets):
+        offer_all(exporter, ticket, number, list(range(num)))
+    stuck.fetch(tickets[0], 0, block_hashes(0, num), range(num))
+    wait_until(lambda: exporter.stats.bytes_sent > 0, lambda: stuck.service())  # type: ignore[arg-type, return-value]
+    importer.fetch(tickets[1], 0, block_hashes(1, num), range(num))
+    assert isinstance(ends_of(importer)[0], Fetched)
+    assert exporter.stats.bytes_sent < 2 * num * nbytes, "the pipe of the stuck sink has no end"
+    wait_until(lambda: exporter.stats.releases["expired"] == 1 or stuck.num_open == 0)
+    stuck.close()
+    assert {released.reason for released in releases_of(exporter, 2)} == {"fetched", "expired"}
+    assert (quick.bytes == source.bytes).all()
+    assert_nothing_is_left(exporter, importer)
+
+
+def test_garbage_from_strangers_is_counted_and_harms_nobody(workers: Workers) -> None:
+    source, sink = Blocks(100, seed=2), Blocks(100)
+    exporter, importer = workers.exporter(source.memory), workers.importer(sink.memory)
+    ticket = TestTicket(request_id(1), source=exporter.endpoint)
+    importer.fetch(ticket, 0, block_hashes(1, 100), range(50))
+    exporter.offer(ticket)
+    exporter.publish(ticket.request_id, 0, range(50), block_hashes(1, 50))
+    context = zmq.Context()
+    rng = np.random.default_rng(6)
+    good = wire.seal(wire.Credit(ticket.request_id, 0, 100), b"x" * 16)
+    num_frames = 10_000
+    strangers = []
+    addresses = Endpoint.parse(exporter.endpoint).addresses[workers.scheme]
+    for address in addresses:
+        stranger = context.socket(zmq.DEALER)
+        stranger.connect(address)
+        for index in range(num_frames):
+            frame = bytearray(good) if index % 2 else bytearray(rng.bytes(int(rng.integers(0, 80))))
+            if index % 4 == 1:
+                frame[int(rng.integers(0, len(frame)))] ^= 1 + int(rng.integers(0, 255))
+            stranger.send_multipart([bytes(frame)] * (1 + (index % 97 == 0)))
+        strangers.append(stranger)
+        giant = context.socket(zmq.DEALER)
+        giant.connect(address)
+        giant.send(bytes(wire.MAX_HEADER_NBYTES + 1))  # ends this stranger's connection
+        giant.close(linger=500)
+    wait_until(lambda: exporter.stats.dropped.total() >= num_frames * len(addresses))
+    for stranger in strangers:
+        stranger.close(linger=0)
+    importer.grant(ticket.request_id, 0, range(50, 100))
+    exporter.publish(ticket.request_id, 0, range(50, 100), block_hashes(1, 100)[50:])
+    exporter.finish(ticket.request_id, 0, b"meta")
+    assert isinstance(ends_of(importer)[0], Fetched)
+    assert (sink.bytes == source.bytes).all()
+    assert {"garbage", "forged"} <= set(exporter.stats.dropped)
+    assert releases_of(exporter)[0].reason == "fetched"
+    assert_nothing_is_left(exporter, importer)
+    context.term()
+
+
+def test_a_source_that_talks_garbage_fails_only_its_own_fetches(tcp_workers: Workers) -> None:
+    source, sink = Blocks(40, seed=2), Blocks(40)
+    exporter, importer = tcp_workers.exporter(source.memory), tcp_workers.importer(sink.memory, config=HASTY)
+    context = zmq.Context()
+    fake = context.socket(zmq.ROUTER)
+    address = TcpTransport().bind(fake, 0)
+    evil = TestTicket(request_id(9), source=f"host:{host_id()};{address}")
+    importer.fetch(evil, 0, block_hashes(9, 20), range(20))
+    peer = fake.recv_multipart()[0]
+    rng = np.random.default_rng(7)
+    for index in range(5000):
+        fake.send_multipart([peer] + [rng.bytes(int(rng.integers(0, 60))) for _ in range(1 + index % 70)])
+    ticket = TestTicket(request_id(1), source=exporter.endpoint)
+    importer.fetch(ticket, 0, block_hashes(1, 20), range(20, 40))
+    offer_all(exporter, ticket, 1, list(range(20)))
+    ends = {end.request_id: end for end in ends_of(importer, 2)}
+    assert isinstance(ends[request_id(1)], Fetched)
+    assert ends[request_id(9)] == FetchFailed(request_id(9), 0, 0, "silent")
+    assert importer.stats.dropped["garbage"] == 5000
+    assert (sink.bytes[20:] == source.bytes[:20]).all()
+    fake.close(linger=0)
+    context.term()
+    assert_nothing_is_left(importer)
+
+
+CHILD = """
+import sys
+import numpy as np
+from baton.kvtransfer.exporter import Exporter
+from baton.kvtransfer.importer import Importer
+from baton.kvtransfer.loop import TransferThread
+from baton.kvtransfer.settings import TransferConfig
+from tests.kvtransfer.blocks import Blocks, TestTicket, block_hashes, request_id
+from tests.kvtransfer.test_transfer import HASTY, LAYOUT, Workers
+
+role, scheme, endpoint = sys.argv[1:]
+if role == "source":
+    part = Exporter(Blocks(20, seed=11).memory, LAYOUT, incarnation="source-1", config=HASTY,
+                    transports=Workers(scheme).transports)
+    part.offer(TestTicket(request_id(1)))
+    part.publish(request_id(1), 0, range(7), block_hashes(1, 7))
+    endpoint = part.endpoint
+else:
+    part = Importer(Blocks(20).memory, LAYOUT, incarnation="sink-1", config=HASTY,
+                    transports=Workers(scheme).transports)
+    part.fetch(TestTicket(request_id(1), source=endpoint), 0, block_hashes(1, 20), range(20))
+TransferThread(part).start()
+print(endpoint, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def child(workers: Workers) -> Iterator[Callable[..., tuple[subprocess.Popen[str], str]]]:
+    """Start another process that is the source, or the sink, of request 1."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(role: str, endpoint: str = "") -> tuple[subprocess.Popen[str], str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", CHILD, role, workers.scheme, endpoint],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        assert process.stdout is not None
+        return process, process.stdout.readline().strip()
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_a_source_killed_in_the_middle_leaves_what_is_good(workers: Workers, child: Any) -> None:
+    process, endpoint = child("source")
+    sink = Blocks(20)
+    importer = workers.importer(sink.memory, config=HASTY)
+    importer.fetch(TestTicket(request_id(1), source=endpoint), 0, block_hashes(1, 20), range(20))
+    wait_until(lambda: importer.stats.bytes_received == 7 * BLOCK_NBYTES)
+    process.send_signal(signal.SIGKILL)
+    assert ends_of(importer)[0] == FetchFailed(request_id(1), 0, 7, "silent")
+    assert (sink.bytes[:7] == Blocks(20, seed=11).bytes[:7]).all()
+    assert_nothing_is_left(importer)
+
+
+@pytest.mark.parametrize("fatal", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_a_sink_gone_in_the_middle_strands_nothing(
+    workers: Workers, child: Any, fatal: signal.Signals
+) -> None:
+    exporter = workers.exporter(Blocks(20, seed=11).memory, config=HASTY)
+    exporter.offer(TestTicket(request_id(1)))
+    exporter.publish(request_id(1), 0, range(7), block_hashes(1, 7))
+    process, _ = child("sink", exporter.endpoint)
+    wait_until(lambda: exporter.stats.bytes_sent == 7 * BLOCK_NBYTES)
+    process.send_signal(fatal)
+    exporter.publish(request_id(1), 0, range(7, 20), block_hashes(1, 20)[7:])
+    exporter.finish(request_id(1), 0)
+    assert releases_of(exporter)[0].reason in ("expired", "fetched")
+    assert_nothing_is_left(exporter)
+
+
+def test_a_source_that_came_back_is_not_the_one_that_was_asked(tcp_workers: Workers) -> None:
+    blocks = Blocks(20, seed=2)
+    first = tcp_workers.exporter(blocks.memory, config=HASTY)
+    importer = tcp_workers.importer(Blocks(20).memory, config=HASTY)
+    ticket = TestTicket(request_id(1), source=first.endpoint)
+    importer.fetch(ticket, 0, block_hashes(1, 20), range(20))
+    offer = replace(ticket)
+    first.offer(offer)
+    wait_until(lambda: first.stats.leases_held == 1)
+    port = int(Endpoint.parse(first.endpoint).addresses["tcp"][0].rpartition(":")[2])
+    config = replace(HASTY, num_sockets=1)
+    tcp_workers.stop(first)
+    tcp_workers.exporter(
+        blocks.memory, incarnation="source-2", config=config, transports=(TcpTransport(port=port),)
+    )
+    end = ends_of(importer)[0]
+    assert isinstance(end, FetchFailed)
+    assert end.reason in ("restarted", "silent", "closed")
+    assert_nothing_is_left(importer)
+
+
+def test_closing_releases_every_ticket_once(workers: Workers) -> None:
+    exporter = workers.exporter(Blocks(20, seed=2).memory)
+    importer = workers.importer(Blocks(20).memory)
+    for number in range(5):
+        ticket = TestTicket(request_id(number), source=exporter.endpoint)
+        exporter.offer(ticket)
+        importer.fetch(ticket, 0, block_hashes(number, 4), range(4))
+    wait_until(lambda: exporter.stats.leases_held == 5)
+    workers.stop()
+    assert sorted(released.request_id for released in exporter.events()) == [request_id(n) for n in range(5)]
+    assert len([event for event in importer.events() if isinstance(event, FetchFailed)]) == 5
+    assert_nothing_is_left(exporter, importer)
+
+
+def test_only_holders_of_the_keys_connect(workers: Workers) -> None:
+    keys, others = CurveKeys.generate(), CurveKeys.generate()
+    source, sink = Blocks(20, seed=2), Blocks(20)
+    exporter = workers.exporter(source.memory, keys=keys)
+    wrong = CurveKeys(keys.public, others.secret)  # knows the public key, as anyone may
+    own = CurveKeys(others.public, others.secret)
+    for stranger_keys in (None, wrong, own):
+        stranger = workers.importer(Blocks(20).memory, keys=stranger_keys, config=HASTY)
+        stranger.fetch(TestTicket(request_id(1), source=exporter.endpoint), 0, block_hashes(1, 20), range(20))
+        assert ends_of(stranger)[0] == FetchFailed(request_id(1), 0, 0, "silent")
+    importer = workers.importer(sink.memory, keys=keys)
+    ticket = TestTicket(request_id(1), source=exporter.endpoint)
+    importer.fetch(ticket, 0, block_hashes(1, 20), range(20))
+    offer_all(exporter, ticket, 1, list(range(20)))
+    assert isinstance(ends_of(importer)[0], Fetched)
+    assert (sink.bytes == source.bytes).all()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "*", "::"])
+def test_a_wildcard_without_keys_is_refused(host: str) -> None:
+    memory = Blocks(4).memory
+    with pytest.raises(ConfigError, match="encrypt-kv"):
+        Exporter(memory, LAYOUT, incarnation="x", transports=(TcpTransport(host, announce="127.0.0.1"),))
+    with pytest.raises(ConfigError, match="announce"):
+        TcpTransport(host)
+    keys = CurveKeys.generate()
+    exporter = Exporter(
+        memory, LAYOUT, incarnation="x", transports=(TcpTransport(host, announce="127.0.0.1"),), keys=keys
+    )
+    exporter.close()
+
+
+def test_a_pair_on_one_host_meets_over_ipc_and_others_over_tcp() -> None:
+    ours = (IpcTransport(), TcpTransport())
+    exporter = Exporter(Blocks(4).memory, LAYOUT, incarnation="x", transports=ours)
+    endpoint = Endpoint.parse(exporter.endpoint)
+    assert choose(ours, endpoint).scheme == "ipc"
+    assert choose((ours[1],), endpoint).scheme == "tcp"
+    away = replace(endpoint, host="another", addresses=endpoint.addresses | {"tcp": ("tcp://10.1.2.3:5",)})
+    assert choose(ours, away).scheme == "tcp"
+    with pytest.raises(ConfigError):
+        choose(ours, replace(endpoint, host="another"))
+    folder = os.path.dirname(endpoint.addresses["ipc"][0].removeprefix("ipc://"))
+    exporter.close()
+    assert not os.path.exists(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "host:x", "tcp://1.2.3.4:5", "host:x;nonsense", "host:x" + ";tcp://a:1" * 17]
+)
+def test_what_is_no_endpoint_is_refused(text: str) -> None:
+    importer = Importer(Blocks(4).memory, LAYOUT, incarnation="x")
+    with pytest.raises(ConfigError):
+        importer.fetch(TestTicket(request_id(1), source=text), 0, [])
+    assert importer.num_open == 0
+    importer.close()
+
+
+def test_misuse_is_refused_where_it_happens() -> None:
+    exporter = Exporter(Blocks(4).memory, LAYOUT, incarnation="x")
+    importer = Importer(Blocks(4).memory, LAYOUT, incarnation="x")
+    ticket = TestTicket(request_id(1), source=exporter.endpoint)
+    exporter.offer(ticket)
+    importer.fetch(ticket, 0, block_hashes(1, 2))
+    with pytest.raises(ValueError, match="already offered"):
+        exporter.offer(ticket)
+    with pytest.raises(ValueError, match="already being fetched"):
+        importer.fetch(ticket, 0, [])
+    with pytest.raises(ValueError, match="block ids"):
+        exporter.publish(ticket.request_id, 0, [4], block_hashes(1, 1))
+    with pytest.raises(ValueError, match="hashes"):
+        exporter.publish(ticket.request_id, 0, [1, 2], block_hashes(1, 1))
+    with pytest.raises(ValueError, match="block ids"):
+        importer.grant(ticket.request_id, 0, [-1])
+    with pytest.raises(ValueError, match="meta"):
+        exporter.finish(ticket.request_id, 0, bytes(wire.MAX_META_NBYTES + 1))
+    exporter.close()
+    importer.close()
+    assert_nothing_is_left_after(exporter, importer)
+
+
+def assert_nothing_is_left_after(exporter: Exporter, importer: Importer) -> None:
+    assert len(exporter.events()) == 1
+    assert isinstance(importer.events()[-1], FetchFailed)
+    assert_nothing_is_left(exporter, importer)
+
+
+def test_the_benchmark_moves_its_bytes() -> None:
+    plan = bench.Plan(
+        scheme="ipc", block_nbytes=64 << 10, num_blocks=8, num_transfers=2, repeats=2, scattered=True
+    )
+    measured = bench.measure(plan, rounds=1)
+    assert min(*measured.bare, *measured.ours) > 0
+    assert "ipc" in str(measured)
+
+
+def test_a_transfer_needs_no_torch() -> None:
+    code = (
+        "import sys, baton.kvtransfer.exporter, baton.kvtransfer.importer; sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
