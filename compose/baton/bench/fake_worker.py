@@ -60,6 +60,8 @@ class FakeSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     vocab_size: int = 400
     first_word: int = 5
     """The lowest token id that it says; those below are special."""
+    last_word: int = 0
+    """The id above the highest that it says; 0: the vocabulary's size."""
     eos_token_id: int = 1
     block_size: int = 16
     num_blocks: int = 100_000
@@ -80,9 +82,13 @@ class FakeSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Say another token than the others would at this position of the answer."""
     die_after_tokens: int = 0
     """Kill the process after so many tokens."""
-    script: str = ""
-    """Words it says in place of made-up ones, if `script_ids` is set."""
     script_ids: tuple[int, ...] = ()
+    """Tokens that it says in place of made-up ones."""
+
+    @property
+    def words(self) -> tuple[int, int]:
+        """Give the range of ids that it says."""
+        return self.first_word, self.last_word or self.vocab_size
 
 
 @dataclass(slots=True, eq=False)
@@ -121,7 +127,7 @@ def expected_tokens(
     """Give the answer that fake workers give."""
     settings = settings or FakeSettings()
     crc = prompt_crc(token_ids)
-    return [token_at(crc, choice, i, settings.first_word, settings.vocab_size) for i in range(num_tokens)]
+    return [token_at(crc, choice, i, *settings.words) for i in range(num_tokens)]
 
 
 class FakeWorker:
@@ -328,13 +334,12 @@ class FakeWorker:
         if settings.script_ids:
             token_id = settings.script_ids[at % len(settings.script_ids)]
         else:
-            token_id = token_at(
-                running.request.crc, running.choice, at, settings.first_word, settings.vocab_size
-            )
+            token_id = token_at(running.request.crc, running.choice, at, *settings.words)
         if finish == "stop":
             token_id = settings.eos_token_id
         if at == settings.wrong_token_at:
-            token_id = settings.first_word + (token_id + 1) % (settings.vocab_size - settings.first_word)
+            low, high = settings.words
+            token_id = low + (token_id + 1 - low) % (high - low)
         logprobs = prompt_logprobs = None
         if start.params.logprobs is not None:
             logprobs = self._logprobs(token_id, start.params.logprobs)

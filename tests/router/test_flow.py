@@ -1,0 +1,392 @@
+"""A request through its legs: order, repeats, gaps, epochs, replays, and one way out. No sockets, no processes."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from baton.errors import BatonError
+from baton.messages import (
+    Cancel,
+    Ended,
+    LegError,
+    Load,
+    ModelFacts,
+    Outputs,
+    Start,
+    Token,
+    ToWorker,
+    WorkerInfo,
+)
+from baton.metrics import RouterMetrics
+from baton.protocol import SamplingParams
+from baton.router.admission import Admission
+from baton.router.config import RouterConfig
+from baton.router.dispatch import Dispatcher
+from baton.router.flow import Generation, GenerationFlow
+from baton.router.index import PrefixIndex
+from baton.router.pool import Worker, WorkerPool
+from baton.router.workers import WorkerGone
+
+pytestmark = pytest.mark.asyncio
+PROMPT = list(range(10, 30))
+ANSWER = [100 + i for i in range(8)]
+
+
+class FakeClient:
+    """Takes messages in place of a socket."""
+
+    def __init__(self) -> None:
+        self.sent: list[ToWorker] = []
+        self.endpoint = "nowhere"
+        self.is_gone = False
+
+    def send(self, message: ToWorker) -> None:
+        if self.is_gone:
+            raise WorkerGone("gone")
+        self.sent.append(message)
+
+
+@dataclass
+class Heard:
+    """A sink that remembers."""
+
+    tokens: dict[int, list[int]] = field(default_factory=dict)
+    finished: dict[int, str] = field(default_factory=dict)
+    error: BatonError | None = None
+    is_ended: bool = False
+
+    def push(
+        self, choice: int, text: str, token: Token, finish_reason: str | None, stop_reason: int | str | None
+    ) -> None:
+        assert choice not in self.finished
+        assert not self.is_ended
+        assert self.error is None
+        self.tokens.setdefault(choice, []).append(token.token_id)
+        if finish_reason is not None:
+            self.finished[choice] = finish_reason
+
+    def end(self) -> None:
+        assert not self.is_ended
+        self.is_ended = True
+
+    def fail(self, error: BatonError) -> None:
+        assert self.error is None
+        self.error = error
+
+
+class World:
+    """A dispatcher with workers that say what a test lets them say."""
+
+    def __init__(self, **config: Any) -> None:
+        self.metrics = RouterMetrics("m")
+        self.config = RouterConfig(model="m", **config)
+        self.pool = WorkerPool(self.config, "r", self.metrics)
+        self.dispatcher = Dispatcher(
+            self.config, self.pool, PrefixIndex(), self.metrics, Admission(self.config, self.metrics)
+        )
+        self.pool._listener = self.dispatcher
+        self.heard = Heard()
+
+    def join(self, worker_id: str, *legs: Any, draining: bool = False) -> Worker:
+        info = WorkerInfo(
+            worker_id=worker_id,
+            incarnation=worker_id + "-1",
+            legs=legs,
+            control="c",
+            kv="tcp://kv" if "prefill" in legs else "",
+            layout="l",
+            model=ModelFacts(name="m", max_model_len=256, vocab_size=400, block_size=16),
+        )
+        client: Any = FakeClient()
+        worker = Worker(client, info, Load(kv_total_blocks=1000, kv_free_blocks=1000, draining=draining))
+        self.pool.workers[worker_id] = worker
+        self.dispatcher.on_worker_joined(worker)
+        return worker
+
+    def begin(self, **params: Any) -> GenerationFlow:
+        params = {"max_tokens": len(ANSWER), "detokenize": False} | params
+        flow = GenerationFlow(self.dispatcher, Generation(PROMPT, SamplingParams(**params)), self.heard, None)
+        self.dispatcher.begin(flow)
+        return flow
+
+    def say(self, worker: Worker, flow: GenerationFlow, at: int, **changes: Any) -> None:
+        """Let a worker say the answer's token at a position."""
+        fields: dict[str, Any] = {
+            "request_id": flow.request_id,
+            "epoch": flow.epoch,
+            "choice": 0,
+            "position": len(PROMPT) + at,
+            "token_id": ANSWER[at],
+            "finish_reason": "length" if at == len(ANSWER) - 1 else None,
+        }
+        token = Token(**(fields | changes))
+        self.dispatcher.on_outputs(worker, Outputs("w", "i", [token], worker.load))
+
+    def end(self, worker: Worker, flow: GenerationFlow, kind: str, *, retryable: bool = True) -> None:
+        ended = Ended(flow.request_id, flow.epoch, LegError(kind, "why", retryable))
+        self.dispatcher.on_outputs(worker, Outputs("w", "i", [], worker.load, [ended]))
+
+    def check_nothing_is_left(self) -> None:
+        assert not self.dispatcher.flows
+        assert all(not worker.flows for worker in self.pool.workers.values())
+        admission = self.dispatcher._admission
+        assert (admission.num_requests, admission.waiting_tokens, admission.blocks) == (0, 0, 0)
+
+
+@pytest_asyncio.fixture
+async def world() -> AsyncIterator[World]:
+    world = World(path="remote")
+    yield world
+    await world.pool.close()
+
+
+def sent(worker: Worker) -> list[Any]:
+    client: Any = worker.client
+    messages: list[Any] = client.sent
+    return messages
+
+
+async def test_both_legs_start_at_once_under_one_ticket(world: World) -> None:
+    prefill, decode = world.join("p", "prefill"), world.join("d", "decode")
+    flow = world.begin()
+    (on_p,), (on_d,) = sent(prefill), sent(decode)
+    assert (on_p.role, on_d.role) == ("prefill", "decode")
+    assert on_p.ticket == on_d.ticket
+    assert on_p.ticket.request_id.hex() == flow.request_id
+    assert on_p.ticket.source == "tcp://kv"
+    assert on_p.seed == on_d.seed
+
+
+async def test_the_first_token_comes_from_prefill_and_the_rest_from_decode(world: World) -> None:
+    prefill, decode = world.join("p", "prefill"), world.join("d", "decode")
+    flow = world.begin()
+    world.say(prefill, flow, 0, num_cached=16)
+    for at in range(1, 8):
+        world.say(decode, flow, at)
+    assert world.heard.tokens == {0: ANSWER}
+    assert world.heard.is_ended
+    assert flow.num_cached == 16
+    world.check_nothing_is_left()
+    assert isinstance(sent(prefill)[-1], Cancel)  # what it held for the fetch is free at once
+    assert not any(isinstance(m, Cancel) for m in sent(decode))
+
+
+async def test_tokens_that_overtake_the_first_one_wait_for_it(world: World) -> None:
+    prefill, decode = world.join("p", "prefill"), world.join("d", "decode")
+    flow = world.begin()
+    for at in (1, 2, 3):
+        world.say(decode, flow, at)
+    assert world.heard.tokens == {}
+    world.say(prefill, flow, 0)
+    assert world.heard.tokens == {0: ANSWER[:4]}
+
+
+async def test_a_repeat_is_dropped_and_another_token_at_a_known_place_is_an_integrity_failure(
+    world: World,
+) -> None:
+    prefill, decode = world.join("p", "prefill"), world.join("d", "decode")
+    flow = world.begin()
+    world.say(prefill, flow, 0)
+    world.say(decode, flow, 0)
+    assert world.heard.tokens == {0: ANSWER[:1]}
+    assert flow.epoch == 0
+    world.say(decode, flow, 0, token_id=399)
+    assert flow.epoch == 1
+    assert world.metrics.replays.value("integrity") == 1
+    assert b'baton:kv_integrity_failures_total{model_name="m"} 1.0' in world.metrics.render()
+
+
+async def test_a_gap_is_replayed(world: World) -> None:
+    decode = world.join("d", "decode")
+    flow = world.begin()
+    world.say(decode, flow, 0)
+    world.say(decode, flow, 2)
+    assert flow.epoch == 1
+    start = sent(decode)[-1]
+    assert start.choices[0].emitted == ANSWER[:1]
+    for at in range(1, 8):
+        world.say(decode, flow, at)
+    assert world.heard.tokens == {0: ANSWER}
+
+
+async def test_a_dead_decode_worker_is_replaced_and_the_stream_goes_on_at_the_next_token(
+    world: World,
+) -> None:
+    first = world.join("d0", "decode")
+    flow = world.begin()
+    second = world.join("d1", "decode")
+    for at in range(3):
+        world.say(first, flow, at)
+    old_epoch = flow.epoch
+    world.pool.lose(first, "test")
+    start = sent(second)[-1]
+    assert (start.epoch, start.role, start.ticket) == (1, "decode", None)
+    assert start.choices[0].emitted == ANSWER[:3]
+    world.say(first, flow, 3, epoch=old_epoch, token_id=399)  # late, from the dead
+    world.say(second, flow, 3, epoch=old_epoch, token_id=399)
+    for at in range(3, 8):
+        world.say(second, flow, at)
+    assert world.heard.tokens == {0: ANSWER}
+    assert world.heard.is_ended
+    world.check_nothing_is_left()
+
+
+async def test_a_dead_prefill_worker_is_replaced_unless_its_kv_has_arrived(world: World) -> None:
+    prefill, decode = world.join("p0", "prefill"), world.join("d", "decode")
+    flow = world.begin()
+    other = world.join("p1", "prefill")
+    world.pool.lose(prefill, "test")
+    assert flow.epoch == 1
+    assert sent(other)[-1].role == "prefill"
+    assert [m.epoch for m in sent(decode) if isinstance(m, Cancel)] == [0]
+    world.say(other, flow, 0)
+    world.say(decode, flow, 1)
+    world.pool.lose(other, "test")
+    assert flow.epoch == 1
+    for at in range(2, 8):
+        world.say(decode, flow, at)
+    assert world.heard.tokens == {0: ANSWER}
+
+
+async def test_the_same_seed_serves_every_epoch(world: World) -> None:
+    decode = world.join("d", "decode")
+    flow = world.begin(temperature=1.0)
+    world.end(decode, flow, "draining")
+    starts = [m for m in sent(decode) if isinstance(m, Start)]
+    assert len(starts) == 2
+    assert len({start.seed for start in starts}) == 1
+
+
+async def test_after_the_last_replay_comes_one_error(world: World) -> None:
+    decode = world.join("d", "decode")
+    flow = world.begin()
+    for _ in range(4):
+        world.end(decode, flow, "internal")
+    assert world.heard.error is not None
+    assert world.heard.error.status == 503
+    assert not world.heard.is_ended
+    world.check_nothing_is_left()
+
+
+async def test_handing_over_while_draining_costs_no_replay(world: World) -> None:
+    decode = world.join("d", "decode")
+    flow = world.begin()
+    for _ in range(10):
+        world.end(decode, flow, "draining")
+    assert flow.num_replays == 0
+    assert not flow.is_over
+
+
+async def test_a_users_mistake_found_by_a_worker_is_told_and_not_replayed(world: World) -> None:
+    decode = world.join("d", "decode")
+    flow = world.begin()
+    world.end(decode, flow, "context_too_long", retryable=False)
+    assert world.heard.error is not None
+    assert world.heard.error.status == 400
+    world.check_nothing_is_left()
+
+
+async def test_internal_reasons_are_not_told_to_clients(world: World) -> None:
+    decode = world.join("d", "decode")
+    flow = world.begin()
+    world.end(decode, flow, "internal", retryable=False)
+    assert world.heard.error is not None
+    assert "why" not in str(world.heard.error)
+
+
+async def test_a_cancel_reaches_both_workers_once(world: World) -> None:
+    prefill, decode = world.join("p", "prefill"), world.join("d", "decode")
+    flow = world.begin()
+    flow.cancel()
+    flow.cancel()
+    for worker in (prefill, decode):
+        assert [m for m in sent(worker) if isinstance(m, Cancel)] == [Cancel(flow.request_id, 0)]
+    assert world.heard.tokens == {}
+    world.check_nothing_is_left()
+
+
+async def test_a_deadline_ends_a_request(world: World) -> None:
+    decode = world.join("d", "decode")
+    flow = GenerationFlow(
+        world.dispatcher,
+        Generation(PROMPT, SamplingParams(detokenize=False), deadline=0.0),
+        world.heard,
+        None,
+    )
+    world.dispatcher.begin(flow)
+    await asyncio.sleep(0.02)
+    assert world.heard.error is not None
+    assert world.heard.error.status == 504
+    assert isinstance(sent(decode)[-1], Cancel)
+    world.check_nothing_is_left()
+
+
+async def test_choices_are_forked_on_decode_and_each_ends_by_itself(world: World) -> None:
+    prefill, decode = world.join("p", "prefill"), world.join("d", "decode")
+    flow = world.begin(n=3)
+    assert [choice.index for choice in sent(decode)[0].choices] == [0, 1, 2]
+    world.say(prefill, flow, 0)
+    for at in range(8):
+        for choice in range(3):
+            if (choice, at) != (0, 0):
+                world.say(decode, flow, at, choice=choice)
+    assert world.heard.tokens == dict.fromkeys(range(3), ANSWER)
+    assert world.heard.is_ended
+    world.check_nothing_is_left()
+
+
+async def test_a_replay_carries_only_what_is_unfinished(world: World) -> None:
+    first = world.join("d0", "decode")
+    flow = world.begin(n=2)
+    second = world.join("d1", "decode")
+    world.say(first, flow, 0, finish_reason="stop")
+    world.say(first, flow, 0, choice=1)
+    world.pool.lose(first, "test")
+    (choice,) = sent(second)[-1].choices
+    assert (choice.index, choice.emitted) == (1, ANSWER[:1])
+
+
+async def test_without_a_worker_a_request_waits_for_one(world: World) -> None:
+    decode = world.join("d", "decode")
+    flow = world.begin()
+    world.say(decode, flow, 0)
+    world.pool.lose(decode, "test")
+    assert not flow.is_over
+    again = world.join("d", "decode")
+    assert sent(again)[-1].choices[0].emitted == ANSWER[:1]
+    flow.cancel()
+    world.check_nothing_is_left()
+
+
+async def test_waiting_for_a_worker_is_bounded() -> None:
+    world = World(worker_wait_s=0.02)
+    decode = world.join("d", "decode")
+    world.begin()
+    world.pool.lose(decode, "test")
+    await asyncio.sleep(0.1)
+    assert world.heard.error is not None
+    assert world.heard.error.status == 503
+    world.check_nothing_is_left()
+    await world.pool.close()
+
+
+async def test_a_worker_that_takes_no_message_is_lost_and_another_asked(world: World) -> None:
+    deaf, other = world.join("d0", "decode"), world.join("d1", "decode")
+    deaf.client.is_gone = True  # type: ignore[attr-defined]
+    for _ in range(4):
+        flow = world.begin()
+        assert isinstance(sent(other)[-1], Start)
+        flow.cancel()
+        world.heard = Heard()
+    assert "d0" not in world.pool.workers or not sent(deaf)
+
+
+async def test_a_worker_that_drains_gets_nothing_new(world: World) -> None:
+    draining, other = world.join("d0", "decode", draining=True), world.join("d1", "decode")
+    world.begin()
+    assert not sent(draining)
+    assert sent(other)

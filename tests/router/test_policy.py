@@ -1,0 +1,155 @@
+"""The policy: a pure function, so its promises are checked over all inputs."""
+
+import random
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from baton.router.costs import LinkModel, StepModel
+from baton.router.policy import Candidate, Link, Shape, choose
+
+
+def make(worker_id: str, legs: str, **changes: Any) -> Candidate:
+    fields: dict[str, Any] = {
+        "worker_id": worker_id,
+        "can_prefill": "p" in legs,
+        "can_decode": "d" in legs,
+        "layout": "l",
+        "queue_tokens": 0,
+        "prefill_rate": 10_000.0,
+        "cached_blocks": 0,
+        "step_ms": 10.0,
+    }
+    return Candidate(**(fields | changes))
+
+
+SHAPE = Shape(1024, 16, 65)
+candidates = st.lists(
+    st.builds(
+        Candidate,
+        worker_id=st.uuids().map(str),
+        can_prefill=st.booleans(),
+        can_decode=st.booleans(),
+        layout=st.sampled_from(["a", "b"]),
+        queue_tokens=st.integers(0, 10**6),
+        prefill_rate=st.floats(1, 10**6),
+        cached_blocks=st.integers(0, 64),
+        num_running=st.integers(0, 300),
+        step_ms=st.floats(0, 1000),
+        free_blocks=st.integers(0, 1000),
+        total_blocks=st.integers(0, 1000),
+    ),
+    max_size=8,
+)
+
+
+def best(workers: list[Candidate], shape: Shape = SHAPE, **options: Any) -> Any:
+    decision = choose(options.pop("policy", "cost"), shape, workers, {}, rng=random.Random(0), **options)
+    assert decision is not None
+    return decision.chosen
+
+
+@given(
+    candidates,
+    st.sampled_from(["cost", "least-load", "round-robin", "prefix-only"]),
+    st.sampled_from(["auto", "remote", "local"]),
+    st.integers(0, 100),
+)
+def test_whatever_is_chosen_can_be_done(workers: list[Candidate], policy: Any, path: Any, turn: int) -> None:
+    decision = choose(policy, SHAPE, workers, {}, path=path, turn=turn, rng=random.Random(1))
+    by_id = {worker.worker_id: worker for worker in workers}
+    able = [w for w in workers if w.can_decode and w.total_blocks >= SHAPE.num_blocks]
+    assert (decision is None) == (not able)
+    if decision is None:
+        return
+    chosen = decision.chosen
+    assert chosen in decision.considered
+    assert by_id[chosen.decode] in able
+    if chosen.prefill is not None:
+        assert path != "local"
+        prefill = by_id[chosen.prefill]
+        assert prefill.can_prefill
+        assert prefill.layout == by_id[chosen.decode].layout
+        assert prefill is not by_id[chosen.decode]
+    if policy == "cost":
+        assert chosen.cost_ms == min(option.cost_ms for option in decision.considered)
+    for option in decision.considered:
+        assert abs(option.cost_ms - sum(option.terms.values())) < 1e-6 * max(1, option.cost_ms)
+
+
+@given(candidates, st.integers(0, 10**6))
+def test_more_load_never_makes_a_worker_cheaper(workers: list[Candidate], more: int) -> None:
+    if not workers:
+        return
+    import dataclasses
+
+    loaded = [dataclasses.replace(workers[0], queue_tokens=workers[0].queue_tokens + more), *workers[1:]]
+    before = choose("cost", SHAPE, workers, {}, rng=random.Random(0))
+    after = choose("cost", SHAPE, loaded, {}, rng=random.Random(0))
+    if before is None or after is None:
+        return
+    for old, new in zip(before.considered, after.considered, strict=True):
+        assert (old.decode, old.prefill) == (new.decode, new.prefill)
+        assert new.cost_ms >= old.cost_ms
+
+
+def test_a_busy_decode_worker_sends_long_prompts_to_the_prefill_worker_and_keeps_short_ones() -> None:
+    workers = [make("p", "p"), make("d", "d", num_running=32)]
+    assert best(workers).path == "remote"
+    assert best(workers, Shape(16, 16, 2)).path == "local"
+
+
+def test_an_idle_decode_worker_computes_prompts_itself() -> None:
+    assert best([make("p", "p"), make("d", "d")]).path == "local"
+
+
+def test_a_prompt_that_the_decode_worker_has_cached_skips_the_prefill_worker() -> None:
+    workers = [make("p", "p"), make("d", "d", num_running=32, cached_blocks=63)]
+    assert best(workers).path == "local"
+
+
+def test_a_cached_prefix_draws_requests_until_its_worker_is_busier_than_that_is_worth() -> None:
+    warm = make("p0", "p", cached_blocks=60)
+    others = [make("p1", "p"), make("d", "d", num_running=64)]
+    assert best([warm, *others]).prefill == "p0"
+    busy = make("p0", "p", cached_blocks=60, queue_tokens=10_000)
+    assert best([busy, *others]).prefill == "p1"
+
+
+def test_workers_of_different_layouts_are_never_paired() -> None:
+    workers = [make("p", "p", layout="x"), make("d", "d", num_running=300)]
+    assert best(workers, path="remote").path == "local"
+
+
+def test_round_robin_takes_each_pair_in_turn() -> None:
+    workers = [make("p0", "p"), make("p1", "p"), make("d0", "d"), make("d1", "d")]
+    pairs = [best(workers, policy="round-robin", turn=turn) for turn in range(8)]
+    assert len({(option.prefill, option.decode) for option in pairs[:4]}) == 4
+    assert [(o.prefill, o.decode) for o in pairs[:4]] == [(o.prefill, o.decode) for o in pairs[4:]]
+
+
+def test_prefix_only_goes_where_the_prefix_is_and_least_load_where_it_is_quiet() -> None:
+    workers = [make("p0", "p", cached_blocks=9, queue_tokens=999), make("p1", "p"), make("d", "d")]
+    assert best(workers, policy="prefix-only").prefill == "p0"
+    assert best(workers, policy="least-load").prefill == "p1"
+
+
+def test_the_step_model_learns_a_line() -> None:
+    model = StepModel()
+    assert model.predict(5) == 0.0
+    rng = random.Random(0)
+    for _ in range(500):
+        n = rng.randrange(1, 100)
+        model.observe(n, 5 + 0.1 * n)
+    assert abs(model.predict(50) - 10) < 0.5
+    assert abs(model.predict(100) - 15) < 1.0
+
+
+def test_the_link_model_learns_what_transfers_expose() -> None:
+    model = LinkModel()
+    for _ in range(100):
+        model.observe(1000, 0.103)
+    link = model.link
+    assert abs(link.fixed_ms + 1000 * link.ms_per_token - 103) < 2
+    assert Link().ms_per_token > 0
