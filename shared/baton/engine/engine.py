@@ -99,6 +99,8 @@ class Engine:
         self._num_reading_tokens = 0  # sequences whose sampling reads the tokens before it
         self.num_steps = 0
         """Steps launched since the start."""
+        self.num_collected = 0
+        """Steps whose result was taken in."""
         self.num_chunk_tokens = 0
         """Tokens of them that were prompts' chunks, not single next tokens."""
 
@@ -310,6 +312,7 @@ class Engine:
         step, self._in_flight = self._in_flight, None
         if step is None:
             return []
+        self.num_collected += 1
         result = self.runner.collect(step)
         live = [sequence in self._owner for sequence in result.sequences]
         self.scheduler.commit(step.plan, result.token_ids)

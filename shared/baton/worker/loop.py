@@ -97,18 +97,28 @@ class WorkerLoop:
             EngineBroken: steps fail again and again.
         """
         while True:
-            self._receive()
-            num_steps = self._engine.num_steps
-            if self._engine.has_work:
-                self._step()
-            for leg in self._legs.values():
-                leg.advance()
-            is_idle = self._engine.num_steps == num_steps
-            self._send(is_idle)
+            is_idle = self.turn()
             if self._draining_until is not None and not self._runs:
                 return
             if is_idle:
                 self._wakeup.wait(self._idle_s())
+
+    def turn(self) -> bool:
+        """Go round once, without waiting; give whether there was no step to make or to take in.
+
+        Raises:
+            EngineBroken: steps fail again and again.
+        """
+        self._receive()
+        engine = self._engine
+        progress = engine.num_steps + engine.num_collected
+        if engine.has_work:
+            self._step()
+        for leg in self._legs.values():
+            leg.advance()
+        is_idle = engine.num_steps + engine.num_collected == progress
+        self._send(is_idle)
+        return is_idle
 
     def _receive(self) -> None:
         for arrival in self._mailbox.take():
@@ -199,6 +209,9 @@ class WorkerLoop:
             run = heapq.heappop(self._deadlines)[2]
             if not run.is_over:
                 self._fail(run, _deadline())
+        if len(self._deadlines) > 2 * len(self._runs) + 1024:  # most of them ended long before
+            self._deadlines = [entry for entry in self._deadlines if not entry[2].is_over]
+            heapq.heapify(self._deadlines)
         if self._drain_asked and self._draining_until is None:
             log.info("draining", num_runs=len(self._runs))
             self._draining_until = time.monotonic() + self._drain_s

@@ -1,0 +1,197 @@
+"""The loop and its legs under what rarely happens: broken steps, no memory, silence, an end."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.worker.table_top import TableTop, turn_until
+
+from baton.messages import Cancel, Outputs
+from baton.protocol import SamplingParams
+from baton.worker.loop import EngineBroken
+from baton.worker.mailbox import PeerLost, WantsBlocks
+from baton.worker.runs import ClosedEpochs
+
+GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+MakeTable = Callable[..., TableTop]
+
+
+@pytest.fixture
+def make_table(tiny_checkpoint: Callable[[str], Path]) -> Iterator[MakeTable]:
+    tables: list[TableTop] = []
+
+    def make(num_blocks: int = 64, **settings: Any) -> TableTop:
+        tables.append(TableTop(tiny_checkpoint("llama"), num_blocks, **settings))
+        return tables[-1]
+
+    yield make
+    for table in tables:
+        table.close()
+
+
+def prompt_of(seed: int, length: int) -> list[int]:
+    return [3 + (seed * 31 + i * (7 + seed % 5)) % 200 for i in range(length)]
+
+
+def ask_alone(table: TableTop, prompt: list[int], params: SamplingParams = GREEDY) -> list[int]:
+    request_id = table.start(prompt, params)
+    turn_until([table], lambda: len(table.ids(request_id)) == params.max_tokens, "the answer is whole")
+    return table.ids(request_id)
+
+
+def start_pair(
+    prefill: TableTop, decode: TableTop, prompt: list[int], params: SamplingParams = GREEDY
+) -> str:
+    request_id = uuid.uuid4().hex
+    ticket = prefill.ticket(request_id, prompt)
+    decode.start(prompt, params, request_id=request_id, ticket=ticket)
+    prefill.start(prompt, params, role="prefill", request_id=request_id, ticket=ticket)
+    return request_id
+
+
+def is_quiet(*tables: TableTop) -> bool:
+    return all(not table.runs and not table.num_held for table in tables)
+
+
+def test_more_prompts_than_the_decode_worker_has_blocks_for_all_end_right(make_table: MakeTable) -> None:
+    prefill, decode, alone = make_table(200), make_table(20), make_table(200)
+    prompts = [prompt_of(i, 100 + i) for i in range(12)]  # 8 blocks each, for a pool of 20
+    ids = [start_pair(prefill, decode, prompt) for prompt in prompts]
+    turn_until([prefill, decode], lambda: all(len(decode.ids(i)) >= 11 for i in ids), "all end")
+    for request_id, prompt in zip(ids, prompts, strict=True):
+        first, rest = prefill.ids(request_id), decode.ids(request_id)
+        wanted = ask_alone(alone, prompt)
+        assert first == wanted[:1]
+        assert rest in (wanted, wanted[1:])
+    turn_until([prefill, decode], lambda: is_quiet(prefill, decode), "everything is back")
+
+
+def test_prompts_that_preempt_one_another_send_the_right_kv(make_table: MakeTable) -> None:
+    prefill, decode, alone = make_table(17), make_table(200), make_table(200)
+    prompts = [prompt_of(20 + i, 200) for i in range(5)]  # 13 blocks each, for a pool of 17
+    ids = [start_pair(prefill, decode, prompt) for prompt in prompts]
+    turn_until([prefill, decode], lambda: all(len(decode.ids(i)) >= 11 for i in ids), "all end", 40)
+    for request_id, prompt in zip(ids, prompts, strict=True):
+        assert (prefill.ids(request_id) + decode.ids(request_id))[-12:] == ask_alone(alone, prompt)
+    turn_until([prefill, decode], lambda: is_quiet(prefill, decode), "everything is back")
+
+
+def test_published_blocks_outlive_the_sequence_that_computed_them(make_table: MakeTable) -> None:
+    prefill = make_table(40)
+    prompt, request_id = prompt_of(30, 80), uuid.uuid4().hex
+    ticket = prefill.ticket(request_id, prompt)
+    prefill.start(prompt, GREEDY, role="prefill", request_id=request_id, ticket=ticket)
+    turn_until([prefill], lambda: prefill.ids(request_id), "the first token comes")
+    assert prefill.num_held == 5  # the last, partial block is free already
+    prefill.loop.turn()
+    assert prefill.stats.stranded_bytes == 0 or prefill.stats.num_runs
+    prefill.mailbox.arrived.append((prefill.peer, Cancel(request_id, 0)))
+    turn_until([prefill], lambda: is_quiet(prefill), "the blocks are back")
+
+
+def test_without_prefix_caching_kv_travels_all_the_same(make_table: MakeTable) -> None:
+    prefill = make_table(enable_prefix_caching=False)
+    decode = make_table(enable_prefix_caching=False)
+    prompt = prompt_of(40, 75)
+    request_id = start_pair(prefill, decode, prompt)
+    turn_until([prefill, decode], lambda: len(decode.ids(request_id)) == 11, "the answer is whole")
+    assert prefill.ids(request_id) + decode.ids(request_id) == ask_alone(decode, prompt)
+    turn_until([prefill, decode], lambda: is_quiet(prefill, decode), "everything is back")
+
+
+def test_a_step_that_fails_ends_its_requests_as_retryable_and_the_worker_lives(make_table: MakeTable) -> None:
+    table = make_table()
+    wanted = ask_alone(table, prompt_of(50, 30))
+    launch, failures = table.engine.runner.launch, iter([True])
+
+    def fail_once(plan: Any) -> Any:
+        if next(failures, False):
+            raise RuntimeError("the device said no")
+        return launch(plan)
+
+    table.engine.runner.launch = fail_once  # type: ignore[method-assign]
+    ids = [table.start(prompt_of(51 + i, 30), GREEDY) for i in range(3)]
+    turn_until([table], lambda: all(table.errors(i) for i in ids), "all are told")
+    assert {error for i in ids for error in table.errors(i)} == {"internal retryable"}
+    turn_until([table], lambda: is_quiet(table), "the blocks are back")
+    assert ask_alone(table, prompt_of(50, 30)) == wanted
+
+
+def test_steps_that_keep_failing_end_the_process(make_table: MakeTable) -> None:
+    table = make_table()
+
+    def fail(plan: Any) -> Any:
+        raise RuntimeError("the device said no")
+
+    table.engine.runner.launch = fail  # type: ignore[method-assign]
+    for i in range(2):
+        table.start(prompt_of(60 + i, 30), GREEDY)
+        table.loop.turn()
+    table.start(prompt_of(62, 30), GREEDY)
+    with pytest.raises(EngineBroken):
+        table.loop.turn()
+
+
+def test_a_router_that_is_lost_has_its_work_ended_and_others_not(make_table: MakeTable) -> None:
+    from baton.worker.mailbox import Peer
+
+    table, other = make_table(), Peer("other", b"o", 0.0)
+    params = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)
+    lost = table.start(prompt_of(70, 30), params, peer=other)
+    kept = table.start(prompt_of(71, 30), params)
+    turn_until([table], lambda: table.ids(lost) and table.ids(kept), "both run")
+    table.mailbox.arrived.append(PeerLost(other))
+    turn_until([table], lambda: len(table.ids(kept)) == 100, "the other's answer is whole")
+    assert len(table.ids(lost)) < 100
+    assert is_quiet(table)
+
+
+def test_draining_hands_back_what_runs_and_refuses_what_comes(make_table: MakeTable) -> None:
+    table = make_table()
+    params = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)
+    running = table.start(prompt_of(80, 30), params)
+    turn_until([table], lambda: table.ids(running), "it runs")
+    table.loop.drain()
+    late = table.start(prompt_of(81, 30), params)
+    table.loop.run()  # returns once nothing is held
+    assert table.errors(running) == table.errors(late) == ["draining retryable"]
+    assert is_quiet(table)
+
+
+def test_a_router_that_asks_gets_the_block_log_from_a_snapshot_on(make_table: MakeTable) -> None:
+    table = make_table(16)
+    ask_alone(table, prompt_of(90, 64))
+    table.mailbox.posted.clear()
+    table.mailbox.arrived.append(WantsBlocks(table.peer))
+    table.loop.turn()
+    snapshot: Any = next(m for _, m in table.mailbox.posted if not isinstance(m, Outputs))
+    hashes = set(snapshot.stored)
+    assert snapshot.is_snapshot
+    assert len(hashes) == table.engine.pool.num_cached
+    for i in range(4):  # the pool is small, so older blocks are evicted
+        ask_alone(table, prompt_of(91 + i, 64))
+    entries: list[Any] = [m for _, m in table.mailbox.posted if not isinstance(m, Outputs)][1:]
+    assert [entry.sequence for entry in entries] == list(
+        range(snapshot.sequence + 1, snapshot.sequence + 1 + len(entries))
+    )
+    assert any(entry.evicted for entry in entries)
+    for entry in entries:
+        hashes = (hashes - set(entry.evicted)) | set(entry.stored)
+    assert hashes == set(table.engine.cache.hashes())
+
+
+def test_epochs_stay_closed_and_are_forgotten_in_time() -> None:
+    now = [0.0]
+    closed = ClosedEpochs(clock=lambda: now[0])
+    closed.close("a", 3)
+    closed.close("a", 1)
+    assert closed.is_closed("a", 3)
+    assert not closed.is_closed("a", 4)
+    assert not closed.is_closed("b", 0)
+    now[0] = 1e6
+    closed.close("b", 0)
+    assert not closed.is_closed("a", 3)

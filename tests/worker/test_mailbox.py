@@ -1,0 +1,166 @@
+"""The control socket: who is met, who is lost, what is bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import zmq
+from tests.processes import eventually
+from tests.worker.small_router import Link
+
+from baton.errors import ConfigError
+from baton.messages import Cancel, Load, ModelFacts, Outputs, Token, WorkerInfo, encode
+from baton.worker import mailbox as module
+from baton.worker.mailbox import Mailbox, Peer, PeerLost
+from baton.worker.settings import WorkerConfig
+from baton.worker.wakeup import Wakeup
+
+INFO = WorkerInfo(
+    worker_id="w",
+    incarnation="i",
+    legs=("decode",),
+    control="",
+    kv="",
+    layout="",
+    model=ModelFacts(name="tiny", max_model_len=64, vocab_size=100, block_size=16),
+)
+Open = Callable[..., tuple[Mailbox, str]]
+
+
+@pytest.fixture
+def open_mailbox() -> Iterator[Open]:
+    opened: list[Mailbox] = []
+
+    def make(**keys: bytes) -> tuple[Mailbox, str]:
+        mailbox = Mailbox(Wakeup())
+        opened.append(mailbox)
+        endpoint = mailbox.bind("tcp://127.0.0.1:*", **keys)
+        mailbox.info = INFO
+        mailbox.start()
+        return mailbox, endpoint
+
+    yield make
+    for mailbox in opened:
+        mailbox.close()
+
+
+def take(mailbox: Mailbox, kind: type) -> Any:
+    """Give the first arrival of a kind."""
+    found: list[Any] = []
+
+    def look() -> bool:
+        found.extend(a for a in mailbox.take() if isinstance(a, kind))
+        return bool(found)
+
+    eventually(look, f"a {kind.__name__} arrives")
+    return found[0]
+
+
+def outputs(*tokens: Token) -> Outputs:
+    return Outputs("w", "i", list(tokens), Load())
+
+
+def test_hello_is_answered_without_the_loop(open_mailbox: Open) -> None:
+    mailbox, endpoint = open_mailbox()
+    mailbox.load = Load(num_running=7)
+    link = Link(endpoint, "r1")
+    eventually(lambda: (link.pump(), link.info)[1], "welcome")
+    assert link.info == INFO
+    assert link.load.num_running == 7
+
+
+def test_the_load_comes_by_itself_when_nothing_else_does(open_mailbox: Open) -> None:
+    _, endpoint = open_mailbox()
+    link = Link(endpoint, "r1")
+    eventually(lambda: (link.pump(), link.num_outputs >= 3)[1], "three reports")
+
+
+def test_a_router_that_connects_anew_gets_what_is_left_for_it(open_mailbox: Open) -> None:
+    mailbox, endpoint = open_mailbox()
+    first = Link(endpoint, "r1")
+    eventually(lambda: (first.pump(), first.info)[1], "welcome")
+    first.send(Cancel("a" * 32, 0))
+    peer, _ = take(mailbox, tuple)
+    first.socket.close()
+    second = Link(endpoint, "r1")
+    eventually(lambda: (second.pump(), second.info)[1], "welcome on the new connection")
+    mailbox.post(peer, outputs(Token("a" * 32, 0, 0, 5, 9)))
+    eventually(lambda: (second.pump(), second.answer("a" * 32).ids() == [9])[1], "the token comes there")
+
+
+def test_a_message_before_hello_is_taken_and_answered(open_mailbox: Open) -> None:
+    mailbox, endpoint = open_mailbox()
+    socket = zmq.Context.instance().socket(zmq.DEALER)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.connect(endpoint)
+    socket.send(encode(Cancel("b" * 32, 0)))
+    peer, cancel = take(mailbox, tuple)
+    assert cancel == Cancel("b" * 32, 0)
+    mailbox.post(peer, outputs())
+    assert socket.poll(5000)
+    socket.close()
+
+
+def test_a_silent_router_is_lost(open_mailbox: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ROUTER_SILENCE_S", 0.3)
+    mailbox, endpoint = open_mailbox()
+    link = Link(endpoint, "r1")
+    eventually(lambda: (link.pump(), link.info)[1], "welcome")
+    assert take(mailbox, PeerLost).peer.router_id == "r1"
+
+
+def test_a_router_that_does_not_read_is_bounded_and_lost(
+    open_mailbox: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_BACKLOG", 50)
+    mailbox, endpoint = open_mailbox()
+    link = Link(endpoint, "r1")
+    eventually(lambda: (link.pump(), link.info)[1], "welcome")
+    link.send(Cancel("c" * 32, 0))
+    peer: Peer = take(mailbox, tuple)[0]
+    heavy = outputs(*(Token("c" * 32, 0, 0, i, i) for i in range(2000)))
+
+    def is_lost() -> bool:
+        for _ in range(200):
+            mailbox.post(peer, heavy)
+        return any(isinstance(arrival, PeerLost) for arrival in mailbox.take())
+
+    eventually(is_lost, "it is given up")
+    assert not peer.backlog
+
+
+def test_only_who_has_the_keys_is_heard(open_mailbox: Open) -> None:
+    public, secret = zmq.curve_keypair()
+    mailbox, endpoint = open_mailbox(public_key=public, secret_key=secret)
+    context = zmq.Context.instance()
+    strangers_public, strangers_secret = zmq.curve_keypair()
+    sockets = []
+    for pair in (None, (strangers_public, strangers_secret), (public, secret)):
+        socket = context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.LINGER, 0)
+        if pair is not None:
+            socket.curve_serverkey = public
+            socket.curve_publickey, socket.curve_secretkey = pair
+        socket.connect(endpoint)
+        socket.send(encode(Cancel(f"{len(sockets):032d}", 0)))
+        sockets.append(socket)
+    _, cancel = take(mailbox, tuple)
+    assert cancel.request_id == f"{2:032d}"
+    assert not mailbox.take()
+    for socket in sockets:
+        socket.close()
+
+
+def test_a_wildcard_without_keys_is_refused() -> None:
+    with pytest.raises(ConfigError, match="curve"):
+        WorkerConfig(host="0.0.0.0")
+
+
+def test_an_address_that_is_taken_is_said(open_mailbox: Open) -> None:
+    _, endpoint = open_mailbox()
+    other = Mailbox(Wakeup())
+    with pytest.raises(ConfigError, match="cannot be bound"):
+        other.bind(endpoint)
+    other.close()
