@@ -3,7 +3,9 @@ import math
 import pytest
 import torch
 
+from baton.kernels import library_attention
 from baton.kernels.attention import AttentionBatch, paged_attention, paged_attention_reference
+from baton.kernels.prefill_attention import prefill_attention
 
 NUM_LAYERS, LAYER = 3, 1
 
@@ -173,3 +175,44 @@ def test_one_cuda_graph_serves_all_lengths(assert_close):
         for layer in range(NUM_LAYERS):
             assert_close(out[layer][kept], _dense(q[kept], kv[:, layer].nan_to_num(), batch, 0.125))
         batch.block_table = table
+
+
+def test_a_long_chunk_is_joined_of_itself_and_its_prefix(monkeypatch, assert_close):
+    """Check what surrounds the library's call, with the call done by plain arithmetic."""
+
+    def call(q, k, v, scale, is_causal):
+        k, v = (x.double().repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        scores = torch.einsum("qhd,khd->qhk", q.double(), k) * scale
+        if is_causal:
+            scores.masked_fill_(~torch.ones(len(q), len(q)).tril().bool()[:, None], -math.inf)
+        o = torch.einsum("qhk,khd->qhd", scores.softmax(-1), v)
+        return o.to(q.dtype), scores.logsumexp(-1).float()
+
+    monkeypatch.setattr(library_attention, "_call", call)
+    q, kv, batch = _step([], [(30, 30), (20, 100), (7, 8)], 4, 2, 16)
+    out = torch.empty_like(q)
+    for seq, rows in enumerate((slice(0, 30), slice(30, 50), slice(50, 57))):
+        library_attention.attend_chunk(q[rows], kv[:, LAYER], batch, seq, out[rows], 0.3)
+    assert_close(out, _dense(q, kv[:, LAYER], batch, 0.3))
+
+
+def test_the_kernel_leaves_out_what_is_the_librarys(device, is_kernel, assert_close):
+    if not is_kernel:
+        pytest.skip("the reference has no library path")
+    q, kv, batch = _step([5], [(30, 30), (40, 100), (7, 8)], 4, 2, 16, device=device)
+    out = torch.full(q.shape, 7.0, device=device)
+    prefill_attention(q, kv[:, LAYER], batch, out, scale=0.3, window=None, soft_cap=None, longest=39)
+    expected = _dense(q, kv[:, LAYER], batch, 0.3)
+    kept = torch.tensor([*range(1, 31), *range(71, 78)], device=device)
+    assert_close(out[kept], expected[kept])
+    assert (out[31:71] == 7).all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="cuDNN needs a GPU")
+@pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim"), [(8, 2, 128), (4, 4, 64)])
+def test_long_chunks_go_to_the_library(num_heads, num_kv_heads, head_dim, assert_close):
+    step = ([700], [(1500, 1500), (40, 300), (1100, 2000)])
+    q, kv, batch = _step(*step, num_heads, num_kv_heads, head_dim, dtype=torch.bfloat16, device="cuda")
+    assert library_attention.shortest_query_len(q, kv[:, LAYER], None, None) == 1024
+    o = paged_attention(q, kv[:, LAYER], batch, scale=head_dim**-0.5)
+    assert_close(o, _dense(q, kv[:, LAYER], batch, head_dim**-0.5))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from baton.kernels.decode_attention import DecodePlan, decode_attention, plan_decode
 from baton.kernels.launch import on_triton
+from baton.kernels.library_attention import attend_chunk, shortest_query_len
 from baton.kernels.prefill_attention import prefill_attention
 
 # A gathered group of decodes is read back right after it is written, so it should stay in the last-level cache: 6 MiB is
@@ -312,5 +313,28 @@ def paged_attention(
             plan = batch.decode_plans[window] = plan_decode(q, kv_layer, batch, window)
         decode_attention(q, kv_layer, batch, plan, out, scale=scale, window=window, soft_cap=soft_cap)
     if batch.num_decodes < batch.num_seqs:
-        prefill_attention(q, kv_layer, batch, out, scale=scale, window=window, soft_cap=soft_cap)
+        _attend_chunks(q, kv_layer, batch, out, scale, window, soft_cap)
     return out
+
+
+def _attend_chunks(
+    q: Tensor,
+    kv_layer: Tensor,
+    batch: AttentionBatch,
+    out: Tensor,
+    scale: float,
+    window: int | None,
+    soft_cap: float | None,
+) -> None:
+    """Give long plain chunks to the library, each by itself, and the rest to one launch of the kernel."""
+    library_len = shortest_query_len(q, kv_layer, window, soft_cap)
+    lens = batch.query_lens_host[batch.num_decodes :]
+    if min(lens) < library_len:
+        options = {"scale": scale, "window": window, "soft_cap": soft_cap, "longest": library_len - 1}
+        prefill_attention(q, kv_layer, batch, out, **options)
+    first = batch.num_decodes
+    for seq, query_len in enumerate(lens, batch.num_decodes):
+        if query_len >= library_len:
+            rows = slice(first, first + query_len)
+            attend_chunk(q[rows], kv_layer, batch, seq, out[rows], scale)
+        first += query_len
