@@ -580,6 +580,18 @@ def test_what_nobody_fetches_is_released_when_its_lease_ends() -> None:
     world.check_nothing_left()
 
 
+def test_a_sink_that_gives_up_before_it_fetches_frees_the_source() -> None:
+    world = World()
+    key = request_id(0), 0
+    world.offer(key)
+    world.publish(key, 3)
+    world.source.receive(PEER, [wire.seal(wire.Cancel(*key), b"t" * 16)])
+    assert world.source.num_open == 1
+    world.source.receive(PEER, [wire.seal(wire.Cancel(*key), SECRET)])
+    world.take_events()
+    world.check_nothing_left()
+
+
 def test_a_fetch_that_nothing_is_offered_for_ends() -> None:
     world = World()
     key = request_id(0), 0

@@ -303,7 +303,7 @@ def test_a_sink_that_does_not_read_holds_up_nobody(workers: Workers) -> None:
     source = Blocks(num, seed=5, block_nbytes=nbytes)
     slow, quick = Blocks(num, block_nbytes=nbytes), Blocks(num, block_nbytes=nbytes)
     exporter = workers.exporter(source.memory, layout=layout, config=HASTY)
-    stuck = workers.importer(slow.memory, layout=layout, running=False)
+    stuck = workers.importer(slow.memory, layout=layout, config=HASTY, running=False)
     importer = workers.importer(quick.memory, layout=layout)
     tickets = [TestTicket(request_id(n), layout=layout, source=exporter.endpoint) for n in range(2)]
     for number, ticket in enumerate(tickets):
@@ -313,9 +313,9 @@ def test_a_sink_that_does_not_read_holds_up_nobody(workers: Workers) -> None:
     importer.fetch(tickets[1], 0, block_hashes(1, num), range(num))
     assert isinstance(ends_of(importer)[0], Fetched)
     assert exporter.stats.bytes_sent < 2 * num * nbytes, "the pipe of the stuck sink has no end"
-    wait_until(lambda: exporter.stats.releases["expired"] == 1 or stuck.num_open == 0)
-    stuck.close()
+    # Its blocks are queued for a process that lives and never reads: even they come back, with the connection.
     assert {released.reason for released in releases_of(exporter, 2)} == {"fetched", "expired"}
+    stuck.close()
     assert (quick.bytes == source.bytes).all()
     assert_nothing_is_left(exporter, importer)
 

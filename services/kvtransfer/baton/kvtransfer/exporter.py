@@ -85,6 +85,7 @@ class Exporter:
             }
         except BaseException:
             self._close_sockets()
+            self.doorbell.close()
             raise
         self.endpoint = str(Endpoint(host_id(), addresses))
 

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -14,6 +15,8 @@ import zmq
 from baton.kvtransfer.transports.transport import Socket
 
 log = logging.getLogger("baton.kvtransfer")
+BACK_OFF_S = 0.05
+"""After a step that failed, so that one which fails again and again does not fill the log."""
 
 
 class Doorbell:
@@ -101,5 +104,6 @@ class TransferThread:
                 drive(self._parts, 1.0)
             except Exception:  # the edge of the loop: one message or command is lost, the worker lives
                 log.exception("a step of the KV transfer failed")
+                time.sleep(BACK_OFF_S)
         for part in self._parts:
             part.close()

@@ -185,7 +185,8 @@ class SendingSide:
             if isinstance(message, wire.Fetch):
                 self._on_fetch(offer, peer, message, sealed)
                 return
-            if peer != offer.peer:
+            gives_up = isinstance(message, wire.Cancel) and offer.peer is None
+            if peer != offer.peer and not gives_up:
                 raise wire.BadFrame("stranger", "the right secret, but another peer has the ticket")
         except wire.BadFrame as bad:
             self._stats.dropped[bad.reason] += 1

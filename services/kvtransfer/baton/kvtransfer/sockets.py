@@ -118,8 +118,9 @@ def _make(context: Context, kind: int, config: TransferConfig) -> Socket:
     socket: Socket = context.socket(kind)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-    # A stopped peer keeps its connection, and with it the blocks that are queued for it, until its pings stay out
-    # for the time it named. That is the lease: what cannot be renewed is not read any more either.
+    # Blocks stay queued for a sink that is stopped, or lives and does not read, as long as its connection does. The
+    # source cuts one whose pings stay out for the time it named; one that never reads gets no answer to its own
+    # pings, and cuts itself. That time is the lease: what is not renewed is not read any more either.
     lease_ms = int(config.lease_s * 1000)
     socket.setsockopt(zmq.HEARTBEAT_IVL, max(1, lease_ms // HEARTBEATS_A_LEASE))
     socket.setsockopt(zmq.HEARTBEAT_TTL, lease_ms)
