@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
+import re
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import httpx
 
 QUESTION = "What is the capital of France? Answer in one sentence."
+MESSAGES = (
+    ("system", "You are a helpful assistant."),
+    ("user", "What is the capital of Italy?"),
+    ("assistant", "The capital of Italy is Rome."),
+    ("user", "What is 12 + 30?"),
+    ("assistant", "12 + 30 = 42."),
+    ("user", QUESTION),
+)
+"""Long enough to fill some blocks of KV."""
 MAX_TOKENS = 64
+REPORT_S = 2.0
+_MOVED = re.compile(r"^baton:kv_transfer_bytes_total(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 
-async def try_chat(client: httpx.AsyncClient, url: str, model: str) -> int:
+async def try_chat(client: httpx.AsyncClient, url: str, model: str, worker_urls: Sequence[str]) -> int:
     """Ask, and print; give 0 if an answer came whole."""
+    moved_before = await _moved_nbytes(client, worker_urls)
     body = {
         "model": model,
-        "messages": [{"role": "user", "content": QUESTION}],
+        "messages": [{"role": role, "content": content} for role, content in MESSAGES],
         "max_tokens": MAX_TOKENS,
         "temperature": 0,
         "stream": True,
@@ -51,6 +65,10 @@ async def try_chat(client: httpx.AsyncClient, url: str, model: str) -> int:
     ended_at = time.monotonic()
     print(f"\n\nroute:  {await _route(client, url, request_id, route)}")
     print(_times(began_at, ended_at, times, usage), flush=True)
+    moved = 0.0
+    if route and "remote" in route:
+        moved = await _moved_nbytes(client, worker_urls, above=moved_before) - moved_before
+    print(f"KV:     {moved / 1024:.0f} KiB came from the prefill worker, every block verified\n", flush=True)
     return 0 if finish_reason and times else 1
 
 
@@ -58,6 +76,19 @@ async def _chunks(answer: httpx.Response) -> AsyncIterator[dict[str, Any]]:
     async for line in answer.aiter_lines():
         if line.startswith("data: ") and line != "data: [DONE]":
             yield json.loads(line[6:])
+
+
+async def _moved_nbytes(client: httpx.AsyncClient, worker_urls: Sequence[str], above: float = -1.0) -> float:
+    """Add up what workers have fetched; workers report a moment later, so wait until it is above what it was."""
+    deadline = time.monotonic() + REPORT_S
+    while True:
+        total = 0.0
+        for url in worker_urls:
+            text = (await client.get(f"{url}/metrics")).text
+            total += sum(float(value) for value in _MOVED.findall(text))
+        if total > above or time.monotonic() > deadline:
+            return total
+        await asyncio.sleep(0.05)
 
 
 async def _route(client: httpx.AsyncClient, url: str, request_id: str | None, header: str | None) -> str:

@@ -143,7 +143,7 @@ async def _serve(config: UpConfig, plan: Plan, supervisor: Supervisor, stop: asy
         supervisor.say("up", f"ready after {time.monotonic() - started_at:.1f} s. Try:")
         print(_curl(plan, config), flush=True)
         if config.ask or config.once:
-            asking = asyncio.create_task(try_chat(client, plan.router_url, plan.model_name))
+            asking = asyncio.create_task(try_chat(client, plan.router_url, plan.model_name, plan.worker_urls))
             if not await _first(asking, stop, supervisor.failure):
                 return 0
             if config.once:

@@ -195,3 +195,18 @@ def test_epochs_stay_closed_and_are_forgotten_in_time() -> None:
     now[0] = 1e6
     closed.close("b", 0)
     assert not closed.is_closed("a", 3)
+
+
+def test_the_loop_does_not_rest_between_a_prompts_arrival_and_its_first_step(make_table: MakeTable) -> None:
+    prefill, decode = make_table(), make_table()
+    request_id = start_pair(prefill, decode, prompt_of(95, 60))
+    turn_until([prefill], lambda: prefill.ids(request_id), "the prompt is computed")
+    rested_with_work = []
+
+    def is_done() -> bool:
+        rests = decode.loop.turn()
+        rested_with_work.append(rests and decode.engine.has_work)
+        return len(decode.ids(request_id)) == 11
+
+    turn_until([prefill], is_done, "the answer is whole")
+    assert not any(rested_with_work)

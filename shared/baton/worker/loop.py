@@ -104,7 +104,7 @@ class WorkerLoop:
                 self._wakeup.wait(self._idle_s())
 
     def turn(self) -> bool:
-        """Go round once, without waiting; give whether there was no step to make or to take in.
+        """Go round once, without waiting; give whether there was nothing to do.
 
         Raises:
             EngineBroken: steps fail again and again.
@@ -114,9 +114,8 @@ class WorkerLoop:
         progress = engine.num_steps + engine.num_collected
         if engine.has_work:
             self._step()
-        for leg in self._legs.values():
-            leg.advance()
-        is_idle = engine.num_steps + engine.num_collected == progress
+        advanced = [leg.advance() for leg in self._legs.values()]
+        is_idle = engine.num_steps + engine.num_collected == progress and not any(advanced)
         self._send(is_idle)
         return is_idle
 

@@ -80,8 +80,11 @@ class Leg(Protocol):
     def stop_choice(self, run: Run, choice: int) -> None:
         """End one of several choices."""
 
-    def advance(self) -> None:
-        """Do what events and the last step made possible. Called once a turn of the loop; never waits."""
+    def advance(self) -> bool:
+        """Do what events and the last step made possible; give whether the engine may have more to do by it.
+
+        Called once a turn of the loop; never waits.
+        """
 
     def stranded_blocks(self) -> int:
         """Count the blocks that runs which are over still hold."""

@@ -32,9 +32,10 @@ class Wakeup:
 
     def clear(self) -> None:
         """Forget wake-ups; call it before looking at what the setters left."""
-        self._is_set = False
         with contextlib.suppress(BlockingIOError):
             os.read(self._read_fd, 4096)
+        # After the read: a setter that still sees the flag left its work before, so the caller finds it.
+        self._is_set = False
 
     def wait(self, timeout_s: float) -> None:
         """Wait until somebody sets it, at most so long; then clear it."""

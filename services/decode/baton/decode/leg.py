@@ -111,11 +111,12 @@ class DecodeLeg:
         else:
             importing.stopped_choices.append(choice)
 
-    def advance(self) -> None:
+    def advance(self) -> bool:
         """Take what the importer says, and grant blocks."""
         if self._importer is None:
-            return
-        for event in self._importer.events():
+            return False
+        events = self._importer.events()
+        for event in events:
             key = event.request_id, event.epoch
             match event:
                 case Landed():
@@ -127,6 +128,7 @@ class DecodeLeg:
         for importing in self._imports.values():
             self._grant(importing, self._importer)
         self._give_way(self._importer)
+        return bool(events)
 
     def stranded_blocks(self) -> int:
         """Count the blocks of cancelled fetches that the importer has not let go yet."""

@@ -114,17 +114,19 @@ class PrefillLeg:
     def stop_choice(self, run: Run, choice: int) -> None:
         """Nothing to do: only one choice has a leg here."""
 
-    def advance(self) -> None:
+    def advance(self) -> bool:
         """Publish what the last step computed; take back what was released."""
         for export in self._computing.values():
             self._publish(export)
-        for released in self._exporter.events():
+        released_now = self._exporter.events()
+        for released in released_now:
             export = self._by_ticket.pop((released.request_id, released.epoch))
             self._engine.pool.release(export.block_ids)
             export.block_ids = []
             export.ticket = None
             if export.is_computed:
                 self._runs.close(export.run)
+        return bool(released_now)
 
     def stranded_blocks(self) -> int:
         """Count the blocks held for tickets whose prompt is computed, or given up."""
