@@ -378,6 +378,24 @@ def test_bodies_are_bounded_in_size_and_refused_by_name(serving: Cluster) -> Non
             assert answer.json()["error"]["param"] == "x-request-timeout"
 
 
+def test_numbers_too_large_and_nests_too_deep_for_the_template_are_refused(serving: Cluster) -> None:
+    nest: Any = {}
+    for _ in range(150):
+        nest = {"a": nest}
+    for kwargs in ({"a": 10**30}, nest, {"messages": []}, {"bos_token": "x"}):
+        body = {"messages": MESSAGES, "chat_template_kwargs": kwargs, "max_tokens": 1}
+        answer = httpx.post(f"{serving.url}/v1/chat/completions", json=body)
+        assert answer.status_code == 400 or kwargs is nest
+    call = {
+        "id": "c",
+        "type": "function",
+        "function": {"name": "f", "arguments": '{"a": 1' + "0" * 5000 + "}"},
+    }
+    messages = [*MESSAGES, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    answer = httpx.post(f"{serving.url}/v1/chat/completions", json={"messages": messages, "max_tokens": 1})
+    assert answer.status_code == 200
+
+
 def test_a_deadline_in_a_header_ends_a_request(serving: Cluster) -> None:
     body = {"prompt": PROMPT, "max_tokens": 1900, "ignore_eos": True}
     headers = {"x-request-timeout": "0.2"}

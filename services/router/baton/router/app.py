@@ -19,7 +19,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from baton.errors import BatonError, InvalidRequest
 from baton.logs import get_logger
@@ -258,7 +258,7 @@ def _routes(state: RouterState, app: FastAPI) -> APIRouter:
     async def version() -> Response:
         return JSON({"version": _version()})
 
-    @routes.get("/metrics", summary="Every series, for Prometheus")
+    @routes.get("/metrics", summary="Every series, for Prometheus", response_class=PlainTextResponse)
     async def metrics() -> Response:
         state.dispatcher.count()
         state.metrics.streams_open.set(len(state.streams))
@@ -483,8 +483,14 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def _operation(path: str) -> dict[str, Any]:
     """Describe a route's body: the models are checked by us, so the framework does not know them."""
     schema = {"$ref": f"#/components/schemas/{_BODIES[path].__name__}"}
+    answers: dict[int | str, dict[str, Any]] = {
+        200: {
+            "description": "The answer, or its events",
+            "content": {"application/json": {}, "text/event-stream": {}},
+        }
+    }
     return {
-        "responses": _errors(400, 404, 408, 413, 429, 499, 503, 504),
+        "responses": answers | _errors(400, 404, 408, 413, 429, 499, 503, 504),
         "openapi_extra": {
             "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
         },

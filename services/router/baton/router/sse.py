@@ -27,7 +27,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Any]
 Send = Callable[[MutableMapping[str, Any]], Any]
 _EVENTS = "text/event-stream; charset=utf-8"
-_GRACE_S = 5.0
+_GRACE_S = 10.0
 """For the last words to a slow client."""
 
 
@@ -128,6 +128,7 @@ class EventStream(Response):
         self._early_error: BatonError | None = None
         self._send_body: Send | None = None
         """Set while the answer is open and nothing else is writing."""
+        self._raw_send: Send | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._writer: asyncio.Task[Any] | None = None
         self._write_began_at = 0.0
@@ -199,7 +200,8 @@ class EventStream(Response):
         self._table.add(self)
         watch = asyncio.get_running_loop().create_task(self._watch(receive))
         try:
-            await self._serve(send, scope.get("baton.send", send))
+            self._raw_send = scope.get("baton.send", send)
+            await self._serve(send, self._raw_send)
         except asyncio.CancelledError:
             if not self._is_gone:
                 raise
@@ -278,6 +280,10 @@ class EventStream(Response):
         if self._table.has(self) and self._writer is not None:
             self._is_gone = True
             self._writer.cancel()
+            # closing would wait for the client to read what is in the connection's buffer
+            transport = getattr(getattr(self._raw_send, "__self__", None), "transport", None)
+            if transport is not None:
+                transport.abort()
 
     def _wake(self) -> None:
         waiter, self._waiter = self._waiter, None

@@ -98,9 +98,17 @@ class TextPool:
             "kwargs": kwargs,
             "max_len": self._config.max_rendered_nbytes,
         }
+        try:
+            frame = make_frame(request)
+        except (OverflowError, RecursionError, TypeError):
+            raise InvalidRequest(
+                "messages cannot be rendered: they (or tools, or chat_template_kwargs) hold a number beyond 64 bits, or "
+                "objects that are nested too deep.",
+                field="messages",
+            ) from None
         renderer = await self._renderers.get()
         try:
-            answer = await renderer.render(request, self._config.template_timeout_s)
+            answer = await renderer.render(frame, self._config.template_timeout_s)
         finally:
             self._renderers.put_nowait(renderer)
         if "error" in answer:
@@ -135,14 +143,14 @@ class _Renderer:
             }
             hello |= {"max_len": 1, "add_generation_prompt": False, "continue_final_message": False}
             async with asyncio.timeout(_START_S):
-                await self._exchange(self._process, hello)
+                await self._exchange(self._process, make_frame(hello))
         return self._process
 
-    async def render(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+    async def render(self, frame: bytes, timeout_s: float) -> dict[str, Any]:
         try:
             process = await self.ready()
             async with asyncio.timeout(timeout_s):
-                return await self._exchange(process, request)
+                return await self._exchange(process, frame)
         except TimeoutError:
             _log.warning("template_timeout", timeout_s=timeout_s)
             await self.stop()
@@ -160,10 +168,10 @@ class _Renderer:
             process.kill()
             await process.wait()
 
-    async def _exchange(self, process: asyncio.subprocess.Process, request: dict[str, Any]) -> dict[str, Any]:
+    async def _exchange(self, process: asyncio.subprocess.Process, frame: bytes) -> dict[str, Any]:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(make_frame(request))
+        process.stdin.write(frame)
         await process.stdin.drain()
         nbytes = int.from_bytes(await process.stdout.readexactly(4), "little")
         answer: dict[str, Any] = msgspec.msgpack.decode(await process.stdout.readexactly(nbytes))

