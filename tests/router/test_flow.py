@@ -1,6 +1,7 @@
 """A request through its legs: order, repeats, gaps, epochs, replays, and one way out. No sockets, no processes."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,7 +87,12 @@ class World:
         self.config = RouterConfig(model="m", **config)
         self.pool = WorkerPool(self.config, "r", self.metrics)
         self.dispatcher = Dispatcher(
-            self.config, self.pool, PrefixIndex(), self.metrics, Admission(self.config, self.metrics)
+            self.config,
+            self.pool,
+            PrefixIndex(),
+            self.metrics,
+            Admission(self.config, self.metrics),
+            random.Random(0),
         )
         self.pool._listener = self.dispatcher
         self.heard = Heard()

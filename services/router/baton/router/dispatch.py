@@ -48,6 +48,7 @@ class Dispatcher:
         index: PrefixIndex,
         metrics: RouterMetrics,
         admission: Admission,
+        rng: random.Random | None = None,
     ) -> None:
         self.config = config
         self.pool = pool
@@ -63,7 +64,7 @@ class Dispatcher:
         self._parked: dict[GenerationFlow, asyncio.TimerHandle] = {}
         self._traces: OrderedDict[str, list[Trace]] = OrderedDict()
         self._turn = 0
-        self._rng = random.Random()
+        self._rng = rng or random.Random()
         self._loop = asyncio.get_running_loop()
         self._num_with_token = 0
 
