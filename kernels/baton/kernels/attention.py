@@ -106,65 +106,66 @@ def _block_rows(table: Tensor, row_step: int) -> Tensor:
     return torch.cat((rows, rows + 1))
 
 
-def _plan_group(
-    first: int,
-    table: Tensor,
-    hidden: list[int],
-    seen: list[int],
-    kv_layer: Tensor,
-    dtype: torch.dtype,
-    window: int | None,
-) -> _Piece:
-    """Plan a group of decodes: `hidden` whole blocks of each lie before its window, `seen` tokens follow."""
-    _, _, block_size, num_kv_heads, head_dim = kv_layer.shape
-    row_step = kv_layer.stride(0) // (block_size * num_kv_heads * head_dim)
-    longest = max(seen)
-    num_blocks = -(-longest // block_size)
-    if window is None and min(seen) == longest:
-        return _Piece(first, len(seen), 1, longest, _block_rows(table[:, :num_blocks], row_step), None)
-    ends = torch.tensor(seen)[:, None]
-    # Past a sequence's end its first block is read again, and what is nobody's there is cleared: what another
-    # left in it may not be finite, and no mask stops 0 * NaN.
-    positions = torch.arange(num_blocks * block_size)
-    columns = positions[::block_size].expand(len(seen), -1)
-    columns = torch.where(columns < ends, columns // block_size, 0).add_(torch.tensor(hidden)[:, None])
-    in_last_block = positions // block_size == (ends - 1) // block_size
-    tails = ((positions >= ends) & (in_last_block | (ends < block_size))).view(-1).nonzero().view(-1)
-    tails = torch.cat((tails, tails + len(seen) * num_blocks * block_size))
-    positions = positions[:longest]
-    visible = positions < ends
-    if window is not None:
-        visible &= positions >= ends - window
-    mask = _mask(visible, dtype)[:, None, None]
-    rows = _block_rows(table.gather(1, columns), row_step)
-    return _Piece(first, len(seen), 1, longest, rows, mask, tails if tails.numel() else None)
+def _tails(seen: list[int], padded: int, block_size: int) -> Tensor | None:
+    """List the gathered tokens, K's then V's, that are nobody's and yet are read.
+
+    Past a sequence's end its first block is gathered again; the rest of its last block, and of a first block that is
+    its last, may hold what another left there, which may not be finite: no mask stops 0 * NaN.
+    """
+    tails: list[int] = []
+    for i, n in enumerate(seen):
+        end = -(-n // block_size) * block_size if n >= block_size else padded
+        tails.extend(range(i * padded + n, i * padded + end))
+    if not tails:
+        return None
+    of_k = torch.tensor(tails)
+    return torch.cat((of_k, of_k + len(seen) * padded))
 
 
 def _plan_decodes(
     batch: AttentionBatch, kv_layer: Tensor, dtype: torch.dtype, window: int | None
 ) -> _GatherPlan:
-    block_size, num_kv_heads, head_dim = kv_layer.shape[2:]
+    """Group decodes by length; what all groups need is computed once, sorted, and sliced."""
+    _, _, block_size, num_kv_heads, head_dim = kv_layer.shape
+    row_step = kv_layer.stride(0) // (block_size * num_kv_heads * head_dim)
     num_decodes = batch.num_decodes
     lens = [max(1, n) for n in batch.seq_lens_host[:num_decodes]]
-    hidden = [0 if window is None else max(0, n - window) // block_size for n in lens]
+    hidden = [
+        0 if window is None else max(0, n - window) // block_size for n in lens
+    ]  # blocks before the window
     seen = [n - h * block_size for n, h in zip(lens, hidden, strict=True)]
+    if num_decodes == 1 and window is None:
+        rows = _block_rows(batch.block_table[:1, : -(-seen[0] // block_size)], row_step)
+        return _GatherPlan([_Piece(0, 1, 1, seen[0], rows, None)], None, None)
     groups = _group_by_length(seen, 2 * num_kv_heads * head_dim * kv_layer.element_size())
-    table = batch.block_table[:num_decodes]
-    order = inverse = None
-    if len(groups) > 1:
-        order = torch.tensor([i for group in groups for i in group])
-        table = table.index_select(0, order)
-        inverse = torch.arange(batch.slots.shape[0])
-        inverse[order] = torch.arange(num_decodes)
-    else:
-        groups = [list(range(num_decodes))]
+    ids = [i for group in groups for i in group]
+    order = torch.tensor(ids)
+    inverse = torch.arange(batch.slots.shape[0])
+    inverse[order] = torch.arange(num_decodes)
+    ends = torch.tensor([seen[i] for i in ids])[:, None]
+    longest = max(seen)
+    columns = torch.arange(-(-longest // block_size)).expand(num_decodes, -1)
+    columns = torch.where(columns * block_size < ends, columns, 0)
+    if any(hidden):
+        columns += torch.tensor([hidden[i] for i in ids])[:, None]
+    table = batch.block_table[:num_decodes].index_select(0, order).gather(1, columns).mul_(row_step)
+    positions = torch.arange(longest)
+    visible = positions < ends
+    if window is not None:
+        visible &= positions >= ends - window
+    mask = _mask(visible, dtype)[:, None, None]
     pieces: list[_Piece] = []
     first = 0
     for group in groups:
-        part = table[first : first + len(group)]
-        sizes = [hidden[i] for i in group], [seen[i] for i in group]
-        pieces.append(_plan_group(first, part, *sizes, kv_layer, dtype, window))
-        first += len(group)
+        sizes = [seen[i] for i in group]
+        last, widest = first + len(group), max(sizes)
+        rows = table[first:last, : -(-widest // block_size)].reshape(-1)
+        rows = torch.cat((rows, rows + 1))
+        is_even = window is None and min(sizes) == widest
+        tails = None if is_even else _tails(sizes, rows.shape[0] // (2 * len(group)) * block_size, block_size)
+        piece_mask = None if is_even else mask[first:last, ..., :widest]
+        pieces.append(_Piece(first, len(group), 1, widest, rows, piece_mask, tails))
+        first = last
     return _GatherPlan(pieces, order, inverse)
 
 
