@@ -30,7 +30,8 @@ DECODES: dict[str, list[int]] = {
     "256 x 1k": [1024] * 256,
     "32 x 4k": [4096] * 32,
     "1 x 32k": [32768],
-    "64 x 50..4k": [random.Random(0).randint(50, 4096) for _ in range(64)],
+    "64 x 3.5k": [3509] * 64,
+    "64 x 50..4k": random.Random(0).choices(range(50, 4097), k=64),
 }
 CHUNKS: dict[str, list[tuple[int, int]]] = {
     "1 x 512": [(512, 512)],
@@ -187,7 +188,7 @@ def chunk_rows(cache: Cache) -> list[Row]:
 
 def sweep(cache: Cache) -> None:
     """Print the time of every launch choice."""
-    for name in ("1 x 1k", "32 x 1k", "256 x 1k", "1 x 32k", "64 x 50..4k"):
+    for name in ("1 x 1k", "32 x 1k", "256 x 1k", "1 x 32k", "64 x 3.5k", "64 x 50..4k"):
         lens = DECODES[name]
         q, batch = cache.step([1] * len(lens), lens)
         nbytes = sum(lens) * KV_HEADS * HEAD_DIM * 4
