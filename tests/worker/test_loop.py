@@ -210,3 +210,21 @@ def test_the_loop_does_not_rest_between_a_prompts_arrival_and_its_first_step(mak
 
     turn_until([prefill], is_done, "the answer is whole")
     assert not any(rested_with_work)
+
+
+def test_a_worker_with_both_legs_serves_itself_and_others(make_table: MakeTable) -> None:
+    one, two = make_table(), make_table()
+    prompts = [prompt_of(100 + i, 70) for i in range(4)]
+    pairs = [(one, one), (one, two), (two, one), (two, two)]
+    ids = [start_pair(p, d, prompt) for (p, d), prompt in zip(pairs, prompts, strict=True)]
+
+    def answers() -> list[list[int]]:
+        return [
+            [*p.ids(i)[:1], *d.ids(i)[-11:]] if p is not d else p.ids(i)
+            for (p, d), i in zip(pairs, ids, strict=True)
+        ]
+
+    turn_until([one, two], lambda: all(len(answer) == 12 for answer in answers()), "all answers are whole")
+    got = answers()
+    assert got == [ask_alone(one, prompt) for prompt in prompts]
+    turn_until([one, two], lambda: is_quiet(one, two), "everything is back")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import signal
 import time
 import uuid
 from collections.abc import Iterator
 
+import httpx
 import msgspec
 import pytest
-from tests.cluster import Cluster, prompt_of
+from tests.cluster import WORKER_FLAGS, Cluster, prompt_of
+from tests.processes import eventually, start_worker
 from tests.worker.small_router import Link, SmallRouter
 
 from baton.messages import Cancel, Ticket
@@ -289,3 +293,36 @@ def _hashes_told(link: Link) -> set[bytes]:
 def test_a_first_token_is_read_as_it_was_written() -> None:
     first = FirstToken(2, 17, 100, True)
     assert FirstToken.decode(first.encode()) == first
+
+
+def test_decode_also_prefill_announces_and_serves_both_legs(cluster: Cluster, router: SmallRouter) -> None:
+    worker = start_worker("decode", cluster.model, cluster.folder, "both", "--also-prefill", *WORKER_FLAGS)
+    try:
+        worker.wait_ready()
+        info = worker.info()
+        assert set(info.legs) == {"prefill", "decode"}
+        both = SmallRouter(info.control, cluster.workers["d0"].info().control)
+        prompt = prompt_of(41_500, 90)
+        request_id = both.start_pair(both.links[0], both.links[1], prompt, GREEDY)
+        both.until(lambda: both.links[1].answer(request_id).is_finished(), "the answer is whole")
+        answers = [link.answer(request_id).ids() for link in both.links]
+        assert answers[0] + answers[1] == wanted(cluster, prompt)
+        alone = both.start(both.links[0], prompt, GREEDY)
+        both.until(lambda: both.links[0].answer(alone).is_finished(), "it also decodes")
+        assert both.links[0].answer(alone).ids() == wanted(cluster, prompt)
+        both.close()
+        assert worker.stop() == 0
+    finally:
+        worker.kill()
+
+
+def test_a_worker_whose_loop_hangs_is_seen_by_its_face(cluster: Cluster) -> None:
+    worker = cluster.workers["p1"]
+    engine = worker.engine_pid()
+    os.kill(engine, signal.SIGSTOP)
+    try:
+        eventually(lambda: httpx.get(f"{worker.url}/health").status_code == 503, "the face says so", 30)
+    finally:
+        os.kill(engine, signal.SIGCONT)
+    worker.wait_ready()
+    cluster.wait_seen()
