@@ -1,6 +1,8 @@
 """The OpenAI API over real sockets, with the real SDK, in front of fake workers."""
 
+import contextlib
 import json
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -394,6 +396,58 @@ def test_numbers_too_large_and_nests_too_deep_for_the_template_are_refused(servi
     messages = [*MESSAGES, {"role": "assistant", "content": None, "tool_calls": [call]}]
     answer = httpx.post(f"{serving.url}/v1/chat/completions", json={"messages": messages, "max_tokens": 1})
     assert answer.status_code == 200
+
+
+def raw(serving: Cluster, *pieces: bytes, timeout_s: float = 5.0) -> bytes:
+    """Send bytes as they are; give all that comes back."""
+    with socket.create_connection(("127.0.0.1", serving.config.port)) as client:
+        client.settimeout(timeout_s)
+        answer = b""
+        with contextlib.suppress(OSError):
+            for piece in pieces:
+                client.sendall(piece)
+        with contextlib.suppress(ConnectionError):
+            while part := client.recv(65536):
+                answer += part
+        return answer
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"NONSENSE\r\n\r\n", 400),
+        (b"GET /health HTTP/9.9\r\n\r\n", 400),
+        (b"POST /v1/completions HTTP/1.1\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\nabcd", 400),
+        (b"POST /v1/completions HTTP/1.1\r\ncontent-length: -1\r\n\r\n", 400),
+        (b"POST /v1/completions HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n", 400),
+        (b"GET /health HTTP/1.1\r\nx: " + b"a" * 10_000_000, 431),
+        (b"GET /health HTTP/1.1\r\n" + b"a: b\r\n" * 1_000_000, 431),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
+    ],
+)
+def test_what_is_no_http_gets_an_error_object_or_none(
+    serving: Cluster, request_bytes: bytes, status: int
+) -> None:
+    answer = raw(serving, request_bytes)
+    # while we still write, the kernel may drop the answer with the connection
+    assert answer.startswith(b"HTTP/1.1 %d " % status) or (status == 431 and not answer)
+    if answer:
+        assert b'{"error":{"message":' in answer
+    assert httpx.get(f"{serving.url}/health").status_code == 200
+
+
+def test_a_head_and_a_body_that_never_end_are_given_up(tmp_path: Path) -> None:
+    with cluster(tmp_path, [], head_timeout_s=0.3, body_timeout_s=0.3) as made:
+        assert b" 408 " in raw(made, b"GET /health HTTP/1.1\r\nx:")
+        assert b" 408 " in raw(made)
+        slow_body = raw(
+            made, b"POST /v1/completions HTTP/1.1\r\ncontent-length: 9\r\nconnection: close\r\n\r\n{"
+        )
+        assert b" 408 " in slow_body
+        with httpx.Client(base_url=made.url) as http:  # a connection that is kept is not in a head
+            assert http.get("/health").status_code == 200
+            time.sleep(0.5)
+            assert http.get("/health").status_code == 200
 
 
 def test_a_deadline_in_a_header_ends_a_request(serving: Cluster) -> None:

@@ -20,6 +20,7 @@ from baton.messages import (
     Start,
     Token,
     ToWorker,
+    Welcome,
     WorkerInfo,
 )
 from baton.metrics import RouterMetrics
@@ -389,6 +390,25 @@ async def test_a_worker_that_takes_no_message_is_lost_and_another_asked(world: W
         flow.cancel()
         world.heard = Heard()
     assert "d0" not in world.pool.workers or not sent(deaf)
+
+
+async def test_a_worker_that_answers_but_does_no_step_is_taken_as_dead_until_it_does() -> None:
+    world = World(stall_s=0.0)
+    stuck = world.join("d0", "decode")
+    world.pool._of_client[stuck.client] = stuck
+    world.begin()
+    stuck.client.last_heard = 1e12
+    beat = asyncio.create_task(world.pool._keep_in_touch())
+    for _ in range(100):
+        await asyncio.sleep(0.01)
+        if "d0" not in world.pool.workers:
+            break
+    beat.cancel()
+    world.pool.on_message(stuck.client, Welcome(stuck.info, stuck.load))
+    assert "d0" not in world.pool.workers
+    world.pool.on_message(stuck.client, Welcome(stuck.info, Load(num_steps=1)))
+    assert "d0" in world.pool.workers
+    await world.pool.close()
 
 
 async def test_a_worker_that_drains_gets_nothing_new(world: World) -> None:

@@ -58,6 +58,7 @@ class RouterConfig:
     )
     max_body_nbytes: int = setting(8 * 2**20, "longest request body")
     max_header_nbytes: int = setting(64 * 2**10, "longest request head")
+    head_timeout_s: float = setting(10.0, "how long a request head may take to arrive")
     body_timeout_s: float = setting(30.0, "how long a request body may take to arrive")
     keep_alive_s: float = setting(10.0, "seconds of silence after which a waiting stream gets a comment")
     stream_buffer_nbytes: int = setting(1 * 2**20, "text that waits for a slow client before its stream ends")
@@ -65,6 +66,9 @@ class RouterConfig:
     request_timeout_s: float = setting(3600.0, "deadline of a request that names none")
     max_replays: int = setting(3, "how often a request goes to other workers after a failure")
     worker_wait_s: float = setting(30.0, "how long a request waits for a worker when all of them are away")
+    stall_s: float = setting(
+        120.0, "how long a worker may do no step while it has requests, before it is taken as dead"
+    )
     template_timeout_s: float = setting(2.0, "how long a chat template may render")
     max_rendered_nbytes: int = setting(16 * 2**20, "longest text that a chat template may give")
     tokenizer_threads: int = setting(2, "threads for long prompts")

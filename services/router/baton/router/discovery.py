@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 
+from baton.errors import ConfigError
 from baton.logs import get_logger
 from baton.metrics import RouterMetrics
 from baton.registry import Registry, RegistryDown
@@ -40,6 +41,7 @@ class Discovery:
         self._task: asyncio.Task[None] | None = None
         self._named: set[str] = set()
         """Endpoints that the registry named."""
+        self._refused: set[str] = set()
 
     def start(self) -> None:
         """Begin to follow; without a registry, ask workers for their logs."""
@@ -90,8 +92,13 @@ class Discovery:
     async def _find_workers(self, registry: Registry) -> None:
         records = await registry.workers()
         named = {record.info.control for record in records}
-        for endpoint in named:
-            self._pool.connect(endpoint)
+        for endpoint in named - self._refused:
+            try:
+                self._pool.connect(endpoint)
+            except ConfigError as error:  # one bad record must not hide the others
+                self._refused.add(endpoint)
+                _log.error("endpoint_refused", endpoint=endpoint, reason=str(error))
+        self._refused &= named
         for endpoint in self._named - named:
             self._pool.disconnect(endpoint)
         # an endpoint stays named while somebody lives there: a wiped registry takes no worker away

@@ -26,6 +26,8 @@ from baton.router.pool import Worker, WorkerPool
 
 _log = get_logger("dispatch")
 _NUM_TRACES = 1024
+_MAX_TRACES_EACH = 16
+"""A client may send the same id for ever."""
 
 
 @dataclass(slots=True)
@@ -235,9 +237,9 @@ class Dispatcher:
         cached = self.index.num_cached(computing.info.worker_id, self._hashes(computing, flow))
         computing.sent_tokens += max(flow.num_prompt_tokens - cached * computing.info.model.block_size, 1)
         public_id = flow.generation.public_id
-        self._traces.setdefault(public_id, []).append(
-            Trace(flow.request_id, time.time(), flow.epoch, decision)
-        )
+        traces = self._traces.setdefault(public_id, [])
+        del traces[: -_MAX_TRACES_EACH + 1]
+        traces.append(Trace(flow.request_id, time.time(), flow.epoch, decision))
         self._traces.move_to_end(public_id)
         if len(self._traces) > _NUM_TRACES:
             self._traces.popitem(last=False)

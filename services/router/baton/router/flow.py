@@ -161,6 +161,10 @@ class GenerationFlow:
         """Tokens of the choice that has most: what a replay would compute beside the prompt."""
         return max(len(choice.emitted) for choice in self._choices)
 
+    def waits_for(self, worker: Worker) -> bool:
+        """Whether the next token is this worker's to give."""
+        return worker is self._decode or (worker is self._prefill and not self._prefill_gave_token)
+
     # -- begin --------------------------------------------------------------------------------------------
 
     def start(self) -> None:

@@ -7,6 +7,7 @@ Redis only names endpoints. The pool tells a listener who came, who went, and wh
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol
 
@@ -60,10 +61,9 @@ class Worker:
         "info",
         "is_live",
         "load",
-        "pending_blocks",
+        "moved_at",
         "sent_tokens",
         "steps",
-        "transfers_seen",
     )
 
     def __init__(self, client: WorkerClient, info: WorkerInfo, load: Load) -> None:
@@ -75,9 +75,9 @@ class Worker:
         """Requests with an open leg here."""
         self.sent_tokens = 0
         """Prompt tokens sent since its last report, which does not count them yet."""
-        self.pending_blocks = 0
-        """Blocks that our open requests here may come to need."""
         self.steps = StepModel()
+        self.moved_at = time.monotonic()
+        """When it last told of a new step, or had nothing of ours to do."""
 
     @property
     def can_prefill(self) -> bool:
@@ -97,6 +97,8 @@ class Worker:
 
     def report(self, load: Load) -> None:
         """Take the worker's own word on its load."""
+        if load.num_steps != self.load.num_steps or not self.flows:
+            self.moved_at = time.monotonic()
         self.load = load
         self.sent_tokens = 0
         self.steps.observe(load.num_running, load.decode_step_ms)
@@ -114,6 +116,8 @@ class WorkerPool:
         self._clients: dict[str, WorkerClient] = {}
         self._of_client: dict[WorkerClient, Worker] = {}
         self._listener: PoolListener | None = None
+        self._stalled: dict[str, int] = {}
+        """Incarnations that did no step any more, and the number of their last."""
         self._beat: asyncio.Task[None] | None = None
         self.workers: dict[str, Worker] = {}
         """Live workers by id."""
@@ -223,6 +227,9 @@ class WorkerPool:
         if worker is not None:
             self.lose(worker, "restarted")
             return  # it says hello again on the new connection
+        if self._stalled.get(info.incarnation) == message.load.num_steps:
+            return
+        self._stalled.pop(info.incarnation, None)
         reason = self._refusal(info)
         if reason is not None:
             _log.error("worker_refused", worker_id=info.worker_id, endpoint=client.endpoint, reason=reason)
@@ -278,6 +285,16 @@ class WorkerPool:
             for client, worker in list(self._of_client.items()):
                 if now - client.last_heard > WORKER_SILENCE_S:
                     self.lose(worker, "silent")
+                elif self._is_stalled(worker):
+                    # its sockets answer, its loop does not: it is let in again when it has done a step
+                    self._stalled[worker.info.incarnation] = worker.load.num_steps
+                    self.lose(worker, "stalled")
+
+    def _is_stalled(self, worker: Worker) -> bool:
+        """Whether requests wait for a step that does not come; a prompt's KV that is held waits for nothing."""
+        if time.monotonic() - worker.moved_at <= self._config.stall_s:
+            return False
+        return any(flow.waits_for(worker) for flow in worker.flows)
 
     def _count_workers(self) -> None:
         for leg in ("prefill", "decode"):

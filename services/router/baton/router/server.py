@@ -11,6 +11,7 @@ from baton.logs import setup_logs
 from baton.registry import Registry
 from baton.router.app import create_app
 from baton.router.config import RouterConfig
+from baton.router.http_head import bounded_protocol
 
 
 def make_server(config: RouterConfig, registry: Registry | None = None) -> uvicorn.Server:
@@ -24,7 +25,7 @@ def make_server(config: RouterConfig, registry: Registry | None = None) -> uvico
             host=config.host,
             port=config.port,
             loop="uvloop",
-            http="httptools",
+            http=bounded_protocol(config.max_header_nbytes, config.head_timeout_s),
             ws="none",
             lifespan="on",
             access_log=False,

@@ -167,7 +167,7 @@ class Answers:
             raise Unavailable("No decode worker is ready. Try again in a few seconds.")
         if params.bad_words:
             params = params.replace(bad_words_ids=bad_words_ids(self._text.tokenizer, params.bad_words))
-        params.check_vocab(facts.vocab_size)
+        params.check_vocab(facts.vocab_size, facts.eos_token_ids)
         limit_s = self._config.request_timeout_s
         deadline = time.time() + min(caller.timeout_s or limit_s, limit_s)
         salt = salt_of(caller.tenant, request.cache_salt)
