@@ -1,4 +1,5 @@
-"""Time paged attention at an 8B model's heads: decodes by bytes of K and V, prompt chunks by arithmetic, beside torch's own.
+"""Time paged attention at an 8B model's heads: decodes by bytes of K and V, prompt chunks by arithmetic,
+beside torch's own.
 
     python3 kernels/bench/bench_attention.py [--sweep]
 

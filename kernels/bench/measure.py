@@ -45,8 +45,8 @@ def time_us(
 ) -> float:
     """Give the median microseconds of call(one of the sets), launch gaps excluded.
 
-    sets: data of the same shape, together larger than the cache, so that a warm cache helps no call. The calls are
-    captured into one CUDA graph, whose replays are timed with events.
+    sets: data of the same shape, together larger than the cache, so that a warm cache helps no call. The
+    calls are captured into one CUDA graph, whose replays are timed with events.
     """
     for one in sets[:2]:
         call(one)
@@ -72,7 +72,8 @@ def measure_ceilings() -> Ceilings:
     """Time a copy of 4 GiB and a product of 8192-cubed random bf16 matrices."""
     source = torch.empty(1 << 30, dtype=torch.int32, device="cuda").random_()
     to = torch.empty_like(source)
-    # By events alone: a captured copy becomes a memcpy node, which reached 2.7 TB/s where the plain call reaches 4.3.
+    # By events alone: a captured copy becomes a memcpy node, which reached 2.7 TB/s where the plain call
+    # reaches 4.3.
     copies = []
     for _ in range(8):
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)

@@ -1,10 +1,11 @@
 """Attention of a mixed step (decodes and prompt chunks together) over the paged, block-major cache.
 
-o_i = softmax(scale * q_i K^T) V over the keys that query i may see. Query i of a sequence with context L and n queries stands at
-position p = L - n + i and sees positions j <= p, with a window w only p - w < j <= p; a soft cap c turns each score s into
-c * tanh(s / c). q [tokens, heads, head_dim]; kv_layer [num_blocks, 2, block_size, kv_heads, head_dim], which already holds the
-step's own K and V; heads is a multiple of kv_heads (GQA). Decodes are bound by the bytes of K and V, prompt chunks by arithmetic.
-Sources: Dao, arXiv 2205.14135 (online softmax); Kwon et al., arXiv 2309.06180 (paged cache).
+o_i = softmax(scale * q_i K^T) V over the keys that query i may see. Query i of a sequence with context L and
+n queries stands at position p = L - n + i and sees positions j <= p, with a window w only p - w < j <= p; a
+soft cap c turns each score s into c * tanh(s / c). q [tokens, heads, head_dim]; kv_layer [num_blocks, 2,
+block_size, kv_heads, head_dim], which already holds the step's own K and V; heads is a multiple of kv_heads
+(GQA). Decodes are bound by the bytes of K and V, prompt chunks by arithmetic. Sources: Dao, arXiv 2205.14135
+(online softmax); Kwon et al., arXiv 2309.06180 (paged cache).
 """
 
 import threading
@@ -20,8 +21,9 @@ from baton.kernels.launch import on_triton
 from baton.kernels.library_attention import attend_chunk, shortest_query_len
 from baton.kernels.prefill_attention import prefill_attention
 
-# A gathered group of decodes is read back right after it is written, so it should stay in the last-level cache: 6 MiB is
-# within 2 % of the best from 2 to 12 MiB (64 sequences of 50 to 1200 tokens, two cores, 32 MiB of shared cache).
+# A gathered group of decodes is read back right after it is written, so it should stay in the last-level
+# cache: 6 MiB is within 2 % of the best from 2 to 12 MiB (64 sequences of 50 to 1200 tokens, two cores, 32
+# MiB of shared cache).
 _GATHER_NBYTES = 6 << 20
 # One more group costs about as much time per layer as gathering and attending to this many bytes of padding.
 _PADDING_NBYTES = 384 << 10
@@ -59,7 +61,7 @@ class AttentionBatch:
         return max(self.seq_lens_host, default=0)
 
 
-# --- reference -------------------------------------------------------------------------------------------------------
+# --- reference -----------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -109,8 +111,8 @@ def _block_rows(table: Tensor, row_step: int) -> Tensor:
 def _tails(seen: list[int], padded: int, block_size: int) -> Tensor | None:
     """List the gathered tokens, K's then V's, that are nobody's and yet are read.
 
-    Past a sequence's end its first block is gathered again; the rest of its last block, and of a first block that is
-    its last, may hold what another left there, which may not be finite: no mask stops 0 * NaN.
+    Past a sequence's end its first block is gathered again; the rest of its last block, and of a first block
+    that is its last, may hold what another left there, which may not be finite: no mask stops 0 * NaN.
     """
     tails: list[int] = []
     for i, n in enumerate(seen):
@@ -250,8 +252,9 @@ def paged_attention_reference(
 ) -> Tensor:
     """Attend in plain torch: gather the blocks of similar sequences together, then one SDPA over them.
 
-    Queries that share a KV head lie on the query axis for decodes (no mask between them) and on the batch axis, with K and V
-    expanded by stride, for chunks (where the causal mask is the same for each), so K and V are never repeated.
+    Queries that share a KV head lie on the query axis for decodes (no mask between them) and on the batch
+    axis, with K and V expanded by stride, for chunks (where the causal mask is the same for each), so K and V
+    are never repeated.
     """
     _, num_heads, head_dim = q.shape
     num_blocks, _, block_size, num_kv_heads, _ = kv_layer.shape
@@ -292,7 +295,7 @@ def paged_attention_reference(
     return output if plan.inverse is None else output.index_select(0, plan.inverse)
 
 
-# --- public ----------------------------------------------------------------------------------------------------------
+# --- public -----------------------------------------------------------------------------------------
 
 
 def paged_attention(

@@ -1,12 +1,14 @@
-"""Attention of one query token a sequence over the paged cache: split over the context, packed over the heads of a group.
+"""Attention of one query token a sequence over the paged cache: split over the context, packed over the heads
+of a group.
 
-A sequence's context is cut into splits whose size depends on its own length alone (256 tokens up to 16k, then the power of two that
-gives at most 64), so its result never depends on its neighbours. A plan kernel, once a step, lists (sequence, split) items
-from the lengths on the device, and tiles within them; each of a fixed number of programs takes an equal run of whole splits for one KV head
-and walks its tiles in one loop, so that loads run ahead across splits and sequences. Grid, addresses and workspace depend only on the padded
-batch, so one CUDA graph serves all lengths. The queries of a group share one tile, so K and V are read once. A second, small kernel
-merges the splits of those sequences that have several: merging inside the loop would keep the compiler from letting loads run ahead.
-A sequence of length 0 (a padding row) gives zeros.
+A sequence's context is cut into splits whose size depends on its own length alone (256 tokens up to 16k, then
+the power of two that gives at most 64), so its result never depends on its neighbours. A plan kernel, once a
+step, lists (sequence, split) items from the lengths on the device, and tiles within them; each of a fixed
+number of programs takes an equal run of whole splits for one KV head and walks its tiles in one loop, so that
+loads run ahead across splits and sequences. Grid, addresses and workspace depend only on the padded batch, so
+one CUDA graph serves all lengths. The queries of a group share one tile, so K and V are read once. A second,
+small kernel merges the splits of those sequences that have several: merging inside the loop would keep the
+compiler from letting loads run ahead. A sequence of length 0 (a padding row) gives zeros.
 
 Bound by the bytes of K and V. Sources: Dao et al., Flash-Decoding; Ringlein et al., arXiv 2511.11581.
 """
@@ -33,8 +35,9 @@ _MAX_SPLITS = 64
 class DecodeLaunch:
     """How the kernel is launched; kernels/README.md has the sweep.
 
-    The defaults are for two-byte heads of up to 128 on an H200 under Triton 3.6: 85 to 90 % of copy bandwidth from 0.9 GB on. Two warps, not
-    four, because a tile's work is a chain of small steps that more warps only have to meet for; four programs an SM hide it.
+    The defaults are for two-byte heads of up to 128 on an H200 under Triton 3.6: 85 to 90 % of copy bandwidth
+    from 0.9 GB on. Two warps, not four, because a tile's work is a chain of small steps that more warps only
+    have to meet for; four programs an SM hide it.
     """
 
     block_n: int = 64  # context tokens a step
@@ -180,7 +183,7 @@ def decode_attention(
         )
 
 
-# --- Triton ----------------------------------------------------------------------------------------------------------
+# --- Triton -----------------------------------------------------------------------------------------
 
 
 @triton.jit

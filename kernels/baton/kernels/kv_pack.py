@@ -1,7 +1,8 @@
 """Gather cache blocks into one contiguous piece, for transfer, and scatter such a piece back.
 
-packed[i] = kv[block_ids[i]]. kv [num_blocks, ...] block-major (one block holds all its layers contiguously: 2 MiB for an 8B model);
-block_ids [n] int64; packed [n, ...]. Bound by memory: each byte read once and written once.
+packed[i] = kv[block_ids[i]]. kv [num_blocks, ...] block-major (one block holds all its layers contiguously: 2
+MiB for an 8B model); block_ids [n] int64; packed [n, ...]. Bound by memory: each byte read once and written
+once.
 """
 
 import torch
@@ -38,7 +39,7 @@ def kv_unpack(packed: Tensor, kv: Tensor, block_ids: Tensor) -> None:
         kv_unpack_reference(packed, kv, block_ids)
 
 
-# --- Triton ----------------------------------------------------------------------------------------------------------
+# --- Triton -----------------------------------------------------------------------------------------
 
 # 64 bytes a thread in flight: a program moves 8 KiB in four 16-byte accesses a thread.
 _BLOCK_WORDS = 2048

@@ -1,8 +1,9 @@
 """Write this step's keys and values into the paged cache (models without rotary positions: GPT-2, OPT).
 
-kv_layer[slot // block_size, 0 or 1, slot % block_size] = k or v. k, v [tokens, kv_heads, head_dim] (rows strided);
-kv_layer [num_blocks, 2, block_size, kv_heads, head_dim], one layer of the block-major cache, so strided over blocks and contiguous
-within one; slots [tokens] int64. Two tokens with one slot (padding, all to the scratch block) leave either. Bound by memory.
+kv_layer[slot // block_size, 0 or 1, slot % block_size] = k or v. k, v [tokens, kv_heads, head_dim] (rows
+strided); kv_layer [num_blocks, 2, block_size, kv_heads, head_dim], one layer of the block-major cache, so
+strided over blocks and contiguous within one; slots [tokens] int64. Two tokens with one slot (padding, all to
+the scratch block) leave either. Bound by memory.
 """
 
 import torch
@@ -39,7 +40,7 @@ def kv_write(k: Tensor, v: Tensor, kv_layer: Tensor, slots: Tensor) -> None:
         _launch(k, v, kv_layer, slots)
 
 
-# --- Triton ----------------------------------------------------------------------------------------------------------
+# --- Triton -----------------------------------------------------------------------------------------
 
 
 def _launch(k: Tensor, v: Tensor, kv_layer: Tensor, slots: Tensor) -> None:

@@ -1,7 +1,8 @@
 """Decide where an operation runs, and lend Triton to the files that define kernels.
 
-A machine without a GPU never imports Triton: `triton` and `tl` are then stand-ins whose decorators return what they are
-given, so that the kernels' files still load. TRITON_INTERPRET=1 (set before the first import) runs the kernels on CPU tensors.
+A machine without a GPU never imports Triton: `triton` and `tl` are then stand-ins whose decorators return
+what they are given, so that the kernels' files still load. TRITON_INTERPRET=1 (set before the first import)
+runs the kernels on CPU tensors.
 """
 
 import os

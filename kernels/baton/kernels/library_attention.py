@@ -1,12 +1,13 @@
 """Attention of long prompt chunks by cuDNN, over K and V gathered from the paged cache.
 
-On an H200 cuDNN reaches 590 to 620 TFLOP/s at 8k to 32k tokens where prefill_attention's kernel reaches 385 and torch's flash attention
-with variable lengths 330; the gather costs 20 us for 8k tokens, 2 % of the attention. cuDNN's causal mask starts at the first
-key, so a chunk after a prefix is two calls, its own tokens and the prefix, joined by their log-sum-exp: with l1, l2 of the
-parts, o = o1 + (o2 - o1) / (1 + exp(l1 - l2)).
+On an H200 cuDNN reaches 590 to 620 TFLOP/s at 8k to 32k tokens where prefill_attention's kernel reaches 385
+and torch's flash attention with variable lengths 330; the gather costs 20 us for 8k tokens, 2 % of the
+attention. cuDNN's causal mask starts at the first key, so a chunk after a prefix is two calls, its own tokens
+and the prefix, joined by their log-sum-exp: with l1, l2 of the parts, o = o1 + (o2 - o1) / (1 + exp(l1 -
+l2)).
 
-Not for windows, soft caps, fp32 or wide heads. Whether the installed cuDNN takes the shape is tried once, against plain arithmetic;
-where it does not, or is not right, the kernel of prefill_attention does all.
+Not for windows, soft caps, fp32 or wide heads. Whether the installed cuDNN takes the shape is tried once,
+against plain arithmetic; where it does not, or is not right, the kernel of prefill_attention does all.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from baton.kernels.attention import AttentionBatch
 
-# From here on the library's lead is worth its gather and its launches for each sequence (cuDNN 84 us against 105 at 2k).
+# From here on the library's lead is worth its gather and its launches for each sequence (cuDNN 84 us against
+# 105 at 2k).
 SHORTEST_QUERY_LEN = 1024
 
 

@@ -1,9 +1,10 @@
 """Attention of prompt chunks of any lengths over the paged cache: one kernel for all sequences of a step.
 
-A tile packs BLOCK_M // group query tokens times the heads of a group, so K and V are read once for the group. Tiles above the
-diagonal, and those before the window, are skipped; only tiles that the mask cuts are masked. Heavy tiles start first. Long plain chunks
-are the library's (library_attention.py), which is faster from 1k tokens on; everything else is this kernel's. Bound by matrix
-arithmetic. Sources: Dao, arXiv 2307.08691; Ringlein et al., arXiv 2511.11581.
+A tile packs BLOCK_M // group query tokens times the heads of a group, so K and V are read once for the group.
+Tiles above the diagonal, and those before the window, are skipped; only tiles that the mask cuts are masked.
+Heavy tiles start first. Long plain chunks are the library's (library_attention.py), which is faster from 1k
+tokens on; everything else is this kernel's. Bound by matrix arithmetic. Sources: Dao, arXiv 2307.08691;
+Ringlein et al., arXiv 2511.11581.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 class PrefillLaunch:
     """How the kernel is launched; kernels/README.md has the sweep.
 
-    The defaults are for two-byte heads of up to 128 on an H200 under Triton 3.6: 385 TFLOP/s at 8k. Block ids, then K and V, are loaded ahead, so
-    seven stages are three tiles ahead: 15 % faster than three.
+    The defaults are for two-byte heads of up to 128 on an H200 under Triton 3.6: 385 TFLOP/s at 8k. Block
+    ids, then K and V, are loaded ahead, so seven stages are three tiles ahead: 15 % faster than three.
     """
 
     block_m: int = 128  # query tokens times heads of a group
@@ -64,7 +65,8 @@ def prefill_attention(
     num_seqs = batch.num_seqs - batch.num_decodes
     block_m = max(launch.block_m, triton.next_power_of_2(group))
     block_d = max(16, triton.next_power_of_2(head_dim))
-    # A sequence's first tile is its first query's over the tile's tokens, plus its index: no list, and at most one tile a sequence empty.
+    # A sequence's first tile is its first query's over the tile's tokens, plus its index: no list, and at
+    # most one tile a sequence empty.
     num_tiles = (q.shape[0] - batch.num_decodes) // (block_m // group) + num_seqs
     _prefill_kernel[(num_kv_heads, num_tiles)](
         q,
@@ -100,7 +102,7 @@ def prefill_attention(
     )
 
 
-# --- Triton ----------------------------------------------------------------------------------------------------------
+# --- Triton -----------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -212,7 +214,8 @@ def _prefill_kernel(
 ):
     TOKENS: tl.constexpr = BLOCK_M // GROUP
     kv_head = tl.program_id(0)
-    # The last tiles of a sequence see the most context: they start first, so that the end of the launch is not one of them.
+    # The last tiles of a sequence see the most context: they start first, so that the end of the launch is
+    # not one of them.
     tile = tl.num_programs(1) - 1 - tl.program_id(1)
 
     # Find the sequence: the last whose first tile is not after this one.

@@ -1,8 +1,9 @@
 """RMSNorm, alone and after a residual addition.
 
-y = x / sqrt(mean(x^2) + eps) * (weight_offset + weight), the statistic and the product in fp32, rounded once at the end.
-x [tokens, hidden] (any leading dimensions, rows strided); weight [hidden]. Bound by memory: read x (and the residual), write y
-(and the new residual). Source: Zhang and Sennrich, arXiv 1910.07467; weight_offset = 1 is Gemma's form.
+y = x / sqrt(mean(x^2) + eps) * (weight_offset + weight), the statistic and the product in fp32, rounded once
+at the end. x [tokens, hidden] (any leading dimensions, rows strided); weight [hidden]. Bound by memory: read
+x (and the residual), write y (and the new residual). Source: Zhang and Sennrich, arXiv 1910.07467;
+weight_offset = 1 is Gemma's form.
 """
 
 import torch
@@ -44,7 +45,7 @@ def add_rms_norm(
     return _launch(x, residual, weight, eps, weight_offset), residual
 
 
-# --- Triton ----------------------------------------------------------------------------------------------------------
+# --- Triton -----------------------------------------------------------------------------------------
 
 
 def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, weight_offset: float) -> Tensor:

@@ -1,10 +1,11 @@
 """Rotary positions, with the optional norm of q and k before and the cache write after, in one pass.
 
-Each head h of q and k: h = rms_norm(h) * w (Qwen3; only where a norm weight is given), then its first rot_dim dimensions turn,
-(a, b) = halves of them: a' = a cos - b sin, b' = b cos + a sin (NeoX form); K and V go to their slots of the paged cache.
-q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim], views of the fused projection (rows strided, heads packed);
-cos_sin [max_positions, 2, rot_dim // 2] fp32; positions, slots [tokens] int64; kv_layer [num_blocks, 2, block_size, kv_heads,
-head_dim]. Arithmetic in fp32, rounded once. Bound by memory: q, k, v in, q and the cache out. Source: Su et al., arXiv 2104.09864.
+Each head h of q and k: h = rms_norm(h) * w (Qwen3; only where a norm weight is given), then its first rot_dim
+dimensions turn, (a, b) = halves of them: a' = a cos - b sin, b' = b cos + a sin (NeoX form); K and V go to
+their slots of the paged cache. q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim], views of
+the fused projection (rows strided, heads packed); cos_sin [max_positions, 2, rot_dim // 2] fp32; positions,
+slots [tokens] int64; kv_layer [num_blocks, 2, block_size, kv_heads, head_dim]. Arithmetic in fp32, rounded
+once. Bound by memory: q, k, v in, q and the cache out. Source: Su et al., arXiv 2104.09864.
 """
 
 import torch
@@ -142,7 +143,7 @@ def rotary_kv_write(
     return turned
 
 
-# --- Triton ----------------------------------------------------------------------------------------------------------
+# --- Triton -----------------------------------------------------------------------------------------
 
 
 @triton.jit

@@ -1,17 +1,19 @@
 """Choose the next token of every row, and give log probabilities.
 
-logits [rows, vocab] fp32 -> allowed and bias -> repetition (prompt and output), presence and frequency (output) penalties ->
-temperature -> min-p, top-k, top-p -> token = argmax(scaled logit + g), g = -log(-log(1 - w)) with w uniform: the Gumbel form of a
-draw from softmax. The order and the meaning of each parameter are vLLM's.
+logits [rows, vocab] fp32 -> allowed and bias -> repetition (prompt and output), presence and frequency
+(output) penalties -> temperature -> min-p, top-k, top-p -> token = argmax(scaled logit + g), g = -log(-log(1
+- w)) with w uniform: the Gumbel form of a draw from softmax. The order and the meaning of each parameter are
+vLLM's.
 
-The noise is a function of the row's 64-bit key and the token id alone: w comes from 32-bit integer arithmetic that torch and Triton
-do bit for bit alike (`noise_bits_reference`), so neither the other rows nor the device changes a draw. 31 bits keep the
-tail right for vocabularies of 256k, where 24 would cap the noise too low.
+The noise is a function of the row's 64-bit key and the token id alone: w comes from 32-bit integer arithmetic
+that torch and Triton do bit for bit alike (`noise_bits_reference`), so neither the other rows nor the device
+changes a draw. 31 bits keep the tail right for vocabularies of 256k, where 24 would cap the noise too low.
 
-Each filter is a floor: tokens whose scaled logit is below it go. top-k keeps the k-th largest value and all equal to it; top-p, of
-what min-p and top-k left, keeps a value while the mass strictly above it is under top_p of the total: equal values stay or go together.
-Bound by memory: a pass over the logits for a draw, and one for each step of the search for a floor. Sources: Gumbel-max trick;
-mixer of Wellons, "Prospecting for hash functions" (lowbias32).
+Each filter is a floor: tokens whose scaled logit is below it go. top-k keeps the k-th largest value and all
+equal to it; top-p, of what min-p and top-k left, keeps a value while the mass strictly above it is under
+top_p of the total: equal values stay or go together. Bound by memory: a pass over the logits for a draw, and
+one for each step of the search for a floor. Sources: Gumbel-max trick; mixer of Wellons, "Prospecting for
+hash functions" (lowbias32).
 """
 
 from dataclasses import dataclass
@@ -26,8 +28,9 @@ _MULTIPLY_1 = 0x7FEB352D
 _MULTIPLY_2 = 0x846CA68B
 _MULTIPLY_2_SIGNED = _MULTIPLY_2 - (1 << 32)
 _LARGEST_UNIFORM = 1.0 - 2.0**-24
-# The reference looks for a row's floor among so many of its best values, then among eight times as many, and so on: a trained
-# model's nucleus is nearly always within 64, which costs 20 us a row of 8k where sorting the row costs 500.
+# The reference looks for a row's floor among so many of its best values, then among eight times as many, and
+# so on: a trained model's nucleus is nearly always within 64, which costs 20 us a row of 8k where sorting the
+# row costs 500.
 _HEAD_LEN = 64
 # Elements of noise that the reference makes at once: more falls out of the cache between its twenty passes.
 _NOISE_LEN = 1 << 17
@@ -65,7 +68,8 @@ class SamplingBatch:
 
 
 def derive_keys(seeds: Tensor, choices: Tensor, positions: Tensor) -> Tensor:
-    """Give each row's noise key from its seed, choice index and position (each [N] int64): [N, 2] int32, on their device.
+    """Give each row's noise key from its seed, choice index and position (each [N] int64): [N, 2] int32, on
+    their device.
 
     The same on every device: three rounds of splitmix64's finalizer in wrapping 64-bit arithmetic.
     """
@@ -78,7 +82,7 @@ def derive_keys(seeds: Tensor, choices: Tensor, positions: Tensor) -> Tensor:
     return torch.stack((state.to(torch.int32), (state >> 32).to(torch.int32)), dim=-1)
 
 
-# --- reference -------------------------------------------------------------------------------------------------------
+# --- reference -----------------------------------------------------------------------------------------
 
 
 def _mix_(x: Tensor, key: Tensor | None = None) -> Tensor:
@@ -219,7 +223,7 @@ def logprobs_reference(
     return (chosen - normalizer)[:, 0], rank, top.indices, top.values - normalizer
 
 
-# --- public ----------------------------------------------------------------------------------------------------------
+# --- public -----------------------------------------------------------------------------------------
 
 
 def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:

@@ -1,6 +1,8 @@
-"""Sample on the device: adjusted logits, one noisy maximum a chunk, one a row; and log probabilities. No sort, no synchronization.
+"""Sample on the device: adjusted logits, one noisy maximum a chunk, one a row; and log probabilities. No
+sort, no synchronization.
 
-The formulas are in sample.py. A row is cut into chunks of 4096 logits, one program each, so that one row fills the device as well as many do.
+The formulas are in sample.py. A row is cut into chunks of 4096 logits, one program each, so that one row
+fills the device as well as many do.
 """
 
 from __future__ import annotations
@@ -174,7 +176,7 @@ def row_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tenso
     return chosen, rank, top_ids, top
 
 
-# --- Triton ----------------------------------------------------------------------------------------------------------
+# --- Triton -----------------------------------------------------------------------------------------
 
 
 @triton.jit

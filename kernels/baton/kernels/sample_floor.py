@@ -1,10 +1,12 @@
 """Find, without a sort, each row's smallest logit that min-p, top-k and top-p keep.
 
-A row is cut into chunks, one program each, so that one row fills the device as well as many do. Five launches: the chunks' maxima;
-their counts and masses above four pivots below the row's maximum; above eight pivots between the two of those that bracket the floor; the
-values in the bracket, packed together in order; a bisection among these by one program a row. Without the second set of pivots a flat
-row leaves 14,000 of 128k values in the bracket, and one program takes 190 us over them. Every sum has a fixed order, so a row's floor is a
-function of the row. What is kept among equal values: sample.py. Bound by memory: four passes over the logits.
+A row is cut into chunks, one program each, so that one row fills the device as well as many do. Five
+launches: the chunks' maxima; their counts and masses above four pivots below the row's maximum; above eight
+pivots between the two of those that bracket the floor; the values in the bracket, packed together in order; a
+bisection among these by one program a row. Without the second set of pivots a flat row leaves 14,000 of 128k
+values in the bracket, and one program takes 190 us over them. Every sum has a fixed order, so a row's floor
+is a function of the row. What is kept among equal values: sample.py. Bound by memory: four passes over the
+logits.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ def find_floor(logits: Tensor, inverse: Tensor, batch: SamplingBatch) -> Tensor:
     searched = batch.any_top_k or batch.any_top_p
     bracket = values = maxima
     if searched:
-        # Each pivot's count and mass above it, a chunk at a time; beside the masses of the coarse pivots, the chunk's whole mass.
+        # Each pivot's count and mass above it, a chunk at a time; beside the masses of the coarse pivots, the
+        # chunk's whole mass.
         coarse_masses = empty(num_rows, num_chunks, _COARSE + 1)
         coarse_counts = empty(num_rows, num_chunks, _COARSE, dtype=torch.int32)
         masses = empty(num_rows, num_chunks, _FINE + 1)
@@ -75,7 +78,7 @@ def find_floor(logits: Tensor, inverse: Tensor, batch: SamplingBatch) -> Tensor:
     return floor
 
 
-# --- Triton ----------------------------------------------------------------------------------------------------------
+# --- Triton -----------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -135,7 +138,8 @@ def _coarse_bracket(
     counts = counts_ptr + (row * num_chunks + chunks) * COARSE
     target = top_p * tl.sum(tl.load(masses + COARSE, mask=inside, other=0.0), axis=0)
     low, high = largest * 0.0 + float("-inf"), largest
-    # From the top down: the first pivot that is excluded is the bracket's low end, the last that is not its high end.
+    # From the top down: the first pivot that is excluded is the bracket's low end, the last that is not its
+    # high end.
     for i in tl.static_range(COARSE):
         pivot = _coarse_pivot(largest, i)
         count = tl.sum(tl.load(counts + i, mask=inside, other=0), axis=0)
@@ -229,7 +233,8 @@ def _pack_kernel(
     COARSE: tl.constexpr,
     FINE: tl.constexpr,
 ):
-    """Pack a row's values in (low, high], which hold its floor, and write (their count, mass above high, target mass).
+    """Pack a row's values in (low, high], which hold its floor, and write (their count, mass above high,
+    target mass).
 
     With top-k, `high` is infinite: top-p then needs every survivor.
     """
@@ -295,10 +300,11 @@ def _pack_kernel(
 def _search_floor(
     values_ptr, count, floor, largest, base, target, BY_MASS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Give the smallest of the values at or above `floor` with less than `target` (count or mass) strictly above it.
+    """Give the smallest of the values at or above `floor` with less than `target` (count or mass) strictly
+    above it.
 
-    base: the count or mass above all of the values. All up to `low` is excluded and `high` is a value that is kept (the largest of
-    them always is); each step moves one of them to or past the middle.
+    base: the count or mass above all of the values. All up to `low` is excluded and `high` is a value that is
+    kept (the largest of them always is); each step moves one of them to or past the middle.
     """
     columns = tl.arange(0, BLOCK)
     least_of = tl.full([BLOCK], float("inf"), tl.float32)
@@ -329,7 +335,8 @@ def _search_floor(
             down_of = tl.maximum(down_of, tl.where(is_above, float("-inf"), x))
         above = base + tl.sum(above_of, axis=0)
         if above < target:
-            # The largest value not above the pivot has the same mass strictly above it as the pivot has: it is kept.
+            # The largest value not above the pivot has the same mass strictly above it as the pivot has: it
+            # is kept.
             down = tl.max(down_of, axis=0)
             high = tl.where(pivot <= least, least, tl.where(down > low, down, tl.min(up_of, axis=0)))
             active = (down > low) & (pivot > least)

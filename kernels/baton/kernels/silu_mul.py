@@ -1,7 +1,9 @@
-"""The gate of a feed-forward layer: act(gate) * up, with act = SiLU (Llama, Qwen) or GELU in its tanh form (Gemma).
+"""The gate of a feed-forward layer: act(gate) * up, with act = SiLU (Llama, Qwen) or GELU in its tanh form
+(Gemma).
 
-gate_up [tokens, 2 * inner], the gate first -> [tokens, inner]. SiLU(x) = x / (1 + exp(-x)); GELU(x) = 0.5 x (1 + tanh(sqrt(2 / pi)
-(x + 0.044715 x^3))). Bound by memory: read 2 * inner, write inner. Source: Shazeer, arXiv 2002.05202.
+gate_up [tokens, 2 * inner], the gate first -> [tokens, inner]. SiLU(x) = x / (1 + exp(-x)); GELU(x) = 0.5 x
+(1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))). Bound by memory: read 2 * inner, write inner. Source: Shazeer,
+arXiv 2002.05202.
 """
 
 import torch
@@ -33,7 +35,7 @@ def gelu_tanh_mul(gate_up: Tensor) -> Tensor:
     return _launch(gate_up, True) if on_triton(gate_up) else gelu_tanh_mul_reference(gate_up)
 
 
-# --- Triton ----------------------------------------------------------------------------------------------------------
+# --- Triton -----------------------------------------------------------------------------------------
 
 # 8 elements a thread, one 16-byte load of bf16 each from the gate and the value.
 _BLOCK = 1024
