@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
+import torch
 
 from baton.errors import (
     BatonError,
@@ -22,6 +26,7 @@ from baton.errors import (
 )
 from baton.llm import LLM, SamplingParams, demo_model_path
 from baton.protocol import MAX_N
+from baton.text import Tokenizer
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24)
 QUESTIONS = ["2+2=", "17+25=", "Tell me", "The weather"]
@@ -46,7 +51,6 @@ def test_the_demo_model_adds_two_and_two(llm: LLM) -> None:
 
 
 def test_greedy_ids_of_the_demo_model_equal_transformers(llm: LLM) -> None:
-    import torch
     from transformers import AutoModelForCausalLM
 
     peer = AutoModelForCausalLM.from_pretrained(demo_model_path(), dtype=torch.float32).eval()
@@ -185,6 +189,7 @@ def test_penalties_change_what_repeats(tiny_checkpoint: Callable[[str], Path]) -
 def test_choices_share_the_prompts_blocks(llm: LLM) -> None:
     prompt = {"prompt_token_ids": llm.get_tokenizer().encode("A story of the sea. " * 20)}
     params = SamplingParams(n=3, temperature=1.0, seed=3, max_tokens=10, ignore_eos=True, logprobs=0)
+    hits = llm.engine.cache.num_hits
     output = llm.generate(prompt, params, use_tqdm=False)[0]
     assert [choice.index for choice in output.outputs] == [0, 1, 2]
     assert len({choice.text for choice in output.outputs}) == 3
@@ -192,7 +197,9 @@ def test_choices_share_the_prompts_blocks(llm: LLM) -> None:
         assert choice.logprobs is not None
         total = sum(next(iter(row.values())).logprob for row in choice.logprobs)
         assert choice.cumulative_logprob == pytest.approx(total)
-    assert output.num_cached_tokens > 0
+    num_shared = (len(prompt["prompt_token_ids"]) - 1) // 16 * 16
+    assert llm.engine.cache.num_hits - hits == 2 * num_shared
+    assert output.num_cached_tokens == 0  # nobody had asked it before
 
 
 def test_a_salt_keeps_tenants_apart(llm: LLM) -> None:
@@ -223,21 +230,46 @@ def test_more_prompts_than_the_queue_holds_are_answered(tiny_checkpoint: Callabl
     assert all(len(choice.token_ids) == 2 for output in outputs for choice in output.outputs)
 
 
-def test_interrupting_gives_all_blocks_back(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    step, calls = llm.engine.step, iter(range(100))
+def test_ctrl_c_gives_all_blocks_back(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward, calls = llm.engine.model.forward, iter(range(100))
 
-    def interrupted() -> Any:
+    def interrupted(*args: Any) -> Any:
         if next(calls) == 3:
-            raise KeyboardInterrupt
-        return step()
+            os.kill(os.getpid(), signal.SIGINT)
+        return forward(*args)
 
-    monkeypatch.setattr(llm.engine, "step", interrupted)
+    monkeypatch.setattr(llm.engine.model, "forward", interrupted)
     with pytest.raises(KeyboardInterrupt):
         llm.generate(QUESTIONS, GREEDY.replace(ignore_eos=True), use_tqdm=False)
     monkeypatch.undo()
+    assert next(calls) == 4  # it came through right after that step
     assert not llm.engine.has_work
     assert llm.engine.pool.num_held == 0
     assert texts(llm, ["2+2="]) == ["4"]
+
+
+def test_a_tokenizers_stored_cut_and_padding_change_no_prompt(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer as Backend
+
+    backend = Backend.from_file(str(demo_model_path() / "tokenizer.json"))
+    backend.enable_truncation(8)
+    backend.enable_padding(length=12)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    text = "a prompt that is longer than eight tokens, by far"
+    assert Tokenizer(tmp_path).encode(text) == Tokenizer(demo_model_path()).encode(text)
+    assert Tokenizer(tmp_path).encode("hi") == Tokenizer(demo_model_path()).encode("hi")
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-38, 1e-45])
+def test_a_tiny_temperature_is_greedy(llm: LLM, temperature: float) -> None:
+    params = SamplingParams(temperature=temperature, top_k=50, max_tokens=8)
+    assert texts(llm, ["17+25="], params) == ["42"]
+
+
+def test_arrays_of_token_ids_are_taken(llm: LLM) -> None:
+    ids = llm.get_tokenizer().encode("17+25=")
+    prompts = [{"prompt_token_ids": np.array(ids)}, {"prompt_token_ids": torch.tensor(ids)}]
+    assert texts(llm, prompts) == ["42"] * 2
 
 
 def test_ten_thousand_requests_leave_no_growth(tiny_checkpoint: Callable[[str], Path]) -> None:
@@ -271,6 +303,8 @@ def test_ten_thousand_requests_leave_no_growth(tiny_checkpoint: Callable[[str], 
         ({"text": "hi"}, ["prompt_token_ids"]),
         ({"prompt": 5}, ["prompt", "string"]),
         (7, ["prompt"]),
+        ({"prompt": "\ud800"}, ["prompt", "surrogate"]),
+        ({"prompt": "hi", "cache_salt": "\ud800"}, ["cache_salt", "surrogate"]),
         ({"prompt": "hi", "cache_salt": 3}, ["cache_salt"]),
     ],
 )
@@ -293,6 +327,11 @@ def test_a_bad_prompt_is_named_before_anything_runs(llm: LLM, prompt: Any, words
         ("top_p", 1.1),
         ("top_k", -2),
         ("top_k", 1.5),
+        ("top_k", 2**31),
+        ("best_of", True),
+        ("bad_words_ids", (5,)),
+        ("logit_bias", {1.5: 1.0}),
+        ("spaces_between_special_tokens", False),
         ("min_p", -0.5),
         ("n", 0),
         ("n", MAX_N + 1),
@@ -323,11 +362,36 @@ def test_a_bad_parameter_is_refused_by_name(field: str, value: Any) -> None:
     assert caught.value.field == field
 
 
-@pytest.mark.parametrize("field", ["allowed_token_ids", "stop_token_ids", "logit_bias"])
+@pytest.mark.parametrize("field", ["allowed_token_ids", "stop_token_ids", "logit_bias", "bad_words_ids"])
 def test_token_ids_outside_the_vocabulary_are_refused(llm: LLM, field: str) -> None:
-    value: Any = {4096: 1.0} if field == "logit_bias" else (4096,)
+    value: Any = {"logit_bias": {4096: 1.0}, "bad_words_ids": ((1, 4096),)}.get(field, (4096,))
     with pytest.raises(InvalidRequest, match=rf"{field}=4096.*0 to 4095"):
         llm.generate(["2+2="], SamplingParams(**{field: value}), use_tqdm=False)
+
+
+def test_limits_that_leave_no_token_are_refused(llm: LLM) -> None:
+    eos = llm.engine.model.spec.eos_token_ids
+    params = SamplingParams(min_tokens=2, stop_token_ids=(7,), allowed_token_ids=(7, *eos))
+    with pytest.raises(InvalidRequest, match="min_tokens"):
+        llm.generate(["hi"], params, use_tqdm=False)
+
+
+@pytest.mark.parametrize("messages", ["hi", ["hi"], [[{"role": "user", "content": "a"}, "b"]], []])
+def test_what_is_no_conversation_is_refused(llm: LLM, messages: Any) -> None:
+    if messages == []:
+        assert llm.chat(messages, GREEDY, use_tqdm=False) == []
+        return
+    with pytest.raises(InvalidRequest, match="messages"):
+        llm.chat(messages, GREEDY, use_tqdm=False)
+
+
+def test_a_checkpoints_impossible_sampling_is_named_at_start(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_checkpoint("llama"), tmp_path / "model")
+    (folder / "generation_config.json").write_text('{"top_p": 0, "do_sample": true}')
+    with pytest.raises(ConfigError, match=r"generation_config.json.*top_p"):
+        LLM(folder, skip_tokenizer_init=True, use_tqdm=False)
 
 
 def test_beam_search_is_refused_by_name(llm: LLM) -> None:
@@ -362,7 +426,10 @@ def test_text_without_a_tokenizer_says_what_to_send_instead() -> None:
         ({"block_size": 24}, ConfigError, ["block_size", "24", "16"]),
         ({"gpu_memory_utilization": 1.5}, ConfigError, ["gpu_memory_utilization", "1.5"]),
         ({"max_num_seqs": 0}, ConfigError, ["max_num_seqs"]),
-        ({"max_num_batched_tokens": 8, "max_num_seqs": 16}, ConfigError, ["max_num_batched_tokens"]),
+        ({"max_num_batched_tokens": 8}, ConfigError, ["max_num_batched_tokens", "--max-num-seqs to 8"]),
+        ({"gpu_memory_utilization": "half"}, ConfigError, ["gpu_memory_utilization", "half"]),
+        ({"max_model_len": 1}, ConfigError, ["max_model_len"]),
+        ({"seed": "x"}, ConfigError, ["seed"]),
         ({"num_layers": 3}, InvalidRequest, ["num_layers", "max_model_len"]),
     ],
 )

@@ -50,27 +50,30 @@ class EngineConfig:
     enable_prefix_caching: bool = setting(True, "share the KV of equal prompt beginnings")
     enable_chunked_prefill: bool = setting(True, "compute long prompts in chunks, beside decodes")
     enforce_eager: bool = setting(False, "run without CUDA graphs")
-    deterministic: bool = setting(
-        False, "logits of a sequence do not depend on its neighbours, bit for bit (GPU)"
-    )
-    allow_reference_kernels: bool = setting(
-        False, "on a kernel that does not compile, use the slow reference"
-    )
     seed: int = setting(0, "seed of dummy weights, and of requests that bring none")
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "max_num_waiting", "block_size"):
             _at_least(name, getattr(self, name), 1)
-        for name in ("max_model_len", "kv_cache_memory_bytes", "num_gpu_blocks_override"):
+        # a prompt of one token and an answer of one
+        for name, low in (("max_model_len", 2), ("kv_cache_memory_bytes", 1), ("num_gpu_blocks_override", 1)):
             if getattr(self, name) is not None:
-                _at_least(name, getattr(self, name), 1)
+                _at_least(name, getattr(self, name), low)
+        _at_least("seed", self.seed, 0)
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"max_num_batched_tokens={self.max_num_batched_tokens} is not valid: it must be at least "
+                f"max_num_seqs={self.max_num_seqs}, so that every running sequence gets its token in each step. "
+                f"Lower --max-num-seqs to {self.max_num_batched_tokens}, or raise --max-num-batched-tokens."
+            )
         if self.block_size & (self.block_size - 1):
             raise ConfigError(
                 f"block_size={self.block_size} is not valid: it must be a power of two, such as 16."
             )
-        if not 0.0 < self.gpu_memory_utilization <= 1.0:
+        share = self.gpu_memory_utilization
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0.0 < share <= 1.0:
             raise ConfigError(
-                f"gpu_memory_utilization={self.gpu_memory_utilization} is not valid: it is a share, above 0 and at most 1."
+                f"gpu_memory_utilization={share!r} is not valid: it is a share, above 0 and at most 1."
             )
         _check_choices(self)
 

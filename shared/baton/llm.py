@@ -8,9 +8,12 @@ print(llm.generate(["2+2="])[0].outputs[0].text)
 from __future__ import annotations
 
 import itertools
+import signal
 import sys
+import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +23,11 @@ from tqdm import tqdm
 from baton.config import EngineConfig
 from baton.engine.engine import Engine, TokenOutput
 from baton.engine.sampler import TokenLogprobs
-from baton.errors import InvalidRequest, UnsupportedFeature, refuse
+from baton.errors import ConfigError, InvalidRequest, UnsupportedFeature, refuse
 from baton.models.config import read_json
 from baton.models.hub import locate
 from baton.protocol import FinishReason, Logprob, SamplingParams, check_prompt
-from baton.text import Detokenizer, StopMatcher, Tokenizer
+from baton.text import AnswerText, Tokenizer, bad_words_ids
 
 __all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "demo_model_path"]
 
@@ -84,16 +87,20 @@ class LLM:
         use_tqdm: bool = True,
         **engine_settings: Any,
     ) -> None:
-        model_path = demo_model_path() if model is None else model
+        path = demo_model_path() if model is None else Path(model).expanduser()
         config = _engine_config(
-            model=str(model_path), tokenizer=None if tokenizer is None else str(tokenizer), **engine_settings
+            model=str(path if path.exists() or model is None else model),
+            tokenizer=None if tokenizer is None else str(tokenizer),
+            **engine_settings,
         )
         self.config = config
+        is_dummy = config.load_format == "dummy"
+        folder = locate(config.model or "", config.revision, weights=not is_dummy)
+        self._default_sampling = default_sampling(folder)
         self._tokenizer = None
-        if not skip_tokenizer_init and (tokenizer is not None or config.load_format != "dummy"):
-            self._tokenizer = Tokenizer(config.tokenizer or model_path, config.revision, chat_template)
-        self.engine = Engine.load(config, progress=use_tqdm)
-        self._default_sampling = default_sampling(locate(config.model or "", config.revision, weights=False))
+        if not skip_tokenizer_init and (tokenizer is not None or not is_dummy):
+            self._tokenizer = Tokenizer(config.tokenizer or folder, chat_template=chat_template)
+        self.engine = Engine.load(config, folder=folder, progress=use_tqdm)
         self._request_ids = itertools.count()
 
     def get_tokenizer(self) -> Any:
@@ -102,7 +109,7 @@ class LLM:
 
     def get_default_sampling_params(self) -> SamplingParams:
         """Give what the checkpoint's generation_config.json asks for."""
-        return SamplingParams(**self._default_sampling)
+        return self._default_sampling
 
     def generate(
         self,
@@ -143,7 +150,7 @@ class LLM:
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """Answer one conversation, or a list of them, rendered by the model's chat template."""
-        conversations = [messages] if messages and isinstance(messages[0], Mapping) else list(messages)
+        conversations = _conversations(messages)
         prompts: list[Prompt] = [
             {
                 "prompt_token_ids": self._text().render_chat(
@@ -183,9 +190,9 @@ class LLM:
     ) -> list[SamplingParams]:
         if given is None:
             given = self.get_default_sampling_params()
-        if isinstance(given, SamplingParams):
-            return [given] * count
-        params = list(given)
+        params = [given] * count if isinstance(given, SamplingParams) else list(given)
+        if not all(isinstance(each, SamplingParams) for each in params):
+            raise refuse("sampling_params", given, "it must be SamplingParams, or one for each prompt")
         if len(params) != count:
             raise refuse(
                 "sampling_params",
@@ -199,12 +206,12 @@ class LLM:
         try:
             text, token_ids, salt = self._prompt_of(item)
             if params.bad_words:
-                params = self._with_bad_words(params)
+                params = params.replace(bad_words_ids=bad_words_ids(self._text(), params.bad_words))
             if params.stop:
                 self._text()
             spec = self.engine.model.spec
             check_prompt(token_ids, spec.vocab_size, self.engine.max_model_len)
-            params.check_vocab(spec.vocab_size)
+            params.check_vocab(spec.vocab_size, spec.eos_token_ids)
         except InvalidRequest as error:
             raise type(error)(f"prompt {index}: {error}", field=error.field, code=error.code) from None
         return _Answer(str(next(self._request_ids)), text, token_ids, params, salt)
@@ -217,50 +224,45 @@ class LLM:
                 "prompts", item, "a prompt is a string, {'prompt': ...} or {'prompt_token_ids': ...}"
             )
         salt = item.get("cache_salt", "")
-        if not isinstance(salt, str):
-            raise refuse("cache_salt", salt, "it must be a string")
+        _check_text("cache_salt", salt)
         if "prompt_token_ids" in item:
             ids = item["prompt_token_ids"]
-            return item.get("prompt"), list(ids) if isinstance(ids, (list, tuple)) else ids, salt
+            ids = ids.tolist() if hasattr(ids, "tolist") else ids  # arrays and tensors
+            return item.get("prompt"), list(ids) if isinstance(ids, tuple) else ids, salt
         text = item["prompt"]
-        if not isinstance(text, str):
-            raise refuse("prompt", text, "it must be a string")
+        _check_text("prompt", text)
         return text, self._text().encode(text), salt
-
-    def _with_bad_words(self, params: SamplingParams) -> SamplingParams:
-        """Spell each bad word as tokens, at the start of a text and after a space."""
-        spellings = {
-            tuple(self._text().encode(prefix + word.lstrip(), add_special_tokens=False))
-            for word in params.bad_words
-            for prefix in ("", " ")
-        }
-        return params.replace(bad_words_ids=tuple(sorted(ids for ids in spellings if ids)))
 
     # -- running ------------------------------------------------------------------------------------------
 
     def _run(self, answers: list[_Answer], use_tqdm: bool) -> list[RequestOutput]:
         try:
-            with tqdm(
-                total=sum(answer.params.n for answer in answers),
-                desc="Generating",
-                unit="answer",
-                disable=not use_tqdm,
-                dynamic_ncols=True,
-                file=sys.stderr,
-            ) as bar:
-                self._drain(answers, bar)
+            with (
+                _interrupts_between_steps() as check_interrupt,
+                tqdm(
+                    total=sum(answer.params.n for answer in answers),
+                    desc="Generating",
+                    unit="answer",
+                    disable=not use_tqdm,
+                    dynamic_ncols=True,
+                    file=sys.stderr,
+                ) as bar,
+            ):
+                self._drain(answers, bar, check_interrupt)
         except BaseException:
+            self.engine.discard()
             for answer in answers:
                 self.engine.abort(answer.output.request_id)
             raise
         return [answer.finish() for answer in answers]
 
-    def _drain(self, answers: list[_Answer], bar: Any) -> None:
+    def _drain(self, answers: list[_Answer], bar: Any, check_interrupt: Callable[[], None]) -> None:
         """Run all answers, handing them to the engine as fast as its queue has room for their choices."""
         by_id = {answer.output.request_id: answer for answer in answers}
         waiting = deque(answers)
         num_tokens = 0
         while waiting or self.engine.has_work:
+            check_interrupt()
             # with nothing running it is handed over whatever its size: the engine says what is wrong with it
             while waiting and (self.engine.num_free_seats >= waiting[0].params.n or not self.engine.has_work):
                 waiting.popleft().start(self.engine, self._tokenizer)
@@ -273,7 +275,7 @@ class LLM:
 
 
 class _Answer:
-    """One request on its way: its streams of text and what has come so far."""
+    """One request on its way: its choices' text and what has come so far."""
 
     def __init__(
         self, request_id: str, prompt: str | None, token_ids: list[int], params: SamplingParams, salt: str
@@ -282,38 +284,49 @@ class _Answer:
             request_id, prompt, token_ids, [CompletionOutput(i) for i in range(params.n)]
         )
         self.params = params
-        self.salt = salt
         self.priority = 0
-        self.streams: list[_ChoiceStream] = []
+        self._salt = salt
         self._tokenizer: Tokenizer | None = None
+        self._texts: list[AnswerText] = []
 
     def start(self, engine: Engine, tokenizer: Tokenizer | None) -> None:
+        """Hand the request to the engine."""
         self._tokenizer = tokenizer if self.params.detokenize else None
-        self.streams = [
-            _ChoiceStream(choice, self.params, self._tokenizer, self.output.prompt_token_ids)
-            for choice in self.output.outputs
-        ]
+        prompt_ids = self.output.prompt_token_ids
+        self._texts = [AnswerText(self._tokenizer, prompt_ids, self.params) for _ in self.output.outputs]
+        if self.params.logprobs is not None:
+            for choice in self.output.outputs:
+                choice.logprobs, choice.cumulative_logprob = [], 0.0
         engine.add(
-            self.output.request_id,
-            self.output.prompt_token_ids,
-            self.params,
-            priority=self.priority,
-            salt=self.salt.encode(),
+            self.output.request_id, prompt_ids, self.params, priority=self.priority, salt=self._salt.encode()
         )
 
     def take(self, token: TokenOutput, engine: Engine) -> bool:
         """Take one token; give whether its choice ended with it."""
+        choice = self.output.outputs[token.choice]
+        if choice.finish_reason is not None:  # a stop string ended it while this token was on its way
+            return False
+        if token.choice == 0 and not choice.token_ids:
+            self.output.num_cached_tokens = token.num_cached_tokens
         if token.prompt_logprobs is not None:
             self.output.prompt_logprobs = [self._named(row) for row in token.prompt_logprobs]
-        self.output.num_cached_tokens = max(self.output.num_cached_tokens, token.num_cached_tokens)
-        stream = self.streams[token.choice]
-        if stream.choice.finish_reason is not None:
-            return False
-        if stream.push(token, self._named(token.logprobs)):
+        choice.token_ids.append(token.token_id)
+        logprobs = self._named(token.logprobs)
+        if logprobs is not None and choice.logprobs is not None:
+            choice.logprobs.append(logprobs)
+            choice.cumulative_logprob = (choice.cumulative_logprob or 0.0) + logprobs[token.token_id].logprob
+        reason = None if token.finish_reason is None else token.finish_reason.value
+        text, stop = self._texts[token.choice].push(token.token_id, reason)
+        choice.text += text
+        if stop is not None:  # which the engine cannot know
+            choice.finish_reason, choice.stop_reason = FinishReason.STOP.value, stop
             engine.finish(token.request_id, token.choice)
-        return stream.choice.finish_reason is not None
+        elif reason is not None:
+            choice.finish_reason, choice.stop_reason = reason, token.stop_reason
+        return choice.finish_reason is not None
 
     def finish(self) -> RequestOutput:
+        """Give the whole answer."""
         self.output.finished = True
         return self.output
 
@@ -328,67 +341,73 @@ class _Answer:
         return named
 
 
-class _ChoiceStream:
-    """One choice's tokens becoming text, until something ends it."""
+@contextmanager
+def _interrupts_between_steps() -> Iterator[Callable[[], None]]:
+    """Hold Ctrl-C back until a step is whole; gives the function that lets it through. A second one comes at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    asked = False
 
-    def __init__(
-        self,
-        choice: CompletionOutput,
-        params: SamplingParams,
-        tokenizer: Tokenizer | None,
-        prompt_ids: list[int],
-    ) -> None:
-        self.choice = choice
-        self._params = params
-        self._text: Detokenizer | None = None
-        if tokenizer is not None:
-            self._text = tokenizer.new_stream(prompt_ids, skip_special_tokens=params.skip_special_tokens)
-        self._stops = StopMatcher(params.stop, include_in_output=params.include_stop_str_in_output)
-        if params.logprobs is not None:
-            choice.logprobs, choice.cumulative_logprob = [], 0.0
+    def hold(*_: object) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGINT, before)
 
-    def push(self, token: TokenOutput, logprobs: dict[int, Logprob] | None) -> bool:
-        """Take a token; give whether a stop string ended the choice, which the engine cannot know."""
-        choice = self.choice
-        choice.token_ids.append(token.token_id)
-        if choice.logprobs is not None and logprobs is not None:
-            choice.logprobs.append(logprobs)
-            choice.cumulative_logprob = (choice.cumulative_logprob or 0.0) + logprobs[token.token_id].logprob
-        ends_at_stop_token = token.finish_reason is FinishReason.STOP
-        is_shown = not ends_at_stop_token or self._params.include_stop_str_in_output
-        if self._text is not None and is_shown and self._take_text(self._text.push(token.token_id)):
-            return token.finish_reason is None
-        if token.finish_reason is None:
-            return False
-        if self._text is not None and self._take_text(self._text.flush()):
-            return False
-        choice.text += self._stops.flush()
-        choice.finish_reason = token.finish_reason.value
-        choice.stop_reason = token.stop_reason
-        return False
+    def check() -> None:
+        if asked:
+            raise KeyboardInterrupt
 
-    def _take_text(self, piece: str) -> bool:
-        """Add text; give whether a stop string ended the choice (never before min_tokens)."""
-        if len(self.choice.token_ids) < self._params.min_tokens:
-            self.choice.text += piece
-            return False
-        text, stop = self._stops.push(piece)
-        self.choice.text += text
-        if stop is None:
-            return False
-        self.choice.finish_reason = FinishReason.STOP.value
-        self.choice.stop_reason = stop
-        return True
+    before = signal.signal(signal.SIGINT, hold)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
-def default_sampling(folder: Path) -> dict[str, Any]:
-    """Read what a checkpoint's generation_config.json says of sampling, as transformers and vLLM do."""
+def _conversations(messages: Sequence[Any]) -> list[Sequence[Any]]:
+    """Take one conversation or a list of them."""
+    is_list = isinstance(messages, (list, tuple))
+    conversations = (
+        [messages] if is_list and messages and isinstance(messages[0], Mapping) else list(messages)
+    )
+    for conversation in conversations:
+        if not isinstance(conversation, (list, tuple)) or not all(
+            isinstance(m, Mapping) for m in conversation
+        ):
+            raise refuse(
+                "messages",
+                conversation,
+                "a conversation is a list of messages such as {'role': 'user', 'content': ...}",
+            )
+    return conversations
+
+
+def _check_text(field: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise refuse(field, value, "it must be a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise refuse(field, value, "it holds half of a surrogate pair, which is no text") from None
+
+
+def default_sampling(folder: Path) -> SamplingParams:
+    """Read what a checkpoint's generation_config.json says of sampling.
+
+    Raises:
+        ConfigError: it asks for what no request may.
+    """
     file = folder / "generation_config.json"
     settings = read_json(file) if file.is_file() else {}
-    if settings.get("do_sample") is False:
-        return {"temperature": 0.0}
     names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-    return {name: settings[name] for name in names if settings.get(name) is not None}
+    chosen = {name: settings[name] for name in names if settings.get(name) is not None}
+    if settings.get("do_sample") is False:
+        chosen = {"temperature": 0.0}
+    try:
+        return SamplingParams(**chosen)
+    except InvalidRequest as error:
+        raise ConfigError(f"{file}: {error} Mend the file, or remove the entry.") from None
 
 
 def _engine_config(**settings: Any) -> EngineConfig:

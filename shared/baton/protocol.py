@@ -18,6 +18,9 @@ MAX_N = 16
 """Choices per request. Fan-out is charged before admission; other servers were taken down through it."""
 MAX_LOGPROBS = 20
 """Alternatives per position, as in the OpenAI API."""
+SMALLEST_TEMPERATURE = 1e-5
+"""Below it the likeliest token is taken, as in vLLM: dividing by it would leave the range of 32-bit floats."""
+MAX_TOP_K = 2**31 - 1
 MAX_STOP = 16
 MAX_LIST = 1024
 """Entries of logit_bias, bad_words and stop_token_ids."""
@@ -80,7 +83,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     @property
     def is_greedy(self) -> bool:
         """Whether the likeliest token is taken at every position."""
-        return self.temperature == 0.0
+        return self.temperature < SMALLEST_TEMPERATURE
 
     @property
     def has_penalties(self) -> bool:
@@ -91,16 +94,31 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         """Give a copy with some fields changed, checked again."""
         return msgspec.structs.replace(self, **changes)
 
-    def check_vocab(self, vocab_size: int) -> None:
-        """Refuse token ids outside the vocabulary, wherever they stand.
+    def check_vocab(self, vocab_size: int, eos_token_ids: Sequence[int] = ()) -> None:
+        """Refuse token ids outside the vocabulary, wherever they stand, and limits that leave no token at all.
 
         Raises:
             InvalidRequest: names the field and the first offending id.
         """
+        for ids in self.bad_words_ids:
+            for token_id in ids:
+                if not 0 <= token_id < vocab_size:
+                    raise refuse(
+                        "bad_words_ids", token_id, f"token ids of this model are 0 to {vocab_size - 1}"
+                    )
         for field in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
             for token_id in getattr(self, field) or ():
                 if not 0 <= token_id < vocab_size:
                     raise refuse(field, token_id, f"token ids of this model are 0 to {vocab_size - 1}")
+
+        ends = {*self.stop_token_ids, *(() if self.ignore_eos else eos_token_ids)}
+        if self.min_tokens and self.allowed_token_ids is not None and ends.issuperset(self.allowed_token_ids):
+            raise refuse(
+                "min_tokens",
+                self.min_tokens,
+                "every token of allowed_token_ids ends the answer, so none may come before",
+                "Allow a token that does not, or set min_tokens to 0.",
+            )
 
     # -- checks -------------------------------------------------------------------------------------------
 
@@ -115,15 +133,19 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         set_field(self, "stop_token_ids", _as_tuple("stop_token_ids", self.stop_token_ids or (), int))
         if self.allowed_token_ids is not None:
             set_field(self, "allowed_token_ids", _as_tuple("allowed_token_ids", self.allowed_token_ids, int))
+        words = _as_tuple("bad_words_ids", self.bad_words_ids or (), (list, tuple))
+        set_field(
+            self, "bad_words_ids", tuple(_as_tuple("bad_words_ids", word, int) for word in words if word)
+        )
         for field in ("logprobs", "prompt_logprobs"):
-            if getattr(self, field) is True:  # OpenAI's chat form
-                set_field(self, field, 1)
+            if isinstance(getattr(self, field), bool):  # OpenAI's chat form
+                set_field(self, field, 1 if getattr(self, field) else None)
         if self.top_k == -1:
             set_field(self, "top_k", 0)
 
     def _check_counts(self) -> None:
         _check_int("n", self.n, 1, MAX_N, "Send several requests for more choices.")
-        if self.best_of is not None and self.best_of != self.n:
+        if self.best_of is not None and (self.best_of != self.n or isinstance(self.best_of, bool)):
             raise refuse("best_of", self.best_of, f"only best_of = n (= {self.n}) is served", "Leave it out.")
         if self.max_tokens is not None:
             _check_int(
@@ -147,7 +169,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     def _check_ranges(self) -> None:
         _check_float("temperature", self.temperature, 0.0, 100.0, "0 takes the likeliest token.")
         _check_float("top_p", self.top_p, 0.0, 1.0, "1 keeps all tokens.", low_open=True)
-        _check_int("top_k", self.top_k, 0, None, "0 or -1 keeps all tokens.")
+        _check_int("top_k", self.top_k, 0, MAX_TOP_K, "0 or -1 keeps all tokens.")
         _check_float("min_p", self.min_p, 0.0, 1.0)
         _check_float("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _check_float("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
@@ -186,7 +208,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     def _check_logit_bias(self) -> None:
         if not isinstance(self.logit_bias, dict):
             raise refuse("logit_bias", self.logit_bias, "it must be an object of token id to bias")
-        try:
+        if any(isinstance(key, (bool, float)) for key in self.logit_bias):
+            raise refuse("logit_bias", self.logit_bias, "its keys must be token ids")
+        try:  # in JSON the keys are strings
             bias = {int(token_id): value for token_id, value in self.logit_bias.items()}
         except (TypeError, ValueError):
             raise refuse("logit_bias", self.logit_bias, "its keys must be token ids") from None
@@ -196,6 +220,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         msgspec.structs.force_setattr(self, "logit_bias", bias)
 
     def _check_unserved(self) -> None:
+        if not self.spaces_between_special_tokens:
+            raise UnsupportedFeature(
+                "spaces_between_special_tokens=False is not served by this build. Leave it out.",
+                field="spaces_between_special_tokens",
+            )
         if self.structured_outputs is not None:
             raise UnsupportedFeature(
                 "structured_outputs is not served by this build. Leave it out and ask for the format in the prompt.",
@@ -203,13 +232,15 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             )
 
 
-def _as_tuple(field: str, value: Any, kind: type) -> tuple[Any, ...]:
+def _as_tuple(field: str, value: Any, kind: type | tuple[type, ...]) -> tuple[Any, ...]:
+    names = {str: "strings", int: "whole numbers"}
+    wanted = f"it must be a list of {names[kind] if isinstance(kind, type) else 'lists of token ids'}"
     if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
-        raise refuse(field, value, f"it must be a list of {kind.__name__}")
+        raise refuse(field, value, wanted)
     items = tuple(value)
     for item in items:
         if not isinstance(item, kind) or isinstance(item, bool):
-            raise refuse(field, item, f"it must be a list of {kind.__name__}")
+            raise refuse(field, item, wanted)
     return items
 
 
@@ -242,10 +273,10 @@ def check_prompt(token_ids: Sequence[int], vocab_size: int, max_model_len: int) 
     Raises:
         InvalidRequest: empty, ids outside the vocabulary, or no room left in the context for an answer.
     """
-    if not token_ids:
-        raise refuse("prompt", [], "it is empty", "Send at least one token.")
     if not isinstance(token_ids, list) or not all(type(token_id) is int for token_id in token_ids):
         raise refuse("prompt_token_ids", token_ids, "it must be a list of whole numbers")
+    if not token_ids:
+        raise refuse("prompt", [], "it is empty", "Send at least one token.")
     if min(token_ids) < 0 or max(token_ids) >= vocab_size:
         wrong = next(t for t in token_ids if not 0 <= t < vocab_size)
         raise refuse("prompt_token_ids", wrong, f"token ids of this model are 0 to {vocab_size - 1}")
@@ -264,4 +295,3 @@ class Logprob(msgspec.Struct, frozen=True):
     logprob: float
     rank: int
     decoded_token: str | None = None
-

@@ -61,6 +61,9 @@ class Tokenizer:
             templates = self.hf.chat_template or {}
             if isinstance(templates, str):
                 templates = {"default": templates}
+        # fine-tunes often keep their training's cut and padding in tokenizer.json, which would change prompts
+        self._backend.no_truncation()
+        self._backend.no_padding()
         if chat_template is not None:
             templates = {"default": chat_template}
         self.chat_templates: dict[str, str] = templates

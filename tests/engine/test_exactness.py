@@ -128,6 +128,25 @@ def test_preemption_and_resumption_change_no_token(case: Callable[[str], Case], 
 
 
 @pytest.mark.parametrize("family", MAIN)
+def test_a_host_one_step_behind_changes_no_token(case: Callable[[str], Case], family: str) -> None:
+    # what a GPU always does; the steps are those of the CPU
+    subject = case(family)
+    llm = subject.llm(num_gpu_blocks_override=34, max_model_len=256, max_num_batched_tokens=48, block_size=8)
+    llm.engine._runs_behind = True
+    assert subject.answer(llm) == subject.answers
+    assert llm.engine.scheduler.num_preemptions > 0
+    assert llm.engine.pool.num_held == 0
+
+
+@pytest.mark.parametrize("block_size", [1, 4, 64])
+def test_the_block_size_changes_no_token(case: Callable[[str], Case], block_size: int) -> None:
+    subject = case("llama-3.1")
+    llm = subject.llm(block_size=block_size, max_num_batched_tokens=50)
+    assert subject.answer(llm) == subject.answers
+    assert subject.answer(llm) == subject.answers
+
+
+@pytest.mark.parametrize("family", MAIN)
 def test_neighbours_that_come_and_go_change_no_token(case: Callable[[str], Case], family: str) -> None:
     subject = case(family)
     engine = subject.llm(max_num_batched_tokens=48).engine
@@ -201,6 +220,28 @@ def test_seeded_sampling_is_the_same_alone_and_in_a_crowd(case: Callable[[str], 
         single = alone.generate([prompts[i]], params[i], use_tqdm=False)[0]
         assert output.outputs[0].token_ids == single.outputs[0].token_ids
     assert len({tuple(output.outputs[0].token_ids) for output in crowd}) == len(crowd)
+
+
+@pytest.mark.parametrize("runs_behind", [False, True])
+def test_a_failing_step_leaves_the_engine_whole(
+    case: Callable[[str], Case], monkeypatch: pytest.MonkeyPatch, runs_behind: bool
+) -> None:
+    subject = case("qwen3")
+    llm = subject.llm(max_num_batched_tokens=64)
+    llm.engine._runs_behind = runs_behind
+    forward, calls = llm.engine.model.forward, iter(range(10_000))
+
+    def failing(*args: Any) -> Any:
+        if next(calls) == 9:
+            raise KeyboardInterrupt
+        return forward(*args)
+
+    monkeypatch.setattr(llm.engine.model, "forward", failing)
+    with pytest.raises(KeyboardInterrupt):
+        subject.answer(llm)
+    assert not llm.engine.has_work
+    assert llm.engine.pool.num_held == 0
+    assert subject.answer(llm) == subject.answers
 
 
 def test_choices_differ_from_one_another_and_repeat_with_the_seed(case: Callable[[str], Case]) -> None:

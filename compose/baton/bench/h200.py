@@ -38,6 +38,7 @@ def run(models: Iterable[str], *, repeats: int, json_file: Path | None, **settin
             Path(folder, "config.json").write_text(json.dumps(config))
             llm = LLM(
                 folder,
+                device="cuda",
                 load_format="dummy",
                 skip_tokenizer_init=True,
                 enable_prefix_caching=False,

@@ -12,6 +12,7 @@ import gc
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -30,6 +31,7 @@ from baton.models.config import read_spec
 from baton.models.hub import locate
 from baton.models.identity import model_identity
 from baton.models.loader import load_model, resolve_dtype, weights_nbytes
+from baton.models.rope import rotation_kind
 from baton.models.spec import ModelSpec
 from baton.protocol import FinishReason, SamplingParams
 
@@ -89,7 +91,11 @@ class Engine:
             max_num_seqs=config.max_num_seqs,
             max_model_len=memory.max_model_len,
         )
-        self.cache_parts = (identity or f"{config.model}@{config.revision}", layout.describe())
+        self.cache_parts = (
+            identity or f"{config.model}@{config.revision}",
+            layout.describe(),
+            rotation_kind(model.spec),
+        )
         """What changes the KV of a token beside the tokens before it and the tenant's salt."""
         self._cache_key = cache_key
         self._runs_behind = self.runner.device.type == "cuda"
@@ -105,16 +111,25 @@ class Engine:
         """Tokens of them that were prompts' chunks, not single next tokens."""
 
     @classmethod
-    def load(cls, config: EngineConfig, *, progress: bool = True, cache_key: bytes = b"") -> Engine:
+    def load(
+        cls,
+        config: EngineConfig,
+        *,
+        folder: Path | None = None,
+        progress: bool = True,
+        cache_key: bytes = b"",
+    ) -> Engine:
         """Check what fits, print the plan, load the model, make the cache.
 
-        `cache_key` is the deployment's secret for block hashes; workers and routers of one share it.
+        `folder` has the model's files, if they have been located already. `cache_key` is the deployment's secret
+        for block hashes; workers and routers of one share it.
 
         Raises:
             ModelLoadError, OutOfMemory, ConfigError: before anything large is read wherever possible.
         """
         device = _device(config)
-        folder = locate(str(config.model), config.revision, weights=config.load_format != "dummy")
+        if folder is None:
+            folder = locate(str(config.model), config.revision, weights=config.load_format != "dummy")
         spec = read_spec(folder)
         dtype = _dtype(config, device, spec)
         max_model_len = config.max_model_len or spec.max_model_len
@@ -352,6 +367,7 @@ class Engine:
             self.finish(request_id, choice)
         elif request.holds_prompt:
             self.scheduler.hold(sequence)
+            self.runner.release(sequence)
         return output
 
     def _end_of(self, sequence: Sequence, token_id: int) -> tuple[FinishReason | None, int | None]:

@@ -123,14 +123,18 @@ def _num_blocks(config: EngineConfig, layout: KVLayout, spare: int, device: torc
 
 
 def _cgroup_available() -> int:
-    """Read what the container's memory limit leaves (cgroup 2); a very large number without one."""
+    """Read what the container's memory limit leaves (cgroup 2); a very large number without one.
+
+    File pages that nobody uses count as used there, the weights just read among them, and are given up when needed.
+    """
     root = Path("/sys/fs/cgroup")
     try:
         limit = (root / "memory.max").read_text().strip()
         used = int((root / "memory.current").read_text())
-    except OSError:
+        stat = dict(line.split() for line in (root / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
         return 2**62
-    return 2**62 if limit == "max" else max(0, int(limit) - used)
+    return 2**62 if limit == "max" else max(0, int(limit) - used + int(stat.get("inactive_file", 0)))
 
 
 def _size(nbytes: int) -> str:

@@ -23,6 +23,9 @@ from baton.engine.upload import Download, upload
 from baton.kernels.sample import logprobs
 from baton.models.causal_lm import CausalLM
 
+SCORED_AT_ONCE = 256
+"""Prompt tokens whose logits exist at the same time: as many as a full batch's, which memory is planned for."""
+
 
 @dataclass(slots=True)
 class LaunchedStep:
@@ -95,11 +98,22 @@ class ModelRunner:
             wanted = hidden if len(batch.sampled) == len(hidden) else hidden[inputs.sample_tokens]
             sampled = self._draw(wanted, batch, inputs.sample_rows)
         if batch.prompt_targets:
-            targets = [sequence.token_ids[position] for sequence, position in batch.prompt_targets]
-            num_top = max(sequence.params.prompt_logprobs or 0 for sequence, _ in batch.prompt_targets)
-            logits = self.model.logits(hidden[inputs.prompt_tokens])
-            prompt = Download(*logprobs(logits, upload(np.array(targets), self.device), num_top))
+            prompt = self._score_prompt(hidden[inputs.prompt_tokens], batch.prompt_targets)
         return LaunchedStep(plan, batch.sampled, sampled, batch.prompt_targets, prompt)
+
+    def _score_prompt(self, hidden: Tensor, targets: list[tuple[Sequence, int]]) -> Download:
+        """Score prompt tokens, a few at a time: a whole chunk's logits would be the largest tensor there is."""
+        token_ids = upload(np.array([sequence.token_ids[at] for sequence, at in targets]), self.device)
+        num_top = max(sequence.params.prompt_logprobs or 0 for sequence, _ in targets)
+        pieces = [
+            logprobs(
+                self.model.logits(hidden[at : at + SCORED_AT_ONCE]),
+                token_ids[at : at + SCORED_AT_ONCE],
+                num_top,
+            )
+            for at in range(0, len(targets), SCORED_AT_ONCE)
+        ]
+        return Download(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
 
     def _draw(self, hidden: Tensor, batch: HostBatch, rows: Tensor) -> Download:
         """Draw from hidden states, one a sampled sequence, and keep the tokens where the next step finds them."""

@@ -103,8 +103,15 @@ class Sampler:
         keys = derive_keys(*torch.tensor(words, dtype=torch.int64))
         batch = dataclasses.replace(self._lasting[1], keys=upload(keys.numpy(), self._device))
         if any(s.params.has_penalties for s in sequences):
-            batch.prompt_ids = self._padded([s.token_ids[: s.num_prompt_tokens] for s in sequences])
-            batch.output_ids = self._padded([s.token_ids[s.num_prompt_tokens :] for s in sequences])
+            batch.prompt_ids = self._padded(
+                [
+                    s.token_ids[: s.num_prompt_tokens] if s.params.repetition_penalty != 1.0 else []
+                    for s in sequences
+                ]
+            )
+            batch.output_ids = self._padded(
+                [s.token_ids[s.num_prompt_tokens :] if s.params.has_penalties else [] for s in sequences]
+            )
         if bias := self._sparse_bias(sequences, rows, positions):
             row_ids, token_ids, values = zip(*bias, strict=True)
             batch.bias_rows = self._tensor(row_ids, np.int64)
@@ -115,7 +122,7 @@ class Sampler:
     def _lasting_batch(self, sequences: list[Sequence], rows: list[RowParams]) -> SamplingBatch:
         params = [sequence.params for sequence in sequences]
         batch = SamplingBatch(
-            temperature=self._tensor([p.temperature for p in params], np.float32),
+            temperature=self._tensor([0.0 if p.is_greedy else p.temperature for p in params], np.float32),
             top_k=self._tensor([p.top_k for p in params], np.int32),
             top_p=self._tensor([p.top_p for p in params], np.float32),
             min_p=self._tensor([p.min_p for p in params], np.float32),

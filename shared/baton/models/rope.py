@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from baton.models.spec import RopeSpec
+from baton.models.spec import ModelSpec, RopeSpec
 
 
 def rope_table(rope: RopeSpec, max_positions: int, device: torch.device) -> Tensor:
@@ -35,7 +35,7 @@ def rope_table(rope: RopeSpec, max_positions: int, device: torch.device) -> Tens
 def _frequencies(rope: RopeSpec, max_positions: int) -> Tensor:
     exponents = torch.arange(0, rope.dim, 2, dtype=torch.float32) / rope.dim
     if rope.kind == "longrope":
-        factors = rope.long_factor if max_positions > rope.original_max_len else rope.short_factor
+        factors = rope.long_factor if _is_long(rope, max_positions) else rope.short_factor
         return 1.0 / (torch.tensor(factors, dtype=torch.float32) * rope.theta**exponents)
     frequencies = 1.0 / rope.theta**exponents
     if rope.kind == "linear":
@@ -95,3 +95,14 @@ def _attention_factor(rope: RopeSpec) -> float:
 
 def _yarn_mscale(factor: float, mscale: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+
+def rotation_kind(spec: ModelSpec) -> str:
+    """Name what a served context length changes in the rotation, and with it in the KV; empty where it changes nothing."""
+    if spec.rope is None or spec.rope.kind != "longrope":
+        return ""
+    return "longrope long" if _is_long(spec.rope, spec.max_model_len) else "longrope short"
+
+
+def _is_long(rope: RopeSpec, max_positions: int) -> bool:
+    return max_positions > rope.original_max_len

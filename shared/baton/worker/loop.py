@@ -154,7 +154,7 @@ class WorkerLoop:
             if leg is None:
                 raise _NoLegError(f"this worker has no {start.role} leg")
             check_prompt(start.token_ids, self._info.model.vocab_size, self._info.model.max_model_len)
-            start.params.check_vocab(self._info.model.vocab_size)
+            start.params.check_vocab(self._info.model.vocab_size, self._info.model.eos_token_ids)
             self._runs.open(run)
             leg.begin(run)
         except _DeadlineError:
