@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from baton.errors import InvalidRequest, ModelLoadError
-from baton.text import Tokenizer
+from baton.protocol import SamplingParams
+from baton.text import AnswerText, Tokenizer
 
 from .tokenizer_folder import make_tokenizer_folder
 
@@ -62,6 +63,49 @@ def test_a_template_reaches_nothing_outside_its_sandbox(tmp_path: Path, template
 def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match=r"tokenizer.json"):
         Tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("params", "end", "expected"),
+    [
+        (SamplingParams(), "length", ("hello world", None)),
+        (SamplingParams(stop="wor"), None, ("hello ", "wor")),
+        (SamplingParams(stop=["zzz", "lo w"]), None, ("hel", "lo w")),
+        (SamplingParams(stop="wor", include_stop_str_in_output=True), None, ("hello wor", "wor")),
+        (SamplingParams(stop="world!"), "length", ("hello world", None)),
+        (SamplingParams(stop="hello", min_tokens=3), "length", ("hello world", None)),
+        (SamplingParams(detokenize=False), "length", ("", None)),
+    ],
+)
+def test_tokens_become_text_up_to_what_ends_it(
+    tokenizer: Tokenizer, params: SamplingParams, end: str | None, expected: tuple[str, str | None]
+) -> None:
+    answer = AnswerText(tokenizer, [5], params)
+    token_ids = tokenizer.encode("hello world")
+    text, stop = "", None
+    for i, token_id in enumerate(token_ids):
+        piece, stop = answer.push(token_id, end if i == len(token_ids) - 1 else None)
+        text += piece
+        if stop is not None:
+            break
+    assert (text, stop) == expected
+
+
+def test_the_token_that_ends_an_answer_is_not_in_its_text(tokenizer: Tokenizer) -> None:
+    (last,) = tokenizer.encode("!")
+    for includes, expected in ((False, ""), (True, "!")):
+        params = SamplingParams(stop_token_ids=(last,), include_stop_str_in_output=includes)
+        assert AnswerText(tokenizer, [5], params).push(last, "stop") == (expected, None)
+
+
+def test_half_a_character_comes_out_when_it_is_whole_or_the_answer_ends(tokenizer: Tokenizer) -> None:
+    smile = tokenizer.encode("\N{GRINNING FACE}")
+    answer = AnswerText(tokenizer, [5], SamplingParams())
+    assert [answer.push(t, None)[0] for t in smile] == [*[""] * (len(smile) - 1), "\N{GRINNING FACE}"]
+    cut = AnswerText(tokenizer, [5], SamplingParams())
+    assert "\N{REPLACEMENT CHARACTER}" in "".join(
+        cut.push(t, "length" if t == smile[1] else None)[0] for t in smile[:2]
+    )
 
 
 def test_loading_a_tokenizer_loads_no_torch(tmp_path: Path) -> None:

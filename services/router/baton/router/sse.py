@@ -129,6 +129,7 @@ class EventStream(Response):
         self._send_body: Send | None = None
         """Set while the answer is open and nothing else is writing."""
         self._raw_send: Send | None = None
+        self._writes_directly = False
         self._waiter: asyncio.Future[None] | None = None
         self._writer: asyncio.Task[Any] | None = None
         self._write_began_at = 0.0
@@ -201,6 +202,9 @@ class EventStream(Response):
         watch = asyncio.get_running_loop().create_task(self._watch(receive))
         try:
             self._raw_send = scope.get("baton.send", send)
+            # of other servers we do not know what a send that pauses has done
+            owner = type(getattr(self._raw_send, "__self__", None))
+            self._writes_directly = owner.__module__.startswith("uvicorn.")
             await self._serve(send, self._raw_send)
         except asyncio.CancelledError:
             if not self._is_gone:
@@ -232,7 +236,7 @@ class EventStream(Response):
                 await send_body({"type": "http.response.body", "body": b"", "more_body": False})
                 return
             else:
-                self._send_body = send_body
+                self._send_body = send_body if self._writes_directly else None
                 await self._wait()
 
     async def _wait(self) -> None:
