@@ -8,6 +8,7 @@ from baton.kernels.launch import INTERPRET
 from baton.kernels.sample import (
     SamplingBatch,
     derive_keys,
+    greedy,
     gumbel_reference,
     logprobs,
     noise_bits_reference,
@@ -104,6 +105,13 @@ def test_flat_and_steep_rows_are_filtered_alike(spread, device):
         4, device, top_k=torch.tensor([0, 0, 40, 5000]), top_p=torch.tensor([0.5, 0.999, 0.9, 0.9])
     )
     assert sample(logits, batch).tolist() == _draw_by_definition(logits, batch)
+
+
+@pytest.mark.parametrize("num_rows", [1, 3])
+@pytest.mark.parametrize("vocab_size", [1, 70, 5003])
+def test_rows_that_ask_for_nothing_get_their_likeliest_token(device, num_rows, vocab_size):
+    logits = torch.randn(num_rows, vocab_size, device=device)
+    assert torch.equal(greedy(logits).cpu(), logits.cpu().argmax(-1))
 
 
 def test_greedy_takes_the_lowest_id_among_equals(device):

@@ -231,6 +231,14 @@ def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
     return draw(logits, batch) if on_triton(logits) else sample_reference(logits, batch)
 
 
+def greedy(logits: Tensor) -> Tensor:
+    """Give each row's likeliest token, [N] int64, the lowest id among equals: `sample` where no row asks for anything else."""
+    if not on_triton(logits):
+        return logits.argmax(-1)
+    unused = logits[:0]
+    return draw(logits, SamplingBatch(unused, unused, unused, unused, unused, all_greedy=True))
+
+
 def logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Give (log probability [N], rank [N], top ids [N, num_top], their log probabilities) of raw logits.
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from baton.engine.sequence import Sequence
 from baton.engine.upload import upload
-from baton.kernels.sample import SamplingBatch, derive_keys, logprobs, sample
+from baton.kernels.sample import SamplingBatch, derive_keys, greedy, logprobs, sample
 from baton.protocol import SamplingParams
 
 
@@ -89,7 +89,7 @@ class Sampler:
         """
         rows = [self._rows[sequence] for sequence in sequences]
         if all(row.is_plain for row in rows):
-            token_ids = logits.argmax(-1)
+            token_ids = greedy(logits)
         else:
             token_ids = sample(logits, self._batch(sequences, rows, positions))
         num_top = max((s.params.logprobs for s in sequences if s.params.logprobs is not None), default=None)
