@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from baton.kernels.linear import linear, linear_packed, pack_weight, packs
 
 
