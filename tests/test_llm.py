@@ -331,7 +331,6 @@ def test_a_bad_prompt_is_named_before_anything_runs(llm: LLM, prompt: Any, words
         ("best_of", True),
         ("bad_words_ids", (5,)),
         ("logit_bias", {1.5: 1.0}),
-        ("spaces_between_special_tokens", False),
         ("min_p", -0.5),
         ("n", 0),
         ("n", MAX_N + 1),

@@ -288,6 +288,7 @@ def decode_to_worker(frame: bytes | memoryview) -> ToWorker:
         message = _to_worker.decode(frame)
     except (
         msgspec.MsgspecError,
+        UnicodeDecodeError,
         InvalidRequest,
         RecursionError,
     ) as error:  # sampling parameters check themselves
@@ -307,7 +308,7 @@ def decode_to_router(frame: bytes | memoryview) -> ToRouter:
     """
     try:
         return _to_router.decode(frame)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadMessage(str(error)) from None
 
 

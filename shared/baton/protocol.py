@@ -70,6 +70,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """bad_words as token ids; filled by whoever owns the tokenizer, through `with_bad_words_ids`."""
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
+    """Either way none are added: only slow tokenizers did, and those are not served."""
     detokenize: bool = True
     structured_outputs: Any = None
 
@@ -220,11 +221,6 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         msgspec.structs.force_setattr(self, "logit_bias", bias)
 
     def _check_unserved(self) -> None:
-        if not self.spaces_between_special_tokens:
-            raise UnsupportedFeature(
-                "spaces_between_special_tokens=False is not served by this build. Leave it out.",
-                field="spaces_between_special_tokens",
-            )
         if self.structured_outputs is not None:
             raise UnsupportedFeature(
                 "structured_outputs is not served by this build. Leave it out and ask for the format in the prompt.",

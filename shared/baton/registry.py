@@ -264,7 +264,7 @@ def _encode(entry: Blocks) -> bytes:
 def _decode(raw: bytes) -> Blocks | None:
     try:
         return _blocks.decode(raw)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return None  # somebody else wrote there; a gap follows, and a snapshot heals it
 
 

@@ -98,3 +98,9 @@ def test_any_bytes_give_a_message_or_bad_message(frame: bytes) -> None:
     for decode in (decode_to_worker, decode_to_router):
         with contextlib.suppress(BadMessage):
             decode(frame)
+
+
+def test_a_string_that_is_no_text_is_a_bad_message() -> None:
+    for decode in (decode_to_worker, decode_to_router):
+        with pytest.raises(BadMessage):
+            decode(b"\x92\xa1\x80\x00")

@@ -112,6 +112,9 @@ def test_a_second_start_of_the_same_epoch_is_dropped(cluster: Cluster, router: S
     request_id = router.start(decode, prompt, GREEDY)
     router.start(decode, prompt, GREEDY, request_id=request_id)
     router.until(lambda: decode.answer(request_id).is_finished(), "the answer is whole")
+    router.start(decode, prompt, GREEDY, request_id=request_id)  # and one that comes when it has ended
+    after = router.start(decode, prompt, GREEDY)
+    router.until(lambda: decode.answer(after).is_finished(), "what was asked after it is answered")
     assert decode.answer(request_id).ids() == wanted(cluster, prompt)
 
 

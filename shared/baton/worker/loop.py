@@ -68,6 +68,9 @@ class WorkerLoop:
         self._tell_face = tell_face
         self._add_stats = add_stats
         self._closed = ClosedEpochs()
+        self._ended = (
+            ClosedEpochs()
+        )  # by request and leg, so that a Start that comes twice is not served again
         self._deadlines: list[tuple[float, int, Run]] = []
         self._num_deadlines = 0
         self._meter = LoadMeter(engine)
@@ -79,7 +82,7 @@ class WorkerLoop:
         self._draining_until: float | None = None
         self._num_stale = 0
         engine.cache.record_events = engine.scheduler.cache is not None
-        runs.on_close = self._note_phase
+        runs.on_close = self._note_end
 
     # -- from other threads -------------------------------------------------------------------------------
 
@@ -137,7 +140,10 @@ class WorkerLoop:
         siblings = self._runs.of_request(start.request_id)
         is_known = any(run.start.epoch == start.epoch and run.start.role == start.role for run in siblings)
         is_old = any(run.start.epoch > start.epoch for run in siblings)
-        if is_known or is_old or self._closed.is_closed(start.request_id, start.epoch):
+        is_over = self._closed.is_closed(start.request_id, start.epoch) or self._ended.is_closed(
+            f"{start.request_id}/{start.role}", start.epoch
+        )
+        if is_known or is_old or is_over:
             self._num_stale += 1
             return
         for run in siblings:
@@ -304,7 +310,8 @@ class WorkerLoop:
         self._add_stats(stats)
         self._tell_face(stats)
 
-    def _note_phase(self, run: Run) -> None:
+    def _note_end(self, run: Run) -> None:
+        self._ended.close(f"{run.start.request_id}/{run.start.role}", run.start.epoch)
         self._phases.append((run.start.role, time.monotonic() - run.began_at))
 
     def _idle_s(self) -> float:

@@ -193,7 +193,7 @@ class DecodeLeg:
             return
         try:
             first = FirstToken.decode(event.meta)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             self._admit_failed(importing, event.num_blocks, "meta")
             return
         num_blocks = importing.from_block + event.num_blocks
