@@ -272,6 +272,8 @@ def _load_hf(path: str, revision: str | None) -> Any:
 class Detokenizer:
     """Token ids in, text pieces out; half characters are held back until they are whole."""
 
+    __slots__ = ("_backend", "_skip", "_stream", "_unflushed")
+
     def __init__(self, backend: Any, context_ids: Sequence[int], skip_special_tokens: bool) -> None:
         self._backend = backend
         self._skip = skip_special_tokens
@@ -284,7 +286,8 @@ class Detokenizer:
         if piece is None:
             self._unflushed.append(token_id)
             return ""
-        self._unflushed.clear()
+        if self._unflushed:
+            self._unflushed.clear()
         return piece
 
     def flush(self) -> str:

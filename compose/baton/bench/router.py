@@ -97,12 +97,26 @@ async def _run(streams: int, step_ms: float, seconds: float, rate: float) -> dic
         others = set(cores[1:]) or set(cores)
         os.sched_setaffinity(0, others)
         figures: dict[str, Any] = {"streams": {}, "requests": {}, "cores": len(cores)}
+        figures["noise"] = _measure_noise(cores[0])
         async with _processes(model, step_ms, cores[0], others) as (endpoint, port, pid):
             figures["streams"] = await _measure_streams(model, endpoint, port, pid, streams, step_ms, seconds)
         async with _processes(model, 2.0, cores[0], others) as (endpoint, port, pid):
             figures["requests"] = await _measure_requests(endpoint, port, pid, rate, seconds)
         os.sched_setaffinity(0, set(cores))
         return figures
+
+
+def _measure_noise(core: int) -> dict[str, float]:
+    """Give what the machine itself adds on the router's core before anything runs: how late a sleep of 1 ms ends."""
+    program = (
+        f"import os, time; os.sched_setaffinity(0, {{{core}}}); late = []\n"
+        "for _ in range(1500):\n"
+        "    began = time.perf_counter(); time.sleep(0.001); late.append(time.perf_counter() - began - 0.001)\n"
+        "late.sort(); print(1e3 * late[750], 1e3 * late[1485], 1e3 * late[-1])"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    p50, p99, highest = map(float, result.stdout.split())
+    return {"p50_ms": p50, "p99_ms": p99, "max_ms": highest}
 
 
 # -- processes ------------------------------------------------------------------------------------------------
@@ -386,7 +400,11 @@ def _at(ordered: Sequence[float], share: float) -> float:
 
 def _print(figures: dict[str, Any]) -> None:
     console = Console(width=100)
-    s, r = figures["streams"], figures["requests"]
+    s, r, noise = figures["streams"], figures["requests"], figures["noise"]
+    console.print(
+        f"The machine's own delay on the router's core, idle (a sleep of 1 ms ends late by): p50 {noise['p50_ms']:.2f}, "
+        f"p99 {noise['p99_ms']:.2f}, most {noise['max_ms']:.2f} ms"
+    )
     table = Table(
         "live streams", "router", "direct", title=f"{s['streams']} streams, {s['tokens_per_s']:.0f} tokens/s"
     )

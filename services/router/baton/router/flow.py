@@ -107,6 +107,32 @@ class _Choice:
 class GenerationFlow:
     """One request through its legs."""
 
+    __slots__ = (
+        "_choices",
+        "_decode",
+        "_decode_gave_token",
+        "_dispatcher",
+        "_metrics",
+        "_num_open",
+        "_num_prompt",
+        "_prefill",
+        "_prefill_gave_token",
+        "_retry",
+        "_sink",
+        "_timer",
+        "arrived_at",
+        "decision",
+        "epoch",
+        "first_token_at",
+        "generation",
+        "hashes",
+        "is_over",
+        "num_cached",
+        "num_replays",
+        "request_id",
+        "sent_at",
+    )
+
     def __init__(
         self, dispatcher: Dispatcher, generation: Generation, sink: Sink, tokenizer: Tokenizer | None
     ) -> None:

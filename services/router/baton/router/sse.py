@@ -332,6 +332,20 @@ class Answer:
 class StreamSink:
     """A flow's tokens as chunks on a stream."""
 
+    __slots__ = (
+        "_answer",
+        "_begun",
+        "_chunks",
+        "_offset",
+        "_shows_every_token",
+        "_stream",
+        "_tools",
+        "_with_logprobs",
+        "_with_usage",
+        "before",
+        "hides_tokens",
+    )
+
     def __init__(
         self,
         stream: EventStream,
