@@ -18,7 +18,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,12 +61,13 @@ def make_plan(config: UpConfig, engine: EngineConfig, folder: str) -> Plan:
     name = model_name(engine.model, config.served_model_name)
     model = engine.model or str(demo_model_path())
     engine = dataclasses.replace(engine, model=model)
-    ports = _free_ports(2 * (config.prefill + config.decode) + 1)
+    num_prefill = _num_prefill(config, engine)
+    ports = _free_ports(2 * (num_prefill + config.decode) + 1)
     redis, redis_url, notice = _plan_redis(config, ports.pop(), folder)
     secret_settings = {"BATON_CACHE_KEY": secrets.token_hex(16)}
-    placements = _place(engine, config.prefill + config.decode)
+    placements = _place(engine, num_prefill + config.decode)
     workers, urls, controls = [], [], []
-    legs = [("prefill", i) for i in range(config.prefill)] + [("decode", i) for i in range(config.decode)]
+    legs = [("prefill", i) for i in range(num_prefill)] + [("decode", i) for i in range(config.decode)]
     for (leg, number), (placed, environment) in zip(legs, placements, strict=True):
         port, control = ports.pop(), ports.pop()
         flags = ["--worker-id", f"{leg}-{number}", "--port", str(port), "--control-port", str(control)]
@@ -137,7 +138,7 @@ async def _serve(config: UpConfig, plan: Plan, supervisor: Supervisor, stop: asy
     started_at = time.monotonic()
     headers = {"authorization": f"Bearer {config.api_key[0]}"} if config.api_key else {}
     async with httpx.AsyncClient(timeout=10, headers=headers) as client:
-        ready = asyncio.create_task(_wait_ready(client, [*plan.worker_urls, plan.router_url], config))
+        ready = asyncio.create_task(_wait_ready(client, plan))
         if not await _first(ready, stop, supervisor.failure):
             return 0
         supervisor.say("up", f"ready after {time.monotonic() - started_at:.1f} s. Try:")
@@ -168,23 +169,23 @@ async def _first(task: asyncio.Task[Any], stop: asyncio.Event, failure: asyncio.
     return False
 
 
-async def _wait_ready(client: httpx.AsyncClient, urls: Sequence[str], config: UpConfig) -> None:
+async def _wait_ready(client: httpx.AsyncClient, plan: Plan) -> None:
     deadline = time.monotonic() + START_S
-    for url in urls:
+    for url in [*plan.worker_urls, plan.router_url]:
         while True:
             with contextlib.suppress(httpx.HTTPError):
                 answer = await client.get(f"{url}/ready")
-                if answer.status_code == 200 and _has_all(answer, config):
+                if answer.status_code == 200 and _has_all(answer, plan):
                     break
             if time.monotonic() > deadline:
                 raise ChildFailed(f"{url} is not ready after {START_S:.0f} s")
             await asyncio.sleep(_POLL_S)
 
 
-def _has_all(answer: httpx.Response, config: UpConfig) -> bool:
+def _has_all(answer: httpx.Response, plan: Plan) -> bool:
     """Whether the router sees every worker; workers' own answers have no such count."""
-    workers = answer.json().get("workers")
-    return workers is None or (workers["prefill"] >= config.prefill and workers["decode"] >= config.decode)
+    seen = answer.json().get("workers")
+    return seen is None or seen["prefill"] + seen["decode"] >= len(plan.workers)
 
 
 async def _end(plan: Plan, supervisor: Supervisor) -> None:
@@ -215,6 +216,12 @@ def _plan_redis(config: UpConfig, port: int, folder: str) -> tuple[Child | None,
     url = f"redis://127.0.0.1:{port}"
     child = Child("redis", server_command(program, port, folder), stop_s=5.0)
     return child, url, f"Redis: {url}"
+
+
+def _num_prefill(config: UpConfig, engine: EngineConfig) -> int:
+    if config.prefill is not None:
+        return config.prefill
+    return 0 if engine.device != "cpu" and _gpus() else 1
 
 
 def _place(engine: EngineConfig, num_workers: int) -> list[tuple[EngineConfig, Mapping[str, str]]]:

@@ -13,7 +13,10 @@ from baton.errors import ConfigError
 class UpConfig:
     """What runs on this machine, beside the engines' own settings."""
 
-    prefill: int = setting(1, "prefill workers; 0: decode workers compute prompts themselves")
+    prefill: int | None = setting(
+        None,
+        "prefill workers; 0: decode workers compute prompts themselves; none: 1, and 0 on GPUs, from whose memory KV is not sent yet",
+    )
     decode: int = setting(1, "decode workers")
     host: str = setting("127.0.0.1", "address on which the router listens; workers stay on the loopback")
     port: int = setting(8000, "port of the router")
@@ -32,7 +35,7 @@ class UpConfig:
     once: bool = setting(False, "end after that answer")
 
     def __post_init__(self) -> None:
-        if self.prefill < 0:
+        if self.prefill is not None and self.prefill < 0:
             raise ConfigError(f"prefill={self.prefill} is not valid: it must be at least 0.")
         if self.decode < 1:
             raise ConfigError(

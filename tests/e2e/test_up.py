@@ -97,6 +97,15 @@ def test_a_plan_without_redis_tells_the_router_of_its_workers(
     ]
 
 
+@pytest.mark.parametrize(("gpus", "legs"), [([], ["prefill-0", "decode-0"]), (["0", "1"], ["decode-0"])])
+def test_the_default_is_a_pair_where_kv_can_be_sent(
+    gpus: list[str], legs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("baton.up._gpus", lambda: gpus)
+    plan = make_plan(UpConfig(port=free_ports(1)[0]), EngineConfig(), str(tmp_path))
+    assert [worker.name for worker in plan.workers] == legs
+
+
 def test_a_plan_spreads_workers_over_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     plan = make_plan(UpConfig(prefill=1, decode=2, port=free_ports(1)[0]), EngineConfig(), str(tmp_path))
