@@ -73,5 +73,9 @@ def _compare(
         transformers_tok_s=peer_rate,
         ratio=our_rate / peer_rate if peer_rate else None,
         same_answers=None if same is None else f"{same} of {len(workload.prompts)}",
-        transformers_batch=None if peer is None else f"{peer.batch_size}, sorted by {peer.sort_key}",
+        transformers_batch=None if peer is None else _describe(peer),
     )
+
+
+def _describe(peer: TransformersPeer) -> str:
+    return "1" if peer.batch_size == 1 else f"{peer.batch_size}, sorted by {peer.sort_key}"
