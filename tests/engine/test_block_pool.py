@@ -9,8 +9,9 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from baton.block_hash import hash_block
 from baton.engine.block_pool import BlockPool
-from baton.engine.prefix_cache import PrefixCache, hash_block
+from baton.engine.prefix_cache import PrefixCache
 from baton.errors import OutOfBlocks
 
 

@@ -6,8 +6,9 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
+from baton.block_hash import HASH_NBYTES, cache_root, hash_block, hash_blocks
 from baton.engine.block_pool import BlockPool
-from baton.engine.prefix_cache import HASH_NBYTES, PrefixCache, cache_root, hash_block, hash_blocks
+from baton.engine.prefix_cache import PrefixCache
 
 tokens = st.lists(st.integers(0, 2**32 - 1), max_size=40)
 

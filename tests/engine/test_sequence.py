@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from baton.engine.prefix_cache import hash_blocks
+from baton.block_hash import hash_blocks
 from baton.engine.sequence import Sequence, SequenceState
 from baton.protocol import SamplingParams
 

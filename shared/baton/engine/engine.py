@@ -16,12 +16,13 @@ from pathlib import Path
 
 import torch
 
+from baton.block_hash import cache_root
 from baton.config import EngineConfig
 from baton.engine.block_pool import BlockPool
 from baton.engine.kv_cache import KVLayout
 from baton.engine.memory import MemoryPlan, plan_memory, with_kv_of
 from baton.engine.model_runner import LaunchedStep, ModelRunner
-from baton.engine.prefix_cache import PrefixCache, cache_root
+from baton.engine.prefix_cache import PrefixCache
 from baton.engine.sampler import TokenLogprobs, needs_known_tokens, seed_of
 from baton.engine.scheduler import Scheduler, SchedulerConfig
 from baton.engine.sequence import Sequence
@@ -59,7 +60,7 @@ class _Request:
     """What the engine keeps of a request until its last choice ends."""
 
     choices: dict[int, Sequence]
-    later: list[tuple[int, Sequence]]  # choices that wait for the prompt's KV to arrive
+    later: dict[int, Sequence]  # choices that wait for the prompt's KV to arrive
     holds_prompt: bool
     prompt_logprobs: list[TokenLogprobs | None] | None
 
@@ -105,10 +106,10 @@ class Engine:
         self._num_reading_tokens = 0  # sequences whose sampling reads the tokens before it
         self.num_steps = 0
         """Steps launched since the start."""
-        self.num_collected = 0
-        """Steps whose result was taken in."""
         self.num_chunk_tokens = 0
         """Tokens of them that were prompts' chunks, not single next tokens."""
+        self.num_collected = 0
+        """Steps whose result was taken in."""
 
     @classmethod
     def load(
@@ -220,10 +221,8 @@ class Engine:
             ContextTooLong: it could never run here.
         """
         request = self._enter(request_id, prompt_token_ids, params, choices, seed, priority, salt, False)
-        lead, first = next(iter(request.choices.items()))
-        del request.choices[lead]
-        request.later = list(request.choices.items())
-        request.choices = {lead: first}
+        (lead, first), *later = request.choices.items()
+        request.choices, request.later = {lead: first}, dict(later)
         try:
             self.scheduler.receive(first)
         except Exception:
@@ -245,16 +244,15 @@ class Engine:
         if request is None:
             return
         self.scheduler.admit(_lead(request), num_computed, token_ids)
-        for choice, sequence in request.later:
-            request.choices[choice] = sequence
+        for choice in list(request.later):
+            sequence = request.choices[choice] = request.later.pop(choice)
             self.scheduler.add(sequence)
-        request.later = []
 
     def abort(self, request_id: str) -> None:
         """End a request wherever it stands; its blocks come back. Unknown or ended ones are ignored."""
         request = self._requests.pop(request_id, None)
         if request is not None:
-            for _, sequence in [*request.choices.items(), *request.later]:
+            for sequence in (*request.choices.values(), *request.later.values()):
                 self._end(sequence)
 
     def finish(self, request_id: str, choice: int) -> None:
@@ -262,14 +260,8 @@ class Engine:
         request = self._requests.get(request_id)
         if request is None:
             return
-        sequence = request.choices.pop(choice, None)
-        if sequence is None:
-            for entry in request.later:
-                if entry[0] == choice:
-                    request.later.remove(entry)
-                    self._end(entry[1])
-                    break
-        else:
+        sequence = request.choices.pop(choice, None) or request.later.pop(choice, None)
+        if sequence is not None:
             self._end(sequence)
         if not request.choices and not request.later:
             del self._requests[request_id]
@@ -298,7 +290,10 @@ class Engine:
         """
         if not self._runs_behind or self._num_reading_tokens:
             outputs = self._collect()
-            return outputs or self._collect_after(self._launch())
+            if not outputs:
+                self._in_flight = self._launch()
+                outputs = self._collect()
+            return outputs
         launched = self._launch()
         outputs = self._collect()
         self._in_flight = launched
@@ -318,10 +313,6 @@ class Engine:
         self.num_chunk_tokens += plan.num_tokens - plan.num_decodes
         return self.runner.launch(plan)
 
-    def _collect_after(self, launched: LaunchedStep | None) -> list[TokenOutput]:
-        self._in_flight = launched
-        return self._collect()
-
     def _collect(self) -> list[TokenOutput]:
         """Take in the step in flight, if there is one."""
         step, self._in_flight = self._in_flight, None
@@ -329,7 +320,6 @@ class Engine:
             return []
         self.num_collected += 1
         result = self.runner.collect(step)
-        live = [sequence in self._owner for sequence in result.sequences]
         self.scheduler.commit(step.plan, result.token_ids)
         for sequence, position, row in result.prompt_logprobs:
             owner = self._owner.get(sequence)
@@ -339,10 +329,10 @@ class Engine:
                 scores[position] = row
         return [
             self._take(sequence, token_id, row)
-            for sequence, token_id, row, is_live in zip(
-                result.sequences, result.token_ids, result.logprobs, live, strict=True
+            for sequence, token_id, row in zip(
+                result.sequences, result.token_ids, result.logprobs, strict=True
             )
-            if is_live
+            if sequence in self._owner  # not ended since the step was launched
         ]
 
     def _take(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> TokenOutput:
@@ -403,7 +393,7 @@ class Engine:
         if holds_prompt:
             max_len = len(prompt_token_ids) + max(map(len, (choices or {}).values()), default=0) + 1
         scores_prompt = params.prompt_logprobs is not None
-        request = _Request({}, [], holds_prompt, [None] * len(prompt_token_ids) if scores_prompt else None)
+        request = _Request({}, {}, holds_prompt, [None] * len(prompt_token_ids) if scores_prompt else None)
         self._requests[request_id] = request
         root = cache_root(self._cache_key, *self.cache_parts, salt)
         default_seed = seed_of(request_id, self.config.seed) if seed is None else seed

@@ -11,10 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from baton.block_hash import HASH_NBYTES, cache_root, hash_block, hash_blocks
 from baton.engine.block_pool import BlockPool
-
-__all__ = ["HASH_NBYTES", "CacheEvent", "PrefixCache", "cache_root", "hash_block", "hash_blocks"]
 
 CacheEvent = tuple[Literal["stored", "evicted"], bytes]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from baton.engine.prefix_cache import hash_blocks
+from baton.block_hash import hash_blocks
 
 if TYPE_CHECKING:
     from baton.protocol import SamplingParams

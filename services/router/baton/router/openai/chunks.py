@@ -41,7 +41,16 @@ class _Frames:
 
     object_name: str
 
-    def __init__(self, answer_id: str, created: int, model: str, *, with_usage: bool) -> None:
+    def __init__(
+        self,
+        answer_id: str,
+        created: int,
+        model: str,
+        *,
+        with_usage: bool,
+        with_token_ids: bool,
+        token_text: TokenText,
+    ) -> None:
         self._common = b'data: {"id":%b,"object":"%b","created":%d,"model":%b,"choices":[' % (
             orjson.dumps(answer_id),
             self.object_name.encode(),
@@ -51,6 +60,9 @@ class _Frames:
         self._tail = b'],"usage":null}\n\n' if with_usage else b"]}\n\n"
         self.running_usage: Callable[[], dict[str, object]] | None = None
         """Gives the usage so far, for clients that want it in each chunk."""
+        self._with_token_ids = with_token_ids
+        self._token_text = token_text
+        self._heads: dict[int, bytes] = {}
 
     def usage(self, usage: dict[str, object]) -> bytes:
         """Give the chunk with the usage of all."""
@@ -66,21 +78,6 @@ class ChatChunks(_Frames):
     """chat.completion.chunk"""
 
     object_name = "chat.completion.chunk"
-
-    def __init__(
-        self,
-        answer_id: str,
-        created: int,
-        model: str,
-        *,
-        with_usage: bool,
-        with_token_ids: bool = False,
-        token_text: TokenText,
-    ) -> None:
-        super().__init__(answer_id, created, model, with_usage=with_usage)
-        self._token_text = token_text
-        self._with_token_ids = with_token_ids
-        self._heads: dict[int, bytes] = {}
 
     def first(self, choice: int) -> bytes:
         """Give the chunk that says who speaks."""
@@ -134,13 +131,17 @@ class CompletionChunks(_Frames):
         model: str,
         *,
         with_usage: bool,
-        with_token_ids: bool = False,
+        with_token_ids: bool,
         token_text: TokenText,
     ) -> None:
-        super().__init__(answer_id, created, model, with_usage=with_usage)
-        self._token_text = token_text
-        self._with_token_ids = with_token_ids
-        self._heads: dict[int, bytes] = {}
+        super().__init__(
+            answer_id,
+            created,
+            model,
+            with_usage=with_usage,
+            with_token_ids=with_token_ids,
+            token_text=token_text,
+        )
         self._offsets: dict[int, int] = {}
 
     def first(self, choice: int) -> bytes:
