@@ -362,9 +362,13 @@ def test_garbage_from_strangers_is_counted_and_harms_nobody(workers: Workers) ->
 
 def test_a_source_that_talks_garbage_fails_only_its_own_fetches(tcp_workers: Workers) -> None:
     source, sink = Blocks(40, seed=2), Blocks(40)
-    exporter, importer = tcp_workers.exporter(source.memory), tcp_workers.importer(sink.memory, config=HASTY)
+    # patient enough that all of the garbage is read before the source is taken for dead
+    config = replace(HASTY, silence_s=5.0)
+    exporter, importer = tcp_workers.exporter(source.memory), tcp_workers.importer(sink.memory, config=config)
     context = zmq.Context()
     fake = context.socket(zmq.ROUTER)
+    fake.setsockopt(zmq.SNDHWM, 0)  # a ROUTER drops at its bound without a word
+    fake.setsockopt(zmq.LINGER, 0)  # so that a failure here keeps no later test waiting
     address = TcpTransport().bind(fake, 0)
     evil = TestTicket(request_id(9), source=f"host:{host_id()};{address}")
     importer.fetch(evil, 0, block_hashes(9, 20), range(20))
@@ -372,6 +376,7 @@ def test_a_source_that_talks_garbage_fails_only_its_own_fetches(tcp_workers: Wor
     rng = np.random.default_rng(7)
     for index in range(5000):
         fake.send_multipart([peer] + [rng.bytes(int(rng.integers(0, 60))) for _ in range(1 + index % 70)])
+    wait_until(lambda: importer.stats.dropped["garbage"] == 5000)
     ticket = TestTicket(request_id(1), source=exporter.endpoint)
     importer.fetch(ticket, 0, block_hashes(1, 20), range(20, 40))
     offer_all(exporter, ticket, 1, list(range(20)))
