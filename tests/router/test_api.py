@@ -315,6 +315,15 @@ def test_a_route_is_explained_on_request_only(serving: Cluster) -> None:
         assert http.get("/debug/route").status_code == 400
 
 
+def test_workers_are_shown_with_their_legs_load_and_addresses(serving: Cluster) -> None:
+    shown = {each["id"]: each for each in httpx.get(f"{serving.url}/debug/workers").json()["workers"]}
+    assert {name: each["legs"] for name, each in shown.items()} == {"p0": ["prefill"], "d0": ["decode"]}
+    decode = shown["d0"]
+    assert (decode["state"], decode["running"], decode["waiting"], decode["kv_usage"]) == ("live", 0, 0, 0.0)
+    assert decode["control"].startswith("tcp://127.0.0.1:")
+    assert "http" in decode
+
+
 def test_metrics_have_our_names_and_those_that_dashboards_know(
     serving: Cluster, client: openai.OpenAI
 ) -> None:

@@ -12,7 +12,6 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
-import msgspec
 import orjson
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.openapi.utils import get_openapi
@@ -41,7 +40,7 @@ from baton.router.openai.requests import (
     Message,
     TokenizeRequest,
 )
-from baton.router.pool import WorkerPool
+from baton.router.pool import Worker, WorkerPool
 from baton.router.sse import OpenStreams
 from baton.router.text_pool import TextPool
 from baton.text import Tokenizer
@@ -277,7 +276,7 @@ def _routes(state: RouterState, app: FastAPI) -> APIRouter:
 
     @routes.get("/debug/workers", summary="Show the workers as the router sees them")
     async def debug_workers() -> Response:
-        return JSON([_worker(worker) for worker in state.pool.workers.values()])
+        return JSON({"workers": [_worker(worker) for worker in state.pool.workers.values()]})
 
     @routes.get("/openapi.json", include_in_schema=False)
     async def openapi() -> Response:
@@ -467,11 +466,24 @@ def _trace(trace: Any) -> dict[str, Any]:
     }
 
 
-def _worker(worker: Any) -> dict[str, Any]:
+def _worker(worker: Worker) -> dict[str, Any]:
+    """Say what a worker last told of itself, and how many of our requests have a leg there."""
+    info, load = worker.info, worker.load
+    used = load.kv_total_blocks - load.kv_free_blocks
     return {
-        "info": msgspec.to_builtins(worker.info),
-        "load": msgspec.structs.asdict(worker.load),
+        "id": info.worker_id,
+        "legs": info.legs,
+        "state": "draining" if load.draining else "live",
+        "kv_usage": used / load.kv_total_blocks if load.kv_total_blocks else 0.0,
+        "running": load.num_running,
+        "waiting": load.num_waiting,
+        "waiting_tokens": load.waiting_tokens,
         "in_flight": len(worker.flows),
+        "prefill_rate": load.prefill_rate,
+        "decode_step_ms": load.decode_step_ms,
+        "http": info.http,
+        "control": info.control,
+        "incarnation": info.incarnation,
     }
 
 
