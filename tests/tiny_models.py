@@ -190,8 +190,8 @@ def save_tiny(family: str, folder: Path | str, seed: int = 0, max_shard_size: st
     return folder
 
 
-def load_tiny(folder: Path | str) -> Any:
+def load_tiny(folder: Path | str, dtype: torch.dtype = torch.float32) -> Any:
     """Load a saved checkpoint with transformers, as what Baton is compared with."""
     return transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
+        folder, dtype=dtype, attn_implementation="eager"
     ).eval()
