@@ -184,8 +184,10 @@ class EngineProcess:
     def _add_transfer_stats(self, stats: Stats) -> None:
         kv = self._kv_stats
         stats.kv_bytes_sent, stats.kv_bytes_received = kv.bytes_sent, kv.bytes_received
-        stats.kv_integrity_failures = kv.integrity_failures.total()
-        stats.stale_messages += kv.dropped.total()
+        # copies: the transfer's thread adds reasons meanwhile
+        stats.kv_fetches, stats.kv_releases = dict(kv.fetches), dict(kv.releases)
+        stats.kv_integrity_failures = sum(dict(kv.integrity_failures).values())
+        stats.stale_messages += sum(dict(kv.dropped).values())
         stats.leases_held = 0 if self._exporter is None else self._exporter.num_open
 
 

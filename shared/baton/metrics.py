@@ -36,6 +36,10 @@ _SERIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "prefix_cache_queries": ("Prompt tokens looked up in the prefix cache.", ("vllm:prefix_cache_queries",)),
     "prefix_cache_hits": ("Prompt tokens found in the prefix cache.", ("vllm:prefix_cache_hits",)),
     "prompt_tokens": ("Prompt tokens taken.", ("vllm:prompt_tokens",)),
+    "prompt_tokens_by_source": (
+        "Prompt tokens by where their KV came from: computed, own prefix cache, another worker.",
+        ("vllm:prompt_tokens_by_source",),
+    ),
     "generation_tokens": ("Tokens generated.", ("vllm:generation_tokens",)),
     "request_success": ("Requests ended, by reason.", ("vllm:request_success",)),
     "num_preemptions": ("Sequences put back for want of blocks.", ("vllm:num_preemptions",)),
@@ -46,12 +50,15 @@ _SERIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "inter_token_latency_seconds": ("Between tokens of a choice.", ("vllm:inter_token_latency_seconds",)),
     "e2e_request_latency_seconds": ("From arrival to the end.", ("vllm:e2e_request_latency_seconds",)),
     "request_queue_time_seconds": (
-        "From arrival to being sent to a worker.",
+        "Router: from arrival to being sent to a worker. Worker: in its queue.",
         ("vllm:request_queue_time_seconds",),
     ),
     "kv_transfer_bytes": ("KV bytes fetched and verified.", ()),
+    "kv_transfer_sent_bytes": ("KV bytes sent to other workers.", ()),
     "kv_transfer_seconds": ("Time of one prompt's KV transfer.", ()),
     "kv_transfer_exposed_seconds": ("Part of a transfer that came after the prefill.", ()),
+    "kv_fetches": ("Prompts whose KV was asked for elsewhere, by how that ended.", ()),
+    "kv_releases": ("Prompts whose KV was held for a fetch, by how that ended.", ()),
     "kv_integrity_failures": ("Blocks, frames or tokens that failed a check.", ()),
     "kv_leases_held": ("Prompts whose KV is held for a fetch.", ()),
     "kv_stranded_bytes": ("KV bytes held or reserved for requests that ended.", ()),
@@ -60,15 +67,38 @@ _SERIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "stale_messages": ("Messages of a closed epoch or an unknown peer that were dropped.", ()),
     "admission_refusals": ("Requests refused before they queued, by reason.", ()),
     "route_decisions": ("Requests by the path that they took.", ()),
-    "phase_seconds": ("Time of each phase of a request.", ()),
+    "phase_seconds": (
+        "Phases of a request. Router: route, queue, first_token, generate. Worker: queue, and prefill or decode from "
+        "its start to the last block given back.",
+        (),
+    ),
     "client_disconnects": ("Requests whose client left.", ()),
     "slow_clients": ("Streams ended because the client did not read.", ()),
     "workers": ("Live workers, by leg.", ()),
     "index_blocks": ("Block hashes in the prefix index.", ()),
-    "registry_up": ("Whether Redis answers.", ()),
+    "registry_up": ("Whether Redis answers; NaN where none is used.", ()),
     "streams_open": ("Streams open to clients.", ()),
     "http_requests": ("HTTP answers, by route and status.", ()),
 }
+
+# Label values that are counted from zero on, so that the first event of a kind shows in rate() too.
+_SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
+_FINISHED = ("stop", "length", "abort", "error")
+_REPLAYS = (
+    "prefill_lost",
+    "decode_lost",
+    "draining",
+    "transfer",
+    "integrity",
+    "gap",
+    "out_of_blocks",
+    "queue_full",
+)
+_REFUSALS = ("streams", "queued_tokens", "kv_blocks")
+_PATHS = ("local", "remote")
+_LEGS = ("prefill", "decode")
+_FETCHES = ("done", "cancelled", "expired", "silent", "lost", "unreachable")
+_RELEASES = ("fetched", "cancelled", "expired", "failed")
 
 _LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 640)
 _INTER_TOKEN = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 5)
@@ -175,18 +205,24 @@ class _Series:
         self._collectors.append(gauge)
         return gauge.labels(self.model_name)
 
-    def _labelled_gauge(self, name: str, label: str) -> Gauge:
-        return Gauge(_PREFIX + name, _SERIES[name][0], [label], registry=self.registry)
+    def _labelled_gauge(self, name: str, label: str, known: Iterable[str] = ()) -> Gauge:
+        gauge = Gauge(_PREFIX + name, _SERIES[name][0], [label], registry=self.registry)
+        for value in known:
+            gauge.labels(value)
+        return gauge
 
     def _counter(self, name: str) -> Counter:
         counter = Counter(_PREFIX + name, _SERIES[name][0], ["model_name"], registry=self.registry)
         self._collectors.append(counter)
         return counter.labels(self.model_name)
 
-    def _labelled_counter(self, name: str, *labels: str) -> LabelledCounter:
+    def _labelled_counter(self, name: str, *labels: str, known: Iterable[str] = ()) -> LabelledCounter:
         counter = Counter(_PREFIX + name, _SERIES[name][0], ["model_name", *labels], registry=self.registry)
         self._collectors.append(counter)
-        return LabelledCounter(counter, self.model_name)
+        labelled = LabelledCounter(counter, self.model_name)
+        for value in known:
+            labelled.inc(value, by=0)
+        return labelled
 
     def _token_counter(self, name: str) -> TokenCounter:
         counter = TokenCounter(name, {"model_name": self.model_name})
@@ -256,19 +292,19 @@ class RouterMetrics(_Series):
     """What a router counts."""
 
     def _make(self) -> None:
-        self.request_success = self._labelled_counter("request_success", "finished_reason")
+        self.request_success = self._labelled_counter("request_success", "finished_reason", known=_FINISHED)
         self.time_to_first_token_seconds = self._token_histogram("time_to_first_token_seconds", _LATENCY)
         self.inter_token_latency_seconds = self._token_histogram("inter_token_latency_seconds", _INTER_TOKEN)
         self.e2e_request_latency_seconds = self._token_histogram("e2e_request_latency_seconds", _LATENCY)
         self.request_queue_time_seconds = self._token_histogram("request_queue_time_seconds", _LATENCY)
-        self.replays = self._labelled_counter("replays", "reason")
-        self.admission_refusals = self._labelled_counter("admission_refusals", "reason")
-        self.route_decisions = self._labelled_counter("route_decisions", "path")
+        self.replays = self._labelled_counter("replays", "reason", known=_REPLAYS)
+        self.admission_refusals = self._labelled_counter("admission_refusals", "reason", known=_REFUSALS)
+        self.route_decisions = self._labelled_counter("route_decisions", "path", known=_PATHS)
         self.http_requests = self._labelled_counter("http_requests", "route", "status")
         self.phase_seconds = self._phases()
         self.client_disconnects = self._counter("client_disconnects")
         self.slow_clients = self._counter("slow_clients")
-        self.workers = self._labelled_gauge("workers", "leg")
+        self.workers = self._labelled_gauge("workers", "leg", known=_LEGS)
         self.index_blocks = self._gauge("index_blocks")
         self.registry_up = self._gauge("registry_up")
         self.streams_open = self._gauge("streams_open")
@@ -281,7 +317,13 @@ class WorkerMetrics(_Series):
         self.kv_cache_usage_perc = self._gauge("kv_cache_usage_perc")
         self.kv_blocks = self._labelled_gauge("kv_blocks", "state")
         self.num_preemptions = self._counter("num_preemptions")
+        self.prompt_tokens_by_source = self._labelled_counter(
+            "prompt_tokens_by_source", "source", known=_SOURCES
+        )
         self.kv_transfer_bytes = self._counter("kv_transfer_bytes")
+        self.kv_transfer_sent_bytes = self._counter("kv_transfer_sent_bytes")
+        self.kv_fetches = self._labelled_counter("kv_fetches", "result", known=_FETCHES)
+        self.kv_releases = self._labelled_counter("kv_releases", "reason", known=_RELEASES)
         self.kv_transfer_seconds = self._token_histogram("kv_transfer_seconds", _LATENCY)
         self.kv_transfer_exposed_seconds = self._token_histogram("kv_transfer_exposed_seconds", _LATENCY)
         self.request_queue_time_seconds = self._token_histogram("request_queue_time_seconds", _LATENCY)

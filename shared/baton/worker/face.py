@@ -19,7 +19,7 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import msgspec
@@ -31,7 +31,7 @@ from baton.config import EngineConfig
 from baton.errors import BatonError, ConfigError
 from baton.logs import get_logger
 from baton.messages import Blocks, Leg, WorkerInfo
-from baton.metrics import CONTENT_TYPE, WorkerMetrics
+from baton.metrics import CONTENT_TYPE, LabelledCounter, WorkerMetrics
 from baton.registry import RENEW_S, Registry, RegistryDown
 from baton.worker.link import HEADER, MAX_NBYTES, frame, to_face
 from baton.worker.settings import WorkerConfig
@@ -197,9 +197,13 @@ class Face:
         metrics.prefix_cache_queries.value += stats.prefix_queries - before.prefix_queries
         metrics.prefix_cache_hits.value += stats.prefix_hits - before.prefix_hits
         metrics.prompt_tokens.value += stats.prompt_tokens - before.prompt_tokens
+        _count(metrics.prompt_tokens_by_source, _sources(stats), _sources(before))
         metrics.generation_tokens.value += stats.generation_tokens - before.generation_tokens
         metrics.num_preemptions.inc(stats.num_preemptions - before.num_preemptions)
         metrics.kv_transfer_bytes.inc(stats.kv_bytes_received - before.kv_bytes_received)
+        metrics.kv_transfer_sent_bytes.inc(stats.kv_bytes_sent - before.kv_bytes_sent)
+        _count(metrics.kv_fetches, stats.kv_fetches, before.kv_fetches)
+        _count(metrics.kv_releases, stats.kv_releases, before.kv_releases)
         metrics.kv_integrity_failures.inc(stats.kv_integrity_failures - before.kv_integrity_failures)
         metrics.stale_messages.inc(stats.stale_messages - before.stale_messages)
         for seconds, exposed_s in stats.transfers:
@@ -402,6 +406,23 @@ class Face:
             mirror.needs_snapshot = False
             mirror.snapshot_at, mirror.snapshot_sequence = now, snapshot.sequence
             await self._registry.write_snapshot(snapshot)
+
+
+def _sources(stats: Stats) -> dict[str, int]:
+    """Split prompt tokens by where their KV came from."""
+    cached, fetched = stats.prompt_tokens_cached, stats.prompt_tokens_fetched
+    return {
+        "local_compute": stats.prompt_tokens - cached - fetched,
+        "local_cache_hit": cached,
+        "external_kv_transfer": fetched,
+    }
+
+
+def _count(counter: LabelledCounter, now: Mapping[str, int], before: Mapping[str, int]) -> None:
+    """Move a counter on by what each of its labels has more than before."""
+    for label, total in now.items():
+        if total != before.get(label, 0):
+            counter.inc(label, by=total - before.get(label, 0))
 
 
 class _Server(uvicorn.Server):

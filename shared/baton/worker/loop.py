@@ -298,6 +298,8 @@ class WorkerLoop:
             prefix_queries=engine.cache.num_queries,
             prefix_hits=engine.cache.num_hits,
             prompt_tokens=self._outbox.num_prompt_tokens,
+            prompt_tokens_cached=self._outbox.num_cached_tokens,
+            prompt_tokens_fetched=self._outbox.num_fetched_tokens,
             generation_tokens=self._outbox.num_tokens,
             num_preemptions=engine.scheduler.num_preemptions,
             stale_messages=self._num_stale + self._mailbox.dropped.total(),

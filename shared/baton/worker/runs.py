@@ -167,6 +167,10 @@ class Outbox:
         self.num_tokens = 0
         """Tokens given out since the start."""
         self.num_prompt_tokens = 0
+        self.num_cached_tokens = 0
+        """Of these, found in this worker's prefix cache."""
+        self.num_fetched_tokens = 0
+        """Of these, fetched from another worker."""
         self.transfers: list[Transfer] = []
         """Since they were last taken for the metrics."""
 
@@ -176,7 +180,7 @@ class Outbox:
         is_first = choice not in run.begun_choices
         if is_first:
             if not run.begun_choices:
-                self.num_prompt_tokens += len(run.start.token_ids)
+                self._count_prompt(len(run.start.token_ids), output.num_cached_tokens, num_fetched)
             run.begun_choices.add(choice)
         reason = output.finish_reason
         token = Token(
@@ -219,6 +223,13 @@ class Outbox:
             (peer, Outputs(worker_id, incarnation, its.tokens, load, its.ended, its.transfers))
             for peer, its in mail.items()
         ]
+
+    def _count_prompt(self, num_tokens: int, num_cached: int, num_fetched: int) -> None:
+        """Count a prompt once a run; what was emitted before a replay may be cached too, and is not the prompt."""
+        self.num_prompt_tokens += num_tokens
+        num_cached = min(num_cached, num_tokens)
+        self.num_cached_tokens += num_cached
+        self.num_fetched_tokens += min(num_fetched, num_tokens - num_cached)
 
     def _of(self, run: Run) -> _Mail:
         return self._mail.setdefault(run.peer, _Mail())

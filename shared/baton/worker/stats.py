@@ -25,10 +25,16 @@ class Stats(msgspec.Struct, tag="stats", kw_only=True):
     prefix_queries: int = 0
     prefix_hits: int = 0
     prompt_tokens: int = 0
+    prompt_tokens_cached: int = 0
+    prompt_tokens_fetched: int = 0
     generation_tokens: int = 0
     num_preemptions: int = 0
     kv_bytes_sent: int = 0
     kv_bytes_received: int = 0
+    kv_fetches: dict[str, int] = {}
+    """Ends of fetches, by result."""
+    kv_releases: dict[str, int] = {}
+    """Ends of what was held for a fetch, by reason."""
     kv_integrity_failures: int = 0
     stale_messages: int = 0
     leases_held: int = 0

@@ -6,6 +6,7 @@ When Redis does not answer, what is known stays, and workers are asked to send t
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 
 from baton.errors import ConfigError
@@ -46,7 +47,9 @@ class Discovery:
     def start(self) -> None:
         """Begin to follow; without a registry, ask workers for their logs."""
         self._pool.wants_blocks = self._registry is None
-        if self._registry is not None:
+        if self._registry is None:
+            self._metrics.registry_up.set(math.nan)
+        else:
             self._task = asyncio.get_running_loop().create_task(self._follow(self._registry))
 
     async def close(self) -> None:
