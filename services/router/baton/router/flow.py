@@ -237,6 +237,7 @@ class GenerationFlow:
         if self.sent_at == 0.0:
             self.sent_at = time.monotonic()
             self._metrics.request_queue_time_seconds.observe(self.sent_at - self.arrived_at)
+            self._metrics.phase_seconds.observe("queue", self.sent_at - self.arrived_at)
         return None
 
     def _start(self, role: str, ticket: Ticket | None) -> Start:
@@ -429,7 +430,10 @@ class GenerationFlow:
             if timer is not None:
                 timer.cancel()
         self._leave_workers(cancel_decode=cancel_decode)
-        self._metrics.e2e_request_latency_seconds.observe(time.monotonic() - self.arrived_at)
+        now = time.monotonic()
+        self._metrics.e2e_request_latency_seconds.observe(now - self.arrived_at)
+        if self.has_token:
+            self._metrics.phase_seconds.observe("generate", now - self.first_token_at)
         self._metrics.prompt_tokens.value += self._num_prompt
         self._dispatcher.on_flow_over(self)
 
