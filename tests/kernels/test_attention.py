@@ -186,7 +186,7 @@ def test_a_long_chunk_is_joined_of_itself_and_its_prefix(monkeypatch, assert_clo
         if is_causal:
             scores.masked_fill_(~torch.ones(len(q), len(q)).tril().bool()[:, None], -math.inf)
         o = torch.einsum("qhk,khd->qhd", scores.softmax(-1), v)
-        return o.to(q.dtype), scores.logsumexp(-1).float()
+        return o.to(q.dtype).contiguous(), scores.logsumexp(-1).float()
 
     monkeypatch.setattr(library_attention, "_call", call)
     q, kv, batch = _step([], [(30, 30), (20, 100), (7, 8)], 4, 2, 16)
