@@ -235,6 +235,21 @@ class Transfer(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The part of it that came after the prefill had ended."""
 
 
+class Computed(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """How a leg came to its first token here; sent with it."""
+
+    request_id: str
+    epoch: int
+    num_tokens: int
+    """Of the prompt, and of what was emitted before, that this worker computed."""
+    num_cached: int
+    """Of the prompt, in this worker's prefix cache."""
+    waited_seconds: float
+    """From the Start, or from the last block of a transfer, to the first step with a part of it."""
+    seconds: float
+    """From there to the token."""
+
+
 class Outputs(msgspec.Struct, tag="outputs", array_like=True, frozen=True):
     """Everything one step gave one router."""
 
@@ -244,6 +259,7 @@ class Outputs(msgspec.Struct, tag="outputs", array_like=True, frozen=True):
     load: Load
     ended: list[Ended] = []
     transfers: list[Transfer] = []
+    computed: list[Computed] = []
 
 
 class Blocks(msgspec.Struct, tag="blocks", array_like=True, frozen=True):

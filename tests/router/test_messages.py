@@ -13,6 +13,7 @@ from baton.messages import (
     Blocks,
     Cancel,
     ChoiceStart,
+    Computed,
     Hello,
     Load,
     Outputs,
@@ -47,7 +48,7 @@ def test_messages_survive_the_wire_unchanged() -> None:
         assert decode_to_worker(encode(message)) == message
     token = Token("a" * 32, 1, 0, 5, 9, "stop", None, 4, 0, TokenLogprobs([9], [-0.5], [1]))
     for answer in (
-        Outputs("w", "i", [token], Load(num_running=1)),
+        Outputs("w", "i", [token], Load(num_running=1), computed=[Computed("a" * 32, 1, 5, 4, 0.1, 0.2)]),
         Blocks("w", "i", 1, [b"h" * 16], []),
     ):
         assert decode_to_router(encode(answer)) == answer
@@ -104,3 +105,8 @@ def test_a_string_that_is_no_text_is_a_bad_message() -> None:
     for decode in (decode_to_worker, decode_to_router):
         with pytest.raises(BadMessage):
             decode(b"\x92\xa1\x80\x00")
+
+
+def test_outputs_of_a_worker_that_does_not_report_what_it_computed_are_read() -> None:
+    older = ["outputs", "w", "i", [], []]
+    assert decode_to_router(msgspec.msgpack.encode(older)) == Outputs("w", "i", [], Load())

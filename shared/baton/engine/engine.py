@@ -104,6 +104,8 @@ class Engine:
         self._requests: dict[str, _Request] = {}
         self._owner: dict[Sequence, tuple[str, int]] = {}
         self._num_reading_tokens = 0  # sequences whose sampling reads the tokens before it
+        self.admitted: list[str] = []
+        """Requests that left the queue in the last `step`."""
         self.num_steps = 0
         """Steps launched since the start."""
         self.num_chunk_tokens = 0
@@ -288,6 +290,7 @@ class Engine:
 
         A failure of the device or a kernel is raised; the requests stay as they were.
         """
+        self.admitted = []
         if not self._runs_behind or self._num_reading_tokens:
             outputs = self._collect()
             if not outputs:
@@ -311,6 +314,7 @@ class Engine:
             return None
         self.num_steps += 1
         self.num_chunk_tokens += plan.num_tokens - plan.num_decodes
+        self.admitted = [self._owner[sequence][0] for sequence in plan.admitted]
         return self.runner.launch(plan)
 
     def _collect(self) -> list[TokenOutput]:

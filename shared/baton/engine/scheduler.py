@@ -65,7 +65,7 @@ class SchedulerConfig:
 
 @dataclass(slots=True)
 class StepPlan:
-    """One step's rows, those with exactly one new token first. Each list but `preempted` has one entry a row."""
+    """One step's rows, those with exactly one new token first. Lists have one entry a row, but `admitted` and `preempted`."""
 
     sequences: list[Sequence] = field(default_factory=list)
     num_new: list[int] = field(default_factory=list)
@@ -74,6 +74,8 @@ class StepPlan:
     """Tokens computed before: the position of the row's first new token."""
     samples: list[bool] = field(default_factory=list)
     """Whether the row reaches the sequence's last token, so that the next one is sampled."""
+    admitted: list[Sequence] = field(default_factory=list)
+    """Sequences that left the queue for this step."""
     preempted: list[Sequence] = field(default_factory=list)
     """Sequences that lost their blocks before this step; one may be among its rows again, with other blocks."""
     num_tokens: int = 0
@@ -382,6 +384,7 @@ class Scheduler:
                 return
             del self.waiting[at]
             sequence.state = RUNNING
+            plan.admitted.append(sequence)
             insort(self.running, sequence, key=_rank)
             if not sequence.block_ids:
                 self._blocks.share(sequence, known)

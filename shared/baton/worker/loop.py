@@ -227,6 +227,7 @@ class WorkerLoop:
 
     def _step(self) -> None:
         self._meter.step_begins()
+        began_at = time.monotonic()
         try:
             outputs = self._engine.step()
         except Exception as error:  # the edge: the requests of this step fail, the worker lives
@@ -234,6 +235,10 @@ class WorkerLoop:
             return
         self._num_failed_steps = 0
         self._meter.step_ends()
+        for engine_id in self._engine.admitted:
+            admitted = self._runs.get(engine_id)
+            if admitted is not None and not admitted.computing_at:
+                admitted.computing_at = began_at
         for output in outputs:
             run = self._runs.get(output.request_id)
             if run is None or run.is_over:

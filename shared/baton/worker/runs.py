@@ -20,7 +20,7 @@ from baton.errors import (
     QueueFull,
     UnsupportedFeature,
 )
-from baton.messages import Ended, LegError, Load, Outputs, Start, Token, TokenLogprobs, Transfer
+from baton.messages import Computed, Ended, LegError, Load, Outputs, Start, Token, TokenLogprobs, Transfer
 from baton.messages import Leg as LegName
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ class Run:
     engine_id: str
     """What the engine knows it by."""
     began_at: float = field(default_factory=time.monotonic)
+    queued_at: float = 0.0
+    """When it was the engine's turn: at once, or when its KV had come."""
+    computing_at: float = 0.0
+    """When the first step with a part of it began; 0: not yet."""
     is_over: bool = False
     """Nothing more is sent to the router; the leg may still hold blocks for a moment."""
     open_choices: set[int] = field(default_factory=set)
@@ -56,6 +60,9 @@ class Run:
             choices = {start.choices[0].index}
         engine_id = f"{start.request_id}.{start.epoch}.{start.role}"
         return cls(start, peer, engine_id, open_choices=choices)
+
+    def __post_init__(self) -> None:
+        self.queued_at = self.began_at
 
     @property
     def emitted(self) -> dict[int, list[int]]:
@@ -157,6 +164,7 @@ class _Mail:
     tokens: list[Token] = field(default_factory=list)
     ended: list[Ended] = field(default_factory=list)
     transfers: list[Transfer] = field(default_factory=list)
+    computed: list[Computed] = field(default_factory=list)
 
 
 class Outbox:
@@ -181,6 +189,7 @@ class Outbox:
         if is_first:
             if not run.begun_choices:
                 self._count_prompt(len(run.start.token_ids), output.num_cached_tokens, num_fetched)
+                self._of(run).computed.append(_computed(run, output, num_fetched))
             run.begun_choices.add(choice)
         reason = output.finish_reason
         token = Token(
@@ -220,7 +229,7 @@ class Outbox:
         """Give one message for each router that has any."""
         mail, self._mail = self._mail, {}
         return [
-            (peer, Outputs(worker_id, incarnation, its.tokens, load, its.ended, its.transfers))
+            (peer, Outputs(worker_id, incarnation, its.tokens, load, its.ended, its.transfers, its.computed))
             for peer, its in mail.items()
         ]
 
@@ -233,6 +242,20 @@ class Outbox:
 
     def _of(self, run: Run) -> _Mail:
         return self._mail.setdefault(run.peer, _Mail())
+
+
+def _computed(run: Run, output: TokenOutput, num_fetched: int) -> Computed:
+    start, now = run.start, time.monotonic()
+    began = run.computing_at or now
+    num_known = len(start.token_ids) + len(run.emitted[output.choice])
+    return Computed(
+        start.request_id,
+        start.epoch,
+        max(num_known - output.num_cached_tokens - num_fetched, 0),
+        output.num_cached_tokens,
+        max(began - run.queued_at, 0.0),
+        now - began,
+    )
 
 
 def leg_error(error: BaseException) -> LegError:

@@ -12,6 +12,7 @@ The stations of a request
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 import msgspec
@@ -198,6 +199,7 @@ class DecodeLeg:
             return
         num_blocks = importing.from_block + event.num_blocks
         self._engine.admit(run.engine_id, num_blocks * self._block_size, [first.token_id])
+        run.queued_at = time.monotonic()
         num_fetched = event.num_blocks * self._block_size
         self._fetched[run] = num_fetched
         self._outbox.transfer(
@@ -240,6 +242,7 @@ class DecodeLeg:
             self._close(run)
             return
         self._engine.admit(run.engine_id, (importing.from_block + num_blocks) * self._block_size)
+        run.queued_at = time.monotonic()
         self._fetched[run] = num_blocks * self._block_size
         self._finish_choices(run, importing.stopped_choices)
 
