@@ -29,6 +29,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 _SERIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "num_requests_running": ("Requests being answered.", ("vllm:num_requests_running",)),
     "num_requests_waiting": ("Requests accepted and without a token yet.", ("vllm:num_requests_waiting",)),
+    "num_prompt_tokens_waiting": ("Prompt tokens taken and not computed yet.", ()),
     "kv_cache_usage_perc": (
         "Share of KV blocks in use, 0 to 1.",
         ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "baton:gpu_cache_usage_perc"),
@@ -314,6 +315,7 @@ class WorkerMetrics(_Series):
     """What a prefill or decode worker counts."""
 
     def _make(self) -> None:
+        self.num_prompt_tokens_waiting = self._gauge("num_prompt_tokens_waiting")
         self.kv_cache_usage_perc = self._gauge("kv_cache_usage_perc")
         self.kv_blocks = self._labelled_gauge("kv_blocks", "state")
         self.num_preemptions = self._counter("num_preemptions")

@@ -173,6 +173,7 @@ class Face:
         stats, metrics = self._stats, self._metrics
         metrics.num_requests_running.set(stats.load.num_running)
         metrics.num_requests_waiting.set(stats.load.num_waiting)
+        metrics.num_prompt_tokens_waiting.set(stats.load.waiting_tokens)
         total = stats.blocks_free + stats.blocks_cached + stats.blocks_held
         metrics.kv_cache_usage_perc.set(stats.blocks_held / total if total else 0.0)
         for state, count in (
