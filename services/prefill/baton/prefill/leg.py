@@ -41,6 +41,8 @@ class _Export:
     block_ids: list[int] = field(default_factory=list)
     """Published, each with a reference of ours."""
     is_computed: bool = False
+    is_given_up: bool = False
+    """Nobody will fetch it any more; the exporter has not let go yet."""
 
 
 class PrefillLeg:
@@ -109,6 +111,9 @@ class PrefillLeg:
             self._end_computing(export)
         ticket = run.start.ticket
         if ticket is not None:
+            held = self._by_ticket.get((ticket.request_id, ticket.epoch))
+            if held is not None:
+                held.is_given_up = True
             self._exporter.withdraw(ticket.request_id, ticket.epoch)
 
     def stop_choice(self, run: Run, choice: int) -> None:
@@ -129,8 +134,8 @@ class PrefillLeg:
         return bool(released_now)
 
     def stranded_blocks(self) -> int:
-        """Count the blocks held for tickets whose prompt is computed, or given up."""
-        return sum(len(export.block_ids) for export in self._by_ticket.values() if export.run.is_over)
+        """Count the blocks of tickets that were given up. What waits to be fetched is not stranded: it has a lease."""
+        return sum(len(export.block_ids) for export in self._by_ticket.values() if export.is_given_up)
 
     def _publish(self, export: _Export) -> None:
         """Give the exporter the prompt's blocks that are full and computed since the last time."""
