@@ -14,12 +14,15 @@ from types import FrameType
 from typing import Any
 
 import msgspec
+import torch
 import zmq
 
 from baton.config import EngineConfig
 from baton.decode.leg import DecodeLeg
 from baton.engine.engine import Engine
 from baton.errors import BatonError, ConfigError
+from baton.kvtransfer.cuda_copies import CudaCopies
+from baton.kvtransfer.device_memory import DeviceMemory
 from baton.kvtransfer.exporter import Exporter
 from baton.kvtransfer.importer import Importer
 from baton.kvtransfer.loop import Part, TransferThread
@@ -119,11 +122,12 @@ class EngineProcess:
     def _join(self, engine: Engine, control: str) -> tuple[list[Leg], WorkerInfo]:
         config, names = self._config, self._assignment.legs
         layout = layout_fingerprint(engine.memory.block_nbytes, *engine.cache_parts)
-        memory = _memory(engine)
+        transfers = TransferConfig(lease_s=config.lease_s, renew_s=min(2.0, config.lease_s / 4))
+        memory = _memory(engine, transfers)
         legs: list[Leg] = []
         common: dict[str, Any] = {
             "incarnation": self._incarnation,
-            "config": TransferConfig(lease_s=config.lease_s, renew_s=min(2.0, config.lease_s / 4)),
+            "config": transfers,
             "transports": (
                 IpcTransport(),
                 TcpTransport(config.host, port=config.kv_port, announce=config.announce_host),
@@ -133,8 +137,6 @@ class EngineProcess:
             "on_event": self._wakeup.set,
         }
         if "prefill" in names:
-            if memory is None:
-                raise ConfigError("prefill for other workers needs KV in host memory. Run with --device cpu.")
             self._exporter = Exporter(memory, layout, **common)
             legs.append(
                 PrefillLeg(
@@ -147,8 +149,7 @@ class EngineProcess:
                 )
             )
         if "decode" in names:
-            if memory is not None:
-                self._importer = Importer(memory, layout, **common)
+            self._importer = Importer(memory, layout, **common)
             legs.append(DecodeLeg(engine, self._importer, self._runs, self._outbox))
         info = WorkerInfo(
             worker_id=self._assignment.worker_id,
@@ -204,13 +205,11 @@ def _warm_up(engine: Engine) -> None:
     engine.cache.num_queries = engine.cache.num_hits = 0
 
 
-def _memory(engine: Engine) -> BlockMemory | None:
-    """Give the KV cache as transfers see it; None where they cannot reach it yet."""
+def _memory(engine: Engine, config: TransferConfig) -> BlockMemory:
+    """Give the KV cache as transfers see it."""
     kv = engine.runner.kv
-    if kv.device.type != "cpu":
-        return None
-    import torch
-
+    if kv.is_cuda:
+        return DeviceMemory(CudaCopies(kv), frame_nbytes=config.frame_nbytes)
     return HostMemory(kv.view(torch.uint8).numpy(), len(kv))
 
 

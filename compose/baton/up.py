@@ -221,7 +221,8 @@ def _plan_redis(config: UpConfig, port: int, folder: str) -> tuple[Child | None,
 def _num_prefill(config: UpConfig, engine: EngineConfig) -> int:
     if config.prefill is not None:
         return config.prefill
-    return 0 if engine.device != "cpu" and _gpus() else 1
+    gpus = [] if engine.device == "cpu" else _gpus()
+    return 1 if not gpus or len(gpus) > config.decode else 0
 
 
 def _place(engine: EngineConfig, num_workers: int) -> list[tuple[EngineConfig, Mapping[str, str]]]:

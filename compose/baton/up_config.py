@@ -15,7 +15,7 @@ class UpConfig:
 
     prefill: int | None = setting(
         None,
-        "prefill workers; 0: decode workers compute prompts themselves; none: 1, and 0 on GPUs, from whose memory KV is not sent yet",
+        "prefill workers; 0: decode workers compute prompts themselves; none: 1, unless the decode workers need all GPUs",
     )
     decode: int = setting(1, "decode workers")
     host: str = setting("127.0.0.1", "address on which the router listens; workers stay on the loopback")

@@ -60,13 +60,16 @@ class SlowMemory:
         self.waiting.append(copy)
         return copy
 
-    def land(self, block_id: int, block: memoryview) -> Copy:
-        taken = np.frombuffer(bytes(block), dtype=np.uint8)
+    def expect(self, block_ids: Sequence[int]) -> None:
+        pass
+
+    def land(self, block_ids: Sequence[int], blocks: Sequence[memoryview]) -> Copy:
+        taken = np.frombuffer(b"".join(blocks), dtype=np.uint8).reshape(-1, NBYTES)
 
         def run() -> None:
-            self.bytes[block_id] = taken
+            self.bytes[list(block_ids)] = taken
 
-        copy = Copy(self, run, [])
+        copy = Copy(self, run, [], b"".join(wire.checksum(block) for block in blocks))
         self.waiting.append(copy)
         return copy
 
@@ -82,6 +85,7 @@ class Copy:
     memory: SlowMemory
     run: Callable[[], None]
     views: list[memoryview]
+    checksums: bytes = b""
     done: bool = False
     released: bool = False
 

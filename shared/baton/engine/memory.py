@@ -16,6 +16,8 @@ from baton.errors import OutOfMemory
 GIB = 2**30
 GRAPHS_NBYTES = GIB
 """Kept back on a GPU for captured steps and their workspace."""
+CONTEXT_NBYTES = GIB // 2
+"""What a process takes of a GPU beside torch's allocations: CUDA's context and compiled kernels."""
 CPU_KV_NBYTES = GIB
 """KV memory on a CPU unless told: enough for hundreds of thousands of tokens of a small model."""
 
@@ -105,10 +107,14 @@ def with_kv_of(
 
 
 def device_limit(config: EngineConfig, device: torch.device) -> int:
-    """Give the bytes that may still be taken on a device: its share of the whole, less what is in use."""
+    """Give the bytes that may still be taken on a device: our share of the whole, less what we have, if that is free.
+
+    What other processes have is theirs: two workers of one GPU are given half of it each.
+    """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        return int(total * config.gpu_memory_utilization) - (total - free)
+        ours = torch.cuda.memory_reserved(device) + CONTEXT_NBYTES
+        return min(int(total * config.gpu_memory_utilization) - ours, free)
     available = min(int(psutil.virtual_memory().available), _cgroup_available())
     return int(available * config.gpu_memory_utilization)
 

@@ -58,14 +58,17 @@ class ModelRunner:
         self.device = model.device
         self.layout = layout
         self.kv = layout.allocate(num_blocks, self.device)
-        self.sampler = Sampler(
-            vocab_size=model.spec.vocab_size, eos_token_ids=model.spec.eos_token_ids, device=self.device
-        )
         self._max_num_seqs = max_num_seqs
         self._batches = BatchBuilder(
             num_rows=max_num_seqs,
             max_blocks=-(-max_model_len // layout.block_size),
             block_size=layout.block_size,
+            device=self.device,
+        )
+        self.sampler = Sampler(
+            vocab_size=model.spec.vocab_size,
+            eos_token_ids=model.spec.eos_token_ids,
+            last_tokens=self._batches.last_tokens,
             device=self.device,
         )
         self._graphs: DecodeGraphs | None = None
@@ -82,6 +85,7 @@ class ModelRunner:
         """Start a step. On a GPU this returns while it runs; `collect` waits for it."""
         for sequence in plan.preempted:
             self._batches.release(sequence)
+            self.sampler.preempt(sequence)
         batch = self._batches.lay_out(plan)
         if self._graphs is not None and batch.is_decode:
             hidden = self._graphs.run(batch)
@@ -93,7 +97,8 @@ class ModelRunner:
     def _launch_eager(self, plan: StepPlan, batch: HostBatch) -> LaunchedStep:
         inputs = self._batches.send(batch)
         hidden = self.model.forward(inputs.token_ids, inputs.positions, self.kv, inputs.attention)
-        sampled = prompt = Download()
+        # Even where nothing comes to the host: who hears that a step was collected may read its KV.
+        sampled, prompt = Download(hidden[:0]), Download()
         if batch.sampled:
             wanted = hidden if len(batch.sampled) == len(hidden) else hidden[inputs.sample_tokens]
             sampled = self._draw(wanted, batch, inputs.sample_rows)
@@ -117,16 +122,15 @@ class ModelRunner:
 
     def _draw(self, hidden: Tensor, batch: HostBatch, rows: Tensor) -> Download:
         """Draw from hidden states, one a sampled sequence, and keep the tokens where the next step finds them."""
-        sampled = self.sampler.draw(self.model.logits(hidden), batch.sampled, batch.sampled_positions)
+        sampled = self.sampler.draw(self.model.logits(hidden), batch.sampled, batch.sampled_positions, rows)
         self._batches.last_tokens[rows] = sampled[0]
         return Download(*sampled)
 
     def collect(self, step: LaunchedStep) -> StepResult:
         """Wait for a step and bring its tokens to the host."""
-        token_ids: list[int] = []
         token_logprobs: list[TokenLogprobs | None] = []
+        token_ids, *found = step.sampled.wait()
         if step.sequences:
-            token_ids, *found = step.sampled.wait()
             token_logprobs = [None] * len(token_ids)
             if found:
                 rows = _rows_of(token_ids, found)

@@ -104,11 +104,13 @@ class Importer:
         if key in self._open:
             raise ValueError(f"request {key[0].hex()} epoch {key[1]} is already being fetched")
         self._open.add(key)
+        self._memory.expect(block_ids)
         self._tell(self._side.fetch, key, ticket, from_block, joined, list(block_ids))
 
     def grant(self, request_id: bytes, epoch: int, block_ids: Sequence[int]) -> None:
         """Give the next wanted blocks these places: the credit. They belong to the fetch until it ends."""
         self._check(block_ids)
+        self._memory.expect(block_ids)
         self._tell(self._side.grant, (request_id, epoch), list(block_ids))
 
     def cancel(self, request_id: bytes, epoch: int) -> None:

@@ -1,9 +1,9 @@
 """The memory that blocks come from and go to, as the transfer sees it.
 
 Transfer code never learns whether blocks lie on a CPU or a GPU. Reading is *staging*: the memory is asked to make
-blocks readable by the host, and says later that they are. On a CPU they are readable at once, where they lie; on a
-GPU staging will be an asynchronous copy into a pinned ring, and releasing a stage gives its slot back. Writing is
-*landing*: the bytes are taken over at once, and are where the engine reads them when the landing says so.
+blocks readable by the host, and says later that they are. Writing is *landing*: the bytes are taken over at once, and
+are where the engine reads them when the landing says so. On a CPU (here) both are done when asked; on a GPU
+(`device_memory.py`) they are copies that run while the engine computes.
 """
 
 from __future__ import annotations
@@ -13,8 +13,15 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from xxhash import xxh3_128
 
 from baton.errors import ConfigError
+from baton.kvtransfer.wire import checksum
+
+Bytes = NDArray[np.uint8]
+PIECE_NBYTES = 256 << 10
+"""Copied and summed at a time, so that the second pass finds the bytes in the processor's own cache: 14 % less time
+than one pass after the other over 2 MiB."""
 
 
 class Stage(Protocol):
@@ -32,14 +39,18 @@ class Stage(Protocol):
 
 
 class Landing(Protocol):
-    """A block on its way to where the engine reads it."""
+    """Blocks on their way to where the engine reads them."""
+
+    @property
+    def checksums(self) -> bytes:
+        """Of the bytes that were taken over, 16 a block. Whoever uses a block compares them first."""
 
     def is_ready(self) -> bool:
-        """Tell whether the engine may read the block."""
+        """Tell whether nothing is written into the blocks any more, and the engine may read them."""
 
 
 class BlockMemory(Protocol):
-    """Blocks of one size, by number."""
+    """Blocks of one size, by number. `expect` is for the engine's thread, the others for the one that transfers."""
 
     @property
     def num_blocks(self) -> int: ...
@@ -47,32 +58,14 @@ class BlockMemory(Protocol):
     @property
     def block_nbytes(self) -> int: ...
 
+    def expect(self, block_ids: Sequence[int]) -> None:
+        """Note that blocks will land here: after all that the engine has started until now, which may write there."""
+
     def stage(self, block_ids: Sequence[int]) -> Stage | None:
         """Start making blocks readable; None: no room for it now, ask again. Blocks must not change until released."""
 
-    def land(self, block_id: int, block: memoryview) -> Landing:
-        """Take over the bytes of a block. May wait for a device, never for a peer."""
-
-
-class _HostStage:
-    __slots__ = ("views",)
-
-    def __init__(self, views: Sequence[memoryview]) -> None:
-        self.views = views
-
-    def is_ready(self) -> bool:
-        return True
-
-    def release(self) -> None:
-        self.views = ()
-
-
-class _Landed:
-    def is_ready(self) -> bool:
-        return True
-
-
-_LANDED = _Landed()
+    def land(self, block_ids: Sequence[int], blocks: Sequence[memoryview]) -> Landing:
+        """Take over the bytes of blocks. May wait for a device, never for a peer."""
 
 
 class HostMemory:
@@ -88,29 +81,71 @@ class HostMemory:
             raise ConfigError(f"{array.nbytes} bytes of KV are not {num_blocks} equal, contiguous blocks")
         self.num_blocks = num_blocks
         self.block_nbytes = array.nbytes // num_blocks
-        self._blocks: NDArray[np.uint8] = array.reshape(-1).view(np.uint8).reshape(num_blocks, -1)
+        self._blocks: Bytes = array.reshape(-1).view(np.uint8).reshape(num_blocks, -1)
         self._bytes = self._blocks.reshape(-1).data
+
+    def expect(self, block_ids: Sequence[int]) -> None:
+        """Do nothing: on a CPU nothing of the engine runs behind its back."""
 
     def stage(self, block_ids: Sequence[int]) -> Stage:
         """Give views of the blocks where they lie."""
         nbytes = self.block_nbytes
-        return _HostStage(
-            [self._bytes[first * nbytes : (last + 1) * nbytes] for first, last in _runs(block_ids)]
+        return _InPlace([self._bytes[first * nbytes : stop * nbytes] for first, stop in runs(block_ids)])
+
+    def land(self, block_ids: Sequence[int], blocks: Sequence[memoryview]) -> Landing:
+        """Copy the bytes to their blocks."""
+        return _Landed(
+            b"".join(
+                copy_and_sum(block, self._blocks[block_id])
+                for block_id, block in zip(block_ids, blocks, strict=True)
+            )
         )
 
-    def land(self, block_id: int, block: memoryview) -> Landing:
-        """Copy the bytes to their block."""
-        # NumPy copies without the interpreter's lock; assigning to a memoryview would hold it.
-        self._blocks[block_id] = np.frombuffer(block, dtype=np.uint8)
-        return _LANDED
+
+class _InPlace:
+    __slots__ = ("views",)
+
+    def __init__(self, views: Sequence[memoryview]) -> None:
+        self.views = views
+
+    def is_ready(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        self.views = ()
 
 
-def _runs(block_ids: Sequence[int]) -> list[tuple[int, int]]:
-    """Give first and last of each run of ascending neighbours."""
-    runs: list[tuple[int, int]] = []
+class _Landed:
+    __slots__ = ("checksums",)
+
+    def __init__(self, checksums: bytes) -> None:
+        self.checksums = checksums
+
+    def is_ready(self) -> bool:
+        return True
+
+
+def copy_and_sum(block: memoryview, to: Bytes) -> bytes:
+    """Copy a block's bytes, and give the checksum of what was copied."""
+    # NumPy copies and xxhash sums without the interpreter's lock; assigning to a memoryview would hold it.
+    source = np.frombuffer(block, dtype=np.uint8)
+    if len(source) <= PIECE_NBYTES:
+        to[:] = source
+        return checksum(to.data)
+    total = xxh3_128()
+    for at in range(0, len(source), PIECE_NBYTES):
+        piece = to[at : at + PIECE_NBYTES]
+        piece[:] = source[at : at + PIECE_NBYTES]
+        total.update(piece.data)
+    return total.digest()
+
+
+def runs(block_ids: Sequence[int]) -> list[tuple[int, int]]:
+    """Give each run of ascending neighbours as its first block and the one after its last."""
+    found: list[tuple[int, int]] = []
     for block_id in block_ids:
-        if runs and runs[-1][1] + 1 == block_id:
-            runs[-1] = (runs[-1][0], block_id)
+        if found and found[-1][1] == block_id:
+            found[-1] = (found[-1][0], block_id + 1)
         else:
-            runs.append((block_id, block_id))
-    return runs
+            found.append((block_id, block_id + 1))
+    return found

@@ -1,0 +1,133 @@
+"""Blocks that lie on a device: rings of pinned host memory that copies run into and out of, beside the engine.
+
+Here is what may be copied when; the copies themselves are `Copies`, which on a GPU are `CudaCopies`. Every slot of a
+ring takes one message's blocks. A slot to read from is free again when the sockets let go of it, one to write from
+when its copy has ended: the rings are apart, so that a peer which does not read keeps nothing from landing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
+from baton.kvtransfer.memory import Bytes, copy_and_sum
+from baton.kvtransfer.settings import MIB
+
+RING_NBYTES = 64 * MIB
+MIN_SLOTS = 4
+
+
+class Mark(Protocol):
+    """A point in a device's work; a CUDA event is one."""
+
+    def query(self) -> bool:
+        """Tell whether the device has come to it."""
+
+    def synchronize(self) -> None:
+        """Wait until it has."""
+
+
+class Copies(Protocol):
+    """The blocks of a device, and how they are copied. `mark` is for the engine's thread alone."""
+
+    @property
+    def num_blocks(self) -> int: ...
+
+    @property
+    def block_nbytes(self) -> int: ...
+
+    def pin(self, nbytes: int) -> Bytes:
+        """Make host memory that copies can reach without the host's help; kept as long as this object."""
+
+    def mark(self) -> Mark:
+        """Mark the end of what the engine has started."""
+
+    def to_host(self, block_ids: Sequence[int], to: Bytes) -> Mark:
+        """Start copying blocks side by side into pinned memory; what was computed is read as it is now."""
+
+    def to_device(self, source: Bytes, block_ids: Sequence[int], after: Collection[Mark]) -> Mark:
+        """Start copying from pinned memory into blocks, once the device has come to all of `after`."""
+
+
+class DeviceMemory:
+    """A `BlockMemory` over a device's copies."""
+
+    def __init__(self, copies: Copies, *, frame_nbytes: int, ring_nbytes: int = RING_NBYTES) -> None:
+        """Pin two rings of at least `ring_nbytes`; a slot takes the blocks of a message of `frame_nbytes`."""
+        self.num_blocks = copies.num_blocks
+        self.block_nbytes = copies.block_nbytes
+        self._copies = copies
+        self._slot_blocks = max(1, frame_nbytes // self.block_nbytes)
+        slot_nbytes = self._slot_blocks * self.block_nbytes
+        num_slots = max(MIN_SLOTS, -(-ring_nbytes // slot_nbytes))
+        pinned = copies.pin(2 * num_slots * slot_nbytes).reshape(2, num_slots, slot_nbytes)
+        self._reading: list[Bytes] = list(pinned[0])
+        self._writing: list[Bytes] = list(pinned[1])
+        self._written: deque[tuple[Mark, Bytes]] = deque()
+        """Slots that are copied from, in the order in which the device does it."""
+        self._marks: dict[int, Mark] = {}
+        """What must end before a block is written."""
+
+    def expect(self, block_ids: Sequence[int]) -> None:
+        """Mark what the engine has started: a step in flight may still write for a sequence that ended."""
+        if block_ids:
+            self._marks.update(dict.fromkeys(block_ids, self._copies.mark()))
+
+    def stage(self, block_ids: Sequence[int]) -> _Stage | None:
+        """Start a copy into a free slot."""
+        if not self._reading:
+            return None
+        slot = self._reading.pop()
+        taken = slot[: len(block_ids) * self.block_nbytes]
+        return _Stage(self._reading, slot, taken.data, self._copies.to_host(block_ids, taken))
+
+    def land(self, block_ids: Sequence[int], blocks: Sequence[memoryview]) -> _Landing:
+        """Copy the bytes into slots, and start the copies from there."""
+        checksums = []
+        for first in range(0, len(block_ids), self._slot_blocks):
+            ids = block_ids[first : first + self._slot_blocks]
+            slot = self._slot_to_write()
+            for at, block in enumerate(blocks[first : first + self._slot_blocks]):
+                checksums.append(copy_and_sum(block, slot[at * self.block_nbytes :][: self.block_nbytes]))
+            after = {mark for mark in (self._marks.pop(block_id, None) for block_id in ids) if mark}
+            mark = self._copies.to_device(slot[: len(ids) * self.block_nbytes], ids, after)
+            self._written.append((mark, slot))
+        return _Landing(b"".join(checksums), mark)
+
+    def _slot_to_write(self) -> Bytes:
+        while self._written and self._written[0][0].query():
+            self._writing.append(self._written.popleft()[1])
+        if self._writing:
+            return self._writing.pop()
+        mark, slot = self._written.popleft()
+        mark.synchronize()
+        return slot
+
+
+class _Stage:
+    __slots__ = ("_free", "_mark", "_slot", "views")
+
+    def __init__(self, free: list[Bytes], slot: Bytes, view: memoryview, mark: Mark) -> None:
+        self._free = free
+        self._slot = slot
+        self._mark = mark
+        self.views: Sequence[memoryview] = (view,)
+
+    def is_ready(self) -> bool:
+        return self._mark.query()
+
+    def release(self) -> None:
+        self.views = ()
+        self._free.append(self._slot)
+
+
+class _Landing:
+    __slots__ = ("_mark", "checksums")
+
+    def __init__(self, checksums: bytes, mark: Mark) -> None:
+        self.checksums = checksums
+        self._mark = mark
+
+    def is_ready(self) -> bool:
+        return self._mark.query()
