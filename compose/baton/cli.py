@@ -180,6 +180,17 @@ def decode(
     sys.exit(run_worker(engine, worker, ["decode", "prefill"] if also_prefill else ["decode"]))
 
 
+@app.command("secrets")
+def secrets(
+    folder: Annotated[Path, typer.Argument(help="where the files go; those that are there stay")],
+) -> None:
+    """Make the secrets that a deployment's services share, a file each."""
+    from baton.secret_files import write_secrets
+
+    made = write_secrets(folder)
+    print(f"{folder}: {', '.join(made) if made else 'nothing made, all of them were there'}")
+
+
 def _engine_flags(**given: Any) -> dict[str, Any]:
     """Keep what differs from the defaults, checked by `EngineConfig`."""
     EngineConfig(**given)

@@ -1,7 +1,7 @@
 """Command-line flags from settings' dataclasses: name, type, default and help text stand once, at the field.
 
 A command takes settings as parameters of their dataclass; `with_flags` shows one flag a field instead. The order of
-precedence is YAML file (--config) < environment (BATON_*) < flag.
+precedence is YAML file (--config) < environment (BATON_X_FILE, a file with the value, as secrets come; then BATON_X) < flag.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -86,7 +87,7 @@ def _flags(kind: Any, taken: set[str]) -> Iterator[inspect.Parameter]:
 
 def _config_flag() -> inspect.Parameter:
     option = typer.Option(
-        "--config", help="YAML file of flags, without their dashes", is_eager=True, callback=_read_config
+        "--config", help="YAML file of flags, without their dashes", is_eager=True, callback=_read_files
     )
     return inspect.Parameter(
         "config_file",
@@ -96,10 +97,23 @@ def _config_flag() -> inspect.Parameter:
     )
 
 
-def _read_config(context: typer.Context, file: Path | None) -> Path | None:
-    """Make a file's entries the defaults of the flags."""
-    if file is None:
-        return None
+def _read_files(context: typer.Context, file: Path | None) -> Path | None:
+    """Make the entries of the YAML file, and what files the environment names, the defaults of the flags."""
+    known = {str(parameter.name): parameter for parameter in context.command.params}
+    named = {} if file is None else _read_config(file)
+    for name in named:
+        if name not in known:
+            raise ConfigError(f"--config {file}: there is no flag --{name.replace('_', '-')}.")
+    for name, parameter in known.items():
+        variable = f"BATON_{name.upper()}_FILE"
+        if os.environ.get(variable) and not os.environ.get(f"BATON_{name.upper()}"):
+            value = _read_value(variable, os.environ[variable])
+            named[name] = value.split() if getattr(parameter, "multiple", False) else value
+    context.default_map = {**(context.default_map or {}), **named}
+    return file
+
+
+def _read_config(file: Path) -> dict[str, Any]:
     import yaml
 
     try:
@@ -108,13 +122,20 @@ def _read_config(context: typer.Context, file: Path | None) -> Path | None:
         raise ConfigError(f"--config {file}: {error}") from None
     if not isinstance(entries, dict):
         raise ConfigError(f"--config {file}: it must be a mapping of flags to values.")
-    named = {str(key).replace("-", "_"): value for key, value in entries.items()}
-    known = {parameter.name for parameter in context.command.params}
-    for name in named:
-        if name not in known:
-            raise ConfigError(f"--config {file}: there is no flag --{name.replace('_', '-')}.")
-    context.default_map = {**(context.default_map or {}), **named}
-    return file
+    return {str(key).replace("-", "_"): value for key, value in entries.items()}
+
+
+def _read_value(variable: str, file: str) -> str:
+    try:
+        value = Path(file).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ConfigError(
+            f"{variable}={file} cannot be read: {reason}. `baton secrets FOLDER` makes the secrets."
+        ) from None
+    if not value:
+        raise ConfigError(f"{variable}={file} is empty. `baton secrets FOLDER` makes the secrets.")
+    return value
 
 
 def _value(field: dataclasses.Field[Any], given: Any) -> Any:

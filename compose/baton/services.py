@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import os
 import secrets
 import socket
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from baton.config import EngineConfig
+from baton.errors import ConfigError
 from baton.logs import setup_logs
 from baton.messages import Leg
 from baton.registry import RedisRegistry
@@ -37,6 +39,22 @@ def model_name(model: str | None, served: Sequence[str]) -> str:
     return Path(model).resolve().name if Path(model).is_dir() else model
 
 
+def own_address() -> str:
+    """Give the address of this machine's name: in a container, the one by which others on its network reach it.
+
+    Raises:
+        ConfigError: the name has none, or only that of the loopback.
+    """
+    name = socket.gethostname()
+    try:
+        address = str(socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError as error:
+        raise ConfigError(f"host='auto': {name} has no address: {error.strerror}. Name one.") from None
+    if ipaddress.ip_address(address).is_loopback:
+        raise ConfigError(f"host='auto': {name} is {address}, which others do not reach. Name an address.")
+    return address
+
+
 def run_router(config: RouterConfig) -> None:
     """Run a router until a signal ends it."""
     from baton.router.server import serve
@@ -51,6 +69,8 @@ def run_worker(engine: EngineConfig, worker: WorkerConfig, legs: Sequence[Leg]) 
     """Run a worker's face, which starts its engine process; give the exit status."""
     from baton.worker.face import Face, run_face
 
+    if worker.host == "auto":
+        worker = dataclasses.replace(worker, host=own_address())
     name = model_name(engine.model, worker.served_model_name)
     if engine.model is None:
         engine = dataclasses.replace(engine, model=str(demo_model_path()))
@@ -63,7 +83,9 @@ def run_worker(engine: EngineConfig, worker: WorkerConfig, legs: Sequence[Leg]) 
         legs=legs,
         model_name=name,
         command=[sys.executable, "-m", ENGINE_PROCESS],
-        registry=None if worker.redis_url is None else RedisRegistry(worker.redis_url, name),
+        registry=None
+        if worker.redis_url is None
+        else RedisRegistry(worker.redis_url, name, worker.redis_password),
     )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return run_face(face)

@@ -24,7 +24,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from baton.errors import BatonError
+from baton.errors import BatonError, ConfigError
 from baton.messages import Blocks, Load, ModelFacts, WorkerInfo
 
 LEASE_S = 3.0
@@ -160,14 +160,23 @@ class MemoryRegistry:
 class RedisRegistry:
     """The registry in Redis or Valkey."""
 
-    def __init__(self, url: str, model_name: str) -> None:
-        self._redis: Any = redis.from_url(
-            url,
-            socket_timeout=_ANSWER_S,
-            socket_connect_timeout=_ANSWER_S,
-            retry=Retry(NoBackoff(), 0),
-            health_check_interval=0,
-        )
+    def __init__(self, url: str, model_name: str, password: str | None = None) -> None:
+        """`password` is Redis's, where the URL has none. Connects when first asked.
+
+        Raises:
+            ConfigError: the URL is none.
+        """
+        try:
+            self._redis: Any = redis.from_url(
+                url,
+                password=password,
+                socket_timeout=_ANSWER_S,
+                socket_connect_timeout=_ANSWER_S,
+                retry=Retry(NoBackoff(), 0),
+                health_check_interval=0,
+            )
+        except ValueError as error:
+            raise ConfigError(f"redis_url is not valid: {error}. Write redis://HOST:6379.") from None
         self._prefix = f"baton:{model_name}:"
 
     async def announce(self, info: WorkerInfo, load: Load) -> None:

@@ -83,6 +83,37 @@ def test_a_flag_goes_before_the_environment_and_that_before_the_file(run: Run, t
     assert worker.served_model_name == ("x", "y")
 
 
+def test_files_that_the_environment_names_hold_values(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("of the file\n")
+    (tmp_path / "names").write_text("a b\nc\n")
+    (tmp_path / "baton.yaml").write_text("cache-key: of the YAML file\nredis-url: redis://yaml\n")
+    _, worker, _ = run(
+        *("--config", str(tmp_path / "baton.yaml")),
+        BATON_CACHE_KEY_FILE=str(tmp_path / "key"),
+        BATON_SERVED_MODEL_NAME_FILE=str(tmp_path / "names"),
+    )
+    assert (worker.cache_key, worker.redis_url) == ("of the file", "redis://yaml")
+    assert worker.served_model_name == ("a", "b", "c")
+    _, worker, _ = run(BATON_CACHE_KEY_FILE=str(tmp_path / "key"), BATON_CACHE_KEY="of the environment")
+    assert worker.cache_key == "of the environment"
+    _, worker, _ = run("--cache-key", "of the flag", BATON_CACHE_KEY_FILE=str(tmp_path / "key"))
+    assert worker.cache_key == "of the flag"
+
+
+def test_a_secret_that_is_not_there_is_said_with_its_variable_and_its_file(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("\n")
+    for file, reason in (("none", "No such file"), ("", "Is a directory"), ("empty", "is empty")):
+        with pytest.raises(ConfigError, match=f"BATON_CACHE_KEY_FILE=.*{file}.*{reason}.*baton secrets"):
+            run(BATON_CACHE_KEY_FILE=str(tmp_path / file))
+
+
+def test_variables_without_a_value_are_as_if_not_there(run: Run) -> None:
+    empty = {
+        f"BATON_{name}": "" for name in ("MODEL", "API_KEY", "REDIS_URL", "MAX_MODEL_LEN", "CACHE_KEY_FILE")
+    }
+    assert run(**empty) == (EngineConfig(), WorkerConfig(), False)
+
+
 def test_a_file_with_an_unknown_flag_is_refused_by_name(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "baton.yaml"
     file.write_text("max-model-length: 1\n")

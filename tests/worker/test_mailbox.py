@@ -153,9 +153,10 @@ def test_only_who_has_the_keys_is_heard(open_mailbox: Open) -> None:
         socket.close()
 
 
-def test_a_wildcard_without_keys_is_refused() -> None:
+@pytest.mark.parametrize("host", ["0.0.0.0", "auto"])
+def test_an_address_for_others_without_keys_is_refused(host: str) -> None:
     with pytest.raises(ConfigError, match="curve"):
-        WorkerConfig(host="0.0.0.0")
+        WorkerConfig(host=host, announce_host="here")
 
 
 def test_an_address_that_is_taken_is_said(open_mailbox: Open) -> None:

@@ -20,7 +20,9 @@ class WorkerConfig:
     served_model_name: tuple[str, ...] = setting(
         (), "names that clients may send; the first counts; none: the model's"
     )
-    host: str = setting("127.0.0.1", "address to listen on, for HTTP, requests and KV")
+    host: str = setting(
+        "127.0.0.1", "address to listen on, for HTTP, requests and KV; auto: that of this machine's own name"
+    )
     announce_host: str = setting("", "address under which others reach this worker; none: --host")
     port: int = setting(0, "port of /health, /ready and /metrics; 0: a free one")
     control_port: int = setting(0, "port on which routers connect; 0: a free one")
@@ -28,6 +30,7 @@ class WorkerConfig:
     redis_url: str | None = setting(
         None, "where to announce itself; none: routers are told of it by --worker"
     )
+    redis_password: str | None = setting(None, "password of Redis, where the URL has none")
     cache_key: str = setting(
         "", "secret of the deployment under which blocks are hashed; the same on routers"
     )
@@ -47,14 +50,13 @@ class WorkerConfig:
     def __post_init__(self) -> None:
         if (self.curve_public_key is None) != (self.curve_secret_key is None):
             raise ConfigError("curve_public_key and curve_secret_key go together: give both.")
-        if self.host in _WILDCARDS:
-            if self.curve_secret_key is None:
-                raise ConfigError(
-                    f"host={self.host!r} would let every network send requests: name one address, or give "
-                    f"--curve-public-key and --curve-secret-key."
-                )
-            if not self.announce_host:
-                raise ConfigError(f"host={self.host!r} says where to listen only: name --announce-host too.")
+        if self.host in (*_WILDCARDS, "auto") and self.curve_secret_key is None:
+            raise ConfigError(
+                f"host={self.host!r} would let every network send requests: name one address, or give "
+                f"--curve-public-key and --curve-secret-key (`baton secrets FOLDER` makes them)."
+            )
+        if self.host in _WILDCARDS and not self.announce_host:
+            raise ConfigError(f"host={self.host!r} says where to listen only: name --announce-host too.")
         if self.lease_s < 3 or self.drain_s < 0:
             raise ConfigError("lease_s must be at least 3, and drain_s at least 0.")
 

@@ -119,7 +119,7 @@ class RouterState:
         config = self.config
         registry = self._registry
         if registry is None and config.redis_url is not None:
-            registry = RedisRegistry(config.redis_url, config.model_names[0])
+            registry = RedisRegistry(config.redis_url, config.model_names[0], config.redis_password)
         self.index = PrefixIndex()
         self.pool = WorkerPool(config, uuid.uuid4().hex, self.metrics)
         self.dispatcher = Dispatcher(

@@ -29,6 +29,7 @@ class RouterConfig:
     api_key: tuple[str, ...] = setting((), "keys that clients may send; none: everybody may ask")
     worker: tuple[str, ...] = setting((), "control endpoints of workers, beside those that Redis names")
     redis_url: str | None = setting(None, "where workers announce themselves; none: only --worker")
+    redis_password: str | None = setting(None, "password of Redis, where the URL has none")
     cache_key: str = setting(
         "", "secret of the deployment under which blocks are hashed; the same on workers"
     )

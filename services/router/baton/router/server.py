@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 
 import msgspec
 import uvicorn
 
+from baton.errors import ConfigError
 from baton.logs import setup_logs
 from baton.registry import Registry
 from baton.router.app import create_app
@@ -40,9 +42,27 @@ def make_server(config: RouterConfig, registry: Registry | None = None) -> uvico
 
 
 def serve(config: RouterConfig) -> None:
-    """Serve until a signal ends it."""
+    """Serve until a signal ends it.
+
+    Raises:
+        ConfigError: the address is taken or not this machine's, or the model cannot be loaded.
+    """
     setup_logs("router")
-    make_server(config).run()
+    with _listen(config.host, config.port) as listener:
+        make_server(config).run([listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror}. Choose another --port."
+        ) from None
+    return listener
 
 
 def main() -> None:
