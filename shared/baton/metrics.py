@@ -69,8 +69,8 @@ _SERIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "admission_refusals": ("Requests refused before they queued, by reason.", ()),
     "route_decisions": ("Requests by the path that they took.", ()),
     "phase_seconds": (
-        "Phases of a request. Router: route, queue, first_token, generate. Worker: queue, and prefill or decode from "
-        "its start to the last block given back.",
+        "Phases of a request. Router: route, queue, first_token, generate. Worker: queue, compute (to its first token), "
+        "and prefill or decode, from the start to the last block given back.",
         (),
     ),
     "client_disconnects": ("Requests whose client left.", ()),

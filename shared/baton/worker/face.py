@@ -212,6 +212,8 @@ class Face:
             metrics.kv_transfer_exposed_seconds.observe(exposed_s)
         for phase, seconds in stats.phases:
             metrics.phase_seconds.observe(phase, seconds)
+            if phase == "queue":
+                metrics.request_queue_time_seconds.observe(seconds)
         self._stats = stats
 
     # -- life ---------------------------------------------------------------------------------------------

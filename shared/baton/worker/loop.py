@@ -76,7 +76,6 @@ class WorkerLoop:
         self._meter = LoadMeter(engine)
         self._log = BlockLog(info.worker_id, info.incarnation)
         self._reported_at = 0.0
-        self._phases: list[tuple[str, float]] = []
         self._num_failed_steps = 0
         self._drain_asked = False
         self._draining_until: float | None = None
@@ -311,15 +310,15 @@ class WorkerLoop:
             stranded_bytes=stranded * engine.memory.block_nbytes,
             num_runs=len(self._runs),
             transfers=[(t.seconds, t.exposed_seconds) for t in self._outbox.transfers],
-            phases=self._phases,
+            phases=self._outbox.phases,
         )
-        self._outbox.transfers, self._phases = [], []
+        self._outbox.transfers, self._outbox.phases = [], []
         self._add_stats(stats)
         self._tell_face(stats)
 
     def _note_end(self, run: Run) -> None:
         self._ended.close(f"{run.start.request_id}/{run.start.role}", run.start.epoch)
-        self._phases.append((run.start.role, time.monotonic() - run.began_at))
+        self._outbox.phases.append((run.start.role, time.monotonic() - run.began_at))
 
     def _idle_s(self) -> float:
         wait_s = IDLE_S

@@ -181,6 +181,8 @@ class Outbox:
         """Of these, fetched from another worker."""
         self.transfers: list[Transfer] = []
         """Since they were last taken for the metrics."""
+        self.phases: list[tuple[str, float]] = []
+        """Names and seconds, since they were last taken for the metrics."""
 
     def token(self, run: Run, output: TokenOutput, *, num_fetched: int = 0) -> None:
         """Give the router a token of an open run, and note the choice's end."""
@@ -189,7 +191,9 @@ class Outbox:
         if is_first:
             if not run.begun_choices:
                 self._count_prompt(len(run.start.token_ids), output.num_cached_tokens, num_fetched)
-                self._of(run).computed.append(_computed(run, output, num_fetched))
+                computed = _computed(run, output, num_fetched)
+                self._of(run).computed.append(computed)
+                self.phases += [("queue", computed.waited_seconds), ("compute", computed.seconds)]
             run.begun_choices.add(choice)
         reason = output.finish_reason
         token = Token(

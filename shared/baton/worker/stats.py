@@ -43,7 +43,7 @@ class Stats(msgspec.Struct, tag="stats", kw_only=True):
     transfers: list[tuple[float, float]] = []
     """Seconds and exposed seconds of each transfer since the last report."""
     phases: list[tuple[str, float]] = []
-    """Phases of requests that ended since the last report."""
+    """Names and seconds of phases that ended since the last report."""
 
 
 class Ready(msgspec.Struct, tag="ready"):
