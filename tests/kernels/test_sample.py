@@ -15,6 +15,7 @@ from baton.kernels.sample import (
     sample,
     sample_reference,
 )
+from baton.kernels.token_counts import row_of
 
 
 def _batch(num_rows, device="cpu", *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=7, position=None):
@@ -162,12 +163,10 @@ def test_bias_adds_and_bans(device):
     assert sample(logits, batch).tolist() == [9, 299]
 
 
-def _penalized(logits, batch, vocab_size):
+def _penalized(logits, batch, prompts, outputs):
     """Apply vLLM's penalties, one token at a time."""
     logits = logits.double().cpu().clone()
-    for row in range(logits.shape[0]):
-        prompt = [t for t in batch.prompt_ids[row].tolist() if t < vocab_size]
-        output = [t for t in batch.output_ids[row].tolist() if t < vocab_size]
+    for row, (prompt, output) in enumerate(zip(prompts, outputs, strict=True)):
         for token in {*prompt, *output}:
             x, penalty = logits[row, token], float(batch.repetition_penalty[row])
             logits[row, token] = x / penalty if x > 0 else x * penalty
@@ -180,21 +179,29 @@ def _penalized(logits, batch, vocab_size):
 def test_penalties_are_vllms(device):
     vocab_size, num_rows = 40, 6
     logits = torch.randn(num_rows, vocab_size, device=device)
+    prompts = torch.randint(0, vocab_size, (num_rows, 30)).tolist()
+    outputs = [torch.randint(0, vocab_size, (10 * row,)).tolist() for row in range(num_rows)]
+    rows = torch.tensor([7, 0, 3, 2, 9, 4])
+    counts = torch.full((10, vocab_size), 5, dtype=torch.int32)  # of others
+    for row, *of in zip(rows, prompts, outputs, strict=True):
+        counts[row] = row_of(*of, vocab_size)
     batch = replace(
         _batch(num_rows, device, temperature=0.0),
         repetition_penalty=torch.rand(num_rows, device=device) * 2 + 0.5,
         presence_penalty=torch.randn(num_rows, device=device),
         frequency_penalty=torch.randn(num_rows, device=device),
-        prompt_ids=torch.randint(0, vocab_size + 1, (num_rows, 30), device=device),
-        output_ids=torch.randint(0, vocab_size + 1, (num_rows, 50), device=device),
+        counts=counts.to(device),
+        count_rows=rows.to(device),
     )
-    expected = _penalized(logits, batch, vocab_size)
-    assert sample(logits, batch).tolist() == expected.argmax(-1).tolist()
+    # rows that ask for nothing get nothing
+    batch.repetition_penalty[4], batch.presence_penalty[4], batch.frequency_penalty[4] = 1.0, 0.0, 0.0
+    expected = _penalized(logits, batch, prompts, outputs)
+    assert sample(logits.clone(), batch).tolist() == expected.argmax(-1).tolist()
     # The order of all tokens, not only of the best: each is chosen once those above it are banned.
     allowed = torch.ones(num_rows, vocab_size, dtype=torch.bool, device=device)
     for rank in range(5):
         batch.allowed = allowed
-        chosen = sample(logits, batch)
+        chosen = sample(logits.clone(), batch)
         assert chosen.tolist() == expected.argsort(-1, descending=True)[:, rank].tolist()
         allowed[torch.arange(num_rows), chosen.cpu()] = False
 

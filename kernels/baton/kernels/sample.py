@@ -23,6 +23,7 @@ from torch import Tensor
 
 from baton.kernels.launch import on_triton
 from baton.kernels.sample_draw import draw, row_logprobs
+from baton.kernels.token_counts import NUM_DRAWN
 
 _MULTIPLY_1 = 0x7FEB352D
 _MULTIPLY_2 = 0x846CA68B
@@ -49,11 +50,12 @@ class SamplingBatch:
     any_top_k: bool = False
     any_top_p: bool = False
     any_min_p: bool = False
+    # The next five come together, where any row has a penalty.
     repetition_penalty: Tensor | None = None  # [N] fp32; 1: off
-    presence_penalty: Tensor | None = None  # [N] fp32
-    frequency_penalty: Tensor | None = None  # [N] fp32
-    prompt_ids: Tensor | None = None  # [N, P] int64, padded with vocab; for the repetition penalty
-    output_ids: Tensor | None = None  # [N, O] int64, padded with vocab; for all three penalties
+    presence_penalty: Tensor | None = None  # [N] fp32; 0: off
+    frequency_penalty: Tensor | None = None  # [N] fp32; 0: off
+    counts: Tensor | None = None  # [rows, vocab] int32, of token_counts.py
+    count_rows: Tensor | None = None  # [N] int64, each row's in counts; unread where its penalties are off
     bias_rows: Tensor | None = (
         None  # [M] int64; with the next two, values added to single logits (-inf bans a token)
     )
@@ -63,8 +65,13 @@ class SamplingBatch:
 
     @property
     def has_penalties(self) -> bool:
-        given = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
-        return any(penalty is not None for penalty in given)
+        """Whether any row has a penalty."""
+        return self.repetition_penalty is not None
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether `sample` may leave other logits than it was given."""
+        return self.has_penalties or self.allowed is not None or self.bias_rows is not None
 
 
 def derive_keys(seeds: Tensor, choices: Tensor, positions: Tensor) -> Tensor:
@@ -110,32 +117,27 @@ def gumbel_reference(token_ids: Tensor, keys: Tensor) -> Tensor:
     return uniform.neg_().log1p_().neg_().log_().neg_()
 
 
-def adjust_reference(logits: Tensor, batch: SamplingBatch) -> Tensor:
-    """Apply allowed tokens, bias and penalties; the given logits stay as they are."""
-    if batch.allowed is None and batch.bias_rows is None and not batch.has_penalties:
-        return logits
-    logits = logits.clone() if batch.allowed is None else logits.masked_fill(~batch.allowed, float("-inf"))
+def adjust_reference(logits: Tensor, batch: SamplingBatch) -> None:
+    """Apply allowed tokens, bias and penalties in place."""
+    if batch.allowed is not None:
+        logits.masked_fill_(~batch.allowed, float("-inf"))
     if batch.bias_rows is not None:
         logits.index_put_((batch.bias_rows, batch.bias_token_ids), batch.bias_values, accumulate=True)
     if batch.has_penalties:
-        counts = _count_reference(batch.output_ids, logits)
-        if batch.repetition_penalty is not None:
-            seen = (_count_reference(batch.prompt_ids, logits) + counts) > 0
-            penalty = batch.repetition_penalty[:, None]
-            logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
-        if batch.frequency_penalty is not None:
-            logits -= batch.frequency_penalty[:, None] * counts
-        if batch.presence_penalty is not None:
-            logits -= batch.presence_penalty[:, None] * (counts > 0)
-    return logits
+        _penalize_reference(logits, batch)
 
 
-def _count_reference(token_ids: Tensor | None, logits: Tensor) -> Tensor:
-    num_rows, vocab_size = logits.shape
-    counts = torch.zeros((num_rows, vocab_size + 1), dtype=torch.float32, device=logits.device)
-    if token_ids is not None:
-        counts.scatter_add_(1, token_ids, torch.ones((), device=logits.device).expand(token_ids.shape))
-    return counts[:, :vocab_size]
+def _penalize_reference(logits: Tensor, batch: SamplingBatch) -> None:
+    penalties = batch.repetition_penalty, batch.presence_penalty, batch.frequency_penalty
+    repetition, presence, frequency = (penalty[:, None] for penalty in penalties)
+    is_on = (repetition != 1) | (presence != 0) | (frequency != 0)
+    rows = is_on.view(-1).nonzero().view(-1)
+    counts = batch.counts[batch.count_rows[rows]]
+    x, num_drawn = logits[rows], counts & NUM_DRAWN
+    x = torch.where(counts != 0, torch.where(x > 0, x / repetition[rows], x * repetition[rows]), x)
+    x -= frequency[rows] * num_drawn
+    x -= presence[rows] * (num_drawn > 0)
+    logits[rows] = x
 
 
 def _scale(logits: Tensor, temperature: Tensor) -> Tensor:
@@ -186,7 +188,7 @@ def _nucleus_floor(head: Tensor, largest: Tensor, floor: Tensor, target: Tensor)
 
 def sample_reference(logits: Tensor, batch: SamplingBatch) -> Tensor:
     """Sample in plain torch, with noise only for the tokens that the filters left where they left few."""
-    logits = adjust_reference(logits, batch)
+    adjust_reference(logits, batch)
     if batch.all_greedy:
         return logits.argmax(-1)
     num_rows, vocab_size = logits.shape
@@ -227,7 +229,10 @@ def logprobs_reference(
 
 
 def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
-    """Give each row's token id, [N] int64; greedy rows take the largest logit, the lowest id among equals."""
+    """Give each row's token id, [N] int64; greedy rows take the largest logit, the lowest id among equals.
+
+    Logits of rows with bias, penalties or a choice of tokens are changed on the way.
+    """
     return draw(logits, batch) if on_triton(logits) else sample_reference(logits, batch)
 
 

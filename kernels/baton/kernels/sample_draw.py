@@ -22,8 +22,8 @@ _CHUNK = 4096
 
 
 def draw(logits: Tensor, batch: SamplingBatch) -> Tensor:
-    """Give each row's token id, [N] int64."""
-    logits = _adjust(logits, batch)
+    """Give each row's token id, [N] int64; changes the logits of rows with bias or penalties."""
+    _adjust(logits, batch)
     num_rows, vocab_size = logits.shape
     device = logits.device
     chosen = torch.empty(num_rows, dtype=torch.int64, device=device)
@@ -60,71 +60,36 @@ def draw(logits: Tensor, batch: SamplingBatch) -> Tensor:
     return chosen
 
 
-def _adjust(logits: Tensor, batch: SamplingBatch) -> Tensor:
-    """Apply allowed tokens, bias and penalties; the given logits stay as they are."""
-    if batch.allowed is None and batch.bias_rows is None and not batch.has_penalties:
-        return logits
+def _adjust(logits: Tensor, batch: SamplingBatch) -> None:
+    """Apply allowed tokens, bias and penalties in place, so that rows without any are not touched."""
     num_rows, vocab_size = logits.shape
-    grid = (num_rows, triton.cdiv(vocab_size, _CHUNK))
-    out = torch.empty((num_rows, vocab_size), dtype=torch.float32, device=logits.device)
-
-    def adjust(source: Tensor, allowed: Tensor | None, counts: Tensor | None) -> None:
-        _adjust_kernel[grid](
-            source,
-            out,
-            source if allowed is None else allowed,
-            source if counts is None else counts,
-            source if batch.repetition_penalty is None else batch.repetition_penalty,
-            source if batch.presence_penalty is None else batch.presence_penalty,
-            source if batch.frequency_penalty is None else batch.frequency_penalty,
-            source.stride(0),
+    if batch.allowed is not None:
+        logits.masked_fill_(batch.allowed.logical_not(), float("-inf"))
+    if batch.bias_rows is not None:
+        num_entries = batch.bias_rows.shape[0]
+        _bias_kernel[(triton.cdiv(num_entries, 128),)](
+            logits,
+            batch.bias_rows,
+            batch.bias_token_ids,
+            batch.bias_values,
+            num_entries,
+            logits.stride(0),
+            BLOCK=128,
+            num_warps=4,
+        )
+    if batch.has_penalties:
+        _penalize_kernel[(num_rows, triton.cdiv(vocab_size, _CHUNK))](
+            logits,
+            batch.counts,
+            batch.count_rows,
+            batch.repetition_penalty,
+            batch.presence_penalty,
+            batch.frequency_penalty,
+            logits.stride(0),
             vocab_size,
-            HAS_ALLOWED=allowed is not None,
-            HAS_REPETITION=counts is not None and batch.repetition_penalty is not None,
-            HAS_PRESENCE=counts is not None and batch.presence_penalty is not None,
-            HAS_FREQUENCY=counts is not None and batch.frequency_penalty is not None,
             CHUNK=_CHUNK,
             num_warps=8,
         )
-
-    counts = _count(logits, batch) if batch.has_penalties else None
-    if batch.bias_rows is None:
-        adjust(logits, batch.allowed, counts)
-        return out
-    adjust(logits, batch.allowed, None)
-    num_entries = batch.bias_rows.shape[0]
-    _bias_kernel[(triton.cdiv(num_entries, 128),)](
-        out,
-        batch.bias_rows,
-        batch.bias_token_ids,
-        batch.bias_values,
-        num_entries,
-        vocab_size,
-        BLOCK=128,
-        num_warps=4,
-    )
-    if counts is not None:
-        adjust(out, None, counts)
-    return out
-
-
-def _count(logits: Tensor, batch: SamplingBatch) -> Tensor:
-    """Count each row's output tokens, [N, vocab] int32; bit 30 says that the prompt has the token."""
-    num_rows, vocab_size = logits.shape
-    counts = torch.zeros((num_rows, vocab_size), dtype=torch.int32, device=logits.device)
-    for token_ids, is_prompt in ((batch.prompt_ids, True), (batch.output_ids, False)):
-        if token_ids is not None and token_ids.shape[1] > 0:
-            grid = (num_rows, triton.cdiv(token_ids.shape[1], 1024))
-            _count_kernel[grid](
-                token_ids,
-                counts,
-                token_ids.shape[1],
-                vocab_size,
-                IS_PROMPT=is_prompt,
-                BLOCK=1024,
-                num_warps=4,
-            )
-    return counts
 
 
 def row_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -242,62 +207,42 @@ def _pick_kernel(best_ptr, best_ids_ptr, chosen_ptr, num_chunks, BLOCK: tl.const
 
 
 @triton.jit
-def _count_kernel(ids_ptr, counts_ptr, length, vocab_size, IS_PROMPT: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    ids = tl.load(ids_ptr + row * length + columns, mask=columns < length, other=vocab_size)
-    at = counts_ptr + row * vocab_size + ids
-    if IS_PROMPT:
-        tl.atomic_or(at, tl.full([BLOCK], 1 << 30, tl.int32), mask=ids < vocab_size, sem="relaxed")
-    else:
-        tl.atomic_add(at, tl.full([BLOCK], 1, tl.int32), mask=ids < vocab_size, sem="relaxed")
-
-
-@triton.jit
-def _bias_kernel(logits_ptr, rows_ptr, ids_ptr, values_ptr, num_entries, vocab_size, BLOCK: tl.constexpr):
+def _bias_kernel(logits_ptr, rows_ptr, ids_ptr, values_ptr, num_entries, stride, BLOCK: tl.constexpr):
     entries = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = entries < num_entries
     rows = tl.load(rows_ptr + entries, mask=inside, other=0)
     ids = tl.load(ids_ptr + entries, mask=inside, other=0)
     values = tl.load(values_ptr + entries, mask=inside, other=0.0)
-    tl.atomic_add(logits_ptr + rows * vocab_size + ids, values, mask=inside, sem="relaxed")
+    tl.atomic_add(logits_ptr + rows * stride + ids, values, mask=inside, sem="relaxed")
 
 
 @triton.jit
-def _adjust_kernel(
-    from_ptr,
-    to_ptr,
-    allowed_ptr,
+def _penalize_kernel(
+    logits_ptr,
     counts_ptr,
+    count_rows_ptr,
     repetition_ptr,
     presence_ptr,
     frequency_ptr,
     stride,
     vocab_size,
-    HAS_ALLOWED: tl.constexpr,
-    HAS_REPETITION: tl.constexpr,
-    HAS_PRESENCE: tl.constexpr,
-    HAS_FREQUENCY: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    token_ids = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
-    inside = token_ids < vocab_size
-    x = tl.load(from_ptr + row * stride + token_ids, mask=inside, other=0.0)
-    if HAS_ALLOWED:
-        allowed = tl.load(allowed_ptr + row * vocab_size + token_ids, mask=inside, other=0)
-        x = tl.where(allowed != 0, x, float("-inf"))
-    if HAS_REPETITION or HAS_PRESENCE or HAS_FREQUENCY:
-        counts = tl.load(counts_ptr + row * vocab_size + token_ids, mask=inside, other=0)
-        num_output = (counts & 0x3FFFFFFF).to(tl.float32)
-        if HAS_REPETITION:
-            penalty = tl.load(repetition_ptr + row)
-            x = tl.where(counts != 0, tl.where(x > 0, x / penalty, x * penalty), x)
-        if HAS_FREQUENCY:
-            x -= tl.load(frequency_ptr + row) * num_output
-        if HAS_PRESENCE:
-            x -= tl.where(num_output > 0, tl.load(presence_ptr + row), 0.0)
-    tl.store(to_ptr + row * vocab_size + token_ids, x, mask=inside)
+    repetition = tl.load(repetition_ptr + row)
+    presence, frequency = tl.load(presence_ptr + row), tl.load(frequency_ptr + row)
+    if (repetition != 1.0) | (presence != 0.0) | (frequency != 0.0):
+        token_ids = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
+        inside = token_ids < vocab_size
+        at = logits_ptr + row * stride + token_ids
+        x = tl.load(at, mask=inside, other=0.0)
+        count_row = tl.load(count_rows_ptr + row)
+        counts = tl.load(counts_ptr + count_row * vocab_size + token_ids, mask=inside, other=0)
+        num_drawn = (counts & 0x3FFFFFFF).to(tl.float32)
+        x = tl.where(counts != 0, tl.where(x > 0, x / repetition, x * repetition), x)
+        x -= frequency * num_drawn
+        x -= tl.where(num_drawn > 0, presence, 0.0)
+        tl.store(at, x, mask=inside)
 
 
 @triton.jit(do_not_specialize=["num_top"])

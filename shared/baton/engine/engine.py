@@ -23,7 +23,7 @@ from baton.engine.kv_cache import KVLayout
 from baton.engine.memory import MemoryPlan, plan_memory, with_kv_of
 from baton.engine.model_runner import LaunchedStep, ModelRunner
 from baton.engine.prefix_cache import PrefixCache
-from baton.engine.sampler import TokenLogprobs, needs_known_tokens, seed_of
+from baton.engine.sampler import TokenLogprobs, seed_of
 from baton.engine.scheduler import Scheduler, SchedulerConfig
 from baton.engine.sequence import Sequence
 from baton.errors import ConfigError, refuse
@@ -103,7 +103,6 @@ class Engine:
         self._in_flight: LaunchedStep | None = None
         self._requests: dict[str, _Request] = {}
         self._owner: dict[Sequence, tuple[str, int]] = {}
-        self._num_reading_tokens = 0  # sequences whose sampling reads the tokens before it
         self.admitted: list[str] = []
         """Requests that left the queue in the last `step`."""
         self.num_steps = 0
@@ -291,7 +290,7 @@ class Engine:
         A failure of the device or a kernel is raised; the requests stay as they were.
         """
         self.admitted = []
-        if not self._runs_behind or self._num_reading_tokens:
+        if not self._runs_behind:
             outputs = self._collect()
             if not outputs:
                 self._in_flight = self._launch()
@@ -415,13 +414,11 @@ class Engine:
             sequence.token_ids.extend(emitted)
             request.choices[choice] = sequence
             self._owner[sequence] = (request_id, choice)
-            self._num_reading_tokens += needs_known_tokens(params)
             self.runner.sampler.add(sequence, default_seed=default_seed, choice=choice)
         return request
 
     def _end(self, sequence: Sequence) -> None:
-        if self._owner.pop(sequence, None) is not None:
-            self._num_reading_tokens -= needs_known_tokens(sequence.params)
+        self._owner.pop(sequence, None)
         self.scheduler.finish(sequence)
         self.runner.release(sequence)
 
@@ -457,8 +454,8 @@ def measure_memory(
     del probe
     gc.collect()
     torch.cuda.empty_cache()
-    # logits of a full batch, as the model gives them, as fp32, and as scaled by the sampler
-    logits_nbytes = config.max_num_seqs * model.spec.vocab_size * 10
+    # logits of a full batch, as the model gives them, as fp32, and as scaled by the sampler; and its counts of tokens
+    logits_nbytes = config.max_num_seqs * model.spec.vocab_size * 14
     return with_kv_of(config, memory, model.nbytes, step_nbytes + logits_nbytes, device)
 
 

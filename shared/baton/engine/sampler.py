@@ -2,6 +2,9 @@
 
 A draw is a pure function of (seed, choice, position): the noise is counter-based, so the same request gives
 the same tokens alone or in a crowd, on one worker or across two. What the rows share is only the launch.
+
+The host may not know yet the token before the one to be drawn. Whatever depends on that one is decided on the
+device: penalties by counts that stay there, bad words by comparing their last token but one.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +23,7 @@ from torch import Tensor
 from baton.engine.sequence import Sequence
 from baton.engine.upload import upload
 from baton.kernels.sample import SamplingBatch, derive_keys, greedy, logprobs, sample
+from baton.kernels.token_counts import count_tokens, row_of
 from baton.protocol import SamplingParams
 
 
@@ -43,11 +48,30 @@ class RowParams:
     allowed: Tensor | None  # [vocab] bool
 
 
-class Sampler:
-    """Draw the next tokens of a step's rows."""
+@dataclass(slots=True)
+class Bias:
+    """A value to add to one logit."""
 
-    def __init__(self, *, vocab_size: int, eos_token_ids: tuple[int, ...], device: torch.device) -> None:
+    row: int
+    token_id: int
+    value: float
+    after: int = -1  # only if the token before is this one, which only the device knows; -1: in any case
+
+
+class Sampler:
+    """Draw the next tokens of a step's rows.
+
+    `last_tokens` [num_rows] int64 is the runner's: each running sequence's last token, at the row that is its own
+    from plan to preemption or end. Counts of tokens are kept by the same rows.
+    """
+
+    def __init__(
+        self, *, vocab_size: int, eos_token_ids: tuple[int, ...], last_tokens: Tensor, device: torch.device
+    ) -> None:
         self._vocab_size = vocab_size
+        self._last_tokens = last_tokens
+        self._counts: Tensor | None = None  # [num_rows, vocab] int32, from the first penalty on
+        self._counted: set[Sequence] = set()  # those whose row of it is theirs
         self._eos = eos_token_ids
         self._device = device
         self._rows: dict[Sequence, RowParams] = {}
@@ -78,46 +102,73 @@ class Sampler:
 
     def release(self, sequence: Sequence) -> None:
         """Forget a sequence."""
+        self._counted.discard(sequence)
         if self._rows.pop(sequence, None) is not None:
             self._lasting = None
 
-    def draw(self, logits: Tensor, sequences: list[Sequence], positions: list[int]) -> tuple[Tensor, ...]:
+    def preempt(self, sequence: Sequence) -> None:
+        """Note that a sequence has lost its row: its tokens are counted again when it has another."""
+        self._counted.discard(sequence)
+
+    def draw(
+        self, logits: Tensor, sequences: list[Sequence], positions: list[int], places: Tensor
+    ) -> tuple[Tensor, ...]:
         """Sample one token a row; everything stays on the device.
 
-        logits: [rows, vocab] fp32, not changed. sequences: one a row. positions: of the tokens to draw.
+        logits: [rows, vocab] fp32, may be changed. sequences: one a row. positions: of the tokens to draw. places:
+        [rows] int64, where `last_tokens` has each sequence's.
         Gives (token ids [rows],), and if any row asked for log-probabilities the four of `kernels.sample.logprobs`.
         """
         rows = [self._rows[sequence] for sequence in sequences]
+        num_top = max((s.params.logprobs for s in sequences if s.params.logprobs is not None), default=None)
+        raw = logits
         if all(row.is_plain for row in rows):
             token_ids = greedy(logits)
         else:
-            token_ids = sample(logits, self._batch(sequences, rows, positions))
-        num_top = max((s.params.logprobs for s in sequences if s.params.logprobs is not None), default=None)
-        return (token_ids,) if num_top is None else (token_ids, *logprobs(logits, token_ids, num_top))
+            batch = self._batch(sequences, rows, positions, places)
+            if num_top is not None and batch.changes_logits:
+                raw = logits.clone()
+            token_ids = sample(logits, batch)
+            if batch.counts is not None:
+                count_tokens(batch.counts, places, token_ids)
+        return (token_ids,) if num_top is None else (token_ids, *logprobs(raw, token_ids, num_top))
 
-    def _batch(self, sequences: list[Sequence], rows: list[RowParams], positions: list[int]) -> SamplingBatch:
+    def _batch(
+        self, sequences: list[Sequence], rows: list[RowParams], positions: list[int], places: Tensor
+    ) -> SamplingBatch:
         """Gather the rows' parameters; what does not change while the same sequences run is sent once."""
         if self._lasting is None or self._lasting[0] != sequences:
             self._lasting = (list(sequences), self._lasting_batch(sequences, rows))
         words = [[row.seed for row in rows], [row.choice for row in rows], positions]
         keys = derive_keys(*torch.tensor(words, dtype=torch.int64))
         batch = dataclasses.replace(self._lasting[1], keys=upload(keys.numpy(), self._device))
-        if any(s.params.has_penalties for s in sequences):
-            batch.prompt_ids = self._padded(
-                [
-                    s.token_ids[: s.num_prompt_tokens] if s.params.repetition_penalty != 1.0 else []
-                    for s in sequences
-                ]
-            )
-            batch.output_ids = self._padded(
-                [s.token_ids[s.num_prompt_tokens :] if s.params.has_penalties else [] for s in sequences]
-            )
-        if bias := self._sparse_bias(sequences, rows, positions):
-            row_ids, token_ids, values = zip(*bias, strict=True)
-            batch.bias_rows = self._tensor(row_ids, np.int64)
-            batch.bias_token_ids = self._tensor(token_ids, np.int64)
-            batch.bias_values = self._tensor(values, np.float32)
+        if batch.has_penalties:
+            batch.counts, batch.count_rows = self._counts_of(sequences, places), places
+        if biases := _biases(sequences, rows, positions):
+            batch.bias_rows = self._tensor([bias.row for bias in biases], np.int64)
+            batch.bias_token_ids = self._tensor([bias.token_id for bias in biases], np.int64)
+            batch.bias_values = self._tensor([bias.value for bias in biases], np.float32)
+            if any(bias.after >= 0 for bias in biases):
+                after = self._tensor([bias.after for bias in biases], np.int64)
+                last = self._last_tokens[places][batch.bias_rows]
+                batch.bias_values = torch.where((after < 0) | (after == last), batch.bias_values, 0.0)
         return batch
+
+    def _counts_of(self, sequences: list[Sequence], places: Tensor) -> Tensor:
+        """Give the counts, with a row made for each sequence that is new to its place.
+
+        Such a one has nothing in flight, so the host knows all of its tokens.
+        """
+        if self._counts is None:
+            shape = (len(self._last_tokens), self._vocab_size)
+            self._counts = torch.empty(shape, dtype=torch.int32, device=self._device)
+        for i, sequence in enumerate(sequences):
+            if sequence.params.has_penalties and sequence not in self._counted:
+                at, token_ids = sequence.num_prompt_tokens, sequence.token_ids
+                row = row_of(token_ids[:at], token_ids[at:], self._vocab_size)
+                self._counts.index_copy_(0, places[i : i + 1], upload(row[None].numpy(), self._device))
+                self._counted.add(sequence)
+        return self._counts
 
     def _lasting_batch(self, sequences: list[Sequence], rows: list[RowParams]) -> SamplingBatch:
         params = [sequence.params for sequence in sequences]
@@ -139,19 +190,6 @@ class Sampler:
             batch.frequency_penalty = self._tensor([p.frequency_penalty for p in params], np.float32)
         return batch
 
-    def _sparse_bias(
-        self, sequences: list[Sequence], rows: list[RowParams], positions: list[int]
-    ) -> list[tuple[int, int, float]]:
-        """List (row, token id, value) to add to single logits: logit_bias, and -inf for what may not come now."""
-        entries: list[tuple[int, int, float]] = []
-        for i, (sequence, row) in enumerate(zip(sequences, rows, strict=True)):
-            entries.extend((i, token_id, value) for token_id, value in row.bias)
-            if positions[i] - sequence.num_prompt_tokens < sequence.params.min_tokens:
-                entries.extend((i, token_id, -math.inf) for token_id in row.stop_ids)
-            if sequence.params.bad_words_ids:
-                entries.extend((i, token_id, -math.inf) for token_id in _banned_now(sequence))
-        return entries
-
     def _allowed(self, rows: list[RowParams]) -> Tensor | None:
         if all(row.allowed is None for row in rows):
             return None
@@ -160,21 +198,8 @@ class Sampler:
             self._device
         )
 
-    def _padded(self, lists: list[list[int]]) -> Tensor:
-        """[rows, longest] int64, padded with vocab_size."""
-        width = max(1, max(map(len, lists)))
-        out = np.full((len(lists), width), self._vocab_size, dtype=np.int64)
-        for row, ids in enumerate(lists):
-            out[row, : len(ids)] = ids
-        return upload(out, self._device)
-
     def _tensor(self, values: Any, dtype: type) -> Tensor:
         return upload(np.array(values, dtype=dtype), self._device)
-
-
-def needs_known_tokens(params: SamplingParams) -> bool:
-    """Whether sampling reads the tokens before it, so that the host cannot run one step ahead."""
-    return params.has_penalties or bool(params.bad_words_ids)
 
 
 def seed_of(request_id: str, engine_seed: int) -> int:
@@ -194,11 +219,25 @@ def _is_plain(params: SamplingParams) -> bool:
     )
 
 
-def _banned_now(sequence: Sequence) -> list[int]:
-    """Find the tokens that would complete a bad word."""
-    output = sequence.token_ids[sequence.num_prompt_tokens :]
-    return [
-        ids[-1]
-        for ids in sequence.params.bad_words_ids
-        if len(ids) == 1 or tuple(output[len(output) - len(ids) + 1 :]) == ids[:-1]
-    ]
+def _biases(sequences: list[Sequence], rows: list[RowParams], positions: list[int]) -> list[Bias]:
+    """List logit_bias, and -inf for what may not come now."""
+    biases: list[Bias] = []
+    for i, (sequence, row, position) in enumerate(zip(sequences, rows, positions, strict=True)):
+        biases.extend(Bias(i, token_id, value) for token_id, value in row.bias)
+        if position - sequence.num_prompt_tokens < sequence.params.min_tokens:
+            biases.extend(Bias(i, token_id, -math.inf) for token_id in row.stop_ids)
+        if sequence.params.bad_words_ids:
+            biases.extend(_banned_now(i, sequence, position))
+    return biases
+
+
+def _banned_now(row: int, sequence: Sequence, position: int) -> Iterator[Bias]:
+    """Find the tokens that would complete a bad word, or would if the token that the host does not know is its last but one."""
+    known = sequence.token_ids
+    num_unknown = position - len(known)
+    assert num_unknown <= 1, sequence
+    for *before, token_id in sequence.params.bad_words_ids:
+        after = before.pop() if num_unknown and before else -1
+        start = len(known) - len(before)
+        if start >= sequence.num_prompt_tokens and known[start:] == before:
+            yield Bias(row, token_id, -math.inf, after)
