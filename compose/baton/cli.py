@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -124,12 +124,13 @@ def bench_router(
 @bench.command("transfer")
 def bench_transfer(
     rounds: Annotated[int, typer.Option(min=1, help="rounds of each; the median counts")] = 7,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="where the KV lies")] = "cpu",
     json_file: Json = None,
 ) -> None:
     """KV transfer, all checks on, beside two bare ZeroMQ sockets, taken in turn."""
     from baton.bench.transfer import run
 
-    run(rounds=rounds, json_file=json_file)
+    run(rounds=rounds, device=device, json_file=json_file)
 
 
 @app.command("up")

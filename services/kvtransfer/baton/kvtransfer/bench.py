@@ -1,8 +1,9 @@
 """Measure KV transfer beside two bare ZeroMQ sockets: same machine, same run, same bytes, taken in turn.
 
 The bare pair is one PUSH and one PULL with zero-copy frames, whose receiver looks at nothing and keeps nothing. Ours
-checks a keyed tag and an xxh3-128 for each block on both sides, and copies each block to its place. Source and sink
-are two processes. Rates are medians over the rounds.
+checks a keyed tag and an xxh3-128 for each block on both sides, and copies each block to its place, which is a GPU's
+memory if asked. Source and sink are two processes. Rates are medians over the rounds; the processor's time is both
+processes', in all of their threads, which other work on the machine stretches less than it does the rates.
 """
 
 from __future__ import annotations
@@ -12,17 +13,20 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, cast
 
 import msgspec
 import numpy as np
+import psutil
 import zmq
 
+from baton.kvtransfer.device_memory import DeviceMemory
 from baton.kvtransfer.exporter import Exporter
 from baton.kvtransfer.importer import Importer
 from baton.kvtransfer.loop import TransferThread
-from baton.kvtransfer.memory import HostMemory
+from baton.kvtransfer.memory import BlockMemory, HostMemory
 from baton.kvtransfer.receiving import Fetched, FetchFailed
 from baton.kvtransfer.settings import MIB, TransferConfig
 from baton.kvtransfer.sockets import Context, make_context
@@ -32,6 +36,7 @@ from baton.kvtransfer.transports.transport import Transport
 from baton.kvtransfer.wire import DIGEST_NBYTES, layout_fingerprint
 
 Scheme = Literal["tcp", "ipc"]
+Device = Literal["cpu", "cuda"]
 _EPOCH = 0
 _DEADLINE_S = 120.0
 
@@ -49,6 +54,8 @@ class Plan(msgspec.Struct, frozen=True):
     """Of all transfers in a round, the next one beginning when one ends."""
     scattered: bool = False
     """Whether blocks lie apart in both memories, as in an old pool, or side by side."""
+    device: Device = "cpu"
+    """Where the blocks of both sides lie; those of the bare sockets are the host's in any case."""
     num_sockets: int = TransferConfig().num_stripes
     frame_nbytes: int = TransferConfig().frame_nbytes
 
@@ -64,10 +71,22 @@ class Plan(msgspec.Struct, frozen=True):
     def config(self) -> TransferConfig:
         return TransferConfig(num_sockets=self.num_sockets, frame_nbytes=self.frame_nbytes)
 
-    def memory(self, fill: int) -> HostMemory:
+    def host_memory(self, fill: int) -> HostMemory:
         """Make a memory of all transfers' blocks, each page touched."""
         num_blocks = self.num_blocks * self.num_transfers
         return HostMemory(np.full(num_blocks * self.block_nbytes, fill, dtype=np.uint8), num_blocks)
+
+    def memory(self, fill: int) -> BlockMemory:
+        """Make such a memory where the plan says."""
+        if self.device == "cpu":
+            return self.host_memory(fill)
+        import torch
+
+        from baton.kvtransfer.cuda_copies import CudaCopies
+
+        shape = self.num_blocks * self.num_transfers, self.block_nbytes
+        kv = torch.full(shape, fill, dtype=torch.uint8, device="cuda")
+        return DeviceMemory(CudaCopies(kv), frame_nbytes=self.frame_nbytes)
 
     def block_ids(self, transfer: int) -> list[int]:
         """Give the blocks of one transfer; the next set of transfers has the same again."""
@@ -82,24 +101,39 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
+class Rounds:
+    """What one way of moving the bytes gave."""
+
+    rates: tuple[float, ...]
+    """GB/s (1e9 bytes), a number for each round."""
+    cpu_s: float
+    """Seconds of processor time a GB, both processes, over all rounds."""
+
+    @property
+    def rate(self) -> float:
+        """GB/s, the median."""
+        return statistics.median(self.rates)
+
+
+@dataclass(frozen=True, slots=True)
 class Measurement:
-    """Rates in GB/s (1e9 bytes), a number for each round."""
+    """The same bytes over bare sockets and over ours."""
 
     plan: Plan
-    bare: tuple[float, ...]
-    ours: tuple[float, ...]
+    bare: Rounds
+    ours: Rounds
 
     @property
     def ratio(self) -> float:
-        """Ours over bare, medians."""
-        return statistics.median(self.ours) / statistics.median(self.bare)
+        """Ours over bare."""
+        return self.ours.rate / self.bare.rate
 
     def __str__(self) -> str:
         return (
-            f"{self.plan.scheme:4} block {self.plan.block_nbytes >> 10:5} KiB "
+            f"{self.plan.scheme:4} {self.plan.device:4} block {self.plan.block_nbytes >> 10:5} KiB "
             f"{'scattered' if self.plan.scattered else 'adjacent ':9} {self.plan.num_sockets} sockets: "
-            f"bare {statistics.median(self.bare):5.2f} GB/s, ours {statistics.median(self.ours):5.2f} GB/s, "
-            f"{100 * self.ratio:.0f} %"
+            f"bare {self.bare.rate:5.2f} GB/s {self.bare.cpu_s:.2f} s/GB, "
+            f"ours {self.ours.rate:5.2f} GB/s {self.ours.cpu_s:.2f} s/GB, {100 * self.ratio:.0f} %"
         )
 
 
@@ -126,17 +160,41 @@ def measure(plan: Plan | None = None, *, rounds: int = 7) -> Measurement:
     try:
         hello = json.loads(child.stdout.readline())
         sink = _Sink(plan, child, hello["bare"], hello["endpoint"])
-        sink.bare_round()
-        sink.our_round(0)
-        bare, ours = [], []
-        for index in range(1, rounds + 1):
-            bare.append(plan.round_nbytes / sink.bare_round() / 1e9)
-            ours.append(plan.round_nbytes / sink.our_round(index) / 1e9)
+        bare = _Counting(plan, child.pid, lambda _: sink.bare_round())
+        ours = _Counting(plan, child.pid, sink.our_round)
+        for index in range(rounds + 1):  # the first warms up
+            bare.run(index)
+            ours.run(index)
         sink.close()
     finally:
         child.stdin.close()
         child.wait(timeout=10)
-    return Measurement(plan, tuple(bare), tuple(ours))
+    return Measurement(plan, bare.rounds(), ours.rounds())
+
+
+class _Counting:
+    """Runs rounds, and counts what they take."""
+
+    def __init__(self, plan: Plan, source_pid: int, run: Callable[[int], None]) -> None:
+        self._plan = plan
+        self._processes = psutil.Process(), psutil.Process(source_pid)
+        self._run = run
+        self._rates: list[float] = []
+        self._cpu_s = 0.0
+
+    def run(self, index: int) -> None:
+        cpu_s, started_at = self._cpu_now(), time.perf_counter()
+        self._run(index)
+        if index > 0:
+            self._rates.append(self._plan.round_nbytes / (time.perf_counter() - started_at) / 1e9)
+            self._cpu_s += self._cpu_now() - cpu_s
+
+    def rounds(self) -> Rounds:
+        moved = self._plan.round_nbytes * len(self._rates) / 1e9
+        return Rounds(tuple(self._rates), self._cpu_s / moved)
+
+    def _cpu_now(self) -> float:
+        return sum(sum(process.cpu_times()[:2]) for process in self._processes)
 
 
 class _Sink:
@@ -157,18 +215,15 @@ class _Sink:
             transports=_transports(plan.scheme),
         )
 
-    def bare_round(self) -> float:
-        """Give the seconds that one round takes over bare sockets."""
-        started = time.perf_counter()
+    def bare_round(self) -> None:
+        """Move one round's bytes over bare sockets."""
         self._say("bare")
         missing = self._plan.round_nbytes
         while missing:
             missing -= len(self._pull.recv(copy=False).buffer)
-        return time.perf_counter() - started
 
-    def our_round(self, index: int) -> float:
-        """Give the seconds that one round takes over ours, `num_transfers` being open at any time."""
-        started = time.perf_counter()
+    def our_round(self, index: int) -> None:
+        """Move one round's bytes over ours, `num_transfers` being open at any time."""
         self._say(f"ours {index}")
         next_transfer = 0
         while next_transfer < self._plan.num_transfers:
@@ -183,7 +238,6 @@ class _Sink:
                     self._fetch(index, next_transfer)
                     next_transfer += 1
             assert time.monotonic() < deadline, "the transfer does not end"
-        return time.perf_counter() - started
 
     def close(self) -> None:
         self._pull.close(linger=0)
@@ -202,7 +256,7 @@ class _Sink:
 
 def _serve_source(plan: Plan) -> None:
     """Be the other process: send what the lines of the standard input ask for."""
-    memory = plan.memory(1)
+    memory, bare_memory = plan.memory(1), plan.host_memory(1)
     context: Context = make_context(plan.config)
     push = context.socket(zmq.PUSH)
     push.setsockopt(zmq.SNDHWM, plan.config.send_queue)
@@ -215,7 +269,7 @@ def _serve_source(plan: Plan) -> None:
     print(json.dumps({"bare": bare.bind(push, 0), "endpoint": exporter.endpoint}), flush=True)
     for line in sys.stdin:
         if line.startswith("bare"):
-            _send_bare(plan, memory, push)
+            _send_bare(plan, bare_memory, push)
             continue
         exporter.events()
         for transfer in range(plan.total_transfers):
@@ -246,20 +300,29 @@ def _transports(scheme: Scheme) -> tuple[Transport, ...]:
     return (TcpTransport(),) if scheme == "tcp" else (IpcTransport(),)
 
 
+SHAPES = ((2 * MIB, 32, False), (128 << 10, 512, False), (128 << 10, 512, True))
+"""Bytes of a block, blocks of a transfer, whether they lie apart: a block of an 8B model, then of the demo model."""
+
+
+def plans(device: Device = "cpu") -> list[Plan]:
+    """Give what is measured: each transport and shape."""
+    return [
+        Plan(
+            scheme=scheme,
+            block_nbytes=block_nbytes,
+            num_blocks=num_blocks,
+            scattered=scattered,
+            device=device,
+        )
+        for scheme in cast(tuple[Scheme, ...], ("tcp", "ipc"))
+        for block_nbytes, num_blocks, scattered in SHAPES
+    ]
+
+
 def main(arguments: list[str]) -> None:
-    """Print a table: `python -m baton.kvtransfer.bench [rounds]`."""
-    if arguments[:1] == ["--source"]:
-        _serve_source(msgspec.json.decode(arguments[1], type=Plan))
-        return
-    rounds = int(arguments[0]) if arguments else 7
-    for scheme in cast(tuple[Scheme, ...], ("tcp", "ipc")):
-        for block_nbytes, num_blocks, scattered in (
-            (2 * MIB, 32, False),
-            (128 << 10, 512, False),
-            (128 << 10, 512, True),
-        ):
-            plan = Plan(scheme=scheme, block_nbytes=block_nbytes, num_blocks=num_blocks, scattered=scattered)
-            print(measure(plan, rounds=rounds), flush=True)
+    """Be the source of a measurement."""
+    assert arguments[0] == "--source"
+    _serve_source(msgspec.json.decode(arguments[1], type=Plan))
 
 
 if __name__ == "__main__":
