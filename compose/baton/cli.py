@@ -133,6 +133,26 @@ def bench_transfer(
     run(rounds=rounds, device=device, json_file=json_file)
 
 
+@bench.command("kernels")
+def bench_kernels(
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="OP", help="this operation alone; repeat for more; none: all")
+    ] = None,
+    write: Annotated[bool, typer.Option("--write", help="put the table into kernels/README.md")] = False,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="instead: time other launches of the attention kernels")
+    ] = False,
+    json_file: Json = None,
+) -> None:
+    """Every kernel on this GPU: achieved, share of the copy or matrix peak, beside torch and what else is installed."""
+    from baton.bench.kernels.suite import run, run_sweep
+
+    if sweep:
+        run_sweep()
+        return
+    sys.exit(1 if run(only or [], write=write, json_file=json_file) else 0)
+
+
 @app.command("up")
 @with_flags
 def up(

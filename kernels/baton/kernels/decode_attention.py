@@ -23,34 +23,13 @@ import torch
 from torch import Tensor
 
 from baton.kernels.launch import INTERPRET, tl, triton, upcasts_dot
+from baton.kernels.launch_table import DecodeLaunch, heads_of, launches_on
 
 if TYPE_CHECKING:
     from baton.kernels.attention import AttentionBatch
 
 _SMALLEST_SPLIT = 256
 _MAX_SPLITS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeLaunch:
-    """How the kernel is launched; kernels/README.md has the sweep.
-
-    The defaults are for two-byte heads of 128 on an H200 under Triton 3.6. Large tiles, because a tile's work is a
-    chain of small steps that a lone sequence waits for: 10.7 us at 1 x 1k where tiles of 64 take 11.4 to 14.1. Two
-    programs an SM are what shared memory holds.
-    """
-
-    block_n: int = 128  # context tokens a step
-    num_warps: int = 4
-    num_stages: int = 3
-    programs_per_sm: int = 2
-
-
-def _launch_for(q: Tensor) -> DecodeLaunch:
-    """Give the launch for a dtype and head size: half the head leaves room for twice the programs, wide heads spill."""
-    if q.element_size() > 2 or q.shape[2] > 128:
-        return DecodeLaunch(32, 4, 3, 2)
-    return DecodeLaunch(programs_per_sm=4) if q.shape[2] <= 64 else DecodeLaunch()
 
 
 @dataclass(slots=True)
@@ -75,7 +54,7 @@ def plan_decode(
     q: Tensor, kv_layer: Tensor, batch: AttentionBatch, window: int | None, launch: DecodeLaunch | None = None
 ) -> DecodePlan:
     """List the step's work on the device and take its workspace."""
-    launch = launch or _launch_for(q)
+    launch = launch or launches_on(q.device).decode[heads_of(q)]
     num_decodes, (num_heads, head_dim) = batch.num_decodes, q.shape[1:]
     block_size, num_kv_heads = kv_layer.shape[2:4]
     longest = batch.block_table.shape[1] * block_size
@@ -182,7 +161,8 @@ def decode_attention(
             HEAD_DIM=head_dim,
             BLOCK_HEADS=4,
             BLOCK_D=triton.next_power_of_2(head_dim),
-            num_warps=4,
+            num_warps=1,
+            num_stages=1,
         )
 
 
@@ -381,8 +361,8 @@ def _merge_kernel(
 ):
     """Merge the splits of one sequence and four heads, always in order and eight at a time.
 
-    A warp a head, and the splits in its registers: with one head a program the sums went through shared memory,
-    and at 256 sequences of 1k the merge took 28 us, a tenth of the attention.
+    One warp does it all in registers: with four warps the sums over splits went through shared memory, and at 256
+    sequences of 1k the merge took 25 us, a tenth of the attention, where it now takes 5.
     """
     MERGE: tl.constexpr = 8
     seq = tl.program_id(1)

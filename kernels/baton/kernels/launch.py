@@ -33,6 +33,11 @@ else:
 ON_TRITON = not isinstance(triton, _Absent)
 
 
+def triton_version() -> str | None:
+    """Give the version of Triton; None where it is not there or not needed."""
+    return triton.__version__ if ON_TRITON else None
+
+
 def on_triton(x: Tensor) -> bool:
     """Say whether an operation on `x` runs its Triton kernel (CUDA, or the interpreter) rather than its reference."""
     return ON_TRITON and (x.is_cuda or INTERPRET)

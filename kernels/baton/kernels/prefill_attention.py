@@ -9,37 +9,16 @@ Ringlein et al., arXiv 2511.11581.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from baton.kernels.launch import tl, triton, upcasts_dot
+from baton.kernels.launch_table import PrefillLaunch, heads_of, launches_on
 
 if TYPE_CHECKING:
     from baton.kernels.attention import AttentionBatch
-
-
-@dataclass(frozen=True, slots=True)
-class PrefillLaunch:
-    """How the kernel is launched; kernels/README.md has the sweep.
-
-    The defaults are for two-byte heads of up to 128 on an H200 under Triton 3.6: 385 TFLOP/s at 8k. Block
-    ids, then K and V, are loaded ahead, so seven stages are three tiles ahead: 15 % faster than three.
-    """
-
-    block_m: int = 128  # query tokens times heads of a group
-    block_n: int = 64  # context tokens a step
-    num_warps: int = 8
-    num_stages: int = 7
-
-
-def _launch_for(q: Tensor) -> PrefillLaunch:
-    """Give the launch for a dtype and head size: wider heads do not fit at full tiles."""
-    if q.element_size() > 2:
-        return PrefillLaunch(64, 32, 8, 2)
-    return PrefillLaunch(128, 32, 8, 2) if q.shape[2] > 128 else PrefillLaunch()
 
 
 def prefill_attention(
@@ -58,7 +37,7 @@ def prefill_attention(
 
     Sequences of more than `longest` query tokens are left out: their rows stay as they are.
     """
-    launch = launch or _launch_for(q)
+    launch = launch or launches_on(q.device).prefill[heads_of(q)]
     num_heads, head_dim = q.shape[1:]
     block_size, num_kv_heads = kv_layer.shape[2:4]
     group = num_heads // num_kv_heads

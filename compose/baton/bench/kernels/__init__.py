@@ -1,0 +1,1 @@
+"""What `baton bench kernels` runs: one file an operation, each beside torch and the libraries that are installed."""
