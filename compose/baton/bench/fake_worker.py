@@ -28,6 +28,7 @@ from baton.messages import (
     ROUTER_SILENCE_S,
     BadMessage,
     Cancel,
+    Computed,
     Ended,
     Hello,
     Leg,
@@ -109,6 +110,7 @@ class _Request:
     crc: int
     num_cached: int
     choices: list[_Running] = field(default_factory=list)
+    began_at: float = field(default_factory=time.monotonic)
 
 
 def token_at(crc: int, choice: int, position: int, low: int, high: int) -> int:
@@ -167,6 +169,7 @@ class FakeWorker:
         self._stored: list[bytes] = []
         self._ended: dict[bytes, list[Ended]] = {}
         self._transfers: dict[bytes, list[Transfer]] = {}
+        self._computed: dict[bytes, list[Computed]] = {}
         self._num_steps = 0
         self._num_tokens = 0
         self.is_draining = False
@@ -347,6 +350,17 @@ class FakeWorker:
             num = start.params.prompt_logprobs
             prompt_logprobs = [None, *(self._logprobs(token_id, num) for token_id in start.token_ids[1:])]
         first, running.is_first = running.is_first, False
+        if first and running.choice == start.choices[0].index:
+            self._computed.setdefault(running.request.router, []).append(
+                Computed(
+                    start.request_id,
+                    start.epoch,
+                    len(start.token_ids) - running.request.num_cached,
+                    running.request.num_cached,
+                    0.0,
+                    time.monotonic() - running.request.began_at,
+                )
+            )
         return Token(
             start.request_id,
             start.epoch,
@@ -409,8 +423,12 @@ class FakeWorker:
     def _send_outputs(self, router: bytes, tokens: list[Token]) -> None:
         ended = self._ended.pop(router, [])
         transfers = self._transfers.pop(router, [])
+        computed = self._computed.pop(router, [])
         info = self.info
-        self._send(router, Outputs(info.worker_id, info.incarnation, tokens, self._load(), ended, transfers))
+        self._send(
+            router,
+            Outputs(info.worker_id, info.incarnation, tokens, self._load(), ended, transfers, computed),
+        )
 
     def _send_blocks(self) -> None:
         if not self._stored:

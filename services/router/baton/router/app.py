@@ -43,6 +43,7 @@ from baton.router.openai.requests import (
 from baton.router.pool import Worker, WorkerPool
 from baton.router.sse import OpenStreams
 from baton.router.text_pool import TextPool
+from baton.router.timeline import CAPACITY
 from baton.text import Tokenizer
 
 _log = get_logger("app")
@@ -277,6 +278,15 @@ def _routes(state: RouterState, app: FastAPI) -> APIRouter:
     @routes.get("/debug/workers", summary="Show the workers as the router sees them")
     async def debug_workers() -> Response:
         return JSON({"workers": [_worker(worker) for worker in state.pool.workers.values()]})
+
+    @routes.get("/debug/requests", summary="Show when the last requests did what", responses=_errors(400))
+    async def debug_requests(request: Request) -> Response:
+        text = request.query_params.get("limit", str(CAPACITY))
+        if not (text.isascii() and text.isdigit() and len(text) <= 3 and 1 <= int(text) <= CAPACITY):
+            raise InvalidRequest(
+                f"limit={text[:40]!r} is not valid: it must be a number from 1 to {CAPACITY}.", field="limit"
+            )
+        return JSON({"now": time.time(), "requests": state.dispatcher.last_requests(int(text))})
 
     @routes.get("/openapi.json", include_in_schema=False)
     async def openapi() -> Response:

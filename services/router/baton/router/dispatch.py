@@ -11,6 +11,7 @@ import random
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
 from baton.block_hash import cache_root, hash_blocks
 from baton.errors import ContextTooLong, Unavailable
@@ -23,6 +24,7 @@ from baton.router.flow import Generation, GenerationFlow
 from baton.router.index import Applied, PrefixIndex
 from baton.router.policy import Candidate, Decision, Shape, choose
 from baton.router.pool import Worker, WorkerPool
+from baton.router.timeline import Timeline
 
 _log = get_logger("dispatch")
 _NUM_TRACES = 1024
@@ -61,6 +63,7 @@ class Dispatcher:
         """Workers whose log has a gap; whoever reads the registry clears it."""
         self.last_facts: ModelFacts | None = None
         """Of the last worker that came: what to check requests against while all are away."""
+        self.timeline = Timeline()
         self._admission = admission
         self._demands: dict[GenerationFlow, Demand] = {}
         self._parked: dict[GenerationFlow, asyncio.TimerHandle] = {}
@@ -96,6 +99,7 @@ class Dispatcher:
         self._admission.admit(demand, self._prefill_rate(), sum(capacities))
         self._demands[flow] = demand
         self.flows[flow.request_id] = flow
+        self.timeline.add(flow.record)
         flow.start()
 
     def route(self, flow: GenerationFlow, avoid: Worker | None) -> Decision | None:
@@ -163,6 +167,15 @@ class Dispatcher:
         """Give how a request was routed, each time that it was."""
         return self._traces.get(public_id, [])
 
+    def last_requests(self, count: int) -> list[dict[str, Any]]:
+        """Give when the newest requests did what, as JSON."""
+        described = []
+        for record in self.timeline.newest(count):
+            flow = self.flows.get(record.request_id)
+            tokens = record.num_completion_tokens if flow is None else flow.num_completion_tokens
+            described.append(record.describe(tokens))
+        return described
+
     # -- what the pool tells ------------------------------------------------------------------------------
 
     def on_worker_joined(self, worker: Worker) -> None:
@@ -181,6 +194,15 @@ class Dispatcher:
     def on_outputs(self, worker: Worker, outputs: Outputs) -> None:
         now = time.monotonic()
         flows = self.flows
+        worker_id = worker.info.worker_id
+        for transfer in outputs.transfers:
+            flow = flows.get(transfer.request_id)
+            if flow is not None:
+                flow.record.transferred(worker_id, transfer, now)
+        for computed in outputs.computed:
+            flow = flows.get(computed.request_id)
+            if flow is not None:
+                flow.record.computed(worker_id, computed, now)
         for token in outputs.tokens:
             flow = flows.get(token.request_id)
             if flow is None:

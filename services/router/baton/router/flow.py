@@ -26,6 +26,7 @@ from baton.messages import Cancel, ChoiceStart, Ended, LegError, Start, Ticket, 
 from baton.protocol import SamplingParams
 from baton.router.policy import Decision
 from baton.router.pool import Worker
+from baton.router.timeline import RequestRecord, RequestState
 from baton.router.workers import WorkerGone
 from baton.text import AnswerText, Tokenizer
 
@@ -129,6 +130,7 @@ class GenerationFlow:
         "is_over",
         "num_cached",
         "num_replays",
+        "record",
         "request_id",
         "sent_at",
     )
@@ -144,6 +146,9 @@ class GenerationFlow:
         """Prompt tokens that were not computed for this request, wherever they lay."""
         self.decision: Decision | None = None
         self.arrived_at = time.monotonic()
+        self.record = RequestRecord(
+            self.request_id, generation.public_id, len(generation.prompt_ids), self.arrived_at
+        )
         self.sent_at = 0.0
         self.first_token_at = 0.0
         self.is_over = False
@@ -234,8 +239,10 @@ class GenerationFlow:
             except WorkerGone:
                 return worker
             worker.flows.add(self)
+        now = time.monotonic()
+        self.record.sent(self.epoch, decision.chosen, now)
         if self.sent_at == 0.0:
-            self.sent_at = time.monotonic()
+            self.sent_at = now
             self._metrics.request_queue_time_seconds.observe(self.sent_at - self.arrived_at)
             self._metrics.phase_seconds.observe("queue", self.sent_at - self.arrived_at)
         return None
@@ -323,6 +330,7 @@ class GenerationFlow:
         self._metrics.prefix_cache_hits.value += self.num_cached
         self._metrics.time_to_first_token_seconds.observe(now - self.arrived_at)
         self._metrics.phase_seconds.observe("first_token", now - self.sent_at)
+        self.record.first_token(now, self.num_cached)
         self._dispatcher.on_first_token(self)
 
     def _keep_early(self, choice: _Choice, token: Token, at: int) -> None:
@@ -349,7 +357,7 @@ class GenerationFlow:
         self._metrics.request_success.inc(finish_reason)
         # what the prefill worker saw end, or a stop string ended, still runs on the decode worker
         if self._num_open == 0:
-            self._finish(cancel_decode=not (is_known_to_worker and self._decode_gave_token))
+            self._finish("finished", cancel_decode=not (is_known_to_worker and self._decode_gave_token))
             self._sink.end()
         elif not is_known_to_worker:
             self._tell(self._decode, Cancel(self.request_id, self.epoch, choice.index))
@@ -385,6 +393,7 @@ class GenerationFlow:
         if self.is_over:
             return
         self._metrics.replays.inc(reason)
+        self.record.replayed(reason, time.monotonic())
         self._leave_workers()
         self.epoch += 1
         if reason != "draining":  # a worker that drains hands over; nothing failed
@@ -407,7 +416,8 @@ class GenerationFlow:
         if self.is_over:
             return
         self._metrics.request_success.inc("error")
-        self._finish(cancel_decode=True)
+        self.record.status = error.status
+        self._finish("failed", cancel_decode=True)
         self._sink.fail(error)
 
     def cancel(self) -> None:
@@ -415,7 +425,7 @@ class GenerationFlow:
         if self.is_over:
             return
         self._metrics.request_success.inc("abort")
-        self._finish(cancel_decode=True)
+        self._finish("cancelled", cancel_decode=True)
 
     def _on_deadline(self) -> None:
         self.fail(
@@ -424,13 +434,14 @@ class GenerationFlow:
 
     # -- the one way out ----------------------------------------------------------------------------------
 
-    def _finish(self, *, cancel_decode: bool) -> None:
+    def _finish(self, state: RequestState, *, cancel_decode: bool) -> None:
         self.is_over = True
         for timer in (self._timer, self._retry):
             if timer is not None:
                 timer.cancel()
         self._leave_workers(cancel_decode=cancel_decode)
         now = time.monotonic()
+        self.record.end(state, self.num_completion_tokens, now)
         self._metrics.e2e_request_latency_seconds.observe(now - self.arrived_at)
         if self.has_token:
             self._metrics.phase_seconds.observe("generate", now - self.first_token_at)

@@ -208,7 +208,7 @@ class WorkerPool:
             worker.report(message.load)
             for transfer in message.transfers:
                 self._learn(worker, transfer)
-            if self._listener is not None and (message.tokens or message.ended):
+            if self._listener is not None and (message.tokens or message.ended or message.transfers):
                 self._listener.on_outputs(worker, message)
         elif isinstance(message, Welcome):
             self._welcome(client, worker, message)

@@ -1,0 +1,163 @@
+"""When the last requests did what: over HTTP, in front of fake workers, and what its records keep."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from baton.router.policy import Option
+from baton.router.timeline import CAPACITY, MAX_ATTEMPTS, RequestRecord, Timeline
+
+from .cluster import Cluster, cluster, wait_until
+
+PROMPT = [20 + i % 60 for i in range(40)]
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    workers = [
+        {"worker_id": "p0", "legs": ["prefill"], "prefill_rate": 2000.0},
+        {"worker_id": "d0", "legs": ["decode"]},
+    ]
+    with cluster(tmp_path_factory.mktemp("timeline"), workers, path="remote") as made:
+        yield made
+
+
+def requests_of(serving: Cluster) -> list[dict[str, Any]]:
+    answer = httpx.get(f"{serving.url}/debug/requests").raise_for_status().json()
+    requests: list[dict[str, Any]] = answer["requests"]
+    return requests
+
+
+def ask(serving: Cluster, public_id: str, **body: Any) -> httpx.Response:
+    return httpx.post(
+        f"{serving.url}/v1/completions",
+        json={"prompt": PROMPT, "max_tokens": 5} | body,
+        headers={"x-request-id": public_id},
+    )
+
+
+def test_a_request_that_a_pair_served_shows_each_phase_on_its_worker_in_order(serving: Cluster) -> None:
+    usage = ask(serving, "pair").raise_for_status().json()["usage"]
+    shown = requests_of(serving)[0]
+    assert (shown["id"], shown["state"], shown["status"]) == ("pair", "finished", 200)
+    assert shown["prompt_tokens"] == usage["prompt_tokens"] == len(PROMPT)
+    assert shown["completion_tokens"] == usage["completion_tokens"] == 5
+    assert shown["cached_tokens"] == usage["prompt_tokens_details"]["cached_tokens"]
+    (attempt,) = shown["attempts"]
+    assert (attempt["prefill"], attempt["decode"], attempt["replay_reason"]) == ("p0", "d0", None)
+    spans = {(span["worker"], span["kind"]): span for span in attempt["spans"]}
+    assert set(spans) == {
+        ("p0", "queue"),
+        ("p0", "prefill"),
+        ("d0", "transfer"),
+        ("d0", "queue"),
+        ("d0", "decode"),
+    }
+    assert all(span["start_ms"] <= span["end_ms"] for span in spans.values())
+    prefill, decode = spans["p0", "prefill"], spans["d0", "decode"]
+    assert 0 <= attempt["sent_ms"] <= prefill["end_ms"] == shown["first_token_ms"]
+    assert decode["end_ms"] == attempt["ended_ms"] == shown["total_ms"]
+    assert shown["first_token_ms"] <= shown["total_ms"]
+    assert prefill["tokens"] == len(PROMPT)
+    assert spans["d0", "transfer"]["tokens"] == len(PROMPT)
+
+
+def test_cached_tokens_are_told_apart_from_computed_ones(serving: Cluster) -> None:
+    for _ in range(2):
+        ask(serving, "again", prompt=[90, *PROMPT])
+    shown = requests_of(serving)[0]
+    (prefill,) = [span for span in shown["attempts"][0]["spans"] if span["kind"] == "prefill"]
+    assert shown["cached_tokens"] == 32  # of 41, in blocks of 16
+    assert prefill["tokens"] == 9
+
+
+def test_no_text_and_no_token_is_in_it(serving: Cluster) -> None:
+    ask(serving, "secret", prompt="a very private matter")
+    text = httpx.get(f"{serving.url}/debug/requests").text
+    assert "secret" in text
+    assert "private" not in text
+    assert "prompt_ids" not in text
+
+
+def test_a_running_request_and_one_whose_client_left_are_told_apart(serving: Cluster) -> None:
+    with httpx.stream(
+        "POST",
+        f"{serving.url}/v1/completions",
+        json={"prompt": PROMPT, "max_tokens": 1500, "stream": True},
+        headers={"x-request-id": "leaving"},
+    ) as answer:
+        lines = answer.iter_lines()
+        while not next(lines).startswith("data: "):
+            pass
+        wait_until(lambda: requests_of(serving)[0]["completion_tokens"] > 1)
+        running = requests_of(serving)[0]
+        assert (running["id"], running["state"], running["total_ms"]) == ("leaving", "running", None)
+    wait_until(lambda: requests_of(serving)[0]["state"] == "cancelled")
+
+
+def test_the_newest_come_first_and_so_many_as_asked_for(serving: Cluster) -> None:
+    for name in ("one", "two"):
+        ask(serving, name)
+    assert [each["id"] for each in requests_of(serving)[:2]] == ["two", "one"]
+    limited = httpx.get(f"{serving.url}/debug/requests", params={"limit": 1}).json()
+    assert [each["id"] for each in limited["requests"]] == ["two"]
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "201", "x", "", "1e2", "１"])
+def test_a_limit_that_is_none_is_refused_by_name(serving: Cluster, limit: str) -> None:
+    answer = httpx.get(f"{serving.url}/debug/requests", params={"limit": limit})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "limit"
+
+
+def test_a_replay_shows_both_attempts_and_why(tmp_path: Path) -> None:
+    workers = [{"worker_id": name, "legs": ["decode"], "step_ms": 5.0} for name in ("d0", "d1")]
+    with cluster(tmp_path, workers) as made:
+
+        async def run() -> int:
+            chunks = await made.async_client().completions.create(
+                model="tiny", prompt=PROMPT, max_tokens=40, stream=True
+            )
+            count = 0
+            async for chunk in chunks:
+                if count == 5:
+                    (attempt,) = requests_of(made)[0]["attempts"]
+                    await asyncio.to_thread(made.workers[attempt["decode"]].kill)
+                count += bool(chunk.choices and chunk.choices[0].text)
+            return count
+
+        asyncio.run(run())
+        shown = requests_of(made)[0]
+        first, second = shown["attempts"]
+        assert {first["decode"], second["decode"]} == {"d0", "d1"}
+        assert (first["epoch"], second["epoch"]) == (0, 1)
+        assert (first["replay_reason"], second["replay_reason"]) == ("decode_lost", None)
+        assert first["ended_ms"] <= second["sent_ms"] <= second["ended_ms"] == shown["total_ms"]
+        assert (shown["state"], shown["completion_tokens"]) == ("finished", 40)
+        assert [span["kind"] for span in second["spans"]] == ["queue", "prefill", "decode"]
+
+
+def test_a_request_that_failed_shows_the_status_of_its_error(tmp_path: Path) -> None:
+    failing = {"worker_id": "d0", "legs": ["decode"], "fail_kind": "internal"}
+    with cluster(tmp_path, [failing]) as made:
+        assert ask(made, "failing").status_code == 503
+        shown = requests_of(made)[0]
+        assert (shown["state"], shown["status"], shown["first_token_ms"]) == ("failed", 503, None)
+        assert [attempt["replay_reason"] for attempt in shown["attempts"]] == ["internal"] * 4
+
+
+def test_memory_is_bounded_over_requests_and_over_attempts() -> None:
+    timeline = Timeline()
+    for i in range(CAPACITY + 5):
+        timeline.add(RequestRecord(str(i), str(i), 1, 0.0))
+    kept = [record.public_id for record in timeline.newest(1000)]
+    assert kept == [str(i) for i in range(CAPACITY + 4, 4, -1)]
+    record = next(timeline.newest(1))
+    for epoch in range(MAX_ATTEMPTS + 3):
+        record.sent(epoch, Option("d0", None, 0.0), 1.0)
+        record.replayed("draining", 2.0)
+    assert [attempt.epoch for attempt in record.attempts] == list(range(3, MAX_ATTEMPTS + 3))
