@@ -24,7 +24,11 @@ class GPT2Layer:
 
         self.attention_norm = LayerNorm(parameters, f"{name}.ln_1", size, spec.norm_eps)
         self.attention = Attention(
-            spec, layer, conv1d("attn.c_attn", size, 3 * size), conv1d("attn.c_proj", size, size)
+            spec,
+            layer,
+            conv1d("attn.c_attn", size, 3 * size),
+            conv1d("attn.c_proj", size, size),
+            parameters.ops.attention,
         )
         self.mlp_norm = LayerNorm(parameters, f"{name}.ln_2", size, spec.norm_eps)
         inner = spec.intermediate_size

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from baton.kernels.attention import AttentionBatch, paged_attention
+from baton.kernels.invariant_attention import invariant_attention
+from baton.kernels.invariant_linear import invariant_linear
 from baton.kernels.kv_write import kv_write
 from baton.kernels.linear import linear, linear_packed, pack_weight, packs
 from baton.kernels.rotary import rotary_kv_write
@@ -26,6 +28,34 @@ from baton.models.spec import ModelSpec
 Fill = Literal["normal", "zeros", "ones"]
 
 
+class AttentionOp(Protocol):
+    """Attend over the cache, as `paged_attention` says."""
+
+    def __call__(
+        self,
+        q: Tensor,
+        kv_layer: Tensor,
+        batch: AttentionBatch,
+        *,
+        scale: float,
+        window: int | None,
+        soft_cap: float | None,
+    ) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ops:
+    """The operations that sum over many terms and have two forms; all others treat a row the same in any batch."""
+
+    linear: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    attention: AttentionOp
+
+
+FASTEST = Ops(linear, paged_attention)
+INVARIANT = Ops(invariant_linear, invariant_attention)
+"""On a GPU: a token's bits do not depend on what else is computed with it."""
+
+
 class Parameters:
     """All tensors of a model, and where each tensor of a checkpoint goes.
 
@@ -33,9 +63,10 @@ class Parameters:
     the same checkpoint.
     """
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, dtype: torch.dtype, device: torch.device, ops: Ops = FASTEST) -> None:
         self.dtype = dtype
         self.device = device
+        self.ops = ops
         self.targets: dict[
             str, Tensor
         ] = {}  # checkpoint name -> a view of a parameter, in the checkpoint's shape
@@ -89,7 +120,7 @@ class Parameters:
 
     def multiply(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
         """Make a linear layer of a parameter, [outputs, inputs]."""
-        layer = Linear(weight, bias)
+        layer = Linear(weight, bias, self.ops.linear)
         self._linears.append(layer)
         return layer
 
@@ -110,14 +141,19 @@ class Linear:
 
     __slots__ = ("_multiply", "bias", "weight")
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        multiply: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    ) -> None:
         self.weight = weight
         self.bias = bias
-        self._multiply: Callable[[Tensor, Tensor, Tensor | None], Tensor] = linear
+        self._multiply = multiply
 
     def pack(self) -> None:
         """Replace the weight by its packed form, where the device has a faster one."""
-        if packs(self.weight):
+        if self._multiply is linear and packs(self.weight):
             self.weight = pack_weight(self.weight)
             self._multiply = linear_packed
 
@@ -158,6 +194,7 @@ class Attention:
     """
 
     __slots__ = (
+        "attend",
         "eps",
         "head_dim",
         "k_norm",
@@ -178,6 +215,7 @@ class Attention:
         layer: int,
         qkv: Linear,
         out: Linear,
+        attend: AttentionOp,
         *,
         rope_table: Tensor | None = None,
         q_norm: Tensor | None = None,
@@ -185,6 +223,7 @@ class Attention:
     ) -> None:
         self.qkv = qkv
         self.out = out
+        self.attend = attend
         self.rope_table = rope_table
         self.q_norm = q_norm
         self.k_norm = k_norm
@@ -214,7 +253,7 @@ class Attention:
                 k_norm=self.k_norm,
                 eps=self.eps,
             )
-        attended = paged_attention(
+        attended = self.attend(
             q, kv_layer, batch, scale=self.scale, window=self.window, soft_cap=self.soft_cap
         )  # [tokens, heads, head_dim]
         return self.out(attended.reshape(x.shape[0], -1))

@@ -56,7 +56,16 @@ class Llama(CausalLM):
         if spec.qk_norm:
             q_norm = parameters.vector(f"{name}.self_attn.q_norm.weight", spec.head_dim, "ones")
             k_norm = parameters.vector(f"{name}.self_attn.k_norm.weight", spec.head_dim, "ones")
-        return Attention(spec, layer, qkv, out, rope_table=self.rope_table, q_norm=q_norm, k_norm=k_norm)
+        return Attention(
+            spec,
+            layer,
+            qkv,
+            out,
+            parameters.ops.attention,
+            rope_table=self.rope_table,
+            q_norm=q_norm,
+            k_norm=k_norm,
+        )
 
     def _mlp(self, name: str) -> GatedMLP:
         spec, parameters = self.spec, self.parameters

@@ -7,14 +7,16 @@ from pathlib import Path
 import torch
 
 from baton.errors import ModelLoadError, OutOfMemory
+from baton.kernels.launch import INTERPRET
 from baton.models.causal_lm import CausalLM
 from baton.models.checkpoint import read_entries
 from baton.models.config import read_spec
 from baton.models.gemma2 import Gemma2
 from baton.models.gpt2 import GPT2
 from baton.models.hub import locate
-from baton.models.layers import Parameters
+from baton.models.layers import FASTEST, INVARIANT, Ops, Parameters
 from baton.models.llama import Llama
+from baton.models.one_by_one import OneByOne
 from baton.models.opt import OPT
 from baton.models.phi3 import Phi3
 from baton.models.spec import ModelSpec
@@ -43,6 +45,7 @@ def load_model(
     seed: int = 0,
     progress: bool = True,
     max_model_len: int | None = None,
+    deterministic: bool = False,
 ) -> CausalLM:
     """Build a model on its device and fill in its weights.
 
@@ -54,6 +57,7 @@ def load_model(
         progress: draw a progress bar on stderr.
         max_model_len: the longest context served; None: the longest that the model is made for. With LongRoPE
             one beyond the original context selects the long factors.
+        deterministic: give a model whose every token has the same bits whatever else is in its steps; slower.
 
     Raises:
         ModelLoadError: the checkpoint is missing, damaged, or not one that Baton loads; the message says the
@@ -68,17 +72,19 @@ def load_model(
     spec = read_spec(folder)
     dtype = resolve_dtype(dtype, spec)
     max_model_len = _check_max_model_len(max_model_len, spec)
+    device = torch.device(device)
+    has_kernels = device.type != "cpu" or INTERPRET
+    ops = INVARIANT if deterministic and has_kernels else FASTEST
     if load_format == "dummy":
-        model = _build(spec, dtype, torch.device(device), max_model_len)
+        model = _build(spec, dtype, device, max_model_len, ops)
         fill_dummy(model.parameters, spec.initializer_range, seed)
-        model.parameters.settle()
-        return model
-    # All that the headers can tell is checked before memory is taken.
-    found = match(_outline(spec, dtype, max_model_len).parameters, read_entries(folder), str(folder))
-    model = _build(spec, dtype, torch.device(device), max_model_len)
-    load_weights(model.parameters, found, progress)
+    else:
+        # All that the headers can tell is checked before memory is taken.
+        found = match(_outline(spec, dtype, max_model_len).parameters, read_entries(folder), str(folder))
+        model = _build(spec, dtype, device, max_model_len, ops)
+        load_weights(model.parameters, found, progress)
     model.parameters.settle()
-    return model
+    return OneByOne(model) if deterministic and not has_kernels else model
 
 
 def weights_nbytes(
@@ -113,12 +119,14 @@ def _check_max_model_len(max_model_len: int | None, spec: ModelSpec) -> int:
 
 def _outline(spec: ModelSpec, dtype: torch.dtype, max_model_len: int) -> CausalLM:
     """Build a model without memory, to know its tensors."""
-    return _build(spec, dtype, torch.device("meta"), max_model_len)
+    return _build(spec, dtype, torch.device("meta"), max_model_len, FASTEST)
 
 
-def _build(spec: ModelSpec, dtype: torch.dtype, device: torch.device, max_model_len: int) -> CausalLM:
+def _build(
+    spec: ModelSpec, dtype: torch.dtype, device: torch.device, max_model_len: int, ops: Ops
+) -> CausalLM:
     try:
-        return MODELS[spec.family](spec, Parameters(dtype, device), max_model_len)
+        return MODELS[spec.family](spec, Parameters(dtype, device, ops), max_model_len)
     except torch.OutOfMemoryError:
         free, total = torch.cuda.mem_get_info(device)
         needed = _outline(spec, dtype, max_model_len).nbytes

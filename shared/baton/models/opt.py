@@ -28,7 +28,8 @@ class OPTLayer:
             )
 
         qkv = linear(size, size, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-        self.attention = Attention(spec, layer, qkv, linear(size, size, "self_attn.out_proj"))
+        out = linear(size, size, "self_attn.out_proj")
+        self.attention = Attention(spec, layer, qkv, out, parameters.ops.attention)
         inner = spec.intermediate_size
         self.mlp = MLP(linear(size, inner, "fc1"), linear(inner, size, "fc2"), spec.activation)
         self.attention_norm = norm("self_attn")
