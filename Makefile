@@ -3,9 +3,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 STAMP := $(VENV)/.installed
-SOURCES := compose shared kernels services tests
+SOURCES := compose shared kernels services tests docs
 
-.PHONY: install check fix test bench up
+.PHONY: install check fix test bench docs up
 
 install: $(STAMP)
 
@@ -36,3 +36,7 @@ bench: install
 # Every prompt goes over a prefill worker here, to show the whole path; `baton up` alone decides per request.
 up: install
 	$(BIN)/baton up --ask --path remote $(if $(ONCE),--once)
+
+# Tables of flags and metrics in the pages, the chart's schema, the plain manifests: all made from the code.
+docs: install
+	$(BIN)/python docs/generate.py
