@@ -50,6 +50,11 @@ class EngineConfig:
     enable_prefix_caching: bool = setting(True, "share the KV of equal prompt beginnings")
     enable_chunked_prefill: bool = setting(True, "compute long prompts in chunks, beside decodes")
     enforce_eager: bool = setting(False, "run without CUDA graphs")
+    deterministic: bool = setting(
+        False,
+        "give a request the same bits alone and in a crowd, however its prompt is cut or cached; slower, on a CPU one "
+        "token at a time",
+    )
     seed: int = setting(0, "seed of dummy weights, and of requests that bring none")
 
     def __post_init__(self) -> None:

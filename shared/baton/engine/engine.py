@@ -96,6 +96,7 @@ class Engine:
             identity or f"{config.model}@{config.revision}",
             layout.describe(),
             rotation_kind(model.spec),
+            *(("deterministic",) if config.deterministic else ()),
         )
         """What changes the KV of a token beside the tokens before it and the tenant's salt."""
         self._cache_key = cache_key
@@ -154,6 +155,7 @@ class Engine:
             seed=config.seed,
             progress=progress and sys.stderr.isatty(),
             max_model_len=max_model_len,
+            deterministic=config.deterministic,
         )
         if device.type == "cuda":
             memory = measure_memory(cls, model, config, memory, layout)
