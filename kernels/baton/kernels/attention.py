@@ -100,7 +100,8 @@ def _group_by_length(lens: list[int], token_nbytes: int) -> list[list[int]]:
 
 
 def _mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(visible.shape, dtype=dtype).masked_fill_(visible.logical_not_(), float("-inf"))
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(visible.logical_not_(), float("-inf"))
 
 
 def _block_rows(table: Tensor, row_step: int) -> Tensor:
@@ -108,7 +109,7 @@ def _block_rows(table: Tensor, row_step: int) -> Tensor:
     return torch.cat((rows, rows + 1))
 
 
-def _tails(seen: list[int], padded: int, block_size: int) -> Tensor | None:
+def _tails(seen: list[int], padded: int, block_size: int, device: torch.device) -> Tensor | None:
     """List the gathered tokens, K's then V's, that are nobody's and yet are read.
 
     Past a sequence's end its first block is gathered again; the rest of its last block, and of a first block
@@ -120,7 +121,7 @@ def _tails(seen: list[int], padded: int, block_size: int) -> Tensor | None:
         tails.extend(range(i * padded + n, i * padded + end))
     if not tails:
         return None
-    of_k = torch.tensor(tails)
+    of_k = torch.tensor(tails, device=device)
     return torch.cat((of_k, of_k + len(seen) * padded))
 
 
@@ -141,17 +142,18 @@ def _plan_decodes(
         return _GatherPlan([_Piece(0, 1, 1, seen[0], rows, None)], None, None)
     groups = _group_by_length(seen, 2 * num_kv_heads * head_dim * kv_layer.element_size())
     ids = [i for group in groups for i in group]
-    order = torch.tensor(ids)
-    inverse = torch.arange(batch.slots.shape[0])
-    inverse[order] = torch.arange(num_decodes)
-    ends = torch.tensor([seen[i] for i in ids])[:, None]
+    device = kv_layer.device
+    order = torch.tensor(ids, device=device)
+    inverse = torch.arange(batch.slots.shape[0], device=device)
+    inverse[order] = torch.arange(num_decodes, device=device)
+    ends = torch.tensor([seen[i] for i in ids], device=device)[:, None]
     longest = max(seen)
-    columns = torch.arange(-(-longest // block_size)).expand(num_decodes, -1)
+    columns = torch.arange(-(-longest // block_size), device=device).expand(num_decodes, -1)
     columns = torch.where(columns * block_size < ends, columns, 0)
     if any(hidden):
-        columns += torch.tensor([hidden[i] for i in ids])[:, None]
+        columns += torch.tensor([hidden[i] for i in ids], device=device)[:, None]
     table = batch.block_table[:num_decodes].index_select(0, order).gather(1, columns).mul_(row_step)
-    positions = torch.arange(longest)
+    positions = torch.arange(longest, device=device)
     visible = positions < ends
     if window is not None:
         visible &= positions >= ends - window
@@ -164,7 +166,8 @@ def _plan_decodes(
         rows = table[first:last, : -(-widest // block_size)].reshape(-1)
         rows = torch.cat((rows, rows + 1))
         is_even = window is None and min(sizes) == widest
-        tails = None if is_even else _tails(sizes, rows.shape[0] // (2 * len(group)) * block_size, block_size)
+        padded = rows.shape[0] // (2 * len(group)) * block_size
+        tails = None if is_even else _tails(sizes, padded, block_size, device)
         piece_mask = None if is_even else mask[first:last, ..., :widest]
         pieces.append(_Piece(first, len(group), 1, widest, rows, piece_mask, tails))
         first = last
@@ -190,8 +193,9 @@ def _plan_chunk(
     is_causal = start == 0 and not capped and (window is None or window >= seq_len)
     mask = None
     if not is_causal:
-        at = torch.arange(start - hidden * block_size, context_len)[:, None]
-        positions = torch.arange(context_len)
+        device = kv_layer.device
+        at = torch.arange(start - hidden * block_size, context_len, device=device)[:, None]
+        positions = torch.arange(context_len, device=device)
         visible = positions <= at
         if window is not None:
             visible &= positions > at - window
@@ -214,13 +218,13 @@ def _plan(
 _local = threading.local()
 
 
-def _gather_space(num_elements: int, dtype: torch.dtype) -> Tensor:
+def _gather_space(num_elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Lend this thread's buffer for gathered keys and values: fresh memory would cost a page fault every 4 KiB, each layer."""
-    spaces: dict[torch.dtype, Tensor] = _local.__dict__.setdefault("spaces", {})
-    space = spaces.get(dtype)
+    spaces: dict[tuple[torch.dtype, torch.device], Tensor] = _local.__dict__.setdefault("spaces", {})
+    space = spaces.get((dtype, device))
     if space is None or space.numel() < num_elements:
         with torch.inference_mode(False):  # so that it may be written to in any mode
-            space = spaces[dtype] = torch.empty(num_elements, dtype=dtype)
+            space = spaces[dtype, device] = torch.empty(num_elements, dtype=dtype, device=device)
     return space[:num_elements]
 
 
@@ -270,7 +274,7 @@ def paged_attention_reference(
     decodes = q[: batch.num_decodes] if plan.order is None else q.index_select(0, plan.order)
     outputs = []
     for piece in plan.pieces:
-        gathered = _gather_space(piece.rows.shape[0] * half, kv_layer.dtype).view(-1, half)
+        gathered = _gather_space(piece.rows.shape[0] * half, kv_layer.dtype, kv_layer.device).view(-1, half)
         torch.index_select(rows, 0, piece.rows, out=gathered)
         if piece.tails is not None:
             gathered.view(-1, half // block_size).index_fill_(0, piece.tails, 0)
@@ -308,7 +312,7 @@ def paged_attention(
     soft_cap: float | None = None,
 ) -> Tensor:
     """Give each query's attention over its sequence's cached context, [tokens, heads, head_dim]."""
-    if not on_triton(q):
+    if not on_triton(q, "paged_attention"):
         return paged_attention_reference(q, kv_layer, batch, scale=scale, window=window, soft_cap=soft_cap)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if batch.num_decodes:

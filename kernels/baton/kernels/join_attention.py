@@ -22,7 +22,7 @@ def join_attention_reference(
 
 def join_attention(first: Tensor, first_sum: Tensor, second: Tensor, second_sum: Tensor, out: Tensor) -> None:
     """Write the joined attention to `out` [queries, heads, head_dim]."""
-    if not on_triton(first):
+    if not on_triton(first, "join_attention"):
         join_attention_reference(first, first_sum, second, second_sum, out)
         return
     num_queries, num_heads, head_dim = first.shape

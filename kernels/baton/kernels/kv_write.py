@@ -34,7 +34,7 @@ def kv_write_reference(k: Tensor, v: Tensor, kv_layer: Tensor, slots: Tensor) ->
 
 def kv_write(k: Tensor, v: Tensor, kv_layer: Tensor, slots: Tensor) -> None:
     """Put each token's K and V at its slot of one layer's cache."""
-    if not on_triton(k):
+    if not on_triton(k, "kv_write"):
         kv_write_reference(k, v, kv_layer, slots)
     elif k.shape[0]:
         _launch(k, v, kv_layer, slots)

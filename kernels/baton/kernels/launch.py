@@ -38,9 +38,20 @@ def triton_version() -> str | None:
     return triton.__version__ if ON_TRITON else None
 
 
-def on_triton(x: Tensor) -> bool:
-    """Say whether an operation on `x` runs its Triton kernel (CUDA, or the interpreter) rather than its reference."""
-    return ON_TRITON and (x.is_cuda or INTERPRET)
+_references: set[str] = set()
+
+
+def use_reference(op: str) -> None:
+    """Run an operation as its reference from now on, in this process: its kernel does not compile here."""
+    _references.add(op)
+
+
+def on_triton(x: Tensor, op: str = "") -> bool:
+    """Say whether an operation on `x` runs its Triton kernel (CUDA, or the interpreter) rather than its reference.
+
+    op: the name by which `use_reference` knows it, where its reference runs on a GPU too.
+    """
+    return ON_TRITON and (x.is_cuda or INTERPRET) and op not in _references
 
 
 def upcasts_dot(x: Tensor) -> bool:

@@ -31,7 +31,7 @@ def add_rms_norm_reference(
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, weight_offset: float = 0.0) -> Tensor:
     """Give x, normalized over its last dimension and scaled, in x's dtype."""
-    if not on_triton(x):
+    if not on_triton(x, "rms_norm"):
         return rms_norm_reference(x, weight, eps, weight_offset)
     return _launch(x, None, weight, eps, weight_offset)
 
@@ -40,7 +40,7 @@ def add_rms_norm(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float, weight_offset: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Give (norm(x + residual), x + residual); the sum is written into `residual`, which the caller gives up."""
-    if not on_triton(x):
+    if not on_triton(x, "rms_norm"):
         return add_rms_norm_reference(x, residual, weight, eps, weight_offset)
     return _launch(x, residual, weight, eps, weight_offset), residual
 

@@ -83,7 +83,7 @@ def rotary_kv_write(
     weight_offset: float = 0.0,
 ) -> Tensor:
     """Give the rotated q, [tokens, heads, head_dim] (rows may be strided), and put rotated K and V into the cache."""
-    if not on_triton(q):
+    if not on_triton(q, "rotary_kv_write"):
         return rotary_kv_write_reference(
             q,
             k,

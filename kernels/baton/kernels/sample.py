@@ -233,12 +233,12 @@ def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
 
     Logits of rows with bias, penalties or a choice of tokens are changed on the way.
     """
-    return draw(logits, batch) if on_triton(logits) else sample_reference(logits, batch)
+    return draw(logits, batch) if on_triton(logits, "sample") else sample_reference(logits, batch)
 
 
 def greedy(logits: Tensor) -> Tensor:
     """Give each row's likeliest token, [N] int64, the lowest id among equals: `sample` where no row asks for anything else."""
-    if not on_triton(logits):
+    if not on_triton(logits, "sample"):
         return logits.argmax(-1)
     unused = logits[:0]
     return draw(logits, SamplingBatch(unused, unused, unused, unused, unused, all_greedy=True))
@@ -249,6 +249,6 @@ def logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, T
 
     The rank counts the tokens at least as likely as the chosen one, so the best token has rank 1.
     """
-    if not on_triton(logits):
+    if not on_triton(logits, "logprobs"):
         return logprobs_reference(logits, token_ids, num_top)
     return row_logprobs(logits, token_ids, num_top)

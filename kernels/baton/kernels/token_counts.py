@@ -35,7 +35,7 @@ def count_tokens_reference(counts: Tensor, rows: Tensor, token_ids: Tensor) -> N
 
 def count_tokens(counts: Tensor, rows: Tensor, token_ids: Tensor) -> None:
     """Add one to counts[rows[i], token_ids[i]], for rows ([N] int64) that are all different."""
-    if not on_triton(counts):
+    if not on_triton(counts, "count_tokens"):
         count_tokens_reference(counts, rows, token_ids)
     elif num_rows := rows.shape[0]:
         _count_kernel[(triton.cdiv(num_rows, 128),)](
