@@ -133,7 +133,7 @@ def test_many_groups_of_decodes_come_back_in_order(device, assert_close):
     assert_close(paged_attention(q, kv[:, LAYER], batch, scale=0.3), _dense(q, kv[:, LAYER], batch, 0.3))
 
 
-def test_padding_rows_are_harmless(device, is_kernel, assert_close):
+def test_padding_rows_are_harmless(device, assert_close):
     q, kv, batch = _step([20, 300, 1], [], 4, 2, 16, device=device)
     batch.seq_lens[2] = 0
     batch.seq_lens_host = [20, 300, 0]
@@ -141,7 +141,38 @@ def test_padding_rows_are_harmless(device, is_kernel, assert_close):
     o = paged_attention(q, kv[:, LAYER], batch, scale=0.3)
     batch.seq_lens_host, batch.query_lens_host = [20, 300], [1, 1]
     assert_close(o[:2], _dense(q, kv[:, LAYER], batch, 0.3))
-    assert not is_kernel or not o[2].any()
+
+
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize(
+    ("decodes", "chunks"),
+    [([3, 300, 40], [(5, 20), (64, 64), (2, 33)]), ([], [(70, 90)]), ([9] * 6, [(2, 2)]), ([1], [])],
+)
+def test_a_step_with_room_for_more_gives_the_same(decodes, chunks, window, device, is_kernel, assert_close):
+    """Lay a step out as a captured one: rows for ten decodes and five chunks, and tokens that nobody has."""
+    if not is_kernel:
+        pytest.skip("only the kernels read a step's layout on the device")
+    q, kv, batch = _step(decodes, chunks, 4, 2, 16, device=device)
+    num_decodes, num_tokens = len(decodes), q.shape[0]
+    rows = [*range(num_decodes), *range(10, 10 + len(chunks))]
+    padded = AttentionBatch(
+        block_table=torch.zeros(15, batch.block_table.shape[1], dtype=torch.int32, device=device),
+        query_start=torch.full((16,), num_decodes, dtype=torch.int32, device=device),
+        seq_lens=torch.zeros(15, dtype=torch.int32, device=device),
+        slots=torch.zeros(160, dtype=torch.int64, device=device),
+        num_decodes=10,
+        query_lens_host=[1] * 15,
+        seq_lens_host=[],
+    )
+    padded.block_table[rows], padded.seq_lens[rows] = batch.block_table, batch.seq_lens
+    padded.query_start[: num_decodes + 1] = batch.query_start[: num_decodes + 1]
+    padded.query_start[10 : 11 + len(chunks)] = batch.query_start[num_decodes:]
+    padded.query_start[10 + len(chunks) :] = num_tokens
+    room = torch.full((160, *q.shape[1:]), math.nan, device=device)
+    room[:num_tokens] = q
+    o = paged_attention(room, kv[:, LAYER], padded, scale=0.3, window=window)
+    assert torch.equal(o[:num_tokens], paged_attention(q, kv[:, LAYER], batch, scale=0.3, window=window))
+    assert_close(o[:num_tokens], _dense(q, kv[:, LAYER], batch, 0.3, window))
 
 
 def test_very_long_contexts_use_larger_splits(device, assert_close):

@@ -8,7 +8,7 @@ number of programs takes an equal run of whole splits for one KV head and walks 
 loads run ahead across splits and sequences. Grid, addresses and workspace depend only on the padded batch, so
 one CUDA graph serves all lengths. The queries of a group share one tile, so K and V are read once. A second,
 small kernel merges the splits of those sequences that have several: merging inside the loop would keep the
-compiler from letting loads run ahead. A sequence of length 0 (a padding row) gives zeros.
+compiler from letting loads run ahead. A sequence of length 0 (a padding row) costs nothing and writes nothing.
 
 Bound by the bytes of K and V. Sources: Dao et al., Flash-Decoding; Ringlein et al., arXiv 2511.11581.
 """
@@ -209,9 +209,9 @@ def _plan_kernel(
     seen_from = _first_seen(lens, WINDOW, BLOCK_SIZE)
     seen = lens - seen_from
     size = _split_size(seen, SMALLEST, MAX_SPLITS)
-    # A sequence of length 0 has one split of one tile, all of it masked: its output is 0.
-    num_splits = tl.where(seqs < num_seqs, tl.maximum((seen + size - 1) // size, 1), 0)
-    num_tiles = tl.where(seqs < num_seqs, tl.maximum((seen + BLOCK_N - 1) // BLOCK_N, 1), 0)
+    # A sequence of length 0, as those past the end here, has none.
+    num_splits = (seen + size - 1) // size
+    num_tiles = (seen + BLOCK_N - 1) // BLOCK_N
     before, mine = seqs < seq, seqs == seq
     first_item = tl.sum(tl.where(before, num_splits, 0), axis=0)
     first_tile = tl.sum(tl.where(before, num_tiles, 0), axis=0)

@@ -46,7 +46,7 @@ def prefill_attention(
     block_d = max(16, triton.next_power_of_2(head_dim))
     # A sequence's first tile is its first query's over the tile's tokens, plus its index: no list, and at
     # most one tile a sequence empty.
-    num_tiles = (q.shape[0] - batch.num_decodes) // (block_m // group) + num_seqs
+    num_tiles = q.shape[0] // (block_m // group) + num_seqs
     _prefill_kernel[(num_kv_heads, num_tiles)](
         q,
         kv_layer,
@@ -197,11 +197,13 @@ def _prefill_kernel(
     # not one of them.
     tile = tl.num_programs(1) - 1 - tl.program_id(1)
 
-    # Find the sequence: the last whose first tile is not after this one.
+    # Find the sequence: the last whose first tile is not after this one. Where the chunks' queries begin is read on
+    # the device, as a captured step has rows for more decodes than there are.
+    first_query = tl.load(query_start_ptr + num_decodes)
     low, high = 0, num_seqs
     while high - low > 1:
         middle = (low + high) // 2
-        begin = tl.load(query_start_ptr + num_decodes + middle) - num_decodes
+        begin = tl.load(query_start_ptr + num_decodes + middle) - first_query
         if begin // TOKENS + middle <= tile:
             low = middle
         else:
@@ -209,7 +211,7 @@ def _prefill_kernel(
     seq = num_decodes + low
     query_begin = tl.load(query_start_ptr + seq)
     query_len = tl.load(query_start_ptr + seq + 1) - query_begin
-    within = (tile - ((query_begin - num_decodes) // TOKENS + low)) * TOKENS
+    within = (tile - ((query_begin - first_query) // TOKENS + low)) * TOKENS
     if (within < query_len) & (query_len <= longest):
         seq_len = tl.load(seq_lens_ptr + seq)
         rows = tl.arange(0, BLOCK_M)
