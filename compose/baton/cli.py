@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from pathlib import Path
@@ -168,6 +169,23 @@ def up(
     from baton.up import run_up
 
     sys.exit(asyncio.run(run_up(up_config, engine)))
+
+
+@app.command("top")
+def top(
+    url: Annotated[str, typer.Option(help="the router")] = "http://127.0.0.1:8000",
+    interval: Annotated[float, typer.Option(min=0.1, help="seconds between frames")] = 1.0,
+    once: Annotated[bool, typer.Option(help="print one frame and end")] = False,
+    api_key: Annotated[str | None, typer.Option(envvar="BATON_API_KEY", help="key to send")] = None,
+) -> None:
+    """Show workers and requests, live: queues, KV use, speeds, latencies."""
+    import asyncio
+
+    from baton.top import run
+
+    key = api_key.split()[0] if api_key else None  # the variable may hold several, as it does for a router
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(run(url, api_key=key, interval_s=interval, once=once))
 
 
 @app.command("router")

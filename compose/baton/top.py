@@ -1,0 +1,350 @@
+"""`baton top`: workers and requests, live in a terminal, from what the router and the workers tell.
+
+The router names its workers at /debug/workers; speeds come from the difference of two readings of /metrics. A worker whose
+/metrics cannot be reached from here (in another network) is shown with what the router knows of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from baton.errors import ConfigError
+
+WINDOW_S = 60.0
+"""Latencies are those of the last minute."""
+_TIMEOUT_S = 2.0
+_BAR_LEN = 10
+
+
+class Readings:
+    """The `baton:` samples of one /metrics, summed over the labels that nobody asks for."""
+
+    def __init__(self, text: str) -> None:
+        self._samples: dict[str, list[tuple[dict[str, str], float]]] = {}
+        for family in text_string_to_metric_families(text):
+            if family.name.startswith("baton:"):
+                for sample in family.samples:
+                    name = sample.name.removeprefix("baton:")
+                    self._samples.setdefault(name, []).append((sample.labels, sample.value))
+
+    def total(self, name: str, **labels: str) -> float:
+        """Add up a series' samples that have these labels; 0 if there is none."""
+        return sum(
+            value
+            for its, value in self._samples.get(name, ())
+            if all(its.get(key) == wanted for key, wanted in labels.items())
+        )
+
+    def buckets(self, name: str) -> list[tuple[float, float]]:
+        """Give a histogram's upper edges and how many values were at most that."""
+        samples = self._samples.get(f"{name}_bucket", ())
+        return sorted((float(labels["le"]), value) for labels, value in samples)
+
+
+NOTHING = Readings("")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All that was told at one time."""
+
+    at: float
+    router: Readings
+    workers: Sequence[dict[str, Any]]
+    """As /debug/workers has them."""
+    of_worker: dict[str, Readings]
+    """By incarnation; without those that could not be reached."""
+
+
+class Observer:
+    """Asks the router, and the workers that it names."""
+
+    def __init__(self, url: str, api_key: str | None) -> None:
+        self._url = url.rstrip("/")
+        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        self._router = httpx.AsyncClient(base_url=self._url, headers=headers, timeout=_TIMEOUT_S)
+        self._workers = httpx.AsyncClient(timeout=_TIMEOUT_S)
+
+    async def close(self) -> None:
+        """Close connections."""
+        await self._router.aclose()
+        await self._workers.aclose()
+
+    async def look(self) -> Snapshot:
+        """Read everything once.
+
+        Raises:
+            ConfigError: no router answers there, or it wants another key.
+        """
+        told = await self._ask("/debug/workers")
+        metrics = await self._ask("/metrics")
+        try:
+            workers = told.json()["workers"]
+        except (ValueError, KeyError, TypeError):
+            raise ConfigError(
+                f"url={self._url!r} is not valid: what answers there is no Baton router."
+            ) from None
+        readings = await asyncio.gather(*(self._read(worker["http"]) for worker in workers))
+        of_worker = {
+            worker["incarnation"]: reading
+            for worker, reading in zip(workers, readings, strict=True)
+            if reading is not None
+        }
+        return Snapshot(time.monotonic(), Readings(metrics.text), workers, of_worker)
+
+    async def _ask(self, path: str) -> httpx.Response:
+        try:
+            answer = await self._router.get(path)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise ConfigError(
+                f"url={self._url!r} does not answer: {error or type(error).__name__}. Start a router (`baton up`), or "
+                f"name it with --url."
+            ) from None
+        if answer.status_code == 401:
+            raise ConfigError(
+                f"The router at {self._url} wants a key. Give it with --api-key or BATON_API_KEY."
+            )
+        if answer.status_code != 200:
+            raise ConfigError(
+                f"url={self._url!r} is not valid: {path} answers {answer.status_code}, so this is no Baton router."
+            )
+        return answer
+
+    async def _read(self, http: str) -> Readings | None:
+        with contextlib.suppress(httpx.HTTPError, httpx.InvalidURL, ValueError):
+            answer = await self._workers.get(f"{http}/metrics")
+            if answer.status_code == 200:
+                return Readings(answer.text)
+        return None
+
+
+async def run(url: str, *, api_key: str | None, interval_s: float, once: bool) -> None:
+    """Show frames until interrupted, or one.
+
+    Raises:
+        ConfigError: no router answers at the start.
+    """
+    observer, console = Observer(url, api_key), Console()
+    try:
+        first = await observer.look()
+        await asyncio.sleep(interval_s)
+        if once or not console.is_terminal:
+            console.print(frame(url, first, await observer.look(), None))
+            return
+        snapshots = deque([first], maxlen=max(2, math.ceil(WINDOW_S / interval_s) + 1))
+        with Live(console=console, screen=True, auto_refresh=False) as live:
+            while True:
+                trouble = ""
+                try:
+                    snapshots.append(await observer.look())
+                except ConfigError as error:
+                    trouble = str(error)
+                last = snapshots[-1]
+                before = snapshots[-2] if len(snapshots) > 1 else last
+                live.update(frame(url, before, last, snapshots[0], trouble), refresh=True)
+                await asyncio.sleep(interval_s)
+    finally:
+        await observer.close()
+
+
+# -- one frame ------------------------------------------------------------------------------------------------
+
+
+def frame(
+    url: str, before: Snapshot, now: Snapshot, since: Snapshot | None, trouble: str = ""
+) -> RenderableType:
+    """Draw what is now, with speeds since `before` and latencies since `since`; None: since the router's start."""
+    parts: list[RenderableType] = [_headline(url, before, now)]
+    if trouble:
+        parts.append(Text(trouble, style="bold red"))
+    return Group(*parts, _latencies(now, since), _events(now, since), _workers(before, now))
+
+
+def _headline(url: str, before: Snapshot, now: Snapshot) -> Text:
+    router, seconds = now.router, now.at - before.at
+    tokens = router.total("generation_tokens_total") - before.router.total("generation_tokens_total")
+    ended = router.total("request_success_total") - before.router.total("request_success_total")
+    line = Text.assemble(("baton top  ", "bold"), (url, "dim"), "   ")
+    line.append(f"{router.total('num_requests_running'):.0f} running, ")
+    line.append(f"{router.total('num_requests_waiting'):.0f} waiting, ")
+    line.append(f"{_speed(ended, seconds)} requests/s, {_speed(tokens, seconds)} tokens/s")
+    up = router.total("registry_up")
+    if not math.isnan(up):
+        line.append("   Redis ")
+        line.append("answers" if up else "does not answer", "green" if up else "bold red")
+    return line
+
+
+def _latencies(now: Snapshot, since: Snapshot | None) -> Table:
+    table = _table(_window(now, since), "count", "p50", "p90", "p99", title="Requests")
+    old = NOTHING if since is None else since.router
+    for title, name in (
+        ("time to first token", "time_to_first_token_seconds"),
+        ("inter-token latency", "inter_token_latency_seconds"),
+        ("whole answer", "e2e_request_latency_seconds"),
+    ):
+        buckets = _between(old.buckets(name), now.router.buckets(name))
+        count = buckets[-1][1] if buckets else 0.0
+        table.add_row(title, f"{count:.0f}", *(_time(quantile(buckets, q)) for q in (0.5, 0.9, 0.99)))
+    return table
+
+
+def _window(now: Snapshot, since: Snapshot | None) -> str:
+    return "since the start" if since is None else f"last {now.at - since.at:.0f} s"
+
+
+def _events(now: Snapshot, since: Snapshot | None) -> Text:
+    """Say what has happened since, each red if it should not."""
+    old = NOTHING if since is None else since.router
+
+    def count(name: str, **labels: str) -> float:
+        return max(now.router.total(name, **labels) - old.total(name, **labels), 0.0)
+
+    failures = count("kv_integrity_failures_total") + sum(
+        reading.total("kv_integrity_failures_total")
+        - ({} if since is None else since.of_worker)
+        .get(incarnation, NOTHING)
+        .total("kv_integrity_failures_total")
+        for incarnation, reading in now.of_worker.items()
+    )
+    line = Text(f"{_window(now, since)}   ", "dim")
+    for title, value, is_wrong in (
+        ("remote", count("route_decisions_total", path="remote"), False),
+        ("local", count("route_decisions_total", path="local"), False),
+        ("replays", count("replays_total"), True),
+        ("refusals", count("admission_refusals_total"), True),
+        ("errors", count("request_success_total", finished_reason="error"), True),
+        ("integrity failures", failures, True),
+    ):
+        line.append(f"{title} ", "dim")
+        line.append(f"{value:.0f}   ", "bold red" if is_wrong and value else "")
+    return line
+
+
+def _workers(before: Snapshot, now: Snapshot) -> RenderableType:
+    if not now.workers:
+        return Text("No worker is live. Requests wait for one.", style="bold red")
+    table = _table(
+        "worker",
+        "legs",
+        "run",
+        "wait",
+        "KV use",
+        "tok/s",
+        "prompt tok/s",
+        "hits",
+        "KV in",
+        "KV out",
+        "held",
+        title="Workers",
+    )
+    for worker in sorted(now.workers, key=lambda w: (min(w["legs"], default=""), w["id"]), reverse=True):
+        legs = "+".join(sorted(worker["legs"], reverse=True))
+        state = "" if worker["state"] == "live" else f" ({worker['state']})"
+        table.add_row(
+            worker["id"],
+            Text(legs + state, style="yellow" if state else ""),
+            str(worker["running"]),
+            str(worker["waiting"]),
+            _bar(worker["kv_usage"]),
+            *_speeds(worker["incarnation"], before, now),
+        )
+    return table
+
+
+def _speeds(incarnation: str, before: Snapshot, now: Snapshot) -> list[str]:
+    """Give a worker's cells that need its /metrics; dashes where they cannot be reached."""
+    new = now.of_worker.get(incarnation)
+    if new is None:
+        return ["–"] * 6
+    old, seconds = before.of_worker.get(incarnation, new), now.at - before.at
+
+    def moved(name: str, **labels: str) -> float:
+        return max(new.total(name, **labels) - old.total(name, **labels), 0.0)
+
+    hits, queries = new.total("prefix_cache_hits_total"), new.total("prefix_cache_queries_total")
+    return [
+        _speed(moved("generation_tokens_total"), seconds),
+        _speed(moved("prompt_tokens_by_source_total", source="local_compute"), seconds),
+        f"{hits / queries:.0%}" if queries else "–",
+        _bandwidth(moved("kv_transfer_bytes_total"), seconds),
+        _bandwidth(moved("kv_transfer_sent_bytes_total"), seconds),
+        f"{new.total('kv_leases_held'):.0f}",
+    ]
+
+
+def _table(*columns: str, title: str) -> Table:
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+    )
+    for number, column in enumerate(columns):
+        is_text = number == 0 or column == "legs"
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=True, header_style="dim")
+    return table
+
+
+# -- numbers --------------------------------------------------------------------------------------------------
+
+
+def quantile(buckets: Sequence[tuple[float, float]], q: float) -> float | None:
+    """Estimate a quantile as Prometheus does: linear within its bucket; None without a value."""
+    count = buckets[-1][1] if buckets else 0.0
+    if count <= 0:
+        return None
+    rank = q * count
+    low, below = 0.0, 0.0
+    for edge, total in buckets:
+        if total >= rank:
+            if math.isinf(edge):
+                return low
+            return low + (edge - low) * (rank - below) / (total - below) if total > below else edge
+        low, below = edge, total
+    return low
+
+
+def _between(
+    old: Sequence[tuple[float, float]], new: Sequence[tuple[float, float]]
+) -> list[tuple[float, float]]:
+    """Give what buckets got since; all of it if they began anew."""
+    if len(old) != len(new) or any(n < o for (_, o), (_, n) in zip(old, new, strict=True)):
+        return list(new)
+    return [(edge, n - o) for (edge, n), (_, o) in zip(new, old, strict=True)]
+
+
+def _speed(count: float, seconds: float) -> str:
+    value = max(count, 0.0) / seconds if seconds > 0 else 0.0
+    return f"{value:,.0f}" if value >= 100 or not value else f"{value:.1f}"
+
+
+def _bandwidth(nbytes: float, seconds: float) -> str:
+    value = nbytes / seconds if seconds > 0 else 0.0
+    for unit, size in (("GB/s", 1e9), ("MB/s", 1e6), ("kB/s", 1e3)):
+        if value >= size:
+            return f"{value / size:.1f} {unit}"
+    return f"{value:.0f} B/s"
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
+
+
+def _bar(share: float) -> Text:
+    filled = round(_BAR_LEN * share)
+    style = "red" if share > 0.95 else "yellow" if share > 0.8 else "green"
+    return Text.assemble(("█" * filled, style), ("░" * (_BAR_LEN - filled), "dim"), f" {share:4.0%}")
