@@ -17,6 +17,7 @@ from baton.services import own_address
 
 ROOT = Path(__file__).parents[2]
 REQUIREMENTS = ROOT / "compose" / "requirements"
+NOWHERE = ("--redis-url", "redis://127.0.0.1:1")
 PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s+]+)", re.MULTILINE)
 
 
@@ -53,7 +54,7 @@ def test_the_health_check_says_why_a_service_is_not_ready(tmp_path: Path) -> Non
     assert (nobody.returncode, nobody.stderr) == (1, "")
     assert "ConnectionRefusedError" in nobody.stdout
     router = BatonProcess(
-        ["router", "--host", "0.0.0.0", "--port", str(port)], tmp_path / "log", port
+        ["router", "--host", "0.0.0.0", "--port", str(port), *NOWHERE], tmp_path / "log", port
     ).start()
     try:
         router.wait_ready("/health")
@@ -67,11 +68,18 @@ def test_the_health_check_says_why_a_service_is_not_ready(tmp_path: Path) -> Non
 def test_a_router_whose_port_is_taken_says_so_and_ends(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        router = BatonProcess(["router", "--port", str(port)], tmp_path / "log", port).start()
+        router = BatonProcess(["router", "--port", str(port), *NOWHERE], tmp_path / "log", port).start()
         assert router.process is not None
         assert router.process.wait(60) == 2
     (line,) = router.log().splitlines()
     assert line == f"baton: cannot listen on 127.0.0.1:{port}: Address already in use. Choose another --port."
+
+
+def test_a_router_that_could_find_no_worker_says_so_and_ends(tmp_path: Path) -> None:
+    router = BatonProcess(["router"], tmp_path / "log").start()
+    assert router.process is not None
+    assert router.process.wait(60) == 2
+    assert router.log() == "baton: nothing names workers: give --redis-url, or --worker for each of them.\n"
 
 
 def pins(file: Path) -> dict[str, str]:

@@ -9,11 +9,13 @@ import msgspec
 import uvicorn
 
 from baton.errors import ConfigError
-from baton.logs import setup_logs
+from baton.logs import get_logger, setup_logs
 from baton.registry import Registry
 from baton.router.app import create_app
 from baton.router.config import RouterConfig
 from baton.router.http_head import bounded_protocol
+
+_log = get_logger("server")
 
 
 def make_server(config: RouterConfig, registry: Registry | None = None) -> uvicorn.Server:
@@ -45,10 +47,14 @@ def serve(config: RouterConfig) -> None:
     """Serve until a signal ends it.
 
     Raises:
-        ConfigError: the address is taken or not this machine's, or the model cannot be loaded.
+        ConfigError: nothing names workers, the address cannot be had, or the model cannot be loaded.
     """
     setup_logs("router")
+    named_by = [*config.worker, *(["Redis"] if config.redis_url else [])]
+    if not named_by:
+        raise ConfigError("nothing names workers: give --redis-url, or --worker for each of them.")
     with _listen(config.host, config.port) as listener:
+        _log.info("waiting_for_workers", named_by=named_by)
         make_server(config).run([listener])
 
 
