@@ -33,6 +33,7 @@ EVERYTHING: dict[str, Any] = {
     },
     "prefill": {
         "gpus": 2,
+        "env": {"NCCL_DEBUG": "WARN"},
         "settings": {"max-num-seqs": 8, "drain-s": 120},
         "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
         "autoscaling": {"enabled": True, "minReplicas": 0},

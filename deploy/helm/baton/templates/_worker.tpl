@@ -43,7 +43,7 @@ spec:
       annotations:
         checksum/settings: {{ sha256sum $file }}
     spec:
-      {{- include "baton.podSecurity" (dict "uid" 10001) | nindent 6 }}
+      {{- include "baton.podSecurity" . | nindent 6 }}
       # SIGTERM drains: the worker withdraws, ends what runs within drain-s, hands back the rest, lets leases run out.
       terminationGracePeriodSeconds: {{ add (ceil $drain_s) (ceil $lease_s) 30 }}
       {{- include "baton.placement" . | nindent 6 }}
@@ -56,6 +56,9 @@ spec:
             - name: BATON_HOST
               valueFrom: {fieldRef: {fieldPath: status.podIP}}
             {{- include "baton.environment" $root | nindent 12 }}
+            {{- range $name, $value := .own.env }}
+            - {name: {{ $name }}, value: {{ $value | quote }}}
+            {{- end }}
           ports:
             - {name: http, containerPort: {{ include "baton.port" "http" }}}
             - {name: control, containerPort: {{ include "baton.port" "control" }}}
