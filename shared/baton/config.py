@@ -55,6 +55,9 @@ class EngineConfig:
         "give a request the same bits alone and in a crowd, however its prompt is cut or cached; slower, on a CPU one "
         "token at a time",
     )
+    allow_reference_kernels: bool = setting(
+        False, "run an operation in plain torch, slower, where its Triton kernel does not compile"
+    )
     seed: int = setting(0, "seed of dummy weights, and of requests that bring none")
 
     def __post_init__(self) -> None:
@@ -79,6 +82,11 @@ class EngineConfig:
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0.0 < share <= 1.0:
             raise ConfigError(
                 f"gpu_memory_utilization={share!r} is not valid: it is a share, above 0 and at most 1."
+            )
+        if self.deterministic and self.allow_reference_kernels:
+            raise ConfigError(
+                "allow_reference_kernels=True is not valid with deterministic=True: plain torch picks the order of its "
+                "sums by the batch. Leave out one of --allow-reference-kernels and --deterministic."
             )
         _check_choices(self)
 

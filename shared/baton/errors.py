@@ -8,6 +8,7 @@
     ├── Unavailable             503  no worker can take the request now; retry later
     ├── ConfigError             500  a flag or file is wrong: raised at start, never in a request
     │   ├── ModelLoadError           the checkpoint is missing, damaged or not ours to load
+    │   ├── KernelError              a kernel does not compile on this device
     │   └── OutOfMemory              model and cache do not fit the device
     └── OutOfBlocks             500  the pool has fewer blocks than asked; the scheduler's own signal
 
@@ -66,6 +67,10 @@ class ConfigError(BatonError):
 
 class ModelLoadError(ConfigError):
     """A checkpoint cannot be loaded, with the reason and the way out."""
+
+
+class KernelError(ConfigError):
+    """A kernel does not compile on this device with this Triton; raised at start."""
 
 
 class OutOfMemory(ConfigError):

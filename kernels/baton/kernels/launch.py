@@ -5,6 +5,7 @@ what they are given, so that the kernels' files still load. TRITON_INTERPRET=1 (
 runs the kernels on CPU tensors.
 """
 
+import importlib.util
 import os
 from typing import Any
 
@@ -24,7 +25,7 @@ class _Absent:
         return args[0] if len(args) == 1 and callable(args[0]) and not kwargs else self
 
 
-if INTERPRET or torch.cuda.is_available():
+if INTERPRET or (torch.cuda.is_available() and importlib.util.find_spec("triton")):
     import triton
     import triton.language as tl
 else:

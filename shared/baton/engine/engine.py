@@ -19,6 +19,7 @@ import torch
 from baton.block_hash import cache_root
 from baton.config import EngineConfig
 from baton.engine.block_pool import BlockPool
+from baton.engine.device import pick_device, prepare_kernels
 from baton.engine.kv_cache import KVLayout
 from baton.engine.memory import MemoryPlan, plan_memory, with_kv_of
 from baton.engine.model_runner import LaunchedStep, ModelRunner
@@ -26,7 +27,7 @@ from baton.engine.prefix_cache import PrefixCache
 from baton.engine.sampler import TokenLogprobs, seed_of
 from baton.engine.scheduler import Scheduler, SchedulerConfig
 from baton.engine.sequence import Sequence
-from baton.errors import ConfigError, refuse
+from baton.errors import refuse
 from baton.models.causal_lm import CausalLM
 from baton.models.config import read_spec
 from baton.models.hub import locate
@@ -130,7 +131,7 @@ class Engine:
         Raises:
             ModelLoadError, OutOfMemory, ConfigError: before anything large is read wherever possible.
         """
-        device = _device(config)
+        device = pick_device(config)
         if folder is None:
             folder = locate(str(config.model), config.revision, weights=config.load_format != "dummy")
         spec = read_spec(folder)
@@ -147,6 +148,9 @@ class Engine:
         if progress:
             name = f"{spec.family} on {device} in {str(dtype).removeprefix('torch.')}"
             print(f"{name}: {memory.describe()}", file=sys.stderr)
+        references = prepare_kernels(config, spec, dtype, max_model_len, device)
+        if references and progress:
+            print(f"in plain torch, and so without CUDA graphs: {', '.join(references)}", file=sys.stderr)
         model = load_model(
             folder,
             dtype=dtype,
@@ -163,7 +167,7 @@ class Engine:
                 print(f"measured: {memory.describe()}", file=sys.stderr)
         identity = model_identity(folder, dummy_seed=config.seed if config.load_format == "dummy" else None)
         engine = cls(model, config, memory, layout, cache_key=cache_key, identity=identity)
-        if device.type == "cuda" and not config.enforce_eager:
+        if device.type == "cuda" and not config.enforce_eager and not references:
             engine.runner.capture_graphs(progress=progress)
         return engine
 
@@ -459,14 +463,6 @@ def measure_memory(
     # logits of a full batch, as the model gives them, as fp32, and as scaled by the sampler; and its counts of tokens
     logits_nbytes = config.max_num_seqs * model.spec.vocab_size * 14
     return with_kv_of(config, memory, model.nbytes, step_nbytes + logits_nbytes, device)
-
-
-def _device(config: EngineConfig) -> torch.device:
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device='cuda' is not valid: torch sees no GPU here. Use --device cpu or auto.")
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(config.device)
 
 
 def _dtype(config: EngineConfig, device: torch.device, spec: ModelSpec) -> torch.dtype:

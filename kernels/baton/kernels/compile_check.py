@@ -1,0 +1,209 @@
+"""Compile at start what a model runs, so that a kernel that does not compile is a message then, not a failed request.
+
+Each operation runs once on few rows at the model's shapes and types. Triton keeps what it compiles on disk, so only a
+machine's first start waits for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from baton.errors import KernelError
+from baton.kernels.attention import AttentionBatch, paged_attention
+from baton.kernels.invariant_attention import invariant_attention
+from baton.kernels.invariant_linear import invariant_linear
+from baton.kernels.join_attention import join_attention
+from baton.kernels.kv_write import kv_write
+from baton.kernels.launch import triton_version, use_reference
+from baton.kernels.rms_norm import add_rms_norm, rms_norm
+from baton.kernels.rotary import rotary_kv_write
+from baton.kernels.sample import SamplingBatch, derive_keys, greedy, logprobs, sample
+from baton.kernels.silu_mul import gelu_tanh_mul, silu_mul
+from baton.kernels.token_counts import count_tokens
+
+_CONTEXT_LEN = 600  # tokens: more than a split of a decode, so that splits are merged too
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelShapes:
+    """What of a model decides which kernels it runs, and as what they are compiled."""
+
+    dtype: torch.dtype
+    block_size: int
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rotated_dim: int  # of head_dim; 0: positions are in the embeddings
+    has_rms_norm: bool
+    has_head_norms: bool
+    gate: Literal["silu", "gelu_tanh"] | None
+    windows: tuple[int | None, ...]
+    soft_cap: float | None
+    deterministic: bool  # with the operations whose bits do not depend on the batch
+
+
+@torch.inference_mode()
+def compile_kernels(
+    shapes: KernelShapes, device: torch.device, device_name: str, *, allow_reference: bool
+) -> dict[str, str]:
+    """Run each operation once; give the reason of each that does not compile, which is a reference from then on.
+
+    Raises:
+        KernelError: one does not compile, and no reference is allowed.
+    """
+    failed: dict[str, str] = {}
+    for op, run in _operations(shapes, device):
+        try:
+            run()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # Triton, its compiler passes and ptxas each raise what they like
+            reason = _reason(error)
+            if not allow_reference:
+                way_out = (
+                    "leave out --deterministic, which has no other way to compute it"
+                    if shapes.deterministic
+                    else f"give --allow-reference-kernels to run {op} in plain torch, which is slower"
+                )
+                raise KernelError(
+                    f"the Triton kernel of {op} does not compile on {device_name} with Triton {triton_version()}: "
+                    f"{reason}. Use another Triton version or device, or {way_out}."
+                ) from error
+            use_reference(op)
+            failed[op] = reason
+            run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return failed
+
+
+def _reason(error: BaseException) -> str:
+    """Give the innermost error in one line: what encloses it shows source code alone."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join((getattr(error, "error_message", None) or str(error)).split())
+    return f"{type(error).__name__}: {text[:300]}".rstrip(": ")
+
+
+def _operations(shapes: KernelShapes, device: torch.device) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Give each operation that a model of these shapes runs, by the name that `use_reference` knows."""
+    if shapes.has_rms_norm:
+        yield "rms_norm", lambda: _norms(shapes, device)
+    if shapes.gate is not None:
+        gate_up = torch.zeros(2, 2 * shapes.intermediate_size, dtype=shapes.dtype, device=device)
+        if shapes.gate == "silu":
+            yield "silu_mul", lambda: silu_mul(gate_up)
+        else:
+            yield "gelu_tanh_mul", lambda: gelu_tanh_mul(gate_up)
+    if shapes.rotated_dim:
+        yield "rotary_kv_write", lambda: _rotary(shapes, device)
+    else:
+        yield "kv_write", lambda: _write(shapes, device)
+    if shapes.deterministic:
+        x = torch.zeros(2, shapes.hidden_size, dtype=shapes.dtype, device=device)
+        yield "invariant_linear", lambda: invariant_linear(x, x)
+        yield "invariant_attention", lambda: _attention(invariant_attention, shapes, device)
+    else:
+        heads = torch.zeros(2, shapes.num_heads, shapes.head_dim, dtype=shapes.dtype, device=device)
+        sums = torch.zeros(2, shapes.num_heads, device=device)
+        yield "paged_attention", lambda: _attention(paged_attention, shapes, device)
+        yield "join_attention", lambda: join_attention(heads, sums, heads, sums, torch.empty_like(heads))
+    logits = torch.zeros(2, shapes.vocab_size, device=device)
+    rows = torch.arange(2, device=device)
+    counts = torch.zeros(2, shapes.vocab_size, dtype=torch.int32, device=device)
+    yield "sample", lambda: _sampling(logits, counts, rows)
+    yield "logprobs", lambda: logprobs(logits, rows, 1)
+    yield "count_tokens", lambda: count_tokens(counts, rows, rows)
+
+
+def _norms(shapes: KernelShapes, device: torch.device) -> None:
+    x = torch.zeros(2, shapes.hidden_size, dtype=shapes.dtype, device=device)
+    rms_norm(x, x[0], 1e-5)
+    add_rms_norm(x, torch.zeros_like(x), x[0], 1e-5)
+
+
+def _cache(shapes: KernelShapes, device: torch.device) -> Tensor:
+    """Make a cache of one sequence and one layer, with the strides of several: [blocks, 2, block_size, kv_heads, head_dim]."""
+    num_blocks = -(-_CONTEXT_LEN // shapes.block_size)
+    shape = (num_blocks, 2, 2, shapes.block_size, shapes.num_kv_heads, shapes.head_dim)
+    return torch.zeros(shape, dtype=shapes.dtype, device=device)[:, 0]
+
+
+def _heads(shapes: KernelShapes, num_tokens: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Give q, k and v as a fused projection does, [tokens, heads or kv_heads, head_dim]."""
+    widths = [shapes.num_heads, shapes.num_kv_heads, shapes.num_kv_heads]
+    qkv = torch.zeros(num_tokens, sum(widths), shapes.head_dim, dtype=shapes.dtype, device=device)
+    q, k, v = qkv.split_with_sizes(widths, 1)
+    return q, k, v
+
+
+def _rotary(shapes: KernelShapes, device: torch.device) -> None:
+    cos_sin = torch.zeros(2, 2, shapes.rotated_dim // 2, device=device)
+    norm = torch.zeros(shapes.head_dim, dtype=shapes.dtype, device=device) if shapes.has_head_norms else None
+    at = torch.arange(2, device=device)
+    rotary_kv_write(
+        *_heads(shapes, 2, device),
+        cos_sin,
+        at,
+        _cache(shapes, device),
+        at,
+        q_norm=norm,
+        k_norm=norm,
+        eps=1e-5,
+    )
+
+
+def _write(shapes: KernelShapes, device: torch.device) -> None:
+    _, k, v = _heads(shapes, 2, device)
+    kv_write(k, v, _cache(shapes, device), torch.arange(2, device=device))
+
+
+def _attention(attend: Callable[..., Tensor], shapes: KernelShapes, device: torch.device) -> None:
+    """Attend for two decodes, one of several splits, and a short chunk."""
+    query_lens, seq_lens = [1, 1, 3], [5, _CONTEXT_LEN, 7]
+    cache = _cache(shapes, device)
+    table = torch.zeros(3, len(cache), dtype=torch.int32, device=device)
+    q, _, _ = _heads(shapes, sum(query_lens), device)
+    for window in shapes.windows:
+        batch = AttentionBatch(
+            block_table=table,
+            query_start=torch.tensor([0, *query_lens]).cumsum(0).int().to(device),
+            seq_lens=torch.tensor(seq_lens, dtype=torch.int32, device=device),
+            slots=torch.zeros(len(q), dtype=torch.int64, device=device),
+            num_decodes=2,
+            query_lens_host=query_lens,
+            seq_lens_host=seq_lens,
+        )
+        attend(q, cache, batch, scale=1.0, window=window, soft_cap=shapes.soft_cap)
+
+
+def _sampling(logits: Tensor, counts: Tensor, rows: Tensor) -> None:
+    """Draw in each of the ways that are compiled apart."""
+    ones = torch.ones(len(rows), device=logits.device)
+    batch = SamplingBatch(
+        temperature=ones,
+        top_k=ones.int(),
+        top_p=ones / 2,
+        min_p=ones / 2,
+        keys=derive_keys(rows, rows, rows),
+    )
+    greedy(logits)
+    sample(logits, batch)
+    batch.any_min_p = True
+    sample(logits, batch)
+    batch.any_top_k = batch.any_top_p = True
+    sample(logits, batch)
+    batch.allowed = torch.ones(logits.shape, dtype=torch.bool, device=logits.device)
+    batch.bias_rows = batch.bias_token_ids = rows
+    batch.bias_values = ones
+    batch.repetition_penalty = batch.presence_penalty = batch.frequency_penalty = ones
+    batch.counts, batch.count_rows = counts, rows
+    sample(logits, batch)

@@ -1,0 +1,125 @@
+"""The device an engine runs on: found, checked against what the model and the kernels need, kernels compiled.
+
+All of it at start and before weights are read, each failure as one message with the way out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from baton.config import EngineConfig
+from baton.errors import ConfigError
+from baton.kernels.compile_check import KernelShapes, compile_kernels
+from baton.kernels.launch import INTERPRET, ON_TRITON, triton_version
+from baton.kernels.limits import DTYPES, LARGEST_HEAD_DIM, OLDEST_CAPABILITY
+from baton.logs import get_logger
+from baton.models.spec import ModelSpec
+
+log = get_logger("engine")
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFacts:
+    """What the checks look at; of a CPU its name alone."""
+
+    name: str
+    is_gpu: bool = False
+    capability: tuple[int, int] = (0, 0)
+    triton: str | None = None
+
+
+def pick_device(config: EngineConfig) -> torch.device:
+    """Give the device that the settings ask for."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device='cuda' is not valid: torch sees no GPU here. Use --device cpu or auto.")
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(config.device)
+
+
+def facts_of(device: torch.device) -> DeviceFacts:
+    """Ask a device."""
+    if device.type != "cuda":
+        return DeviceFacts("CPU", triton=triton_version())
+    name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+    return DeviceFacts(name, True, capability, triton_version())
+
+
+def check_device(facts: DeviceFacts, spec: ModelSpec, dtype: torch.dtype) -> None:
+    """Refuse what the kernels do not take; a CPU computes everything without them.
+
+    Raises:
+        ConfigError: says what is needed, why, and what would run.
+    """
+    if not facts.is_gpu:
+        return
+    if facts.capability < OLDEST_CAPABILITY:
+        raise ConfigError(
+            f"{facts.name} has compute capability {_version(facts.capability)}, and the kernels need "
+            f"{_version(OLDEST_CAPABILITY)} or newer (Ampere, 2020): bfloat16 matrix products and asynchronous copies "
+            f"start there, and Triton compiles for nothing older, so no other --dtype helps. "
+            f"Use a newer GPU, or --device cpu."
+        )
+    if facts.triton is None:
+        raise ConfigError(
+            f"{facts.name} needs the package triton for its kernels, and it is not installed here. Install it, or use "
+            f"--device cpu."
+        )
+    if dtype not in DTYPES:
+        known = ", ".join(str(each).removeprefix("torch.") for each in DTYPES)
+        raise ConfigError(f"dtype={dtype} is not valid: the kernels take {known}. Give one with --dtype.")
+    if spec.head_dim > LARGEST_HEAD_DIM:
+        raise ConfigError(
+            f"the model's heads have {spec.head_dim} dimensions (head_dim in config.json), and the attention kernels take "
+            f"at most {LARGEST_HEAD_DIM}: wider tiles do not fit a GPU's shared memory. Use --device cpu."
+        )
+
+
+def prepare_kernels(
+    config: EngineConfig, spec: ModelSpec, dtype: torch.dtype, max_model_len: int, device: torch.device
+) -> dict[str, str]:
+    """Check the device and compile what the model runs there; give what runs as plain torch instead, with the reason.
+
+    Raises:
+        ConfigError: the device cannot run the model. KernelError: a kernel does not compile.
+    """
+    facts = facts_of(device)
+    check_device(facts, spec, dtype)
+    if not ON_TRITON or (device.type == "cpu" and not INTERPRET):
+        return {}
+    name = f"{facts.name} (compute capability {_version(facts.capability)})" if facts.is_gpu else facts.name
+    shapes = _kernel_shapes(config, spec, dtype, max_model_len)
+    failed = compile_kernels(shapes, device, name, allow_reference=config.allow_reference_kernels)
+    for op, reason in failed.items():
+        log.warning("reference_kernel", op=op, device=name, triton=facts.triton, reason=reason)
+    return failed
+
+
+def _kernel_shapes(
+    config: EngineConfig, spec: ModelSpec, dtype: torch.dtype, max_model_len: int
+) -> KernelShapes:
+    is_rotated = spec.rope is not None  # and then with RMSNorm and a gate, in every family that there is
+    return KernelShapes(
+        dtype=dtype,
+        block_size=config.block_size,
+        vocab_size=spec.vocab_size,
+        hidden_size=spec.hidden_size,
+        intermediate_size=spec.intermediate_size,
+        num_heads=spec.num_heads,
+        num_kv_heads=spec.num_kv_heads,
+        head_dim=spec.head_dim,
+        rotated_dim=0 if spec.rope is None else spec.rope.dim,
+        has_rms_norm=is_rotated,
+        has_head_norms=spec.qk_norm,
+        gate=None if not is_rotated else "silu" if spec.activation in ("silu", "swish") else "gelu_tanh",
+        # as the model itself sees them: one that hides nothing is none
+        windows=tuple({None if w is None or w >= max_model_len else w for w in spec.windows}),
+        soft_cap=spec.attention_soft_cap,
+        deterministic=config.deterministic,
+    )
+
+
+def _version(capability: tuple[int, int]) -> str:
+    return ".".join(map(str, capability))

@@ -1,0 +1,105 @@
+"""Kernels are compiled before they are needed: here, and without a device for those that a GPU would have."""
+
+import dataclasses
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from baton.errors import KernelError
+from baton.kernels import launch, silu_mul
+from baton.kernels.compile_check import KernelShapes, compile_kernels
+from baton.kernels.launch import INTERPRET, tl, triton
+from baton.kernels.launch_table import LARGE, SMALL, launches
+
+LLAMA = KernelShapes(
+    dtype=torch.float32,
+    block_size=16,
+    vocab_size=300,
+    hidden_size=48,
+    intermediate_size=80,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=24,
+    rotated_dim=24,
+    has_rms_norm=True,
+    has_head_norms=False,
+    gate="silu",
+    windows=(None,),
+    soft_cap=None,
+    deterministic=False,
+)
+GEMMA = dataclasses.replace(LLAMA, gate="gelu_tanh", windows=(40, None), soft_cap=30.0, has_head_norms=True)
+OPT = dataclasses.replace(LLAMA, rotated_dim=0, has_rms_norm=False, gate=None)
+DETERMINISTIC = dataclasses.replace(LLAMA, deterministic=True)
+
+
+@triton.jit
+def _broken_kernel(gate_up_ptr, y_ptr, stride, inner, IS_GELU: tl.constexpr, BLOCK: tl.constexpr):
+    tl.static_assert(BLOCK > 1 << 20, "no such block here")
+
+
+@pytest.fixture
+def broken(is_kernel, monkeypatch):
+    """Break the kernel of silu_mul, in a process that keeps nothing of it."""
+    if not is_kernel:
+        pytest.skip("no kernel runs here")
+    monkeypatch.setattr(silu_mul, "_gate_kernel", _broken_kernel)
+    monkeypatch.setattr(launch, "_references", set())
+
+
+@pytest.mark.parametrize(
+    "shapes", [LLAMA, GEMMA, OPT, DETERMINISTIC], ids=["llama", "gemma", "opt", "deterministic"]
+)
+def test_all_that_a_model_runs_compiles(shapes, device):
+    assert compile_kernels(shapes, torch.device(device), "here", allow_reference=False) == {}
+
+
+def test_a_kernel_that_does_not_compile_is_named_with_the_device_the_reason_and_the_flag(broken, device):
+    with pytest.raises(KernelError) as refused:
+        compile_kernels(LLAMA, torch.device(device), "this device", allow_reference=False)
+    message = str(refused.value)
+    for part in ("of silu_mul ", "this device", f"Triton {triton.__version__}", "no such block here"):
+        assert part in message
+    assert "--allow-reference-kernels" in message
+
+
+def test_where_it_is_allowed_that_operation_alone_becomes_its_reference(broken, device, assert_close):
+    failed = compile_kernels(LLAMA, torch.device(device), "this device", allow_reference=True)
+    assert list(failed) == ["silu_mul"]
+    assert "no such block here" in failed["silu_mul"]
+    gate_up = torch.randn(3, 20, device=device)
+    assert_close(silu_mul.silu_mul(gate_up), silu_mul.silu_mul_reference(gate_up))
+    assert not launch.on_triton(gate_up, "silu_mul")
+    assert launch.on_triton(gate_up, "rms_norm")
+
+
+def test_a_measured_device_keeps_its_launches_under_other_triton_versions_and_an_unknown_one_gets_what_fits():
+    assert launches((9, 0), (3, 6)) is LARGE
+    assert launches((9, 0), (3, 7)) is LARGE
+    assert launches((9, 0), (3, 5)) is LARGE
+    assert launches((8, 9), (3, 6)) is SMALL
+    assert launches((13, 0), (3, 6)) is SMALL
+
+
+# Bytes of shared memory that a block may have at most, by compute capability (CUDA C++ Programming Guide,
+# "Compute Capabilities").
+SHARED_NBYTES = {80: 166_912, 89: 101_376, 90: 232_448}
+
+
+@pytest.mark.skipif(INTERPRET, reason="the interpreter compiles nothing")
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.parametrize("capability", SHARED_NBYTES)
+def test_the_kernels_compile_for_a_device_that_is_not_here_and_fit_its_shared_memory(capability):
+    script = Path(__file__).with_name("compile_for.py")
+    command = [sys.executable, str(script), str(capability)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    compiled = [line.split() for line in done.stdout.splitlines()]
+    assert {"_decode_kernel", "_prefill_kernel", "_rms_norm_kernel", "_draw_kernel"} <= {
+        name for name, _ in compiled
+    }
+    assert max(int(nbytes) for _, nbytes in compiled) <= SHARED_NBYTES[capability]
