@@ -5,7 +5,7 @@ PYTHON ?= python3
 STAMP := $(VENV)/.installed
 SOURCES := compose shared kernels services tests docs
 
-.PHONY: install check fix test bench docs up
+.PHONY: install check fix test compose-test lock bench docs up
 
 install: $(STAMP)
 
@@ -29,6 +29,19 @@ fix: install
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# Builds the images, starts the stack of compose/compose.yaml, breaks it, takes it down. Needs Docker.
+compose-test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m compose -v -s tests/compose/test_stack.py
+
+# The images' requirements with their hashes, from constraints.txt.
+LOCK = $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --custom-compile-command "make lock" \
+	--python-version 3.11 --python-platform linux --constraint constraints.txt --output-file compose/requirements
+lock: install
+	echo hatchling | $(LOCK)/build.txt -
+	$(LOCK)/router.txt pyproject.toml
+	$(LOCK)/worker-cpu.txt pyproject.toml --extra worker --excludes compose/requirements/cuda-only.txt --no-emit-package torch
+	$(LOCK)/worker-cuda.txt pyproject.toml --extra worker
 
 bench: install
 	$(BIN)/baton bench offline --compare transformers
