@@ -64,7 +64,8 @@ def make_plan(config: UpConfig, engine: EngineConfig, folder: str) -> Plan:
     num_prefill = _num_prefill(config, engine)
     ports = _free_ports(2 * (num_prefill + config.decode) + 1)
     redis, redis_url, notice = _plan_redis(config, ports.pop(), folder)
-    secret_settings = {"BATON_CACHE_KEY": secrets.token_hex(16)}
+    # Given, so that a worker started beside these can share their caches; else one that nobody knows.
+    secret_settings = {"BATON_CACHE_KEY": os.environ.get("BATON_CACHE_KEY") or secrets.token_hex(16)}
     placements = _place(engine, num_prefill + config.decode)
     workers, urls, controls = [], [], []
     legs = [("prefill", i) for i in range(num_prefill)] + [("decode", i) for i in range(config.decode)]

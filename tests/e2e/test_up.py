@@ -106,6 +106,16 @@ def test_the_default_is_a_pair_where_kv_can_be_sent(
     assert [worker.name for worker in plan.workers] == legs
 
 
+def test_a_given_cache_key_is_that_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = UpConfig(port=free_ports(1)[0])
+    monkeypatch.delenv("BATON_CACHE_KEY", raising=False)
+    plans = [make_plan(config, EngineConfig(), str(tmp_path)) for _ in range(2)]
+    assert len({plan.router.environment["BATON_CACHE_KEY"] for plan in plans}) == 2
+    monkeypatch.setenv("BATON_CACHE_KEY", "ours")
+    plan = make_plan(config, EngineConfig(), str(tmp_path))
+    assert {child.environment["BATON_CACHE_KEY"] for child in (plan.router, *plan.workers)} == {"ours"}
+
+
 def test_a_plan_spreads_workers_over_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     plan = make_plan(UpConfig(prefill=1, decode=2, port=free_ports(1)[0]), EngineConfig(), str(tmp_path))
