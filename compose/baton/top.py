@@ -27,7 +27,7 @@ from baton.errors import ConfigError
 WINDOW_S = 60.0
 """Latencies are those of the last minute."""
 _TIMEOUT_S = 2.0
-_BAR_LEN = 10
+_BAR_LEN = 5
 
 
 class Readings:
@@ -111,7 +111,7 @@ class Observer:
             answer = await self._router.get(path)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ConfigError(
-                f"url={self._url!r} does not answer: {error or type(error).__name__}. Start a router (`baton up`), or "
+                f"url={self._url!r} does not answer: {str(error) or type(error).__name__}. Start a router (`baton up`), or "
                 f"name it with --url."
             ) from None
         if answer.status_code == 401:
@@ -245,10 +245,10 @@ def _workers(before: Snapshot, now: Snapshot) -> RenderableType:
         "wait",
         "KV use",
         "tok/s",
-        "prompt tok/s",
+        "prompt/s",
         "hits",
-        "KV in",
-        "KV out",
+        "KV in/s",
+        "out/s",
         "held",
         title="Workers",
     )
@@ -289,11 +289,16 @@ def _speeds(incarnation: str, before: Snapshot, now: Snapshot) -> list[str]:
 
 def _table(*columns: str, title: str) -> Table:
     table = Table(
-        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1, 0, 0)
     )
-    for number, column in enumerate(columns):
-        is_text = number == 0 or column == "legs"
-        table.add_column(column, justify="left" if is_text else "right", no_wrap=True, header_style="dim")
+    name, *others = columns
+    table.add_column(
+        name, overflow="fold", header_style="dim"
+    )  # where it is narrow, names give way to numbers
+    for column in others:
+        table.add_column(
+            column, justify="left" if column == "legs" else "right", no_wrap=True, header_style="dim"
+        )
     return table
 
 
@@ -332,10 +337,10 @@ def _speed(count: float, seconds: float) -> str:
 
 def _bandwidth(nbytes: float, seconds: float) -> str:
     value = nbytes / seconds if seconds > 0 else 0.0
-    for unit, size in (("GB/s", 1e9), ("MB/s", 1e6), ("kB/s", 1e3)):
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if value >= size:
             return f"{value / size:.1f} {unit}"
-    return f"{value:.0f} B/s"
+    return f"{value:.0f} B"
 
 
 def _time(seconds: float | None) -> str:

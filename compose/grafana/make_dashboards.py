@@ -263,7 +263,7 @@ ROUTING = (
         most=1,
     ),
     Panel(
-        title="Redis, index and dropped messages",
+        title="Redis, and messages dropped",
         description="registry: 1 while Redis answers. stale: messages a second of a closed epoch, which are dropped.",
         targets=(
             Target("min(baton:registry_up)", "registry"),
@@ -535,7 +535,6 @@ def _variables() -> list[dict[str, Any]]:
             "refresh": 2,
             "includeAll": True,
             "multi": True,
-            "allValue": ".+",
             "current": {"text": ["All"], "value": ["$__all"]},
         }
         for name, query in queries.items()

@@ -10,7 +10,7 @@ import yaml
 COMPOSE = Path(__file__).parents[2] / "compose"
 RULES = COMPOSE / "prometheus" / "alerts.yml"
 DASHBOARDS = sorted((COMPOSE / "grafana" / "dashboards").glob("*.json"))
-_VARIABLES = {"$__rate_interval": "20s", "$role": ".+", "$instance": ".+"}
+_VARIABLES = {"$__rate_interval": "20s", "$role": "prefill|decode", "$instance": ".+"}
 
 
 def panels(path: Path) -> list[tuple[str, list[str]]]:

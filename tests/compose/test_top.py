@@ -1,0 +1,148 @@
+"""`baton top` shows what router and workers tell, and says in one line why it cannot."""
+
+import contextlib
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.cluster import Cluster, prompt_of, stream_all
+from tests.processes import free_ports
+from tests.router.cluster import cluster as router_cluster
+
+from baton.top import Readings, quantile
+
+KEY = "the_key_of_these_tests"
+
+
+def top(url: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run it for one frame, on a wide terminal."""
+    return subprocess.run(
+        [sys.executable, "-m", "baton.cli", "top", "--once", "--interval", "0.1", "--url", url],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "COLUMNS": "140", **environment},
+    )
+
+
+def row(text: str, first: str) -> list[str]:
+    """Give the words of the line that begins so."""
+    (line,) = [line for line in text.splitlines() if line.startswith(first)]
+    return line.removeprefix(first).split()
+
+
+def test_a_frame_shows_every_worker_and_what_requests_waited(cluster: Cluster) -> None:
+    stream_all(cluster, "2p2d", [prompt_of(900 + i, 64) for i in range(6)], max_tokens=8)
+    done = top(cluster.routers["2p2d"].url)
+    assert done.returncode == 0, done.stderr
+    for name, leg in (("p0", "prefill"), ("p1", "prefill"), ("d0", "decode"), ("d1", "decode")):
+        assert row(done.stdout, name)[0] == leg
+        assert "–" not in row(done.stdout, name)[4:6]  # its own /metrics were read
+    count, p50, _ms, *_ = row(done.stdout, "time to first token")
+    assert int(count) >= 6
+    assert float(p50) > 0
+    assert "Redis answers" in done.stdout
+
+
+def test_on_a_terminal_it_goes_on_until_interrupted_whatever_the_router_does(tmp_path: Path) -> None:
+    with terminal() as (screen, side):
+        with router_cluster(tmp_path, [{"worker_id": "d0", "legs": ["decode"]}]) as made:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "baton.cli", "top", "--interval", "0.1", "--url", made.url],
+                **dict.fromkeys(("stdin", "stdout", "stderr"), side),
+                env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "30"},
+            )
+            try:
+                assert_shown(screen, "d0 ")
+                assert_shown(screen, "last 1 s")
+                made.workers["d0"].kill()
+                assert_shown(screen, "No worker is live")
+            except BaseException:
+                process.kill()
+                raise
+        assert_shown(screen, "does not answer")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+
+
+@contextlib.contextmanager
+def terminal() -> Iterator[tuple[int, int]]:
+    """Give both sides of a pseudo-terminal: what is shown, and where to write."""
+    screen, side = pty.openpty()
+    try:
+        yield screen, side
+    finally:
+        os.close(screen)
+        os.close(side)
+
+
+def assert_shown(screen: int, wanted: str, timeout_s: float = 30.0) -> None:
+    """Read what is shown until the text comes."""
+    shown, deadline = "", time.monotonic() + timeout_s
+    while wanted not in shown:
+        left = deadline - time.monotonic()
+        assert left > 0, f"{wanted!r} is not in {shown[-3000:]!r}"
+        if select.select([screen], [], [], left)[0]:
+            shown += os.read(screen, 65536).decode(errors="replace")
+
+
+def test_workers_that_cannot_be_reached_are_shown_as_the_router_sees_them(tmp_path: Path) -> None:
+    workers = [{"worker_id": "p0", "legs": ["prefill"]}, {"worker_id": "d0", "legs": ["decode"]}]
+    with router_cluster(tmp_path, workers, api_key=(KEY,)) as made:
+        refused = top(made.url)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert "--api-key" in refused.stderr
+        assert top(made.url, BATON_API_KEY="another_key").returncode == 2
+        shown = top(made.url, BATON_API_KEY=KEY)
+    assert shown.returncode == 0, shown.stderr
+    assert row(shown.stdout, "d0")[0] == "decode"
+    assert row(shown.stdout, "d0")[-6:] == ["–"] * 6
+
+
+def test_without_a_router_one_line_says_what_to_do() -> None:
+    (port,) = free_ports(1)
+    done = top(f"http://127.0.0.1:{port}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"url='http://127.0.0.1:{port}' does not answer" in done.stderr
+    assert "baton up" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_another_server_is_told_from_a_router(cluster: Cluster) -> None:
+    done = top(cluster.workers["d0"].url)
+    assert done.returncode == 2
+    assert "no Baton router" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("q", "wanted"), [(0.0, 0.0), (0.25, 0.05), (0.5, 0.1), (0.7, 0.55), (0.9, 1.0), (0.99, 1.0)]
+)
+def test_quantiles_are_what_prometheus_estimates(q: float, wanted: float) -> None:
+    buckets = [
+        (0.1, 10.0),
+        (1.0, 18.0),
+        (float("inf"), 20.0),
+    ]  # beyond the last edge, that edge is all there is
+    assert quantile(buckets, q) == pytest.approx(wanted)
+
+
+def test_no_value_has_no_quantile() -> None:
+    assert quantile([], 0.5) is None
+    assert quantile([(1.0, 0.0), (float("inf"), 0.0)], 0.5) is None
+
+
+def test_readings_add_up_what_is_not_asked_apart() -> None:
+    told = Readings(
+        '# TYPE baton:replays counter\nbaton:replays_total{reason="gap",model_name="m"} 2\n'
+        'baton:replays_total{reason="draining",model_name="m"} 3\nother_total 9\n'
+    )
+    assert told.total("replays_total") == 5
+    assert told.total("replays_total", reason="gap") == 2
+    assert told.total("nothing") == 0
