@@ -173,14 +173,14 @@ class World:
             if refuse:
                 self.source.refused(batch)
                 continue
-            self.check_credit(batch)
-            views = list(batch.stage.views) if batch.stage is not None else []
-            message = Message(False, [batch.header, *views])
+            header, payload = self.source.seal(batch)
+            self.check_credit(batch, header)
+            message = Message(False, [header, *payload])
             self.network.append(message)
             self.source.sent(batch, lambda copies=message.copies: not copies[0])  # type: ignore[misc]
 
-    def check_credit(self, batch: Batch) -> None:
-        message, _ = wire.parse(batch.header, wire.TO_SINK)
+    def check_credit(self, batch: Batch, header: bytes) -> None:
+        message, _ = wire.parse(header, wire.TO_SINK)
         if isinstance(message, wire.Blocks):
             assert message.first_block >= self.fetched[batch.key], "a block that the sink has"
             assert (

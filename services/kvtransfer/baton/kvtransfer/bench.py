@@ -12,6 +12,7 @@ import json
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -207,13 +208,16 @@ class _Sink:
         self._pull.setsockopt(zmq.RCVHWM, plan.config.receive_queue)
         self._pull.connect(bare)
         self._layout = layout_fingerprint(plan.block_nbytes)
+        self._stirs = threading.Event()
         self._importer = Importer(
             plan.memory(0),
             self._layout,
             incarnation="sink",
             config=plan.config,
             transports=_transports(plan.scheme),
+            on_event=self._stirs.set,
         )
+        self._thread = TransferThread(self._importer).start()
 
     def bare_round(self) -> None:
         """Move one round's bytes over bare sockets."""
@@ -229,19 +233,18 @@ class _Sink:
         while next_transfer < self._plan.num_transfers:
             self._fetch(index, next_transfer)
             next_transfer += 1
-        deadline = time.monotonic() + _DEADLINE_S
         while self._importer.num_open:
-            self._importer.poll(100)
+            assert self._stirs.wait(_DEADLINE_S), "the transfer does not end"
+            self._stirs.clear()
             for event in self._importer.events():
                 assert not isinstance(event, FetchFailed), event
                 if isinstance(event, Fetched) and next_transfer < self._plan.total_transfers:
                     self._fetch(index, next_transfer)
                     next_transfer += 1
-            assert time.monotonic() < deadline, "the transfer does not end"
 
     def close(self) -> None:
         self._pull.close(linger=0)
-        self._importer.close()
+        self._thread.stop()
         self._context.term()
 
     def _fetch(self, index: int, transfer: int) -> None:
@@ -288,7 +291,9 @@ def _send_bare(plan: Plan, memory: HostMemory, push: zmq.Socket[bytes]) -> None:
     num_blocks = plan.num_blocks * plan.num_transfers
     for _ in range(plan.repeats):
         for first in range(0, num_blocks, frame_blocks):
-            (view,) = memory.stage(range(first, min(num_blocks, first + frame_blocks))).views
+            stage = memory.stage(range(first, min(num_blocks, first + frame_blocks)))
+            assert stage is not None
+            (view,) = stage.views
             push.send(view, copy=False)
 
 

@@ -1,23 +1,22 @@
 """The exporter: lets other workers fetch the KV that this one computes.
 
-The engine's thread tells it of requests and blocks and takes events; none of its methods but `poll`, `service` and
-`close` waits for anything. The thread that owns it (a `TransferThread`) sends and receives. What may be sent when is
-decided in `sending.py`; here are the sockets.
+The engine's thread tells it of requests and blocks and takes events; none of its methods but `service` and `close`
+waits for anything. The thread that owns it (a `TransferThread`) sends and receives. What may be sent when is decided
+in `sending.py`; here are the sockets.
 """
 
 from __future__ import annotations
 
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import zmq
 
 from baton.kvtransfer import wire
-from baton.kvtransfer.loop import Doorbell, drive
+from baton.kvtransfer.exchange import Exchange
+from baton.kvtransfer.loop import Doorbell
 from baton.kvtransfer.memory import BlockMemory
 from baton.kvtransfer.sending import Batch, Released, SendingSide
 from baton.kvtransfer.settings import TransferConfig, TransferStats
@@ -32,7 +31,7 @@ from baton.kvtransfer.sockets import (
     send_frame,
 )
 from baton.kvtransfer.transports.transport import Endpoint, Socket, Transport, host_id
-from baton.kvtransfer.wire import Key, Ticket
+from baton.kvtransfer.wire import Ticket
 
 MESSAGES_A_TURN = 256
 BATCHES_A_TURN = 32
@@ -64,13 +63,10 @@ class Exporter:
             ConfigError: an address cannot be bound, or is a wildcard and there are no keys.
         """
         self.stats = stats if stats is not None else TransferStats()
-        self.doorbell = Doorbell()
         self._memory = memory
         self._config = config or TransferConfig()
         self._side = SendingSide(memory, layout, incarnation, self._config, self.stats, time.monotonic)
-        self._commands: deque[Callable[[], None]] = deque()
-        self._open: set[Key] = set()
-        self._on_event = on_event
+        self._exchange = Exchange(self._side.events, (Released,), on_event)
         self._transports = tuple(transports) if transports is not None else default_transports()
         self._context: Context = make_context(self._config)
         self._guardian = guard(self._context, keys) if keys is not None else None
@@ -99,10 +95,8 @@ class Exporter:
             ValueError: the ticket is already offered.
         """
         key = wire.check_ticket(ticket)
-        if key in self._open:
-            raise ValueError(f"request {key[0].hex()} epoch {key[1]} is already offered")
-        self._open.add(key)
-        self._tell(self._side.offer, key, ticket.secret)
+        self._exchange.open(key)
+        self._exchange.tell(self._side.offer, key, ticket.secret)
 
     def publish(
         self, request_id: bytes, epoch: int, block_ids: Sequence[int], hashes: Sequence[bytes]
@@ -112,38 +106,35 @@ class Exporter:
             raise ValueError(f"{len(block_ids)} blocks, but {len(hashes)} hashes")
         if any(not 0 <= block_id < self._memory.num_blocks for block_id in block_ids):
             raise ValueError(f"block ids must be 0 to {self._memory.num_blocks - 1}")
-        self._tell(self._side.publish, (request_id, epoch), list(block_ids), wire.join_hashes(hashes))
+        self._exchange.tell(
+            self._side.publish, (request_id, epoch), list(block_ids), wire.join_hashes(hashes)
+        )
 
     def finish(self, request_id: bytes, epoch: int, meta: bytes = b"") -> None:
         """Say that the prompt's last block is published; `meta` goes to the sink's leg with the last message."""
         if len(meta) > wire.MAX_META_NBYTES:
             raise ValueError(f"meta has {len(meta)} bytes, more than {wire.MAX_META_NBYTES}")
-        self._tell(self._side.finish, (request_id, epoch), meta)
+        self._exchange.tell(self._side.finish, (request_id, epoch), meta)
 
     def withdraw(self, request_id: bytes, epoch: int) -> None:
         """Close an epoch of a request and all before it: cancelled, or preempted. Safe to repeat, and too late."""
-        self._tell(self._side.withdraw, request_id, epoch)
+        self._exchange.tell(self._side.withdraw, request_id, epoch)
 
     def events(self) -> list[Released]:
         """Take what has happened since. Blocks of a released ticket may be overwritten; those of no other may."""
-        taken = []
-        while self._side.events:
-            released = self._side.events.popleft()
-            self._open.discard((released.request_id, released.epoch))
-            taken.append(released)
-        return taken
+        return self._exchange.take()
 
     @property
     def num_open(self) -> int:
         """Tickets whose release was not taken yet."""
-        return len(self._open)
+        return self._exchange.num_open
 
     # For the owning thread
 
-    def poll(self, timeout_ms: float = 0) -> None:
-        """Send and receive for at most so long."""
-        drive((self,), timeout_ms / 1000)
-        self.service()
+    @property
+    def doorbell(self) -> Doorbell:
+        """What wakes the owner."""
+        return self._exchange.doorbell
 
     def sockets(self) -> Sequence[Socket]:
         """Give the sockets on which sinks ask."""
@@ -151,44 +142,31 @@ class Exporter:
 
     def service(self) -> float:
         """Do all that can be done now; give the seconds until there may be more."""
-        self.doorbell.hush()
-        while self._commands:
-            self._commands.popleft()()
+        self._exchange.obey()
         more = self._receive()
         self._side.sweep()
-        while self._side.replies:
-            peer, header = self._side.replies.popleft()
-            send_frame(self._routers[0], peer, header)
+        self._send_replies()
         more |= self._send_batches()
-        if self._side.events and self._on_event is not None:
-            self._on_event()
+        self._exchange.announce()
         if more:
             return 0.0
         return BUSY_S if self._side.is_busy else self._side.seconds_to_sweep()
 
     def close(self) -> None:
         """Stop serving; every open ticket is released, once nothing reads its blocks."""
-        while self._commands:
-            self._commands.popleft()()
+        self._exchange.obey()
         self._side.close()
-        while self._side.replies:
-            peer, header = self._side.replies.popleft()
-            send_frame(self._routers[0], peer, header)
+        self._send_replies()
         self._close_sockets()
         deadline = time.monotonic() + CLOSE_S
         while self._side.num_open and time.monotonic() < deadline:
             self._side.sweep()
             time.sleep(0.001)
-        if self._side.events and self._on_event is not None:
-            self._on_event()
+        self._exchange.announce()
         self.doorbell.close()
 
     def _ring(self, _: object) -> None:
         """Wake the owner, in ZeroMQ's collecting thread: blocks were sent, so there is room for more."""
-        self.doorbell.ring()
-
-    def _tell(self, command: Callable[..., None], *args: Any) -> None:
-        self._commands.append(partial(command, *args))
         self.doorbell.ring()
 
     def _receive(self) -> bool:
@@ -203,6 +181,11 @@ class Exporter:
             else:
                 more = True
         return more
+
+    def _send_replies(self) -> None:
+        while self._side.replies:
+            peer, header = self._side.replies.popleft()
+            send_frame(self._routers[0], peer, header)
 
     def _send_batches(self) -> bool:
         """Send in turn what credits and sockets allow; True: there may be more."""
@@ -232,11 +215,12 @@ class Exporter:
                     raise
                 continue
             self._next_stripe = stripe + 1
-            # Once its first part is taken the rest of a message never waits.
-            views = batch.stage.views if batch.stage is not None else ()
-            router.send(batch.header, zmq.SNDMORE if views else 0)
+            # Once its first part is taken the rest of a message never waits. Only now are the blocks summed, so that
+            # the socket finds them in the processor's cache.
+            header, payload = self._side.seal(batch)
+            router.send(header, zmq.SNDMORE if payload else 0)
             reads = []
-            for left, view in enumerate(views, start=1 - len(views)):
+            for left, view in enumerate(payload, start=1 - len(payload)):
                 part = memoryview(view)
                 reads.append(weakref.ref(part, self._ring))
                 router.send(part, zmq.SNDMORE if left else 0, copy=False)

@@ -10,15 +10,13 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 from baton.errors import ConfigError
 from baton.kvtransfer import wire
-from baton.kvtransfer.loop import Doorbell, drive
+from baton.kvtransfer.exchange import Exchange
+from baton.kvtransfer.loop import Doorbell
 from baton.kvtransfer.memory import BlockMemory
 from baton.kvtransfer.receiving import Event, Fetched, FetchFailed, ReceivingSide
 from baton.kvtransfer.settings import TransferConfig, TransferStats
@@ -32,7 +30,7 @@ from baton.kvtransfer.sockets import (
     send_frame,
 )
 from baton.kvtransfer.transports.transport import Endpoint, Socket, Transport, choose
-from baton.kvtransfer.wire import Key, Ticket
+from baton.kvtransfer.wire import Ticket
 
 log = logging.getLogger("baton.kvtransfer")
 MESSAGES_A_TURN = 8
@@ -67,13 +65,10 @@ class Importer:
         `on_event` is called, in the owning thread, when there are events to take.
         """
         self.stats = stats if stats is not None else TransferStats()
-        self.doorbell = Doorbell()
         self._memory = memory
         self._config = config or TransferConfig()
         self._side = ReceivingSide(memory, layout, incarnation, self._config, self.stats, time.monotonic)
-        self._commands: deque[Callable[[], None]] = deque()
-        self._open: set[Key] = set()
-        self._on_event = on_event
+        self._exchange = Exchange[Event](self._side.events, (Fetched, FetchFailed), on_event)
         self._transports = tuple(transports) if transports is not None else default_transports()
         self._keys = keys
         self._context: Context = make_context(self._config)
@@ -101,43 +96,35 @@ class Importer:
             )
         self._check(block_ids)
         choose(self._transports, Endpoint.parse(ticket.source))
-        if key in self._open:
-            raise ValueError(f"request {key[0].hex()} epoch {key[1]} is already being fetched")
-        self._open.add(key)
+        self._exchange.open(key)
         self._memory.expect(block_ids)
-        self._tell(self._side.fetch, key, ticket, from_block, joined, list(block_ids))
+        self._exchange.tell(self._side.fetch, key, ticket, from_block, joined, list(block_ids))
 
     def grant(self, request_id: bytes, epoch: int, block_ids: Sequence[int]) -> None:
         """Give the next wanted blocks these places: the credit. They belong to the fetch until it ends."""
         self._check(block_ids)
         self._memory.expect(block_ids)
-        self._tell(self._side.grant, (request_id, epoch), list(block_ids))
+        self._exchange.tell(self._side.grant, (request_id, epoch), list(block_ids))
 
     def cancel(self, request_id: bytes, epoch: int) -> None:
         """Give up; the fetch then ends as `FetchFailed`. Safe to repeat, and too late."""
-        self._tell(self._side.cancel, (request_id, epoch))
+        self._exchange.tell(self._side.cancel, (request_id, epoch))
 
     def events(self) -> list[Event]:
         """Take what has happened since. After `Fetched` or `FetchFailed` nothing is written for that ticket."""
-        taken: list[Event] = []
-        while self._side.events:
-            event = self._side.events.popleft()
-            if isinstance(event, Fetched | FetchFailed):
-                self._open.discard((event.request_id, event.epoch))
-            taken.append(event)
-        return taken
+        return self._exchange.take()
 
     @property
     def num_open(self) -> int:
         """Fetches whose end was not taken yet."""
-        return len(self._open)
+        return self._exchange.num_open
 
     # For the owning thread
 
-    def poll(self, timeout_ms: float = 0) -> None:
-        """Send and receive for at most so long."""
-        drive((self,), timeout_ms / 1000)
-        self.service()
+    @property
+    def doorbell(self) -> Doorbell:
+        """What wakes the owner."""
+        return self._exchange.doorbell
 
     def sockets(self) -> Sequence[Socket]:
         """Give the sockets on which sources answer."""
@@ -145,22 +132,18 @@ class Importer:
 
     def service(self) -> float:
         """Do all that can be done now; give the seconds until there may be more."""
-        self.doorbell.hush()
-        while self._commands:
-            self._commands.popleft()()
+        self._exchange.obey()
         more = self._receive()
         self._side.sweep()
         self._send_requests()
-        if self._side.events and self._on_event is not None:
-            self._on_event()
+        self._exchange.announce()
         if more:
             return 0.0
         return 0.001 if self._side.is_landing else self._side.seconds_to_sweep()
 
     def close(self) -> None:
         """Give up all fetches, tell their sources, and disconnect."""
-        while self._commands:
-            self._commands.popleft()()
+        self._exchange.obey()
         deadline = time.monotonic() + 1.0
         self._side.close()
         while self._side.num_open and time.monotonic() < deadline:
@@ -172,13 +155,8 @@ class Importer:
                 dealer.close(linger=CLOSE_LINGER_MS)
         self._links.clear()
         self._context.term()
-        if self._side.events and self._on_event is not None:
-            self._on_event()
+        self._exchange.announce()
         self.doorbell.close()
-
-    def _tell(self, command: Callable[..., None], *args: Any) -> None:
-        self._commands.append(partial(command, *args))
-        self.doorbell.ring()
 
     def _check(self, block_ids: Sequence[int]) -> None:
         if any(not 0 <= block_id < self._memory.num_blocks for block_id in block_ids):

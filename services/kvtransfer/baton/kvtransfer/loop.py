@@ -61,24 +61,14 @@ class Part(Protocol):
         """Give everything back."""
 
 
-def drive(parts: Sequence[Part], timeout_s: float) -> None:
-    """Service the parts, wait until something happens, at most so long, and service them again."""
-    wait_s = min(timeout_s, min(part.service() for part in parts))
-    poller = zmq.Poller()
-    for part in parts:
-        poller.register(part.doorbell.fileno(), zmq.POLLIN)
-        for socket in part.sockets():
-            poller.register(socket, zmq.POLLIN)
-    # Rounded up: a wait of 0.4 ms must not become a spin.
-    poller.poll(int(wait_s * 1000) + (wait_s > 0))
-
-
 class TransferThread:
     """Drive parts in a thread of their own until stopped, then close them."""
 
     def __init__(self, *parts: Part) -> None:
         self._parts = parts
         self._stopping = False
+        self._poller = zmq.Poller()
+        self._polled: list[Socket] | None = None
         self._thread = threading.Thread(target=self._run, name="baton-kv", daemon=True)
 
     @property
@@ -101,9 +91,19 @@ class TransferThread:
     def _run(self) -> None:
         while not self._stopping:
             try:
-                drive(self._parts, 1.0)
+                self._wait(min(part.service() for part in self._parts))
             except Exception:  # the edge of the loop: one message or command is lost, the worker lives
                 log.exception("a step of the KV transfer failed")
                 time.sleep(BACK_OFF_S)
         for part in self._parts:
             part.close()
+
+    def _wait(self, seconds: float) -> None:
+        """Wait until something stirs, at most so long."""
+        sockets = [socket for part in self._parts for socket in part.sockets()]
+        if sockets != self._polled:
+            self._polled, self._poller = sockets, zmq.Poller()
+            for stirring in (*(part.doorbell.fileno() for part in self._parts), *sockets):
+                self._poller.register(stirring, zmq.POLLIN)
+        # Rounded up: a wait of 0.4 ms must not become a spin.
+        self._poller.poll(int(min(seconds, 1.0) * 1000) + (seconds > 0))

@@ -19,6 +19,9 @@ from baton.errors import ConfigError
 from baton.kvtransfer.wire import checksum
 
 Bytes = NDArray[np.uint8]
+GATHER_NBYTES = 512 << 10
+"""Runs of less are put side by side before they are sent: a frame of its own costs each as much as copying this."""
+NUM_GATHERED = 32
 PIECE_NBYTES = 256 << 10
 """Copied and summed at a time, so that the second pass finds the bytes in the processor's own cache: 14 % less time
 than one pass after the other over 2 MiB."""
@@ -83,14 +86,36 @@ class HostMemory:
         self.block_nbytes = array.nbytes // num_blocks
         self._blocks: Bytes = array.reshape(-1).view(np.uint8).reshape(num_blocks, -1)
         self._bytes = self._blocks.reshape(-1).data
+        self._spare: list[Bytes] = []
+        self._num_gathered = 0
 
     def expect(self, block_ids: Sequence[int]) -> None:
         """Do nothing: on a CPU nothing of the engine runs behind its back."""
 
-    def stage(self, block_ids: Sequence[int]) -> Stage:
-        """Give views of the blocks where they lie."""
-        nbytes = self.block_nbytes
-        return _InPlace([self._bytes[first * nbytes : stop * nbytes] for first, stop in runs(block_ids)])
+    def stage(self, block_ids: Sequence[int]) -> Stage | None:
+        """Give views of the blocks where they lie, or of a copy side by side if they are small and scattered."""
+        nbytes, found = self.block_nbytes, runs(block_ids)
+        if len(found) > 1 and len(block_ids) * nbytes < len(found) * GATHER_NBYTES:
+            return self._gather(block_ids)
+        return _InPlace([self._bytes[first * nbytes : stop * nbytes] for first, stop in found])
+
+    def _gather(self, block_ids: Sequence[int]) -> Stage | None:
+        if self._num_gathered == NUM_GATHERED:
+            return None
+        self._num_gathered += 1
+        nbytes = len(block_ids) * self.block_nbytes
+        # Kept, because the kernel takes as long to give new pages as they take to be filled.
+        room = self._spare.pop() if self._spare else np.empty(0, dtype=np.uint8)
+        if len(room) < nbytes:
+            room = np.empty(nbytes, dtype=np.uint8)
+        blocks = room[:nbytes].reshape(len(block_ids), -1)
+        # In mode "raise" NumPy would go through a buffer of its own.
+        np.take(self._blocks, block_ids, axis=0, out=blocks, mode="clip")
+        return _Gathered(self, room, blocks.reshape(-1).data)
+
+    def _give_back(self, room: Bytes) -> None:
+        self._num_gathered -= 1
+        self._spare.append(room)
 
     def land(self, block_ids: Sequence[int], blocks: Sequence[memoryview]) -> Landing:
         """Copy the bytes to their blocks."""
@@ -113,6 +138,22 @@ class _InPlace:
 
     def release(self) -> None:
         self.views = ()
+
+
+class _Gathered:
+    __slots__ = ("_memory", "_room", "views")
+
+    def __init__(self, memory: HostMemory, room: Bytes, view: memoryview) -> None:
+        self._memory = memory
+        self._room = room
+        self.views: Sequence[memoryview] = (view,)
+
+    def is_ready(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        self.views = ()
+        self._memory._give_back(self._room)
 
 
 class _Landed:

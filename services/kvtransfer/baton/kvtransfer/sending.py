@@ -45,10 +45,9 @@ class Batch:
 
     key: Key
     peer: bytes
+    first_block: int
     num_blocks: int
-    header: bytes
     stage: Stage | None
-    first_block: int = 0
     is_read: Callable[[], bool] = lambda: True
     """Tells whether the sockets are done with the payload."""
 
@@ -272,7 +271,8 @@ class SendingSide:
     def ready_batches(self) -> Iterator[Batch]:
         """Give at most one message of each offer that has one, in turn.
 
-        Before taking the next, call `sent` for what the socket took; what it did not take comes again.
+        Before taking the next, call `seal` and `sent` for what the socket takes, `refused` for what it does not take
+        now: that comes again.
         """
         for _ in range(len(self._turns)):
             offer = self._turns.popleft()
@@ -287,10 +287,24 @@ class SendingSide:
             if offer.staged:
                 batch = offer.staged[0]
                 if batch.stage is not None and batch.stage.is_ready():
-                    self._seal(offer, batch)
                     yield batch
             elif self._may_end(offer):
-                yield self._make_end(offer)
+                assert offer.peer is not None
+                yield Batch(offer.key, offer.peer, offer.total, 0, None)
+
+    def seal(self, batch: Batch) -> tuple[bytes, Sequence[memoryview]]:
+        """Make the header of a batch that a socket will take, and give its payload frames."""
+        offer = self._offers[batch.key]
+        if batch.stage is None:
+            assert offer.meta is not None
+            age_s = min(1e6, max(0.0, self._clock() - offer.finished_at))
+            return wire.seal(wire.End(*offer.key, offer.total, age_s, offer.meta), offer.secret), ()
+        blocks = wire.split_payload(batch.num_blocks, self._memory.block_nbytes, batch.stage.views)
+        stop = batch.first_block + batch.num_blocks
+        hashes = offer.hashes[batch.first_block * DIGEST_NBYTES : stop * DIGEST_NBYTES]
+        checksums = b"".join(map(wire.checksum, blocks))
+        message = wire.Blocks(*offer.key, self._layout, batch.first_block, bytes(hashes), checksums)
+        return wire.seal(message, offer.secret), batch.stage.views
 
     def sent(self, batch: Batch, is_read: Callable[[], bool]) -> None:
         """Note that the sockets took a batch, and how to ask whether they still read its payload."""
@@ -350,20 +364,9 @@ class SendingSide:
             if stage is None:
                 return False
             assert offer.peer is not None
-            offer.staged.append(Batch(offer.key, offer.peer, stop - first, b"", stage, first))
+            offer.staged.append(Batch(offer.key, offer.peer, first, stop - first, stage))
             offer.num_staged = stop
         return True
-
-    def _seal(self, offer: _Offer, batch: Batch) -> None:
-        if batch.header:
-            return
-        assert batch.stage is not None
-        blocks = wire.split_payload(batch.num_blocks, self._memory.block_nbytes, batch.stage.views)
-        stop = batch.first_block + batch.num_blocks
-        hashes = offer.hashes[batch.first_block * DIGEST_NBYTES : stop * DIGEST_NBYTES]
-        checksums = b"".join(map(wire.checksum, blocks))
-        message = wire.Blocks(*offer.key, self._layout, batch.first_block, bytes(hashes), checksums)
-        batch.header = wire.seal(message, offer.secret)
 
     def _may_end(self, offer: _Offer) -> bool:
         if offer.meta is None or offer.end_sent or offer.peer is None:
@@ -373,13 +376,6 @@ class SendingSide:
             self._end(offer, "failed", tell="length")
             return False
         return offer.num_sent == offer.total
-
-    def _make_end(self, offer: _Offer) -> Batch:
-        assert offer.peer is not None
-        assert offer.meta is not None
-        age_s = min(1e6, max(0.0, self._clock() - offer.finished_at))
-        end = wire.End(*offer.key, offer.total, age_s, offer.meta)
-        return Batch(offer.key, offer.peer, 0, wire.seal(end, offer.secret), None)
 
     def _take_turn(self, offer: _Offer) -> None:
         if offer.peer is not None and not offer.has_turn and not offer.ending:
