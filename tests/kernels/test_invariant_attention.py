@@ -114,6 +114,31 @@ def test_splits_side_by_side_give_the_same_bits(cache, is_kernel, monkeypatch):
 
 
 @pytest.mark.usefixtures("same_bits_anywhere")
+def test_room_for_more_sequences_changes_no_bit(cache, is_kernel, device):
+    """Lay a step out as a captured one: rows for four decodes and three chunks, and tokens that nobody has."""
+    if not is_kernel:
+        pytest.skip("only the kernel reads a step's layout on the device")
+    rows = {0: (2, 699, 1), 1: (0, 149, 1), 4: (2, 100, 70), 5: (1, 0, 40)}
+    lens = [rows.get(row, (0, 0, 0))[2] for row in range(7)]
+    batch = AttentionBatch(
+        block_table=cache.table[[rows.get(row, (3, 0, 0))[0] for row in range(7)]].to(device),
+        query_start=torch.tensor([0, *itertools.accumulate(lens)], dtype=torch.int32, device=device),
+        seq_lens=torch.tensor(
+            [sum(rows.get(row, (0, 0, 0))[1:]) for row in range(7)], dtype=torch.int32, device=device
+        ),
+        slots=torch.zeros(160, dtype=torch.int64, device=device),
+        num_decodes=4,
+        query_lens_host=[1] * 7,
+        seq_lens_host=[],
+    )
+    q = torch.cat([cache.q[seq][start : start + n] for seq, start, n in rows.values()])
+    room = torch.full((160, *q.shape[1:]), math.nan, device=device, dtype=q.dtype)
+    room[: len(q)] = q
+    o = invariant_attention(room, cache.kv, batch, **cache.options)
+    assert torch.equal(o[: len(q)], torch.cat(cache.attend(*rows.values())))
+
+
+@pytest.mark.usefixtures("same_bits_anywhere")
 def test_padding_rows_give_zeros(device, is_kernel):
     if not is_kernel:
         pytest.skip("a CPU has no padding rows")

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from baton.kernels.attention import AttentionBatch, paged_attention_reference
 from baton.kernels.launch import INTERPRET, on_triton, tl, triton, upcasts_dot
-from baton.kernels.prefill_attention import _attend_tiles
+from baton.kernels.prefill_attention import attend_tiles, sequence_of_tile
 
 _SPLIT = 512  # context tokens
 # Splits run side by side until there are so many programs an SM.
@@ -155,19 +155,6 @@ def _first_tile(lowest, WINDOW: tl.constexpr, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
-def _sequence_of(tile, query_start_ptr, num_seqs, TOKENS: tl.constexpr):
-    """Find a tile's sequence: the last whose first tile is not after it."""
-    low, high = 0, num_seqs
-    while high - low > 1:
-        middle = (low + high) // 2
-        if tl.load(query_start_ptr + middle) // TOKENS + middle <= tile:
-            low = middle
-        else:
-            high = middle
-    return low
-
-
-@triton.jit
 def _join(total, total_max, total_sum, part, part_max, part_sum):
     """Add a split's sums to those of the splits before it."""
     new_max = tl.maximum(total_max, part_max)
@@ -214,7 +201,7 @@ def _attention_kernel(
     kv_head, lane = tl.program_id(0), tl.program_id(2)
     # The last tiles of a prompt see the most context: they start first.
     tile = tl.num_programs(1) - 1 - tl.program_id(1)
-    seq = _sequence_of(tile, query_start_ptr, num_seqs, TOKENS)
+    seq = sequence_of_tile(tile, query_start_ptr, 0, num_seqs, TOKENS)
     query_begin = tl.load(query_start_ptr + seq)
     query_len = tl.load(query_start_ptr + seq + 1) - query_begin
     within = (tile - (query_begin // TOKENS + seq)) * TOKENS
@@ -241,7 +228,7 @@ def _attention_kernel(
         total_max = tl.full([BLOCK_M], -1.0e30, tl.float32)
         total_sum = tl.zeros([BLOCK_M], tl.float32)
         for split in range(first // SPLIT + lane, tl.cdiv(end, SPLIT), tl.num_programs(2)):
-            part, part_max, part_sum = _attend_tiles(
+            part, part_max, part_sum = attend_tiles(
                 tl.zeros([BLOCK_M, BLOCK_D], tl.float32),
                 tl.full([BLOCK_M], -1.0e30, tl.float32),
                 tl.zeros([BLOCK_M], tl.float32),

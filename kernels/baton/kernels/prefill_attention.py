@@ -85,7 +85,21 @@ def prefill_attention(
 
 
 @triton.jit
-def _attend_tiles(
+def sequence_of_tile(tile, query_start_ptr, first_query, num_seqs, TOKENS: tl.constexpr):
+    """Find a tile's sequence: the last whose first tile is not after it."""
+    low, high = 0, num_seqs
+    while high - low > 1:
+        middle = (low + high) // 2
+        begin = tl.load(query_start_ptr + middle) - first_query
+        if begin // TOKENS + middle <= tile:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@triton.jit
+def attend_tiles(
     acc,
     row_max,
     row_sum,
@@ -197,17 +211,9 @@ def _prefill_kernel(
     # not one of them.
     tile = tl.num_programs(1) - 1 - tl.program_id(1)
 
-    # Find the sequence: the last whose first tile is not after this one. Where the chunks' queries begin is read on
-    # the device, as a captured step has rows for more decodes than there are.
+    # Where the chunks' queries begin is read on the device, as a captured step has rows for more decodes than there are.
     first_query = tl.load(query_start_ptr + num_decodes)
-    low, high = 0, num_seqs
-    while high - low > 1:
-        middle = (low + high) // 2
-        begin = tl.load(query_start_ptr + num_decodes + middle) - first_query
-        if begin // TOKENS + middle <= tile:
-            low = middle
-        else:
-            high = middle
+    low = sequence_of_tile(tile, query_start_ptr + num_decodes, first_query, num_seqs, TOKENS)
     seq = num_decodes + low
     query_begin = tl.load(query_start_ptr + seq)
     query_len = tl.load(query_start_ptr + seq + 1) - query_begin
@@ -245,7 +251,7 @@ def _prefill_kernel(
         row_sum = tl.zeros([BLOCK_M], tl.float32)
         acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
         if WINDOW > 0:
-            acc, row_max, row_sum = _attend_tiles(
+            acc, row_max, row_sum = attend_tiles(
                 acc,
                 row_max,
                 row_sum,
@@ -272,7 +278,7 @@ def _prefill_kernel(
                 UPCAST,
                 True,
             )
-        acc, row_max, row_sum = _attend_tiles(
+        acc, row_max, row_sum = attend_tiles(
             acc,
             row_max,
             row_sum,
@@ -299,7 +305,7 @@ def _prefill_kernel(
             UPCAST,
             False,
         )
-        acc, row_max, row_sum = _attend_tiles(
+        acc, row_max, row_sum = attend_tiles(
             acc,
             row_max,
             row_sum,
