@@ -14,7 +14,8 @@ import torch
 
 from baton.config import EngineConfig
 from baton.engine.device import DeviceFacts, check_device
-from baton.errors import ConfigError
+from baton.engine.memory import largest_steps_tried
+from baton.errors import ConfigError, OutOfMemory
 from baton.kernels.launch import INTERPRET
 from baton.models.config import read_spec
 
@@ -66,6 +67,16 @@ def test_a_cpu_takes_any_model(spec) -> None:
 def test_plain_torch_in_place_of_a_kernel_is_no_part_of_deterministic() -> None:
     with pytest.raises(ConfigError, match="--allow-reference-kernels and --deterministic"):
         EngineConfig(deterministic=True, allow_reference_kernels=True)
+
+
+def test_a_device_that_runs_out_at_start_is_told_with_the_flags_to_move() -> None:
+    with (
+        pytest.raises(
+            OutOfMemory, match=r"steps of 8192 tokens and of 256 sequences.*--max-num-batched-tokens"
+        ),
+        largest_steps_tried(EngineConfig()),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
 BROKEN = """

@@ -87,7 +87,7 @@ def test_a_measured_device_keeps_its_launches_under_other_triton_versions_and_an
 
 # Bytes of shared memory that a block may have at most, by compute capability (CUDA C++ Programming Guide,
 # "Compute Capabilities").
-SHARED_NBYTES = {80: 166_912, 89: 101_376, 90: 232_448}
+SHARED_NBYTES = {80: 166_912, 89: 101_376}
 
 
 @pytest.mark.skipif(INTERPRET, reason="the interpreter compiles nothing")

@@ -21,7 +21,7 @@ from baton.config import EngineConfig
 from baton.engine.block_pool import BlockPool
 from baton.engine.device import pick_device, prepare_kernels
 from baton.engine.kv_cache import KVLayout
-from baton.engine.memory import MemoryPlan, plan_memory, with_kv_of
+from baton.engine.memory import MemoryPlan, largest_steps_tried, plan_memory, with_kv_of
 from baton.engine.model_runner import LaunchedStep, ModelRunner
 from baton.engine.prefix_cache import PrefixCache
 from baton.engine.sampler import TokenLogprobs, seed_of
@@ -161,14 +161,15 @@ class Engine:
             max_model_len=max_model_len,
             deterministic=config.deterministic,
         )
-        if device.type == "cuda":
-            memory = measure_memory(cls, model, config, memory, layout)
-            if progress:
-                print(f"measured: {memory.describe()}", file=sys.stderr)
         identity = model_identity(folder, dummy_seed=config.seed if config.load_format == "dummy" else None)
-        engine = cls(model, config, memory, layout, cache_key=cache_key, identity=identity)
-        if device.type == "cuda" and not config.enforce_eager and not references:
-            engine.runner.capture_graphs(progress=progress)
+        with largest_steps_tried(config):
+            if device.type == "cuda":
+                memory = measure_memory(cls, model, config, memory, layout)
+                if progress:
+                    print(f"measured: {memory.describe()}", file=sys.stderr)
+            engine = cls(model, config, memory, layout, cache_key=cache_key, identity=identity)
+            if device.type == "cuda" and not config.enforce_eager and not references:
+                engine.runner.capture_graphs(progress=progress)
         return engine
 
     # -- requests -----------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,12 +63,12 @@ def plan_memory(
         OutOfMemory: the weights, or weights and one longest sequence, do not fit; says by how much and which
             flag moves it.
     """
-    limit = device_limit(config, device)
+    limit = max(0, device_limit(config, device))
     if weights_nbytes > limit:
         raise OutOfMemory(
             f"the weights need {_size(weights_nbytes)}, but only {_size(limit)} of {device.type} memory may be used "
-            f"(--gpu-memory-utilization {config.gpu_memory_utilization}). "
-            f"Use a smaller model, a 16-bit --dtype or a larger device."
+            f"(--gpu-memory-utilization {config.gpu_memory_utilization}, less what other programs hold). Raise that share, "
+            f"stop what else runs there, or use a smaller model, a 16-bit --dtype or a larger device."
         )
     num_blocks = _num_blocks(config, layout, limit - weights_nbytes, device)
     plan = MemoryPlan(weights_nbytes, layout.block_nbytes, num_blocks, layout.block_size, max_model_len)
@@ -104,6 +106,23 @@ def with_kv_of(
             f"--max-num-batched-tokens or --max-model-len, or raise --gpu-memory-utilization."
         )
     return plan
+
+
+@contextlib.contextmanager
+def largest_steps_tried(config: EngineConfig) -> Iterator[None]:
+    """Say which flag to move when a device runs out of memory in the steps that the start tries.
+
+    Raises:
+        OutOfMemory: in place of torch's own error.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(
+            f"the device ran out of memory while the start tried steps of {config.max_num_batched_tokens} tokens and of "
+            f"{config.max_num_seqs} sequences beside the weights. Lower --max-num-batched-tokens or --max-num-seqs; where "
+            f"other programs use the device, lower --gpu-memory-utilization."
+        ) from error
 
 
 def device_limit(config: EngineConfig, device: torch.device) -> int:
