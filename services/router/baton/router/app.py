@@ -40,6 +40,7 @@ from baton.router.openai.requests import (
     Message,
     TokenizeRequest,
 )
+from baton.router.page.routes import page_routes
 from baton.router.pool import Worker, WorkerPool
 from baton.router.sse import OpenStreams
 from baton.router.text_pool import TextPool
@@ -173,6 +174,7 @@ def create_app(config: RouterConfig, registry: Registry | None = None) -> Envelo
     )
     app.state.authenticator = Authenticator(config.api_key, config.cache_key)
     app.state.router = state
+    app.include_router(page_routes())
     app.include_router(_public_routes(state))
     app.include_router(_routes(state, app), dependencies=[Depends(require_key)])
     app.add_exception_handler(BatonError, _on_error)
@@ -477,7 +479,7 @@ def _trace(trace: Any) -> dict[str, Any]:
 
 
 def _worker(worker: Worker) -> dict[str, Any]:
-    """Say what a worker last told of itself, and how many of our requests have a leg there."""
+    """Say what a worker last told of itself, how many of our requests have a leg there, and how many wait for it."""
     info, load = worker.info, worker.load
     used = load.kv_total_blocks - load.kv_free_blocks
     return {
@@ -489,6 +491,7 @@ def _worker(worker: Worker) -> dict[str, Any]:
         "waiting": load.num_waiting,
         "waiting_tokens": load.waiting_tokens,
         "in_flight": len(worker.flows),
+        "awaited": sum(flow.waits_for(worker) for flow in worker.flows),
         "prefill_rate": load.prefill_rate,
         "decode_step_ms": load.decode_step_ms,
         "http": info.http,

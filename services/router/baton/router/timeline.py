@@ -35,6 +35,10 @@ class Span:
     num_tokens: int = 0
     nbytes: int = 0
 
+    def move_to_end_at(self, end: float) -> None:
+        """Keep its length."""
+        self.start, self.end = self.start + end - self.end, end
+
 
 @dataclass(slots=True)
 class Attempt:
@@ -45,7 +49,7 @@ class Attempt:
     prefill: str | None
     sent_at: float
     spans: list[Span] = field(default_factory=list)
-    transferred_at: float = 0.0
+    transfer: Span | None = None
     ended_at: float = 0.0
     replay_reason: str | None = None
     """Why another attempt had to follow."""
@@ -87,21 +91,27 @@ class RequestRecord:
         if attempt is None:
             return
         began = now - report.seconds
-        attempt.spans.append(Span("queue", worker, began - report.waited_seconds, began))
-        # after a transfer the worker computes the end of the prompt, less than a block, in its first decode step
-        if worker != attempt.decode or not attempt.transferred_at:
-            attempt.spans.append(Span("prefill", worker, began, now, report.num_tokens))
-            began = now
-        if worker == attempt.decode:
+        if worker == attempt.decode and attempt.transfer is not None:
+            # the worker's own clock knows better when the last block came than we, who heard of it
+            fetched = began - report.waited_seconds
+            attempt.transfer.move_to_end_at(fetched)
+            attempt.spans.append(Span("queue", worker, fetched, began))
+            # what is left of the prompt, less than a block, is computed in its first step
             attempt.spans.append(Span("decode", worker, began))
+            return
+        since = attempt.sent_at if attempt.epoch else self.arrived_at
+        attempt.spans.append(Span("queue", worker, min(since, began), began))
+        attempt.spans.append(Span("prefill", worker, began, now, report.num_tokens))
+        if worker == attempt.decode:
+            attempt.spans.append(Span("decode", worker, now))
 
     def transferred(self, worker: str, report: Transfer, now: float) -> None:
         """A prompt's KV has arrived."""
         attempt = self._attempt(report.epoch)
         if attempt is not None:
-            attempt.transferred_at = now
             start = now - max(report.seconds, report.exposed_seconds)
-            attempt.spans.append(Span("transfer", worker, start, now, report.num_tokens, report.nbytes))
+            attempt.transfer = Span("transfer", worker, start, now, report.num_tokens, report.nbytes)
+            attempt.spans.append(attempt.transfer)
 
     def first_token(self, now: float, num_cached: int) -> None:
         """The client has a token."""
