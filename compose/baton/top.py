@@ -28,6 +28,21 @@ WINDOW_S = 60.0
 """Latencies are those of the last minute."""
 _TIMEOUT_S = 2.0
 _BAR_LEN = 5
+_COLUMNS = (
+    "worker",
+    "legs",
+    "run",
+    "wait",
+    "KV use",
+    "tok/s",
+    "prompt/s",
+    "hits",
+    "KV in/s",
+    "out/s",
+    "held",
+)
+_TOLD_BY_WORKER = 6
+"""The last columns, which the router does not know."""
 
 
 class Readings:
@@ -214,13 +229,10 @@ def _events(now: Snapshot, since: Snapshot | None) -> Text:
     def count(name: str, **labels: str) -> float:
         return max(now.router.total(name, **labels) - old.total(name, **labels), 0.0)
 
-    failures = count("kv_integrity_failures_total") + sum(
-        reading.total("kv_integrity_failures_total")
-        - ({} if since is None else since.of_worker)
-        .get(incarnation, NOTHING)
-        .total("kv_integrity_failures_total")
-        for incarnation, reading in now.of_worker.items()
-    )
+    failures = count("kv_integrity_failures_total")
+    for incarnation, reading in now.of_worker.items():
+        before = NOTHING if since is None else since.of_worker.get(incarnation, NOTHING)
+        failures += reading.total("kv_integrity_failures_total") - before.total("kv_integrity_failures_total")
     line = Text(f"{_window(now, since)}   ", "dim")
     for title, value, is_wrong in (
         ("remote", count("route_decisions_total", path="remote"), False),
@@ -238,20 +250,7 @@ def _events(now: Snapshot, since: Snapshot | None) -> Text:
 def _workers(before: Snapshot, now: Snapshot) -> RenderableType:
     if not now.workers:
         return Text("No worker is live. Requests wait for one.", style="bold red")
-    table = _table(
-        "worker",
-        "legs",
-        "run",
-        "wait",
-        "KV use",
-        "tok/s",
-        "prompt/s",
-        "hits",
-        "KV in/s",
-        "out/s",
-        "held",
-        title="Workers",
-    )
+    table = _table(*_COLUMNS, title="Workers")
     for worker in sorted(now.workers, key=lambda w: (min(w["legs"], default=""), w["id"]), reverse=True):
         legs = "+".join(sorted(worker["legs"], reverse=True))
         state = "" if worker["state"] == "live" else f" ({worker['state']})"
@@ -270,7 +269,7 @@ def _speeds(incarnation: str, before: Snapshot, now: Snapshot) -> list[str]:
     """Give a worker's cells that need its /metrics; dashes where they cannot be reached."""
     new = now.of_worker.get(incarnation)
     if new is None:
-        return ["–"] * 6
+        return ["–"] * _TOLD_BY_WORKER
     old, seconds = before.of_worker.get(incarnation, new), now.at - before.at
 
     def moved(name: str, **labels: str) -> float:
@@ -292,9 +291,8 @@ def _table(*columns: str, title: str) -> Table:
         title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1, 0, 0)
     )
     name, *others = columns
-    table.add_column(
-        name, overflow="fold", header_style="dim"
-    )  # where it is narrow, names give way to numbers
+    # where it is narrow, names give way to numbers
+    table.add_column(name, overflow="fold", header_style="dim")
     for column in others:
         table.add_column(
             column, justify="left" if column == "legs" else "right", no_wrap=True, header_style="dim"
