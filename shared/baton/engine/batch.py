@@ -40,11 +40,6 @@ class HostBatch:
     prompt_targets: list[tuple[Sequence, int]]  # that prompt token: its sequence and position
 
     @property
-    def is_decode(self) -> bool:
-        """Whether every sequence computes one token and samples the next, as a captured step does."""
-        return len(self.sampled) == len(self.token_ids) and not self.prompt_tokens
-
-    @property
     def sampled_positions(self) -> list[int]:
         """The position of the token that each sampled sequence gets."""
         positions: list[int] = self.seq_lens[self.sampled_at].tolist()
@@ -53,14 +48,20 @@ class HostBatch:
 
 @dataclass(slots=True)
 class BatchInputs:
-    """The same on the device, for a step that is not captured."""
+    """What a forward pass takes, on the device, for a step that is not captured."""
 
     token_ids: Tensor  # [num_tokens] int64
     positions: Tensor  # [num_tokens] int64
     attention: AttentionBatch
-    sample_tokens: Tensor  # [num_samples] int64: the tokens whose hidden states are sampled from
-    sample_rows: Tensor  # [num_samples] int64: the rows that keep what is drawn
-    prompt_tokens: Tensor  # [num_prompt_targets] int64
+
+
+@dataclass(slots=True)
+class WantedRows:
+    """Which hidden states of a step are wanted, on the device."""
+
+    sampled: Tensor  # [num_samples] int64: the tokens whose hidden states are sampled from
+    kept_by: Tensor  # [num_samples] int64: the rows that keep what is drawn
+    scored: Tensor  # [num_prompt_targets] int64: as in `HostBatch.prompt_tokens`
 
 
 class BatchBuilder:
@@ -135,23 +136,8 @@ class BatchBuilder:
             batch.query_start,
             batch.seq_lens,
             batch.rows,
-            batch.query_start[1:][batch.sampled_at] - 1,
-            batch.rows[batch.sampled_at],
-            np.array(batch.prompt_tokens, dtype=np.int64),
         )
-        packed = upload(np.concatenate(parts), self._device)
-        (
-            token_ids,
-            sources,
-            positions,
-            slots,
-            query_start,
-            seq_lens,
-            rows,
-            sample_tokens,
-            sample_rows,
-            scored,
-        ) = packed.split_with_sizes([len(part) for part in parts])
+        token_ids, sources, positions, slots, query_start, seq_lens, rows = self._sent(parts)
         max_blocks = -(-int(batch.seq_lens.max()) // self._block_size)
         attention = AttentionBatch(
             block_table=self.table.index_select(0, rows)[:, :max_blocks],
@@ -164,7 +150,17 @@ class BatchBuilder:
         )
         if (batch.sources >= 0).any():
             token_ids = known_tokens(token_ids, sources, self.last_tokens)
-        return BatchInputs(token_ids, positions, attention, sample_tokens, sample_rows, scored)
+        return BatchInputs(token_ids, positions, attention)
+
+    def send_wanted(self, batch: HostBatch) -> WantedRows:
+        """Send where the wanted hidden states of a step are, in one copy."""
+        sampled = batch.query_start[1:][batch.sampled_at] - 1
+        kept_by = batch.rows[batch.sampled_at]
+        return WantedRows(*self._sent((sampled, kept_by, np.array(batch.prompt_tokens, dtype=np.int64))))
+
+    def _sent(self, parts: tuple[np.ndarray, ...]) -> tuple[Tensor, ...]:
+        packed = upload(np.concatenate(parts), self._device)
+        return packed.split_with_sizes([len(part) for part in parts])
 
     def _row(self, sequence: Sequence) -> int:
         row = self._rows.get(sequence)

@@ -169,7 +169,7 @@ class Engine:
                     print(f"measured: {memory.describe()}", file=sys.stderr)
             engine = cls(model, config, memory, layout, cache_key=cache_key, identity=identity)
             if device.type == "cuda" and not config.enforce_eager and not references:
-                engine.runner.capture_graphs(progress=progress)
+                engine.runner.capture_graphs(max_num_tokens=config.max_num_batched_tokens, progress=progress)
         return engine
 
     # -- requests -----------------------------------------------------------------------------------------

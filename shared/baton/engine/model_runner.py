@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from baton.engine.batch import BatchBuilder, HostBatch
-from baton.engine.cuda_graphs import DecodeGraphs
+from baton.engine.cuda_graphs import StepGraphs
 from baton.engine.kv_cache import KVLayout
+from baton.engine.padded_step import StepShapes
 from baton.engine.sampler import Sampler, TokenLogprobs
 from baton.engine.scheduler import StepPlan
 from baton.engine.sequence import Sequence
@@ -71,12 +72,14 @@ class ModelRunner:
             last_tokens=self._batches.last_tokens,
             device=self.device,
         )
-        self._graphs: DecodeGraphs | None = None
+        self._graphs: StepGraphs | None = None
 
     @torch.inference_mode()
-    def capture_graphs(self, *, progress: bool) -> None:
-        """Capture decode steps; from then on they run as CUDA graphs."""
-        graphs = DecodeGraphs(self.model, self.kv, self._batches, max_num_seqs=self._max_num_seqs)
+    def capture_graphs(self, *, max_num_tokens: int, progress: bool) -> None:
+        """Capture steps; from then on those that fit run as CUDA graphs."""
+        num_parameters = self.model.nbytes // self.model.dtype.itemsize
+        shapes = StepShapes(num_parameters, max_num_seqs=self._max_num_seqs, max_num_tokens=max_num_tokens)
+        graphs = StepGraphs(self.model, self.kv, self._batches, shapes)
         graphs.capture(progress=progress)
         self._graphs = graphs
 
@@ -87,23 +90,19 @@ class ModelRunner:
             self._batches.release(sequence)
             self.sampler.preempt(sequence)
         batch = self._batches.lay_out(plan)
-        if self._graphs is not None and batch.is_decode:
-            hidden = self._graphs.run(batch)
-            if hidden is not None:
-                rows = upload(batch.rows, self.device)
-                return LaunchedStep(plan, batch.sampled, self._draw(hidden, batch, rows), [], Download())
-        return self._launch_eager(plan, batch)
-
-    def _launch_eager(self, plan: StepPlan, batch: HostBatch) -> LaunchedStep:
-        inputs = self._batches.send(batch)
-        hidden = self.model.forward(inputs.token_ids, inputs.positions, self.kv, inputs.attention)
-        # Even where nothing comes to the host: who hears that a step was collected may read its KV.
-        sampled, prompt = Download(hidden[:0]), Download()
-        if batch.sampled:
-            wanted = hidden if len(batch.sampled) == len(hidden) else hidden[inputs.sample_tokens]
-            sampled = self._draw(wanted, batch, inputs.sample_rows)
+        hidden = None if self._graphs is None else self._graphs.run(batch)
+        if hidden is None:
+            inputs = self._batches.send(batch)
+            hidden = self.model.forward(inputs.token_ids, inputs.positions, self.kv, inputs.attention)
+        wanted = self._batches.send_wanted(batch)
+        prompt = Download()
         if batch.prompt_targets:
-            prompt = self._score_prompt(hidden[inputs.prompt_tokens], batch.prompt_targets)
+            prompt = self._score_prompt(hidden[wanted.scored], batch.prompt_targets)
+        if batch.sampled:
+            rows = hidden if len(batch.sampled) == len(hidden) else hidden[wanted.sampled]
+            sampled = self._draw(rows, batch, wanted.kept_by)
+        else:  # something to wait for: who hears that a step was collected may read its KV
+            sampled = Download(hidden[:0])
         return LaunchedStep(plan, batch.sampled, sampled, batch.prompt_targets, prompt)
 
     def _score_prompt(self, hidden: Tensor, targets: list[tuple[Sequence, int]]) -> Download:
