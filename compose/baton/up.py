@@ -142,7 +142,7 @@ async def _serve(config: UpConfig, plan: Plan, supervisor: Supervisor, stop: asy
         ready = asyncio.create_task(_wait_ready(client, plan))
         if not await _first(ready, stop, supervisor.failure):
             return 0
-        supervisor.say("up", f"ready after {time.monotonic() - started_at:.1f} s. Try:")
+        supervisor.say("up", f"ready after {time.monotonic() - started_at:.1f} s. Open {plan.router_url}/ or try:")
         print(_curl(plan, config), flush=True)
         if config.ask or config.once:
             asking = asyncio.create_task(try_chat(client, plan.router_url, plan.model_name, plan.worker_urls))

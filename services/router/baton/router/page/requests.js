@@ -113,11 +113,16 @@ function makeRow() {
 function route(request) {
   const last = request.attempts.at(-1);
   if (!last) return ["waiting for a worker"];
-  const parts = last.prefill ? [el("b", { "data-leg": "prefill" }, last.prefill), " → "] : [];
-  parts.push(el("b", { "data-leg": "decode" }, last.decode));
+  const name = (leg) => el("b", { "data-leg": leg, title: last[leg] }, short(last[leg]));
+  const parts = last.prefill ? [name("prefill"), " → ", name("decode")] : [name("decode")];
   const replays = request.attempts.length - 1;
   if (replays > 0) parts.push(el("span", { class: "tag warn" }, plural(replays, "replay")));
   return parts;
+}
+
+// Names that a cluster gives are long, and differ at their end.
+function short(name) {
+  return name.length > 14 ? `…${name.slice(-7)}` : name;
 }
 
 function tokens(request) {
@@ -194,9 +199,9 @@ function details(request) {
   ]);
   const why = el("div", { class: "why" });
   return [
-    el("table", {},
+    el("div", { class: "scroll" }, el("table", {},
       el("thead", {}, el("tr", {}, ...["Phase", "Worker", "Begins at", "Takes", ""].map((name, i) => el("th", { scope: "col", class: i === 2 || i === 3 ? "number" : null }, name)))),
-      el("tbody", {}, lines.length ? lines : el("tr", {}, el("td", { colspan: 5, class: "muted" }, "No worker has told of it yet.")))),
+      el("tbody", {}, lines.length ? lines : el("tr", {}, el("td", { colspan: 5, class: "muted" }, "No worker has told of it yet."))))),
     el("p", { class: "muted facts" },
       `${new Date(1000 * request.at).toLocaleTimeString([], { hour12: false })} · total ${duration(request.total_ms)} · id ${request.id} · `,
       el("button", { type: "button", class: "link", onclick: () => explain(request.id, why) }, "Why these workers?")),

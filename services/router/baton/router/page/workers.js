@@ -42,7 +42,7 @@ function missing(leg) {
 
 function row(worker, leg) {
   const used = Math.round(100 * worker.kv_usage);
-  const fill = el("span", {});
+  const fill = el("span", { class: worker.kv_usage > 0.9 ? "full" : null });
   fill.style.width = `${100 * worker.kv_usage}%`;
   const now = activity(worker, leg);
   return el("tr", { "data-worker": worker.id, "data-state": worker.state, "data-busy": String(now !== "idle") },
