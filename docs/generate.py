@@ -87,11 +87,19 @@ _SETTINGS: dict[str, Any] = {
 def flags_table(name: str) -> str:
     """Give a table of a command's flags."""
     rows = []
+    hints = get_type_hints(_SETTINGS[name])
     for field in dataclasses.fields(_SETTINGS[name]):
         flag = field.name.replace("_", "-")
         shown = f"`--[no-]{flag}`" if isinstance(field.default, bool) else f"`--{flag}`"
-        rows.append((shown, _default(field.default), field.metadata["help"]))
+        rows.append((shown, _default(field.default), _help(field, hints[field.name])))
     return _rows(("flag", "default", ""), rows)
+
+
+def _help(field: dataclasses.Field[Any], hint: Any) -> str:
+    """Give a field's help, with its choices if that does not name them."""
+    text: str = field.metadata["help"]
+    choices = get_args(hint) if get_origin(hint) is Literal else ()
+    return text if all(choice in text for choice in choices) else f"{text} ({', '.join(choices)})"
 
 
 def settings_table(name: str) -> str:
@@ -102,8 +110,8 @@ def settings_table(name: str) -> str:
     )
 
 
-def metrics_table(name: str, prefix: str = "") -> str:
-    """Give a table of what a router or a worker counts; of the series that begin so, if a prefix is given."""
+def metrics_table(name: str, *prefixes: str) -> str:
+    """Give a table of what a router or a worker counts; of the series that begin so, if prefixes are given."""
     registry = {"router": RouterMetrics, "worker": WorkerMetrics}[name]("m").registry
     families = list(registry.collect())
     also = {family.name.replace("vllm:", "baton:") for family in families if family.name.startswith("vllm:")}
@@ -112,7 +120,7 @@ def metrics_table(name: str, prefix: str = "") -> str:
     }
     rows = []
     for family in sorted(families, key=lambda f: f.name):
-        if not family.name.startswith(f"baton:{prefix}"):
+        if not family.name.startswith(tuple(f"baton:{prefix}" for prefix in prefixes or ("",))):
             continue
         # A series whose labels have no value yet gives no sample, but knows their names.
         labels = (

@@ -11,7 +11,7 @@ import pytest
 import typer.main
 import yaml
 import zmq
-from tests.deploy.manifests import CHART, Manifests, build, environment, render
+from tests.deploy.manifests import CHART, Manifests, build, documents, environment, render
 
 from baton import cli, services
 from baton.config import EngineConfig
@@ -72,14 +72,18 @@ def roles(release: Manifests) -> dict[str, dict[str, Any]]:
     return {role: found[role] for role in ("router", "prefill", "decode")}
 
 
-def test_the_api_takes_every_object(release: Manifests) -> None:
+def check_against_the_api(manifests: Manifests) -> None:
     kubernetes_validate = pytest.importorskip("kubernetes_validate.utils")
     versions = [v for v in kubernetes_validate.all_versions() if tuple(map(int, v.split(".")))[:2] >= (1, 25)]
-    for each in release.objects:
+    for each in manifests.objects:
         if each["kind"] in ("ServiceMonitor", "ScaledObject"):
             continue  # others' kinds, whose schemas the API does not have
         for version in (versions[0], versions[-1]):
             kubernetes_validate.validate(each, version, strict=True)
+
+
+def test_the_api_takes_every_object(release: Manifests) -> None:
+    check_against_the_api(release)
 
 
 def test_helm_finds_nothing_to_complain_of() -> None:
@@ -283,13 +287,18 @@ def test_settings_reach_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (worker.lease_s, legs) == (20, ["decode", "prefill"])
 
 
-def test_scaling_asks_for_series_that_exist() -> None:
-    release = render(EVERYTHING)
+@pytest.fixture(scope="module")
+def known_series() -> dict[str, set[str]]:
+    """Give what each role's /metrics has."""
     sources = {"router": RouterMetrics("m"), "prefill": WorkerMetrics("m"), "decode": WorkerMetrics("m")}
-    known = {
+    return {
         role: {sample.name for family in metrics.registry.collect() for sample in family.samples}
         for role, metrics in sources.items()
     }
+
+
+def test_scaling_asks_for_series_that_exist(known_series: dict[str, set[str]]) -> None:
+    release = render(EVERYTHING)
     queries = [
         trigger["metadata"]["query"]
         for each in release.of_kind("ScaledObject").values()
@@ -298,8 +307,22 @@ def test_scaling_asks_for_series_that_exist() -> None:
     assert len(queries) == 3
     for query in queries:
         ((series, role),) = re.findall(r'(baton:\w+)\{job="(\w+)",namespace="llm"\}', query)
-        assert series in known[role]
+        assert series in known_series[role]
     (monitor,) = release.of_kind("ServiceMonitor").values()
     assert monitor["spec"]["jobLabel"] == "app.kubernetes.io/component"
     for service in release.of_kind("Service").values():
-        assert service["metadata"]["labels"]["app.kubernetes.io/component"] in known
+        assert service["metadata"]["labels"]["app.kubernetes.io/component"] in known_series
+
+
+def test_the_sample_autoscalers_scale_what_the_chart_makes(known_series: dict[str, set[str]]) -> None:
+    text = (CHART.parents[1] / "samples/hpa.yaml").read_text()
+    scalers = Manifests(list(documents(text)))
+    check_against_the_api(scalers)
+    targets = {each["spec"]["scaleTargetRef"]["name"] for each in scalers.objects}
+    assert targets <= set(render().of_kind("Deployment"))
+    queries = re.findall(r'(baton:\w+)\{<<.LabelMatchers>>,job="(\w+)"', text)
+    assert len(queries) == 3
+    assert all(series in known_series[role] for series, role in queries)
+    made = set(re.findall(r"\{as: (\w+)\}", text))
+    asked = {m["external"]["metric"]["name"] for each in scalers.objects for m in each["spec"]["metrics"]}
+    assert made == asked

@@ -56,6 +56,8 @@ spec:
             - name: BATON_HOST
               valueFrom: {fieldRef: {fieldPath: status.podIP}}
             {{- include "baton.environment" $root | nindent 12 }}
+            # Compiled kernels stay beside the models.
+            - {name: TRITON_CACHE_DIR, value: /models/triton}
             {{- range $name, $value := .own.env }}
             - {name: {{ $name }}, value: {{ $value | quote }}}
             {{- end }}
