@@ -41,6 +41,9 @@ def bench_offline(
     ] = "cpu",
     compare: Annotated[str, typer.Option(help="transformers: run it beside, in suite cpu; none")] = "none",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "cpu",
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="with --deterministic; in suite h200 beside the default")
+    ] = False,
     repeats: Annotated[int, typer.Option(min=1, help="timed runs; the median counts")] = 3,
     json_file: Json = None,
 ) -> None:
@@ -49,9 +52,10 @@ def bench_offline(
     from baton.llm import LLM
 
     if suite == "h200":
-        from baton.bench.h200 import MODELS, run
+        from baton.bench.h200 import MODELS, run, run_deterministic
 
-        run(MODELS, repeats=repeats, json_file=json_file)
+        measure = run_deterministic if deterministic else run
+        measure(MODELS, repeats=repeats, json_file=json_file)
         return
     if suite != "cpu":
         raise typer.BadParameter(f"{suite!r} is not a suite; known: cpu, h200", param_hint="--suite")
@@ -59,7 +63,8 @@ def bench_offline(
         raise typer.BadParameter(
             f"{compare!r} is not a peer; known: transformers, none", param_hint="--compare"
         )
-    llm = LLM(model, skip_tokenizer_init=True, enable_prefix_caching=False, **_engine_flags(device=device))
+    flags = _engine_flags(device=device, deterministic=deterministic)
+    llm = LLM(model, skip_tokenizer_init=True, enable_prefix_caching=False, **flags)
     run_cpu(llm, compare=compare == "transformers", repeats=repeats, json_file=json_file)
 
 

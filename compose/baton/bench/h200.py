@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from baton.bench import gpu_figures as figures
 from baton.bench.offline import as_generate
@@ -31,26 +34,67 @@ def run(models: Iterable[str], *, repeats: int, json_file: Path | None, **settin
     """Measure each model with random weights, and print one table."""
     report = Report("baton bench offline --suite h200")
     for model in models:
-        rows, config = {"llama8b": (_llama_8b, figures.LLAMA_8B), "qwen06b": (_qwen_06b, figures.QWEN_06B)}[
-            model
-        ]
-        with tempfile.TemporaryDirectory() as folder:
-            Path(folder, "config.json").write_text(json.dumps(config))
-            llm = LLM(
-                folder,
-                device="cuda",
-                load_format="dummy",
-                skip_tokenizer_init=True,
-                enable_prefix_caching=False,
-                max_model_len=MAX_MODEL_LEN,
-                **settings,
-            )
-        generate = as_generate(llm)
-        generate([[1, 2, 3, 4] * 64] * 8, [16] * 8, 0.0)
+        generate = _load(model, **settings)
+        rows = {"llama8b": _llama_8b, "qwen06b": _qwen_06b}[model]
         for name, figure, value, is_rate in rows(generate, repeats):
             _add(report, model, name, figure, value, is_rate)
-        del llm, generate
+        del generate
     report.show(json_file)
+
+
+def run_deterministic(
+    models: Iterable[str], *, repeats: int, json_file: Path | None, **settings: Any
+) -> None:
+    """Measure what `--deterministic` costs: the same workloads in both modes, one after the other."""
+    report = Report("baton bench offline --suite h200 --deterministic")
+    for model in models:
+        found: list[dict[str, float]] = []
+        for deterministic in (False, True):
+            generate = _load(model, deterministic=deterministic, **settings)
+            found.append(_in_either_mode(generate, repeats))
+            del generate
+            gc.collect()
+            torch.cuda.empty_cache()
+        for name, default_ms in found[0].items():
+            times = found[1][name] / default_ms
+            report.add(
+                model=model,
+                workload=name,
+                unit="ms",
+                default=default_ms,
+                deterministic=found[1][name],
+                times=times,
+            )
+    report.show(json_file)
+
+
+def _in_either_mode(generate: Generate, repeats: int) -> dict[str, float]:
+    """Give the milliseconds of decode steps and prompts."""
+    found = {
+        f"decode, batch {batch}": decode_step_ms(generate, batch, repeats=repeats) for batch in (1, 32, 256)
+    }
+    for length in (2048, 8192):
+        found[f"prefill 1 x {length}"] = 1e3 * prefill_seconds(generate, 1, length, repeats)
+    return found
+
+
+def _load(model: str, **settings: Any) -> Generate:
+    """Make an engine with random weights, and run it once."""
+    config = {"llama8b": figures.LLAMA_8B, "qwen06b": figures.QWEN_06B}[model]
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(json.dumps(config))
+        llm = LLM(
+            folder,
+            device="cuda",
+            load_format="dummy",
+            skip_tokenizer_init=True,
+            enable_prefix_caching=False,
+            max_model_len=MAX_MODEL_LEN,
+            **settings,
+        )
+    generate = as_generate(llm)
+    generate([[1, 2, 3, 4] * 64] * 8, [16] * 8, 0.0)
+    return generate
 
 
 Row = tuple[str, figures.Figure, float, bool]
