@@ -142,7 +142,8 @@ async def _serve(config: UpConfig, plan: Plan, supervisor: Supervisor, stop: asy
         ready = asyncio.create_task(_wait_ready(client, plan))
         if not await _first(ready, stop, supervisor.failure):
             return 0
-        supervisor.say("up", f"ready after {time.monotonic() - started_at:.1f} s. Open {plan.router_url}/ or try:")
+        took_s = time.monotonic() - started_at
+        supervisor.say("up", f"ready after {took_s:.1f} s, with a page at {plan.router_url}/. Try:")
         print(_curl(plan, config), flush=True)
         if config.ask or config.once:
             asking = asyncio.create_task(try_chat(client, plan.router_url, plan.model_name, plan.worker_urls))
