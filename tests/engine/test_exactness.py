@@ -40,7 +40,13 @@ class Case:
     peer: Any
 
     def llm(self, **settings: Any) -> LLM:
-        settings = {"kv_cache_memory_bytes": 2**24, "max_num_seqs": 8, "dtype": "float32", **settings}
+        settings = {
+            "kv_cache_memory_bytes": 2**24,
+            "max_num_seqs": 8,
+            "max_num_batched_tokens": 512,
+            "dtype": "float32",
+            **settings,
+        }
         return LLM(self.folder, skip_tokenizer_init=True, use_tqdm=False, **settings)
 
     def answer(self, llm: LLM, params: SamplingParams = GREEDY) -> list[list[int]]:
