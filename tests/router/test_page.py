@@ -110,7 +110,7 @@ def test_an_answer_is_stopped_and_asked_for_again(pair: Cluster, browser: Browse
     with opened(browser, pair.url) as page:
         ask(page, "write for a long time")
         answer = page.get_by_role("article", name="Answer")
-        expect(answer.locator(".facts")).to_contain_text("first token")
+        expect(answer.locator(".facts")).to_contain_text("p0 → d0 · first token")
         page.get_by_role("button", name="Stop").click()
         expect(answer.locator(".facts")).to_contain_text("stopped")
         wait_until(lambda: not pair.state.dispatcher.flows)

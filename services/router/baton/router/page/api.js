@@ -43,18 +43,20 @@ export async function get(path) {
   return response.json();
 }
 
-// Streams one answer. Gives, in this order: {route, requestId}, {text} ..., {usage}; throws what the API says.
-export async function* chat(body, signal) {
+export function newRequestId() {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+// Streams one answer. Gives, in this order: {route}, {text, finish} ..., {usage}; throws what the API says.
+export async function* chat(body, requestId, signal) {
   const response = await send("v1/chat/completions", {
     method: "POST",
-    headers: { "content-type": "application/json", "x-baton-explain": "1" },
+    headers: { "content-type": "application/json", "x-baton-explain": "1", "x-request-id": requestId },
     body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
     signal,
   });
-  yield {
-    requestId: response.headers.get("x-request-id"),
-    route: readRoute(response.headers.get("x-baton-route")),
-  };
+  yield { route: readRoute(response.headers.get("x-baton-route")) };
   for await (const data of events(response.body)) {
     if (data === "[DONE]") return;
     const chunk = JSON.parse(data);

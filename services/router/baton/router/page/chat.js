@@ -1,6 +1,6 @@
 // The conversation: asks, shows the answer as it comes, and says beneath it how it came.
 
-import { ApiError, chat } from "./api.js";
+import { ApiError, chat, newRequestId } from "./api.js";
 import { byId, count, duration, el, rate } from "./dom.js";
 import { markMine } from "./requests.js";
 
@@ -84,12 +84,13 @@ async function answer() {
   log.querySelector(".again")?.remove();
   log.append(item);
   setRunning(new AbortController());
+  const requestId = newRequestId();
+  markMine(requestId);
   const times = { sent: performance.now(), first: null, last: null, pieces: 0 };
   let seen = { route: null, usage: null };
   let end = null;
   try {
-    for await (const part of chat(settings(), running.signal)) {
-      if (part.requestId) markMine(part.requestId);
+    for await (const part of chat(settings(), requestId, running.signal)) {
       seen = { ...seen, ...part };
       if (part.text) {
         times.last = performance.now();
