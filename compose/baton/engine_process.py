@@ -30,7 +30,9 @@ from baton.kvtransfer.memory import BlockMemory, HostMemory
 from baton.kvtransfer.settings import TransferConfig, TransferStats
 from baton.kvtransfer.sockets import CurveKeys
 from baton.kvtransfer.transports.ipc import IpcTransport
+from baton.kvtransfer.transports.shm import ShmTransport
 from baton.kvtransfer.transports.tcp import TcpTransport
+from baton.kvtransfer.transports.transport import Transport
 from baton.kvtransfer.wire import layout_fingerprint
 from baton.logs import get_logger, setup_logs
 from baton.messages import ModelFacts, WorkerInfo
@@ -123,13 +125,13 @@ class EngineProcess:
         config, names = self._config, self._assignment.legs
         layout = layout_fingerprint(engine.memory.block_nbytes, *engine.cache_parts)
         transfers = TransferConfig(lease_s=config.lease_s, renew_s=min(2.0, config.lease_s / 4))
-        memory = _memory(engine, transfers)
+        memory = _memory(engine, transfers, is_read="prefill" in names)
         legs: list[Leg] = []
         common: dict[str, Any] = {
             "incarnation": self._incarnation,
             "config": transfers,
             "transports": (
-                IpcTransport(),
+                *_host_transports(memory, listens="prefill" in names),
                 TcpTransport(config.host, port=config.kv_port, announce=config.announce_host),
             ),
             "keys": self._keys() if config.encrypt_kv else None,
@@ -205,12 +207,21 @@ def _warm_up(engine: Engine) -> None:
     engine.cache.num_queries = engine.cache.num_hits = 0
 
 
-def _memory(engine: Engine, config: TransferConfig) -> BlockMemory:
-    """Give the KV cache as transfers see it."""
-    kv = engine.runner.kv
-    if kv.is_cuda:
-        return DeviceMemory(CudaCopies(kv), frame_nbytes=config.frame_nbytes)
-    return HostMemory(kv.view(torch.uint8).numpy(), len(kv))
+def _memory(engine: Engine, config: TransferConfig, *, is_read: bool) -> BlockMemory:
+    """Give the KV cache as transfers see it; on a CPU one that is read by others moves to where they can map it."""
+    runner = engine.runner
+    if runner.kv.is_cuda:
+        return DeviceMemory(CudaCopies(runner.kv), frame_nbytes=config.frame_nbytes)
+    fd = None
+    if is_read:
+        runner.kv, fd = runner.layout.allocate_shared(len(runner.kv))
+    return HostMemory(runner.kv.view(torch.uint8).numpy(), len(runner.kv), fd=fd)
+
+
+def _host_transports(memory: BlockMemory, *, listens: bool) -> tuple[Transport, ...]:
+    """Give the ways between processes of one host, the fastest first."""
+    fd = memory.fd if isinstance(memory, HostMemory) else None
+    return (IpcTransport(),) if listens and fd is None else (ShmTransport(fd), IpcTransport())
 
 
 def _read_assignment(link: socket.socket) -> Assignment:

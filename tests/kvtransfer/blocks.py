@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,13 +43,15 @@ class Clock:
 
 
 class Blocks:
-    """A host memory, and its bytes as an array [num_blocks, block bytes]."""
+    """A host memory that other processes can map, and its bytes as an array [num_blocks, block bytes]."""
 
     def __init__(self, num_blocks: int, *, seed: int | None = None, block_nbytes: int = BLOCK_NBYTES) -> None:
-        self.bytes = np.zeros((num_blocks, block_nbytes), dtype=np.uint8)
+        fd = os.memfd_create("baton-test")
+        os.ftruncate(fd, num_blocks * block_nbytes)
+        self.bytes = np.frombuffer(mmap.mmap(fd, 0), dtype=np.uint8).reshape(num_blocks, block_nbytes)
         if seed is not None:
             self.bytes[:] = np.random.default_rng(seed).integers(0, 256, self.bytes.shape, dtype=np.uint8)
-        self.memory = HostMemory(self.bytes, num_blocks)
+        self.memory = HostMemory(self.bytes, num_blocks, fd=fd)
 
 
 def request_id(number: int) -> bytes:

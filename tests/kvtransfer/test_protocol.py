@@ -43,6 +43,7 @@ class SlowMemory:
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
         self.block_nbytes = NBYTES
+        self.shared: memoryview | None = None
         self.bytes = np.full((num_blocks, NBYTES), POISON, dtype=np.uint8)
         self.waiting: list[Copy] = []
         self.num_stages = 0
@@ -108,12 +109,14 @@ class Message:
 
 
 class World:
-    """One source, one sink, and the messages between them."""
+    """One source, one sink, and the messages between them; `by_place`: the sink reads the source's memory itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, by_place: bool = False) -> None:
         self.clock = Clock()
         self.source_memory = SlowMemory(NUM_REQUESTS * NUM_BLOCKS)
         self.sink_memory = SlowMemory(NUM_REQUESTS * NUM_BLOCKS)
+        if by_place:
+            self.source_memory.shared = self.source_memory.bytes.reshape(-1).data
         self.sent_stats, self.got_stats = TransferStats(), TransferStats()
         self.source = SendingSide(self.source_memory, LAYOUT, "source-1", CONFIG, self.sent_stats, self.clock)
         self.sink = ReceivingSide(self.sink_memory, LAYOUT, "sink-1", CONFIG, self.got_stats, self.clock)
@@ -150,7 +153,8 @@ class World:
     def fetch(self, key: wire.Key, from_block: int) -> None:
         self.fetched[key] = from_block
         hashes = block_hashes(int.from_bytes(key[0], "big"), NUM_BLOCKS)[from_block:]
-        self.sink.fetch(key, TestTicket(*key), from_block, b"".join(hashes))
+        shared = self.source_memory.shared
+        self.sink.fetch(key, TestTicket(*key), from_block, b"".join(hashes), shared=shared)
 
     def grant(self, key: wire.Key, num_blocks: int) -> None:
         first = self.fetched[key] + self.granted[key]
@@ -268,9 +272,11 @@ class World:
 class TicketProtocol(RuleBasedStateMachine):
     """Any order of what legs say and the network does."""
 
+    by_place = False
+
     def __init__(self) -> None:
         super().__init__()
-        self.world = World()
+        self.world = World(by_place=self.by_place)
 
     def key(self, number: int) -> wire.Key:
         return request_id(number), self.world.epoch_of[number]
@@ -386,6 +392,16 @@ TicketProtocol.TestCase.settings = settings(max_examples=200, stateful_step_coun
 TestTicketProtocol = TicketProtocol.TestCase
 
 
+class PlacedProtocol(TicketProtocol):
+    """The same where the sink reads blocks in the source's memory, also after the source has overwritten them."""
+
+    by_place = True
+
+
+PlacedProtocol.TestCase.settings = TicketProtocol.TestCase.settings
+TestPlacedProtocol = PlacedProtocol.TestCase
+
+
 def start(world: World, *, from_block: int = 0, num_blocks: int = NUM_BLOCKS) -> wire.Key:
     """Bring one request to where its first messages wait in the network."""
     world.epoch_of[0] += 1
@@ -449,6 +465,36 @@ def test_a_flipped_bit_fails_the_fetch_from_that_block_on() -> None:
     carry(world, flip)
     assert world.ended[key] == FetchFailed(*key, 3, "checksum")
     assert world.got_stats.integrity_failures == {"checksum": 1}
+    world.check_nothing_left()
+
+
+def test_blocks_read_where_they_lie_arrive_without_a_payload() -> None:
+    world = World(by_place=True)
+    key = start(world)
+    num_frames = []
+
+    def look(message: Message) -> None:
+        num_frames.append(len(message.frames))
+
+    carry(world, look)
+    assert isinstance(world.ended[key], Fetched)
+    assert set(num_frames) == {1}
+    world.check_nothing_left()
+
+
+def test_a_block_that_is_overwritten_before_it_is_read_is_not_used() -> None:
+    world = World(by_place=True)
+    key = start(world)
+
+    def overwrite(message: Message) -> None:
+        if not message.to_source and isinstance(kind(message), wire.Blocks):
+            world.source_memory.bytes[world.blocks_of(0)[3]] ^= 1
+
+    carry(world, overwrite)
+    end = world.ended[key]
+    assert isinstance(end, FetchFailed)
+    assert (end.num_blocks, end.reason) == (3, "checksum")
+    world.settle()
     world.check_nothing_left()
 
 

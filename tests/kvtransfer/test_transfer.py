@@ -26,6 +26,7 @@ from baton.kvtransfer.sending import Released
 from baton.kvtransfer.settings import TransferConfig
 from baton.kvtransfer.sockets import CurveKeys
 from baton.kvtransfer.transports.ipc import IpcTransport
+from baton.kvtransfer.transports.shm import ShmTransport
 from baton.kvtransfer.transports.tcp import TcpTransport
 from baton.kvtransfer.transports.transport import Endpoint, Transport, choose, host_id
 
@@ -34,7 +35,13 @@ from .blocks import BLOCK_NBYTES, LAYOUT, Blocks, TestTicket, block_hashes, requ
 CONFIG = TransferConfig(num_sockets=2, frame_nbytes=64 << 10)
 HASTY = replace(CONFIG, lease_s=2.0, renew_s=0.4, silence_s=1.0, stall_s=1.0, park_s=1.0)
 """For what ends by a deadline; everything else has time, however busy the machine."""
-SCHEMES: dict[str, Callable[[], Transport]] = {"tcp": TcpTransport, "ipc": IpcTransport}
+
+
+def transports(scheme: str, memory: BlockMemory | None = None) -> Sequence[Transport]:
+    """Make one way to move blocks; over shm a source's `memory` is read where it lies."""
+    if scheme == "shm":
+        return (ShmTransport(memory.fd if isinstance(memory, HostMemory) else None),)
+    return (TcpTransport(),) if scheme == "tcp" else (IpcTransport(),)
 
 
 class Workers:
@@ -48,18 +55,18 @@ class Workers:
         defaults: dict[str, Any] = {
             "incarnation": "source-1",
             "config": CONFIG,
-            "transports": self.transports,
+            "transports": transports(self.scheme, memory),
         }
         return self._start(Exporter(memory, options.pop("layout", LAYOUT), **defaults | options))
 
     def importer(self, memory: BlockMemory, *, running: bool = True, **options: Any) -> Importer:
-        defaults: dict[str, Any] = {"incarnation": "sink-1", "config": CONFIG, "transports": self.transports}
+        defaults: dict[str, Any] = {
+            "incarnation": "sink-1",
+            "config": CONFIG,
+            "transports": transports(self.scheme),
+        }
         importer = Importer(memory, options.pop("layout", LAYOUT), **defaults | options)
         return self._start(importer) if running else importer
-
-    @property
-    def transports(self) -> Sequence[Transport]:
-        return (SCHEMES[self.scheme](),)
 
     def _start(self, part: Any) -> Any:
         thread = TransferThread(part).start()
@@ -74,7 +81,7 @@ class Workers:
                 self.threads.remove(thread)
 
 
-@pytest.fixture(params=["tcp", "ipc"])
+@pytest.fixture(params=["tcp", "ipc", "shm"])
 def workers(request: pytest.FixtureRequest) -> Iterator[Workers]:
     made = Workers(request.param)
     yield made
@@ -298,6 +305,8 @@ def test_a_cancelled_fetch_frees_the_source(workers: Workers) -> None:
 
 
 def test_a_sink_that_does_not_read_holds_up_nobody(workers: Workers) -> None:
+    if workers.scheme == "shm":
+        pytest.skip("its messages carry no bytes: one turn of the sink may read them all")
     num, nbytes = 256, 256 << 10
     layout = wire.layout_fingerprint(nbytes)
     source = Blocks(num, seed=5, block_nbytes=nbytes)
@@ -333,9 +342,10 @@ def test_garbage_from_strangers_is_counted_and_harms_nobody(workers: Workers) ->
     num_frames = 10_000
     strangers = []
     addresses = Endpoint.parse(exporter.endpoint).addresses[workers.scheme]
+    (way,) = transports(workers.scheme)
     for address in addresses:
         stranger = context.socket(zmq.DEALER)
-        stranger.connect(address)
+        way.connect(stranger, address)
         for index in range(num_frames):
             frame = bytearray(good) if index % 2 else bytearray(rng.bytes(int(rng.integers(0, 80))))
             if index % 4 == 1:
@@ -343,7 +353,7 @@ def test_garbage_from_strangers_is_counted_and_harms_nobody(workers: Workers) ->
             stranger.send_multipart([bytes(frame)] * (1 + (index % 97 == 0)))
         strangers.append(stranger)
         giant = context.socket(zmq.DEALER)
-        giant.connect(address)
+        way.connect(giant, address)
         giant.send(bytes(wire.MAX_HEADER_NBYTES + 1))  # ends this stranger's connection
         giant.close(linger=500)
     wait_until(lambda: exporter.stats.dropped.total() >= num_frames * len(addresses))
@@ -398,18 +408,18 @@ from baton.kvtransfer.importer import Importer
 from baton.kvtransfer.loop import TransferThread
 from baton.kvtransfer.settings import TransferConfig
 from tests.kvtransfer.blocks import Blocks, TestTicket, block_hashes, request_id
-from tests.kvtransfer.test_transfer import HASTY, LAYOUT, Workers
+from tests.kvtransfer.test_transfer import HASTY, LAYOUT, transports
 
 role, scheme, endpoint = sys.argv[1:]
 if role == "source":
-    part = Exporter(Blocks(20, seed=11).memory, LAYOUT, incarnation="source-1", config=HASTY,
-                    transports=Workers(scheme).transports)
+    memory = Blocks(20, seed=11).memory
+    part = Exporter(memory, LAYOUT, incarnation="source-1", config=HASTY, transports=transports(scheme, memory))
     part.offer(TestTicket(request_id(1)))
     part.publish(request_id(1), 0, range(7), block_hashes(1, 7))
     endpoint = part.endpoint
 else:
     part = Importer(Blocks(20).memory, LAYOUT, incarnation="sink-1", config=HASTY,
-                    transports=Workers(scheme).transports)
+                    transports=transports(scheme))
     part.fetch(TestTicket(request_id(1), source=endpoint), 0, block_hashes(1, 20), range(20))
 TransferThread(part).start()
 print(endpoint, flush=True)
@@ -534,19 +544,42 @@ def test_a_wildcard_without_keys_is_refused(host: str) -> None:
     exporter.close()
 
 
-def test_a_pair_on_one_host_meets_over_ipc_and_others_over_tcp() -> None:
-    ours = (IpcTransport(), TcpTransport())
-    exporter = Exporter(Blocks(4).memory, LAYOUT, incarnation="x", transports=ours)
+def test_a_pair_on_one_host_meets_over_shared_memory_and_others_over_what_reaches() -> None:
+    memory = Blocks(4).memory
+    ours = (ShmTransport(memory.fd), IpcTransport(), TcpTransport())
+    exporter = Exporter(memory, LAYOUT, incarnation="x", transports=ours)
     endpoint = Endpoint.parse(exporter.endpoint)
-    assert choose(ours, endpoint).scheme == "ipc"
-    assert choose((ours[1],), endpoint).scheme == "tcp"
+    assert choose(ours, endpoint).scheme == "shm"
+    socket, _, _ = endpoint.addresses["shm"][0].rpartition("#")
+    gone = replace(endpoint, addresses=endpoint.addresses | {"shm": (f"{socket}#1/99999/1",)})
+    assert choose(ours, gone).scheme == "ipc"
+    another_file = replace(
+        endpoint, addresses=endpoint.addresses | {"shm": (f"{socket}#{os.getpid()}/{memory.fd}/1",)}
+    )
+    assert choose(ours, another_file).scheme == "ipc"
+    assert choose((ours[2],), endpoint).scheme == "tcp"
     away = replace(endpoint, host="another", addresses=endpoint.addresses | {"tcp": ("tcp://10.1.2.3:5",)})
     assert choose(ours, away).scheme == "tcp"
     with pytest.raises(ConfigError):
         choose(ours, replace(endpoint, host="another"))
-    folder = os.path.dirname(endpoint.addresses["ipc"][0].removeprefix("ipc://"))
+    folders = {
+        os.path.dirname(endpoint.addresses["ipc"][0].removeprefix("ipc://")),
+        os.path.dirname(socket.removeprefix("shm://")),
+    }
+    assert len(folders) == 2
+    assert all(map(os.path.exists, folders))
     exporter.close()
-    assert not os.path.exists(folder)
+    assert not any(map(os.path.exists, folders))
+
+
+def test_a_sink_cannot_write_into_the_memory_that_it_maps() -> None:
+    memory = Blocks(4, seed=3).memory
+    transport = ShmTransport(memory.fd)
+    exporter = Exporter(memory, LAYOUT, incarnation="x", transports=(transport,))
+    mapped = ShmTransport().map(Endpoint.parse(exporter.endpoint).addresses["shm"][0])
+    assert mapped == memory.shared
+    assert mapped.readonly
+    exporter.close()
 
 
 @pytest.mark.parametrize(

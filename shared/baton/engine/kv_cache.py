@@ -6,6 +6,8 @@ workers as one piece; attention reads a layer through strides.
 
 from __future__ import annotations
 
+import mmap
+import os
 from dataclasses import dataclass
 
 import torch
@@ -55,3 +57,13 @@ class KVLayout:
         Zeroed, because padding rows read the scratch block and what they read must be finite.
         """
         return torch.zeros((num_blocks, *self.block_shape), dtype=self.dtype, device=device)
+
+    def allocate_shared(self, num_blocks: int) -> tuple[Tensor, int]:
+        """Make the cache on a CPU where other processes can map it too; give its file's descriptor.
+
+        The file has no name: it goes with the last process that has it open or mapped.
+        """
+        fd = os.memfd_create("baton-kv")
+        os.ftruncate(fd, num_blocks * self.block_nbytes)
+        buffer = mmap.mmap(fd, 0)  # its pages are zero
+        return torch.frombuffer(buffer, dtype=self.dtype).view(num_blocks, *self.block_shape), fd

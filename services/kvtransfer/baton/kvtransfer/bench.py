@@ -2,13 +2,15 @@
 
 The bare pair is one PUSH and one PULL with zero-copy frames, whose receiver looks at nothing and keeps nothing. Ours
 checks a keyed tag and an xxh3-128 for each block on both sides, and copies each block to its place, which is a GPU's
-memory if asked. Source and sink are two processes. Rates are medians over the rounds; the processor's time is both
+memory if asked. Over shm the bare pair are unix sockets. Source and sink are two processes. Rates are medians over the rounds; the processor's time is both
 processes', in all of their threads, which other work on the machine stretches less than it does the rates.
 """
 
 from __future__ import annotations
 
 import json
+import mmap
+import os
 import statistics
 import subprocess
 import sys
@@ -32,11 +34,12 @@ from baton.kvtransfer.receiving import Fetched, FetchFailed
 from baton.kvtransfer.settings import MIB, TransferConfig
 from baton.kvtransfer.sockets import Context, make_context
 from baton.kvtransfer.transports.ipc import IpcTransport
+from baton.kvtransfer.transports.shm import ShmTransport
 from baton.kvtransfer.transports.tcp import TcpTransport
 from baton.kvtransfer.transports.transport import Transport
 from baton.kvtransfer.wire import DIGEST_NBYTES, layout_fingerprint
 
-Scheme = Literal["tcp", "ipc"]
+Scheme = Literal["tcp", "ipc", "shm"]
 Device = Literal["cpu", "cuda"]
 _EPOCH = 0
 _DEADLINE_S = 120.0
@@ -75,7 +78,13 @@ class Plan(msgspec.Struct, frozen=True):
     def host_memory(self, fill: int) -> HostMemory:
         """Make a memory of all transfers' blocks, each page touched."""
         num_blocks = self.num_blocks * self.num_transfers
-        return HostMemory(np.full(num_blocks * self.block_nbytes, fill, dtype=np.uint8), num_blocks)
+        if self.scheme != "shm":
+            return HostMemory(np.full(num_blocks * self.block_nbytes, fill, dtype=np.uint8), num_blocks)
+        fd = os.memfd_create("baton-bench")
+        os.ftruncate(fd, num_blocks * self.block_nbytes)
+        shared = np.frombuffer(mmap.mmap(fd, 0), dtype=np.uint8)
+        shared[:] = fill
+        return HostMemory(shared, num_blocks, fd=fd)
 
     def memory(self, fill: int) -> BlockMemory:
         """Make such a memory where the plan says."""
@@ -214,7 +223,7 @@ class _Sink:
             self._layout,
             incarnation="sink",
             config=plan.config,
-            transports=_transports(plan.scheme),
+            transports=(_transport(plan),),
             on_event=self._stirs.set,
         )
         self._thread = TransferThread(self._importer).start()
@@ -263,10 +272,10 @@ def _serve_source(plan: Plan) -> None:
     context: Context = make_context(plan.config)
     push = context.socket(zmq.PUSH)
     push.setsockopt(zmq.SNDHWM, plan.config.send_queue)
-    bare = _transports(plan.scheme)[0]
+    bare = TcpTransport() if plan.scheme == "tcp" else IpcTransport()
     layout = layout_fingerprint(plan.block_nbytes)
     exporter = Exporter(
-        memory, layout, incarnation="bench", config=plan.config, transports=_transports(plan.scheme)
+        memory, layout, incarnation="bench", config=plan.config, transports=(_transport(plan, memory),)
     )
     thread = TransferThread(exporter).start()
     print(json.dumps({"bare": bare.bind(push, 0), "endpoint": exporter.endpoint}), flush=True)
@@ -301,8 +310,10 @@ def _request_id(index: int, transfer: int) -> bytes:
     return index.to_bytes(8, "big") + transfer.to_bytes(8, "big")
 
 
-def _transports(scheme: Scheme) -> tuple[Transport, ...]:
-    return (TcpTransport(),) if scheme == "tcp" else (IpcTransport(),)
+def _transport(plan: Plan, memory: BlockMemory | None = None) -> Transport:
+    if plan.scheme == "shm":
+        return ShmTransport(memory.fd if isinstance(memory, HostMemory) else None)
+    return TcpTransport() if plan.scheme == "tcp" else IpcTransport()
 
 
 SHAPES = ((2 * MIB, 32, False), (128 << 10, 512, False), (128 << 10, 512, True))
@@ -319,7 +330,7 @@ def plans(device: Device = "cpu") -> list[Plan]:
             scattered=scattered,
             device=device,
         )
-        for scheme in cast(tuple[Scheme, ...], ("tcp", "ipc"))
+        for scheme in cast(tuple[Scheme, ...], ("tcp", "ipc", "shm") if device == "cpu" else ("tcp", "ipc"))
         for block_nbytes, num_blocks, scattered in SHAPES
     ]
 

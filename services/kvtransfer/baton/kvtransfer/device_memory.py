@@ -57,6 +57,7 @@ class DeviceMemory:
         """Pin two rings of at least `ring_nbytes`; a slot takes the blocks of a message of `frame_nbytes`."""
         self.num_blocks = copies.num_blocks
         self.block_nbytes = copies.block_nbytes
+        self.shared: memoryview | None = None
         self._copies = copies
         self._slot_blocks = max(1, frame_nbytes // self.block_nbytes)
         slot_nbytes = self._slot_blocks * self.block_nbytes

@@ -30,7 +30,7 @@ from baton.kvtransfer.sockets import (
     send_frame,
 )
 from baton.kvtransfer.transports.transport import Endpoint, Socket, Transport, choose
-from baton.kvtransfer.wire import Ticket
+from baton.kvtransfer.wire import Key, Ticket
 
 log = logging.getLogger("baton.kvtransfer")
 MESSAGES_A_TURN = 8
@@ -42,6 +42,8 @@ CLOSE_LINGER_MS = 200
 @dataclass(slots=True)
 class _Link:
     dealers: list[Socket]
+    shared: memoryview | None
+    """The source's blocks, where they can be read in its memory."""
     used_at: float
 
 
@@ -98,7 +100,7 @@ class Importer:
         choose(self._transports, Endpoint.parse(ticket.source))
         self._exchange.open(key)
         self._memory.expect(block_ids)
-        self._exchange.tell(self._side.fetch, key, ticket, from_block, joined, list(block_ids))
+        self._exchange.tell(self._fetch, key, ticket, from_block, joined, list(block_ids))
 
     def grant(self, request_id: bytes, epoch: int, block_ids: Sequence[int]) -> None:
         """Give the next wanted blocks these places: the credit. They belong to the fetch until it ends."""
@@ -158,6 +160,13 @@ class Importer:
         self._exchange.announce()
         self.doorbell.close()
 
+    def _fetch(
+        self, key: Key, ticket: Ticket, from_block: int, hashes: bytes, block_ids: Sequence[int]
+    ) -> None:
+        link = self._links.get(ticket.source) or self._connect(ticket.source)
+        shared = None if link is None else link.shared
+        self._side.fetch(key, ticket, from_block, hashes, block_ids, shared)
+
     def _check(self, block_ids: Sequence[int]) -> None:
         if any(not 0 <= block_id < self._memory.num_blocks for block_id in block_ids):
             raise ValueError(f"block ids must be 0 to {self._memory.num_blocks - 1}")
@@ -196,12 +205,14 @@ class Importer:
         try:
             endpoint = Endpoint.parse(source)
             transport = choose(self._transports, endpoint)
-        except ConfigError as error:  # the file of a unix socket went with its process
+            addresses = endpoint.addresses[transport.scheme]
+            shared = transport.map(addresses[0])
+        except ConfigError as error:  # a unix socket or a memory went with its process
             log.warning("%s", error)
             return None
         routing_id = b"\x01" + secrets.token_bytes(15)
         dealers = []
-        for address in endpoint.addresses[transport.scheme]:
+        for address in addresses:
             dealer = make_dealer(
                 self._context, self._config, self._keys, routing_id, self._memory.block_nbytes
             )
@@ -213,7 +224,7 @@ class Importer:
             len(dealers),
             ", encrypted" if self._keys else "",
             self._memory.block_nbytes,
-            endpoint.addresses[transport.scheme][0],
+            addresses[0],
         )
-        link = self._links[source] = _Link(dealers, time.monotonic())
+        link = self._links[source] = _Link(dealers, shared, time.monotonic())
         return link

@@ -61,6 +61,10 @@ class BlockMemory(Protocol):
     @property
     def block_nbytes(self) -> int: ...
 
+    @property
+    def shared(self) -> memoryview | None:
+        """All blocks, if other processes of the host can map them and read them where they lie."""
+
     def expect(self, block_ids: Sequence[int]) -> None:
         """Note that blocks will land here: after all that the engine has started until now, which may write there."""
 
@@ -75,10 +79,11 @@ class HostMemory:
     """Blocks in one contiguous piece of host memory, read and written in place.
 
     `buffer` is anything with the buffer interface, or a contiguous NumPy array: for a CPU tensor `kv`, give
-    `kv.view(torch.uint8).numpy()`. Its bytes are divided evenly among the blocks.
+    `kv.view(torch.uint8).numpy()`. Its bytes are divided evenly among the blocks. `fd`: the
+    descriptor of the file that they are the beginning of, if other processes may map it.
     """
 
-    def __init__(self, buffer: Any, num_blocks: int) -> None:
+    def __init__(self, buffer: Any, num_blocks: int, *, fd: int | None = None) -> None:
         array = buffer if isinstance(buffer, np.ndarray) else np.frombuffer(buffer, dtype=np.uint8)
         if num_blocks < 1 or array.nbytes % num_blocks or not array.flags.c_contiguous:
             raise ConfigError(f"{array.nbytes} bytes of KV are not {num_blocks} equal, contiguous blocks")
@@ -86,6 +91,8 @@ class HostMemory:
         self.block_nbytes = array.nbytes // num_blocks
         self._blocks: Bytes = array.reshape(-1).view(np.uint8).reshape(num_blocks, -1)
         self._bytes = self._blocks.reshape(-1).data
+        self.shared = None if fd is None else self._bytes
+        self.fd = fd
         self._spare: list[Bytes] = []
         self._num_gathered = 0
 
@@ -97,7 +104,7 @@ class HostMemory:
         nbytes, found = self.block_nbytes, runs(block_ids)
         if len(found) > 1 and len(block_ids) * nbytes < len(found) * GATHER_NBYTES:
             return self._gather(block_ids)
-        return _InPlace([self._bytes[first * nbytes : stop * nbytes] for first, stop in found])
+        return InPlace([self._bytes[first * nbytes : stop * nbytes] for first, stop in found])
 
     def _gather(self, block_ids: Sequence[int]) -> Stage | None:
         if self._num_gathered == NUM_GATHERED:
@@ -127,16 +134,20 @@ class HostMemory:
         )
 
 
-class _InPlace:
+class InPlace:
+    """Blocks that are read where they lie."""
+
     __slots__ = ("views",)
 
     def __init__(self, views: Sequence[memoryview]) -> None:
         self.views = views
 
     def is_ready(self) -> bool:
+        """Tell that they are ready."""
         return True
 
     def release(self) -> None:
+        """Drop the views."""
         self.views = ()
 
 

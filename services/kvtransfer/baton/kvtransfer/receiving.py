@@ -80,6 +80,8 @@ class _Fetch:
     incarnation: str
     from_block: int
     hashes: bytes
+    shared: memoryview | None
+    """The source's memory, if it is read here."""
     renew_at: float
     started_at: float
     block_ids: list[int] = field(default_factory=list)
@@ -150,9 +152,18 @@ class ReceivingSide:
     # What the leg says
 
     def fetch(
-        self, key: Key, ticket: Ticket, from_block: int, hashes: bytes, block_ids: Sequence[int] = ()
+        self,
+        key: Key,
+        ticket: Ticket,
+        from_block: int,
+        hashes: bytes,
+        block_ids: Sequence[int] = (),
+        shared: memoryview | None = None,
     ) -> None:
-        """Ask for the blocks with these hashes; the first is block `from_block` of the prompt."""
+        """Ask for the blocks with these hashes; the first is block `from_block` of the prompt.
+
+        `shared` is the source's memory, if it can be read here.
+        """
         now = self._clock()
         source = self._sources.get(ticket.source)
         if source is None:
@@ -165,6 +176,7 @@ class ReceivingSide:
             ticket.source_incarnation,
             from_block,
             hashes,
+            shared,
             renew_at=now,
             started_at=now,
         )
@@ -285,7 +297,10 @@ class ReceivingSide:
             self._stats.dropped["duplicate"] += 1
             return
         try:
-            blocks = wire.split_payload(num_blocks, self._memory.block_nbytes, payload)
+            if message.places and fetch.shared is not None and not payload:
+                blocks = wire.read_places(message.places, self._memory.block_nbytes, fetch.shared)
+            else:
+                blocks = wire.split_payload(num_blocks, self._memory.block_nbytes, payload)
         except wire.BadFrame:
             self._spoil(fetch, "size")
             return
@@ -436,7 +451,15 @@ class ReceivingSide:
             self._request(fetch, wire.Credit(*fetch.key, fetch.limit))
         else:
             self._request(
-                fetch, wire.Fetch(*fetch.key, self._layout, fetch.from_block, fetch.limit, fetch.hashes)
+                fetch,
+                wire.Fetch(
+                    *fetch.key,
+                    self._layout,
+                    fetch.from_block,
+                    fetch.limit,
+                    fetch.hashes,
+                    fetch.shared is not None,
+                ),
             )
 
     def _ping(self, name: str, source: _Source) -> None:

@@ -20,12 +20,14 @@ from dataclasses import dataclass, field
 from baton.kvtransfer import wire
 from baton.kvtransfer.epochs import Epochs
 from baton.kvtransfer.lease import LeaseBook
-from baton.kvtransfer.memory import BlockMemory, Stage
-from baton.kvtransfer.settings import TransferConfig, TransferStats
+from baton.kvtransfer.memory import BlockMemory, InPlace, Stage
+from baton.kvtransfer.settings import MIB, TransferConfig, TransferStats
 from baton.kvtransfer.wire import DIGEST_NBYTES, Key
 
 STAGES_AHEAD = 2
 """Batches of one offer that are staged before the first is sent: one copies while one waits for the socket."""
+PLACED_NBYTES = 8 * MIB
+"""Of one message that only says where its blocks lie: some milliseconds of the sink's work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,8 @@ class _Offer:
     peer: bytes | None = None
     wanted: bytes = b""
     from_block: int = 0
+    by_place: bool = False
+    """Whether the peer reads the blocks where they lie."""
     limit: int = 0
     num_staged: int = 0
     num_sent: int = 0
@@ -105,7 +109,8 @@ class SendingSide:
         self._parked_leases: LeaseBook[tuple[Key, bytes]] = LeaseBook(config.park_s, clock)
         self._turns: deque[_Offer] = deque()
         self._read: list[Batch] = []
-        self._batch_blocks = max(1, min(wire.MAX_BATCH_BLOCKS, config.frame_nbytes // memory.block_nbytes))
+        self._batch_blocks = _blocks_within(config.frame_nbytes, memory.block_nbytes)
+        self._placed_blocks = _blocks_within(PLACED_NBYTES, memory.block_nbytes)
         self.replies: deque[tuple[bytes, bytes]] = deque()
         """Headers to send, by peer. Each may be lost: the peer asks again."""
         self.events: deque[Released] = deque()
@@ -248,6 +253,7 @@ class SendingSide:
         if offer.peer is None:
             offer.peer, offer.wanted, offer.from_block = peer, fetch.hashes, fetch.from_block
             offer.num_staged = offer.num_sent = fetch.from_block
+            offer.by_place = fetch.by_place and self._memory.shared is not None
         if fetch.layout != self._layout:
             self._stats.integrity_failures["layout"] += 1
             self._end(offer, "failed", tell="layout")
@@ -303,8 +309,9 @@ class SendingSide:
         stop = batch.first_block + batch.num_blocks
         hashes = offer.hashes[batch.first_block * DIGEST_NBYTES : stop * DIGEST_NBYTES]
         checksums = b"".join(map(wire.checksum, blocks))
-        message = wire.Blocks(*offer.key, self._layout, batch.first_block, bytes(hashes), checksums)
-        return wire.seal(message, offer.secret), batch.stage.views
+        places = wire.join_places(offer.block_ids[batch.first_block : stop]) if offer.by_place else b""
+        message = wire.Blocks(*offer.key, self._layout, batch.first_block, bytes(hashes), checksums, places)
+        return wire.seal(message, offer.secret), () if offer.by_place else batch.stage.views
 
     def sent(self, batch: Batch, is_read: Callable[[], bool]) -> None:
         """Note that the sockets took a batch, and how to ask whether they still read its payload."""
@@ -351,7 +358,8 @@ class SendingSide:
         """Stage what credits allow; False: the memory has no room now."""
         while len(offer.staged) < STAGES_AHEAD:
             first = offer.num_staged
-            stop = min(len(offer.block_ids), offer.limit, first + self._batch_blocks)
+            most = self._placed_blocks if offer.by_place else self._batch_blocks
+            stop = min(len(offer.block_ids), offer.limit, first + most)
             if stop <= first:
                 return True
             span = slice(first * DIGEST_NBYTES, stop * DIGEST_NBYTES)
@@ -360,13 +368,20 @@ class SendingSide:
                 self._stats.integrity_failures["hash"] += 1
                 self._end(offer, "failed", tell="hash")
                 return True
-            stage = self._memory.stage(offer.block_ids[first:stop])
+            stage = self._stage_blocks(offer, offer.block_ids[first:stop])
             if stage is None:
                 return False
             assert offer.peer is not None
             offer.staged.append(Batch(offer.key, offer.peer, first, stop - first, stage))
             offer.num_staged = stop
         return True
+
+    def _stage_blocks(self, offer: _Offer, block_ids: Sequence[int]) -> Stage | None:
+        if not offer.by_place:
+            return self._memory.stage(block_ids)
+        assert self._memory.shared is not None
+        places = wire.join_places(block_ids)
+        return InPlace(wire.read_places(places, self._memory.block_nbytes, self._memory.shared))
 
     def _may_end(self, offer: _Offer) -> bool:
         if offer.meta is None or offer.end_sent or offer.peer is None:
@@ -433,3 +448,8 @@ class SendingSide:
 
     def _reply(self, peer: bytes, message: wire.ToSink, secret: bytes) -> None:
         self.replies.append((peer, wire.seal(message, secret)))
+
+
+def _blocks_within(nbytes: int, block_nbytes: int) -> int:
+    """Give how many blocks go into a message of so many bytes: at least one, at most what the format has room for."""
+    return max(1, min(wire.MAX_BATCH_BLOCKS, nbytes // block_nbytes))

@@ -5,7 +5,7 @@ stripe, all with one random routing id of 16 bytes, so that P reaches D on every
 message but BLOCKS, which may travel on any stripe, so it may be overtaken by all others. Nothing relies on a message
 being delivered, delivered once, or in order.
 
-A message is one header frame, and after BLOCKS one or more payload frames:
+A message is one header frame, and after BLOCKS payload frames, unless D reads P's memory itself:
 
     header  = tag (16 bytes) | body
     tag     = BLAKE2b(body, key = the ticket's secret, 16 bytes, person "baton kv"); without a ticket (HELLO, WELCOME,
@@ -21,11 +21,13 @@ thus authentic, and the checksums (xxh3-128, big-endian) bind the payload.
     1 HELLO       D->P    who I am and which layout I hold; repeated as a ping while a fetch is open
     2 WELCOME     P->D    the same of P. Other layout or incarnation than the ticket's: the fetch fails
     3 FETCH       D->P    send the blocks `from_block`, `from_block + 1`, ... which have these `hashes`, those below
-                          `limit` now. Repeated each renewal until P answers; may come before P knows the ticket
+                          `limit` now; `by_place`: only say where they lie, D has mapped P's memory. Repeated each
+                          renewal until P answers; may come before P knows the ticket
     4 CREDIT      D->P    blocks below `limit` have a place in D now; also renews the lease, so it is repeated
     5 DONE        D->P    all landed and verified: release
     6 CANCEL      D->P    D wants no more: release
-    7 BLOCKS      P->D    payload of blocks first_block, ... with their hashes and checksums
+    7 BLOCKS      P->D    payload of blocks first_block, ... with their hashes and checksums; by place, `places` has
+                          their numbers in P's memory (4 bytes each, big-endian) and no payload follows
     8 STATE       P->D    answers FETCH and CREDIT: so many blocks are computed, so many sent
     9 END         P->D    after the last block: the prompt has num_blocks; `meta` is the legs' (first token, ...)
     10 FAIL       P->D    P will send no more, and why
@@ -34,7 +36,8 @@ Block indices count from the beginning of the prompt. Credits are absolute (`lim
 or late does no harm; P never sends block `limit` or later. A request and epoch name a ticket; an epoch ends with its
 ticket, and frames of another epoch are dropped.
 
-D uses a block only when request, epoch, layout, hash and checksum all match. Every number has a range, checked
+D uses a block only when request, epoch, layout, hash and checksum all match. What it reads by place may change when
+P's lease ends, which the checksum, taken of D's own copy, then shows. Every number has a range, checked
 before anything is allocated; whatever breaks a rule raises `BadFrame`, is counted, and goes no further.
 """
 
@@ -58,6 +61,7 @@ MAX_BLOCKS = 1 << 16
 """Blocks of one prompt: a million tokens in blocks of 16."""
 MAX_BATCH_BLOCKS = 64
 """Blocks, and thus payload frames, of one BLOCKS message."""
+PLACE_NBYTES = 4
 MAX_META_NBYTES = 1 << 20
 MAX_HEADER_NBYTES = TAG_NBYTES + max(MAX_BLOCKS * DIGEST_NBYTES, MAX_META_NBYTES) + 1024
 MAX_NAME_LEN = 128
@@ -122,6 +126,7 @@ class Fetch(msgspec.Struct, tag=3, array_like=True, frozen=True):
     from_block: _NumBlocks
     limit: _NumBlocks
     hashes: _Hashes
+    by_place: bool = False
 
 
 class Credit(msgspec.Struct, tag=4, array_like=True, frozen=True):
@@ -147,6 +152,7 @@ class Blocks(msgspec.Struct, tag=7, array_like=True, frozen=True):
     first_block: _NumBlocks
     hashes: _BatchDigests
     checksums: _BatchDigests
+    places: Annotated[bytes, Meta(max_length=MAX_BATCH_BLOCKS * PLACE_NBYTES)] = b""
 
     @property
     def num_blocks(self) -> int:
@@ -217,9 +223,11 @@ def parse(header: Buffer, decoder: msgspec.msgpack.Decoder[_M]) -> tuple[_M, Sea
         if not whole or message.from_block + len(message.hashes) // DIGEST_NBYTES > MAX_BLOCKS:
             raise BadFrame("garbage", "FETCH of a broken or over-long list of hashes")
     elif isinstance(message, Blocks) and (
-        len(message.hashes) % DIGEST_NBYTES or len(message.hashes) != len(message.checksums)
+        len(message.hashes) % DIGEST_NBYTES
+        or len(message.hashes) != len(message.checksums)
+        or len(message.places) not in (0, message.num_blocks * PLACE_NBYTES)
     ):
-        raise BadFrame("garbage", "BLOCKS with unequal lists of hashes and checksums")
+        raise BadFrame("garbage", "BLOCKS with unequal lists of hashes, checksums and places")
     return message, Sealed(message, frame[:TAG_NBYTES], body)
 
 
@@ -243,6 +251,26 @@ def split_payload(num_blocks: int, block_nbytes: int, frames: Sequence[Buffer]) 
         view = memoryview(frame)
         blocks += [view[at : at + block_nbytes] for at in range(0, len(view), block_nbytes)]
     return blocks
+
+
+def join_places(block_ids: Sequence[int]) -> bytes:
+    """Put the numbers of blocks side by side, as BLOCKS carries them."""
+    return b"".join(block_id.to_bytes(PLACE_NBYTES, "big") for block_id in block_ids)
+
+
+def read_places(places: bytes, block_nbytes: int, memory: memoryview) -> list[memoryview]:
+    """Give the blocks of these numbers in a memory that begins with block 0, without copying.
+
+    Raises:
+        BadFrame: one lies beyond the memory.
+    """
+    starts = [
+        int.from_bytes(places[at : at + PLACE_NBYTES], "big") * block_nbytes
+        for at in range(0, len(places), PLACE_NBYTES)
+    ]
+    if max(starts) + block_nbytes > len(memory):
+        raise BadFrame("garbage", "a place beyond the memory")
+    return [memory[start : start + block_nbytes] for start in starts]
 
 
 def checksum(block: Buffer) -> bytes:

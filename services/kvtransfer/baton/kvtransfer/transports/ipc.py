@@ -55,6 +55,10 @@ class IpcTransport:
         """Connect to a source's file."""
         socket.connect(address)
 
+    def map(self, address: str) -> memoryview | None:
+        """Give none: blocks come over the socket."""
+        return None
+
     def close(self) -> None:
         """Remove the folder, if it is ours."""
         if self._own_folder is not None:

@@ -61,6 +61,10 @@ class TcpTransport:
         socket.setsockopt(zmq.IPV6, "[" in address)
         socket.connect(address)
 
+    def map(self, address: str) -> memoryview | None:
+        """Give none: blocks come over the socket."""
+        return None
+
     def close(self) -> None:
         """Leave nothing: ports go with their sockets."""
 

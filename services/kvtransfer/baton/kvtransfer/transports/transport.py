@@ -2,8 +2,8 @@
 
 A source listens on all of its transports at once and announces one text, its *endpoint*: every address of every
 stripe, and the host it runs on, as `host:4f0a...;ipc:///run/kv-1b-0;tcp://10.0.0.7:41001;...`. The sink takes the
-first of its own transports that says it can use it. `shm` and `cuda_ipc` will join as transports which come before
-`ipc`, reach only their own host, and whose sockets carry where the bytes are instead of the bytes.
+first of its own transports that says it can use it. `cuda_ipc` will join as one more which comes before `ipc`,
+reaches only its own host, and whose sockets carry where the bytes are instead of the bytes, as those of `shm` do.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ class Transport(Protocol):
 
     def connect(self, socket: Socket, address: str) -> None:
         """Connect the socket to a source's address."""
+
+    def map(self, address: str) -> memoryview | None:
+        """Give the source's blocks, to be read where they lie; None: their bytes come over the socket."""
 
     def close(self) -> None:
         """Remove what listening left behind."""
