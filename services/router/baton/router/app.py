@@ -103,7 +103,7 @@ class RouterState:
         """Load the tokenizer; connections begin with `start`.
 
         Raises:
-            ModelLoadError: the tokenizer cannot be loaded.
+            ConfigError: the tokenizer cannot be loaded, or the URL of Redis is none.
         """
         self.config = config
         self.metrics = RouterMetrics(config.model_names[0])
@@ -112,6 +112,8 @@ class RouterState:
             with open(config.chat_template, encoding="utf-8") as file:
                 template = file.read()
         self.tokenizer = Tokenizer(config.tokenizer or config.model, config.revision, template)
+        if registry is None and config.redis_url is not None:
+            registry = RedisRegistry(config.redis_url, config.model_names[0], config.redis_password)
         self._registry = registry
         self.is_draining = False
         self.started_at = int(time.time())
@@ -119,9 +121,6 @@ class RouterState:
     async def start(self) -> None:
         """Begin to talk to workers and Redis."""
         config = self.config
-        registry = self._registry
-        if registry is None and config.redis_url is not None:
-            registry = RedisRegistry(config.redis_url, config.model_names[0], config.redis_password)
         self.index = PrefixIndex()
         self.pool = WorkerPool(config, uuid.uuid4().hex, self.metrics)
         self.dispatcher = Dispatcher(
@@ -130,7 +129,7 @@ class RouterState:
         self.streams = OpenStreams(config, self.metrics)
         self.text = TextPool(self.tokenizer, config)
         self.answers = Answers(config, self.text, self.dispatcher, self.streams)
-        self.discovery = Discovery(registry, self.pool, self.index, self.dispatcher, self.metrics)
+        self.discovery = Discovery(self._registry, self.pool, self.index, self.dispatcher, self.metrics)
         await self.text.start()
         self.discovery.start()
         self.pool.start(self.dispatcher)

@@ -54,8 +54,9 @@ def serve(config: RouterConfig) -> None:
     if not named_by:
         raise ConfigError("nothing names workers: give --redis-url, or --worker for each of them.")
     with _listen(config.host, config.port) as listener:
+        server = make_server(config)
         _log.info("waiting_for_workers", named_by=named_by)
-        make_server(config).run([listener])
+        server.run([listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:
