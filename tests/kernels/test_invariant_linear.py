@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from baton.kernels.invariant_linear import agreeing_tiles, invariant_linear
+from baton.kernels.invariant_linear import _TILES, agreeing_tiles, invariant_linear
 
 ROWS = (1, 2, 17, 63, 64, 65, 129, 300)
 
@@ -54,6 +54,19 @@ def test_no_rows_give_no_rows(device):
     )
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="says which tiles a GPU may use")
-def test_every_tile_gives_the_same_bits_here():
-    assert len(agreeing_tiles(torch.device("cuda"), torch.bfloat16)) == 6
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the interpreter has no matrix unit")
+def test_every_tile_gives_the_same_bits_on_hopper():
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("another device may leave tiles out")
+    for dtype in (torch.bfloat16, torch.float16):
+        assert agreeing_tiles(torch.device("cuda"), dtype) == _TILES
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="too much for the interpreter")
+@pytest.mark.parametrize(("num_outputs", "num_inputs"), [(6144, 4096), (4096, 14336), (20_000, 1024)])
+def test_no_row_of_a_large_product_depends_on_the_others(num_outputs, num_inputs):
+    x = torch.randn(4096, num_inputs, device="cuda", dtype=torch.bfloat16)
+    weight = torch.randn(num_outputs, num_inputs, device="cuda", dtype=torch.bfloat16)
+    whole = invariant_linear(x, weight)
+    for rows in (1, 5, 32, 64, 200, 256, 1000, 2048):
+        assert torch.equal(invariant_linear(x[-rows:], weight), whole[-rows:])

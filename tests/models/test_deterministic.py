@@ -15,7 +15,7 @@ from torch import Tensor
 from baton.models.loader import load_model
 
 HAS_GPU = torch.cuda.is_available()
-DTYPES = ("float32", "bfloat16", "float16") if HAS_GPU else ("float32",)
+DTYPES = ("float32", "bfloat16") if HAS_GPU else ("float32",)
 LENGTH = 150
 
 
