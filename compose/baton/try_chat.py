@@ -39,7 +39,7 @@ async def try_chat(client: httpx.AsyncClient, url: str, model: str, worker_urls:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    print(f"\nyou:    {QUESTION}\n{model}: ", end="", flush=True)
+    print(f"\nyou:    {QUESTION}", flush=True)
     began_at = time.monotonic()
     times: list[float] = []
     finish_reason, usage, route = None, None, None
@@ -59,8 +59,9 @@ async def try_chat(client: httpx.AsyncClient, url: str, model: str, worker_urls:
             for choice in chunk.get("choices", ()):
                 piece = choice.get("delta", {}).get("content")
                 if piece:
+                    # the name with the first piece, so that no worker's log line comes between
+                    print(piece if times else f"{model}: {piece}", end="", flush=True)
                     times.append(time.monotonic())
-                    print(piece, end="", flush=True)
                 finish_reason = choice.get("finish_reason") or finish_reason
     ended_at = time.monotonic()
     print(f"\n\nroute:  {await _route(client, url, request_id, route)}")

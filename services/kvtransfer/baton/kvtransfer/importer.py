@@ -7,7 +7,6 @@ landed is decided in `receiving.py`; here are the sockets: one set for each sour
 
 from __future__ import annotations
 
-import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -31,8 +30,9 @@ from baton.kvtransfer.sockets import (
 )
 from baton.kvtransfer.transports.transport import Endpoint, Socket, Transport, choose
 from baton.kvtransfer.wire import Key, Ticket
+from baton.logs import get_logger
 
-log = logging.getLogger("baton.kvtransfer")
+log = get_logger("kvtransfer")
 MESSAGES_A_TURN = 8
 """Of one socket before the others have theirs: as much as a few tens of MiB."""
 IDLE_S = 60.0
@@ -208,7 +208,7 @@ class Importer:
             addresses = endpoint.addresses[transport.scheme]
             shared = transport.map(addresses[0])
         except ConfigError as error:  # a unix socket or a memory went with its process
-            log.warning("%s", error)
+            log.warning("source_gone", reason=str(error))
             return None
         routing_id = b"\x01" + secrets.token_bytes(15)
         dealers = []
@@ -219,12 +219,12 @@ class Importer:
             transport.connect(dealer, address)
             dealers.append(dealer)
         log.info(
-            "KV comes over %s, %d sockets%s, blocks of %d bytes, from %s",
-            transport.scheme,
-            len(dealers),
-            ", encrypted" if self._keys else "",
-            self._memory.block_nbytes,
-            addresses[0],
+            "kv_path",
+            transport=transport.scheme,
+            source=addresses[0],
+            num_sockets=len(dealers),
+            is_encrypted=self._keys is not None,
+            block_nbytes=self._memory.block_nbytes,
         )
         link = self._links[source] = _Link(dealers, shared, time.monotonic())
         return link
