@@ -12,14 +12,15 @@ from baton.kernels import invariant_attention as module
 from baton.kernels.attention import AttentionBatch
 from baton.kernels.invariant_attention import invariant_attention
 
-CONTEXTS = (150, 40, 700, 1)
+CONTEXTS = (150, 40, 300, 1)
+SPLIT = 128  # in place of 512, so that short contexts have several
 SHAPES = [
     # dtype, heads, kv_heads, head_dim, window, soft cap
     (torch.float32, 4, 2, 32, None, None),
     (torch.float32, 3, 1, 20, 37, 5.0),
     (torch.bfloat16, 8, 2, 64, None, None),
     (torch.bfloat16, 5, 5, 24, 50, 8.0),
-    (torch.float16, 2, 1, 256, 600, None),
+    (torch.float16, 2, 1, 256, 200, None),
 ]
 
 
@@ -72,14 +73,19 @@ class Cache:
         return torch.einsum("hqk,khd->qhd", scores.softmax(-1), v)
 
 
+@pytest.fixture(autouse=True)
+def short_splits(monkeypatch):
+    monkeypatch.setattr(module, "_SPLIT", SPLIT)
+
+
 @pytest.fixture(params=SHAPES, ids=lambda shape: f"{str(shape[0])[6:]}-{shape[3]}-{shape[4]}")
 def cache(request, device):
     return Cache(*request.param, device)
 
 
 def test_attention_is_its_formula(cache, assert_close):
-    outputs = cache.attend((3, 0, 1), (2, 699, 1), (0, 0, 150), (1, 10, 30), (2, 400, 300))
-    rows = ((3, 0, 1), (2, 699, 700), (0, 0, 150), (1, 10, 40), (2, 400, 700))
+    outputs = cache.attend((3, 0, 1), (2, 299, 1), (0, 0, 150), (1, 10, 30), (2, 150, 150))
+    rows = ((3, 0, 1), (2, 299, 300), (0, 0, 150), (1, 10, 40), (2, 150, 300))
     for output, (seq, start, end) in zip(outputs, rows, strict=True):
         assert_close(output, cache.expected(seq)[start:end])
 
@@ -88,13 +94,13 @@ def test_attention_is_its_formula(cache, assert_close):
 def test_no_query_depends_on_neighbours_or_chunks(cache, is_kernel):
     if not is_kernel:
         pytest.skip("the reference is invariant only where each query is alone")
-    (whole,) = cache.attend((2, 0, 700))
+    (whole,) = cache.attend((2, 0, 300))
     for parts in (
-        [(2, 0, 16), (2, 16, 100), (2, 116, 584)],
-        [(2, 130, 7), (1, 0, 40), (2, 137, 500), (0, 3, 100)],
-        [(3, 0, 1), (1, 39, 1), (0, 149, 1), (2, 511, 1), (2, 512, 1), (2, 513, 1), (2, 639, 61)],
-        [(2, 699, 1)],
-        [(2, 699, 1), (2, 100, 1), (0, 5, 1)],
+        [(2, 0, 16), (2, 16, 100), (2, 116, 184)],
+        [(2, 130, 7), (1, 0, 40), (2, 137, 100), (0, 3, 100)],
+        [(3, 0, 1), (1, 39, 1), (0, 149, 1), (2, 127, 1), (2, 128, 1), (2, 129, 1), (2, 239, 61)],
+        [(2, 299, 1)],
+        [(2, 299, 1), (2, 100, 1), (0, 5, 1)],
     ):
         for (seq, start, n), output in zip(parts, cache.attend(*parts), strict=True):
             if seq == 2:
@@ -105,7 +111,7 @@ def test_no_query_depends_on_neighbours_or_chunks(cache, is_kernel):
 def test_splits_side_by_side_give_the_same_bits(cache, is_kernel, monkeypatch):
     if not is_kernel:
         pytest.skip("the reference has no splits")
-    steps = [(2, 699, 1), (2, 512, 1), (0, 149, 1)]
+    steps = [(2, 299, 1), (2, 128, 1), (0, 149, 1)]
     found = []
     for num_programs in (1, 1000):
         monkeypatch.setattr(module, "_num_programs", lambda device, n=num_programs: n)
@@ -118,7 +124,7 @@ def test_room_for_more_sequences_changes_no_bit(cache, is_kernel, device):
     """Lay a step out as a captured one: rows for four decodes and three chunks, and tokens that nobody has."""
     if not is_kernel:
         pytest.skip("only the kernel reads a step's layout on the device")
-    rows = {0: (2, 699, 1), 1: (0, 149, 1), 4: (2, 100, 70), 5: (1, 0, 40)}
+    rows = {0: (2, 299, 1), 1: (0, 149, 1), 4: (2, 100, 70), 5: (1, 0, 40)}
     lens = [rows.get(row, (0, 0, 0))[2] for row in range(7)]
     batch = AttentionBatch(
         block_table=cache.table[[rows.get(row, (3, 0, 0))[0] for row in range(7)]].to(device),
@@ -147,12 +153,12 @@ def test_padding_rows_give_zeros(device, is_kernel):
         block_table=cache.table[[2, 0]].to(device)
         * torch.tensor([[1], [0]], device=device, dtype=torch.int32),
         query_start=torch.tensor([0, 1, 2], dtype=torch.int32, device=device),
-        seq_lens=torch.tensor([700, 0], dtype=torch.int32, device=device),
+        seq_lens=torch.tensor([300, 0], dtype=torch.int32, device=device),
         slots=torch.zeros(2, dtype=torch.int64, device=device),
         num_decodes=2,
         query_lens_host=[1, 1],
         seq_lens_host=[],
     )
     o = invariant_attention(cache.q[2][-2:].flip(0), cache.kv, batch, **cache.options)
-    assert torch.equal(o[:1], cache.attend((2, 699, 1))[0])
+    assert torch.equal(o[:1], cache.attend((2, 299, 1))[0])
     assert not o[1].any()

@@ -7,7 +7,8 @@ import torch
 
 from baton.kernels.invariant_linear import _TILES, agreeing_tiles, invariant_linear
 
-ROWS = (1, 2, 17, 63, 64, 65, 129, 300)
+ROWS = (1, 17, 63, 64, 65, 150)
+LOOKED_AT = (0, 16, 62, 128, 149)
 
 
 def _data(num_outputs, num_inputs, dtype, device):
@@ -28,16 +29,16 @@ def test_it_is_the_product(rows, num_outputs, num_inputs, dtype, has_bias, devic
     assert_close(y, expected)
 
 
-@pytest.mark.parametrize(("num_outputs", "num_inputs"), [(96, 64), (211, 100), (512, 1024)])
+@pytest.mark.parametrize(("num_outputs", "num_inputs"), [(96, 64), (211, 100), (320, 512)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.usefixtures("same_bits_anywhere")
 def test_no_row_depends_on_the_others(num_outputs, num_inputs, dtype, device):
     x, weight = _data(num_outputs, num_inputs, dtype, device)
-    alone = torch.cat([invariant_linear(x[i : i + 1], weight) for i in (0, 16, 62, 128, 299)])
+    alone = torch.cat([invariant_linear(x[i : i + 1], weight) for i in LOOKED_AT])
     for rows in ROWS:
         y = invariant_linear(x[:rows], weight)
-        kept = [k for k, i in enumerate((0, 16, 62, 128, 299)) if i < rows]
-        assert torch.equal(y[[(0, 16, 62, 128, 299)[k] for k in kept]], alone[kept])
+        kept = [row for row in LOOKED_AT if row < rows]
+        assert torch.equal(y[kept], alone[: len(kept)])
         if rows < len(x):
             assert torch.equal(invariant_linear(x[-rows:], weight)[-1:], alone[-1:])
 
