@@ -320,6 +320,7 @@ def test_workers_are_shown_with_their_legs_load_and_addresses(serving: Cluster) 
     assert {name: each["legs"] for name, each in shown.items()} == {"p0": ["prefill"], "d0": ["decode"]}
     decode = shown["d0"]
     assert (decode["state"], decode["running"], decode["waiting"], decode["kv_usage"]) == ("live", 0, 0, 0.0)
+    assert (decode["in_flight"], decode["awaited"]) == (0, 0)
     assert decode["control"].startswith("tcp://127.0.0.1:")
     assert "http" in decode
 

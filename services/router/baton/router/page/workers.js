@@ -63,7 +63,7 @@ function activity(worker, leg) {
     const prompts = Math.max(worker.awaited, worker.running + worker.waiting);
     return prompts ? `reading ${plural(prompts, "prompt")}` : "idle";
   }
-  return worker.running ? `writing ${plural(worker.running, "answer")}` : worker.waiting ? "waiting for KV" : "idle";
+  return worker.running ? `writing ${plural(worker.running, "answer")}` : worker.waiting ? "waiting" : "idle";
 }
 
 function speed(worker, leg) {
