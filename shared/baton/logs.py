@@ -25,7 +25,12 @@ def setup_logs(service: str, *, level: str = "info", form: Literal["auto", "text
         _add_service(service),
     ]
     render: list[Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        # The default traceback shows local variables, which may be a user's words, and takes seconds to draw.
+        [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
         if as_text
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )

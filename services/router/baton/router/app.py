@@ -18,6 +18,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, Response
 
 from baton.errors import BatonError, InvalidRequest
@@ -317,6 +318,8 @@ async def _read_body(request: Request, model: type[_Model], config: RouterConfig
                 if nbytes > limit:
                     raise _too_long(nbytes, limit)
                 parts.append(part)
+    except ClientDisconnect:  # also after a chunk that is none: the protocol has answered already
+        raise InvalidRequest("The body broke off.") from None
     except TimeoutError:
         raise BodyTooSlow(f"The body did not arrive within {config.body_timeout_s:g} s.") from None
     try:
