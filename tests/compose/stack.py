@@ -197,7 +197,7 @@ def run_to_its_end(
 
 def workers_of(route: str) -> set[str]:
     """Give the workers that an x-baton-route header names."""
-    return set(re.findall(r"(?:decode|prefill)=([^;\s]+)", route))
+    return set(re.findall(r"(?:decode|prefill)=((?:decode|prefill)-[^;\s]+)", route))
 
 
 def _confined(options: Sequence[str], environment: Mapping[str, str]) -> list[str]:
