@@ -209,9 +209,11 @@ def test_one_cuda_graph_serves_all_lengths(assert_close):
 
 
 def test_a_long_chunk_is_joined_of_itself_and_its_prefix(monkeypatch, assert_close):
-    """Check what surrounds the library's call, with the call done by plain arithmetic."""
+    """Check what surrounds the library's call, with the call done by plain arithmetic; it sees few lengths."""
+    seen = set()
 
     def call(q, k, v, scale, is_causal):
+        seen.add((len(q), len(k), is_causal))
         k, v = (x.double().repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
         scores = torch.einsum("qhd,khd->qhk", q.double(), k) * scale
         if is_causal:
@@ -220,11 +222,19 @@ def test_a_long_chunk_is_joined_of_itself_and_its_prefix(monkeypatch, assert_clo
         return o.to(q.dtype).contiguous(), scores.logsumexp(-1).float()
 
     monkeypatch.setattr(library_attention, "_call", call)
-    q, kv, batch = _step([], [(30, 30), (20, 100), (7, 8)], 4, 2, 16)
+    monkeypatch.setattr(library_attention, "_LENGTH_STEP", 16)
+    chunks = [(30, 30), (20, 100), (7, 8), (16, 48), (33, 63), (1, 112)]
+    q, kv, batch = _step([], chunks, 4, 2, 16)
     out = torch.empty_like(q)
-    for seq, rows in enumerate((slice(0, 30), slice(30, 50), slice(50, 57))):
+    first = 0
+    for seq, (query_len, _) in enumerate(chunks):
+        rows = slice(first, first + query_len)
         library_attention.attend_chunk(q[rows], kv[:, LAYER], batch, seq, out[rows], 0.3)
+        first += query_len
     assert_close(out, _dense(q, kv[:, LAYER], batch, 0.3))
+    assert {queries for queries, _, _ in seen} == {16, 32, 48}
+    assert {keys for queries, keys, is_causal in seen if is_causal and keys != queries} == set()
+    assert {keys for _, keys, is_causal in seen if not is_causal} == {16, 32, 64}
 
 
 def test_the_kernel_leaves_out_what_is_the_librarys(device, is_kernel, assert_close):
@@ -242,8 +252,9 @@ def test_the_kernel_leaves_out_what_is_the_librarys(device, is_kernel, assert_cl
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="cuDNN needs a GPU")
 @pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim"), [(8, 2, 128), (4, 4, 64)])
 def test_long_chunks_go_to_the_library(num_heads, num_kv_heads, head_dim, assert_close):
-    step = ([700], [(1500, 1500), (40, 300), (1100, 2000)])
+    step = ([700], [(1500, 1500), (40, 300), (1100, 2000), (1024, 5000), (2048, 2048)])
     q, kv, batch = _step(*step, num_heads, num_kv_heads, head_dim, dtype=torch.bfloat16, device="cuda")
-    assert library_attention.shortest_query_len(q, kv[:, LAYER], None, None) == 1024
+    shortest = library_attention.shortest_query_len(q, kv[:, LAYER], None, None)
+    assert shortest == library_attention.SHORTEST_QUERY_LEN
     o = paged_attention(q, kv[:, LAYER], batch, scale=head_dim**-0.5)
     assert_close(o, _dense(q, kv[:, LAYER], batch, head_dim**-0.5))

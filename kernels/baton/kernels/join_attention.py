@@ -14,21 +14,22 @@ from baton.kernels.launch import on_triton, tl, triton
 
 def join_attention_reference(
     first: Tensor, first_sum: Tensor, second: Tensor, second_sum: Tensor, out: Tensor
-) -> None:
+) -> Tensor:
     """Join in plain torch."""
     share = torch.sigmoid(second_sum - first_sum)[..., None]  # [queries, heads, 1] fp32
     out.copy_(torch.lerp(first.float(), second.float(), share))
+    return torch.logaddexp(first_sum, second_sum)
 
 
-def join_attention(first: Tensor, first_sum: Tensor, second: Tensor, second_sum: Tensor, out: Tensor) -> None:
-    """Write the joined attention to `out` [queries, heads, head_dim]."""
+def join_attention(
+    first: Tensor, first_sum: Tensor, second: Tensor, second_sum: Tensor, out: Tensor
+) -> Tensor:
+    """Write the joined attention to `out` [queries, heads, head_dim], which may be `first`; gives its log-sum-exps."""
     if not on_triton(first, "join_attention"):
-        join_attention_reference(first, first_sum, second, second_sum, out)
-        return
+        return join_attention_reference(first, first_sum, second, second_sum, out)
     num_queries, num_heads, head_dim = first.shape
-    assert first.stride() == second.stride()
-    assert first_sum.stride() == second_sum.stride()
-    assert first.stride(2) == out.stride(2) == 1
+    assert first.stride(2) == second.stride(2) == out.stride(2) == 1
+    out_sum = torch.empty((num_queries, num_heads), dtype=torch.float32, device=first.device)
     if num_queries:
         _join_kernel[(num_queries, triton.cdiv(num_heads * head_dim, _BLOCK))](
             first,
@@ -36,17 +37,18 @@ def join_attention(first: Tensor, first_sum: Tensor, second: Tensor, second_sum:
             second,
             second_sum,
             out,
-            first.stride(0),
-            first.stride(1),
-            first_sum.stride(0),
-            first_sum.stride(1),
-            out.stride(0),
-            out.stride(1),
+            out_sum,
+            *first.stride()[:2],
+            *first_sum.stride(),
+            *second.stride()[:2],
+            *second_sum.stride(),
+            *out.stride()[:2],
             NUM_HEADS=num_heads,
             HEAD_DIM=head_dim,
             BLOCK=_BLOCK,
             num_warps=4,
         )
+    return out_sum
 
 
 # --- Triton -----------------------------------------------------------------------------------------
@@ -62,10 +64,15 @@ def _join_kernel(
     second_ptr,
     second_sum_ptr,
     out_ptr,
-    stride_query,
-    stride_head,
-    sum_stride_query,
-    sum_stride_head,
+    out_sum_ptr,
+    first_stride_query,
+    first_stride_head,
+    first_sum_stride_query,
+    first_sum_stride_head,
+    second_stride_query,
+    second_stride_head,
+    second_sum_stride_query,
+    second_sum_stride_head,
     out_stride_query,
     out_stride_head,
     NUM_HEADS: tl.constexpr,
@@ -76,12 +83,23 @@ def _join_kernel(
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < NUM_HEADS * HEAD_DIM
     heads, dims = columns // HEAD_DIM, columns % HEAD_DIM
-    at = query * stride_query + heads * stride_head + dims
-    at_sum = query * sum_stride_query + heads * sum_stride_head
-    first_sum = tl.load(first_sum_ptr + at_sum, mask=inside, other=0.0)
-    second_sum = tl.load(second_sum_ptr + at_sum, mask=inside, other=0.0)
-    first = tl.load(first_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    second = tl.load(second_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    o = first + (second - first) / (1.0 + tl.exp(first_sum - second_sum))
+    first_sum = tl.load(
+        first_sum_ptr + query * first_sum_stride_query + heads * first_sum_stride_head, mask=inside, other=0.0
+    )
+    second_sum = tl.load(
+        second_sum_ptr + query * second_sum_stride_query + heads * second_sum_stride_head,
+        mask=inside,
+        other=0.0,
+    )
+    at_first = query * first_stride_query + heads * first_stride_head + dims
+    at_second = query * second_stride_query + heads * second_stride_head + dims
+    first = tl.load(first_ptr + at_first, mask=inside, other=0.0).to(tl.float32)
+    second = tl.load(second_ptr + at_second, mask=inside, other=0.0).to(tl.float32)
+    # Relative to the larger one, so that no exponential overflows.
+    largest = tl.maximum(first_sum, second_sum)
+    first_weight, second_weight = tl.exp(first_sum - largest), tl.exp(second_sum - largest)
+    total = first_weight + second_weight
+    o = (first * first_weight + second * second_weight) / total
     at_out = query * out_stride_query + heads * out_stride_head + dims
     tl.store(out_ptr + at_out, o.to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store(out_sum_ptr + query * NUM_HEADS + heads, largest + tl.log(total), mask=inside & (dims == 0))

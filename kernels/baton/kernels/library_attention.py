@@ -2,8 +2,9 @@
 
 On an H200 cuDNN reaches 590 to 620 TFLOP/s at 8k to 32k tokens where prefill_attention's kernel reaches 385
 and torch's flash attention with variable lengths 330; the gather costs 20 us for 8k tokens, 2 % of the
-attention. cuDNN's causal mask starts at the first key, so a chunk after a prefix is two calls, its own tokens
-and the prefix, joined by their log-sum-exps.
+attention. But it builds a plan for each pair of lengths that it has not seen, which takes 50 ms: so it sees few. A
+chunk's own keys, with those before it down to a multiple of 512, are one causal call padded to a multiple of 512; what is
+before them is cut into powers of two, each a call without a mask; all are joined by their log-sum-exps.
 
 Not for windows, soft caps, fp32 or wide heads. Whether the installed cuDNN takes the shape is tried once,
 against plain arithmetic; where it does not, or is not right, the kernel of prefill_attention does all.
@@ -11,6 +12,7 @@ against plain arithmetic; where it does not, or is not right, the kernel of pref
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -25,12 +27,13 @@ if TYPE_CHECKING:
 # From here on the library's lead is worth its gather and its launches for each sequence (cuDNN 84 us against
 # 105 at 2k).
 SHORTEST_QUERY_LEN = 1024
+_LENGTH_STEP = 512
 
 
 def shortest_query_len(q: Tensor, kv_layer: Tensor, window: int | None, soft_cap: float | None) -> int:
     """Give the query length from which chunks are the library's; larger than any where they are not."""
     is_plain = window is None and soft_cap is None and q.is_cuda and q.element_size() == 2
-    if is_plain and q.shape[2] % 8 == 0 and q.shape[2] <= 128:
+    if is_plain and q.shape[2] % 8 == 0 and q.shape[2] <= 128 and _LENGTH_STEP % kv_layer.shape[2] == 0:
         shape = (q.device, q.dtype, q.shape[1], kv_layer.shape[3], q.shape[2])
         if not torch.cuda.is_current_stream_capturing() and _is_usable(*shape):
             return SHORTEST_QUERY_LEN
@@ -42,20 +45,51 @@ def attend_chunk(
 ) -> None:
     """Attend for one sequence; q and out are its rows, [queries, heads, head_dim]."""
     seq_len = batch.seq_lens_host[seq]
-    block_ids = batch.block_table[seq, : -(-seq_len // kv_layer.shape[2])]
-    k, v = (kv_layer[:, half].index_select(0, block_ids).flatten(0, 1)[:seq_len] for half in (0, 1))
-    _attend(q, k, v, out, scale)
+    table = batch.block_table[seq]
+    start = seq_len - q.shape[0]
+    first = start // _LENGTH_STEP * _LENGTH_STEP
+    # As many queries without meaning go before the chunk's as it has keys before its own: the mask starts in a corner.
+    rows = slice(start - first, seq_len - first)
+    queries = _padded(q, rows)
+    own = _gather(kv_layer, table, first, seq_len, queries.shape[0])
+    o, log_sum = _call(queries, *own, scale, True)
+    o, log_sum = o[rows], log_sum[rows]
+    for begin, end in _powers_of_two(first):
+        before, before_sum = _call(queries, *_gather(kv_layer, table, begin, end, end - begin), scale, False)
+        log_sum = join_attention(o, log_sum, before[rows], before_sum[rows], out)
+        o = out
+    if o is not out:
+        out.copy_(o)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, scale: float) -> None:
-    """Attend causally with the last query at the last key: q [queries, heads, head_dim], k and v [context, kv_heads, head_dim]."""
-    start = k.shape[0] - q.shape[0]
-    own, own_sum = _call(q, k[start:], v[start:], scale, True)
-    if start == 0:
-        out.copy_(own)
-    else:
-        before, before_sum = _call(q, k[:start], v[:start], scale, False)
-        join_attention(own, own_sum, before, before_sum, out)
+def _padded(q: Tensor, rows: slice) -> Tensor:
+    """Give q as `rows` of zeros as long as a multiple of the step."""
+    length = -(-rows.stop // _LENGTH_STEP) * _LENGTH_STEP
+    if length == q.shape[0]:
+        return q
+    queries = q.new_zeros((length, *q.shape[1:]))
+    queries[rows] = q
+    return queries
+
+
+def _gather(kv_layer: Tensor, table: Tensor, begin: int, end: int, length: int) -> Tensor:
+    """Give K and V of positions [begin, end), [2, length, kv_heads, head_dim], then zeros: what is masked must be finite."""
+    _, _, block_size, num_kv_heads, head_dim = kv_layer.shape
+    block_ids = table[begin // block_size : -(-end // block_size)]
+    gathered = kv_layer.new_empty((2, length, num_kv_heads, head_dim))
+    for half, space in enumerate(gathered[:, : len(block_ids) * block_size].unflatten(1, (-1, block_size))):
+        torch.index_select(kv_layer[:, half], 0, block_ids, out=space)
+    gathered[:, end - begin :] = 0
+    return gathered
+
+
+def _powers_of_two(end: int) -> Iterator[tuple[int, int]]:
+    """Cut [0, end) into pieces whose lengths are powers of two, the longest first."""
+    begin = 0
+    while begin < end:
+        length = 1 << ((end - begin).bit_length() - 1)
+        yield begin, begin + length
+        begin += length
 
 
 def _call(q: Tensor, k: Tensor, v: Tensor, scale: float, is_causal: bool) -> tuple[Tensor, Tensor]:
@@ -79,15 +113,18 @@ def _is_usable(
         for n, heads in ((queries, num_heads), (context, num_kv_heads), (context, num_kv_heads))
     )
     scale = head_dim**-0.5
+    start = context - queries
+    o = torch.empty_like(q)
     try:
-        o = torch.empty_like(q)
-        _attend(q, k, v, o, scale)
+        join_attention(
+            *_call(q, k[start:], v[start:], scale, True), *_call(q, k[:start], v[:start], scale, False), o
+        )
     except RuntimeError:
         return False
     group = num_heads // num_kv_heads
     k, v = (x.float().repeat_interleave(group, dim=1) for x in (k, v))
     scores = torch.einsum("qhd,khd->hqk", q.float(), k) * scale
-    at = torch.arange(context - queries, context, device=device)[:, None]
+    at = torch.arange(start, context, device=device)[:, None]
     scores.masked_fill_(torch.arange(context, device=device) > at, float("-inf"))
     expected = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v)
     return bool((o.float() - expected).norm() < 0.02 * expected.norm())
