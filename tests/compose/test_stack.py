@@ -125,6 +125,7 @@ def test_every_container_becomes_healthy(stack: Stack) -> None:
 
 
 def test_scaled_workers_register_themselves_and_take_traffic(stack: Stack) -> None:
+    before = {container.id for leg in ("prefill", "decode") for container in stack.containers(leg)}
     stack.scale(prefill=2, decode=3)
     seen: dict[str, float] = {}
 
