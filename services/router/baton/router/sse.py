@@ -86,8 +86,9 @@ class OpenStreams:
 
     def _flush(self) -> None:
         fresh, self._fresh = self._fresh, []
+        now = time.monotonic()
         for stream in fresh:
-            stream.flush()
+            stream.flush(now)
 
     def count_slow(self) -> None:
         """Count a client that did not read."""
@@ -123,13 +124,13 @@ class EventStream(Response):
         self._parts: list[bytes] = []
         self._nbytes = 0
         self._is_fresh = False
+        self._has_begun = False
         self._is_closed = False
         self._is_gone = False
         self._early_error: BatonError | None = None
-        self._send_body: Send | None = None
-        """Set while the answer is open and nothing else is writing."""
+        self._server: Any = None
+        """The server's side of the request, while the answer is open and nothing else is writing."""
         self._raw_send: Send | None = None
-        self._writes_directly = False
         self._waiter: asyncio.Future[None] | None = None
         self._writer: asyncio.Task[Any] | None = None
         self._write_began_at = 0.0
@@ -158,7 +159,7 @@ class EventStream(Response):
         """End with an error: as an answer of its own if nothing was sent yet, else as the last event."""
         if self._is_closed:
             return
-        if self._writer is None or (self._send_body is None and not self._write_began_at and not self._parts):
+        if self._writer is None or not (self._has_begun or self._parts):
             self._early_error = error
         else:
             self.push(error_event(error_of(error)))
@@ -166,25 +167,20 @@ class EventStream(Response):
 
     # -- for the table ------------------------------------------------------------------------------------
 
-    def flush(self) -> None:
+    def flush(self, now: float) -> None:
         """Write what waits, if that needs no waiting; else leave it to the task."""
         self._is_fresh = False
-        send = self._send_body
-        if send is None or self._is_closed or not self._parts:
+        server = self._server
+        if server is None or self._is_closed or not self._parts:
+            self._wake()
+            return
+        if server.flow.write_paused or server.disconnected:
             self._wake()
             return
         data = self._take_parts()
-        # with room in the connection's buffer a send runs through without a pause; one that pauses has written nothing
-        sending = send({"type": "http.response.body", "body": data, "more_body": True})
-        try:
-            sending.send(None)
-        except StopIteration:
-            self._last_data_at = time.monotonic()
-            return
-        sending.close()
-        self._parts.insert(0, data)
-        self._nbytes += len(data)
-        self._wake()
+        # as the server writes a chunk, without a coroutine and a message for it
+        server.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        self._last_data_at = now
 
     def tick(self, now: float, keep_alive_s: float, slow_s: float) -> None:
         """Keep a silent connection alive; end one whose client has not read for long."""
@@ -202,16 +198,13 @@ class EventStream(Response):
         watch = asyncio.get_running_loop().create_task(self._watch(receive))
         try:
             self._raw_send = scope.get("baton.send", send)
-            # of other servers we do not know what a send that pauses has done
-            owner = type(getattr(self._raw_send, "__self__", None))
-            self._writes_directly = owner.__module__.startswith("uvicorn.")
             await self._serve(send, self._raw_send)
         except asyncio.CancelledError:
             if not self._is_gone:
                 raise
         finally:
             watch.cancel()
-            self._send_body = None
+            self._server = None
             self._table.remove(self)
             if not self._is_closed:  # the server is ending, or the connection broke under a write
                 self._is_closed = True
@@ -225,10 +218,12 @@ class EventStream(Response):
             return
         if self._is_gone:
             return
+        self._has_begun = True
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        server = _known_server(send_body)
         while not self._is_gone:
             if self._parts:
-                self._send_body = None
+                self._server = None
                 self._write_began_at = time.monotonic()
                 await send_body({"type": "http.response.body", "body": self._take_parts(), "more_body": True})
                 self._last_data_at, self._write_began_at = time.monotonic(), 0.0
@@ -236,7 +231,7 @@ class EventStream(Response):
                 await send_body({"type": "http.response.body", "body": b"", "more_body": False})
                 return
             else:
-                self._send_body = send_body if self._writes_directly else None
+                self._server = server
                 await self._wait()
 
     async def _wait(self) -> None:
@@ -293,6 +288,13 @@ class EventStream(Response):
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+
+
+def _known_server(send: Send) -> Any:
+    """Give uvicorn's side of a request whose answer goes out in chunks; None for a server that we do not know."""
+    server: Any = getattr(send, "__self__", None)
+    is_known = type(server).__module__ == "uvicorn.protocols.http.httptools_impl"
+    return server if is_known and server.chunked_encoding else None
 
 
 async def _send_error(send: Send, error: BatonError, headers: Iterable[tuple[bytes, bytes]]) -> None:
