@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.router.costs import LinkModel, StepModel
+from baton.router.costs import LinkModel, StepModel, like_peers
 from baton.router.policy import Candidate, Link, Shape, choose
 
 
@@ -144,6 +144,18 @@ def test_the_step_model_learns_a_line() -> None:
         model.observe(n, 5 + 0.1 * n)
     assert abs(model.predict(50) - 10) < 0.5
     assert abs(model.predict(100) - 15) < 1.0
+
+
+def test_a_worker_that_has_not_reported_is_taken_for_one_like_the_others() -> None:
+    known = [
+        make("p", "p", prefill_rate=300.0, step_ms=0.0),
+        make("d", "d", prefill_rate=500.0, step_ms=80.0),
+    ]
+    new = make("n", "pd", prefill_rate=0.0, step_ms=0.0)
+    guessed = like_peers([*known, new], 8000.0)
+    assert guessed[:2] == [dataclasses.replace(known[0], step_ms=80.0), known[1]]
+    assert (guessed[2].prefill_rate, guessed[2].step_ms) == (400.0, 80.0)
+    assert like_peers([new], 8000.0)[0].prefill_rate == 8000.0
 
 
 def test_the_link_model_learns_what_transfers_expose() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from baton.router.policy import Link
+import dataclasses
+from collections.abc import Sequence
+from statistics import fmean
+
+from baton.router.policy import Candidate, Link
 
 _KEEP = 0.98
 """Weight of the past in a moving mean: about fifty reports."""
@@ -59,3 +63,15 @@ class LinkModel:
     def link(self) -> Link:
         """Give the present estimate."""
         return Link(ms_per_token=self._exposed_ms / max(self._tokens, 1.0))
+
+
+def like_peers(candidates: Sequence[Candidate], default_prefill_rate: float) -> list[Candidate]:
+    """Take a worker that has not reported yet for one like the others; a better guess would draw all requests to it."""
+    rates = [c.prefill_rate for c in candidates if c.prefill_rate]
+    rate = fmean(rates) if rates else default_prefill_rate
+    steps = [c.step_ms for c in candidates if c.can_decode and c.step_ms]
+    step_ms = fmean(steps) if steps else 0.0
+    return [
+        dataclasses.replace(c, prefill_rate=c.prefill_rate or rate, step_ms=c.step_ms or step_ms)
+        for c in candidates
+    ]

@@ -20,6 +20,7 @@ from baton.messages import Blocks, ModelFacts, Outputs
 from baton.metrics import RouterMetrics
 from baton.router.admission import Admission, Demand
 from baton.router.config import RouterConfig
+from baton.router.costs import like_peers
 from baton.router.flow import Generation, GenerationFlow
 from baton.router.index import Applied, PrefixIndex
 from baton.router.policy import Candidate, Decision, Shape, choose
@@ -117,7 +118,7 @@ class Dispatcher:
         decision = choose(
             self.config.policy,
             Shape(num_tokens, block_size, math.ceil((num_tokens + 1) / block_size)),
-            [self._candidate(worker, flow) for worker in workers],
+            like_peers([self._candidate(w, flow) for w in workers], self.config.default_prefill_rate),
             self.pool.links,
             path=path,
             interference_weight=self.config.interference_weight,
@@ -235,7 +236,7 @@ class Dispatcher:
             can_decode=worker.can_decode,
             layout=worker.info.layout,
             queue_tokens=load.waiting_tokens + worker.sent_tokens,
-            prefill_rate=load.prefill_rate or self.config.default_prefill_rate,
+            prefill_rate=load.prefill_rate,
             cached_blocks=self.index.num_cached(worker.info.worker_id, self._hashes(worker, flow)),
             num_running=running,
             step_ms=worker.steps.predict(running + flow.generation.params.n),

@@ -40,7 +40,7 @@ class Candidate:
     queue_tokens: int
     """Prompt tokens asked of it and not computed."""
     prefill_rate: float
-    """Tokens a second."""
+    """Tokens a second; 0: not known yet, which `choose` does not take."""
     cached_blocks: int
     """Blocks of this prompt that it has."""
     num_running: int = 0
