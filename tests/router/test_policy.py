@@ -1,5 +1,6 @@
 """The policy: a pure function, so its promises are checked over all inputs."""
 
+import dataclasses
 import random
 from typing import Any
 
