@@ -16,13 +16,11 @@ def main() -> int:
         connection = http.client.HTTPConnection(host, int(os.environ["BATON_PORT"]), timeout=4)
         connection.request("GET", "/ready")
         answer = connection.getresponse()
-        body = answer.read(500).decode(errors="replace")
+        print(answer.read(500).decode(errors="replace"))
+        return 0 if answer.status == 200 else 1
     except (KeyError, ValueError, OSError, http.client.HTTPException) as error:
-        status, body = 0, f"{type(error).__name__}: {error}"
-    else:
-        status = answer.status
-    print(body)
-    return 0 if status == 200 else 1
+        print(f"{type(error).__name__}: {error}")
+        return 1
 
 
 if __name__ == "__main__":

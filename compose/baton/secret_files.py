@@ -18,11 +18,13 @@ import zmq
 from baton.errors import ConfigError
 
 _READABLE = 0o444
-"""In containers other users read them, as whom a mount of one file shows it; on a host the folder keeps others out."""
+"""Containers read them as other users than the one who made them; on a host the folder keeps others out."""
 
 
 def write_secrets(folder: Path) -> list[str]:
-    """Make the secrets that a folder lacks, and the folder, for its owner alone; give the names of what was made.
+    """Make the secrets that a folder lacks; give the names of what was made.
+
+    A new folder is its owner's alone; one that is there keeps its mode.
 
     Raises:
         ConfigError: the folder cannot be written, or holds half of the key pair.
