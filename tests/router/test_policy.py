@@ -83,8 +83,6 @@ def test_whatever_is_chosen_can_be_done(workers: list[Candidate], policy: Any, p
 def test_more_load_never_makes_a_worker_cheaper(workers: list[Candidate], more: int) -> None:
     if not workers:
         return
-    import dataclasses
-
     loaded = [dataclasses.replace(workers[0], queue_tokens=workers[0].queue_tokens + more), *workers[1:]]
     before = choose("cost", SHAPE, workers, {}, rng=random.Random(0))
     after = choose("cost", SHAPE, loaded, {}, rng=random.Random(0))
