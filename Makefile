@@ -32,7 +32,7 @@ test: install
 
 # Builds the images, starts the stack of compose/compose.yaml, breaks it, takes it down. Needs Docker.
 compose-test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m compose -v -s tests/compose/test_stack.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m compose -vv -s tests/compose/test_stack.py
 
 # The images' requirements with their hashes, from constraints.txt.
 LOCK = $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --custom-compile-command "make lock" \
