@@ -22,6 +22,9 @@ from baton.kvtransfer.memory import BlockMemory, Landing
 from baton.kvtransfer.settings import TransferConfig, TransferStats
 from baton.kvtransfer.wire import DIGEST_NBYTES, Key, Ticket
 
+LANDED_BLOCKS = 64
+"""Between two words of progress, unless nothing more is granted: each wakes the engine's thread."""
+
 
 @dataclass(frozen=True, slots=True)
 class Landed:
@@ -89,6 +92,8 @@ class _Fetch:
     """Of each wanted block: awaited, taken (verified, the memory has its bytes) or in place."""
     num_taken: int = 0
     num_landed: int = 0
+    num_told: int = 0
+    """Blocks that the last `Landed` counted."""
     landings: deque[tuple[Sequence[int], Landing]] = field(default_factory=deque)
     told_limit: int = 0
     attached: bool = False
@@ -398,14 +403,15 @@ class ReceivingSide:
                 fetch.condition[place] = _IN_PLACE
         if fetch.landings and fetch not in self._landing:
             self._landing.append(fetch)
-        before = fetch.num_landed
         while fetch.num_landed < fetch.num_wanted and fetch.condition[fetch.num_landed] == _IN_PLACE:
             fetch.num_landed += 1
         if fetch.failure:
             if not fetch.landings:
                 self._close(fetch, FetchFailed(*fetch.key, fetch.num_landed, fetch.failure), fetch.failure)
             return
-        if fetch.num_landed > before:
+        num_untold = fetch.num_landed - fetch.num_told
+        if num_untold >= LANDED_BLOCKS or (num_untold and fetch.num_landed == len(fetch.block_ids)):
+            fetch.num_told = fetch.num_landed
             self.events.append(Landed(*fetch.key, fetch.num_landed))
         if fetch.end is not None and fetch.num_landed == fetch.num_wanted:
             self._complete(fetch, fetch.end)
