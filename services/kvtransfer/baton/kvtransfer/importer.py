@@ -23,6 +23,7 @@ from baton.kvtransfer.sockets import (
     Context,
     CurveKeys,
     default_transports,
+    keep_message_memory,
     make_context,
     make_dealer,
     receive_frames,
@@ -73,6 +74,7 @@ class Importer:
         self._exchange = Exchange[Event](self._side.events, (Fetched, FetchFailed), on_event)
         self._transports = tuple(transports) if transports is not None else default_transports()
         self._keys = keys
+        keep_message_memory()
         self._context: Context = make_context(self._config)
         self._links: dict[str, _Link] = {}
 

@@ -110,19 +110,22 @@ class HostMemory:
         if self._num_gathered == NUM_GATHERED:
             return None
         self._num_gathered += 1
+        return _Gathered(self, block_ids)
+
+    def _copy(self, block_ids: Sequence[int]) -> Bytes:
+        """Copy blocks side by side into a room that is kept: new pages take the kernel as long as filling them."""
         nbytes = len(block_ids) * self.block_nbytes
-        # Kept, because the kernel takes as long to give new pages as they take to be filled.
         room = self._spare.pop() if self._spare else np.empty(0, dtype=np.uint8)
         if len(room) < nbytes:
             room = np.empty(nbytes, dtype=np.uint8)
-        blocks = room[:nbytes].reshape(len(block_ids), -1)
-        # In mode "raise" NumPy would go through a buffer of its own.
-        np.take(self._blocks, block_ids, axis=0, out=blocks, mode="clip")
-        return _Gathered(self, room, blocks.reshape(-1).data)
+        for at, block_id in enumerate(block_ids):
+            room[at * self.block_nbytes :][: self.block_nbytes] = self._blocks[block_id]
+        return room
 
-    def _give_back(self, room: Bytes) -> None:
+    def _give_back(self, room: Bytes | None) -> None:
         self._num_gathered -= 1
-        self._spare.append(room)
+        if room is not None:
+            self._spare.append(room)
 
     def land(self, block_ids: Sequence[int], blocks: Sequence[memoryview]) -> Landing:
         """Copy the bytes to their blocks."""
@@ -152,19 +155,27 @@ class InPlace:
 
 
 class _Gathered:
-    __slots__ = ("_memory", "_room", "views")
+    """Copied when first looked at, just before the copy is summed and sent."""
 
-    def __init__(self, memory: HostMemory, room: Bytes, view: memoryview) -> None:
+    __slots__ = ("_block_ids", "_memory", "_room")
+
+    def __init__(self, memory: HostMemory, block_ids: Sequence[int]) -> None:
         self._memory = memory
-        self._room = room
-        self.views: Sequence[memoryview] = (view,)
+        self._block_ids = block_ids
+        self._room: Bytes | None = None
 
     def is_ready(self) -> bool:
         return True
 
+    @property
+    def views(self) -> Sequence[memoryview]:
+        if self._room is None:
+            self._room = self._memory._copy(self._block_ids)
+        return (self._room[: len(self._block_ids) * self._memory.block_nbytes].data,)
+
     def release(self) -> None:
-        self.views = ()
-        self._memory._give_back(self._room)
+        room, self._room = self._room, None
+        self._memory._give_back(room)
 
 
 class _Landed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
 from baton.kvtransfer import wire
-from baton.kvtransfer.settings import TransferConfig
+from baton.kvtransfer.settings import MIB, TransferConfig
 from baton.kvtransfer.transports.ipc import IpcTransport
 from baton.kvtransfer.transports.tcp import TcpTransport
 from baton.kvtransfer.transports.transport import Socket, Transport
@@ -18,6 +19,7 @@ from baton.kvtransfer.transports.transport import Socket, Transport
 Context = zmq.Context[Any]
 HEARTBEATS_A_LEASE = 8
 HANDSHAKE_MS = 5000
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 MAX_FRAMES = wire.MAX_BATCH_BLOCKS + 2
 """Routing id, header and payload. What a message has beyond is read and dropped."""
 
@@ -48,6 +50,18 @@ def make_context(config: TransferConfig) -> Context:
     """Start ZeroMQ's threads."""
     context: Context = zmq.Context(io_threads=config.num_io_threads)
     return context
+
+
+def keep_message_memory() -> None:
+    """Have this process's allocator keep what received messages leave free, where it is glibc's.
+
+    It gives large pieces back to the kernel at once otherwise, and faulting the pages of the next message in takes
+    longer than filling them: 0.52 CPU seconds a GB of blocks over tcp, and 0.38 so.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 32 * MIB)  # the most that it takes
+        mallopt(_M_TRIM_THRESHOLD, 64 * MIB)
 
 
 def guard(context: Context, keys: CurveKeys) -> ThreadAuthenticator:
