@@ -80,7 +80,7 @@ def test_answers_are_those_of_steps_as_they_are(tiny_checkpoint: Callable[[str],
         assert found[0] == expected[0]
         assert found[1] == pytest.approx(expected[1], abs=1e-4)
     assert None not in graphs.ran
-    assert {StepShape(32, 4, MAX_CHUNKS), StepShape(2, 2, 0)} <= set(graphs.ran)
+    assert {shape.num_chunks for shape in graphs.ran if shape} == {0, MAX_CHUNKS}
 
 
 @pytest.mark.skipif(ON_TRITON, reason="it runs here as it is")

@@ -2,7 +2,7 @@
 
 On an H200 cuDNN reaches 590 to 620 TFLOP/s at 8k to 32k tokens where prefill_attention's kernel reaches 385
 and torch's flash attention with variable lengths 330; the gather costs 20 us for 8k tokens, 2 % of the
-attention. But it builds a plan for each pair of lengths that it has not seen, which takes 50 ms: so it sees few. A
+attention. But it builds a plan for each pair of lengths that it has not seen, which takes 40 to 60 ms: so it sees few. A
 chunk's own keys, with those before it down to a multiple of 512, are one causal call padded to a multiple of 512; what is
 before them is cut into powers of two, each a call without a mask; all are joined by their log-sum-exps.
 
@@ -24,9 +24,9 @@ from baton.kernels.join_attention import join_attention
 if TYPE_CHECKING:
     from baton.kernels.attention import AttentionBatch
 
-# From here on the library's lead is worth its gather and its launches for each sequence (cuDNN 84 us against
-# 105 at 2k).
-SHORTEST_QUERY_LEN = 1024
+# From here on the library's lead is worth its gather and its launches for each sequence: 101 us against 114 at 2k, but
+# 685 against 553 at sixteen chunks of 1k.
+SHORTEST_QUERY_LEN = 2048
 _LENGTH_STEP = 512
 
 
