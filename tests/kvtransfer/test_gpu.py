@@ -67,10 +67,17 @@ def test_what_the_engine_started_before_never_overwrites_what_landed() -> None:
     kv = random_kv(8, 3)
     memory = DeviceMemory(CudaCopies(kv), frame_nbytes=1 << 20)
     content = random_kv(1, 4).cpu()
-    torch.cuda._sleep(LONG_CYCLES)
-    kv[5] = 7.0
-    memory.expect([5])
-    landing = memory.land([5], [content.view(torch.uint8).numpy().reshape(-1).data])
+    block = content.view(torch.uint8).numpy().reshape(-1).data
+    for cycles in (
+        1,
+        10 * LONG_CYCLES,
+    ):  # first to load the kernels, for which the driver may wait for the device
+        torch.cuda._sleep(cycles)
+        kv[5] = 7.0
+        step = torch.cuda.current_stream().record_event()
+        memory.expect([5])
+        landing = memory.land([5], [block])
+    assert not step.query(), "the step was too short to show anything"
     assert not landing.is_ready()
     torch.cuda.synchronize()
     assert landing.is_ready()
