@@ -97,8 +97,11 @@ def test_a_plan_without_redis_tells_the_router_of_its_workers(
     ]
 
 
-@pytest.mark.parametrize(("gpus", "legs"), [([], ["prefill-0", "decode-0"]), (["0", "1"], ["decode-0"])])
-def test_the_default_is_a_pair_where_kv_can_be_sent(
+@pytest.mark.parametrize(
+    ("gpus", "legs"),
+    [([], ["prefill-0", "decode-0"]), (["0"], ["decode-0"]), (["0", "1"], ["prefill-0", "decode-0"])],
+)
+def test_the_default_is_a_pair_unless_decode_needs_all_gpus(
     gpus: list[str], legs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("baton.up._gpus", lambda: gpus)

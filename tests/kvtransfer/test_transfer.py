@@ -210,7 +210,8 @@ def test_64_transfers_side_by_side_do_not_mix(workers: Workers) -> None:
     assert (sink.bytes == source.bytes[order]).all()
     assert {released.reason for released in releases_of(exporter, num)} == {"fetched"}
     assert not exporter.stats.dropped
-    assert not importer.stats.dropped
+    # A fetch asked for again, since its answer was slow to come, may be answered twice.
+    assert set(importer.stats.dropped) <= {"late"}
     assert_nothing_is_left(exporter, importer)
 
 

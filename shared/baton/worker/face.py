@@ -243,6 +243,9 @@ class Face:
             await asyncio.gather(serving, *chores, return_exceptions=True)
             if self._registry is not None:
                 await self._registry.close()
+            for number in (signal.SIGTERM, signal.SIGINT):  # one more must not make a clean end a killed one
+                loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_IGN)
         if self._failure is not None:
             raise ConfigError(self._failure)
         return self._exit_status
