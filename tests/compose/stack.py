@@ -162,7 +162,7 @@ class Stack:
 
     def prometheus(self, path: str, **query: str) -> Any:
         answer = httpx.get(f"http://127.0.0.1:{self.prometheus_port}/api/v1/{path}", params=query, timeout=10)
-        assert answer.status_code == 200, answer.text
+        answer.raise_for_status()
         return answer.json()["data"]
 
 
