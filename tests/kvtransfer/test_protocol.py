@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from baton.kvtransfer import wire
+from baton.kvtransfer.memory import sum_blocks
 from baton.kvtransfer.receiving import Event, Fetched, FetchFailed, Landed, ReceivingSide
 from baton.kvtransfer.sending import Batch, SendingSide
 from baton.kvtransfer.settings import TransferConfig, TransferStats
@@ -92,6 +93,9 @@ class Copy:
 
     def is_ready(self) -> bool:
         return self.done
+
+    def sum(self) -> bytes:
+        return sum_blocks(self.views, NBYTES)
 
     def release(self) -> None:
         assert self.done, "released while the copy runs"

@@ -20,7 +20,7 @@ from baton.kvtransfer import bench, wire
 from baton.kvtransfer.exporter import Exporter
 from baton.kvtransfer.importer import Importer
 from baton.kvtransfer.loop import Part, TransferThread
-from baton.kvtransfer.memory import BlockMemory, HostMemory, Stage
+from baton.kvtransfer.memory import BlockMemory, HostMemory, Stage, sum_blocks
 from baton.kvtransfer.receiving import Event, Fetched, FetchFailed
 from baton.kvtransfer.sending import Released
 from baton.kvtransfer.settings import TransferConfig
@@ -219,8 +219,9 @@ def test_a_block_that_changes_while_it_is_sent_is_not_used(tcp_workers: Workers)
     class TornStage:
         """Shows the checksum other bytes than the socket."""
 
-        def __init__(self, views: Sequence[memoryview]) -> None:
+        def __init__(self, views: Sequence[memoryview], block_nbytes: int) -> None:
             self._views = [bytearray(view) for view in views]
+            self._block_nbytes = block_nbytes
             self._num_looks = 0
 
         @property
@@ -233,13 +234,16 @@ def test_a_block_that_changes_while_it_is_sent_is_not_used(tcp_workers: Workers)
         def is_ready(self) -> bool:
             return True
 
+        def sum(self) -> bytes:
+            return sum_blocks(self.views, self._block_nbytes)
+
         def release(self) -> None:
             pass
 
     class TornMemory(HostMemory):
         def stage(self, block_ids: Sequence[int]) -> Stage:
             stage = super().stage(block_ids)
-            return TornStage(stage.views) if 17 in block_ids else stage
+            return TornStage(stage.views, self.block_nbytes) if 17 in block_ids else stage
 
     source, sink = Blocks(20, seed=2), Blocks(20)
     exporter = tcp_workers.exporter(TornMemory(source.bytes, 20))

@@ -11,7 +11,9 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
-from baton.kvtransfer.memory import Bytes, copy_and_sum
+import numpy as np
+
+from baton.kvtransfer.memory import Bytes, copy_and_sum, sum_blocks
 from baton.kvtransfer.settings import MIB
 
 RING_NBYTES = 64 * MIB
@@ -81,7 +83,10 @@ class DeviceMemory:
             return None
         slot = self._reading.pop()
         taken = slot[: len(block_ids) * self.block_nbytes]
-        return _Stage(self._reading, slot, taken.data, self._copies.to_host(block_ids, taken))
+        return _Stage(self, slot, taken.data, self._copies.to_host(block_ids, taken))
+
+    def _give_back(self, slot: Bytes) -> None:
+        self._reading.append(slot)
 
     def land(self, block_ids: Sequence[int], blocks: Sequence[memoryview]) -> _Landing:
         """Copy the bytes into slots, and start the copies from there."""
@@ -90,7 +95,8 @@ class DeviceMemory:
             ids = block_ids[first : first + self._slot_blocks]
             slot = self._slot_to_write()
             for at, block in enumerate(blocks[first : first + self._slot_blocks]):
-                checksums.append(copy_and_sum(block, slot[at * self.block_nbytes :][: self.block_nbytes]))
+                to = slot[at * self.block_nbytes :][: self.block_nbytes]
+                checksums.append(copy_and_sum(np.frombuffer(block, dtype=np.uint8), to))
             after = {mark for mark in (self._marks.pop(block_id, None) for block_id in ids) if mark}
             mark = self._copies.to_device(slot[: len(ids) * self.block_nbytes], ids, after)
             self._written.append((mark, slot))
@@ -107,10 +113,10 @@ class DeviceMemory:
 
 
 class _Stage:
-    __slots__ = ("_free", "_mark", "_slot", "views")
+    __slots__ = ("_mark", "_memory", "_slot", "views")
 
-    def __init__(self, free: list[Bytes], slot: Bytes, view: memoryview, mark: Mark) -> None:
-        self._free = free
+    def __init__(self, memory: DeviceMemory, slot: Bytes, view: memoryview, mark: Mark) -> None:
+        self._memory = memory
         self._slot = slot
         self._mark = mark
         self.views: Sequence[memoryview] = (view,)
@@ -118,9 +124,12 @@ class _Stage:
     def is_ready(self) -> bool:
         return self._mark.query()
 
+    def sum(self) -> bytes:
+        return sum_blocks(self.views, self._memory.block_nbytes)
+
     def release(self) -> None:
         self.views = ()
-        self._free.append(self._slot)
+        self._memory._give_back(self._slot)
 
 
 class _Landing:

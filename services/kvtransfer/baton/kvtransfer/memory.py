@@ -37,6 +37,9 @@ class Stage(Protocol):
     def views(self) -> Sequence[memoryview]:
         """The bytes of the blocks, in order: a view for each run that lies side by side. Stable until released."""
 
+    def sum(self) -> bytes:
+        """Sum the blocks that `views` show, 16 bytes each."""
+
     def release(self) -> None:
         """Say that nobody reads the views any more."""
 
@@ -104,7 +107,7 @@ class HostMemory:
         nbytes, found = self.block_nbytes, runs(block_ids)
         if len(found) > 1 and len(block_ids) * nbytes < len(found) * GATHER_NBYTES:
             return self._gather(block_ids)
-        return InPlace([self._bytes[first * nbytes : stop * nbytes] for first, stop in found])
+        return InPlace([self._bytes[first * nbytes : stop * nbytes] for first, stop in found], nbytes)
 
     def _gather(self, block_ids: Sequence[int]) -> Stage | None:
         if self._num_gathered == NUM_GATHERED:
@@ -112,15 +115,20 @@ class HostMemory:
         self._num_gathered += 1
         return _Gathered(self, block_ids)
 
-    def _copy(self, block_ids: Sequence[int]) -> Bytes:
-        """Copy blocks side by side into a room that is kept: new pages take the kernel as long as filling them."""
-        nbytes = len(block_ids) * self.block_nbytes
+    def _copy(self, block_ids: Sequence[int]) -> tuple[Bytes, bytes]:
+        """Copy blocks side by side into a room that is kept: new pages take the kernel as long as filling them.
+
+        Each is summed right after it was copied.
+        """
+        nbytes = self.block_nbytes
         room = self._spare.pop() if self._spare else np.empty(0, dtype=np.uint8)
-        if len(room) < nbytes:
-            room = np.empty(nbytes, dtype=np.uint8)
-        for at, block_id in enumerate(block_ids):
-            room[at * self.block_nbytes :][: self.block_nbytes] = self._blocks[block_id]
-        return room
+        if len(room) < len(block_ids) * nbytes:
+            room = np.empty(len(block_ids) * nbytes, dtype=np.uint8)
+        places = range(0, len(block_ids) * nbytes, nbytes)
+        return room, b"".join(
+            copy_and_sum(self._blocks[block_id], room[at : at + nbytes])
+            for block_id, at in zip(block_ids, places, strict=True)
+        )
 
     def _give_back(self, room: Bytes | None) -> None:
         self._num_gathered -= 1
@@ -131,7 +139,7 @@ class HostMemory:
         """Copy the bytes to their blocks."""
         return _Landed(
             b"".join(
-                copy_and_sum(block, self._blocks[block_id])
+                copy_and_sum(np.frombuffer(block, dtype=np.uint8), self._blocks[block_id])
                 for block_id, block in zip(block_ids, blocks, strict=True)
             )
         )
@@ -140,14 +148,19 @@ class HostMemory:
 class InPlace:
     """Blocks that are read where they lie."""
 
-    __slots__ = ("views",)
+    __slots__ = ("_block_nbytes", "views")
 
-    def __init__(self, views: Sequence[memoryview]) -> None:
+    def __init__(self, views: Sequence[memoryview], block_nbytes: int) -> None:
         self.views = views
+        self._block_nbytes = block_nbytes
 
     def is_ready(self) -> bool:
         """Tell that they are ready."""
         return True
+
+    def sum(self) -> bytes:
+        """Sum the blocks."""
+        return sum_blocks(self.views, self._block_nbytes)
 
     def release(self) -> None:
         """Drop the views."""
@@ -155,23 +168,31 @@ class InPlace:
 
 
 class _Gathered:
-    """Copied when first looked at, just before the copy is summed and sent."""
+    """Copied when first looked at, just before the copy is sent."""
 
-    __slots__ = ("_block_ids", "_memory", "_room")
+    __slots__ = ("_block_ids", "_checksums", "_memory", "_room")
 
     def __init__(self, memory: HostMemory, block_ids: Sequence[int]) -> None:
         self._memory = memory
         self._block_ids = block_ids
         self._room: Bytes | None = None
+        self._checksums = b""
 
     def is_ready(self) -> bool:
         return True
 
     @property
     def views(self) -> Sequence[memoryview]:
+        return (self._copy()[: len(self._block_ids) * self._memory.block_nbytes].data,)
+
+    def sum(self) -> bytes:
+        self._copy()
+        return self._checksums
+
+    def _copy(self) -> Bytes:
         if self._room is None:
-            self._room = self._memory._copy(self._block_ids)
-        return (self._room[: len(self._block_ids) * self._memory.block_nbytes].data,)
+            self._room, self._checksums = self._memory._copy(self._block_ids)
+        return self._room
 
     def release(self) -> None:
         room, self._room = self._room, None
@@ -188,17 +209,23 @@ class _Landed:
         return True
 
 
-def copy_and_sum(block: memoryview, to: Bytes) -> bytes:
+def sum_blocks(views: Sequence[memoryview], block_nbytes: int) -> bytes:
+    """Give the checksums of blocks, a view holding one or more."""
+    return b"".join(
+        checksum(view[at : at + block_nbytes]) for view in views for at in range(0, len(view), block_nbytes)
+    )
+
+
+def copy_and_sum(block: Bytes, to: Bytes) -> bytes:
     """Copy a block's bytes, and give the checksum of what was copied."""
     # NumPy copies and xxhash sums without the interpreter's lock; assigning to a memoryview would hold it.
-    source = np.frombuffer(block, dtype=np.uint8)
-    if len(source) <= PIECE_NBYTES:
-        to[:] = source
+    if len(block) <= PIECE_NBYTES:
+        to[:] = block
         return checksum(to.data)
     total = xxh3_128()
-    for at in range(0, len(source), PIECE_NBYTES):
+    for at in range(0, len(block), PIECE_NBYTES):
         piece = to[at : at + PIECE_NBYTES]
-        piece[:] = source[at : at + PIECE_NBYTES]
+        piece[:] = block[at : at + PIECE_NBYTES]
         total.update(piece.data)
     return total.digest()
 

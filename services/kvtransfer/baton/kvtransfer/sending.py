@@ -305,10 +305,9 @@ class SendingSide:
             assert offer.meta is not None
             age_s = min(1e6, max(0.0, self._clock() - offer.finished_at))
             return wire.seal(wire.End(*offer.key, offer.total, age_s, offer.meta), offer.secret), ()
-        blocks = wire.split_payload(batch.num_blocks, self._memory.block_nbytes, batch.stage.views)
         stop = batch.first_block + batch.num_blocks
         hashes = offer.hashes[batch.first_block * DIGEST_NBYTES : stop * DIGEST_NBYTES]
-        checksums = b"".join(map(wire.checksum, blocks))
+        checksums = batch.stage.sum()
         places = wire.join_places(offer.block_ids[batch.first_block : stop]) if offer.by_place else b""
         message = wire.Blocks(*offer.key, self._layout, batch.first_block, bytes(hashes), checksums, places)
         return wire.seal(message, offer.secret), () if offer.by_place else batch.stage.views
@@ -381,7 +380,8 @@ class SendingSide:
             return self._memory.stage(block_ids)
         assert self._memory.shared is not None
         places = wire.join_places(block_ids)
-        return InPlace(wire.read_places(places, self._memory.block_nbytes, self._memory.shared))
+        nbytes = self._memory.block_nbytes
+        return InPlace(wire.read_places(places, nbytes, self._memory.shared), nbytes)
 
     def _may_end(self, offer: _Offer) -> bool:
         if offer.meta is None or offer.end_sent or offer.peer is None:

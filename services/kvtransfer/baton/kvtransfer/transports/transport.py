@@ -11,6 +11,7 @@ from __future__ import annotations
 import socket as system_socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
@@ -90,6 +91,7 @@ def choose(transports: Sequence[Transport], endpoint: Endpoint) -> Transport:
     raise ConfigError(f"no transport of {[t.scheme for t in transports]} reaches {endpoint}")
 
 
+@cache
 def host_id() -> str:
     """Name the running system, the same in all of its processes and containers."""
     try:
