@@ -6,7 +6,6 @@ import torch
 
 from baton.kernels.launch import INTERPRET
 from baton.kernels.sample import (
-    SamplingBatch,
     derive_keys,
     greedy,
     gumbel_reference,
@@ -15,6 +14,7 @@ from baton.kernels.sample import (
     sample,
     sample_reference,
 )
+from baton.kernels.sampling_batch import SamplingBatch
 from baton.kernels.token_counts import row_of
 
 

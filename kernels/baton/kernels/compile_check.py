@@ -22,7 +22,8 @@ from baton.kernels.kv_write import kv_write
 from baton.kernels.launch import triton_version, use_reference
 from baton.kernels.rms_norm import add_rms_norm, rms_norm
 from baton.kernels.rotary import rotary_kv_write
-from baton.kernels.sample import SamplingBatch, derive_keys, greedy, logprobs, sample
+from baton.kernels.sample import derive_keys, greedy, logprobs, sample
+from baton.kernels.sampling_batch import SamplingBatch
 from baton.kernels.silu_mul import gelu_tanh_mul, silu_mul
 from baton.kernels.token_counts import count_tokens
 

@@ -5,18 +5,12 @@ The formulas are in sample.py. A row is cut into chunks of 4096 logits, one prog
 fills the device as well as many do.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from baton.kernels.launch import tl, triton
 from baton.kernels.sample_floor import find_floor
-
-if TYPE_CHECKING:
-    from baton.kernels.sample import SamplingBatch
+from baton.kernels.sampling_batch import SamplingBatch
 
 _CHUNK = 4096
 

@@ -9,17 +9,11 @@ is a function of the row. What is kept among equal values: sample.py. Bound by m
 logits.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from baton.kernels.launch import tl, triton
-
-if TYPE_CHECKING:
-    from baton.kernels.sample import SamplingBatch
+from baton.kernels.sampling_batch import SamplingBatch
 
 _CHUNK = 4096
 _SEARCH = 2048

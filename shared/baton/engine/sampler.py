@@ -22,7 +22,8 @@ from torch import Tensor
 
 from baton.engine.sequence import Sequence
 from baton.engine.upload import upload
-from baton.kernels.sample import SamplingBatch, derive_keys, greedy, logprobs, sample
+from baton.kernels.sample import derive_keys, greedy, logprobs, sample
+from baton.kernels.sampling_batch import SamplingBatch
 from baton.kernels.token_counts import count_tokens, row_of
 from baton.protocol import SamplingParams
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from baton.bench.kernels.measure import Row, time_us
-from baton.kernels.sample import SamplingBatch, derive_keys, logprobs, sample
+from baton.kernels.sample import derive_keys, logprobs, sample
+from baton.kernels.sampling_batch import SamplingBatch
 
 VOCAB = 128_256
 
