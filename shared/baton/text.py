@@ -17,6 +17,7 @@ from tokenizers.decoders import DecodeStream
 
 from baton.chat_template import ChatTemplate, TemplateRefused
 from baton.errors import InvalidRequest, ModelLoadError, refuse
+from baton.hub_snapshot import fetch_snapshot
 from baton.protocol import SamplingParams
 
 CONTEXT_TOKENS = 8
@@ -194,7 +195,7 @@ class _TokenizerFiles:
         """Give the files of a folder or hub id; None if it has no tokenizer.json."""
         folder = Path(path)
         if not folder.is_dir():
-            folder = _download_tokenizer(str(path), revision)
+            folder = fetch_snapshot(str(path), revision, _TOKENIZER_FILES, field="tokenizer")
         files = {name: folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()}
         tokenizer = files.pop("tokenizer.json", None)
         return None if tokenizer is None else cls(tokenizer, files)
@@ -240,18 +241,6 @@ class _TokenizerFiles:
                 f"{str(self.others[name])!r} cannot be read: {_first_line(error)}"
             ) from error
         return content if isinstance(content, dict) else {}
-
-
-def _download_tokenizer(repo_id: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(_TOKENIZER_FILES)))
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(
-            f"tokenizer={repo_id!r} cannot be loaded: {_first_line(error)} "
-            f"Name a folder or hub id with a tokenizer.json, or pass skip_tokenizer_init for token ids only."
-        ) from error
 
 
 def _load_hf(path: str, revision: str | None) -> Any:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 
 from baton.errors import InvalidRequest, ModelLoadError
@@ -63,6 +64,14 @@ def test_a_template_reaches_nothing_outside_its_sandbox(tmp_path: Path, template
 def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match=r"tokenizer.json"):
         Tokenizer(tmp_path)
+
+
+def test_a_name_that_is_neither_here_nor_on_the_hub_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelLoadError, match=r"tokenizer='someone/nothing' .* hub cannot be reached"):
+        Tokenizer("someone/nothing")
+    with pytest.raises(ModelLoadError, match=r"tokenizer='\./no/folder' is neither a folder here nor"):
+        Tokenizer("./no/folder")
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ import re
 from pathlib import Path
 
 from baton.errors import ModelLoadError
+from baton.hub_snapshot import fetch_snapshot
 from baton.models.checkpoint import INDEX, PICKLED, SINGLE, no_safetensors, read_weight_map
 from baton.models.config import read_spec
 
-# What tells the model and its tokenizer; `original/` and the like hold copies in other formats.
+# What tells the model and its tokenizer.
 SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
-SUBFOLDERS = ("*/*",)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -49,7 +49,7 @@ def locate(path_or_id: str | Path, revision: str | None = None, *, weights: bool
             "id such as "
             "'Qwen/Qwen3-0.6B'."
         )
-    snapshot = _fetch(repository, revision, SMALL_FILES)
+    snapshot = fetch_snapshot(repository, revision, SMALL_FILES, field="model")
     read_spec(snapshot)
     if weights:
         _fetch_weights(repository, snapshot)
@@ -63,7 +63,7 @@ def _fetch_weights(repository: str, snapshot: Path) -> None:
         patterns = tuple(sorted(set(read_weight_map(snapshot / INDEX).values())))
     else:
         patterns = (SINGLE,)
-    fetched = _fetch(repository, commit, patterns)
+    fetched = fetch_snapshot(repository, commit, patterns, field="model")
     if not any(fetched.glob("*.safetensors")):
         raise ModelLoadError(_why_no_weights(repository, commit))
 
@@ -82,43 +82,3 @@ def _why_no_weights(repository: str, commit: str) -> str:
     if pickled:
         return no_safetensors(f"model={repository!r}", pickled)
     return f"model={repository!r} has neither {SINGLE} nor {INDEX}. Give a model with weights in safetensors."
-
-
-def _fetch(repository: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
-    """Fetch the files of a revision that match, top level only; give the folder of its snapshot."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    name = f"model={repository!r}"
-    try:
-        return Path(
-            snapshot_download(
-                repository, revision=revision, allow_patterns=list(patterns), ignore_patterns=list(SUBFOLDERS)
-            )
-        )
-    except GatedRepoError:
-        reason = f"{name} is gated. Accept its licence on huggingface.co and set HF_TOKEN."
-    except RepositoryNotFoundError:
-        reason = (
-            f"{name} is neither a folder here nor a model on the hub. Check the spelling; for a private one "
-            "set HF_TOKEN."
-        )
-    except RevisionNotFoundError:
-        reason = f"{name} has no revision={revision!r}. Give a branch, tag or commit that it has."
-    except LocalEntryNotFoundError:
-        reason = (
-            f"{name} is neither a folder here nor in the cache, and the hub cannot be reached (offline?). "
-            "Fetch it where "
-            "there is a network with `hf download`, or give a folder."
-        )
-    except HFValidationError as error:
-        reason = f"{name} is neither a folder here nor a valid model id: {error}"
-    except Exception as error:  # the hub client's errors have no common class
-        reason = f"{name} could not be fetched from the hub: {type(error).__name__}: {error}"
-    raise ModelLoadError(reason)
