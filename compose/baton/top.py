@@ -130,8 +130,9 @@ class Observer:
                 f"name it with --url."
             ) from None
         if answer.status_code == 401:
+            wanted = "knows no such key" if "authorization" in self._router.headers else "wants a key"
             raise ConfigError(
-                f"The router at {self._url} wants a key. Give it with --api-key or BATON_API_KEY."
+                f"The router at {self._url} {wanted}. Give its key with --api-key or BATON_API_KEY."
             )
         if answer.status_code != 200:
             raise ConfigError(

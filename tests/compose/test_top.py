@@ -98,8 +98,11 @@ def test_workers_that_cannot_be_reached_are_shown_as_the_router_sees_them(tmp_pa
     with router_cluster(tmp_path, workers, api_key=(KEY,)) as made:
         refused = top(made.url)
         assert (refused.returncode, refused.stdout) == (2, "")
+        assert "wants a key" in refused.stderr
         assert "--api-key" in refused.stderr
-        assert top(made.url, BATON_API_KEY="another_key").returncode == 2
+        unknown = top(made.url, BATON_API_KEY="another_key")
+        assert unknown.returncode == 2
+        assert "knows no such key" in unknown.stderr
         shown = top(made.url, BATON_API_KEY=KEY)
     assert shown.returncode == 0, shown.stderr
     assert row(shown.stdout, "d0")[0] == "decode"
