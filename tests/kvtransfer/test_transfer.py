@@ -323,7 +323,7 @@ def test_a_sink_that_does_not_read_holds_up_nobody(workers: Workers) -> None:
     for number, ticket in enumerate(tickets):
         offer_all(exporter, ticket, number, list(range(num)))
     stuck.fetch(tickets[0], 0, block_hashes(0, num), range(num))
-    wait_until(lambda: exporter.stats.bytes_sent > 0, lambda: stuck.service())  # type: ignore[arg-type, return-value]
+    wait_until(lambda: exporter.stats.bytes_sent > 0, lambda: stuck.service(stuck.sockets()))  # type: ignore[arg-type, return-value]
     importer.fetch(tickets[1], 0, block_hashes(1, num), range(num))
     assert isinstance(ends_of(importer)[0], Fetched)
     assert exporter.stats.bytes_sent < 2 * num * nbytes, "the pipe of the stuck sink has no end"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -72,9 +72,10 @@ class Exchange(Generic[E]):
 
     # For the thread that transfers
 
-    def obey(self) -> None:
-        """Do what was told until now."""
-        self.doorbell.hush()
+    def obey(self, stirred: Container[object] = ()) -> None:
+        """Do what was told until now; `stirred` tells whether the doorbell rang."""
+        if self.doorbell.fileno() in stirred:
+            self.doorbell.hush()
         while self._commands:
             self._commands.popleft()()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import partial
 
 import zmq
@@ -74,6 +74,7 @@ class Exporter:
             make_router(self._context, self._config, keys) for _ in range(self._config.num_stripes)
         ]
         self._next_stripe = 0
+        self._num_payloads = 0
         try:
             addresses = {
                 transport.scheme: tuple(transport.bind(router, i) for i, router in enumerate(self._routers))
@@ -140,10 +141,10 @@ class Exporter:
         """Give the sockets on which sinks ask."""
         return self._routers
 
-    def service(self) -> float:
+    def service(self, stirred: Container[Socket | int]) -> float:
         """Do all that can be done now; give the seconds until there may be more."""
-        self._exchange.obey()
-        more = self._receive()
+        self._exchange.obey(stirred)
+        more = self._receive(stirred)
         self._side.sweep()
         self._send_replies()
         more |= self._send_batches()
@@ -166,13 +167,18 @@ class Exporter:
         self.doorbell.close()
 
     def _ring(self, _: object) -> None:
-        """Wake the owner, in ZeroMQ's collecting thread: blocks were sent, so there is room for more."""
+        """Wake the owner, in ZeroMQ's collecting thread: blocks were sent, so there is room for more.
+
+        After every second message: a queue says that it has room when half of it is free.
+        """
         self.doorbell.ring()
 
-    def _receive(self) -> bool:
+    def _receive(self, stirred: Container[Socket | int]) -> bool:
         """Act on what peers say; True: there may be more."""
         more = False
         for router in self._routers:
+            if router not in stirred:
+                continue
             for _ in range(MESSAGES_A_TURN):
                 frames = receive_frames(router)
                 if frames is None:
@@ -220,9 +226,11 @@ class Exporter:
             header, payload = self._side.seal(batch)
             router.send(header, zmq.SNDMORE if payload else 0)
             reads = []
+            self._num_payloads += bool(payload)
+            ring = self._ring if self._num_payloads % 2 else None
             for left, view in enumerate(payload, start=1 - len(payload)):
                 part = memoryview(view)
-                reads.append(weakref.ref(part, self._ring))
+                reads.append(weakref.ref(part, ring))
                 router.send(part, zmq.SNDMORE if left else 0, copy=False)
                 del part
             self._side.sent(batch, partial(_all_gone, reads))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
 from baton.errors import ConfigError
@@ -134,10 +134,10 @@ class Importer:
         """Give the sockets on which sources answer."""
         return [dealer for link in self._links.values() for dealer in link.dealers]
 
-    def service(self) -> float:
+    def service(self, stirred: Container[Socket | int]) -> float:
         """Do all that can be done now; give the seconds until there may be more."""
-        self._exchange.obey()
-        more = self._receive()
+        self._exchange.obey(stirred)
+        more = self._receive(stirred)
         self._side.sweep()
         self._send_requests()
         self._exchange.announce()
@@ -173,11 +173,13 @@ class Importer:
         if any(not 0 <= block_id < self._memory.num_blocks for block_id in block_ids):
             raise ValueError(f"block ids must be 0 to {self._memory.num_blocks - 1}")
 
-    def _receive(self) -> bool:
+    def _receive(self, stirred: Container[Socket | int]) -> bool:
         """Act on what sources say; True: there may be more."""
         more = False
         for source, link in self._links.items():
             for dealer in link.dealers:
+                if dealer not in stirred:
+                    continue
                 for _ in range(MESSAGES_A_TURN):
                     frames = receive_frames(dealer)
                     if frames is None:
