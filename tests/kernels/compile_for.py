@@ -1,9 +1,10 @@
-"""Compile what a model runs for a GPU that is not here, and print each kernel with its bytes of shared memory.
+"""Compile what a model runs for a GPU that is not here; print each kernel, its bytes of shared memory, and when it was compiled.
 
     python tests/kernels/compile_for.py 90
 
 Triton's compiler needs no device, only the name of one: its driver is replaced by one that names it, tensors stay on
-the CPU, and every launch stops after it has compiled.
+the CPU, and every launch stops after it has compiled. After the start come operations as requests bring them: what
+is compiled only then, a request would wait for.
 """
 
 import dataclasses
@@ -19,13 +20,23 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from baton.kernels import compile_check, decode_attention
+from baton.kernels import compile_check, decode_attention, invariant_attention
+from baton.kernels.attention import AttentionBatch, paged_attention
 from baton.kernels.compile_check import KernelShapes, compile_kernels
+from baton.kernels.join_attention import join_attention
+from baton.kernels.kv_write import kv_write
+from baton.kernels.rotary import rotary_kv_write
+from baton.kernels.sample import derive_keys, logprobs, sample
+from baton.kernels.sampling_batch import SamplingBatch
+from baton.kernels.token_counts import count_tokens
+from baton.protocol import MAX_LOGPROBS
 
 CAPABILITY = int(sys.argv[1])
 LLAMA_8B = KernelShapes(
     dtype=torch.bfloat16,
     block_size=16,
+    max_model_len=4096,
+    max_num_seqs=256,
     vocab_size=128_256,
     hidden_size=4096,
     intermediate_size=14_336,
@@ -40,6 +51,7 @@ LLAMA_8B = KernelShapes(
     soft_cap=None,
     deterministic=False,
 )
+OPT_8B = dataclasses.replace(LLAMA_8B, rotated_dim=0, has_rms_norm=False, gate=None)
 WIDE = dataclasses.replace(LLAMA_8B, head_dim=256, rotated_dim=256, windows=(4096,), soft_cap=50.0)
 
 
@@ -57,16 +69,68 @@ class NamedDevice:
 
 
 run = JITFunction.run
+compiled = set()
+when = "start"
 
 
 def compile_only(self, *args, grid, warmup, **options):
     kernel = run(self, *args, grid=grid, warmup=True, **options)
-    print(self.__name__, kernel.metadata.shared)
+    if kernel.hash not in compiled:
+        compiled.add(kernel.hash)
+        print(self.__name__, kernel.metadata.shared, when)
     return kernel
 
 
 def attention_only(shapes, device):
     return [operation for operation in operations(shapes, device) if operation[0] == "paged_attention"]
+
+
+def unaligned(*shape, dtype=torch.int64):
+    """Give zeros that do not begin at a multiple of 16 bytes, as parts of one packed array may not."""
+    return torch.zeros(8 + torch.Size(shape).numel(), dtype=dtype)[1:-7].view(shape)
+
+
+def draw_as_asked():
+    logits, ones = torch.zeros(3, LLAMA_8B.vocab_size), torch.ones(3)
+    counts = torch.zeros(3, LLAMA_8B.vocab_size, dtype=torch.int32)
+    at = torch.arange(3)
+    plain = SamplingBatch(ones, ones.int(), ones, ones, derive_keys(at, at, at))
+    for flags in ({"any_min_p": True}, {"any_top_k": True}, {"any_top_p": True}, {"all_greedy": True}):
+        sample(logits, dataclasses.replace(plain, **flags))
+    for num_entries in (1, 3, 16):
+        ids = torch.zeros(num_entries, dtype=torch.int64)
+        bias = {"bias_rows": ids, "bias_token_ids": ids, "bias_values": ids.float()}
+        sample(logits, dataclasses.replace(plain, **bias))
+    penalties = {f"{name}_penalty": ones for name in ("repetition", "presence", "frequency")}
+    sample(logits, dataclasses.replace(plain, counts=counts, count_rows=unaligned(3), **penalties))
+    count_tokens(counts, unaligned(3), at)
+    for num_top in range(MAX_LOGPROBS + 1):
+        logprobs(logits, at, num_top)
+
+
+def attend_as_asked(shapes):
+    cache = torch.zeros(4, 2, 2, 16, shapes.num_kv_heads, shapes.head_dim, dtype=shapes.dtype)[:, 0]
+    for num_decodes in (1, 2, 9, 100, 256):
+        q = torch.zeros(num_decodes, shapes.num_heads, shapes.head_dim, dtype=shapes.dtype)
+        lens = torch.full((num_decodes,), 30, dtype=torch.int32)
+        table = torch.zeros(num_decodes, shapes.max_model_len // 16, dtype=torch.int32)[:, :2]
+        starts = torch.arange(num_decodes + 1, dtype=torch.int32)
+        batch = AttentionBatch(
+            table, starts, lens, unaligned(num_decodes), num_decodes, [1] * num_decodes, lens.tolist()
+        )
+        paged_attention(q, cache, batch, scale=1.0)
+    # after a prefix of 515 tokens: rows of the library's sums, whose heads come before queries in memory
+    o, out = q[:5], torch.empty_like(q[:5])
+    sums = torch.zeros(shapes.num_heads, 512).transpose(0, 1)[3:8]
+    joined = join_attention(o, sums, o, sums, out)
+    join_attention(out, joined, o, sums, out)
+    join_attention(out, joined, o, sums[1:], out)
+    k = torch.zeros(3, shapes.num_heads + 2 * shapes.num_kv_heads, shapes.head_dim, dtype=shapes.dtype)
+    q, k, v = k.split_with_sizes([shapes.num_heads, shapes.num_kv_heads, shapes.num_kv_heads], 1)
+    norm = torch.zeros(shapes.head_dim, dtype=shapes.dtype)
+    turns = torch.zeros(9, 2, shapes.head_dim // 2)
+    rotary_kv_write(q, k, v, turns, unaligned(3), cache, unaligned(3), q_norm=norm, k_norm=norm, eps=1e-6)
+    kv_write(k, v, cache, unaligned(3))
 
 
 driver.set_active(NamedDevice())
@@ -76,8 +140,14 @@ for module in list(sys.modules.values()):  # tensors of the CPU are taken for th
     if getattr(module, "on_triton", None) is decide:
         module.on_triton = lambda x, op="": True
 decode_attention._num_sms = lambda device: 100
+invariant_attention._num_programs = lambda device: 200
 torch.cuda.get_device_capability = lambda device: divmod(CAPABILITY, 10)
-compile_kernels(LLAMA_8B, torch.device("cpu"), "a GPU", allow_reference=False)
+for shapes in (LLAMA_8B, OPT_8B):
+    compile_kernels(shapes, torch.device("cpu"), "a GPU", allow_reference=False)
+when = "request"
+draw_as_asked()
+attend_as_asked(LLAMA_8B)
+when = "start"
 operations, compile_check._operations = compile_check._operations, attention_only
 for shapes in (WIDE, dataclasses.replace(WIDE, dtype=torch.float32)):
     compile_kernels(shapes, torch.device("cpu"), "a GPU", allow_reference=False)

@@ -18,6 +18,8 @@ from baton.kernels.launch_table import LARGE, SMALL, launches
 LLAMA = KernelShapes(
     dtype=torch.float32,
     block_size=16,
+    max_model_len=640,
+    max_num_seqs=5,
     vocab_size=300,
     hidden_size=48,
     intermediate_size=80,
@@ -100,6 +102,7 @@ def test_the_kernels_compile_for_a_device_that_is_not_here_and_fit_its_shared_me
     assert done.returncode == 0, done.stderr[-3000:]
     compiled = [line.split() for line in done.stdout.splitlines()]
     assert {"_decode_kernel", "_prefill_kernel", "_rms_norm_kernel", "_draw_kernel"} <= {
-        name for name, _ in compiled
+        name for name, _, _ in compiled
     }
-    assert max(int(nbytes) for _, nbytes in compiled) <= SHARED_NBYTES[capability]
+    assert max(int(nbytes) for _, nbytes, _ in compiled) <= SHARED_NBYTES[capability]
+    assert [name for name, _, when in compiled if when == "request"] == []

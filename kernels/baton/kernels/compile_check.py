@@ -26,8 +26,11 @@ from baton.kernels.sample import derive_keys, greedy, logprobs, sample
 from baton.kernels.sampling_batch import SamplingBatch
 from baton.kernels.silu_mul import gelu_tanh_mul, silu_mul
 from baton.kernels.token_counts import count_tokens
+from baton.protocol import MAX_LOGPROBS
 
-_CONTEXT_LEN = 600  # tokens: more than a split of a decode, so that splits are merged too
+_CONTEXT_LEN = (
+    600  # tokens, where the model takes so many: more than a split of a decode, so that splits are merged too
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +39,8 @@ class KernelShapes:
 
     dtype: torch.dtype
     block_size: int
+    max_model_len: int  # tokens of a block table's row
+    max_num_seqs: int
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -121,7 +126,7 @@ def _operations(shapes: KernelShapes, device: torch.device) -> Iterator[tuple[st
     rows = torch.arange(2, device=device)
     counts = torch.zeros(2, shapes.vocab_size, dtype=torch.int32, device=device)
     yield "sample", lambda: _sampling(logits, counts, rows)
-    yield "logprobs", lambda: logprobs(logits, rows, 1)
+    yield "logprobs", lambda: _score(logits, rows)
     yield "count_tokens", lambda: count_tokens(counts, rows, rows)
 
 
@@ -168,18 +173,31 @@ def _write(shapes: KernelShapes, device: torch.device) -> None:
 
 
 def _attention(attend: Callable[..., Tensor], shapes: KernelShapes, device: torch.device) -> None:
-    """Attend for two decodes, one of several splits, and a short chunk."""
-    query_lens, seq_lens = [1, 1, 3], [5, _CONTEXT_LEN, 7]
+    """Attend in a mixed step, with a decode of several splits, and in steps of decodes of each size that is compiled apart."""
+    chunk_len = min(3, shapes.max_model_len)
+    _attend(attend, shapes, device, [1, 1, chunk_len], 2)
+    for doublings in range((shapes.max_num_seqs - 1).bit_length() + 1):
+        _attend(attend, shapes, device, [1] * 2**doublings, 2**doublings)
+
+
+def _attend(
+    attend: Callable[..., Tensor],
+    shapes: KernelShapes,
+    device: torch.device,
+    query_lens: list[int],
+    num_decodes: int,
+) -> None:
     cache = _cache(shapes, device)
-    table = torch.zeros(3, len(cache), dtype=torch.int32, device=device)
+    table_len = -(-shapes.max_model_len // shapes.block_size)
     q, _, _ = _heads(shapes, sum(query_lens), device)
+    seq_lens = [min(_CONTEXT_LEN, shapes.max_model_len), *query_lens[1:]]
     for window in shapes.windows:
         batch = AttentionBatch(
-            block_table=table,
+            block_table=torch.zeros(len(seq_lens), table_len, dtype=torch.int32, device=device),
             query_start=torch.tensor([0, *query_lens]).cumsum(0).int().to(device),
             seq_lens=torch.tensor(seq_lens, dtype=torch.int32, device=device),
             slots=torch.zeros(len(q), dtype=torch.int64, device=device),
-            num_decodes=2,
+            num_decodes=num_decodes,
             query_lens_host=query_lens,
             seq_lens_host=seq_lens,
         )
@@ -208,3 +226,9 @@ def _sampling(logits: Tensor, counts: Tensor, rows: Tensor) -> None:
     batch.repetition_penalty = batch.presence_penalty = batch.frequency_penalty = ones
     batch.counts, batch.count_rows = counts, rows
     sample(logits, batch)
+
+
+def _score(logits: Tensor, token_ids: Tensor) -> None:
+    """Score with as many of the likeliest tokens as a request may ask for: each doubling is compiled apart."""
+    for num_top in (0, 1, 2, 4, 8, 16, MAX_LOGPROBS):
+        logprobs(logits, token_ids, num_top)

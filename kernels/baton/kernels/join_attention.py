@@ -57,7 +57,15 @@ def join_attention(
 _BLOCK = 1024
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "first_sum_stride_query",
+        "first_sum_stride_head",
+        "second_sum_stride_query",
+        "second_sum_stride_head",
+    ],
+    do_not_specialize_on_alignment=["first_sum_ptr", "second_sum_ptr"],
+)
 def _join_kernel(
     first_ptr,
     first_sum_ptr,

@@ -66,7 +66,7 @@ def _launch(k: Tensor, v: Tensor, kv_layer: Tensor, slots: Tensor) -> None:
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slots_ptr"])
 def _kv_write_kernel(
     k_ptr,
     v_ptr,

@@ -3,6 +3,10 @@
 A machine without a GPU never imports Triton: `triton` and `tl` are then stand-ins whose decorators return
 what they are given, so that the kernels' files still load. TRITON_INTERPRET=1 (set before the first import)
 runs the kernels on CPU tensors.
+
+Triton compiles a kernel again when a number becomes 1 or a multiple of 16, or a tensor begins elsewhere than at a multiple
+of 16 bytes. What changes in these ways from step to step is named in `do_not_specialize` and
+`do_not_specialize_on_alignment`, or a request would wait for the compiler.
 """
 
 import importlib.util

@@ -207,7 +207,7 @@ def _turn_heads(
         tl.store(to_ptr + heads * to_stride_head + rest, c.to(dtype), mask=inside_rest)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["positions_ptr", "slots_ptr"])
 def _rotary_kernel(
     q_ptr,
     k_ptr,

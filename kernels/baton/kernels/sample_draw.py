@@ -36,9 +36,9 @@ def draw(logits: Tensor, batch: SamplingBatch) -> Tensor:
     _draw_kernel[grid](
         logits,
         logits if inverse is None else inverse,
-        batch.temperature,
+        logits if inverse is None else batch.temperature,
         logits if floor is None else floor,
-        batch.keys,
+        logits if inverse is None else batch.keys,
         best,
         best_ids,
         logits.stride(0),
@@ -200,7 +200,7 @@ def _pick_kernel(best_ptr, best_ids_ptr, chosen_ptr, num_chunks, BLOCK: tl.const
     tl.store(chosen_ptr + row, tl.load(best_ids_ptr + row * num_chunks + chunk).to(tl.int64))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_entries"])
 def _bias_kernel(logits_ptr, rows_ptr, ids_ptr, values_ptr, num_entries, stride, BLOCK: tl.constexpr):
     entries = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = entries < num_entries
@@ -210,7 +210,7 @@ def _bias_kernel(logits_ptr, rows_ptr, ids_ptr, values_ptr, num_entries, stride,
     tl.atomic_add(logits_ptr + rows * stride + ids, values, mask=inside, sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["count_rows_ptr"])
 def _penalize_kernel(
     logits_ptr,
     counts_ptr,
@@ -271,7 +271,7 @@ def _measure_chunk_kernel(
         x = tl.where(token_ids == chunk * CHUNK + place, float("-inf"), x)
 
 
-@triton.jit(do_not_specialize=["num_top"])
+@triton.jit(do_not_specialize=["num_top", "num_candidates"])
 def _merge_chunks_kernel(
     logits_ptr,
     ids_ptr,

@@ -46,7 +46,7 @@ def count_tokens(counts: Tensor, rows: Tensor, token_ids: Tensor) -> None:
 # --- Triton -----------------------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=["rows_ptr"])
 def _count_kernel(counts_ptr, rows_ptr, ids_ptr, num_rows, stride, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = i < num_rows

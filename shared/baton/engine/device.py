@@ -104,6 +104,8 @@ def _kernel_shapes(
     return KernelShapes(
         dtype=dtype,
         block_size=config.block_size,
+        max_model_len=max_model_len,
+        max_num_seqs=config.max_num_seqs,
         vocab_size=spec.vocab_size,
         hidden_size=spec.hidden_size,
         intermediate_size=spec.intermediate_size,
