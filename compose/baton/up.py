@@ -66,6 +66,8 @@ def make_plan(config: UpConfig, engine: EngineConfig, folder: str) -> Plan:
     redis, redis_url, notice = _plan_redis(config, ports.pop(), folder)
     # Given, so that a worker started beside these can share their caches; else one that nobody knows.
     secret_settings = {"BATON_CACHE_KEY": os.environ.get("BATON_CACHE_KEY") or secrets.token_hex(16)}
+    # Not a flag: it may hold a password, and a process's arguments can be read by others.
+    secret_settings |= {"BATON_REDIS_URL": redis_url} if redis_url else {}
     placements = _place(engine, num_prefill + config.decode)
     workers, urls, controls = [], [], []
     legs = [("prefill", i) for i in range(num_prefill)] + [("decode", i) for i in range(config.decode)]
@@ -73,7 +75,6 @@ def make_plan(config: UpConfig, engine: EngineConfig, folder: str) -> Plan:
         port, control = ports.pop(), ports.pop()
         flags = ["--worker-id", f"{leg}-{number}", "--port", str(port), "--control-port", str(control)]
         flags += ["--served-model-name", name, "--drain-s", str(config.drain_s)]
-        flags += ["--redis-url", redis_url] if redis_url else []
         workers.append(
             Child(
                 f"{leg}-{number}",
@@ -93,7 +94,7 @@ def make_plan(config: UpConfig, engine: EngineConfig, folder: str) -> Plan:
         value = getattr(engine, setting_name)
         flags += [f"--{setting_name}", value] if value else []
     # Without Redis the router is told where its workers are.
-    flags += ["--redis-url", redis_url] if redis_url else [part for c in controls for part in ("--worker", c)]
+    flags += [] if redis_url else [part for c in controls for part in ("--worker", c)]
     if config.api_key:
         secret_settings = {**secret_settings, "BATON_API_KEY": " ".join(config.api_key)}
     router = Child("router", _baton("router", *flags), secret_settings, stop_s=config.drain_s + 10)
@@ -204,7 +205,7 @@ async def _end(plan: Plan, supervisor: Supervisor) -> None:
 
 def _plan_redis(config: UpConfig, port: int, folder: str) -> tuple[Child | None, str | None, str]:
     if config.redis_url is not None:
-        return None, config.redis_url, f"Redis: {config.redis_url}"
+        return None, config.redis_url, "Redis: the one that --redis-url names"
     program = find_redis_server()
     if program is None:
         return (

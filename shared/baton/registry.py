@@ -168,7 +168,7 @@ class RedisRegistry:
         """
         try:
             if "://" not in url:  # redis-py takes what comes before a colon for the scheme, and its own host
-                raise ValueError("it has no scheme")
+                raise ValueError
             self._redis: Any = redis.from_url(
                 url,
                 password=password,
@@ -177,8 +177,10 @@ class RedisRegistry:
                 retry=Retry(NoBackoff(), 0),
                 health_check_interval=0,
             )
-        except ValueError as error:
-            raise ConfigError(f"redis_url is not valid: {error}. Write redis://HOST:6379.") from None
+        except ValueError:  # whose text may hold a part of a password
+            raise ConfigError(
+                "redis_url is not valid: it must be as redis://HOST:6379, with %2F for a / in its password."
+            ) from None
         self._prefix = f"baton:{model_name}:"
 
     async def announce(self, info: WorkerInfo, load: Load) -> None:

@@ -119,6 +119,16 @@ def test_a_given_cache_key_is_that_of_all(tmp_path: Path, monkeypatch: pytest.Mo
     assert {child.environment["BATON_CACHE_KEY"] for child in (plan.router, *plan.workers)} == {"ours"}
 
 
+def test_a_given_redis_is_named_in_no_command_and_no_line(tmp_path: Path) -> None:
+    url = "redis://:hidden@localhost:6379"
+    config = UpConfig(port=free_ports(1)[0], redis_url=url)
+    plan = make_plan(config, EngineConfig(), str(tmp_path))
+    for child in (plan.router, *plan.workers):
+        assert "hidden" not in " ".join(child.command)
+        assert child.environment["BATON_REDIS_URL"] == url
+    assert "hidden" not in plan.notice
+
+
 def test_a_plan_spreads_workers_over_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     plan = make_plan(UpConfig(prefill=1, decode=2, port=free_ports(1)[0]), EngineConfig(), str(tmp_path))

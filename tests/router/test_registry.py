@@ -61,6 +61,12 @@ async def test_what_is_no_url_of_a_redis_is_refused(url: str) -> None:
         RedisRegistry(url, "demo")
 
 
+async def test_what_is_said_of_a_bad_url_has_no_part_of_its_password() -> None:
+    with pytest.raises(ConfigError) as raised:
+        RedisRegistry("redis://:hidden/secret@localhost:6379", "demo")
+    assert "hidden" not in str(raised.value)
+
+
 @pytest_asyncio.fixture(params=["memory", "redis"])
 async def registry(request: pytest.FixtureRequest, server: ValkeyServer) -> AsyncIterator[Registry]:
     registry: Registry
