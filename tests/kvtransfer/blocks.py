@@ -46,7 +46,7 @@ class Blocks:
     """A host memory that other processes can map, and its bytes as an array [num_blocks, block bytes]."""
 
     def __init__(self, num_blocks: int, *, seed: int | None = None, block_nbytes: int = BLOCK_NBYTES) -> None:
-        fd = os.memfd_create("baton-test")
+        fd = os.memfd_create("baton-test", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, num_blocks * block_nbytes)
         self.bytes = np.frombuffer(mmap.mmap(fd, 0), dtype=np.uint8).reshape(num_blocks, block_nbytes)
         if seed is not None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -585,6 +586,57 @@ def test_a_sink_cannot_write_into_the_memory_that_it_maps() -> None:
     assert mapped == memory.shared
     assert mapped.readonly
     exporter.close()
+
+
+@pytest.mark.parametrize("kind", ["unsealed", "empty", "on a disk", "a pipe"])
+def test_only_memory_that_keeps_its_size_is_mapped(kind: str, tmp_path: Path) -> None:
+    memory = Blocks(4).memory
+    ours = (ShmTransport(memory.fd), IpcTransport())
+    exporter = Exporter(memory, LAYOUT, incarnation="x", transports=ours)
+    endpoint = Endpoint.parse(exporter.endpoint)
+    path = tmp_path / "file"
+    if kind in ("unsealed", "empty"):
+        fd = os.memfd_create("another")
+        os.ftruncate(fd, 4096 if kind == "unsealed" else 0)
+    elif kind == "on a disk":
+        path.write_bytes(bytes(4096))
+        fd = os.open(path, os.O_RDONLY)
+    else:
+        os.mkfifo(path)  # without O_NONBLOCK, opening it would wait for somebody who writes
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    socket, _, _ = endpoint.addresses["shm"][0].rpartition("#")
+    address = f"{socket}#{os.getpid()}/{fd}/{os.fstat(fd).st_ino}"
+    assert choose(ours, replace(endpoint, addresses=endpoint.addresses | {"shm": (address,)})).scheme == "ipc"
+    with pytest.raises(ConfigError):
+        ShmTransport().map(address)
+    os.close(fd)
+    exporter.close()
+
+
+def test_memory_that_others_map_cannot_be_cut_short() -> None:
+    memory = Blocks(4).memory
+    assert memory.fd is not None
+    exporter = Exporter(memory, LAYOUT, incarnation="x", transports=(ShmTransport(memory.fd),))
+    with pytest.raises(PermissionError):
+        os.ftruncate(memory.fd, 0)
+    exporter.close()
+
+
+@pytest.mark.parametrize("address", ["tcp://nonsense", "tcp://127.0.0.1:1;tcp://nonsense"])
+def test_a_source_with_an_address_that_is_none_fails_its_fetch_alone(
+    tcp_workers: Workers, address: str
+) -> None:
+    source, sink = Blocks(4, seed=6), Blocks(4)
+    exporter, importer = tcp_workers.exporter(source.memory), tcp_workers.importer(sink.memory)
+    lost = TestTicket(request_id(1), source=f"host:{host_id()};{address}")
+    importer.fetch(lost, 0, block_hashes(1, 2), range(2))
+    end = ends_of(importer)[0]
+    assert isinstance(end, FetchFailed)
+    assert end.reason == "unreachable"
+    ticket = TestTicket(request_id(2), source=exporter.endpoint)
+    offer_all(exporter, ticket, 2, list(range(4)))
+    importer.fetch(ticket, 0, block_hashes(2, 4), range(4))
+    assert isinstance(ends_of(importer)[0], Fetched)
 
 
 @pytest.mark.parametrize(

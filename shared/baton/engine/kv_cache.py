@@ -61,9 +61,9 @@ class KVLayout:
     def allocate_shared(self, num_blocks: int) -> tuple[Tensor, int]:
         """Make the cache on a CPU where other processes can map it too; give its file's descriptor.
 
-        The file has no name: it goes with the last process that has it open or mapped.
+        The file has no name: it goes with the last process that has it open or mapped. It may be sealed.
         """
-        fd = os.memfd_create("baton-kv")
+        fd = os.memfd_create("baton-kv", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, num_blocks * self.block_nbytes)
         buffer = mmap.mmap(fd, 0)  # its pages are zero
         return torch.frombuffer(buffer, dtype=self.dtype).view(num_blocks, *self.block_shape), fd

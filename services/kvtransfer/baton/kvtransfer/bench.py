@@ -80,7 +80,7 @@ class Plan(msgspec.Struct, frozen=True):
         num_blocks = self.num_blocks * self.num_transfers
         if self.scheme != "shm":
             return HostMemory(np.full(num_blocks * self.block_nbytes, fill, dtype=np.uint8), num_blocks)
-        fd = os.memfd_create("baton-bench")
+        fd = os.memfd_create("baton-bench", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, num_blocks * self.block_nbytes)
         shared = np.frombuffer(mmap.mmap(fd, 0), dtype=np.uint8)
         shared[:] = fill

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
+import zmq
+
 from baton.errors import ConfigError
 from baton.kvtransfer import wire
 from baton.kvtransfer.exchange import Exchange
@@ -206,22 +208,25 @@ class Importer:
                     dealer.close(linger=0)
 
     def _connect(self, source: str) -> _Link | None:
+        routing_id = b"\x01" + secrets.token_bytes(15)
+        dealers: list[Socket] = []
         try:
             endpoint = Endpoint.parse(source)
             transport = choose(self._transports, endpoint)
             addresses = endpoint.addresses[transport.scheme]
             shared = transport.map(addresses[0])
-        except ConfigError as error:  # a unix socket or a memory went with its process
-            log.warning("source_gone", reason=str(error))
+            for address in addresses:
+                dealers.append(
+                    make_dealer(
+                        self._context, self._config, self._keys, routing_id, self._memory.block_nbytes
+                    )
+                )
+                transport.connect(dealers[-1], address)
+        except (ConfigError, zmq.ZMQError) as error:  # it went with its process, or is no address
+            log.warning("source_unreachable", source=source, reason=str(error))
+            for dealer in dealers:
+                dealer.close(linger=0)
             return None
-        routing_id = b"\x01" + secrets.token_bytes(15)
-        dealers = []
-        for address in addresses:
-            dealer = make_dealer(
-                self._context, self._config, self._keys, routing_id, self._memory.block_nbytes
-            )
-            transport.connect(dealer, address)
-            dealers.append(dealer)
         log.info(
             "kv_path",
             transport=transport.scheme,

@@ -1,12 +1,14 @@
 """Memory that a source shares with the processes of its host: sockets say where blocks lie, and the sink copies them.
 
 The source's blocks lie in a file without a name (`memfd_create`), which the sink opens through `/proc` and maps to be
-read only: nothing of it outlives the two processes. The sockets are unix sockets.
+read only: nothing of it outlives the two processes. The kernel opens it for processes of the same user alone. It is
+sealed: a file that could become shorter would end, with SIGBUS, whoever reads what it had. The sockets are unix sockets.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import mmap
 import os
 from collections.abc import Sequence
@@ -17,7 +19,10 @@ from baton.kvtransfer.transports.transport import Socket
 
 
 class ShmTransport(IpcTransport):
-    """Share the file of descriptor `fd`, which begins with the blocks; a process that only fetches needs none."""
+    """Share the file of descriptor `fd`, which begins with the blocks; a process that only fetches needs none.
+
+    The file is made with `MFD_ALLOW_SEALING`, and keeps its size from `bind` on.
+    """
 
     scheme = "shm"
 
@@ -28,6 +33,7 @@ class ShmTransport(IpcTransport):
     def bind(self, socket: Socket, stripe: int) -> str:
         """Listen, and give the address to announce: `shm://SOCKET#PID/FD/INODE`."""
         assert self._fd is not None, "who shares no memory does not listen for those who would read it"
+        fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
         path = super().bind(socket, stripe).removeprefix("ipc://")
         return f"shm://{path}#{os.getpid()}/{self._fd}/{os.fstat(self._fd).st_ino}"
 
@@ -49,11 +55,13 @@ class ShmTransport(IpcTransport):
         """Map the source's blocks.
 
         Raises:
-            ConfigError: they are gone.
+            ConfigError: they are gone, or cannot be mapped.
         """
         fd = _open(address)
         try:
             return memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ))
+        except (OSError, ValueError) as error:  # no address space, or no bytes
+            raise ConfigError(f"the memory of {address} cannot be mapped: {error}") from None
         finally:
             os.close(fd)
 
@@ -65,12 +73,22 @@ def _split(address: str) -> tuple[str, str]:
 
 
 def _open(address: str) -> int:
+    """Open the file, if it is the one that was announced and keeps its size."""
     try:
         pid, number, inode = map(int, _split(address)[1].split("/"))
-        fd = os.open(f"/proc/{pid}/fd/{number}", os.O_RDONLY | os.O_CLOEXEC)
+        # Another file may have the number by now: opening it must not wait, as for a pipe's other end.
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        fd = os.open(f"/proc/{pid}/fd/{number}", flags)
     except (OSError, ValueError) as error:
         raise ConfigError(f"the memory of {address} cannot be opened: {error}") from None
-    if os.fstat(fd).st_ino != inode:  # the process ended, and another has its number
-        os.close(fd)
-        raise ConfigError(f"the memory of {address} is gone")
-    return fd
+    if os.fstat(fd).st_ino == inode and _keeps_its_size(fd):
+        return fd
+    os.close(fd)
+    raise ConfigError(f"the memory of {address} is gone")  # the process ended, and another has its number
+
+
+def _keeps_its_size(fd: int) -> bool:
+    try:
+        return bool(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK)
+    except OSError:  # no memory file
+        return False
