@@ -2,8 +2,8 @@
 
 A tile packs BLOCK_M // group query tokens times the heads of a group, so K and V are read once for the group.
 Tiles above the diagonal, and those before the window, are skipped; only tiles that the mask cuts are masked.
-Heavy tiles start first. Long plain chunks are the library's (library_attention.py), which is faster from 1k
-tokens on; everything else is this kernel's. Bound by matrix arithmetic. Sources: Dao, arXiv 2307.08691;
+Heavy tiles start first. Long plain chunks are the library's (library_attention.py); everything else is this
+kernel's. Bound by matrix arithmetic. Sources: Dao, arXiv 2307.08691;
 Ringlein et al., arXiv 2511.11581.
 """
 
