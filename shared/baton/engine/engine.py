@@ -24,7 +24,7 @@ from baton.engine.kv_cache import KVLayout
 from baton.engine.memory import MemoryPlan, largest_steps_tried, plan_memory, with_kv_of
 from baton.engine.model_runner import LaunchedStep, ModelRunner
 from baton.engine.prefix_cache import PrefixCache
-from baton.engine.sampler import TokenLogprobs, seed_of
+from baton.engine.sampler import SAMPLING_NBYTES, TokenLogprobs, seed_of
 from baton.engine.scheduler import Scheduler, SchedulerConfig
 from baton.engine.sequence import Sequence
 from baton.errors import refuse
@@ -461,9 +461,8 @@ def measure_memory(
     del probe
     gc.collect()
     torch.cuda.empty_cache()
-    # logits of a full batch, as the model gives them, as fp32, and as scaled by the sampler; and its counts of tokens
-    logits_nbytes = config.max_num_seqs * model.spec.vocab_size * 14
-    return with_kv_of(config, memory, model.nbytes, step_nbytes + logits_nbytes, device)
+    sampling_nbytes = config.max_num_seqs * model.spec.vocab_size * SAMPLING_NBYTES
+    return with_kv_of(config, memory, model.nbytes, step_nbytes + sampling_nbytes, device)
 
 
 def _dtype(config: EngineConfig, device: torch.device, spec: ModelSpec) -> torch.dtype:

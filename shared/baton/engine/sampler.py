@@ -27,6 +27,10 @@ from baton.kernels.sampling_batch import SamplingBatch
 from baton.kernels.token_counts import count_tokens, row_of
 from baton.protocol import SamplingParams
 
+SAMPLING_NBYTES = 18
+"""Bytes of a device for each logit of a full batch, at most: the logits, a copy of them for log-probabilities, what
+top-k and top-p search, and the counts of tokens take 4 each; which tokens are allowed, for this batch and the last, 1 each."""
+
 
 @dataclass(slots=True)
 class TokenLogprobs:
