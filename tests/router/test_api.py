@@ -366,6 +366,12 @@ def test_unknown_paths_and_methods_get_error_objects(
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
+def test_a_base_url_without_its_v1_is_told_of_it(serving: Cluster) -> None:
+    answer = httpx.post(f"{serving.url}/chat/completions", json={})
+    assert answer.status_code == 404
+    assert "There is /v1/chat/completions" in answer.json()["error"]["message"]
+
+
 def test_bodies_are_bounded_in_size_and_refused_by_name(serving: Cluster) -> None:
     with httpx.Client(base_url=serving.url) as http:
         long = http.post("/v1/completions", content=b'{"prompt": "' + b"x" * (9 << 20) + b'"}')

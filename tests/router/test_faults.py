@@ -165,6 +165,15 @@ def test_serving_goes_on_when_redis_is_gone_and_cache_hits_too(tmp_path: Path) -
         server.terminate()
 
 
+def test_a_router_that_finds_no_redis_says_that_workers_cannot_be_found(tmp_path: Path) -> None:
+    server = ValkeyServer()
+    server.start()
+    url = f"redis://127.0.0.1:{server.port}"
+    server.stop()
+    with cluster(tmp_path, [], is_static=False, redis_url=url) as made:
+        wait_until(lambda: "Redis" in httpx.get(f"{made.url}/ready").json()["error"]["message"])
+
+
 def test_a_wiped_redis_takes_no_worker_away(tmp_path: Path) -> None:
     server = ValkeyServer()
     server.start()

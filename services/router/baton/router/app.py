@@ -198,6 +198,8 @@ def _public_routes(state: RouterState) -> APIRouter:
             workers["decode"] += worker.can_decode
         if state.is_draining or not workers["decode"]:
             reason = "it is draining" if state.is_draining else "no decode worker is alive"
+            if state.discovery.is_cut_off and not state.is_draining:
+                reason += ", and Redis, which names workers, does not answer"
             return JSON(error_object(f"The router is not ready: {reason}.", 503), status_code=503)
         return JSON({"status": "ready", "workers": workers})
 
@@ -424,7 +426,10 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     """What the framework refuses: unknown paths and methods."""
     assert isinstance(error, HTTPException)
     path = request.scope["path"][:80]
-    message = {404: f"There is no {path} here.", 405: f"{request.method} is not served on {path}."}.get(
+    missing = f"There is no {path} here."
+    if path in ("/chat/completions", "/completions", "/models"):
+        missing += f" There is /v1{path}: end the base URL with /v1."
+    message = {404: missing, 405: f"{request.method} is not served on {path}."}.get(
         error.status_code, str(error.detail)
     )
     return JSON(

@@ -43,6 +43,8 @@ class Discovery:
         self._named: set[str] = set()
         """Endpoints that the registry named."""
         self._refused: set[str] = set()
+        self.is_cut_off = False
+        """Whether the registry does not answer."""
 
     def start(self) -> None:
         """Begin to follow; without a registry, ask workers for their logs."""
@@ -84,7 +86,7 @@ class Discovery:
 
     def _set_up(self, is_up: bool, failures: int, reason: str = "") -> None:
         self._metrics.registry_up.set(is_up)
-        self._pool.wants_blocks = not is_up
+        self._pool.wants_blocks = self.is_cut_off = not is_up
         if is_up and failures:
             _log.info("registry_back")
         elif not is_up and failures == 1:
