@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +14,9 @@ from tests.processes import eventually
 from tests.worker.small_router import Link
 
 from baton.errors import ConfigError
-from baton.messages import Cancel, Load, ModelFacts, Outputs, Token, WorkerInfo, encode
+from baton.messages import Cancel, Load, ModelFacts, Outputs, Token, ToRouter, Welcome, WorkerInfo, encode
+from baton.router.config import RouterConfig
+from baton.router.workers import WorkerClient
 from baton.worker import mailbox as module
 from baton.worker.mailbox import Mailbox, Peer, PeerLost
 from baton.worker.settings import WorkerConfig
@@ -69,6 +74,40 @@ def test_hello_is_answered_without_the_loop(open_mailbox: Open) -> None:
     eventually(lambda: (link.pump(), link.info)[1], "welcome")
     assert link.info == INFO
     assert link.load.num_running == 7
+
+
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this system has no IPv6")
+@pytest.mark.asyncio
+async def test_a_router_reaches_a_worker_over_ipv6() -> None:
+    answers: asyncio.Queue[ToRouter] = asyncio.Queue()
+
+    class Events:
+        def on_message(self, client: WorkerClient, message: ToRouter) -> None:
+            answers.put_nowait(message)
+
+        def on_bad_message(self, client: WorkerClient, reason: str) -> None:
+            raise AssertionError(reason)
+
+    mailbox = Mailbox(Wakeup())
+    endpoint = mailbox.bind("tcp://::1:*", announce="::1")
+    assert endpoint.startswith("tcp://[::1]:")
+    mailbox.info = INFO
+    mailbox.start()
+    context: zmq.Context[Any] = zmq.Context()
+    client = WorkerClient(context, endpoint, RouterConfig(), Events())
+    try:
+        welcome = None
+        async with asyncio.timeout(20):
+            while welcome is None:  # what is said before the connection stands is dropped
+                client.hello("r1", False)
+                with contextlib.suppress(TimeoutError):
+                    welcome = await asyncio.wait_for(answers.get(), 0.1)
+        assert isinstance(welcome, Welcome)
+        assert welcome.info == INFO
+    finally:
+        client.close()
+        context.destroy(linger=0)
+        mailbox.close()
 
 
 def test_the_load_comes_by_itself_when_nothing_else_does(open_mailbox: Open) -> None:

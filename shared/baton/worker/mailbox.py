@@ -131,6 +131,8 @@ class Mailbox:
             self._guardian.configure_curve_callback("*", _OneKey(public_key))
             self._socket.curve_server = True
             self._socket.curve_publickey, self._socket.curve_secretkey = public_key, secret_key
+        host = endpoint.removeprefix("tcp://").rpartition(":")[0]
+        self._socket.setsockopt(zmq.IPV6, ":" in host)
         try:
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:

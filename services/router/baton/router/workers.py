@@ -74,6 +74,7 @@ class WorkerClient:
         socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         try:
             socket.setsockopt(zmq.LINGER, 0)
+            socket.setsockopt(zmq.IPV6, "[" in self.endpoint)
             socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing queues for a worker that is not there
             socket.setsockopt(zmq.SNDHWM, _QUEUE_LEN)
             socket.setsockopt(zmq.RCVHWM, _QUEUE_LEN)
