@@ -58,7 +58,7 @@ class DecodeLeg:
     def __init__(
         self,
         engine: Engine,
-        importer: Importer | None,
+        importer: Importer,
         runs: Runs,
         outbox: Outbox,
     ) -> None:
@@ -74,8 +74,8 @@ class DecodeLeg:
     def begin(self, run: Run) -> None:
         """Queue the request, or ask for its KV."""
         start = run.start
-        if start.ticket is not None and self._importer is not None:
-            self._receive(run, start.ticket, self._importer)
+        if start.ticket is not None:
+            self._receive(run, start.ticket)
             return
         self._engine.add(
             run.engine_id,
@@ -97,7 +97,6 @@ class DecodeLeg:
         """End the request; if its KV is on the way, once the importer has let go."""
         ticket = run.start.ticket
         if ticket is not None and (ticket.request_id, ticket.epoch) in self._imports:
-            assert self._importer is not None
             self._importer.cancel(ticket.request_id, ticket.epoch)
         else:
             self._engine.abort(run.engine_id)
@@ -114,8 +113,6 @@ class DecodeLeg:
 
     def advance(self) -> bool:
         """Take what the importer says, and grant blocks."""
-        if self._importer is None:
-            return False
         events = self._importer.events()
         for event in events:
             key = event.request_id, event.epoch
@@ -127,8 +124,8 @@ class DecodeLeg:
                 case FetchFailed():
                     self._on_failed(self._imports.pop(key), event)
         for importing in self._imports.values():
-            self._grant(importing, self._importer)
-        self._give_way(self._importer)
+            self._grant(importing)
+        self._give_way()
         return bool(events)
 
     def stranded_blocks(self) -> int:
@@ -137,7 +134,7 @@ class DecodeLeg:
 
     # -- fetching -----------------------------------------------------------------------------------------
 
-    def _receive(self, run: Run, ticket: Ticket, importer: Importer) -> None:
+    def _receive(self, run: Run, ticket: Ticket) -> None:
         start = run.start
         sequence = self._engine.receive(
             run.engine_id,
@@ -154,7 +151,7 @@ class DecodeLeg:
         wanted = sequence.block_hashes[from_block:]
         importing = _Import(run, ticket, from_block, len(wanted), lead=start.choices[0].index)
         try:
-            importer.fetch(ticket, from_block, wanted, self._places(importing))
+            self._importer.fetch(ticket, from_block, wanted, self._places(importing))
         except (BatonError, ValueError) as error:  # no such source, or none that can be reached
             log.warning("fetch_refused", request_id=start.request_id, reason=str(error))
             self._admit_failed(importing, 0, "unreachable")
@@ -170,21 +167,21 @@ class DecodeLeg:
         importing.num_granted += len(block_ids)
         return block_ids
 
-    def _grant(self, importing: _Import, importer: Importer) -> None:
+    def _grant(self, importing: _Import) -> None:
         if importing.run.is_over:
             return
         block_ids = self._places(importing)
         if block_ids:
-            importer.grant(importing.ticket.request_id, importing.ticket.epoch, block_ids)
+            self._importer.grant(importing.ticket.request_id, importing.ticket.epoch, block_ids)
 
-    def _give_way(self, importer: Importer) -> None:
+    def _give_way(self) -> None:
         """When fetches wait for one another's blocks and nothing else will free any, end the youngest fetch."""
         scheduler = self._engine.scheduler
         if scheduler.has_work:
             return
         alive = [importing for importing in self._imports.values() if not importing.run.is_over]
         if len(alive) == len(self._imports) and alive and all(i.is_starved for i in alive):
-            importer.cancel(alive[-1].ticket.request_id, alive[-1].ticket.epoch)
+            self._importer.cancel(alive[-1].ticket.request_id, alive[-1].ticket.epoch)
 
     def _on_fetched(self, importing: _Import, event: Fetched) -> None:
         run = importing.run
