@@ -94,7 +94,7 @@ class EngineProcess:
             return 2
         mailbox.info = info
         parts: list[Part] = [part for part in (self._exporter, self._importer) if part is not None]
-        transfers = TransferThread(*parts).start() if parts else None
+        transfers = TransferThread(*parts).start()
         self._loop = WorkerLoop(
             engine,
             legs,
@@ -116,8 +116,7 @@ class EngineProcess:
             self._loop.run()
         finally:
             mailbox.close()
-            if transfers is not None:
-                transfers.stop()
+            transfers.stop()
             self._link.close()
         return 0
 
