@@ -133,6 +133,19 @@ def test_counts_are_right_again_after_preemption(case: Case, runs_behind: bool) 
     assert llm.engine.scheduler.num_preemptions > 0
 
 
+def test_counts_are_right_again_after_steps_that_were_discarded(case: Case) -> None:
+    engine = case.llm(True).engine
+    for i, (prompt, params) in enumerate(zip(case.prompts, case.params, strict=True)):
+        engine.add(str(i), prompt, params)
+    answers: list[list[int]] = [[] for _ in case.prompts]
+    while engine.has_work:
+        for output in engine.step():
+            answers[int(output.request_id)].append(output.token_id)
+        if engine.num_steps in (3, 11, 12):
+            engine.discard()
+    assert answers == case.answers
+
+
 @pytest.mark.parametrize("runs_behind", [False, True])
 def test_rows_that_change_hands_keep_nothing_of_the_last_owner(case: Case, runs_behind: bool) -> None:
     llm = case.llm(runs_behind, max_num_seqs=2, max_num_batched_tokens=24)

@@ -59,7 +59,6 @@ def invariant_attention(
     scale: float,
     window: int | None = None,
     soft_cap: float | None = None,
-    launch: InvariantLaunch | None = None,
 ) -> Tensor:
     """Give what `paged_attention` gives, with equal bits for equal queries and contexts.
 
@@ -67,7 +66,7 @@ def invariant_attention(
     """
     if not on_triton(q):
         return paged_attention_reference(q, kv_layer, batch, scale=scale, window=window, soft_cap=soft_cap)
-    launch = launch or _launch_for(q)
+    launch = _launch_for(q)
     num_tokens, num_heads, head_dim = q.shape
     block_size, num_kv_heads = kv_layer.shape[2:4]
     group = num_heads // num_kv_heads
