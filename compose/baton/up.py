@@ -25,8 +25,8 @@ from typing import Any
 import httpx
 
 from baton.config import EngineConfig
-from baton.errors import ConfigError
 from baton.flags import as_arguments
+from baton.listener import bind_tcp
 from baton.redis_server import find_redis_server, server_command
 from baton.services import demo_model_path, model_name
 from baton.supervisor import Child, ChildFailed, Supervisor
@@ -57,7 +57,7 @@ def make_plan(config: UpConfig, engine: EngineConfig, folder: str) -> Plan:
     Raises:
         ConfigError: the router's port is taken.
     """
-    _check_free(config.host, config.port)
+    bind_tcp(config.host, config.port).close()  # or it would be found out after everything else has started
     name = model_name(engine.model, config.served_model_name)
     model = engine.model or str(demo_model_path())
     engine = dataclasses.replace(engine, model=model)
@@ -261,17 +261,6 @@ def _free_ports(count: int) -> list[int]:
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [int(each.getsockname()[1]) for each in sockets]
-
-
-def _check_free(host: str, port: int) -> None:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ConfigError(
-                f"cannot listen on {host}:{port}: {error.strerror}. Choose another --port."
-            ) from None
 
 
 def _curl(plan: Plan, config: UpConfig) -> str:

@@ -29,6 +29,7 @@ from fastapi.responses import JSONResponse
 
 from baton.config import EngineConfig
 from baton.errors import BatonError, ConfigError
+from baton.listener import bind_tcp
 from baton.logs import get_logger
 from baton.messages import Blocks, Leg, WorkerInfo
 from baton.metrics import CONTENT_TYPE, LabelledCounter, WorkerMetrics
@@ -224,7 +225,9 @@ class Face:
         Raises:
             ConfigError: the address is taken, or the engine cannot start as configured.
         """
-        listener = self._listen()
+        listener = bind_tcp(self._worker.host, self._worker.port)
+        listener.listen(128)
+        listener.setblocking(False)
         host, port = self._worker.reached_at, listener.getsockname()[1]
         self._http = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         loop = asyncio.get_running_loop()
@@ -249,18 +252,6 @@ class Face:
         if self._failure is not None:
             raise ConfigError(self._failure)
         return self._exit_status
-
-    def _listen(self) -> socket.socket:
-        family = socket.AF_INET6 if ":" in self._worker.host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((self._worker.host, self._worker.port))
-        except OSError as error:
-            raise ConfigError(f"cannot listen on {self._worker.host}:{self._worker.port}: {error}") from None
-        listener.listen(128)
-        listener.setblocking(False)
-        return listener
 
     async def _keep_engine(self) -> None:
         """Run the engine process; again when it dies, until told to drain or it says that it cannot."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 
 import msgspec
 import uvicorn
 
 from baton.errors import ConfigError
+from baton.listener import bind_tcp
 from baton.logs import get_logger, setup_logs
 from baton.registry import Registry
 from baton.router.app import create_app
@@ -53,23 +53,10 @@ def serve(config: RouterConfig) -> None:
     named_by = [*config.worker, *(["Redis"] if config.redis_url else [])]
     if not named_by:
         raise ConfigError("nothing names workers: give --redis-url, or --worker for each of them.")
-    with _listen(config.host, config.port) as listener:
+    with bind_tcp(config.host, config.port) as listener:
         server = make_server(config)
         _log.info("waiting_for_workers", named_by=named_by)
         server.run([listener])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise ConfigError(
-            f"cannot listen on {host}:{port}: {error.strerror}. Choose another --port."
-        ) from None
-    return listener
 
 
 def main() -> None:

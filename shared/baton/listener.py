@@ -1,0 +1,25 @@
+"""The address that a service is reached at."""
+
+from __future__ import annotations
+
+import socket
+
+from baton.errors import ConfigError
+
+
+def bind_tcp(host: str, port: int) -> socket.socket:
+    """Take an address, not listening yet; port 0 takes a free one.
+
+    Raises:
+        ConfigError: another process has it, or this machine does not.
+    """
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror}. Choose another --port."
+        ) from None
+    return bound
