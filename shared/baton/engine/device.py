@@ -116,8 +116,7 @@ def _kernel_shapes(
         has_rms_norm=is_rotated,
         has_head_norms=spec.qk_norm,
         gate=None if not is_rotated else "silu" if spec.activation in ("silu", "swish") else "gelu_tanh",
-        # as the model itself sees them: one that hides nothing is none
-        windows=tuple({None if w is None or w >= max_model_len else w for w in spec.windows}),
+        windows=tuple(set(spec.windows_within(max_model_len))),
         soft_cap=spec.attention_soft_cap,
         deterministic=config.deterministic,
     )

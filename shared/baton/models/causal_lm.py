@@ -21,10 +21,7 @@ class CausalLM(ABC):
     """
 
     def __init__(self, spec: ModelSpec, parameters: Parameters, max_model_len: int) -> None:
-        # A window as long as the context hides nothing; without it attention takes its plainer path.
-        windows = tuple(
-            None if window is None or window >= max_model_len else window for window in spec.windows
-        )
+        windows = spec.windows_within(max_model_len)
         self.spec = dataclasses.replace(spec, max_model_len=max_model_len, windows=windows)
         self.parameters = parameters
         self._build(self.spec, parameters)

@@ -65,6 +65,13 @@ class ModelSpec:
     final_norm: bool = True
     norm_affine: bool = True
 
+    def windows_within(self, max_model_len: int) -> tuple[int | None, ...]:
+        """Give each layer's window in contexts of so many tokens.
+
+        One as long as the context hides nothing, and is None: attention then takes its plainer path.
+        """
+        return tuple(None if window is None or window >= max_model_len else window for window in self.windows)
+
     def block_nbytes(self, block_size: int, itemsize: int) -> int:
         """Give the size of one KV block, all layers of it."""
         return self.num_layers * 2 * block_size * self.num_kv_heads * self.head_dim * itemsize
