@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tests.interpreter import passes_in_the_interpreter
 from torch import Tensor
 
 from baton.engine.batch import HostBatch
@@ -86,12 +84,7 @@ def test_answers_are_those_of_steps_as_they_are(tiny_checkpoint: Callable[[str],
 @pytest.mark.skipif(ON_TRITON, reason="it runs here as it is")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_the_same_in_the_interpreter() -> None:
-    """Run this file again in a process of its own, where TRITON_INTERPRET is set before the first import."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", __file__, "-q", "-x", "-p", "no:cacheprovider"]
-    folder = Path(__file__).parents[2]
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-5000:]
+    passes_in_the_interpreter(Path(__file__))
 
 
 def test_mixed_steps_are_captured_as_far_as_launches_bound_them() -> None:
