@@ -22,6 +22,7 @@ from baton.errors import (
     InvalidRequest,
     ModelLoadError,
     OutOfMemory,
+    QueueFull,
     UnsupportedFeature,
 )
 from baton.llm import LLM, SamplingParams, demo_model_path
@@ -230,15 +231,39 @@ def test_more_prompts_than_the_queue_holds_are_answered(tiny_checkpoint: Callabl
     assert all(len(choice.token_ids) == 2 for output in outputs for choice in output.outputs)
 
 
+def test_a_request_that_the_queue_refuses_leaves_nothing_behind(
+    tiny_checkpoint: Callable[[str], Path],
+) -> None:
+    llm = LLM(
+        tiny_checkpoint("llama"),
+        skip_tokenizer_init=True,
+        use_tqdm=False,
+        kv_cache_memory_bytes=2**22,
+        max_num_waiting=3,
+    )
+    engine, params = llm.engine, SamplingParams(n=2, max_tokens=2, ignore_eos=True, detokenize=False)
+    engine.add("first", [1, 2, 3], params)
+    with pytest.raises(QueueFull, match="3 requests are waiting"):
+        engine.add("second", [4, 5, 6], params)
+    assert engine.num_free_seats == 1
+    tokens = []
+    while engine.has_work:
+        tokens += engine.step()
+    assert {token.request_id for token in tokens} == {"first"}
+    assert len(tokens) == 4
+    assert engine.runner.num_sequences == 0
+    assert engine.pool.num_held == 0
+
+
 def test_ctrl_c_gives_all_blocks_back(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    forward, calls = llm.engine.model.forward, iter(range(100))
+    launch, calls = llm.engine.runner.launch, iter(range(100))
 
     def interrupted(*args: Any) -> Any:
         if next(calls) == 3:
             os.kill(os.getpid(), signal.SIGINT)
-        return forward(*args)
+        return launch(*args)
 
-    monkeypatch.setattr(llm.engine.model, "forward", interrupted)
+    monkeypatch.setattr(llm.engine.runner, "launch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         llm.generate(QUESTIONS, GREEDY.replace(ignore_eos=True), use_tqdm=False)
     monkeypatch.undo()

@@ -235,14 +235,14 @@ def test_a_failing_step_leaves_the_engine_whole(
     subject = case("qwen3")
     llm = subject.llm(max_num_batched_tokens=64)
     llm.engine._runs_behind = runs_behind
-    forward, calls = llm.engine.model.forward, iter(range(10_000))
+    launch, calls = llm.engine.runner.launch, iter(range(10_000))
 
     def failing(*args: Any) -> Any:
         if next(calls) == 9:
             raise KeyboardInterrupt
-        return forward(*args)
+        return launch(*args)
 
-    monkeypatch.setattr(llm.engine.model, "forward", failing)
+    monkeypatch.setattr(llm.engine.runner, "launch", failing)
     with pytest.raises(KeyboardInterrupt):
         subject.answer(llm)
     assert not llm.engine.has_work

@@ -58,8 +58,8 @@ def test_hashes_from_elsewhere_are_taken_as_they_are_and_continued() -> None:
     assert len(given) == 1
 
 
-def test_it_starts_waiting_with_nothing_computed() -> None:
+def test_it_starts_with_nothing_computed() -> None:
     sequence = make([1])
-    assert sequence.state is SequenceState.WAITING
+    assert sequence.state is SequenceState.NEW
     assert (sequence.num_computed, sequence.block_ids, sequence.num_preemptions) == (0, [], 0)
-    assert "waiting" in repr(sequence)
+    assert "new" in repr(sequence)

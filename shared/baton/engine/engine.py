@@ -448,7 +448,7 @@ def measure_memory(
     num_prompts = -(-num_tokens // prompt_len)
     blocks = num_prompts * (prompt_len // config.block_size + 2) + 1
     small = dataclasses.replace(memory, num_blocks=min(blocks, memory.num_blocks))
-    probe = kind(model, config, small, layout)
+    probe = kind(model, dataclasses.replace(config, max_num_waiting=num_prompts), small, layout)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     params = SamplingParams(max_tokens=2, temperature=1.0, ignore_eos=True, detokenize=False)

@@ -305,7 +305,7 @@ class Scheduler:
             self._remove(self.waiting, sequence)
         elif state is SequenceState.RECEIVING:
             self.receiving.remove(sequence)
-        else:
+        elif state is SequenceState.HELD:
             self.held.remove(sequence)
         sequence.state = SequenceState.FINISHED
         if not sequence.num_in_flight:

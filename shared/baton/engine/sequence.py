@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 class SequenceState(Enum):
     """Where a sequence stands with the scheduler."""
 
+    NEW = "new"
+    """Not the scheduler's yet, or refused by it."""
     WAITING = "waiting"
     """In the queue; holds blocks only if they were imported."""
     RECEIVING = "receiving"
@@ -85,7 +87,7 @@ class Sequence:
         self.root = root
         self.reuse_prefix = reuse_prefix
 
-        self.state = SequenceState.WAITING
+        self.state = SequenceState.NEW
         self.rank = (priority, -1 if arrival is None else arrival)
         """Order of service, least first."""
         self.num_computed = 0
