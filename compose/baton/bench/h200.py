@@ -7,16 +7,21 @@ import json
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from baton.bench import gpu_figures as figures
+from baton.bench.floors import Device, Model, decode_s, prefill_s, run_s
+from baton.bench.kernels.measure import measure_ceilings
 from baton.bench.offline import as_generate
 from baton.bench.report import Report
 from baton.bench.workloads import (
     Generate,
+    Workload,
     decode_step_ms,
     mixed,
     prefill_seconds,
@@ -31,13 +36,19 @@ MAX_MODEL_LEN = 33_024
 
 
 def run(models: Iterable[str], *, repeats: int, json_file: Path | None, **settings: Any) -> None:
-    """Measure each model with random weights, and print one table."""
-    report = Report("baton bench offline --suite h200")
+    """Measure each model with random weights, and print one table: ours, the peer's recorded figure, and the floors of either device.
+
+    On another device than the peer's the verdict compares shares of the floor, which the device's own speed is not part of.
+    """
+    ceilings = measure_ceilings()
+    device = Device(ceilings.copy_gbps, ceilings.matmul_tflops)
+    facts = {"copy_GB_s": round(ceilings.copy_gbps), "matmul_TFLOP_s": round(ceilings.matmul_tflops)}
+    report = Report("baton bench offline --suite h200", facts=facts)
     for model in models:
         generate = _load(model, **settings)
         rows = {"llama8b": _llama_8b, "qwen06b": _qwen_06b}[model]
-        for name, figure, value, is_rate in rows(generate, repeats):
-            _add(report, model, name, figure, value, is_rate)
+        for row in rows(generate, repeats):
+            _add(report, model, row, device)
         del generate
     report.show(json_file)
 
@@ -53,8 +64,6 @@ def run_deterministic(
             generate = _load(model, deterministic=deterministic, **settings)
             found.append(_in_either_mode(generate, repeats))
             del generate
-            gc.collect()
-            torch.cuda.empty_cache()
         for name, default_ms in found[0].items():
             times = found[1][name] / default_ms
             report.add(
@@ -79,7 +88,9 @@ def _in_either_mode(generate: Generate, repeats: int) -> dict[str, float]:
 
 
 def _load(model: str, **settings: Any) -> Generate:
-    """Make an engine with random weights, and run it once."""
+    """Make an engine with random weights, in the memory of the one before, and run it once."""
+    gc.collect()
+    torch.cuda.empty_cache()
     config = {"llama8b": figures.LLAMA_8B, "qwen06b": figures.QWEN_06B}[model]
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(config))
@@ -97,56 +108,99 @@ def _load(model: str, **settings: Any) -> Generate:
     return generate
 
 
-Row = tuple[str, figures.Figure, float, bool]
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One workload's outcome."""
+
+    name: str
+    figure: figures.Figure
+    value: float
+    floor: Callable[[Device], float]
+    """In the unit of the value: milliseconds, or tokens a second."""
+    is_rate: bool = False
 
 
 def _llama_8b(generate: Generate, repeats: int) -> Iterable[Row]:
+    model = Model.of(figures.LLAMA_8B)
     for batch in (1, 8, 32, 128, 256):
-        name = f"decode, batch {batch}"
-        yield name, figures.LLAMA_8B_MS[name], decode_step_ms(generate, batch, repeats=repeats), False
+        yield _decode(generate, model, figures.LLAMA_8B_MS, batch, repeats)
     for length in (512, 2048, 8192, 32000):
         name = f"prefill 1 x {length}"
-        yield name, figures.LLAMA_8B_MS[name], 1e3 * prefill_seconds(generate, 1, length, repeats), False
+        value = 1e3 * prefill_seconds(generate, 1, length, repeats)
+        yield Row(name, figures.LLAMA_8B_MS[name], value, partial(_prefill_ms, model, length))
     name = "prefill 32 x 2048"
-    yield name, figures.LLAMA_8B_RATE[name], 32 * 2048 / prefill_seconds(generate, 32, 2048, repeats), True
-    name = "offline 512 x (1024, 256)"
-    yield name, figures.LLAMA_8B_RATE[name], _rate(generate, throughput, repeats), True
-    name = "mix of 256"
-    yield name, figures.LLAMA_8B_RATE[name], _rate(generate, mixed, repeats), True
+    value = 32 * 2048 / prefill_seconds(generate, 32, 2048, repeats)
+    yield Row(
+        name,
+        figures.LLAMA_8B_RATE[name],
+        value,
+        lambda device: 2048 / prefill_s(model, device, [2048]),
+        is_rate=True,
+    )
+    for name, workload in (("offline 512 x (1024, 256)", throughput()), ("mix of 256", mixed())):
+        yield _rate(generate, model, name, figures.LLAMA_8B_RATE[name], workload, repeats)
 
 
 def _qwen_06b(generate: Generate, repeats: int) -> Iterable[Row]:
-    name = "mix of 256"
-    yield name, figures.QWEN_06B_RATE[name], _rate(generate, mixed, repeats), True
-    name = "decode, batch 1"
-    yield name, figures.QWEN_06B_MS[name], decode_step_ms(generate, 1, repeats=repeats), False
+    model, name = Model.of(figures.QWEN_06B), "mix of 256"
+    yield _rate(generate, model, name, figures.QWEN_06B_RATE[name], mixed(), repeats)
+    yield _decode(generate, model, figures.QWEN_06B_MS, 1, repeats)
 
 
-def _rate(generate: Generate, workload: Callable[[], Any], repeats: int) -> float:
-    chosen = workload()
-    seconds = statistics.median(time_of(generate, chosen) for _ in range(repeats))
-    return float(chosen.num_output_tokens / seconds)
+def _decode(
+    generate: Generate, model: Model, targets: dict[str, figures.Figure], batch: int, repeats: int
+) -> Row:
+    name = f"decode, batch {batch}"
+    value = decode_step_ms(generate, batch, repeats=repeats)
+    return Row(name, targets[name], value, lambda device: 1e3 * decode_s(model, device, batch, 1024))
 
 
-def _add(report: Report, model: str, name: str, figure: figures.Figure, value: float, is_rate: bool) -> None:
-    speed = value / figure.peer if is_rate else figure.peer / value
+def _prefill_ms(model: Model, length: int, device: Device) -> float:
+    return 1e3 * prefill_s(model, device, [length])
+
+
+def _rate(
+    generate: Generate, model: Model, name: str, figure: figures.Figure, workload: Workload, repeats: int
+) -> Row:
+    tokens = workload.num_output_tokens
+    seconds = statistics.median(time_of(generate, workload) for _ in range(repeats))
+    return Row(
+        name,
+        figure,
+        tokens / seconds,
+        lambda device: tokens / run_s(model, device, workload),
+        is_rate=True,
+    )
+
+
+def _add(report: Report, model: str, row: Row, device: Device) -> None:
+    value, figure = row.value, row.figure
+    of_the_floor = _speed(row, value, row.floor(device))
+    peer_of_its_floor = _speed(row, figure.peer, row.floor(figures.PEER_DEVICE))
+    speed_of_vllm = _speed(row, value, figure.peer)
+    if torch.cuda.get_device_name() == figures.PEER_DEVICE_NAME:
+        compared, stretched = speed_of_vllm, _speed(row, value, figure.stretch) >= 1
+    else:
+        compared = of_the_floor / peer_of_its_floor
+        stretched = of_the_floor >= _speed(row, figure.stretch, row.floor(figures.PEER_DEVICE))
     report.add(
         model=model,
-        workload=name,
-        unit="tok/s" if is_rate else "ms",
+        workload=row.name,
+        unit="tok/s" if row.is_rate else "ms",
         baton=value,
-        vllm=figure.peer,
-        speed_of_vllm=speed,
-        floor=figure.floor,
-        of_the_floor=value / figure.floor if is_rate else figure.floor / value,
-        verdict="stretch"
-        if _reaches(value, figure.stretch, is_rate)
-        else "ok"
-        if speed * figure.slack >= 1
-        else "short",
+        vllm_on_h200=figure.peer,
+        speed_of_vllm=speed_of_vllm,
+        floor=row.floor(device),
+        of_the_floor=of_the_floor,
+        vllm_of_its_floor=peer_of_its_floor,
+        verdict="stretch" if stretched else "ok" if compared * figure.slack >= 1 else "short",
     )
-    print(f"{model} {name}: {value:.4g} (vLLM {figure.peer:.4g})", flush=True)
+    print(
+        f"{model} {row.name}: {value:.4g}, {of_the_floor:.1%} of the floor (vLLM {figure.peer:.4g}, {peer_of_its_floor:.1%})",
+        flush=True,
+    )
 
 
-def _reaches(value: float, target: float, is_rate: bool) -> bool:
-    return value >= target if is_rate else value <= target
+def _speed(row: Row, value: float, reference: float) -> float:
+    """Give how many times as fast as the reference a value is."""
+    return value / reference if row.is_rate else reference / value
