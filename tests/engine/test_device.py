@@ -86,7 +86,7 @@ from baton.kernels.launch import tl, triton
 
 @triton.jit
 def broken(x_ptr, residual_ptr, weight_ptr, y_ptr, x_stride, residual_stride, hidden, eps, weight_offset,
-           HAS_RESIDUAL: tl.constexpr, BLOCK: tl.constexpr):
+           HAS_RESIDUAL: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
     tl.static_assert(BLOCK > 1 << 20, "no such block here")
 
 rms_norm._rms_norm_kernel = broken
@@ -109,6 +109,9 @@ print(llm.generate([{"prompt_token_ids": [5, 6, 7]}], greedy, use_tqdm=False)[0]
 
 
 @pytest.mark.skipif(INTERPRET, reason="run by itself in the interpreter")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="tests/kernels/test_compile_check.py shows it on the GPU"
+)
 def test_a_kernel_that_does_not_compile_ends_the_start_unless_plain_torch_is_allowed(
     tiny_checkpoint: Callable[[str], Path],
 ) -> None:

@@ -229,7 +229,9 @@ def test_a_long_chunk_is_joined_of_itself_and_its_prefix(monkeypatch, assert_clo
     first = 0
     for seq, (query_len, _) in enumerate(chunks):
         rows = slice(first, first + query_len)
-        library_attention.attend_chunk(q[rows], kv[:, LAYER], batch, seq, out[rows], 0.3)
+        library_attention.attend_chunk(q[rows], kv[:, LAYER], batch, seq, 0.3, out[rows])
+        alone = library_attention.attend_chunk(q[rows], kv[:, LAYER], batch, seq, 0.3)
+        assert torch.equal(alone, out[rows])
         first += query_len
     assert_close(out, _dense(q, kv[:, LAYER], batch, 0.3))
     assert {queries for queries, _, _ in seen} == {16, 32, 48}

@@ -13,7 +13,7 @@ from baton.errors import KernelError
 from baton.kernels import launch, silu_mul
 from baton.kernels.compile_check import KernelShapes, compile_kernels
 from baton.kernels.launch import INTERPRET, tl, triton
-from baton.kernels.launch_table import LARGE, SMALL, launches
+from baton.kernels.launch_table import HOPPER, LARGE, SMALL, launches
 
 LLAMA = KernelShapes(
     dtype=torch.float32,
@@ -40,7 +40,9 @@ DETERMINISTIC = dataclasses.replace(LLAMA, deterministic=True)
 
 
 @triton.jit
-def _broken_kernel(gate_up_ptr, y_ptr, stride, inner, IS_GELU: tl.constexpr, BLOCK: tl.constexpr):
+def _broken_kernel(
+    gate_up_ptr, y_ptr, stride, inner, IS_GELU: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr
+):
     tl.static_assert(BLOCK > 1 << 20, "no such block here")
 
 
@@ -80,16 +82,17 @@ def test_where_it_is_allowed_that_operation_alone_becomes_its_reference(broken, 
 
 
 def test_a_measured_device_keeps_its_launches_under_other_triton_versions_and_an_unknown_one_gets_what_fits():
-    assert launches((9, 0), (3, 6)) is LARGE
-    assert launches((9, 0), (3, 7)) is LARGE
-    assert launches((9, 0), (3, 5)) is LARGE
+    assert launches((9, 0), (3, 6)) is HOPPER
+    assert launches((9, 0), (3, 7)) is HOPPER
+    assert launches((9, 0), (3, 5)) is HOPPER
+    assert launches((10, 0), (3, 6)) is LARGE
     assert launches((8, 9), (3, 6)) is SMALL
     assert launches((13, 0), (3, 6)) is SMALL
 
 
 # Bytes of shared memory that a block may have at most, by compute capability (CUDA C++ Programming Guide,
 # "Compute Capabilities").
-SHARED_NBYTES = {80: 166_912, 89: 101_376}
+SHARED_NBYTES = {80: 166_912, 89: 101_376, 90: 232_448}
 
 
 @pytest.mark.skipif(INTERPRET, reason="the interpreter compiles nothing")

@@ -306,14 +306,18 @@ def paged_attention(
     """Give each query's attention over its sequence's cached context, [tokens, heads, head_dim]."""
     if not on_triton(q, "paged_attention"):
         return paged_attention_reference(q, kv_layer, batch, scale=scale, window=window, soft_cap=soft_cap)
+    num_chunks = batch.num_seqs - batch.num_decodes
+    library_len = shortest_query_len(q, kv_layer, window, soft_cap) if num_chunks else 0
+    if num_chunks == batch.num_seqs == 1 and q.shape[0] >= library_len:
+        return attend_chunk(q, kv_layer, batch, 0, scale)  # a copy would be 0.6 % of a prompt's time
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if batch.num_decodes:
         plan = batch.decode_plans.get(window)
         if plan is None:
             plan = batch.decode_plans[window] = plan_decode(q, kv_layer, batch, window)
         decode_attention(q, kv_layer, batch, plan, out, scale=scale, window=window, soft_cap=soft_cap)
-    if batch.num_decodes < batch.num_seqs:
-        _attend_chunks(q, kv_layer, batch, out, scale, window, soft_cap)
+    if num_chunks:
+        _attend_chunks(q, kv_layer, batch, out, scale, window, soft_cap, library_len)
     return out
 
 
@@ -325,9 +329,9 @@ def _attend_chunks(
     scale: float,
     window: int | None,
     soft_cap: float | None,
+    library_len: int,
 ) -> None:
     """Give long plain chunks to the library, each by itself, and the rest to one launch of the kernel."""
-    library_len = shortest_query_len(q, kv_layer, window, soft_cap)
     lens = batch.query_lens_host[batch.num_decodes :]
     if min(lens) < library_len:
         options = {"scale": scale, "window": window, "soft_cap": soft_cap, "longest": library_len - 1}
@@ -336,5 +340,5 @@ def _attend_chunks(
     for seq, query_len in enumerate(lens, batch.num_decodes):
         if query_len >= library_len:
             rows = slice(first, first + query_len)
-            attend_chunk(q[rows], kv_layer, batch, seq, out[rows], scale)
+            attend_chunk(q[rows], kv_layer, batch, seq, scale, out[rows])
         first += query_len

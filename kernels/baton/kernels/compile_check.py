@@ -6,6 +6,7 @@ machine's first start waits for it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -15,11 +16,13 @@ from torch import Tensor
 
 from baton.errors import KernelError
 from baton.kernels.attention import AttentionBatch, paged_attention
+from baton.kernels.few_rows_linear import few_rows_linear
 from baton.kernels.invariant_attention import invariant_attention
 from baton.kernels.invariant_linear import invariant_linear
 from baton.kernels.join_attention import join_attention
 from baton.kernels.kv_write import kv_write
-from baton.kernels.launch import triton_version, use_reference
+from baton.kernels.launch import FEW_ROWS, triton_version, use_reference
+from baton.kernels.launch_table import launches_on
 from baton.kernels.rms_norm import add_rms_norm, rms_norm
 from baton.kernels.rotary import rotary_kv_write
 from baton.kernels.sample import derive_keys, greedy, logprobs, sample
@@ -30,6 +33,8 @@ from baton.protocol import MAX_LOGPROBS
 
 # Tokens, where the model takes so many: more than a split of a decode, so that splits are merged too.
 _CONTEXT_LEN = 600
+# Few rows, whose kernels overlap, and more: compiled apart.
+_ROWS = (2, FEW_ROWS + 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,11 +108,8 @@ def _operations(shapes: KernelShapes, device: torch.device) -> Iterator[tuple[st
     if shapes.has_rms_norm:
         yield "rms_norm", lambda: _norms(shapes, device)
     if shapes.gate is not None:
-        gate_up = torch.zeros(2, 2 * shapes.intermediate_size, dtype=shapes.dtype, device=device)
-        if shapes.gate == "silu":
-            yield "silu_mul", lambda: silu_mul(gate_up)
-        else:
-            yield "gelu_tanh_mul", lambda: gelu_tanh_mul(gate_up)
+        gate = silu_mul if shapes.gate == "silu" else gelu_tanh_mul
+        yield f"{shapes.gate}_mul", lambda: _gate(gate, shapes, device)
     if shapes.rotated_dim:
         yield "rotary_kv_write", lambda: _rotary(shapes, device)
     else:
@@ -117,6 +119,8 @@ def _operations(shapes: KernelShapes, device: torch.device) -> Iterator[tuple[st
         yield "invariant_linear", lambda: invariant_linear(x, x)
         yield "invariant_attention", lambda: _attention(invariant_attention, shapes, device)
     else:
+        if shapes.dtype != torch.float32 and launches_on(device).few_rows is not None:
+            yield "few_rows_linear", lambda: _products(shapes, device)
         heads = torch.zeros(2, shapes.num_heads, shapes.head_dim, dtype=shapes.dtype, device=device)
         sums = torch.zeros(2, shapes.num_heads, device=device)
         # Before the attention that tries it, which would be blamed for it.
@@ -131,9 +135,32 @@ def _operations(shapes: KernelShapes, device: torch.device) -> Iterator[tuple[st
 
 
 def _norms(shapes: KernelShapes, device: torch.device) -> None:
-    x = torch.zeros(2, shapes.hidden_size, dtype=shapes.dtype, device=device)
-    rms_norm(x, x[0], 1e-5)
-    add_rms_norm(x, torch.zeros_like(x), x[0], 1e-5)
+    for num_rows in _ROWS:
+        x = torch.zeros(num_rows, shapes.hidden_size, dtype=shapes.dtype, device=device)
+        rms_norm(x, x[0], 1e-5)
+        add_rms_norm(x, torch.zeros_like(x), x[0], 1e-5)
+
+
+def _gate(gate: Callable[[Tensor], Tensor], shapes: KernelShapes, device: torch.device) -> None:
+    for num_rows in _ROWS:
+        gate(torch.zeros(num_rows, 2 * shapes.intermediate_size, dtype=shapes.dtype, device=device))
+
+
+def _products(shapes: KernelShapes, device: torch.device) -> None:
+    """Multiply by few outputs, with each number of inputs that the model has, in each way that is compiled apart."""
+    launch = launches_on(device).few_rows
+    assert launch is not None
+    widths = {shapes.hidden_size, shapes.num_heads * shapes.head_dim, shapes.intermediate_size}
+    for num_inputs in sorted(widths):
+        x = torch.zeros(FEW_ROWS, num_inputs, dtype=shapes.dtype, device=device)
+        for num_rows in (1, launch.narrow.block_m, FEW_ROWS):
+            few_rows_linear(x[:num_rows], x[:16])
+            few_rows_linear(x[:num_rows], x[:16], x[0, :16])
+            few_rows_linear(x[:num_rows], x[:16], None, torch.float32)
+        for changes in ({"wide_from": 1}, {"tall": dataclasses.replace(launch.tall, filled_by=1)}):
+            few_rows_linear(x, x[:16], launch=dataclasses.replace(launch, **changes))
+            few_rows_linear(x, x[:16], x[0, :16], launch=dataclasses.replace(launch, **changes))
+        few_rows_linear(x, x[:16], None, torch.float32, dataclasses.replace(launch, wide_from=1))
 
 
 def _cache(shapes: KernelShapes, device: torch.device) -> Tensor:
@@ -152,24 +179,20 @@ def _heads(shapes: KernelShapes, num_tokens: int, device: torch.device) -> tuple
 
 
 def _rotary(shapes: KernelShapes, device: torch.device) -> None:
-    cos_sin = torch.zeros(2, 2, shapes.rotated_dim // 2, device=device)
     norm = torch.zeros(shapes.head_dim, dtype=shapes.dtype, device=device) if shapes.has_head_norms else None
-    at = torch.arange(2, device=device)
-    rotary_kv_write(
-        *_heads(shapes, 2, device),
-        cos_sin,
-        at,
-        _cache(shapes, device),
-        at,
-        q_norm=norm,
-        k_norm=norm,
-        eps=1e-5,
-    )
+    cache = _cache(shapes, device)
+    for num_rows in _ROWS:
+        cos_sin = torch.zeros(num_rows, 2, shapes.rotated_dim // 2, device=device)
+        at = torch.arange(num_rows, device=device)
+        heads = _heads(shapes, num_rows, device)
+        rotary_kv_write(*heads, cos_sin, at, cache, at, q_norm=norm, k_norm=norm, eps=1e-5)
 
 
 def _write(shapes: KernelShapes, device: torch.device) -> None:
-    _, k, v = _heads(shapes, 2, device)
-    kv_write(k, v, _cache(shapes, device), torch.arange(2, device=device))
+    cache = _cache(shapes, device)
+    for num_rows in _ROWS:
+        _, k, v = _heads(shapes, num_rows, device)
+        kv_write(k, v, cache, torch.arange(num_rows, device=device))
 
 
 def _attention(attend: Callable[..., Tensor], shapes: KernelShapes, device: torch.device) -> None:

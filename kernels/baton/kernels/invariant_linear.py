@@ -47,11 +47,15 @@ def invariant_linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None = 
     return torch.cat([F.linear(row, weight, bias) for row in x.split(1)])
 
 
-def invariant_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Give [tokens, outputs]; rows of x may be strided, x and weight are of one dtype."""
+def invariant_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, out_dtype: torch.dtype | None = None
+) -> Tensor:
+    """Give [tokens, outputs] in `out_dtype`, x's if None; rows of x may be strided, x and weight are of one dtype."""
     if not on_triton(x):
-        return invariant_linear_reference(x, weight, bias)
-    return _launch(x, weight, bias, _tile_for(x.shape[0], weight.shape[0], x.device, x.dtype))
+        return invariant_linear_reference(x, weight, bias).to(out_dtype or x.dtype)
+    return _launch(
+        x, weight, bias, _tile_for(x.shape[0], weight.shape[0], x.device, x.dtype), out_dtype or x.dtype
+    )
 
 
 # --- Triton -----------------------------------------------------------------------------------------
@@ -75,21 +79,23 @@ def agreeing_tiles(device: torch.device, dtype: torch.dtype) -> tuple[LinearTile
     first, *others = _TILES_FP32 if dtype == torch.float32 else _TILES
     generator = torch.Generator(device).manual_seed(0)
     x, weight = (torch.randn(n, 1024, generator=generator, device=device, dtype=dtype) for n in (130, 300))
-    expected = _launch(x, weight, None, first)
+    expected = _launch(x, weight, None, first, dtype)
     agreeing = [first]
     for tile in others:
         try:
-            if torch.equal(_launch(x, weight, None, tile), expected):
+            if torch.equal(_launch(x, weight, None, tile, dtype), expected):
                 agreeing.append(tile)
         except triton.runtime.errors.OutOfResources:
             continue
     return tuple(agreeing)
 
 
-def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, tile: LinearTile) -> Tensor:
+def _launch(
+    x: Tensor, weight: Tensor, bias: Tensor | None, tile: LinearTile, out_dtype: torch.dtype
+) -> Tensor:
     num_rows, num_inputs = x.shape
     num_outputs = weight.shape[0]
-    y = torch.empty((num_rows, num_outputs), dtype=x.dtype, device=x.device)
+    y = torch.empty((num_rows, num_outputs), dtype=out_dtype, device=x.device)
     if num_rows == 0:
         return y
     num_programs = triton.cdiv(num_rows, tile.block_m) * triton.cdiv(num_outputs, tile.block_n)

@@ -9,7 +9,7 @@ the scratch block) leave either. Bound by memory.
 import torch
 from torch import Tensor
 
-from baton.kernels.launch import on_triton, tl, triton
+from baton.kernels.launch import on_triton, overlap, start_next, tl, triton, wait_for_previous
 
 
 def token_rows(kv_layer: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,6 +63,7 @@ def _launch(k: Tensor, v: Tensor, kv_layer: Tensor, slots: Tensor) -> None:
         BLOCK_SIZE=kv_layer.shape[2],
         BLOCK=block,
         num_warps=min(8, max(1, block // 256)),
+        **overlap(num_tokens, k.device),
     )
 
 
@@ -82,7 +83,10 @@ def _kv_write_kernel(
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    start_next(OVERLAP)
+    wait_for_previous(OVERLAP)
     token = tl.program_id(0).to(tl.int64)
     half = tl.program_id(1)
     slot = tl.load(slots_ptr + token)

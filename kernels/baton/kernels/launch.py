@@ -7,10 +7,17 @@ runs the kernels on CPU tensors.
 Triton compiles a kernel again when a number becomes 1 or a multiple of 16, or a tensor begins elsewhere than at a multiple
 of 16 bytes. What changes in these ways from step to step is named in `do_not_specialize` and
 `do_not_specialize_on_alignment`, or a request would wait for the compiler.
+
+A decode step is hundreds of kernels of microseconds, and the start of each costs as much as some of them take. From compute
+capability 9.0 on a kernel may be started while the one before it ends (CUDA's programmatic dependent launch), if it waits
+before it touches what that one reads or writes. So every kernel of a decode step is launched with `overlap`, calls
+`start_next` first, and reads nothing but weights before `wait_for_previous`: then each kernel has waited for the one before
+when the next one's wait ends, and whatever ran earlier has ended too.
 """
 
 import importlib.util
 import os
+from functools import cache
 from typing import Any
 
 import torch
@@ -62,3 +69,32 @@ def on_triton(x: Tensor, op: str = "") -> bool:
 def upcasts_dot(x: Tensor) -> bool:
     """Say whether matrix products of `x` must be taken in fp32: the interpreter multiplies bf16's bits as integers."""
     return INTERPRET and x.dtype == torch.bfloat16
+
+
+FEW_ROWS = 64
+"""Rows up to which a step's kernels overlap: with more the library's products are the larger part, and lose 2 % by it at 256."""
+
+
+def overlap(num_rows: int, device: torch.device) -> dict[str, bool]:
+    """Give what the launch of a kernel of a decode step takes beside its arguments: whether it overlaps the one before it."""
+    overlaps = not INTERPRET and num_rows <= FEW_ROWS and _can_overlap(device)
+    return {"OVERLAP": overlaps, "launch_pdl": overlaps}
+
+
+@cache
+def _can_overlap(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@triton.jit
+def start_next(OVERLAP: tl.constexpr):
+    """Let the next kernel be started as soon as every program of this one has been."""
+    if OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def wait_for_previous(OVERLAP: tl.constexpr):
+    """Wait until the kernel before this one has ended and what it wrote can be read."""
+    if OVERLAP:
+        tl.extra.cuda.gdc_wait()

@@ -9,7 +9,7 @@ bound by memory, and their few constants stand in their files.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
@@ -43,11 +43,53 @@ class PrefillLaunch:
 
 
 @dataclass(frozen=True, slots=True)
+class TileLaunch:
+    """How products of a few rows are launched on the matrix cores."""
+
+    block_m: int  # rows of x; all there are
+    block_n: int  # outputs
+    block_k: int  # inputs a step
+    num_warps: int
+    num_stages: int
+    prefetched: int  # inputs of each output that are fetched before the wait for x
+    filled_by: int = 1  # programs that a product is split into by its inputs, where it has fewer
+
+    def num_splits(self, num_outputs: int, num_inputs: int) -> int:
+        """Split where there are few programs, or where each would be long, as far as the device holds them at once."""
+        num_tiles, splits = -(-num_outputs // self.block_n), 1
+        while 2 * splits * num_tiles <= self.filled_by and splits < 4:
+            if num_inputs <= 4096 * splits and 4 * splits * num_tiles > self.filled_by:
+                break
+            splits *= 2
+        return splits
+
+
+@dataclass(frozen=True, slots=True)
+class FewRowsLaunch:
+    """How products of up to 64 rows are launched; by rows and outputs, as the library does, so not in `--deterministic`."""
+
+    row_block_n: int  # one row: outputs a program
+    row_block_k: int  # inputs a step
+    row_num_warps: int
+    narrow: TileLaunch  # up to 16 rows
+    tall: TileLaunch  # up to 64 rows
+    wide: TileLaunch  # the same, for outputs that fill the device with wider tiles
+    wide_from: int  # outputs
+
+    def tile_for(self, num_rows: int, num_outputs: int) -> TileLaunch:
+        """Choose for more than one row."""
+        if num_rows <= self.narrow.block_m:
+            return self.narrow
+        return self.wide if num_outputs >= self.wide_from else self.tall
+
+
+@dataclass(frozen=True, slots=True)
 class Launches:
     """The choices for one device."""
 
     decode: dict[Heads, DecodeLaunch]
     prefill: dict[Heads, PrefillLaunch]
+    few_rows: FewRowsLaunch | None = None  # None: products are the library's
 
 
 LARGE = Launches(
@@ -71,6 +113,20 @@ LARGE = Launches(
 )
 """Measured on an H200 (9.0) under Triton 3.6, for heads of 128."""
 
+HOPPER = replace(
+    LARGE,
+    few_rows=FewRowsLaunch(
+        row_block_n=4,
+        row_block_k=2048,
+        row_num_warps=4,
+        narrow=TileLaunch(16, 16, 512, 2, 4, prefetched=1024),
+        tall=TileLaunch(64, 64, 128, 4, 4, prefetched=256, filled_by=128),
+        wide=TileLaunch(64, 128, 64, 4, 5, prefetched=256),
+        wide_from=128 * 132,
+    ),
+)
+"""What kernels/README.md says of products of few rows was measured on an H100 under Triton 3.6."""
+
 SMALL = Launches(
     decode={
         "64": DecodeLaunch(64, 4, 3, 2),
@@ -89,7 +145,7 @@ SMALL = Launches(
 
 _TABLE: dict[tuple[int, int], dict[tuple[int, int], Launches]] = {
     (8, 0): {(3, 6): LARGE},  # fits (139,520 of 166,912 bytes), not measured
-    (9, 0): {(3, 6): LARGE},  # measured
+    (9, 0): {(3, 6): HOPPER},  # measured
     (10, 0): {(3, 6): LARGE},  # fits (165,888 of 232,448 bytes), not measured
 }
 """Compute capability -> Triton's major and minor version -> choices."""

@@ -41,9 +41,9 @@ def shortest_query_len(q: Tensor, kv_layer: Tensor, window: int | None, soft_cap
 
 
 def attend_chunk(
-    q: Tensor, kv_layer: Tensor, batch: AttentionBatch, seq: int, out: Tensor, scale: float
-) -> None:
-    """Attend for one sequence; q and out are its rows, [queries, heads, head_dim]."""
+    q: Tensor, kv_layer: Tensor, batch: AttentionBatch, seq: int, scale: float, out: Tensor | None = None
+) -> Tensor:
+    """Attend for one sequence; q is its rows, [queries, heads, head_dim]; the result is written to `out` if there is one."""
     seq_len = batch.seq_lens_host[seq]
     table = batch.block_table[seq]
     start = seq_len - q.shape[0]
@@ -56,10 +56,10 @@ def attend_chunk(
     o, log_sum = o[rows], log_sum[rows]
     for begin, end in _powers_of_two(first):
         before, before_sum = _call(queries, *_gather(kv_layer, table, begin, end, end - begin), scale, False)
-        log_sum = join_attention(o, log_sum, before[rows], before_sum[rows], out)
-        o = out
-    if o is not out:
-        out.copy_(o)
+        to = o if out is None else out
+        log_sum = join_attention(o, log_sum, before[rows], before_sum[rows], to)
+        o = to
+    return o if out is None or o is out else out.copy_(o)
 
 
 def _padded(q: Tensor, rows: slice) -> Tensor:

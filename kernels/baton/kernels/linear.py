@@ -1,7 +1,7 @@
 """Multiply by a weight and add a bias: y = x W^T + b, x [tokens, inputs], W [outputs, inputs].
 
-On a GPU this is cuBLAS through torch: at large M the vendor's library beats a Triton GEMM by a quarter, and a decode step is bound
-by the bytes of W either way. On a CPU it is oneDNN with W packed into its tiles once, at load. Measured on one core of a server CPU
+On a GPU few rows are few_rows_linear's, where that is faster; the rest is cuBLAS through torch, which beats a Triton GEMM by a quarter
+at many rows. On a CPU it is oneDNN with W packed into its tiles once, at load. Measured on one core of a server CPU
 with AVX-512 (fp32, GFLOP/s; torch's default calls MKL, which takes its slower path on CPUs that are not Intel's):
 
     rows x outputs x inputs     F.linear   packed
@@ -14,6 +14,8 @@ with AVX-512 (fp32, GFLOP/s; torch's default calls MKL, which takes its slower p
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from baton.kernels.few_rows_linear import few_rows_linear, takes_few_rows
 
 
 def packs(weight: Tensor) -> bool:
@@ -28,11 +30,22 @@ def pack_weight(weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight, None)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Give [tokens, outputs] for a weight as it is, [outputs, inputs]."""
-    return F.linear(x, weight, bias)
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, out_dtype: torch.dtype | None = None
+) -> Tensor:
+    """Give [tokens, outputs] in `out_dtype`, x's if None, for a weight as it is, [outputs, inputs]."""
+    if takes_few_rows(x, weight):
+        return few_rows_linear(x, weight, bias, out_dtype)
+    if out_dtype is None or out_dtype == x.dtype:
+        return F.linear(x, weight, bias)
+    if x.is_cuda and bias is None:
+        return torch.mm(x, weight.t(), out_dtype=out_dtype)
+    return F.linear(x, weight, bias).to(out_dtype)
 
 
-def linear_packed(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Give [tokens, outputs] for a weight from `pack_weight`."""
-    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+def linear_packed(
+    x: Tensor, packed: Tensor, bias: Tensor | None = None, out_dtype: torch.dtype | None = None
+) -> Tensor:
+    """Give [tokens, outputs] in `out_dtype`, x's if None, for a weight from `pack_weight`."""
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    return y if out_dtype is None else y.to(out_dtype)

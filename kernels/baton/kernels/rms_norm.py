@@ -9,7 +9,7 @@ weight_offset = 1 is Gemma's form.
 import torch
 from torch import Tensor
 
-from baton.kernels.launch import on_triton, tl, triton
+from baton.kernels.launch import on_triton, overlap, start_next, tl, triton, wait_for_previous
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float, weight_offset: float = 0.0) -> Tensor:
@@ -70,6 +70,7 @@ def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, weig
         BLOCK=block,
         # 16 elements a thread: 32-byte loads, and one row's latency stays short at batch 1.
         num_warps=min(16, max(1, block // 512)),
+        **overlap(rows.shape[0], x.device),
     )
     return y
 
@@ -87,10 +88,14 @@ def _rms_norm_kernel(
     weight_offset,
     HAS_RESIDUAL: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    start_next(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < hidden
+    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32) + weight_offset
+    wait_for_previous(OVERLAP)
     x = tl.load(x_ptr + row * x_stride + columns, mask=inside, other=0.0)
     if HAS_RESIDUAL:
         at = residual_ptr + row * residual_stride + columns
@@ -99,6 +104,5 @@ def _rms_norm_kernel(
         )
         tl.store(at, x, mask=inside)
     x = x.to(tl.float32)
-    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32) + weight_offset
     scale = tl.rsqrt(tl.sum(x * x, axis=0) / hidden + eps)
     tl.store(y_ptr + row * hidden + columns, (x * scale * weight).to(y_ptr.dtype.element_ty), mask=inside)

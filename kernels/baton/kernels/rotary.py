@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from baton.kernels.kv_write import kv_write_reference
-from baton.kernels.launch import on_triton, tl, triton
+from baton.kernels.launch import on_triton, overlap, start_next, tl, triton, wait_for_previous
 from baton.kernels.rms_norm import rms_norm_reference
 
 
@@ -139,6 +139,7 @@ def rotary_kv_write(
         BLOCK_REST=triton.next_power_of_2(max(1, head_dim - 2 * half)),
         BLOCK_DIM=triton.next_power_of_2(head_dim),
         num_warps=min(8, max(1, block_heads * block_half // 512)),
+        **overlap(num_tokens, q.device),
     )
     return turned
 
@@ -241,7 +242,10 @@ def _rotary_kernel(
     BLOCK_HALF: tl.constexpr,
     BLOCK_REST: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    start_next(OVERLAP)
+    wait_for_previous(OVERLAP)
     token = tl.program_id(0).to(tl.int64)
     turn_ptr = cos_sin_ptr + tl.load(positions_ptr + token) * (2 * HALF)
     if tl.program_id(1) == 0:

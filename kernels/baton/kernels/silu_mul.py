@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from baton.kernels.launch import on_triton, tl, triton
+from baton.kernels.launch import on_triton, overlap, start_next, tl, triton, wait_for_previous
 
 
 def silu_mul_reference(gate_up: Tensor) -> Tensor:
@@ -46,12 +46,31 @@ def _launch(gate_up: Tensor, is_gelu: bool) -> Tensor:
     y = torch.empty((num_tokens, inner), dtype=gate_up.dtype, device=gate_up.device)
     if num_tokens:
         grid = (num_tokens, triton.cdiv(inner, _BLOCK))
-        _gate_kernel[grid](gate_up, y, gate_up.stride(0), inner, IS_GELU=is_gelu, BLOCK=_BLOCK, num_warps=4)
+        _gate_kernel[grid](
+            gate_up,
+            y,
+            gate_up.stride(0),
+            inner,
+            IS_GELU=is_gelu,
+            BLOCK=_BLOCK,
+            num_warps=4,
+            **overlap(num_tokens, gate_up.device),
+        )
     return y
 
 
 @triton.jit
-def _gate_kernel(gate_up_ptr, y_ptr, stride, inner, IS_GELU: tl.constexpr, BLOCK: tl.constexpr):
+def _gate_kernel(
+    gate_up_ptr,
+    y_ptr,
+    stride,
+    inner,
+    IS_GELU: tl.constexpr,
+    BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    start_next(OVERLAP)
+    wait_for_previous(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < inner

@@ -57,4 +57,4 @@ class GPT2(CausalLM):
         return self.final_norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self.lm_head(hidden).float()
+        return self.lm_head.in_fp32(hidden)

@@ -43,11 +43,19 @@ class AttentionOp(Protocol):
     ) -> Tensor: ...
 
 
+class LinearOp(Protocol):
+    """Multiply by a weight [outputs, inputs] and add a bias; the result has x's type unless told."""
+
+    def __call__(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, out_dtype: torch.dtype | None = None, /
+    ) -> Tensor: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Ops:
     """The operations that sum over many terms and have two forms; all others treat a row the same in any batch."""
 
-    linear: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    linear: LinearOp
     attention: AttentionOp
 
 
@@ -141,12 +149,7 @@ class Linear:
 
     __slots__ = ("_multiply", "bias", "weight")
 
-    def __init__(
-        self,
-        weight: Tensor,
-        bias: Tensor | None,
-        multiply: Callable[[Tensor, Tensor, Tensor | None], Tensor],
-    ) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, multiply: LinearOp) -> None:
         self.weight = weight
         self.bias = bias
         self._multiply = multiply
@@ -159,6 +162,10 @@ class Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._multiply(x, self.weight, self.bias)  # [tokens, outputs]
+
+    def in_fp32(self, x: Tensor) -> Tensor:
+        """Multiply, and leave the result as it was summed: logits rounded to bf16 tie."""
+        return self._multiply(x, self.weight, self.bias, torch.float32)
 
 
 def output_layer(spec: ModelSpec, parameters: Parameters, embedding: Tensor, embedding_name: str) -> Linear:

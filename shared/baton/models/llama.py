@@ -98,4 +98,4 @@ class Llama(CausalLM):
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self.lm_head(hidden).float()
+        return self.lm_head.in_fp32(hidden)

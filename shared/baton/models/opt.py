@@ -74,4 +74,4 @@ class OPT(CausalLM):
     def logits(self, hidden: Tensor) -> Tensor:
         if self.project_out is not None:
             hidden = self.project_out(hidden)
-        return self.lm_head(hidden).float()
+        return self.lm_head.in_fp32(hidden)

@@ -166,7 +166,7 @@ def _time_library(cache: Cache, q: Tensor, batch: AttentionBatch) -> float:
         first = 0
         for seq, n in enumerate(batch.query_lens_host):
             rows = slice(first, first + n)
-            attend_chunk(q[rows], cache.kv[:, 0], batch, seq, out[rows], SCALE)
+            attend_chunk(q[rows], cache.kv[:, 0], batch, seq, SCALE, out[rows])
             first += n
 
     return time_us(call, [None], min_calls=2)

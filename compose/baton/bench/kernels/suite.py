@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 
 import baton.kernels.launch
-from baton.bench.kernels import attention, kv_pack, rms_norm, rotary, sample, silu_mul
+from baton.bench.kernels import attention, few_rows_linear, kv_pack, rms_norm, rotary, sample, silu_mul
 from baton.bench.kernels.measure import Ceilings, Row, measure_ceilings
 from baton.bench.report import Report
 from baton.errors import ConfigError
 from baton.kernels.launch import INTERPRET, triton_version
 
 BENCHES: dict[str, Callable[[], Iterator[Row]]] = {
+    "few_rows_linear": few_rows_linear.rows,
     "rms_norm": rms_norm.rows,
     "rotary": rotary.rows,
     "silu_mul": silu_mul.rows,
@@ -25,7 +26,8 @@ BENCHES: dict[str, Callable[[], Iterator[Row]]] = {
     "prefill_attention": attention.chunk_rows,
     "sample": sample.rows,
 }
-BEGIN, END = "<!-- measured by `baton bench kernels --write` -->", "<!-- end of what was measured -->"
+BEGIN, END = "<!-- measured by `baton bench kernels --write` on an ", "<!-- end of what was measured -->"
+"""Around a device's table; the first is followed by the device's name and ` -->`."""
 
 
 def run(only: Sequence[str], *, write: bool, json_file: Path | None) -> int:
@@ -57,7 +59,7 @@ def run(only: Sequence[str], *, write: bool, json_file: Path | None) -> int:
         )
     report.show(json_file)
     if readme is not None and not num_failed:
-        readme.write_text(with_table(readme.read_text(), rows, ceilings, _machine()))
+        readme.write_text(with_table(readme.read_text(), rows, ceilings, torch.cuda.get_device_name()))
         print(f"wrote {readme}")
     return num_failed
 
@@ -69,12 +71,17 @@ def run_sweep() -> None:
         print(f"{shape}: {rate:.0f} {unit}, {launch}", flush=True)
 
 
-def with_table(text: str, rows: Iterable[Row], ceilings: Ceilings, machine: str) -> str:
-    """Give the text with what stands between its markers replaced by these rows."""
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
+def with_table(text: str, rows: Iterable[Row], ceilings: Ceilings, device: str) -> str:
+    """Give the text with these rows in place of the device's table; a device's first one goes before the others."""
+    begin = f"{BEGIN}{device} -->"
+    if begin in text:
+        before, rest = text.split(begin)
+        after = rest.split(END, 1)[1]
+    else:
+        at = text.index(BEGIN)
+        before, after = text[:at], f"\n\n{text[at:]}"
     lines = [
-        f"{machine}. Each figure is the median of six replays of a CUDA graph over data larger than the cache.",
+        f"One {device}, torch {torch.__version__}, Triton {triton_version()}, bf16. Each figure is the median of six replays of a CUDA graph over data larger than the cache.",
         f"Ceilings of the same run: copy {ceilings.copy_gbps:.0f} GB/s (read and written), matrix product "
         f"{ceilings.matmul_tflops:.0f} TFLOP/s (8192 cubed, random data). Bytes are those that must move, once.",
         "",
@@ -86,7 +93,7 @@ def with_table(text: str, rows: Iterable[Row], ceilings: Ceilings, machine: str)
             for row in rows
         ),
     ]
-    return "\n".join([before + BEGIN, *lines, END]) + after
+    return "\n".join([before + begin, *lines, END]) + after
 
 
 def _measure(names: Iterable[str]) -> tuple[list[Row], int]:
@@ -113,10 +120,6 @@ def _require_gpu() -> None:
         raise ConfigError(
             "TRITON_INTERPRET=1 runs the kernels in Python, which measures nothing. Unset it for baton bench kernels."
         )
-
-
-def _machine() -> str:
-    return f"One {torch.cuda.get_device_name()}, torch {torch.__version__}, Triton {triton_version()}, bf16"
 
 
 def _readme() -> Path:
