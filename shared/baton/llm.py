@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from baton.config import EngineConfig
@@ -67,11 +68,19 @@ class RequestOutput:
     finished: bool = False
 
 
+LARGE_STEP = 16_384
+"""Tokens of a step where nobody waits for the next token and a GPU has the memory (1.5 GiB more for an 8B model): long prompts in half
+as many pieces take 1.3 % less time on an H100."""
+LARGE_STEP_FROM = 64 * 2**30
+"""Bytes of a GPU's memory."""
+
+
 class LLM:
     """A model that answers prompts, many at once, results in order.
 
     Not for use from several threads at once. The keyword arguments beside those named here are
-    `EngineConfig`'s: max_model_len, max_num_seqs, kv_cache_memory_bytes, and so on.
+    `EngineConfig`'s: max_model_len, max_num_seqs, kv_cache_memory_bytes, and so on. On a GPU of 64 GiB or more
+    max_num_batched_tokens is 16,384 unless given.
 
     Raises:
         ModelLoadError, OutOfMemory, ConfigError: the model cannot be served as asked, and what to change.
@@ -88,6 +97,8 @@ class LLM:
         **engine_settings: Any,
     ) -> None:
         path = demo_model_path() if model is None else Path(model).expanduser()
+        if engine_settings.get("device") != "cpu" and _has_large_gpu():
+            engine_settings.setdefault("max_num_batched_tokens", LARGE_STEP)
         config = _engine_config(
             model=str(path if path.exists() or model is None else model),
             tokenizer=None if tokenizer is None else str(tokenizer),
@@ -408,6 +419,10 @@ def default_sampling(folder: Path) -> SamplingParams:
         return SamplingParams(**chosen)
     except InvalidRequest as error:
         raise ConfigError(f"{file}: {error} Mend the file, or remove the entry.") from None
+
+
+def _has_large_gpu() -> bool:
+    return torch.cuda.is_available() and torch.cuda.mem_get_info()[1] >= LARGE_STEP_FROM
 
 
 def _engine_config(**settings: Any) -> EngineConfig:
