@@ -6,9 +6,9 @@ kernels. On an H100, the products, norms and gates of all layers in one CUDA gra
 
     rows                   1     4     8    16    32    64   128
     8B      cuBLAS      5.44  5.50  5.53  5.59  5.54  5.75  6.11
-            here        4.65  4.99  5.02  5.04  5.27  5.40  more     (the copy bandwidth allows 4.62)
+            here        4.65  4.99  5.02  5.04  5.27  5.40     -     (the copy bandwidth allows 4.62)
     0.6B    cuBLAS      0.86  0.87  0.87  0.88  0.92  0.93  0.96
-            here        0.50  0.70  0.73  0.73  0.78  0.79          (0.29)
+            here        0.50  0.70  0.73  0.73  0.78  0.79     -     (0.29)
 
 One row: products and sums on the ordinary cores, four outputs a program, so that all loads of a program are in flight at once. Up to
 16: the narrowest tile of the matrix cores, 16 outputs a program. Up to 64: tiles of 64 rows, whose few programs split a long inner
@@ -47,7 +47,7 @@ def takes_few_rows(x: Tensor, weight: Tensor) -> bool:
         0 < x.shape[0] <= FEW_ROWS
         and x.is_cuda
         and x.element_size() == 2
-        and weight.shape[1] % 8 == 0
+        and weight.shape[1] % 16 == 0
         and on_triton(x, "few_rows_linear")
         and launches_on(x.device).few_rows is not None
     )
@@ -64,7 +64,7 @@ def few_rows_linear(
     if not on_triton(x, "few_rows_linear"):
         return few_rows_linear_reference(x, weight, bias, out_dtype)
     launch = launch or launches_on(x.device).few_rows
-    assert launch is not None
+    assert launch is not None and 0 < x.shape[0] <= FEW_ROWS and x.stride(1) == weight.stride(1) == 1
     y = torch.empty((x.shape[0], weight.shape[0]), dtype=out_dtype or x.dtype, device=x.device)
     if x.shape[0] == 1:
         _launch_row(x, weight, bias, y, launch)
