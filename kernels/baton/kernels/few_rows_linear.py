@@ -64,7 +64,9 @@ def few_rows_linear(
     if not on_triton(x, "few_rows_linear"):
         return few_rows_linear_reference(x, weight, bias, out_dtype)
     launch = launch or launches_on(x.device).few_rows
-    assert launch is not None and 0 < x.shape[0] <= FEW_ROWS and x.stride(1) == weight.stride(1) == 1
+    assert launch is not None
+    assert 0 < x.shape[0] <= FEW_ROWS
+    assert x.stride(1) == weight.stride(1) == 1
     y = torch.empty((x.shape[0], weight.shape[0]), dtype=out_dtype or x.dtype, device=x.device)
     if x.shape[0] == 1:
         _launch_row(x, weight, bias, y, launch)

@@ -58,7 +58,7 @@ class TileLaunch:
         """Split where there are few programs, or where each would be long, as far as the device holds them at once."""
         num_tiles, splits = -(-num_outputs // self.block_n), 1
         while 2 * splits * num_tiles <= self.filled_by and splits < 4:
-            if num_inputs <= 4096 * splits and 4 * splits * num_tiles > self.filled_by:
+            if num_inputs <= 2048 * splits and 4 * splits * num_tiles > self.filled_by:
                 break
             splits *= 2
         return splits
