@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from baton.bench.floors import Device, Model, decode_s, prefill_s, run_s
+from baton.bench.floors import Model, decode_s, prefill_s, run_s
 from baton.bench.gpu_figures import LLAMA_8B, PEER_DEVICE, QWEN_06B
+from baton.bench.kernels.measure import Ceilings
 from baton.bench.workloads import Workload, mixed, throughput
 
 LLAMA, QWEN = Model.of(LLAMA_8B), Model.of(QWEN_06B)
@@ -47,6 +48,6 @@ def test_requests_beyond_the_seats_wait_for_them() -> None:
 
 
 def test_a_slower_memory_costs_decodes_alone() -> None:
-    slower = Device(PEER_DEVICE.copy_gbps / 2, PEER_DEVICE.matmul_tflops)
+    slower = Ceilings(PEER_DEVICE.copy_gbps / 2, PEER_DEVICE.matmul_tflops)
     assert decode_s(LLAMA, slower, 1, 1024) == pytest.approx(2 * decode_s(LLAMA, PEER_DEVICE, 1, 1024))
     assert prefill_s(LLAMA, slower, [512]) == prefill_s(LLAMA, PEER_DEVICE, [512])

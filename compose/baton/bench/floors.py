@@ -10,15 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from baton.bench.kernels.measure import Ceilings
 from baton.bench.workloads import Workload
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """Ceilings that were measured: a large copy, bytes read and written, and a large bf16 product of random data."""
-
-    copy_gbps: float
-    matmul_tflops: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +38,7 @@ class Model:
         )
 
 
-def decode_s(model: Model, device: Device, batch: int, context: int) -> float:
+def decode_s(model: Model, device: Ceilings, batch: int, context: int) -> float:
     """Give the seconds of one decode step."""
     parameters = model.layer_parameters + model.head_parameters
     reading = 2 * parameters / device.copy_gbps / 1e9
@@ -53,7 +46,7 @@ def decode_s(model: Model, device: Device, batch: int, context: int) -> float:
     return max(reading, computing) + batch * context * model.kv_token_nbytes / device.copy_gbps / 1e9
 
 
-def prefill_s(model: Model, device: Device, lens: Sequence[int]) -> float:
+def prefill_s(model: Model, device: Ceilings, lens: Sequence[int]) -> float:
     """Give the seconds of prompts of these lengths."""
     operations = sum(
         2 * model.layer_parameters * length + 2 * model.attention_width * length**2 for length in lens
@@ -61,7 +54,7 @@ def prefill_s(model: Model, device: Device, lens: Sequence[int]) -> float:
     return operations / device.matmul_tflops / 1e12
 
 
-def run_s(model: Model, device: Device, workload: Workload, max_num_seqs: int = 256) -> float:
+def run_s(model: Model, device: Ceilings, workload: Workload, max_num_seqs: int = 256) -> float:
     """Give the seconds of a workload: its prompts, then decode steps, each full as long as there are enough requests."""
     seconds = prefill_s(model, device, [len(prompt) for prompt in workload.prompts])
     for first in range(0, len(workload.prompts), max_num_seqs):

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from baton.bench.floors import Device
+from baton.bench.kernels.measure import Ceilings
 
-PEER_DEVICE = Device(copy_gbps=4300, matmul_tflops=790)
+PEER_DEVICE = Ceilings(copy_gbps=4300, matmul_tflops=790)
 PEER_DEVICE_NAME = "NVIDIA H200"
 
 

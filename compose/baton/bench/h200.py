@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from baton.bench import gpu_figures as figures
-from baton.bench.floors import Device, Model, decode_s, prefill_s, run_s
-from baton.bench.kernels.measure import measure_ceilings
+from baton.bench.floors import Model, decode_s, prefill_s, run_s
+from baton.bench.kernels.measure import Ceilings, measure_ceilings
 from baton.bench.offline import as_generate
 from baton.bench.report import Report
 from baton.bench.workloads import (
@@ -52,7 +52,7 @@ def run(models: Iterable[str], *, repeats: int, json_file: Path | None, **settin
         del generate
     _free()
     ceilings.append(measure_ceilings())
-    device = Device(
+    device = Ceilings(
         copy_gbps=max(each.copy_gbps for each in ceilings),
         matmul_tflops=max(each.matmul_tflops for each in ceilings),
     )
@@ -129,7 +129,7 @@ class Row:
     name: str
     figure: figures.Figure
     value: float
-    floor: Callable[[Device], float]
+    floor: Callable[[Ceilings], float]
     """In the unit of the value: milliseconds, or tokens a second."""
     is_rate: bool = False
 
@@ -169,7 +169,7 @@ def _decode(
     return Row(name, targets[name], value, lambda device: 1e3 * decode_s(model, device, batch, 1024))
 
 
-def _prefill_ms(model: Model, length: int, device: Device) -> float:
+def _prefill_ms(model: Model, length: int, device: Ceilings) -> float:
     return 1e3 * prefill_s(model, device, [length])
 
 
@@ -187,7 +187,7 @@ def _rate(
     )
 
 
-def _add(report: Report, model: str, row: Row, device: Device) -> None:
+def _add(report: Report, model: str, row: Row, device: Ceilings) -> None:
     value, figure = row.value, row.figure
     of_the_floor = _speed(row, value, row.floor(device))
     peer_of_its_floor = _speed(row, figure.peer, row.floor(figures.PEER_DEVICE))
