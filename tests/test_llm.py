@@ -255,6 +255,25 @@ def test_a_request_that_the_queue_refuses_leaves_nothing_behind(
     assert engine.pool.num_held == 0
 
 
+def test_choices_that_wait_for_a_prompts_kv_are_not_refused_when_it_has_come(
+    tiny_checkpoint: Callable[[str], Path],
+) -> None:
+    llm = LLM(
+        tiny_checkpoint("llama"),
+        skip_tokenizer_init=True,
+        use_tqdm=False,
+        kv_cache_memory_bytes=2**22,
+        max_num_waiting=1,
+    )
+    engine, params = llm.engine, SamplingParams(n=3, max_tokens=2, ignore_eos=True, detokenize=False)
+    engine.receive("received", [1, 2, 3], params)
+    engine.admit("received", 0)
+    choices = []
+    while engine.has_work:
+        choices += [token.choice for token in engine.step()]
+    assert sorted(choices) == [0, 0, 1, 1, 2, 2]
+
+
 def test_ctrl_c_gives_all_blocks_back(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     launch, calls = llm.engine.runner.launch, iter(range(100))
 

@@ -422,7 +422,7 @@ def default_sampling(folder: Path) -> SamplingParams:
 
 
 def _has_large_gpu() -> bool:
-    return torch.cuda.is_available() and torch.cuda.mem_get_info()[1] >= LARGE_STEP_FROM
+    return torch.cuda.is_available() and torch.cuda.get_device_properties(0).total_memory >= LARGE_STEP_FROM
 
 
 def _engine_config(**settings: Any) -> EngineConfig:

@@ -23,8 +23,10 @@ from triton.runtime.jit import JITFunction
 from baton.kernels import compile_check, decode_attention, invariant_attention
 from baton.kernels.attention import AttentionBatch, paged_attention
 from baton.kernels.compile_check import KernelShapes, compile_kernels
+from baton.kernels.few_rows_linear import few_rows_linear
 from baton.kernels.join_attention import join_attention
 from baton.kernels.kv_write import kv_write
+from baton.kernels.launch_table import launches_on
 from baton.kernels.rotary import rotary_kv_write
 from baton.kernels.sample import derive_keys, logprobs, sample
 from baton.kernels.sampling_batch import SamplingBatch
@@ -133,6 +135,20 @@ def attend_as_asked(shapes):
     kv_write(k, v, cache, unaligned(3))
 
 
+def multiply_as_asked(shapes):
+    """Multiply as the layers and the output layer of an 8B model and of one with an odd vocabulary do."""
+    if launches_on(torch.device("cpu")).few_rows is None:
+        return
+    hidden, inner = shapes.hidden_size, shapes.intermediate_size
+    layers = [(6144, hidden), (hidden, hidden), (2 * inner, hidden), (hidden, inner)]
+    for num_rows in (1, 2, 17, 64):
+        for num_outputs, num_inputs in layers:
+            weight = torch.empty(num_outputs, num_inputs, dtype=shapes.dtype)
+            few_rows_linear(torch.empty(num_rows, num_inputs, dtype=shapes.dtype), weight)
+        weight = torch.empty(shapes.vocab_size, hidden, dtype=shapes.dtype)
+        few_rows_linear(torch.empty(num_rows, hidden, dtype=shapes.dtype), weight, None, torch.float32)
+
+
 driver.set_active(NamedDevice())
 JITFunction.run = compile_only
 decide = baton.kernels.launch.on_triton
@@ -147,6 +163,7 @@ for shapes in (LLAMA_8B, OPT_8B):
 when = "request"
 draw_as_asked()
 attend_as_asked(LLAMA_8B)
+multiply_as_asked(LLAMA_8B)
 when = "start"
 operations, compile_check._operations = compile_check._operations, attention_only
 for shapes in (WIDE, dataclasses.replace(WIDE, dtype=torch.float32)):

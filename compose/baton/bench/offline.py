@@ -1,7 +1,7 @@
 """`baton bench offline`: the engine without a server, beside its peer.
 
 On a CPU the peer runs in the same process, turn by turn with ours, on the same token ids; on a GPU the peer's
-figures were recorded on the same kind of device (gpu_figures.py), and the physical floor stands beside them.
+figures were recorded on one H200 (gpu_figures.py), and the physical floors of both devices stand beside them.
 """
 
 from __future__ import annotations

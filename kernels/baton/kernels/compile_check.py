@@ -18,7 +18,7 @@ from baton.errors import KernelError
 from baton.kernels.attention import AttentionBatch, paged_attention
 from baton.kernels.few_rows_linear import few_rows_linear
 from baton.kernels.invariant_attention import invariant_attention
-from baton.kernels.invariant_linear import invariant_linear
+from baton.kernels.invariant_linear import run_every_tile
 from baton.kernels.join_attention import join_attention
 from baton.kernels.kv_write import kv_write
 from baton.kernels.launch import FEW_ROWS, triton_version, use_reference
@@ -115,8 +115,7 @@ def _operations(shapes: KernelShapes, device: torch.device) -> Iterator[tuple[st
     else:
         yield "kv_write", lambda: _write(shapes, device)
     if shapes.deterministic:
-        x = torch.zeros(2, shapes.hidden_size, dtype=shapes.dtype, device=device)
-        yield "invariant_linear", lambda: invariant_linear(x, x)
+        yield "invariant_linear", lambda: _invariant_products(shapes, device)
         yield "invariant_attention", lambda: _attention(invariant_attention, shapes, device)
     else:
         if shapes.dtype != torch.float32 and launches_on(device).few_rows is not None:
@@ -146,21 +145,36 @@ def _gate(gate: Callable[[Tensor], Tensor], shapes: KernelShapes, device: torch.
         gate(torch.zeros(num_rows, 2 * shapes.intermediate_size, dtype=shapes.dtype, device=device))
 
 
+def _num_outputs(shapes: KernelShapes) -> tuple[int, int]:
+    """Give few outputs for the layers, and for the vocabulary as few more as it has beyond a multiple of 16: compiled apart."""
+    return 16, 16 + shapes.vocab_size % 16
+
+
+def _invariant_products(shapes: KernelShapes, device: torch.device) -> None:
+    x = torch.zeros(2 * 16, shapes.hidden_size, dtype=shapes.dtype, device=device)
+    for num_outputs in _num_outputs(shapes):
+        run_every_tile(x, x[:num_outputs])
+
+
 def _products(shapes: KernelShapes, device: torch.device) -> None:
     """Multiply by few outputs, with each number of inputs that the model has, in each way that is compiled apart."""
+    few, of_vocab = _num_outputs(shapes)
     launch = launches_on(device).few_rows
     assert launch is not None
     widths = {shapes.hidden_size, shapes.num_heads * shapes.head_dim, shapes.intermediate_size}
     for num_inputs in sorted(widths):
         x = torch.zeros(FEW_ROWS, num_inputs, dtype=shapes.dtype, device=device)
-        for num_rows in (1, launch.narrow.block_m, FEW_ROWS):
-            few_rows_linear(x[:num_rows], x[:16])
-            few_rows_linear(x[:num_rows], x[:16], x[0, :16])
-            few_rows_linear(x[:num_rows], x[:16], None, torch.float32)
-        for changes in ({"wide_from": 1}, {"tall": dataclasses.replace(launch.tall, filled_by=1)}):
-            few_rows_linear(x, x[:16], launch=dataclasses.replace(launch, **changes))
-            few_rows_linear(x, x[:16], x[0, :16], launch=dataclasses.replace(launch, **changes))
-        few_rows_linear(x, x[:16], None, torch.float32, dataclasses.replace(launch, wide_from=1))
+        for num_rows in (1, launch.narrow.block_m):
+            few_rows_linear(x[:num_rows], x[:few])
+            few_rows_linear(x[:num_rows], x[:few], x[0, :few])
+            few_rows_linear(x[:num_rows], x[:of_vocab], None, torch.float32)
+        # wide; and tall in one part, in two and in four
+        tall = [dataclasses.replace(launch.tall, filled_by=programs) for programs in (1, 2, 4, 8)]
+        ways = [{"wide_from": 1}, *({"tall": each} for each in tall)]
+        for way in (dataclasses.replace(launch, **each) for each in ways):
+            few_rows_linear(x, x[:few], launch=way)
+            few_rows_linear(x, x[:few], x[0, :few], launch=way)
+            few_rows_linear(x, x[:of_vocab], None, torch.float32, way)
 
 
 def _cache(shapes: KernelShapes, device: torch.device) -> Tensor:

@@ -1,8 +1,8 @@
 """Multiply a few rows by a weight, as a decode step does: y = x W^T + b, x [tokens, inputs], W [outputs, inputs].
 
-Bound by reading W once. The library reads it at 82 to 90 % of the copy bandwidth and waits for the kernel before it; here
-each program fetches the weights that it needs first before it waits (launch.py, `overlap`), so that memory is never idle between
-kernels. On an H100, the products, norms and gates of all layers in one CUDA graph, ms:
+Bound by reading W once. The library waits for the kernel before it, and its layers together read at 80 to 85 % of the copy
+bandwidth; here each program fetches the weights that it needs first before it waits (launch.py, `overlap`), so that memory is
+hardly idle between kernels. On an H100, the products, norms and gates of all layers in one CUDA graph, ms:
 
     rows                   1     4     8    16    32    64   128
     8B      cuBLAS      5.44  5.50  5.53  5.59  5.54  5.75  6.11
@@ -10,7 +10,7 @@ kernels. On an H100, the products, norms and gates of all layers in one CUDA gra
     0.6B    cuBLAS      0.86  0.87  0.87  0.88  0.92  0.93  0.96
             here        0.50  0.70  0.73  0.73  0.78  0.79     -     (0.29)
 
-One row: products and sums on the ordinary cores, four outputs a program, so that all loads of a program are in flight at once. Up to
+One row: products and sums on the ordinary cores, four outputs and up to 2048 inputs a step, whose loads are all in flight at once. Up to
 16: the narrowest tile of the matrix cores, 16 outputs a program. Up to 64: tiles of 64 rows, whose few programs split a long inner
 dimension where they would not fill the device; the splits are summed in order by a second kernel. Beyond, the library.
 """
@@ -42,7 +42,7 @@ def few_rows_linear_reference(
 
 
 def takes_few_rows(x: Tensor, weight: Tensor) -> bool:
-    """Say whether `few_rows_linear` is the faster way here: few rows of two-byte numbers, on a device where that was measured."""
+    """Say whether `few_rows_linear` takes it: few rows of two-byte numbers, on a device where that made whole steps faster."""
     return (
         0 < x.shape[0] <= FEW_ROWS
         and x.is_cuda
@@ -66,7 +66,8 @@ def few_rows_linear(
     launch = launch or launches_on(x.device).few_rows
     assert launch is not None
     assert 0 < x.shape[0] <= FEW_ROWS
-    assert x.stride(1) == weight.stride(1) == 1
+    assert x.stride(1) == 1
+    assert weight.is_contiguous()
     y = torch.empty((x.shape[0], weight.shape[0]), dtype=out_dtype or x.dtype, device=x.device)
     if x.shape[0] == 1:
         _launch_row(x, weight, bias, y, launch)

@@ -10,10 +10,10 @@ of 16 bytes. What changes in these ways from step to step is named in `do_not_sp
 
 A decode step is hundreds of kernels of microseconds, and the start of each costs as much as some of them take. From compute
 capability 9.0 on a kernel may be started while the one before it ends (CUDA's programmatic dependent launch), if it waits
-before it touches what that one reads or writes. So every kernel of a decode step is launched with `overlap`, calls
+before it touches what that one reads or writes. So every kernel of a model's layers in a decode step is launched with `overlap`, calls
 `start_next` first, and before `wait_for_previous` reads nothing but weights, which were there long before the step; all of its
 programs wait. Then each kernel has waited for the one before when the next one's wait ends, and whatever ran earlier has ended
-too. Kernels of others among them, which know nothing of this, start when the one before has ended, as ever.
+too. Kernels that are launched without it, such as the library's, start when the one before has ended, as ever.
 """
 
 import importlib.util

@@ -1,10 +1,11 @@
-"""Say how the attention kernels are launched on a device: tiles, warps and stages, by compute capability and Triton version.
+"""Say how attention and products of few rows are launched on a device: tiles, warps and stages, by compute capability and Triton
+version.
 
 A fixed table, no search at run time: the same device gives the same launches, so the same bits, in every process.
-A choice may depend on type and size of the heads, never on the batch, or a sequence's result would depend on its
-neighbours. A capability that is not in the table gets SMALL, a Triton version that is not in it the newest one before
-it. `baton bench kernels --sweep` times other choices; kernels/README.md has what it gave. The other operations are
-bound by memory, and their few constants stand in their files.
+A choice of attention may depend on type and size of the heads, never on the batch, or a sequence's result would depend on its
+neighbours; products, as the library's, do depend on the number of rows, except in `--deterministic`. A capability that is not in the
+table gets SMALL, a Triton version that is not in it the newest one before it. `baton bench kernels --sweep` times other choices of
+attention; kernels/README.md has what it gave. The other operations are bound by memory, and their few constants stand in their files.
 """
 
 from __future__ import annotations
@@ -52,10 +53,10 @@ class TileLaunch:
     num_warps: int
     num_stages: int
     prefetched: int  # inputs of each output that are fetched before the wait for x
-    filled_by: int = 1  # programs that a product is split into by its inputs, where it has fewer
+    filled_by: int = 1  # programs that splitting a product by its inputs may reach; 1: it is never split
 
     def num_splits(self, num_outputs: int, num_inputs: int) -> int:
-        """Split where there are few programs, or where each would be long, as far as the device holds them at once."""
+        """Double up to four while the programs stay within `filled_by`; parts of 2048 inputs or fewer end at half of that."""
         num_tiles, splits = -(-num_outputs // self.block_n), 1
         while 2 * splits * num_tiles <= self.filled_by and splits < 4:
             if num_inputs <= 2048 * splits and 4 * splits * num_tiles > self.filled_by:
@@ -125,7 +126,7 @@ HOPPER = replace(
         wide_from=128 * 132,
     ),
 )
-"""What kernels/README.md says of products of few rows was measured on an H100 under Triton 3.6."""
+"""LARGE, and products of few rows as measured on an H100 under Triton 3.6."""
 
 SMALL = Launches(
     decode={

@@ -254,7 +254,7 @@ class Engine:
         self.scheduler.admit(_lead(request), num_computed, token_ids)
         for choice in list(request.later):
             sequence = request.choices[choice] = request.later.pop(choice)
-            self.scheduler.add(sequence)
+            self.scheduler.follow(sequence)
 
     def abort(self, request_id: str) -> None:
         """End a request wherever it stands; its blocks come back. Unknown or ended ones are ignored."""

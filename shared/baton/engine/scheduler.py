@@ -161,6 +161,14 @@ class Scheduler:
             raise QueueFull(
                 f"{len(self.waiting)} requests are waiting, which is the limit (--max-num-waiting). Try again later."
             )
+        self.follow(sequence)
+
+    def follow(self, sequence: Sequence) -> None:
+        """Queue another choice of a request that was taken in already, however many wait.
+
+        Raises:
+            ContextTooLong: as `add`; never where another choice of the request passed.
+        """
         self._enter(sequence)
         self._queue(sequence)
 

@@ -164,7 +164,7 @@ class Linear:
         return self._multiply(x, self.weight, self.bias)  # [tokens, outputs]
 
     def in_fp32(self, x: Tensor) -> Tensor:
-        """Multiply, and leave the result as it was summed: logits rounded to bf16 tie."""
+        """Multiply, and on a GPU leave the result as it was summed: logits rounded to bf16 tie."""
         return self._multiply(x, self.weight, self.bias, torch.float32)
 
 
