@@ -37,8 +37,10 @@ from baton.kernels.launch_table import FewRowsLaunch, TileLaunch, launches_on
 def few_rows_linear_reference(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, out_dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Multiply in plain torch."""
-    return F.linear(x, weight, bias).to(out_dtype or x.dtype)
+    """Multiply in plain torch, rounded once."""
+    dtype = x.dtype
+    x, weight = x.float(), weight.float()
+    return F.linear(x, weight, None if bias is None else bias.float()).to(out_dtype or dtype)
 
 
 def takes_few_rows(x: Tensor, weight: Tensor) -> bool:

@@ -92,7 +92,7 @@ def agreeing_tiles(device: torch.device, dtype: torch.dtype) -> tuple[LinearTile
 
 def run_every_tile(x: Tensor, weight: Tensor) -> None:
     """Multiply by every tile that may be chosen, into x's type and into fp32: each is compiled apart."""
-    for tile in agreeing_tiles(x.device, x.dtype):
+    for tile in agreeing_tiles(x.device, x.dtype) if on_triton(x) else ():
         for out_dtype in (x.dtype, torch.float32):
             _launch(x, weight, None, tile, out_dtype)
 

@@ -24,6 +24,8 @@ class Doorbell:
 
     def __init__(self) -> None:
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        # Between a look at the descriptor and a write to it, its number could become another file's.
+        self._lock = threading.Lock()
 
     def fileno(self) -> int:
         """Give what to poll; readable after `ring`."""
@@ -31,8 +33,9 @@ class Doorbell:
 
     def ring(self) -> None:
         """Wake the thread, now or at its next poll; nothing happens once closed."""
-        if self._fd >= 0:
-            os.eventfd_write(self._fd, 1)
+        with self._lock:
+            if self._fd >= 0:
+                os.eventfd_write(self._fd, 1)
 
     def hush(self) -> None:
         """Take note of all rings until now."""
@@ -41,8 +44,9 @@ class Doorbell:
 
     def close(self) -> None:
         """Give the descriptor back."""
-        fd, self._fd = self._fd, -1
-        os.close(fd)
+        with self._lock:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
 
 
 class Part(Protocol):
