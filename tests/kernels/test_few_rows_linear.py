@@ -22,6 +22,12 @@ def _data(rows, num_outputs, num_inputs, dtype, device):
     return x, (torch.randn(num_outputs, num_inputs) / num_inputs**0.5).to(device, dtype)
 
 
+def assert_not_rounded(scores, expected):
+    """Rounding to fp16 leaves an error of 3e-4, to bf16 2e-3; sums in fp32 stay far under."""
+    assert scores.dtype == torch.float32
+    assert ((scores.double() - expected).norm() / expected.norm()).item() < 5e-5
+
+
 @pytest.mark.parametrize("rows", [1, 2, 16, 17, 64])
 @pytest.mark.parametrize(("num_outputs", "num_inputs"), [(71, 40), (64, 512), (130, 2056)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -37,8 +43,7 @@ def test_it_is_the_product(rows, num_outputs, num_inputs, dtype, has_bias, launc
     assert y.dtype == dtype
     assert_close(y, expected)
     scores = few_rows_linear(x, weight, bias, torch.float32, launch)
-    assert scores.dtype == torch.float32
-    assert_close(scores, expected)
+    assert_not_rounded(scores, expected)
 
 
 @pytest.mark.parametrize("rows", [1, 5, 40])
@@ -64,10 +69,11 @@ def test_logits_on_a_gpu_are_not_rounded_to_the_models_type(rows, dtype, has_bia
     x, weight = _data(rows, 96, 64, dtype, device)
     bias = torch.randn(96).to(device, dtype) if has_bias else None
     scores = linear(x, weight, bias, torch.float32)
-    assert scores.dtype == torch.float32
-    is_exact = device == "cuda" and not has_bias
     expected = x.double() @ weight.double().t() + (bias.double() if has_bias else 0.0)
-    assert_close(scores, expected, torch.float32 if is_exact else dtype)
+    assert scores.dtype == torch.float32
+    assert_close(scores, expected, dtype)
+    if device == "cuda" and not has_bias:
+        assert_not_rounded(scores, expected)
 
 
 @pytest.mark.parametrize(
