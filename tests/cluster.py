@@ -27,7 +27,7 @@ from tests.processes import (
 )
 from tests.router.tokenizer_folder import make_tokenizer_folder
 
-from baton.llm import LLM, SamplingParams
+from baton.llm import LLM, RequestOutput, SamplingParams
 from baton.redis_server import find_redis_server, server_command
 
 MODEL = "tiny"
@@ -220,17 +220,22 @@ class Cluster:
         self, prompts: list[list[int]], params: SamplingParams | list[SamplingParams]
     ) -> list[list[Answer]]:
         """Give what the offline LLM answers; nothing of it is cached from one call to the next."""
+        return [
+            [Answer(choice.token_ids, choice.text, choice.finish_reason) for choice in output.outputs]
+            for output in self.offline_outputs(prompts, params)
+        ]
+
+    def offline_outputs(
+        self, prompts: list[list[int]], params: SamplingParams | list[SamplingParams]
+    ) -> list[RequestOutput]:
+        """Give the same, whole, log-probabilities included."""
         if self._offline is None:
             self._offline = LLM(
                 str(self.model), use_tqdm=False, kv_cache_memory_bytes=64 * 2**20, enable_prefix_caching=False
             )
-        outputs = self._offline.generate(
+        return self._offline.generate(
             [{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False
         )
-        return [
-            [Answer(choice.token_ids, choice.text, choice.finish_reason) for choice in output.outputs]
-            for output in outputs
-        ]
 
 
 async def stream(
