@@ -215,15 +215,20 @@ def test_a_salt_keeps_tenants_apart(llm: LLM) -> None:
     assert run("one") == 96
 
 
-def test_more_prompts_than_the_queue_holds_are_answered(tiny_checkpoint: Callable[[str], Path]) -> None:
-    llm = LLM(
-        tiny_checkpoint("llama"),
+def with_queue_of(max_num_waiting: int, checkpoint: Path, **settings: int) -> LLM:
+    """Make a small model in whose queue so many sequences wait."""
+    return LLM(
+        checkpoint,
         skip_tokenizer_init=True,
         use_tqdm=False,
         kv_cache_memory_bytes=2**22,
-        max_num_waiting=4,
-        max_num_seqs=2,
+        max_num_waiting=max_num_waiting,
+        **settings,
     )
+
+
+def test_more_prompts_than_the_queue_holds_are_answered(tiny_checkpoint: Callable[[str], Path]) -> None:
+    llm = with_queue_of(4, tiny_checkpoint("llama"), max_num_seqs=2)
     prompts = [{"prompt_token_ids": [i + 1, 2]} for i in range(30)]
     params = SamplingParams(n=2, seed=1, max_tokens=2, ignore_eos=True, detokenize=False)
     outputs = llm.generate(prompts, params, use_tqdm=False)
@@ -234,14 +239,8 @@ def test_more_prompts_than_the_queue_holds_are_answered(tiny_checkpoint: Callabl
 def test_a_request_that_the_queue_refuses_leaves_nothing_behind(
     tiny_checkpoint: Callable[[str], Path],
 ) -> None:
-    llm = LLM(
-        tiny_checkpoint("llama"),
-        skip_tokenizer_init=True,
-        use_tqdm=False,
-        kv_cache_memory_bytes=2**22,
-        max_num_waiting=3,
-    )
-    engine, params = llm.engine, SamplingParams(n=2, max_tokens=2, ignore_eos=True, detokenize=False)
+    engine = with_queue_of(3, tiny_checkpoint("llama")).engine
+    params = SamplingParams(n=2, max_tokens=2, ignore_eos=True, detokenize=False)
     engine.add("first", [1, 2, 3], params)
     with pytest.raises(QueueFull, match="3 requests are waiting"):
         engine.add("second", [4, 5, 6], params)
@@ -258,14 +257,8 @@ def test_a_request_that_the_queue_refuses_leaves_nothing_behind(
 def test_choices_that_wait_for_a_prompts_kv_are_not_refused_when_it_has_come(
     tiny_checkpoint: Callable[[str], Path],
 ) -> None:
-    llm = LLM(
-        tiny_checkpoint("llama"),
-        skip_tokenizer_init=True,
-        use_tqdm=False,
-        kv_cache_memory_bytes=2**22,
-        max_num_waiting=1,
-    )
-    engine, params = llm.engine, SamplingParams(n=3, max_tokens=2, ignore_eos=True, detokenize=False)
+    engine = with_queue_of(1, tiny_checkpoint("llama")).engine
+    params = SamplingParams(n=3, max_tokens=2, ignore_eos=True, detokenize=False)
     engine.receive("received", [1, 2, 3], params)
     engine.admit("received", 0)
     choices = []

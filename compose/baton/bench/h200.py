@@ -8,7 +8,6 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,9 +138,7 @@ def _llama_8b(generate: Generate, repeats: int) -> Iterable[Row]:
     for batch in (1, 8, 32, 128, 256):
         yield _decode(generate, model, figures.LLAMA_8B_MS, batch, repeats)
     for length in (512, 2048, 8192, 32000):
-        name = f"prefill 1 x {length}"
-        value = 1e3 * prefill_seconds(generate, 1, length, repeats)
-        yield Row(name, figures.LLAMA_8B_MS[name], value, partial(_prefill_ms, model, length))
+        yield _prefill(generate, model, figures.LLAMA_8B_MS, length, repeats)
     name = "prefill 32 x 2048"
     value = 32 * 2048 / prefill_seconds(generate, 32, 2048, repeats)
     yield Row(
@@ -169,8 +166,12 @@ def _decode(
     return Row(name, targets[name], value, lambda device: 1e3 * decode_s(model, device, batch, 1024))
 
 
-def _prefill_ms(model: Model, length: int, device: Ceilings) -> float:
-    return 1e3 * prefill_s(model, device, [length])
+def _prefill(
+    generate: Generate, model: Model, targets: dict[str, figures.Figure], length: int, repeats: int
+) -> Row:
+    name = f"prefill 1 x {length}"
+    value = 1e3 * prefill_seconds(generate, 1, length, repeats)
+    return Row(name, targets[name], value, lambda device: 1e3 * prefill_s(model, device, [length]))
 
 
 def _rate(
