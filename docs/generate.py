@@ -26,26 +26,14 @@ from baton.up_config import UpConfig
 from baton.worker.settings import WorkerConfig
 
 ROOT = Path(__file__).parent.parent
-PAGES = (
-    "docs/operators.md",
-    *(f"services/{name}/README.md" for name in ("router", "prefill", "decode", "kvtransfer")),
-)
+PAGES = ("docs/operators.md", *(f"services/{name}/README.md" for name in ("router", "prefill", "decode", "kvtransfer")))
 CHART = ROOT / "deploy/helm/baton"
 BASE = ROOT / "deploy/kustomize/base"
 _TABLE = re.compile(r"(<!-- table: (?P<what>[^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 CHART_OWNS = frozenset(
     (
-        *(
-            "model",
-            "served_model_name",
-            "worker_id",
-            "host",
-            "announce_host",
-            "port",
-            "control_port",
-            "kv_port",
-        ),
+        *("model", "served_model_name", "worker_id", "host", "announce_host", "port", "control_port", "kv_port"),
         *("redis_url", "redis_password", "api_key", "cache_key"),
         *("curve_public_key", "curve_secret_key", "curve_server_key"),
     )
@@ -105,9 +93,7 @@ def _help(field: dataclasses.Field[Any], hint: Any) -> str:
 def settings_table(name: str) -> str:
     """Give a table of settings that are no flags."""
     fields = dataclasses.fields(_SETTINGS[name])
-    return _rows(
-        ("setting", "default", ""), [(f"`{f.name}`", _default(f.default), f.metadata["help"]) for f in fields]
-    )
+    return _rows(("setting", "default", ""), [(f"`{f.name}`", _default(f.default), f.metadata["help"]) for f in fields])
 
 
 def metrics_table(name: str, *prefixes: str) -> str:
@@ -115,19 +101,13 @@ def metrics_table(name: str, *prefixes: str) -> str:
     registry = {"router": RouterMetrics, "worker": WorkerMetrics}[name]("m").registry
     families = list(registry.collect())
     also = {family.name.replace("vllm:", "baton:") for family in families if family.name.startswith("vllm:")}
-    unused = {
-        series: collector for collector, names in registry._collector_to_names.items() for series in names
-    }
+    unused = {series: collector for collector, names in registry._collector_to_names.items() for series in names}
     rows = []
     for family in sorted(families, key=lambda f: f.name):
         if not family.name.startswith(tuple(f"baton:{prefix}" for prefix in prefixes or ("",))):
             continue
         # A series whose labels have no value yet gives no sample, but knows their names.
-        labels = (
-            list(family.samples[0].labels)
-            if family.samples
-            else getattr(unused[family.name], "_labelnames", ())
-        )
+        labels = list(family.samples[0].labels) if family.samples else getattr(unused[family.name], "_labelnames", ())
         own = ",".join(label for label in labels if label not in ("model_name", "le"))
         shown = family.name + ("_total" if family.type == "counter" else "") + (f"{{{own}}}" if own else "")
         rows.append((f"`{shown}`", family.type, family.documentation, "yes" if family.name in also else ""))
@@ -160,9 +140,7 @@ def fill_schema(schema: str) -> str:
     """Give the chart's schema with the flags of each role made anew."""
     whole = json.loads(schema)
     worker = _properties(EngineConfig) | _properties(WorkerConfig)
-    also_prefill = {
-        "also-prefill": {"type": "boolean", "description": "serve prompts for other decode workers too"}
-    }
+    also_prefill = {"also-prefill": {"type": "boolean", "description": "serve prompts for other decode workers too"}}
     whole["definitions"] |= {
         "routerSettings": _closed(_properties(RouterConfig)),
         "prefillSettings": _closed(worker),
@@ -208,10 +186,7 @@ def base_manifests() -> Iterator[tuple[Path, str]]:
         if template.endswith(".yaml") and "kind:" in text:
             resources.append(Path(template).name)
             lines = [line.rstrip() for line in text.strip().splitlines() if line.strip()]
-            yield (
-                BASE / resources[-1],
-                "\n".join(["# Made from deploy/helm/baton by `make docs`.", *lines, ""]),
-            )
+            yield (BASE / resources[-1], "\n".join(["# Made from deploy/helm/baton by `make docs`.", *lines, ""]))
     listed = "\n".join(f"  - {name}" for name in resources)
     yield (
         BASE / "kustomization.yaml",

@@ -18,13 +18,7 @@ from typing import Any
 import openai
 import torch
 import transformers
-from tests.processes import (
-    BatonProcess,
-    assert_quiet,
-    eventually,
-    free_ports,
-    start_worker,
-)
+from tests.processes import BatonProcess, assert_quiet, eventually, free_ports, start_worker
 from tests.router.tokenizer_folder import make_tokenizer_folder
 
 from baton.llm import LLM, RequestOutput, SamplingParams
@@ -107,10 +101,7 @@ class RedisServer:
     def ask(self, command: str) -> bytes:
         import socket
 
-        with (
-            contextlib.suppress(OSError),
-            socket.create_connection(("127.0.0.1", self.port), 2) as connection,
-        ):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 2) as connection:
             connection.sendall(command.encode() + b"\r\n")
             return connection.recv(65536)
         return b""
@@ -161,9 +152,7 @@ class Cluster:
         arguments = ["router", "--model", str(self.model), "--served-model-name", MODEL, "--port", str(port)]
         arguments += ["--cache-key", "the key of these tests", "--drain-s", "1", *flags]
         for worker in known:
-            control = self.workers[worker].arguments[
-                self.workers[worker].arguments.index("--control-port") + 1
-            ]
+            control = self.workers[worker].arguments[self.workers[worker].arguments.index("--control-port") + 1]
             arguments += ["--worker", f"tcp://127.0.0.1:{control}"]
         if not known:
             arguments += ["--redis-url", self.redis.url]
@@ -201,9 +190,7 @@ class Cluster:
         )
 
     def async_client(self, router: str) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(
-            base_url=f"{self.routers[router].url}/v1", api_key="none", max_retries=0, timeout=60
-        )
+        return openai.AsyncOpenAI(base_url=f"{self.routers[router].url}/v1", api_key="none", max_retries=0, timeout=60)
 
     def complete(self, router: str, prompt: list[int], **settings: Any) -> list[Answer]:
         """Ask for a whole completion of token ids; give its choices."""
@@ -216,9 +203,7 @@ class Cluster:
         known, extra = _split(settings)
         return self.client(router).completions.create(model=MODEL, prompt=prompt, extra_body=extra, **known)
 
-    def offline(
-        self, prompts: list[list[int]], params: SamplingParams | list[SamplingParams]
-    ) -> list[list[Answer]]:
+    def offline(self, prompts: list[list[int]], params: SamplingParams | list[SamplingParams]) -> list[list[Answer]]:
         """Give what the offline LLM answers; nothing of it is cached from one call to the next."""
         return [
             [Answer(choice.token_ids, choice.text, choice.finish_reason) for choice in output.outputs]
@@ -233,20 +218,14 @@ class Cluster:
             self._offline = LLM(
                 str(self.model), use_tqdm=False, kv_cache_memory_bytes=64 * 2**20, enable_prefix_caching=False
             )
-        return self._offline.generate(
-            [{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False
-        )
+        return self._offline.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
 
 
-async def stream(
-    client: openai.AsyncOpenAI, prompt: list[int], on_token: Any = None, **settings: Any
-) -> Answer:
+async def stream(client: openai.AsyncOpenAI, prompt: list[int], on_token: Any = None, **settings: Any) -> Answer:
     """Stream one completion of token ids."""
     known, extra = _split(settings)
     answer = Answer()
-    chunks = await client.completions.create(
-        model=MODEL, prompt=prompt, stream=True, extra_body=extra, **known
-    )
+    chunks = await client.completions.create(model=MODEL, prompt=prompt, stream=True, extra_body=extra, **known)
     async for chunk in chunks:
         for choice in chunk.choices:
             answer.ids += (choice.model_extra or {}).get("token_ids") or []

@@ -12,11 +12,7 @@ from docs import generate
 from baton.cli import app
 
 PAGES = sorted(
-    [
-        *generate.ROOT.glob("*.md"),
-        *generate.ROOT.glob("docs/*.md"),
-        *generate.ROOT.glob("services/*/README.md"),
-    ]
+    [*generate.ROOT.glob("*.md"), *generate.ROOT.glob("docs/*.md"), *generate.ROOT.glob("services/*/README.md")]
 )
 LINK = re.compile(r"\[[^\]]*\]\((?!https?://)([^)#]*)(?:#([^)]*))?\)")
 COMMAND = re.compile(r"(?:^|`|\$ )baton ([a-z-]+(?: [a-z]+)?)((?: [^`\n#]*)?)", re.MULTILINE)
@@ -51,9 +47,7 @@ def test_commands_and_flags_exist(page: Path) -> None:
             _, _, second = name.partition(" ")
             command = command.commands.get(second, command)
             assert not second or command.name == second, name
-        known = {
-            option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)
-        }
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
         known.add("--help")
         for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*", rest):
             assert flag in known, f"baton {name} {flag}"

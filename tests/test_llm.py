@@ -110,9 +110,7 @@ def test_a_final_message_can_be_continued(llm: LLM) -> None:
         {"role": "user", "content": "What is the capital of France?"},
         {"role": "assistant", "content": "The capital of France is"},
     ]
-    output = llm.chat(
-        messages, GREEDY, add_generation_prompt=False, continue_final_message=True, use_tqdm=False
-    )[0]
+    output = llm.chat(messages, GREEDY, add_generation_prompt=False, continue_final_message=True, use_tqdm=False)[0]
     assert output.outputs[0].text.strip().startswith("Paris")
 
 
@@ -148,9 +146,7 @@ def test_no_end_of_text_comes_before_min_tokens(llm: LLM) -> None:
 
 def test_allowed_and_banned_tokens_are_kept_to(llm: LLM) -> None:
     allowed = (70, 71, 72, 80)
-    params = SamplingParams(
-        temperature=1.0, seed=1, max_tokens=30, ignore_eos=True, allowed_token_ids=allowed
-    )
+    params = SamplingParams(temperature=1.0, seed=1, max_tokens=30, ignore_eos=True, allowed_token_ids=allowed)
     assert set(llm.generate(["Tell me"], params, use_tqdm=False)[0].outputs[0].token_ids) <= set(allowed)
     greedy = GREEDY.replace(ignore_eos=True)
     first = llm.generate(["Tell me"], greedy, use_tqdm=False)[0].outputs[0].token_ids[0]
@@ -236,9 +232,7 @@ def test_more_prompts_than_the_queue_holds_are_answered(tiny_checkpoint: Callabl
     assert all(len(choice.token_ids) == 2 for output in outputs for choice in output.outputs)
 
 
-def test_a_request_that_the_queue_refuses_leaves_nothing_behind(
-    tiny_checkpoint: Callable[[str], Path],
-) -> None:
+def test_a_request_that_the_queue_refuses_leaves_nothing_behind(tiny_checkpoint: Callable[[str], Path]) -> None:
     engine = with_queue_of(3, tiny_checkpoint("llama")).engine
     params = SamplingParams(n=2, max_tokens=2, ignore_eos=True, detokenize=False)
     engine.add("first", [1, 2, 3], params)
@@ -469,9 +463,7 @@ def test_text_without_a_tokenizer_says_what_to_send_instead() -> None:
         ({"num_layers": 3}, InvalidRequest, ["num_layers", "max_model_len"]),
     ],
 )
-def test_a_bad_setting_is_named_at_start(
-    settings: dict[str, Any], error: type[BatonError], words: list[str]
-) -> None:
+def test_a_bad_setting_is_named_at_start(settings: dict[str, Any], error: type[BatonError], words: list[str]) -> None:
     with pytest.raises(error) as caught:
         LLM(use_tqdm=False, **settings)
     for word in words:

@@ -100,10 +100,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {**_SHAPE, "use_sliding_window": True, "sliding_window": 11, "max_window_layers": 1},
     ),
     "qwen3": ("Qwen3Config", {**_SHAPE, "head_dim": 32}),
-    "qwen3-biases": (
-        "Qwen3Config",
-        {**_SHAPE, "head_dim": 24, "attention_bias": True, "tie_word_embeddings": True},
-    ),
+    "qwen3-biases": ("Qwen3Config", {**_SHAPE, "head_dim": 24, "attention_bias": True, "tie_word_embeddings": True}),
     "gemma2": (
         "Gemma2Config",
         {
@@ -119,19 +116,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("Phi3Config", {**_PHI3, "sliding_window": 50}),
     "phi3-longrope": (
         "Phi3Config",
-        {
-            **_PHI3,
-            "max_position_embeddings": 256,
-            "original_max_position_embeddings": 32,
-            "rope_parameters": _LONGROPE,
-        },
+        {**_PHI3, "max_position_embeddings": 256, "original_max_position_embeddings": 32, "rope_parameters": _LONGROPE},
     ),
     "phi3-partial": (
         "Phi3Config",
-        {
-            **_PHI3,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75},
-        },
+        {**_PHI3, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75}},
     ),
     "gpt2": ("GPT2Config", _GPT2),
     "gpt2-scaled": (
@@ -192,6 +181,4 @@ def save_tiny(family: str, folder: Path | str, seed: int = 0, max_shard_size: st
 
 def load_tiny(folder: Path | str, dtype: torch.dtype = torch.float32) -> Any:
     """Load a saved checkpoint with transformers, as what Baton is compared with."""
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation="eager"
-    ).eval()
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()

@@ -18,9 +18,7 @@ from baton.up_config import UpConfig
 from baton.worker.settings import WorkerConfig
 
 app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Serve large language models, prefill and decode apart.",
+    no_args_is_help=True, pretty_exceptions_enable=False, help="Serve large language models, prefill and decode apart."
 )
 bench = typer.Typer(no_args_is_help=True, help="Measure, beside the peer or the physical floor.")
 app.add_typer(bench, name="bench")
@@ -30,14 +28,9 @@ Json = Annotated[Path | None, typer.Option("--json", help="also write the table 
 
 @bench.command("offline")
 def bench_offline(
-    model: Annotated[
-        str | None, typer.Argument(help="hub id or folder; none: the bundled demo model")
-    ] = None,
+    model: Annotated[str | None, typer.Argument(help="hub id or folder; none: the bundled demo model")] = None,
     suite: Annotated[
-        str,
-        typer.Option(
-            help="cpu: a crowd and one stream, here; h200: the recorded GPU workloads, random weights"
-        ),
+        str, typer.Option(help="cpu: a crowd and one stream, here; h200: the recorded GPU workloads, random weights")
     ] = "cpu",
     compare: Annotated[str, typer.Option(help="transformers: run it beside, in suite cpu; none")] = "none",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "cpu",
@@ -60,9 +53,7 @@ def bench_offline(
     if suite != "cpu":
         raise typer.BadParameter(f"{suite!r} is not a suite; known: cpu, h200", param_hint="--suite")
     if compare not in ("none", "transformers"):
-        raise typer.BadParameter(
-            f"{compare!r} is not a peer; known: transformers, none", param_hint="--compare"
-        )
+        raise typer.BadParameter(f"{compare!r} is not a peer; known: transformers, none", param_hint="--compare")
     flags = _engine_flags(device=device, deterministic=deterministic)
     llm = LLM(model, skip_tokenizer_init=True, enable_prefix_caching=False, **flags)
     run_cpu(llm, compare=compare == "transformers", repeats=repeats, json_file=json_file)
@@ -73,18 +64,11 @@ def bench_serve(
     url: Annotated[str, typer.Option(help="the server")] = "http://127.0.0.1:8000",
     api_key: Annotated[str | None, typer.Option(help="key to send")] = None,
     rate: Annotated[
-        list[float],
-        typer.Option(min=0.001, help="requests a second, Poisson; inf: all at once; repeat for a sweep"),
+        list[float], typer.Option(min=0.001, help="requests a second, Poisson; inf: all at once; repeat for a sweep")
     ] = [math.inf],  # noqa: B006
     num_prompts: Annotated[int, typer.Option(min=1, help="requests of each rate")] = 64,
-    input_len: Annotated[tuple[int, int], typer.Option(help="shortest and longest prompt, tokens")] = (
-        50,
-        1000,
-    ),
-    output_len: Annotated[tuple[int, int], typer.Option(help="shortest and longest answer, tokens")] = (
-        20,
-        200,
-    ),
+    input_len: Annotated[tuple[int, int], typer.Option(help="shortest and longest prompt, tokens")] = (50, 1000),
+    output_len: Annotated[tuple[int, int], typer.Option(help="shortest and longest answer, tokens")] = (20, 200),
     trace: Annotated[
         Path | None, typer.Option(help="JSON lines of timestamp, input_length, output_length, hash_ids")
     ] = None,
@@ -106,8 +90,7 @@ def bench_serve(
         else:
             lengths = {"input_len": input_len, "output_len": output_len}
             loads = [
-                (f"{each:g}/s", serve.poisson(each, num_prompts, **lengths, vocab=vocab, seed=seed))
-                for each in rate
+                (f"{each:g}/s", serve.poisson(each, num_prompts, **lengths, vocab=vocab, seed=seed)) for each in rate
             ]
         return await serve.run(url, model, loads, api_key=api_key, json_file=json_file)
 
@@ -164,9 +147,7 @@ def bench_kernels(
 def up(
     up_config: UpConfig,
     engine: EngineConfig,
-    model: Annotated[
-        str | None, typer.Argument(help="hub id or folder; none: the bundled demo model")
-    ] = None,
+    model: Annotated[str | None, typer.Argument(help="hub id or folder; none: the bundled demo model")] = None,
 ) -> None:
     """Serve a model on this machine: Redis, router, prefill and decode workers, until Ctrl-C."""
     import asyncio
@@ -225,9 +206,7 @@ def decode(
 
 
 @app.command("secrets")
-def secrets(
-    folder: Annotated[Path, typer.Argument(help="where the files go; those that are there stay")],
-) -> None:
+def secrets(folder: Annotated[Path, typer.Argument(help="where the files go; those that are there stay")]) -> None:
     """Make the secrets that a deployment's services share, a file each."""
     from baton.secret_files import write_secrets
 

@@ -74,9 +74,7 @@ class EngineProcess:
     def run(self) -> int:
         """Serve; give the exit status."""
         try:
-            engine = Engine.load(
-                EngineConfig(**self._assignment.engine), cache_key=self._config.cache_key.encode()
-            )
+            engine = Engine.load(EngineConfig(**self._assignment.engine), cache_key=self._config.cache_key.encode())
             engine.scheduler.max_prefill_chunk = self._config.max_prefill_chunk
             _warm_up(engine)
             mailbox = Mailbox(self._wakeup)
@@ -141,12 +139,7 @@ class EngineProcess:
             self._exporter = Exporter(memory, layout, **common)
             legs.append(
                 PrefillLeg(
-                    engine,
-                    self._exporter,
-                    self._runs,
-                    self._outbox,
-                    layout=layout,
-                    incarnation=self._incarnation,
+                    engine, self._exporter, self._runs, self._outbox, layout=layout, incarnation=self._incarnation
                 )
             )
         if "decode" in names:

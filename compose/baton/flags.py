@@ -77,9 +77,7 @@ def _flags(kind: Any, taken: set[str]) -> Iterator[inspect.Parameter]:
         default: Any = field.default
         if get_origin(hint) is tuple:
             hint, default = list[get_args(hint)[0]], list(default) or None  # type: ignore[misc]
-        option = typer.Option(
-            help=field.metadata["help"], envvar=f"BATON_{field.name.upper()}", show_envvar=False
-        )
+        option = typer.Option(help=field.metadata["help"], envvar=f"BATON_{field.name.upper()}", show_envvar=False)
         yield inspect.Parameter(
             field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, option]
         )
@@ -90,10 +88,7 @@ def _config_flag() -> inspect.Parameter:
         "--config", help="YAML file of flags, without their dashes", is_eager=True, callback=_read_files
     )
     return inspect.Parameter(
-        "config_file",
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[Path | None, option],
+        "config_file", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Path | None, option]
     )
 
 

@@ -83,9 +83,7 @@ def run_worker(engine: EngineConfig, worker: WorkerConfig, legs: Sequence[Leg]) 
         legs=legs,
         model_name=name,
         command=[sys.executable, "-m", ENGINE_PROCESS],
-        registry=None
-        if worker.redis_url is None
-        else RedisRegistry(worker.redis_url, name, worker.redis_password),
+        registry=None if worker.redis_url is None else RedisRegistry(worker.redis_url, name, worker.redis_password),
     )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return run_face(face)

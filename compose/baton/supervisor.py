@@ -157,9 +157,5 @@ def _readable(line: str) -> str:
     level = event.pop("level", "info")
     trace = event.pop("exception", "")
     facts = " ".join(f"{name}={value}" for name, value in event.items())
-    shown = (
-        f"{what} {facts}".rstrip()
-        if level in ("info", "debug")
-        else f"{level.upper()} {what} {facts}".rstrip()
-    )
+    shown = f"{what} {facts}".rstrip() if level in ("info", "debug") else f"{level.upper()} {what} {facts}".rstrip()
     return f"{shown}\n{trace}" if trace else shown

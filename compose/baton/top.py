@@ -28,19 +28,7 @@ WINDOW_S = 60.0
 """Latencies are those of the last minute."""
 _TIMEOUT_S = 2.0
 _BAR_LEN = 5
-_COLUMNS = (
-    "worker",
-    "legs",
-    "run",
-    "wait",
-    "KV use",
-    "tok/s",
-    "prompt/s",
-    "hits",
-    "KV in/s",
-    "out/s",
-    "held",
-)
+_COLUMNS = ("worker", "legs", "run", "wait", "KV use", "tok/s", "prompt/s", "hits", "KV in/s", "out/s", "held")
 _TOLD_BY_WORKER = 6
 """The last columns, which the router does not know."""
 
@@ -110,9 +98,7 @@ class Observer:
         try:
             workers = told.json()["workers"]
         except (ValueError, KeyError, TypeError):
-            raise ConfigError(
-                f"url={self._url!r} is not valid: what answers there is no Baton router."
-            ) from None
+            raise ConfigError(f"url={self._url!r} is not valid: what answers there is no Baton router.") from None
         readings = await asyncio.gather(*(self._read(worker["http"]) for worker in workers))
         of_worker = {
             worker["incarnation"]: reading
@@ -131,9 +117,7 @@ class Observer:
             ) from None
         if answer.status_code == 401:
             wanted = "knows no such key" if "authorization" in self._router.headers else "wants a key"
-            raise ConfigError(
-                f"The router at {self._url} {wanted}. Give its key with --api-key or BATON_API_KEY."
-            )
+            raise ConfigError(f"The router at {self._url} {wanted}. Give its key with --api-key or BATON_API_KEY.")
         if answer.status_code != 200:
             raise ConfigError(
                 f"url={self._url!r} is not valid: {path} answers {answer.status_code}, so this is no Baton router."
@@ -180,9 +164,7 @@ async def run(url: str, *, api_key: str | None, interval_s: float, once: bool) -
 # -- one frame ------------------------------------------------------------------------------------------------
 
 
-def frame(
-    url: str, before: Snapshot, now: Snapshot, since: Snapshot | None, trouble: str = ""
-) -> RenderableType:
+def frame(url: str, before: Snapshot, now: Snapshot, since: Snapshot | None, trouble: str = "") -> RenderableType:
     """Draw what is now, with speeds since `before` and latencies since `since`; None: since the router's start."""
     parts: list[RenderableType] = [_headline(url, before, now)]
     if trouble:
@@ -288,16 +270,12 @@ def _speeds(incarnation: str, before: Snapshot, now: Snapshot) -> list[str]:
 
 
 def _table(*columns: str, title: str) -> Table:
-    table = Table(
-        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1, 0, 0)
-    )
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     name, *others = columns
     # where it is narrow, names give way to numbers
     table.add_column(name, overflow="fold", header_style="dim")
     for column in others:
-        table.add_column(
-            column, justify="left" if column == "legs" else "right", no_wrap=True, header_style="dim"
-        )
+        table.add_column(column, justify="left" if column == "legs" else "right", no_wrap=True, header_style="dim")
     return table
 
 
@@ -320,9 +298,7 @@ def quantile(buckets: Sequence[tuple[float, float]], q: float) -> float | None:
     return low
 
 
-def _between(
-    old: Sequence[tuple[float, float]], new: Sequence[tuple[float, float]]
-) -> list[tuple[float, float]]:
+def _between(old: Sequence[tuple[float, float]], new: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Give what buckets got since; all of it if they began anew."""
     if len(old) != len(new) or any(n < o for (_, o), (_, n) in zip(old, new, strict=True)):
         return list(new)

@@ -86,9 +86,7 @@ def make_plan(config: UpConfig, engine: EngineConfig, folder: str) -> Plan:
         urls.append(f"http://127.0.0.1:{port}")
         controls.append(f"tcp://127.0.0.1:{control}")
     flags = ["--model", model, "--host", config.host, "--port", str(config.port), "--path", config.path]
-    flags += [
-        part for served in config.served_model_name or (name,) for part in ("--served-model-name", served)
-    ]
+    flags += [part for served in config.served_model_name or (name,) for part in ("--served-model-name", served)]
     flags += ["--drain-s", str(config.drain_s)]
     for setting_name in ("tokenizer", "revision"):
         value = getattr(engine, setting_name)

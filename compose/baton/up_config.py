@@ -29,17 +29,13 @@ class UpConfig:
     served_model_name: tuple[str, ...] = setting((), "names that clients may send; none: the model's")
     api_key: tuple[str, ...] = setting((), "keys that clients may send; none: everybody may ask")
     drain_s: float = setting(10.0, "how long open streams may go on after Ctrl-C")
-    ask: bool = setting(
-        False, "send one chat request when ready, and print the answer, its route and its times"
-    )
+    ask: bool = setting(False, "send one chat request when ready, and print the answer, its route and its times")
     once: bool = setting(False, "end after that answer")
 
     def __post_init__(self) -> None:
         if self.prefill is not None and self.prefill < 0:
             raise ConfigError(f"prefill={self.prefill} is not valid: it must be at least 0.")
         if self.decode < 1:
-            raise ConfigError(
-                f"decode={self.decode} is not valid: requests end on decode workers, so at least 1."
-            )
+            raise ConfigError(f"decode={self.decode} is not valid: requests end on decode workers, so at least 1.")
         if not 0 < self.port < 65536:
             raise ConfigError(f"port={self.port} is not valid: it must be 1 to 65535.")

@@ -75,9 +75,7 @@ def share(part: str, whole: str) -> str:
 def quantiles(series: str, where: str = "") -> tuple[Target, ...]:
     """Ask for the median, the 90th and the 99th percentile of a histogram."""
     buckets = rate(f"{series}_bucket", "le", where)
-    return tuple(
-        Target(f"histogram_quantile({q}, {buckets})", f"p{round(100 * q)}") for q in (0.5, 0.9, 0.99)
-    )
+    return tuple(Target(f"histogram_quantile({q}, {buckets})", f"p{round(100 * q)}") for q in (0.5, 0.9, 0.99))
 
 
 def quantile_by(q: float, series: str, by: str, where: str = "") -> str:
@@ -252,10 +250,7 @@ ROUTING = (
         description="Share of prompt tokens that no worker computed, as clients see it in usage.",
         targets=(
             Target(
-                share(
-                    rate("prefix_cache_hits_total", where=ROUTER),
-                    rate("prefix_cache_queries_total", where=ROUTER),
-                ),
+                share(rate("prefix_cache_hits_total", where=ROUTER), rate("prefix_cache_queries_total", where=ROUTER)),
                 "cached",
             ),
         ),
@@ -291,12 +286,7 @@ ROLES = (
     Panel(
         title="Where the KV of prompts comes from, by role",
         description="Prompt tokens a second: computed, found in the worker's own prefix cache, fetched from another worker.",
-        targets=(
-            Target(
-                rate("prompt_tokens_by_source_total", "job, source"),
-                "{{job}}: {{source}}",
-            ),
-        ),
+        targets=(Target(rate("prompt_tokens_by_source_total", "job, source"), "{{job}}: {{source}}"),),
         stacked=True,
     ),
 )
@@ -326,10 +316,7 @@ LOAD = (
         title="Prompt tokens computed a second",
         description="Those found in a cache or fetched are not among them.",
         targets=(
-            Target(
-                rate("prompt_tokens_by_source_total", "job, instance", f'source="local_compute",{PICKED}'),
-                WORKER,
-            ),
+            Target(rate("prompt_tokens_by_source_total", "job, instance", f'source="local_compute",{PICKED}'), WORKER),
         ),
     ),
     Panel(
@@ -351,12 +338,7 @@ CACHE = (
     Panel(
         title="KV blocks by state",
         description="free + cached + held = total, always.",
-        targets=(
-            Target(
-                f'sum by (job, state) (baton:kv_blocks{{state!="total",{PICKED}}})',
-                "{{job}}: {{state}}",
-            ),
-        ),
+        targets=(Target(f'sum by (job, state) (baton:kv_blocks{{state!="total",{PICKED}}})', "{{job}}: {{state}}"),),
         stacked=True,
     ),
     Panel(
@@ -377,12 +359,7 @@ CACHE = (
     Panel(
         title="Prompt tokens by source",
         description="A prompt that goes over a prefill worker counts on both: computed or cached there, fetched here.",
-        targets=(
-            Target(
-                rate("prompt_tokens_by_source_total", "job, source", PICKED),
-                "{{job}}: {{source}}",
-            ),
-        ),
+        targets=(Target(rate("prompt_tokens_by_source_total", "job, source", PICKED), "{{job}}: {{source}}"),),
         stacked=True,
         width=12,
     ),
@@ -512,9 +489,7 @@ def render(dashboard: Dashboard) -> dict[str, Any]:
         "timezone": "browser",
         "refresh": "5s",
         "time": {"from": "now-15m", "to": "now"},
-        "links": [
-            {"type": "dashboards", "title": "Baton", "tags": ["baton"], "asDropdown": False, "keepTime": True}
-        ],
+        "links": [{"type": "dashboards", "title": "Baton", "tags": ["baton"], "asDropdown": False, "keepTime": True}],
         "templating": {"list": _variables() if dashboard.picks_workers else []},
         "panels": list(_placed(dashboard.rows)),
     }
@@ -547,14 +522,7 @@ def _placed(rows: Iterable[tuple[str, tuple[Panel, ...]]]) -> Iterator[dict[str,
     for heading, panels in rows:
         number += 1
         place = {"x": 0, "y": top, "w": 24, "h": 1}
-        yield {
-            "id": number,
-            "type": "row",
-            "title": heading,
-            "collapsed": False,
-            "gridPos": place,
-            "panels": [],
-        }
+        yield {"id": number, "type": "row", "title": heading, "collapsed": False, "gridPos": place, "panels": []}
         top, left, lowest = top + 1, 0, 0
         for panel in panels:
             if left + panel.width > 24:
@@ -643,8 +611,7 @@ def _field(panel: Panel) -> dict[str, Any]:
 def texts() -> dict[Path, str]:
     """Give each file and what belongs in it."""
     return {
-        FOLDER / f"{dashboard.name}.json": json.dumps(render(dashboard), indent=1) + "\n"
-        for dashboard in DASHBOARDS
+        FOLDER / f"{dashboard.name}.json": json.dumps(render(dashboard), indent=1) + "\n" for dashboard in DASHBOARDS
     }
 
 

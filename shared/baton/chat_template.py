@@ -143,9 +143,7 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     """Jinja's own filter escapes HTML, which models have not seen."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _plain(value: Any) -> Any:
@@ -192,9 +190,7 @@ def _mark_final(chat: list[dict[str, Any]], source: str) -> str:
 def _cut_at_mark(text: str, final: str) -> str:
     at = text.rfind(_TAG.strip())
     if at < 0 or final.strip() not in text:
-        raise TemplateRefused(
-            "the chat template does not show the final message as it is, so it cannot be continued"
-        )
+        raise TemplateRefused("the chat template does not show the final message as it is, so it cannot be continued")
     if text[at : at + len(_TAG)] == _TAG:
         return text[:at]
     return text[:at].rstrip()  # the template trims messages

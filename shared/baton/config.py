@@ -30,19 +30,13 @@ class EngineConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto", "type of weights and KV; auto: float32 on a CPU, the checkpoint's own 16-bit type on a GPU"
     )
-    device: Literal["auto", "cpu", "cuda"] = setting(
-        "auto", "where the model runs; auto: cuda if there is one"
-    )
-    max_model_len: int | None = setting(
-        None, "longest prompt plus answer, in tokens; none: the model's context"
-    )
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "where the model runs; auto: cuda if there is one")
+    max_model_len: int | None = setting(None, "longest prompt plus answer, in tokens; none: the model's context")
     max_num_seqs: int = setting(256, "most sequences in one step")
     max_num_batched_tokens: int = setting(8192, "most tokens in one step, prompts' chunks included")
     max_num_waiting: int = setting(65_536, "most requests that wait before new ones are refused")
     block_size: int = setting(16, "tokens of one KV block")
-    gpu_memory_utilization: float = setting(
-        0.9, "share of the device's memory for weights, activations and KV"
-    )
+    gpu_memory_utilization: float = setting(0.9, "share of the device's memory for weights, activations and KV")
     kv_cache_memory_bytes: int | None = setting(
         None, "bytes for KV blocks; none: from gpu_memory_utilization on a GPU, 1 GiB on a CPU"
     )
@@ -75,14 +69,10 @@ class EngineConfig:
                 f"Lower --max-num-seqs to {self.max_num_batched_tokens}, or raise --max-num-batched-tokens."
             )
         if self.block_size & (self.block_size - 1):
-            raise ConfigError(
-                f"block_size={self.block_size} is not valid: it must be a power of two, such as 16."
-            )
+            raise ConfigError(f"block_size={self.block_size} is not valid: it must be a power of two, such as 16.")
         share = self.gpu_memory_utilization
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0.0 < share <= 1.0:
-            raise ConfigError(
-                f"gpu_memory_utilization={share!r} is not valid: it is a share, above 0 and at most 1."
-            )
+            raise ConfigError(f"gpu_memory_utilization={share!r} is not valid: it is a share, above 0 and at most 1.")
         if self.deterministic and self.allow_reference_kernels:
             raise ConfigError(
                 "allow_reference_kernels=True is not valid with deterministic=True: plain torch picks the order of its "

@@ -81,9 +81,7 @@ class OutOfBlocks(BatonError):
     """Fewer blocks are available than were asked for, even after eviction."""
 
 
-def refuse(
-    field: str, value: object, limit: str, way_out: str = "", *, code: str | None = None
-) -> InvalidRequest:
+def refuse(field: str, value: object, limit: str, way_out: str = "", *, code: str | None = None) -> InvalidRequest:
     """Make the one kind of message a user sees for a wrong value: field, value, limit, way out."""
     shown = repr(value)
     if len(shown) > 80:

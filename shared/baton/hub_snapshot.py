@@ -32,10 +32,7 @@ def fetch_snapshot(repository: str, revision: str | None, patterns: tuple[str, .
     try:
         return Path(
             snapshot_download(
-                repository,
-                revision=revision,
-                allow_patterns=list(patterns),
-                ignore_patterns=list(_SUBFOLDERS),
+                repository, revision=revision, allow_patterns=list(patterns), ignore_patterns=list(_SUBFOLDERS)
             )
         )
     except GatedRepoError:

@@ -19,7 +19,5 @@ def bind_tcp(host: str, port: int) -> socket.socket:
         bound.bind((host, port))
     except OSError as error:
         bound.close()
-        raise ConfigError(
-            f"cannot listen on {host}:{port}: {error.strerror}. Choose another --port."
-        ) from None
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}. Choose another --port.") from None
     return bound

@@ -141,9 +141,7 @@ class LLM:
         items: list[Prompt] = [prompts] if single else list(prompts)  # type: ignore[list-item]
         params = self._params_of(sampling_params, len(items))
         if priority is not None and len(priority) != len(items):
-            raise refuse(
-                "priority", f"{len(priority)} entries", f"there are {len(items)} prompts", "Give one each."
-            )
+            raise refuse("priority", f"{len(priority)} entries", f"there are {len(items)} prompts", "Give one each.")
         answers = [self._check(i, item, params[i]) for i, item in enumerate(items)]
         for i, answer in enumerate(answers):
             answer.priority = 0 if priority is None else priority[i]
@@ -196,9 +194,7 @@ class LLM:
             )
         return self._tokenizer
 
-    def _params_of(
-        self, given: SamplingParams | Sequence[SamplingParams] | None, count: int
-    ) -> list[SamplingParams]:
+    def _params_of(self, given: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
         if given is None:
             given = self.get_default_sampling_params()
         params = [given] * count if isinstance(given, SamplingParams) else list(given)
@@ -206,10 +202,7 @@ class LLM:
             raise refuse("sampling_params", given, "it must be SamplingParams, or one for each prompt")
         if len(params) != count:
             raise refuse(
-                "sampling_params",
-                f"{len(params)} entries",
-                f"there are {count} prompts",
-                "Give one, or one each.",
+                "sampling_params", f"{len(params)} entries", f"there are {count} prompts", "Give one, or one each."
             )
         return params
 
@@ -231,9 +224,7 @@ class LLM:
         if isinstance(item, str):
             item = {"prompt": item}
         if not isinstance(item, Mapping) or not ({"prompt", "prompt_token_ids"} & item.keys()):
-            raise refuse(
-                "prompts", item, "a prompt is a string, {'prompt': ...} or {'prompt_token_ids': ...}"
-            )
+            raise refuse("prompts", item, "a prompt is a string, {'prompt': ...} or {'prompt_token_ids': ...}")
         salt = item.get("cache_salt", "")
         _check_text("cache_salt", salt)
         if "prompt_token_ids" in item:
@@ -291,9 +282,7 @@ class _Answer:
     def __init__(
         self, request_id: str, prompt: str | None, token_ids: list[int], params: SamplingParams, salt: str
     ) -> None:
-        self.output = RequestOutput(
-            request_id, prompt, token_ids, [CompletionOutput(i) for i in range(params.n)]
-        )
+        self.output = RequestOutput(request_id, prompt, token_ids, [CompletionOutput(i) for i in range(params.n)])
         self.params = params
         self.priority = 0
         self._salt = salt
@@ -308,9 +297,7 @@ class _Answer:
         if self.params.logprobs is not None:
             for choice in self.output.outputs:
                 choice.logprobs, choice.cumulative_logprob = [], 0.0
-        engine.add(
-            self.output.request_id, prompt_ids, self.params, priority=self.priority, salt=self._salt.encode()
-        )
+        engine.add(self.output.request_id, prompt_ids, self.params, priority=self.priority, salt=self._salt.encode())
 
     def take(self, token: TokenOutput, engine: Engine) -> bool:
         """Take one token; give whether its choice ended with it."""
@@ -379,13 +366,9 @@ def _interrupts_between_steps() -> Iterator[Callable[[], None]]:
 def _conversations(messages: Sequence[Any]) -> list[Sequence[Any]]:
     """Take one conversation or a list of them."""
     is_list = isinstance(messages, (list, tuple))
-    conversations = (
-        [messages] if is_list and messages and isinstance(messages[0], Mapping) else list(messages)
-    )
+    conversations = [messages] if is_list and messages and isinstance(messages[0], Mapping) else list(messages)
     for conversation in conversations:
-        if not isinstance(conversation, (list, tuple)) or not all(
-            isinstance(m, Mapping) for m in conversation
-        ):
+        if not isinstance(conversation, (list, tuple)) or not all(isinstance(m, Mapping) for m in conversation):
             raise refuse(
                 "messages",
                 conversation,
@@ -431,6 +414,4 @@ def _engine_config(**settings: Any) -> EngineConfig:
     except TypeError:
         known = EngineConfig.__dataclass_fields__
         wrong = next(name for name in settings if name not in known)
-        raise refuse(
-            wrong, settings[wrong], "no such setting", f"Known: {', '.join(sorted(known))}."
-        ) from None
+        raise refuse(wrong, settings[wrong], "no such setting", f"Known: {', '.join(sorted(known))}.") from None

@@ -9,14 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    disable_created_metrics,
-    generate_latest,
-)
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
@@ -44,10 +37,7 @@ _SERIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "generation_tokens": ("Tokens generated.", ("vllm:generation_tokens",)),
     "request_success": ("Requests ended, by reason.", ("vllm:request_success",)),
     "num_preemptions": ("Sequences put back for want of blocks.", ("vllm:num_preemptions",)),
-    "time_to_first_token_seconds": (
-        "From arrival to the first token.",
-        ("vllm:time_to_first_token_seconds",),
-    ),
+    "time_to_first_token_seconds": ("From arrival to the first token.", ("vllm:time_to_first_token_seconds",)),
     "inter_token_latency_seconds": ("Between tokens of a choice.", ("vllm:inter_token_latency_seconds",)),
     "e2e_request_latency_seconds": ("From arrival to the end.", ("vllm:e2e_request_latency_seconds",)),
     "request_queue_time_seconds": (
@@ -85,16 +75,7 @@ _SERIES: dict[str, tuple[str, tuple[str, ...]]] = {
 # Label values that are counted from zero on, so that the first event of a kind shows in rate() too.
 _SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
 _FINISHED = ("stop", "length", "abort", "error")
-_REPLAYS = (
-    "prefill_lost",
-    "decode_lost",
-    "draining",
-    "transfer",
-    "integrity",
-    "gap",
-    "out_of_blocks",
-    "queue_full",
-)
+_REPLAYS = ("prefill_lost", "decode_lost", "draining", "transfer", "integrity", "gap", "out_of_blocks", "queue_full")
 _REFUSALS = ("streams", "queued_tokens", "kv_blocks")
 _PATHS = ("local", "remote")
 _LEGS = ("prefill", "decode")
@@ -123,9 +104,7 @@ class TokenHistogram(Collector):
         self._sum += value
 
     def collect(self) -> Iterable[Metric]:
-        family = HistogramMetricFamily(
-            _PREFIX + self._name, _SERIES[self._name][0], labels=list(self._labels)
-        )
+        family = HistogramMetricFamily(_PREFIX + self._name, _SERIES[self._name][0], labels=list(self._labels))
         total, rows = 0, []
         for edge, count in zip([*self._buckets, float("inf")], self._counts, strict=True):
             total += count
@@ -319,9 +298,7 @@ class WorkerMetrics(_Series):
         self.kv_cache_usage_perc = self._gauge("kv_cache_usage_perc")
         self.kv_blocks = self._labelled_gauge("kv_blocks", "state")
         self.num_preemptions = self._counter("num_preemptions")
-        self.prompt_tokens_by_source = self._labelled_counter(
-            "prompt_tokens_by_source", "source", known=_SOURCES
-        )
+        self.prompt_tokens_by_source = self._labelled_counter("prompt_tokens_by_source", "source", known=_SOURCES)
         self.kv_transfer_bytes = self._counter("kv_transfer_bytes")
         self.kv_transfer_sent_bytes = self._counter("kv_transfer_sent_bytes")
         self.kv_fetches = self._labelled_counter("kv_fetches", "result", known=_FETCHES)

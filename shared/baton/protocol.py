@@ -104,9 +104,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         for ids in self.bad_words_ids:
             for token_id in ids:
                 if not 0 <= token_id < vocab_size:
-                    raise refuse(
-                        "bad_words_ids", token_id, f"token ids of this model are 0 to {vocab_size - 1}"
-                    )
+                    raise refuse("bad_words_ids", token_id, f"token ids of this model are 0 to {vocab_size - 1}")
         for field in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
             for token_id in getattr(self, field) or ():
                 if not 0 <= token_id < vocab_size:
@@ -135,9 +133,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         if self.allowed_token_ids is not None:
             set_field(self, "allowed_token_ids", _as_tuple("allowed_token_ids", self.allowed_token_ids, int))
         words = _as_tuple("bad_words_ids", self.bad_words_ids or (), (list, tuple))
-        set_field(
-            self, "bad_words_ids", tuple(_as_tuple("bad_words_ids", word, int) for word in words if word)
-        )
+        set_field(self, "bad_words_ids", tuple(_as_tuple("bad_words_ids", word, int) for word in words if word))
         for field in ("logprobs", "prompt_logprobs"):
             if isinstance(getattr(self, field), bool):  # OpenAI's chat form
                 set_field(self, field, 1 if getattr(self, field) else None)
@@ -149,9 +145,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         if self.best_of is not None and (self.best_of != self.n or isinstance(self.best_of, bool)):
             raise refuse("best_of", self.best_of, f"only best_of = n (= {self.n}) is served", "Leave it out.")
         if self.max_tokens is not None:
-            _check_int(
-                "max_tokens", self.max_tokens, 1, None, "Leave it None to run to the end of the context."
-            )
+            _check_int("max_tokens", self.max_tokens, 1, None, "Leave it None to run to the end of the context.")
         _check_int("min_tokens", self.min_tokens, 0, None)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise refuse(
@@ -174,9 +168,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         _check_float("min_p", self.min_p, 0.0, 1.0)
         _check_float("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _check_float("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _check_float(
-            "repetition_penalty", self.repetition_penalty, 0.0, 100.0, "1 is neutral.", low_open=True
-        )
+        _check_float("repetition_penalty", self.repetition_penalty, 0.0, 100.0, "1 is neutral.", low_open=True)
         for field in (
             "include_stop_str_in_output",
             "ignore_eos",
@@ -192,17 +184,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         if any(not text for text in self.stop):
             raise refuse("stop", self.stop, "a stop string may not be empty", "Leave it out.")
         if self.stop and not self.detokenize:
-            raise refuse(
-                "stop", self.stop, "stop strings need text, and detokenize is false", "Use stop_token_ids."
-            )
+            raise refuse("stop", self.stop, "stop strings need text, and detokenize is false", "Use stop_token_ids.")
         _check_len("stop_token_ids", self.stop_token_ids, MAX_LIST)
         _check_len("bad_words", self.bad_words, MAX_LIST)
         if any(not text for text in self.bad_words):
             raise refuse("bad_words", self.bad_words, "a bad word may not be empty", "Leave it out.")
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
-            raise refuse(
-                "allowed_token_ids", [], "it allows no token at all", "Name at least one, or leave it out."
-            )
+            raise refuse("allowed_token_ids", [], "it allows no token at all", "Name at least one, or leave it out.")
         if self.logit_bias is not None:
             self._check_logit_bias()
 
@@ -253,9 +241,7 @@ def _check_int(field: str, value: Any, low: int, high: int | None, way_out: str 
         raise refuse(field, value, limit, way_out)
 
 
-def _check_float(
-    field: str, value: Any, low: float, high: float, way_out: str = "", *, low_open: bool = False
-) -> None:
+def _check_float(field: str, value: Any, low: float, high: float, way_out: str = "", *, low_open: bool = False) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise refuse(field, value, "it must be a number", way_out)
     if not math.isfinite(value) or value > high or value < low or (low_open and value == low):

@@ -203,9 +203,7 @@ class RedisRegistry:
         async with _answering(), self._redis.pipeline(transaction=True) as pipe:
             if entry.sequence == 1:
                 pipe.delete(key, f"{key}:snapshot")
-            pipe.xadd(
-                key, {"e": _encode(entry)}, id=f"{entry.sequence}-1", maxlen=_STREAM_LEN, approximate=True
-            )
+            pipe.xadd(key, {"e": _encode(entry)}, id=f"{entry.sequence}-1", maxlen=_STREAM_LEN, approximate=True)
             await pipe.execute()
 
     async def write_snapshot(self, entry: Blocks) -> None:
@@ -230,9 +228,7 @@ class RedisRegistry:
     async def read_blocks(self, after: Mapping[str, int]) -> list[Blocks]:
         if not after:
             return []
-        streams = {
-            f"{self._prefix}blocks:{worker_id}": f"{sequence}-1" for worker_id, sequence in after.items()
-        }
+        streams = {f"{self._prefix}blocks:{worker_id}": f"{sequence}-1" for worker_id, sequence in after.items()}
         async with _answering():
             answer = await self._redis.xread(streams, count=500)
         rows = answer.values() if isinstance(answer, dict) else [row[1] for row in answer]
@@ -260,11 +256,7 @@ async def _answering() -> AsyncIterator[None]:
 
 def _flat(row: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
     """Entries of one stream; newer protocol versions nest them once more."""
-    return (
-        row[0]
-        if row and isinstance(row[0], list) and row[0] and isinstance(row[0][0], (list, tuple))
-        else row
-    )
+    return row[0] if row and isinstance(row[0], list) and row[0] and isinstance(row[0][0], (list, tuple)) else row
 
 
 _blocks: msgspec.msgpack.Decoder[Blocks] = msgspec.msgpack.Decoder(Blocks)

@@ -35,9 +35,7 @@ _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_toke
 class Tokenizer:
     """A model's own tokenizer and chat template, without torch and without remote code."""
 
-    def __init__(
-        self, path: str | Path, revision: str | None = None, chat_template: str | None = None
-    ) -> None:
+    def __init__(self, path: str | Path, revision: str | None = None, chat_template: str | None = None) -> None:
         """Load from a folder or a hub id.
 
         Raises:
@@ -55,9 +53,7 @@ class Tokenizer:
         else:  # older checkpoints have vocabulary and merges only, which transformers converts
             self._backend = self.hf.backend_tokenizer
             self.special_tokens = {
-                name: str(token)
-                for name, token in self.hf.special_tokens_map.items()
-                if isinstance(token, str)
+                name: str(token) for name, token in self.hf.special_tokens_map.items() if isinstance(token, str)
             }
             templates = self.hf.chat_template or {}
             if isinstance(templates, str):
@@ -142,10 +138,7 @@ class Tokenizer:
             raise refuse("messages", [], "it is empty", "Send at least one message.")
         if add_generation_prompt and continue_final_message:
             raise refuse(
-                "continue_final_message",
-                True,
-                "it excludes add_generation_prompt",
-                "Set one of the two to false.",
+                "continue_final_message", True, "it excludes add_generation_prompt", "Set one of the two to false."
             )
         try:
             text = self.chat_template(with_tools=bool(tools)).render(
@@ -157,8 +150,7 @@ class Tokenizer:
             )
         except TemplateRefused as error:
             raise InvalidRequest(
-                f"messages cannot be rendered by this model's chat template: {_first_line(error)}",
-                field="messages",
+                f"messages cannot be rendered by this model's chat template: {_first_line(error)}", field="messages"
             ) from error
         return self.encode(text, add_special_tokens=False)
 
@@ -204,9 +196,7 @@ class _TokenizerFiles:
         try:
             return HFTokenizer.from_file(str(self.tokenizer))
         except Exception as error:  # the library raises plain Exception
-            raise ModelLoadError(
-                f"tokenizer={str(self.tokenizer)!r} cannot be read: {_first_line(error)}"
-            ) from error
+            raise ModelLoadError(f"tokenizer={str(self.tokenizer)!r} cannot be read: {_first_line(error)}") from error
 
     def special_tokens(self) -> dict[str, str]:
         """Give bos_token, eos_token and so on, as chat templates name them."""
@@ -237,9 +227,7 @@ class _TokenizerFiles:
         try:
             content = json.loads(self.others[name].read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ModelLoadError(
-                f"{str(self.others[name])!r} cannot be read: {_first_line(error)}"
-            ) from error
+            raise ModelLoadError(f"{str(self.others[name])!r} cannot be read: {_first_line(error)}") from error
         return content if isinstance(content, dict) else {}
 
 
@@ -302,9 +290,7 @@ class StopMatcher:
         if not self._stops:
             return piece, None
         text = self._held + piece
-        start, stop = min(
-            ((at, stop) for stop in self._stops if (at := text.find(stop)) >= 0), default=(-1, None)
-        )
+        start, stop = min(((at, stop) for stop in self._stops if (at := text.find(stop)) >= 0), default=(-1, None))
         if stop is not None:
             self._held = ""
             return text[: start + len(stop)] if self._include else text[:start], stop
@@ -331,15 +317,11 @@ class AnswerText:
 
     __slots__ = ("_detokenizer", "_include_stop", "_min_tokens", "_num_tokens", "_stops")
 
-    def __init__(
-        self, tokenizer: Tokenizer | None, prompt_ids: Sequence[int], params: SamplingParams
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer | None, prompt_ids: Sequence[int], params: SamplingParams) -> None:
         """Start after `prompt_ids`; without a tokenizer the text is empty."""
         self._detokenizer: Detokenizer | None = None
         if tokenizer is not None and params.detokenize:
-            self._detokenizer = tokenizer.new_stream(
-                prompt_ids, skip_special_tokens=params.skip_special_tokens
-            )
+            self._detokenizer = tokenizer.new_stream(prompt_ids, skip_special_tokens=params.skip_special_tokens)
         self._stops: StopMatcher | None = None
         if params.stop:
             self._stops = StopMatcher(params.stop, include_in_output=params.include_stop_str_in_output)

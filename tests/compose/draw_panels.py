@@ -41,9 +41,7 @@ def legend(pattern: str, labels: dict[str, str]) -> str:
 def draw_lines(axes: Any, panel: dict[str, Any], url: str, minutes: float) -> int:
     """Draw a panel's lines, or its stacked areas; give how many there are."""
     lines = {
-        legend(target["legendFormat"], each["metric"]): [
-            (float(at), float(value)) for at, value in each["values"]
-        ]
+        legend(target["legendFormat"], each["metric"]): [(float(at), float(value)) for at, value in each["values"]]
         for target in panel["targets"]
         for each in series(url, filled(target["expr"]), minutes)
     }
@@ -54,9 +52,7 @@ def draw_lines(axes: Any, panel: dict[str, Any], url: str, minutes: float) -> in
         axes.stackplot([at - time.time() for at in times], *rows, labels=lines, alpha=0.6)
     else:
         for name, values in lines.items():
-            axes.plot(
-                [at - time.time() for at, _ in values], [value for _, value in values], label=name, lw=1
-            )
+            axes.plot([at - time.time() for at, _ in values], [value for _, value in values], label=name, lw=1)
     axes.set_ylim(bottom=0, top=panel["fieldConfig"]["defaults"].get("max"))
     if lines:
         axes.legend(fontsize=6, ncols=2, loc="upper left")

@@ -148,9 +148,7 @@ class Stack:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.api_key(), max_retries=0, timeout=60)
 
     def async_client(self) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(
-            base_url=f"{self.url}/v1", api_key=self.api_key(), max_retries=0, timeout=120
-        )
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=self.api_key(), max_retries=0, timeout=120)
 
     def ready(self) -> dict[str, Any]:
         """Give what the router says at /ready; nothing if it does not answer."""
@@ -167,9 +165,7 @@ class Stack:
 
 
 @contextmanager
-def running(
-    image: str, *command: str, options: Sequence[str] = (), **environment: str
-) -> Iterator[Container]:
+def running(image: str, *command: str, options: Sequence[str] = (), **environment: str) -> Iterator[Container]:
     """Run one image as compose.yaml would, alone; remove it at the end."""
     started = docker("run", "--detach", *_confined(options, environment), image, *command)
     try:
@@ -178,9 +174,7 @@ def running(
         docker("rm", "--force", "--volumes", started)
 
 
-def run_to_its_end(
-    image: str, *command: str, options: Sequence[str] = (), **environment: str
-) -> tuple[int, list[str]]:
+def run_to_its_end(image: str, *command: str, options: Sequence[str] = (), **environment: str) -> tuple[int, list[str]]:
     """Run one image; give its status and the lines that it printed."""
     name = f"baton-test-{uuid.uuid4().hex[:12]}"
     try:

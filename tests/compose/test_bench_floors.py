@@ -13,9 +13,7 @@ LLAMA, QWEN = Model.of(LLAMA_8B), Model.of(QWEN_06B)
 
 
 def test_a_model_is_counted_from_its_config() -> None:
-    assert (
-        LLAMA.layer_parameters + LLAMA.head_parameters == 7_504_658_432
-    )  # 8.03e9 less the embedding and the norms
+    assert LLAMA.layer_parameters + LLAMA.head_parameters == 7_504_658_432  # 8.03e9 less the embedding and the norms
     assert LLAMA.kv_token_nbytes == 128 * 1024
 
 
@@ -30,14 +28,8 @@ def test_a_prompt_takes_the_operations_of_products_and_attention(length: int, ms
 
 
 def test_runs_are_prompts_and_then_steps() -> None:
-    for model, workload, rate in (
-        (LLAMA, throughput(), 7_800),
-        (LLAMA, mixed(), 13_300),
-        (QWEN, mixed(), 36_200),
-    ):
-        assert workload.num_output_tokens / run_s(model, PEER_DEVICE, workload) == pytest.approx(
-            rate, rel=0.03
-        )
+    for model, workload, rate in ((LLAMA, throughput(), 7_800), (LLAMA, mixed(), 13_300), (QWEN, mixed(), 36_200)):
+        assert workload.num_output_tokens / run_s(model, PEER_DEVICE, workload) == pytest.approx(rate, rel=0.03)
 
 
 def test_requests_beyond_the_seats_wait_for_them() -> None:

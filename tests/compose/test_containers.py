@@ -25,9 +25,7 @@ def named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: name)
 
 
-def test_the_address_of_a_name_is_taken_unless_others_do_not_reach_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_address_of_a_name_is_taken_unless_others_do_not_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
     named(monkeypatch, "192.0.2.7")
     assert own_address() == "192.0.2.7"
     named(monkeypatch, "127.0.0.1")

@@ -36,9 +36,7 @@ def prometheus(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> It
     (folder / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
     command = ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [*command, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log
-        )
+        process = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}"
 
     def is_ready() -> bool:
@@ -65,12 +63,7 @@ def values(url: str, query: str) -> list[float]:
 
 
 def test_every_panel_shows_something_under_load(cluster: Cluster, prometheus: str) -> None:
-    missing = {
-        (path.stem, title, query)
-        for path in DASHBOARDS
-        for title, queries in panels(path)
-        for query in queries
-    }
+    missing = {(path.stem, title, query) for path in DASHBOARDS for title, queries in panels(path) for query in queries}
     seeds = iter(range(10_000, 20_000))
 
     def all_have_values() -> bool:

@@ -50,22 +50,10 @@ def test_without_flags_every_setting_has_its_default(run: Run) -> None:
 def test_flags_of_every_type_arrive(run: Run) -> None:
     engine, worker, also = run(
         *("some/model", "--max-model-len", "128", "--dtype", "float32", "--no-enable-prefix-caching"),
-        *(
-            "--gpu-memory-utilization",
-            "0.5",
-            "--served-model-name",
-            "a",
-            "--served-model-name",
-            "b",
-            "--also",
-        ),
+        *("--gpu-memory-utilization", "0.5", "--served-model-name", "a", "--served-model-name", "b", "--also"),
     )
     assert engine == EngineConfig(
-        model="some/model",
-        max_model_len=128,
-        dtype="float32",
-        enable_prefix_caching=False,
-        gpu_memory_utilization=0.5,
+        model="some/model", max_model_len=128, dtype="float32", enable_prefix_caching=False, gpu_memory_utilization=0.5
     )
     assert worker == WorkerConfig(served_model_name=("a", "b"))
     assert also
@@ -75,9 +63,7 @@ def test_a_flag_goes_before_the_environment_and_that_before_the_file(run: Run, t
     file = tmp_path / "baton.yaml"
     file.write_text("max-num-seqs: 1\nmax_num_batched_tokens: 2\nblock-size: 4\nserved-model-name: [x, y]\n")
     engine, worker, _ = run(
-        *("--config", str(file), "--max-num-seqs", "3"),
-        BATON_MAX_NUM_SEQS="2",
-        BATON_MAX_NUM_BATCHED_TOKENS="20",
+        *("--config", str(file), "--max-num-seqs", "3"), BATON_MAX_NUM_SEQS="2", BATON_MAX_NUM_BATCHED_TOKENS="20"
     )
     assert (engine.max_num_seqs, engine.max_num_batched_tokens, engine.block_size) == (3, 20, 4)
     assert worker.served_model_name == ("x", "y")
@@ -108,9 +94,7 @@ def test_a_secret_that_is_not_there_is_said_with_its_variable_and_its_file(run: 
 
 
 def test_variables_without_a_value_are_as_if_not_there(run: Run) -> None:
-    empty = {
-        f"BATON_{name}": "" for name in ("MODEL", "API_KEY", "REDIS_URL", "MAX_MODEL_LEN", "CACHE_KEY_FILE")
-    }
+    empty = {f"BATON_{name}": "" for name in ("MODEL", "API_KEY", "REDIS_URL", "MAX_MODEL_LEN", "CACHE_KEY_FILE")}
     assert run(**empty) == (EngineConfig(), WorkerConfig(), False)
 
 
@@ -128,10 +112,7 @@ def test_wrong_values_are_refused_by_the_settings(run: Run) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [
-        EngineConfig(),
-        EngineConfig(max_model_len=7, enforce_eager=True, enable_chunked_prefill=False, dtype="bfloat16"),
-    ],
+    [EngineConfig(), EngineConfig(max_model_len=7, enforce_eager=True, enable_chunked_prefill=False, dtype="bfloat16")],
 )
 def test_settings_become_flags_and_settings_again(run: Run, settings: EngineConfig) -> None:
     assert run(*as_arguments(settings))[0] == settings

@@ -76,9 +76,7 @@ def test_every_series_and_label_that_is_asked_for_exists(where: str, query: str)
     assert asked or "slo:" in query or "up{" in query, where
     assert asked <= names, where
     matched = {re.split("=|!", part)[0] for inside in _LABELS.findall(query) for part in inside.split(",")}
-    grouped = {
-        label.strip() for inside in re.findall(r"by \(([^)]*)\)", query) for label in inside.split(",")
-    }
+    grouped = {label.strip() for inside in re.findall(r"by \(([^)]*)\)", query) for label in inside.split(",")}
     assert matched | grouped <= labels, where
 
 

@@ -28,9 +28,7 @@ def test_secrets_are_what_services_take(tmp_path: Path) -> None:
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o444}
     assert zmq.curve_public(made["curve_secret_key"].encode()).decode() == made["curve_public_key"]
     RouterConfig(model="m", api_key=(made["api_key"],))
-    WorkerConfig(
-        host="auto", curve_public_key=made["curve_public_key"], curve_secret_key=made["curve_secret_key"]
-    )
+    WorkerConfig(host="auto", curve_public_key=made["curve_public_key"], curve_secret_key=made["curve_secret_key"])
 
 
 def test_what_is_there_stays_and_only_what_lacks_is_made(tmp_path: Path) -> None:

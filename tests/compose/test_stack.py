@@ -33,18 +33,9 @@ NUM_TOKENS = 100
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 SERIES = (
     *("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "gpu_cache_usage_perc"),
-    *(
-        "prefix_cache_queries_total",
-        "prefix_cache_hits_total",
-        "prompt_tokens_total",
-        "generation_tokens_total",
-    ),
+    *("prefix_cache_queries_total", "prefix_cache_hits_total", "prompt_tokens_total", "generation_tokens_total"),
     *("request_success_total", "num_preemptions_total", "time_to_first_token_seconds_count"),
-    *(
-        "inter_token_latency_seconds_count",
-        "e2e_request_latency_seconds_count",
-        "request_queue_time_seconds_count",
-    ),
+    *("inter_token_latency_seconds_count", "e2e_request_latency_seconds_count", "request_queue_time_seconds_count"),
     *("kv_transfer_bytes_total", "kv_transfer_seconds_count", "kv_transfer_exposed_seconds_count"),
     *("kv_integrity_failures_total", "kv_leases_held", "kv_stranded_bytes", "replays_total"),
     *("admission_refusals_total", "route_decisions_total", "phase_seconds_count"),
@@ -234,9 +225,7 @@ def run_under(stack: Stack, wanted: list[str], disturb: Callable[[], None]) -> N
 
     texts, num_open = asyncio.run(run())
     assert texts == wanted
-    say(
-        f"{NUM_STREAMS} streams, {num_open} of them open when the disturbance was over: none lost, none changed"
-    )
+    say(f"{NUM_STREAMS} streams, {num_open} of them open when the disturbance was over: none lost, none changed")
 
 
 def busiest(stack: Stack, service: str) -> Container:
@@ -244,17 +233,13 @@ def busiest(stack: Stack, service: str) -> Container:
     headers = {"authorization": f"Bearer {stack.api_key()}"}
     workers = httpx.get(f"{stack.url}/debug/workers", headers=headers, timeout=10).json()["workers"]
     loads = {worker["http"]: worker["in_flight"] for worker in workers}
-    return max(
-        stack.containers(service), key=lambda container: loads.get(f"http://{container.address}:8001", -1)
-    )
+    return max(stack.containers(service), key=lambda container: loads.get(f"http://{container.address}:8001", -1))
 
 
 def test_a_decode_container_is_killed_under_streams(stack: Stack, wanted: list[str]) -> None:
     stack.scale(prefill=2, decode=3)
     run_under(stack, wanted, lambda: docker("kill", busiest(stack, "decode").id) and None)
-    eventually(
-        lambda: total(stack, "sum(baton:replays_total)") > 0, "Prometheus has seen that streams were replayed"
-    )
+    eventually(lambda: total(stack, "sum(baton:replays_total)") > 0, "Prometheus has seen that streams were replayed")
 
 
 @pytest.mark.parametrize("service", ["decode", "prefill"])
@@ -316,9 +301,7 @@ ALONE = {"BATON_HOST": "127.0.0.1", "BATON_REDIS_URL": "redis://127.0.0.1:1"}
             "BATON_CURVE_SECRET_KEY_FILE=/run/secrets/curve_secret_key cannot be read: No such file",
             id="a secret that is missing",
         ),
-        pytest.param(
-            *(WORKER_IMAGE, "prefill", {}), "host='auto' would let every network", id="no keys at all"
-        ),
+        pytest.param(*(WORKER_IMAGE, "prefill", {}), "host='auto' would let every network", id="no keys at all"),
         pytest.param(
             *(WORKER_IMAGE, "decode", {**ALONE, "BATON_MODEL": "no/such-model"}),
             "model='no/such-model' is neither a folder here nor",
@@ -339,9 +322,7 @@ ALONE = {"BATON_HOST": "127.0.0.1", "BATON_REDIS_URL": "redis://127.0.0.1:1"}
             "redis_url is not valid",
             id="no URL of a Redis",
         ),
-        pytest.param(
-            *(ROUTER_IMAGE, "router", {}), "nothing names workers", id="a router that waits for nobody"
-        ),
+        pytest.param(*(ROUTER_IMAGE, "router", {}), "nothing names workers", id="a router that waits for nobody"),
     ],
 )
 def test_what_cannot_run_says_why_in_one_line_and_ends(

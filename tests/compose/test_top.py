@@ -136,15 +136,9 @@ def test_another_server_is_told_from_a_router(cluster: Cluster) -> None:
     assert "no Baton router" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("q", "wanted"), [(0.0, 0.0), (0.25, 0.05), (0.5, 0.1), (0.7, 0.55), (0.9, 1.0), (0.99, 1.0)]
-)
+@pytest.mark.parametrize(("q", "wanted"), [(0.0, 0.0), (0.25, 0.05), (0.5, 0.1), (0.7, 0.55), (0.9, 1.0), (0.99, 1.0)])
 def test_quantiles_are_what_prometheus_estimates(q: float, wanted: float) -> None:
-    buckets = [
-        (0.1, 10.0),
-        (1.0, 18.0),
-        (float("inf"), 20.0),
-    ]  # beyond the last edge, that edge is all there is
+    buckets = [(0.1, 10.0), (1.0, 18.0), (float("inf"), 20.0)]  # beyond the last edge, that edge is all there is
     assert quantile(buckets, q) == pytest.approx(wanted)
 
 

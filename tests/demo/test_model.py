@@ -24,11 +24,7 @@ TOOLS = [
         "function": {
             "name": "get_weather",
             "description": "Get the weather",
-            "parameters": {
-                "type": "object",
-                "properties": {"city": {"type": "string"}},
-                "required": ["city"],
-            },
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
         },
     }
 ]
@@ -106,9 +102,7 @@ def test_the_template_writes_turns_systems_and_tools(tokenizer: Any) -> None:
     messages = [{"role": "system", "content": "Be brief."}, *HELLO]
     text = tokenizer.apply_chat_template(messages, tools=TOOLS, tokenize=False, add_generation_prompt=True)
     schema = json.dumps(TOOLS[0]["function"])
-    assert (
-        text == f"<|begin|><|system|>Be brief.<|end|><|tools|>{schema}<|end|><|user|>hi<|end|><|assistant|>"
-    )
+    assert text == f"<|begin|><|system|>Be brief.<|end|><|tools|>{schema}<|end|><|user|>hi<|end|><|assistant|>"
 
 
 def test_the_template_takes_content_in_parts(tokenizer: Any) -> None:
@@ -119,11 +113,7 @@ def test_the_template_takes_content_in_parts(tokenizer: Any) -> None:
 @pytest.mark.parametrize("arguments", ['{"city": "Paris"}', {"city": "Paris"}])
 def test_a_call_of_an_earlier_turn_is_written_as_the_model_writes_it(tokenizer: Any, arguments: Any) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "get_weather", "arguments": arguments}}
-    messages = [
-        *HELLO,
-        {"role": "assistant", "content": None, "tool_calls": [call]},
-        {"role": "tool", "content": "7"},
-    ]
+    messages = [*HELLO, {"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "content": "7"}]
     text = tokenizer.apply_chat_template(messages, tokenize=False)
     written = '<tool_call>{"name": "get_weather", "arguments": {"city": "Paris"}}</tool_call>'
     assert text.endswith(f"<|assistant|>{written}<|end|><|tool|>7<|end|>")
@@ -139,14 +129,10 @@ def test_training_renders_as_the_template_does(tokenizer: Any) -> None:
     encoder = load_encoder_once()
     rng = random.Random(6)
     conversations = [Conversation([{"role": "system", "content": "Be brief."}, user("2+2"), assistant("4")])]
-    conversations += [
-        tool_conversation(rng, "train", lambda: [user("hi"), assistant("Hello!")]) for _ in range(20)
-    ]
+    conversations += [tool_conversation(rng, "train", lambda: [user("hi"), assistant("Hello!")]) for _ in range(20)]
     for conversation in conversations:
         ids, said = encoder.render(conversation)
-        expected = tokenizer.apply_chat_template(
-            conversation.messages, tools=conversation.tools, return_dict=False
-        )
+        expected = tokenizer.apply_chat_template(conversation.messages, tools=conversation.tools, return_dict=False)
         assert ids == expected
         assert len(said) == len(ids)
     document = Corpus(encoder, seed=1).answer_only(conversations[0])

@@ -100,9 +100,7 @@ def test_the_answer_to_a_recall_question_stands_in_the_prompt(encoder: Encoder) 
 
 
 @pytest.mark.parametrize(("size", "low", "high"), [(1000, 900, 1100), (3000, 2800, 3300)])
-def test_recall_prompts_have_the_length_their_name_says(
-    encoder: Encoder, size: int, low: int, high: int
-) -> None:
+def test_recall_prompts_have_the_length_their_name_says(encoder: Encoder, size: int, low: int, high: int) -> None:
     task = next(task for task in TASKS if f"{size:,} tokens" in task.name)
     rng = random.Random(1)
     lengths = [len(encoder.render(task.make(rng, encoder))[0]) for _ in range(5)]
@@ -126,9 +124,7 @@ def test_json_answers_are_compared_by_value_and_type() -> None:
     assert not same_json('{"a": "1"}', '{"a": 1}')
     assert not same_json('{"a": 1', '{"a": 1}')
     call = {"name": "f", "arguments": {"x": 1}}
-    assert same_call(
-        f"<tool_call>{json.dumps(call)}</tool_call>", f"<tool_call>{json.dumps(call)}</tool_call>"
-    )
+    assert same_call(f"<tool_call>{json.dumps(call)}</tool_call>", f"<tool_call>{json.dumps(call)}</tool_call>")
     assert not same_call(json.dumps(call), f"<tool_call>{json.dumps(call)}</tool_call>")
 
 
@@ -150,6 +146,4 @@ def test_the_quick_encoder_agrees_with_the_tokenizer(encoder: Encoder) -> None:
             text = message["content"]
             slow = encoder._tokenizer.encode(text, add_special_tokens=False).ids
             assert encoder.encode(text) == slow
-    assert (
-        encoder.encode("é 1<|end|>") == encoder._tokenizer.encode("é 1<|end|>", add_special_tokens=False).ids
-    )
+    assert encoder.encode("é 1<|end|>") == encoder._tokenizer.encode("é 1<|end|>", add_special_tokens=False).ids

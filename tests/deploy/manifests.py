@@ -32,14 +32,10 @@ class Manifests:
 
     def selected(self, labels: Mapping[str, str]) -> list[str]:
         """Name the Deployments whose pods have these labels."""
-        return [
-            name for name, pod in self.pods().items() if labels.items() <= pod["metadata"]["labels"].items()
-        ]
+        return [name for name, pod in self.pods().items() if labels.items() <= pod["metadata"]["labels"].items()]
 
 
-def render(
-    values: Mapping[str, Any] | None = None, *, name: str = "baton", namespace: str = "llm"
-) -> Manifests:
+def render(values: Mapping[str, Any] | None = None, *, name: str = "baton", namespace: str = "llm") -> Manifests:
     """Render the chart with Helm's own engine.
 
     Raises:
@@ -50,18 +46,14 @@ def render(
         given = dict(values or {})
         chart.validate_schema(given)
         rendered = chart.render(given, name=name, namespace=namespace)
-    return Manifests(
-        [each for file, text in rendered.items() if file.endswith(".yaml") for each in documents(text)]
-    )
+    return Manifests([each for file, text in rendered.items() if file.endswith(".yaml") for each in documents(text)])
 
 
 def build(folder: str) -> Manifests:
     """Build a kustomization with kubectl."""
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed")
-    done = subprocess.run(
-        ["kubectl", "kustomize", KUSTOMIZE / folder], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(["kubectl", "kustomize", KUSTOMIZE / folder], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return Manifests(list(documents(done.stdout)))
 

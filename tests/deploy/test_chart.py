@@ -136,9 +136,7 @@ def test_selectors_select_one_role_and_ports_are_there(release: Manifests) -> No
             if "configMap" in volume:
                 assert volume["configMap"]["name"] in release.of_kind("ConfigMap")
             if "persistentVolumeClaim" in volume:
-                assert volume["persistentVolumeClaim"]["claimName"] in release.of_kind(
-                    "PersistentVolumeClaim"
-                )
+                assert volume["persistentVolumeClaim"]["claimName"] in release.of_kind("PersistentVolumeClaim")
     for each in release.of_kind("ScaledObject").values():
         target = each["spec"]["scaleTargetRef"]["name"]
         assert "replicas" not in release.of_kind("Deployment")[target]["spec"]
@@ -158,18 +156,13 @@ def test_only_who_needs_to_reaches_a_pod(release: Manifests) -> None:
             peers = {
                 name
                 for peer in rule.get("from", ())
-                for name in release.selected(
-                    peer.get("podSelector", {}).get("matchLabels", {"": "no pod of ours"})
-                )
+                for name in release.selected(peer.get("podSelector", {}).get("matchLabels", {"": "no pod of ours"}))
             }
             for port in rule["ports"]:
                 reaches[to, port["port"]] = peers
                 if port["port"] not in ("http", "control", "redis"):
                     first = settings_of(release, roles(release)["decode"])["kv-port"]
-                    assert (port["port"], port["endPort"]) == (
-                        first,
-                        first + 3,
-                    )  # a socket each, at most four
+                    assert (port["port"], port["endPort"]) == (first, first + 3)  # a socket each, at most four
                     reaches[to, "kv"] = reaches.pop((to, port["port"]))
     router, prefill, decode = (deployments[role] for role in ("router", "prefill", "decode"))
     assert closed == set(deployments.values())
@@ -177,9 +170,7 @@ def test_only_who_needs_to_reaches_a_pod(release: Manifests) -> None:
         assert reaches.pop((worker, "control")) == {router}
         assert reaches.pop((worker, "kv")) == {prefill, decode}
         assert reaches.pop((worker, "http")) == set()  # Prometheus, in another namespace
-    assert reaches.pop((router, "http")) == set() or "podSelector" in str(
-        release.of_kind("NetworkPolicy")[router]
-    )
+    assert reaches.pop((router, "http")) == set() or "podSelector" in str(release.of_kind("NetworkPolicy")[router])
     if "redis" in deployments:
         assert reaches.pop((deployments["redis"], "redis")) == {router, prefill, decode}
     assert not reaches
@@ -227,20 +218,14 @@ def parse(release: Manifests, role: str, folder: Path, monkeypatch: pytest.Monke
     return settings
 
 
-def test_the_router_understands_its_pod(
-    release: Manifests, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_router_understands_its_pod(release: Manifests, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (config,) = parse(release, "router", tmp_path, monkeypatch)
     pod = roles(release)["router"]["spec"]
     assert isinstance(config, RouterConfig)
     assert config.port == pod["containers"][0]["ports"][0]["containerPort"]
     assert config.host == "0.0.0.0"
     assert config.api_key == ("baton-key",)
-    assert (config.curve_server_key, config.curve_public_key, config.curve_secret_key) == (
-        PUBLIC,
-        PUBLIC,
-        SECRET,
-    )
+    assert (config.curve_server_key, config.curve_public_key, config.curve_secret_key) == (PUBLIC, PUBLIC, SECRET)
     assert config.redis_password == KEYS["redis_password"]
     (sleep, pause_s) = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
     assert sleep == "sleep"

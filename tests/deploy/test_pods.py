@@ -27,9 +27,7 @@ PASSWORD = "a-password"
 class Pod:
     """One container's command, as the kubelet would run it."""
 
-    def __init__(
-        self, release: Manifests, role: str, secrets: dict[str, dict[str, str]], folder: Path
-    ) -> None:
+    def __init__(self, release: Manifests, role: str, secrets: dict[str, dict[str, str]], folder: Path) -> None:
         self.role = role
         folder = folder / role
         folder.mkdir()
@@ -73,12 +71,7 @@ def pods(tmp_path: Path) -> Iterator[dict[str, Pod]]:
     redis.start()
     redis.ask(f"CONFIG SET requirepass {PASSWORD}")
     public, secret = (key.decode() for key in zmq.curve_keypair())
-    keys = {
-        "cache_key": "c" * 32,
-        "redis_password": PASSWORD,
-        "curve_public_key": public,
-        "curve_secret_key": secret,
-    }
+    keys = {"cache_key": "c" * 32, "redis_password": PASSWORD, "curve_public_key": public, "curve_secret_key": secret}
     secrets = {"baton-secrets": {**keys, "api_key": "baton-key"}}
     worker = {"settings": {"kv-cache-memory-bytes": 48 * 2**20, "drain-s": 1, "lease-s": 3}}
     values = {
@@ -102,9 +95,7 @@ def test_the_chart_s_pods_serve_and_drain(pods: dict[str, Pod]) -> None:
     for pod in pods.values():
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
             eventually(lambda pod=pod, probe=probe: pod.probe(probe), f"{probe} of {pod.role}", 90)
-    client = openai.OpenAI(
-        base_url=f"http://{ADDRESSES['router']}:8000/v1", api_key="baton-key", max_retries=0
-    )
+    client = openai.OpenAI(base_url=f"http://{ADDRESSES['router']}:8000/v1", api_key="baton-key", max_retries=0)
     messages: Any = [{"role": role, "content": content} for role, content in MESSAGES]
     answer = client.chat.completions.create(model="baton-demo", messages=messages, temperature=0)
     assert "Paris" in (answer.choices[0].message.content or "")

@@ -112,7 +112,5 @@ def test_leases_and_block_logs_stand_in_redis(cluster: Cluster) -> None:
         assert (b"prefill" if name.startswith("p") else b"decode") in answer
         left = cluster.redis.ask(f"PTTL baton:{MODEL}:worker:{name}")
         assert 0 < int(left[1:]) <= 3000
-    lengths = [
-        int(cluster.redis.ask(f"XLEN baton:{MODEL}:blocks:{name}")[1:]) for name in ("p0", "p1", "d0", "d1")
-    ]
+    lengths = [int(cluster.redis.ask(f"XLEN baton:{MODEL}:blocks:{name}")[1:]) for name in ("p0", "p1", "d0", "d1")]
     assert sum(lengths) > 0

@@ -60,9 +60,9 @@ def test_each_process_times_its_phases_of_each_request(cluster: Cluster) -> None
         (prefill, ("queue", "compute", "prefill")),
         (decode, ("queue", "compute", "decode")),
     ):
-        assert {
-            phase: counted[f'phase_seconds_count{{phase="{phase}"}}'] for phase in phases
-        } == dict.fromkeys(phases, 2)
+        assert {phase: counted[f'phase_seconds_count{{phase="{phase}"}}'] for phase in phases} == dict.fromkeys(
+            phases, 2
+        )
         assert counted["request_queue_time_seconds_count"] == 2
     assert router['route_decisions_total{path="remote"}'] == 2
 

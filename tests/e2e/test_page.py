@@ -17,16 +17,11 @@ def browser() -> Iterator[Browser]:
         yield started
 
 
-def test_a_question_is_answered_and_its_way_through_the_pair_is_drawn(
-    cluster: Cluster, browser: Browser
-) -> None:
+def test_a_question_is_answered_and_its_way_through_the_pair_is_drawn(cluster: Cluster, browser: Browser) -> None:
     said = (
         cluster.client("1p1d")
         .chat.completions.create(
-            model=MODEL,
-            messages=[{"role": "user", "content": QUESTION.strip()}],
-            max_tokens=24,
-            temperature=0,
+            model=MODEL, messages=[{"role": "user", "content": QUESTION.strip()}], max_tokens=24, temperature=0
         )
         .choices[0]
         .message.content
@@ -64,8 +59,6 @@ def test_a_question_is_answered_and_its_way_through_the_pair_is_drawn(
         shown = row.get_by_role("row").filter(has_text="prefill").first
         expect(shown).to_contain_text("p0")
         expect(row.get_by_role("row").filter(has_text="KV transfer")).to_contain_text("d0")
-        expect(row.get_by_role("row").filter(has=page.get_by_text("decode", exact=True))).to_contain_text(
-            "d0"
-        )
+        expect(row.get_by_role("row").filter(has=page.get_by_text("decode", exact=True))).to_contain_text("d0")
         row.get_by_role("button", name="Why these workers?").click()
         expect(row).to_contain_text("p0 → d0 ✓")

@@ -84,22 +84,17 @@ def test_up_says_what_is_wrong_and_ends(tmp_path: Path) -> None:
     assert "cannot run as it is configured" in process.log()
 
 
-def test_a_plan_without_redis_tells_the_router_of_its_workers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_plan_without_redis_tells_the_router_of_its_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("baton.up.find_redis_server", lambda: None)
     plan = make_plan(UpConfig(prefill=2, decode=3, port=free_ports(1)[0]), EngineConfig(), str(tmp_path))
     assert plan.redis is None
     assert "none found" in plan.notice
     assert list(plan.router.command).count("--worker") == 5
-    assert [child.name for child in plan.workers] == [
-        *("prefill-0", "prefill-1", "decode-0", "decode-1", "decode-2"),
-    ]
+    assert [child.name for child in plan.workers] == [*("prefill-0", "prefill-1", "decode-0", "decode-1", "decode-2")]
 
 
 @pytest.mark.parametrize(
-    ("gpus", "legs"),
-    [([], ["prefill-0", "decode-0"]), (["0"], ["decode-0"]), (["0", "1"], ["prefill-0", "decode-0"])],
+    ("gpus", "legs"), [([], ["prefill-0", "decode-0"]), (["0"], ["decode-0"]), (["0", "1"], ["prefill-0", "decode-0"])]
 )
 def test_the_default_is_a_pair_unless_decode_needs_all_gpus(
     gpus: list[str], legs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -235,7 +235,5 @@ class PoolMachine(RuleBasedStateMachine):
         assert self.told == set(self.cache.hashes())
 
 
-PoolMachine.TestCase.settings = settings(
-    max_examples=200, stateful_step_count=40, deadline=None, derandomize=True
-)
+PoolMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None, derandomize=True)
 TestAnyOrderOfUse = PoolMachine.TestCase

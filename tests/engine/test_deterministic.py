@@ -46,17 +46,13 @@ NUM_TOKENS = 24
 GREEDY = SamplingParams(
     temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, detokenize=False, logprobs=2, prompt_logprobs=1
 )
-DRAWN = SamplingParams(
-    temperature=1.0, seed=5, max_tokens=NUM_TOKENS, ignore_eos=True, detokenize=False, logprobs=2
-)
+DRAWN = SamplingParams(temperature=1.0, seed=5, max_tokens=NUM_TOKENS, ignore_eos=True, detokenize=False, logprobs=2)
 FAMILIES = ("wide",) if HAS_GPU else ("llama-3.1", "gemma2", "gpt2")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def make_llm(
-    request: pytest.FixtureRequest,
-    tiny_checkpoint: Callable[[str], Path],
-    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest, tiny_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., LLM]:
     if request.param == "wide":
         folder = tmp_path_factory.mktemp("wide")
@@ -114,9 +110,7 @@ def test_a_cached_prefix_changes_no_bit(make_llm: Callable[..., LLM], alone: dic
 
 def test_preemption_changes_no_bit(make_llm: Callable[..., LLM], alone: dict[bool, list[Any]]) -> None:
     longest = -(-(max(LENS) + NUM_TOKENS) // 16)
-    llm = make_llm(
-        max_model_len=longest * 16, num_gpu_blocks_override=longest + 2, enable_prefix_caching=False
-    )
+    llm = make_llm(max_model_len=longest * 16, num_gpu_blocks_override=longest + 2, enable_prefix_caching=False)
     assert _run(llm, DRAWN) == alone[True]
     assert llm.engine.scheduler.num_preemptions > 0
 

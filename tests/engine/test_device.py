@@ -49,9 +49,7 @@ def test_heads_wider_than_the_kernels_take_are_refused_with_size_and_limit(spec)
 
 
 def test_a_type_that_the_kernels_do_not_take_is_refused(spec) -> None:
-    with pytest.raises(
-        ConfigError, match=r"torch\.float64 is not valid.*bfloat16, float16, float32.*--dtype"
-    ):
+    with pytest.raises(ConfigError, match=r"torch\.float64 is not valid.*bfloat16, float16, float32.*--dtype"):
         check_device(H200, spec, torch.float64)
 
 
@@ -71,9 +69,7 @@ def test_plain_torch_in_place_of_a_kernel_is_no_part_of_deterministic() -> None:
 
 def test_a_device_that_runs_out_at_start_is_told_with_the_flags_to_move() -> None:
     with (
-        pytest.raises(
-            OutOfMemory, match=r"steps of 8192 tokens and of 256 sequences.*--max-num-batched-tokens"
-        ),
+        pytest.raises(OutOfMemory, match=r"steps of 8192 tokens and of 256 sequences.*--max-num-batched-tokens"),
         largest_steps_tried(EngineConfig()),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -109,9 +105,7 @@ print(llm.generate([{"prompt_token_ids": [5, 6, 7]}], greedy, use_tqdm=False)[0]
 
 
 @pytest.mark.skipif(INTERPRET, reason="run by itself in the interpreter")
-@pytest.mark.skipif(
-    torch.cuda.is_available(), reason="tests/kernels/test_compile_check.py shows it on the GPU"
-)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests/kernels/test_compile_check.py shows it on the GPU")
 def test_a_kernel_that_does_not_compile_ends_the_start_unless_plain_torch_is_allowed(
     tiny_checkpoint: Callable[[str], Path],
 ) -> None:
@@ -128,19 +122,11 @@ def test_a_kernel_that_does_not_compile_ends_the_start_unless_plain_torch_is_all
     )
     assert done.returncode == 0, done.stderr[-3000:]
     refusal, *_, token_ids = done.stdout.strip().splitlines()
-    for part in (
-        "kernel of rms_norm",
-        "on CPU",
-        "Triton 3.",
-        "no such block here",
-        "--allow-reference-kernels",
-    ):
+    for part in ("kernel of rms_norm", "on CPU", "Triton 3.", "no such block here", "--allow-reference-kernels"):
         assert part in refusal
     assert "reference_kernel" in done.stdout + done.stderr
     assert "in plain torch, and so without CUDA graphs: rms_norm\n" in done.stderr
-    llm = LLM(
-        str(folder), skip_tokenizer_init=True, device="cpu", use_tqdm=False, kv_cache_memory_bytes=1 << 20
-    )
+    llm = LLM(str(folder), skip_tokenizer_init=True, device="cpu", use_tqdm=False, kv_cache_memory_bytes=1 << 20)
     greedy = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True, detokenize=False)
     output = llm.generate([{"prompt_token_ids": [5, 6, 7]}], greedy, use_tqdm=False)[0].outputs[0]
     assert str(output.token_ids) == token_ids

@@ -20,9 +20,7 @@ from baton.engine.upload import upload
 from baton.kernels.launch import ON_TRITON
 from baton.llm import LLM, SamplingParams
 
-PARAMS = SamplingParams(
-    temperature=0, max_tokens=3, ignore_eos=True, detokenize=False, logprobs=2, prompt_logprobs=0
-)
+PARAMS = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True, detokenize=False, logprobs=2, prompt_logprobs=0)
 
 
 class Uncaptured(StepGraphs):
@@ -66,9 +64,7 @@ def test_answers_are_those_of_steps_as_they_are(tiny_checkpoint: Callable[[str],
         for output in outputs:
             choice = output.outputs[0]
             rows = [*(output.prompt_logprobs or [])[1:], *(choice.logprobs or [])]
-            found.append(
-                (choice.token_ids, [entry.logprob for row in rows for entry in (row or {}).values()])
-            )
+            found.append((choice.token_ids, [entry.logprob for row in rows for entry in (row or {}).values()]))
         return found
 
     padded = load()

@@ -29,12 +29,7 @@ RULES: list[dict[str, Any]] = [
     {"repetition_penalty": 0.8, "presence_penalty": -0.5, "frequency_penalty": 2.0},
     {},
     {"repetition_penalty": 1.3, "allowed_token_ids": list(range(3, 120))},
-    {
-        "presence_penalty": -1.0,
-        "frequency_penalty": 0.7,
-        "min_tokens": NUM_TOKENS,
-        "stop_token_ids": list(range(90)),
-    },
+    {"presence_penalty": -1.0, "frequency_penalty": 0.7, "min_tokens": NUM_TOKENS, "stop_token_ids": list(range(90))},
 ]
 
 
@@ -85,9 +80,7 @@ def _answer_of(peer: Any, prompt: list[int], params: SamplingParams) -> tuple[li
     answer: list[int] = []
     gap = float("inf")
     for _ in range(NUM_TOKENS):
-        logits = _changed(
-            peer(torch.tensor([prompt + answer])).logits[0, -1].double(), prompt, answer, params
-        )
+        logits = _changed(peer(torch.tensor([prompt + answer])).logits[0, -1].double(), prompt, answer, params)
         best = logits.topk(2)
         gap = min(gap, float(best.values[0] - best.values[1]))
         answer.append(int(best.indices[0]))
@@ -119,9 +112,7 @@ def test_penalties_and_bad_words_give_what_their_definitions_give(case: Case, ru
 
 
 def test_the_rules_are_at_work(case: Case) -> None:
-    plain = case.llm(False).generate(
-        [{"prompt_token_ids": ids} for ids in case.prompts], PLAIN, use_tqdm=False
-    )
+    plain = case.llm(False).generate([{"prompt_token_ids": ids} for ids in case.prompts], PLAIN, use_tqdm=False)
     same = [o.outputs[0].token_ids == answer for o, answer in zip(plain, case.answers, strict=True)]
     assert same == [not rules for rules in RULES]
 

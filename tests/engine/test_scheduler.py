@@ -16,12 +16,7 @@ from baton.protocol import SamplingParams
 
 def make(num_blocks: int = 100, **changes: Any) -> Scheduler:
     """Make a scheduler over so many usable blocks of 4 tokens."""
-    settings: dict[str, Any] = {
-        "max_num_seqs": 4,
-        "max_num_batched_tokens": 16,
-        "max_model_len": 400,
-        "block_size": 4,
-    }
+    settings: dict[str, Any] = {"max_num_seqs": 4, "max_num_batched_tokens": 16, "max_model_len": 400, "block_size": 4}
     return Scheduler(SchedulerConfig(**(settings | changes)), BlockPool(num_blocks + 1))
 
 
@@ -41,8 +36,7 @@ def rows(plan: StepPlan | None) -> dict[str, tuple[int, int]]:
     """Give (start, number of new tokens) of each row."""
     assert plan is not None
     return {
-        s.sequence_id: (start, count)
-        for s, start, count in zip(plan.sequences, plan.starts, plan.num_new, strict=True)
+        s.sequence_id: (start, count) for s, start, count in zip(plan.sequences, plan.starts, plan.num_new, strict=True)
     }
 
 

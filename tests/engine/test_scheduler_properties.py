@@ -76,9 +76,7 @@ class FakeEngine:
         self.launched: deque[Launched] = deque()
         self.sequences: list[Sequence] = []  # all that are not given back
         self.num_created = 0
-        self.copied: dict[
-            Sequence, list[int]
-        ] = {}  # block tables as the device has them, grown at their ends
+        self.copied: dict[Sequence, list[int]] = {}  # block tables as the device has them, grown at their ends
         self.completed: list[Sequence] = []
         self.num_steps = 0
 
@@ -103,11 +101,7 @@ class FakeEngine:
         if plan is not None:
             self.check_plan(plan)
             self.launched.append(
-                Launched(
-                    plan,
-                    self.copy_tables(plan),
-                    [list(sequence.token_ids) for sequence in plan.sequences],
-                )
+                Launched(plan, self.copy_tables(plan), [list(sequence.token_ids) for sequence in plan.sequences])
             )
         elif not self.launched and not scheduler.receiving and not scheduler.held:
             assert not scheduler.has_work, "stuck: work, and no plan"
@@ -193,9 +187,7 @@ class FakeEngine:
     def check_blocks(self) -> None:
         """Compare the pool's counts with who holds what; free + cached + held = total."""
         self.pool.verify()
-        self.sequences = [
-            s for s in self.sequences if s.state is not SequenceState.FINISHED or s.num_in_flight
-        ]
+        self.sequences = [s for s in self.sequences if s.state is not SequenceState.FINISHED or s.num_in_flight]
         owners = Counter(block_id for sequence in self.sequences for block_id in sequence.block_ids)
         for block_id in range(1, self.pool.num_total + 1):
             assert self.pool.num_references(block_id) == owners[block_id]
@@ -312,9 +304,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def receive(self, prompt: list[int], max_new: int, priority: int) -> None:
         sequence = self.engine.new(prompt, max_new, priority)
         self.engine.scheduler.receive(sequence)
-        found = [
-            self.engine.kv[self.engine.slot(sequence.block_ids, p)] for p in range(sequence.num_computed)
-        ]
+        found = [self.engine.kv[self.engine.slot(sequence.block_ids, p)] for p in range(sequence.num_computed)]
         assert found == chain(prompt)[: sequence.num_computed], "what is findable is there already"
 
     @precondition(lambda self: self.some(SequenceState.RECEIVING))
@@ -323,10 +313,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         sequence = self.pick(data, SequenceState.RECEIVING)
         granted = self.engine.scheduler.reserve(sequence, num_blocks)
         assert len(granted) <= num_blocks
-        assert (
-            len(sequence.block_ids) * self.engine.block_size
-            < len(sequence.token_ids) + self.engine.block_size
-        )
+        assert len(sequence.block_ids) * self.engine.block_size < len(sequence.token_ids) + self.engine.block_size
 
     @precondition(lambda self: self.some(SequenceState.RECEIVING))
     @rule(data=st.data(), missing=st.integers(0, 30), seeded=st.booleans())
@@ -388,9 +375,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         engine.check_empty()
 
 
-SchedulerMachine.TestCase.settings = settings(
-    max_examples=300, stateful_step_count=40, deadline=None, derandomize=True
-)
+SchedulerMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None, derandomize=True)
 TestAnyOrderOfEvents = SchedulerMachine.TestCase
 
 

@@ -10,9 +10,7 @@ from baton.kernels.prefill_attention import prefill_attention
 NUM_LAYERS, LAYER = 3, 1
 
 
-def _step(
-    decodes, chunks, num_heads, num_kv_heads, head_dim, *, block_size=16, dtype=torch.float32, device="cpu"
-):
+def _step(decodes, chunks, num_heads, num_kv_heads, head_dim, *, block_size=16, dtype=torch.float32, device="cpu"):
     """Lay out a mixed step over a shuffled cache: context lengths of decodes, (queries, context) of chunks."""
     query_lens = [1] * len(decodes) + [n for n, _ in chunks]
     seq_lens = list(decodes) + [context for _, context in chunks]
@@ -48,10 +46,7 @@ def _dense(q, kv_layer, batch, scale, window=None, soft_cap=None):
     outputs, begin = [], 0
     for i, (n, context) in enumerate(zip(batch.query_lens_host, batch.seq_lens_host, strict=True)):
         blocks = kv_layer[batch.block_table[i, : -(-context // block_size)].long()].double()
-        k, v = (
-            blocks[:, j].reshape(-1, num_kv_heads, head_dim)[:context].repeat_interleave(group, 1)
-            for j in (0, 1)
-        )
+        k, v = (blocks[:, j].reshape(-1, num_kv_heads, head_dim)[:context].repeat_interleave(group, 1) for j in (0, 1))
         scores = torch.einsum("qhd,khd->hqk", q[begin : begin + n].double(), k) * scale
         if soft_cap is not None:
             scores = soft_cap * torch.tanh(scores / soft_cap)

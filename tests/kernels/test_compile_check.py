@@ -55,9 +55,7 @@ def broken(is_kernel, monkeypatch):
     monkeypatch.setattr(launch, "_references", set())
 
 
-@pytest.mark.parametrize(
-    "shapes", [LLAMA, GEMMA, OPT, DETERMINISTIC], ids=["llama", "gemma", "opt", "deterministic"]
-)
+@pytest.mark.parametrize("shapes", [LLAMA, GEMMA, OPT, DETERMINISTIC], ids=["llama", "gemma", "opt", "deterministic"])
 def test_all_that_a_model_runs_compiles(shapes, device):
     assert compile_kernels(shapes, torch.device(device), "here", allow_reference=False) == {}
 

@@ -78,14 +78,7 @@ def test_logits_on_a_gpu_are_not_rounded_to_the_models_type(rows, dtype, has_bia
 
 @pytest.mark.parametrize(
     ("num_outputs", "num_inputs", "splits"),
-    [
-        (6144, 4096, 1),
-        (4096, 4096, 2),
-        (4096, 14336, 2),
-        (1024, 2048, 4),
-        (1024, 3072, 4),
-        (4096, 1024, 1),
-    ],
+    [(6144, 4096, 1), (4096, 4096, 2), (4096, 14336, 2), (1024, 2048, 4), (1024, 3072, 4), (4096, 1024, 1)],
 )
 def test_a_long_product_of_few_programs_is_split(num_outputs, num_inputs, splits):
     assert LAUNCH.tall.num_splits(num_outputs, num_inputs) == splits

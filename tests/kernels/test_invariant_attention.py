@@ -61,8 +61,7 @@ class Cache:
         n, q = CONTEXTS[seq], self.q[seq].double()
         blocks = self.kv[self.table[seq].long().to(self.device)].double()
         k, v = (
-            blocks[:, half].flatten(0, 1)[:n].repeat_interleave(q.shape[1] // blocks.shape[3], 1)
-            for half in (0, 1)
+            blocks[:, half].flatten(0, 1)[:n].repeat_interleave(q.shape[1] // blocks.shape[3], 1) for half in (0, 1)
         )
         scores = torch.einsum("qhd,khd->hqk", q, k) * self.options["scale"]
         if cap := self.options["soft_cap"]:
@@ -150,8 +149,7 @@ def test_padding_rows_give_zeros(device, is_kernel):
         pytest.skip("a CPU has no padding rows")
     cache = Cache(*SHAPES[0], device)
     batch = AttentionBatch(
-        block_table=cache.table[[2, 0]].to(device)
-        * torch.tensor([[1], [0]], device=device, dtype=torch.int32),
+        block_table=cache.table[[2, 0]].to(device) * torch.tensor([[1], [0]], device=device, dtype=torch.int32),
         query_start=torch.tensor([0, 1, 2], dtype=torch.int32, device=device),
         seq_lens=torch.tensor([300, 0], dtype=torch.int32, device=device),
         slots=torch.zeros(2, dtype=torch.int64, device=device),

@@ -49,10 +49,7 @@ def test_strided_rows_are_multiplied_as_they_lie(device, assert_close):
 
 
 def test_no_rows_give_no_rows(device):
-    assert invariant_linear(torch.zeros(0, 8, device=device), torch.zeros(5, 8, device=device)).shape == (
-        0,
-        5,
-    )
+    assert invariant_linear(torch.zeros(0, 8, device=device), torch.zeros(5, 8, device=device)).shape == (0, 5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the interpreter has no matrix unit")

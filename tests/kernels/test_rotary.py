@@ -20,12 +20,9 @@ def _norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("has_norm", [False, True])
 @pytest.mark.parametrize(
-    ("num_heads", "num_kv_heads", "head_dim", "rot_dim"),
-    [(6, 2, 64, 64), (4, 4, 20, 8), (3, 1, 80, 32), (5, 5, 2, 2)],
+    ("num_heads", "num_kv_heads", "head_dim", "rot_dim"), [(6, 2, 64, 64), (4, 4, 20, 8), (3, 1, 80, 32), (5, 5, 2, 2)]
 )
-def test_heads_turn_and_land(
-    dtype, has_norm, num_heads, num_kv_heads, head_dim, rot_dim, device, assert_close
-):
+def test_heads_turn_and_land(dtype, has_norm, num_heads, num_kv_heads, head_dim, rot_dim, device, assert_close):
     num_tokens = 5
     widths = (num_heads, num_kv_heads, num_kv_heads)
     qkv = torch.randn(num_tokens, sum(widths), head_dim, device=device).to(dtype)

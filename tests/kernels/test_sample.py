@@ -102,9 +102,7 @@ def test_each_row_is_drawn_by_its_definition(filters, vocab_size, ties, device):
 @pytest.mark.parametrize("spread", [0.01, 30.0])
 def test_flat_and_steep_rows_are_filtered_alike(spread, device):
     logits = spread * torch.randn(4, 9000, device=device)
-    batch = _batch(
-        4, device, top_k=torch.tensor([0, 0, 40, 5000]), top_p=torch.tensor([0.5, 0.999, 0.9, 0.9])
-    )
+    batch = _batch(4, device, top_k=torch.tensor([0, 0, 40, 5000]), top_p=torch.tensor([0.5, 0.999, 0.9, 0.9]))
     assert sample(logits, batch).tolist() == _draw_by_definition(logits, batch)
 
 
@@ -124,16 +122,11 @@ def test_greedy_takes_the_lowest_id_among_equals(device):
 
 def test_a_row_alone_draws_what_it_draws_in_company(device):
     logits = torch.randn(6, 2000, device=device)
-    batch = _batch(
-        6, device, top_k=torch.tensor([0, 40, 0, 3, 0, 0]), top_p=torch.tensor([1, 1, 0.8, 1, 1, 0.9])
-    )
+    batch = _batch(6, device, top_k=torch.tensor([0, 40, 0, 3, 0, 0]), top_p=torch.tensor([1, 1, 0.8, 1, 1, 0.9]))
     together = sample(logits, batch).tolist()
     for row in range(6):
         alone = SamplingBatch(
-            *(
-                t[row : row + 1]
-                for t in (batch.temperature, batch.top_k, batch.top_p, batch.min_p, batch.keys)
-            ),
+            *(t[row : row + 1] for t in (batch.temperature, batch.top_k, batch.top_p, batch.min_p, batch.keys)),
             any_top_k=True,
             any_top_p=True,
             any_min_p=True,
@@ -231,9 +224,7 @@ def test_neighbouring_positions_and_seeds_draw_independently():
 
 def test_noise_bits_are_even_in_every_bit():
     token_ids = torch.arange(4096, dtype=torch.int32)
-    keys = derive_keys(
-        torch.zeros(64, dtype=torch.int64), torch.zeros(64, dtype=torch.int64), torch.arange(64)
-    )
+    keys = derive_keys(torch.zeros(64, dtype=torch.int64), torch.zeros(64, dtype=torch.int64), torch.arange(64))
     bits = noise_bits_reference(token_ids, keys[:, None].expand(64, 1, 2).squeeze(1))
     for bit in range(32):
         ones = (bits >> bit & 1).double().mean()

@@ -45,10 +45,7 @@ def test_caches_of_two_gpu_workers_hold_the_same_afterwards(scheme: str) -> None
         for number in range(num):
             span = slice(number * each, (number + 1) * each)
             ticket = TestTicket(
-                request_id(number),
-                secret=secrets.token_bytes(16),
-                source=exporter.endpoint,
-                layout=common["layout"],
+                request_id(number), secret=secrets.token_bytes(16), source=exporter.endpoint, layout=common["layout"]
             )
             torch.cuda._sleep(LONG_CYCLES // 10)  # a step in flight, which still writes where KV is to land
             sink[order[span]] = 7.0
@@ -68,10 +65,7 @@ def test_what_the_engine_started_before_never_overwrites_what_landed() -> None:
     memory = DeviceMemory(CudaCopies(kv), frame_nbytes=1 << 20)
     content = random_kv(1, 4).cpu()
     block = content.view(torch.uint8).numpy().reshape(-1).data
-    for cycles in (
-        1,
-        10 * LONG_CYCLES,
-    ):  # first to load the kernels, for which the driver may wait for the device
+    for cycles in (1, 10 * LONG_CYCLES):  # first to load the kernels, for which the driver may wait for the device
         torch.cuda._sleep(cycles)
         kv[5] = 7.0
         step = torch.cuda.current_stream().record_event()

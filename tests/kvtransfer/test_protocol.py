@@ -32,9 +32,7 @@ NUM_BLOCKS = 7
 NBYTES = 32 << 10
 POISON = 0xEE
 PEER = b"sink peer id 016"
-CONFIG = TransferConfig(
-    frame_nbytes=2 * NBYTES, lease_s=10.0, renew_s=2.0, silence_s=3.0, stall_s=5.0, park_s=5.0
-)
+CONFIG = TransferConfig(frame_nbytes=2 * NBYTES, lease_s=10.0, renew_s=2.0, silence_s=3.0, stall_s=5.0, park_s=5.0)
 META = b"first token"
 
 
@@ -191,9 +189,7 @@ class World:
         message, _ = wire.parse(header, wire.TO_SINK)
         if isinstance(message, wire.Blocks):
             assert message.first_block >= self.fetched[batch.key], "a block that the sink has"
-            assert (
-                message.first_block + message.num_blocks <= self.fetched[batch.key] + self.granted[batch.key]
-            )
+            assert message.first_block + message.num_blocks <= self.fetched[batch.key] + self.granted[batch.key]
 
     def deliver(self, message: Message, damage: int | None = None) -> None:
         frames = [bytearray(frame) for frame in message.frames]
@@ -249,9 +245,7 @@ class World:
         for number in range(NUM_REQUESTS):
             key = request_id(number), self.epoch_of[number]
             if key in self.ended:
-                assert (self.sink_memory.bytes[self.blocks_of(number)] == POISON).all(), (
-                    "written after the end"
-                )
+                assert (self.sink_memory.bytes[self.blocks_of(number)] == POISON).all(), "written after the end"
 
     def settle(self) -> None:
         """Let all time pass and all messages come, or be lost with their connection."""
@@ -289,9 +283,7 @@ class TicketProtocol(RuleBasedStateMachine):
     def new_epoch(self, number: int) -> None:
         """Replay a request, once both legs have put its last epoch away."""
         world, key = self.world, self.key(number)
-        if (key in world.offered and key not in world.released) or (
-            key in world.fetched and key not in world.ended
-        ):
+        if (key in world.offered and key not in world.released) or (key in world.fetched and key not in world.ended):
             return
         world.epoch_of[number] += 1
 

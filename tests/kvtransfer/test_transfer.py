@@ -61,11 +61,7 @@ class Workers:
         return self._start(Exporter(memory, options.pop("layout", LAYOUT), **defaults | options))
 
     def importer(self, memory: BlockMemory, *, running: bool = True, **options: Any) -> Importer:
-        defaults: dict[str, Any] = {
-            "incarnation": "sink-1",
-            "config": CONFIG,
-            "transports": transports(self.scheme),
-        }
+        defaults: dict[str, Any] = {"incarnation": "sink-1", "config": CONFIG, "transports": transports(self.scheme)}
         importer = Importer(memory, options.pop("layout", LAYOUT), **defaults | options)
         return self._start(importer) if running else importer
 
@@ -120,9 +116,7 @@ def releases_of(exporter: Exporter, num_releases: int = 1) -> list[Released]:
     return released
 
 
-def offer_all(
-    exporter: Exporter, ticket: TestTicket, number: int, block_ids: list[int], meta: bytes = b""
-) -> None:
+def offer_all(exporter: Exporter, ticket: TestTicket, number: int, block_ids: list[int], meta: bytes = b"") -> None:
     """Offer a request whose prompt is computed already."""
     exporter.offer(ticket)
     exporter.publish(ticket.request_id, ticket.epoch, block_ids, block_hashes(number, len(block_ids)))
@@ -195,9 +189,7 @@ def test_64_transfers_side_by_side_do_not_mix(workers: Workers) -> None:
     exporter, importer = workers.exporter(source.memory), workers.importer(sink.memory)
     order = np.random.default_rng(4).permutation(num * each).tolist()
     for number in range(num):
-        ticket = TestTicket(
-            request_id(number), epoch=number, secret=secrets.token_bytes(16), source=exporter.endpoint
-        )
+        ticket = TestTicket(request_id(number), epoch=number, secret=secrets.token_bytes(16), source=exporter.endpoint)
         block_ids = order[number * each : (number + 1) * each]
         if number % 2:
             importer.fetch(ticket, 0, block_hashes(number, each), range(number * each, (number + 1) * each))
@@ -468,9 +460,7 @@ def test_a_source_killed_in_the_middle_leaves_what_is_good(workers: Workers, chi
 
 
 @pytest.mark.parametrize("fatal", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
-def test_a_sink_gone_in_the_middle_strands_nothing(
-    workers: Workers, child: Any, fatal: signal.Signals
-) -> None:
+def test_a_sink_gone_in_the_middle_strands_nothing(workers: Workers, child: Any, fatal: signal.Signals) -> None:
     exporter = workers.exporter(Blocks(20, seed=11).memory, config=HASTY)
     process, _ = child("sink", exporter.endpoint)  # first: a process may take longer to start than a lease
     exporter.offer(TestTicket(request_id(1)))
@@ -495,9 +485,7 @@ def test_a_source_that_came_back_is_not_the_one_that_was_asked(tcp_workers: Work
     port = int(Endpoint.parse(first.endpoint).addresses["tcp"][0].rpartition(":")[2])
     config = replace(HASTY, num_sockets=1)
     tcp_workers.stop(first)
-    tcp_workers.exporter(
-        blocks.memory, incarnation="source-2", config=config, transports=(TcpTransport(port=port),)
-    )
+    tcp_workers.exporter(blocks.memory, incarnation="source-2", config=config, transports=(TcpTransport(port=port),))
     end = ends_of(importer)[0]
     assert isinstance(end, FetchFailed)
     assert end.reason in ("restarted", "silent", "closed")
@@ -559,9 +547,7 @@ def test_a_pair_on_one_host_meets_over_shared_memory_and_others_over_what_reache
     socket, _, _ = endpoint.addresses["shm"][0].rpartition("#")
     gone = replace(endpoint, addresses=endpoint.addresses | {"shm": (f"{socket}#1/99999/1",)})
     assert choose(ours, gone).scheme == "ipc"
-    another_file = replace(
-        endpoint, addresses=endpoint.addresses | {"shm": (f"{socket}#{os.getpid()}/{memory.fd}/1",)}
-    )
+    another_file = replace(endpoint, addresses=endpoint.addresses | {"shm": (f"{socket}#{os.getpid()}/{memory.fd}/1",)})
     assert choose(ours, another_file).scheme == "ipc"
     assert choose((ours[2],), endpoint).scheme == "tcp"
     away = replace(endpoint, host="another", addresses=endpoint.addresses | {"tcp": ("tcp://10.1.2.3:5",)})
@@ -623,9 +609,7 @@ def test_memory_that_others_map_cannot_be_cut_short() -> None:
 
 
 @pytest.mark.parametrize("address", ["tcp://nonsense", "tcp://127.0.0.1:1;tcp://nonsense"])
-def test_a_source_with_an_address_that_is_none_fails_its_fetch_alone(
-    tcp_workers: Workers, address: str
-) -> None:
+def test_a_source_with_an_address_that_is_none_fails_its_fetch_alone(tcp_workers: Workers, address: str) -> None:
     source, sink = Blocks(4, seed=6), Blocks(4)
     exporter, importer = tcp_workers.exporter(source.memory), tcp_workers.importer(sink.memory)
     lost = TestTicket(request_id(1), source=f"host:{host_id()};{address}")
@@ -639,9 +623,7 @@ def test_a_source_with_an_address_that_is_none_fails_its_fetch_alone(
     assert isinstance(ends_of(importer)[0], Fetched)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "host:x", "tcp://1.2.3.4:5", "host:x;nonsense", "host:x" + ";tcp://a:1" * 17]
-)
+@pytest.mark.parametrize("text", ["", "host:x", "tcp://1.2.3.4:5", "host:x;nonsense", "host:x" + ";tcp://a:1" * 17])
 def test_what_is_no_endpoint_is_refused(text: str) -> None:
     importer = Importer(Blocks(4).memory, LAYOUT, incarnation="x")
     with pytest.raises(ConfigError):
@@ -680,16 +662,12 @@ def assert_nothing_is_left_after(exporter: Exporter, importer: Importer) -> None
 
 
 def test_the_benchmark_moves_its_bytes() -> None:
-    plan = bench.Plan(
-        scheme="ipc", block_nbytes=64 << 10, num_blocks=8, num_transfers=2, repeats=2, scattered=True
-    )
+    plan = bench.Plan(scheme="ipc", block_nbytes=64 << 10, num_blocks=8, num_transfers=2, repeats=2, scattered=True)
     measured = bench.measure(plan, rounds=1)
     assert min(*measured.bare.rates, *measured.ours.rates) > 0
     assert "ipc" in str(measured)
 
 
 def test_a_transfer_needs_no_torch() -> None:
-    code = (
-        "import sys, baton.kvtransfer.exporter, baton.kvtransfer.importer; sys.exit('torch' in sys.modules)"
-    )
+    code = "import sys, baton.kvtransfer.exporter, baton.kvtransfer.importer; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

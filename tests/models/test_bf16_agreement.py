@@ -28,9 +28,7 @@ NUM_TOP = 10
 LARGEST_RATIO = 1.25
 # By how many of transformers' errors the best token has to lead for its choice to be clear.
 CLEAR_GAP = 4
-PARAMS = SamplingParams(
-    temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, detokenize=False, logprobs=NUM_TOP
-)
+PARAMS = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, detokenize=False, logprobs=NUM_TOP)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

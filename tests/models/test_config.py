@@ -109,11 +109,7 @@ def refusal(**changes: Any) -> str:
 def test_llama_3_1_as_transformers_4_wrote_it() -> None:
     spec = make_spec(LLAMA_3_1_8B)
     assert (spec.family, spec.num_layers, spec.num_kv_heads, spec.head_dim) == ("llama", 32, 8, 128)
-    assert (spec.dtype, spec.max_model_len, spec.eos_token_ids) == (
-        "bfloat16",
-        131072,
-        (128001, 128008, 128009),
-    )
+    assert (spec.dtype, spec.max_model_len, spec.eos_token_ids) == ("bfloat16", 131072, (128001, 128008, 128009))
     assert spec.rope is not None
     assert (spec.rope.kind, spec.rope.theta, spec.rope.factor) == ("llama3", 500000.0, 8.0)
     assert spec.rope.original_max_len == 8192
@@ -132,9 +128,7 @@ def test_qwen2_has_biases_and_no_window_unless_it_says_so() -> None:
     assert spec.qkv_bias
     assert not spec.out_bias
     assert spec.windows == (None,) * 28
-    sliding = make_spec(
-        QWEN2_5_7B | {"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 20}
-    )
+    sliding = make_spec(QWEN2_5_7B | {"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 20})
     assert sliding.windows == (None,) * 20 + (4096,) * 8
 
 

@@ -34,9 +34,7 @@ def test_no_logit_depends_on_chunks_or_neighbours(
     family: str, dtype: str, tiny_checkpoint: Callable[[str], Path]
 ) -> None:
     device = "cuda" if HAS_GPU else "cpu"
-    model = load_model(
-        tiny_checkpoint(family), dtype=dtype, device=device, progress=False, deterministic=True
-    )
+    model = load_model(tiny_checkpoint(family), dtype=dtype, device=device, progress=False, deterministic=True)
     whole = Stream(_tokens(0, LENGTH))
     Stepper(model).step((whole, LENGTH))
 

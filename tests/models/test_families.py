@@ -89,14 +89,10 @@ def test_greedy_tokens_are_those_of_generate(pair: Pair) -> None:
 def is_one_rope(stream: Stream, reference: Any) -> bool:
     """With LongRoPE transformers turns a short context by other factors than a long one, and Baton does not."""
     rope = getattr(reference.config, "rope_parameters", None) or {}
-    return (
-        rope.get("rope_type") != "longrope" or stream.num_computed > rope["original_max_position_embeddings"]
-    )
+    return rope.get("rope_type") != "longrope" or stream.num_computed > rope["original_max_position_embeddings"]
 
 
-def test_longrope_takes_its_short_factors_when_the_context_is_short(
-    tiny_checkpoint: Callable[[str], Path],
-) -> None:
+def test_longrope_takes_its_short_factors_when_the_context_is_short(tiny_checkpoint: Callable[[str], Path]) -> None:
     reference, model = make_pair(tiny_checkpoint("phi3-longrope"), max_model_len=32)
     stepper, stream = Stepper(model), Stream(prompts()[2])
     stepper.step((stream, 20))

@@ -41,21 +41,13 @@ class FakeHub:
         return str(self.snapshot)
 
     def fetched(self) -> set[str]:
-        return {
-            file.relative_to(self.snapshot).as_posix() for file in self.snapshot.rglob("*") if file.is_file()
-        }
+        return {file.relative_to(self.snapshot).as_posix() for file in self.snapshot.rglob("*") if file.is_file()}
 
 
 @pytest.fixture
 def hub(tiny_checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     repository = Path(shutil.copytree(tiny_checkpoint("llama"), tmp_path / "repository"))
-    for name in (
-        "tokenizer.json",
-        "chat_template.jinja",
-        "pytorch_model.bin",
-        "modeling_x.py",
-        "original/params.json",
-    ):
+    for name in ("tokenizer.json", "chat_template.jinja", "pytorch_model.bin", "modeling_x.py", "original/params.json"):
         (repository / name).parent.mkdir(exist_ok=True)
         (repository / name).write_text("{}")
     (tmp_path / "cache").mkdir()

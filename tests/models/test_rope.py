@@ -76,13 +76,9 @@ def test_each_kind_is_the_table_of_transformers(rope: dict[str, Any]) -> None:
 @pytest.mark.parametrize("max_positions", [1024, 1025])
 def test_longrope_chooses_factors_by_the_longest_context(max_positions: int) -> None:
     rope = {"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.75, **FACTORS}
-    config = Phi3Config(
-        **SHAPE, original_max_position_embeddings=1024, rope_parameters=dict(rope), pad_token_id=0
-    )
+    config = Phi3Config(**SHAPE, original_max_position_embeddings=1024, rope_parameters=dict(rope), pad_token_id=0)
     old = {"rope_scaling": {"type": "su", **FACTORS}, "rope_theta": 10000.0, "partial_rotary_factor": 0.75}
     spec = make_spec({"model_type": "phi3", **SHAPE, "original_max_position_embeddings": 1024, **old})
     assert spec.rope is not None
-    table = rope_table(
-        spec.rope, max_positions, torch.device("cpu")
-    )  # [positions, 2, 24]: 48 of 64 are rotated
+    table = rope_table(spec.rope, max_positions, torch.device("cpu"))  # [positions, 2, 24]: 48 of 64 are rotated
     assert torch.equal(table, expected(Phi3RotaryEmbedding(config), max_positions))

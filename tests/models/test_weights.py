@@ -88,17 +88,13 @@ def test_names_load_with_and_without_their_prefix(
     assert answer(bare) == answer(tiny_checkpoint(family))
 
 
-def test_opt_loads_with_the_short_prefix_of_its_first_checkpoints(
-    tiny_checkpoint: Checkpoint, tmp_path: Path
-) -> None:
+def test_opt_loads_with_the_short_prefix_of_its_first_checkpoints(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
     old = Path(shutil.copytree(tiny_checkpoint("opt"), tmp_path / "old"))
     rename(old, lambda name: name.removeprefix("model."))
     assert answer(old) == answer(tiny_checkpoint("opt"))
 
 
-def test_buffers_that_old_checkpoints_carry_are_passed_over(
-    tiny_checkpoint: Checkpoint, tmp_path: Path
-) -> None:
+def test_buffers_that_old_checkpoints_carry_are_passed_over(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
     old = Path(shutil.copytree(tiny_checkpoint("gpt2"), tmp_path / "old"))
     tensors = load_file(old / SINGLE)
     for layer in range(3):
@@ -148,9 +144,7 @@ def leave_as_loaded(parameters: Parameters) -> None:
     """Stand in for `settle`, so that the parameters can be compared with the checkpoint's tensors."""
 
 
-def test_every_parameter_is_one_of_the_checkpoint(
-    tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_parameter_is_one_of_the_checkpoint(tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Parameters, "settle", leave_as_loaded)
     folder = tiny_checkpoint("qwen3-biases")
     stored = {name.removeprefix("model."): tensor for name, tensor in load_file(folder / SINGLE).items()}

@@ -133,9 +133,7 @@ class Cluster:
         """Give the real SDK, for many streams."""
         limits = httpx.Limits(max_connections=None)
         http = httpx.AsyncClient(limits=limits, timeout=60)
-        return openai.AsyncOpenAI(
-            base_url=f"{self.url}/v1", api_key="unused", max_retries=0, http_client=http
-        )
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="unused", max_retries=0, http_client=http)
 
 
 @contextlib.contextmanager

@@ -88,9 +88,7 @@ def test_prompts_may_be_text_ids_or_lists_of_either(serving: Cluster, client: op
         assert answer.usage.prompt_tokens == sum(map(len, prompts))
 
 
-def test_several_choices_of_several_prompts_stream_side_by_side(
-    serving: Cluster, client: openai.OpenAI
-) -> None:
+def test_several_choices_of_several_prompts_stream_side_by_side(serving: Cluster, client: openai.OpenAI) -> None:
     prompts = [PROMPT, [21, 22]]
     texts: dict[int, str] = {}
     ends: dict[int, str] = {}
@@ -105,16 +103,12 @@ def test_several_choices_of_several_prompts_stream_side_by_side(
     assert len(ends) == 6
 
 
-def test_a_stop_string_ends_the_text_before_it_and_the_workers_at_once(
-    serving: Cluster, client: openai.OpenAI
-) -> None:
+def test_a_stop_string_ends_the_text_before_it_and_the_workers_at_once(serving: Cluster, client: openai.OpenAI) -> None:
     whole = answer_to(serving, PROMPT, 400)
     stop = whole[10:13]
     assert stop not in whole[:12]
     for stream in (False, True):
-        answer: Any = client.completions.create(
-            model="tiny", prompt=PROMPT, max_tokens=400, stop=[stop], stream=stream
-        )
+        answer: Any = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=400, stop=[stop], stream=stream)
         choices = [chunk.choices[0] for chunk in answer] if stream else [answer.choices[0]]
         assert "".join(choice.text for choice in choices) == whole[:10]
         assert choices[-1].finish_reason == "stop"
@@ -122,19 +116,13 @@ def test_a_stop_string_ends_the_text_before_it_and_the_workers_at_once(
     wait_until(lambda: not serving.state.dispatcher.flows)
     wait_until(lambda: serving.state.pool.workers["d0"].load.num_running == 0)
     answer = client.completions.create(
-        model="tiny",
-        prompt=PROMPT,
-        max_tokens=400,
-        stop=stop,
-        extra_body={"include_stop_str_in_output": True},
+        model="tiny", prompt=PROMPT, max_tokens=400, stop=stop, extra_body={"include_stop_str_in_output": True}
     )
     assert answer.choices[0].text == whole[:13]
 
 
 def test_log_probabilities_come_in_both_forms(client: openai.OpenAI) -> None:
-    chat = client.chat.completions.create(
-        model="tiny", messages=MESSAGES, max_tokens=3, logprobs=True, top_logprobs=2
-    )
+    chat = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=3, logprobs=True, top_logprobs=2)
     assert chat.choices[0].logprobs is not None
     content = chat.choices[0].logprobs.content or []
     assert len(content) == 3
@@ -149,9 +137,7 @@ def test_log_probabilities_come_in_both_forms(client: openai.OpenAI) -> None:
     assert table.text_offset == [0, len(table.tokens[0]), len(table.tokens[0]) + len(table.tokens[1])]
     streamed = [
         chunk.choices[0].logprobs.tokens[0]  # type: ignore[index]
-        for chunk in client.completions.create(
-            model="tiny", prompt=PROMPT, max_tokens=3, logprobs=2, stream=True
-        )
+        for chunk in client.completions.create(model="tiny", prompt=PROMPT, max_tokens=3, logprobs=2, stream=True)
         if chunk.choices[0].logprobs
     ]
     assert streamed == table.tokens
@@ -235,13 +221,9 @@ def test_a_final_message_can_be_continued(serving: Cluster, client: openai.OpenA
 
 
 def test_content_may_be_parts_of_text(serving: Cluster, client: openai.OpenAI) -> None:
-    parts: Any = [
-        {"role": "user", "content": [{"type": "text", "text": "hello "}, {"type": "text", "text": "world"}]}
-    ]
+    parts: Any = [{"role": "user", "content": [{"type": "text", "text": "hello "}, {"type": "text", "text": "world"}]}]
     answer = client.chat.completions.create(model="tiny", messages=parts, max_tokens=4)
-    assert answer.choices[0].message.content == answer_to(
-        serving, serving.state.tokenizer.render_chat(MESSAGES), 4
-    )
+    assert answer.choices[0].message.content == answer_to(serving, serving.state.tokenizer.render_chat(MESSAGES), 4)
 
 
 def test_errors_are_those_that_the_sdk_knows(client: openai.OpenAI) -> None:
@@ -263,9 +245,7 @@ def test_errors_are_those_that_the_sdk_knows(client: openai.OpenAI) -> None:
         client.completions.create(model="tiny", prompt=[VOCAB], max_tokens=1)
     assert str(VOCAB) in stranger.value.message
     with pytest.raises(openai.BadRequestError):
-        client.completions.create(
-            model="tiny", prompt="", max_tokens=1, extra_body={"add_special_tokens": False}
-        )
+        client.completions.create(model="tiny", prompt="", max_tokens=1, extra_body={"add_special_tokens": False})
     client.completions.create(model="tiny", prompt=[20] * 2000, max_tokens=1)
 
 
@@ -325,9 +305,7 @@ def test_workers_are_shown_with_their_legs_load_and_addresses(serving: Cluster) 
     assert "http" in decode
 
 
-def test_metrics_have_our_names_and_those_that_dashboards_know(
-    serving: Cluster, client: openai.OpenAI
-) -> None:
+def test_metrics_have_our_names_and_those_that_dashboards_know(serving: Cluster, client: openai.OpenAI) -> None:
     client.completions.create(model="tiny", prompt=PROMPT, max_tokens=4)
     text = httpx.get(f"{serving.url}/metrics").text
     for name in (
@@ -351,16 +329,9 @@ def test_health_is_about_the_loop_and_readiness_about_workers(serving: Cluster) 
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [
-        ("GET", "/nothing", 404),
-        ("GET", "/v1/completions", 405),
-        ("POST", "/health", 405),
-        ("GET", "//health", 404),
-    ],
+    [("GET", "/nothing", 404), ("GET", "/v1/completions", 405), ("POST", "/health", 405), ("GET", "//health", 404)],
 )
-def test_unknown_paths_and_methods_get_error_objects(
-    serving: Cluster, method: str, path: str, status: int
-) -> None:
+def test_unknown_paths_and_methods_get_error_objects(serving: Cluster, method: str, path: str, status: int) -> None:
     answer = httpx.request(method, serving.url + path)
     assert answer.status_code == status
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
@@ -389,9 +360,7 @@ def test_bodies_are_bounded_in_size_and_refused_by_name(serving: Cluster) -> Non
         head = http.get("/health", headers={"x-long": "x" * 70_000})
         assert head.status_code in (400, 431)
         for timeout in ("abc", "-1", "0", "nan", "1e9", "9999999"):
-            answer = http.post(
-                "/v1/completions", json={"prompt": "x"}, headers={"x-request-timeout": timeout}
-            )
+            answer = http.post("/v1/completions", json={"prompt": "x"}, headers={"x-request-timeout": timeout})
             assert answer.status_code == 400
             assert answer.json()["error"]["param"] == "x-request-timeout"
 
@@ -404,11 +373,7 @@ def test_numbers_too_large_and_nests_too_deep_for_the_template_are_refused(servi
         body = {"messages": MESSAGES, "chat_template_kwargs": kwargs, "max_tokens": 1}
         answer = httpx.post(f"{serving.url}/v1/chat/completions", json=body)
         assert answer.status_code == 400 or kwargs is nest
-    call = {
-        "id": "c",
-        "type": "function",
-        "function": {"name": "f", "arguments": '{"a": 1' + "0" * 5000 + "}"},
-    }
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1' + "0" * 5000 + "}"}}
     messages = [*MESSAGES, {"role": "assistant", "content": None, "tool_calls": [call]}]
     answer = httpx.post(f"{serving.url}/v1/chat/completions", json={"messages": messages, "max_tokens": 1})
     assert answer.status_code == 200
@@ -441,9 +406,7 @@ def raw(serving: Cluster, *pieces: bytes, timeout_s: float = 5.0) -> bytes:
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
     ],
 )
-def test_what_is_no_http_gets_an_error_object_or_none(
-    serving: Cluster, request_bytes: bytes, status: int
-) -> None:
+def test_what_is_no_http_gets_an_error_object_or_none(serving: Cluster, request_bytes: bytes, status: int) -> None:
     answer = raw(serving, request_bytes)
     # while we still write, the kernel may drop the answer with the connection
     assert answer.startswith(b"HTTP/1.1 %d " % status) or (status == 431 and not answer)
@@ -456,9 +419,7 @@ def test_a_head_and_a_body_that_never_end_are_given_up(tmp_path: Path) -> None:
     with cluster(tmp_path, [], head_timeout_s=0.3, body_timeout_s=0.3) as made:
         assert b" 408 " in raw(made, b"GET /health HTTP/1.1\r\nx:")
         assert b" 408 " in raw(made)
-        slow_body = raw(
-            made, b"POST /v1/completions HTTP/1.1\r\ncontent-length: 9\r\nconnection: close\r\n\r\n{"
-        )
+        slow_body = raw(made, b"POST /v1/completions HTTP/1.1\r\ncontent-length: 9\r\nconnection: close\r\n\r\n{")
         assert b" 408 " in slow_body
         with httpx.Client(base_url=made.url) as http:  # a connection that is kept is not in a head
             assert http.get("/health").status_code == 200
@@ -563,13 +524,7 @@ def test_tool_calls_are_told_apart_from_text(tmp_path: Path) -> None:
     said = 'Well <tool_call>{"name": "sum", "arguments": {"a": 1}}</tool_call>'
     with cluster(tmp_path, []) as probe:
         script = probe.state.tokenizer.encode(said, add_special_tokens=False)
-    worker = [
-        {
-            "worker_id": "d0",
-            "script_ids": script,
-            "answer_len": len(script) + 1,
-        }
-    ]
+    worker = [{"worker_id": "d0", "script_ids": script, "answer_len": len(script) + 1}]
     tools: Any = [{"type": "function", "function": {"name": "sum", "parameters": {"type": "object"}}}]
     with cluster(tmp_path / "2", worker) as made:
         client = made.client()
@@ -580,9 +535,7 @@ def test_tool_calls_are_told_apart_from_text(tmp_path: Path) -> None:
         assert message.tool_calls is not None
         call: Any = message.tool_calls[0]
         assert (call.function.name, json.loads(call.function.arguments)) == ("sum", {"a": 1})
-        chunks = list(
-            client.chat.completions.create(model="tiny", messages=MESSAGES, tools=tools, stream=True)
-        )
+        chunks = list(client.chat.completions.create(model="tiny", messages=MESSAGES, tools=tools, stream=True))
         deltas = [chunk.choices[0].delta for chunk in chunks]
         assert "".join(delta.content or "" for delta in deltas) == "Well "
         (streamed,) = [call for delta in deltas for call in delta.tool_calls or []]

@@ -61,9 +61,7 @@ def test_each_key_has_a_cache_of_its_own(guarded: Cluster) -> None:
     prompt = [20 + i % 60 for i in range(64)]
     seen = []
     for key in (KEYS[0], KEYS[0], KEYS[1]):
-        usage = (
-            guarded.client(api_key=key).completions.create(model="tiny", prompt=prompt, max_tokens=1).usage
-        )
+        usage = guarded.client(api_key=key).completions.create(model="tiny", prompt=prompt, max_tokens=1).usage
         assert usage is not None
         assert usage.prompt_tokens_details is not None
         seen.append(usage.prompt_tokens_details.cached_tokens)

@@ -43,9 +43,7 @@ def run_streams(made: Cluster, count: int, meanwhile: Callable[[], None], *, aft
             return await asyncio.gather(*tasks)
 
     rng = random.Random(0)
-    prompts = [
-        [rng.randrange(FIRST_WORD, LAST_WORD) for _ in range(rng.randrange(8, 80))] for _ in range(count)
-    ]
+    prompts = [[rng.randrange(FIRST_WORD, LAST_WORD) for _ in range(rng.randrange(8, 80))] for _ in range(count)]
     texts = asyncio.run(run())
     for prompt, text in zip(prompts, texts, strict=True):
         assert text == answer_to(made, prompt, NUM_TOKENS)
@@ -105,19 +103,14 @@ def test_a_worker_that_says_a_wrong_token_is_found_out(tmp_path: Path) -> None:
     ]
     with cluster(tmp_path, workers, path="remote") as made:
         prompt = [20, 30, 40]
-        answer = httpx.post(
-            f"{made.url}/v1/completions", json={"prompt": prompt, "max_tokens": 5}, timeout=30
-        )
+        answer = httpx.post(f"{made.url}/v1/completions", json={"prompt": prompt, "max_tokens": 5}, timeout=30)
         assert answer.status_code == 200
         metrics = httpx.get(f"{made.url}/metrics").text
         assert 'baton:replays_total{model_name="tiny",reason="integrity"}' in metrics
 
 
 def test_a_failed_fetch_is_no_more_than_a_repeat(tmp_path: Path) -> None:
-    workers = [
-        {"worker_id": "p0", "legs": ["prefill"]},
-        {"worker_id": "d0", "compute_despite_ticket": True},
-    ]
+    workers = [{"worker_id": "p0", "legs": ["prefill"]}, {"worker_id": "d0", "compute_despite_ticket": True}]
     with cluster(tmp_path, workers, path="remote") as made:
         run_streams(made, 10, lambda: None)
         assert made.state.metrics.replays.value("integrity") == 0
@@ -129,8 +122,7 @@ def test_a_slow_client_is_bounded_and_told(tmp_path: Path) -> None:
         body = b'{"prompt": [20], "max_tokens": 150000, "logprobs": 20, "stream": true}'
         with socket.create_connection(("127.0.0.1", made.config.port)) as client:
             client.sendall(
-                b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b"
-                % (len(body), body)
+                b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
             )
             slow = made.state.metrics.slow_clients
             wait_until(lambda: slow._value.get() == 1, 60)
@@ -180,9 +172,7 @@ def test_a_wiped_redis_takes_no_worker_away(tmp_path: Path) -> None:
     server.start()
     url = f"redis://127.0.0.1:{server.port}"
     try:
-        with cluster(
-            tmp_path, [{"worker_id": "d0", "redis_url": url}], is_static=False, redis_url=url
-        ) as made:
+        with cluster(tmp_path, [{"worker_id": "d0", "redis_url": url}], is_static=False, redis_url=url) as made:
             made.wait_for_workers(1)
             run_streams(made, 5, lambda: server.client().flushall())
             time.sleep(1.0)
@@ -197,9 +187,7 @@ def test_a_new_router_learns_from_the_log_what_is_cached(tmp_path: Path) -> None
     url = f"redis://127.0.0.1:{server.port}"
     prompt = [20 + i % 60 for i in range(160)]
     try:
-        with cluster(
-            tmp_path, [{"worker_id": "d0", "redis_url": url}], is_static=False, redis_url=url
-        ) as made:
+        with cluster(tmp_path, [{"worker_id": "d0", "redis_url": url}], is_static=False, redis_url=url) as made:
             made.wait_for_workers(1)
             httpx.post(f"{made.url}/v1/completions", json={"prompt": prompt, "max_tokens": 1})
             wait_until(lambda: len(made.state.index) == 10)

@@ -88,12 +88,7 @@ class World:
         self.config = RouterConfig(model="m", **config)
         self.pool = WorkerPool(self.config, "r", self.metrics)
         self.dispatcher = Dispatcher(
-            self.config,
-            self.pool,
-            PrefixIndex(),
-            self.metrics,
-            Admission(self.config, self.metrics),
-            random.Random(0),
+            self.config, self.pool, PrefixIndex(), self.metrics, Admission(self.config, self.metrics), random.Random(0)
         )
         self.pool._listener = self.dispatcher
         self.heard = Heard()
@@ -192,9 +187,7 @@ async def test_tokens_that_overtake_the_first_one_wait_for_it(world: World) -> N
     assert world.heard.tokens == {0: ANSWER[:4]}
 
 
-async def test_a_repeat_is_dropped_and_another_token_at_a_known_place_is_an_integrity_failure(
-    world: World,
-) -> None:
+async def test_a_repeat_is_dropped_and_another_token_at_a_known_place_is_an_integrity_failure(world: World) -> None:
     prefill, decode = world.join("p", "prefill"), world.join("d", "decode")
     flow = world.begin()
     world.say(prefill, flow, 0)
@@ -220,9 +213,7 @@ async def test_a_gap_is_replayed(world: World) -> None:
     assert world.heard.tokens == {0: ANSWER}
 
 
-async def test_a_dead_decode_worker_is_replaced_and_the_stream_goes_on_at_the_next_token(
-    world: World,
-) -> None:
+async def test_a_dead_decode_worker_is_replaced_and_the_stream_goes_on_at_the_next_token(world: World) -> None:
     first = world.join("d0", "decode")
     flow = world.begin()
     second = world.join("d1", "decode")
@@ -319,10 +310,7 @@ async def test_a_cancel_reaches_both_workers_once(world: World) -> None:
 async def test_a_deadline_ends_a_request(world: World) -> None:
     decode = world.join("d", "decode")
     flow = GenerationFlow(
-        world.dispatcher,
-        Generation(PROMPT, SamplingParams(detokenize=False), deadline=0.0),
-        world.heard,
-        None,
+        world.dispatcher, Generation(PROMPT, SamplingParams(detokenize=False), deadline=0.0), world.heard, None
     )
     world.dispatcher.begin(flow)
     await asyncio.sleep(0.02)

@@ -22,9 +22,7 @@ def test_whatever_workers_do_the_client_sees_each_token_once_in_order(data: st.D
         for _ in range(data.draw(st.integers(0, 60))):
             if flow.is_over:
                 break
-            act = data.draw(
-                st.sampled_from(["next", "next", "next", "repeat", "skip", "stale", "die", "fail", "join"])
-            )
+            act = data.draw(st.sampled_from(["next", "next", "next", "repeat", "skip", "stale", "die", "fail", "join"]))
             live = list(world.pool.workers.values())
             if act == "join" or not live:
                 count += 1

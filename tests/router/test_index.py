@@ -10,9 +10,7 @@ from baton.router.index import Applied, PrefixIndex
 HASHES = [bytes([i]) * 16 for i in range(8)]
 
 
-def entry(
-    sequence: int, stored: list[bytes], evicted: list[bytes] | None = None, incarnation: str = "i"
-) -> Blocks:
+def entry(sequence: int, stored: list[bytes], evicted: list[bytes] | None = None, incarnation: str = "i") -> Blocks:
     return Blocks("w", incarnation, sequence, stored, evicted or [])
 
 

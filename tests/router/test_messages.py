@@ -56,12 +56,7 @@ def test_messages_survive_the_wire_unchanged() -> None:
 
 def test_every_sampling_parameter_survives_the_wire() -> None:
     params = SamplingParams(
-        n=2,
-        top_k=-1,
-        stop=("x", "y"),
-        stop_token_ids=(3,),
-        bad_words_ids=((1, 2),),
-        allowed_token_ids=(1, 2, 3),
+        n=2, top_k=-1, stop=("x", "y"), stop_token_ids=(3,), bad_words_ids=((1, 2),), allowed_token_ids=(1, 2, 3)
     )
     assert decode_to_worker(encode(make_start(params=params))).params == params  # type: ignore[union-attr]
 

@@ -132,14 +132,9 @@ def test_settings_are_sent_and_errors_are_shown_as_the_api_says_them(pair: Clust
             ask(page, "hello")
         body = sent.value.post_data_json
         assert body is not None
-        assert body["messages"] == [
-            {"role": "system", "content": "be brief"},
-            {"role": "user", "content": "hello"},
-        ]
+        assert body["messages"] == [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
         assert (body["temperature"], body["max_tokens"], body["model"]) == (0.5, 100000, "tiny")
-        expect(page.get_by_role("alert")).to_have_text(
-            re.compile(r"400 · max_tokens=100000 is not valid: .*")
-        )
+        expect(page.get_by_role("alert")).to_have_text(re.compile(r"400 · max_tokens=100000 is not valid: .*"))
         page.get_by_label("Max tokens").fill("3")
         page.get_by_role("button", name="Try again").click()
         expect(page.get_by_role("article", name="Answer").locator(".facts")).to_contain_text("3 tokens")

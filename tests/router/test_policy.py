@@ -146,10 +146,7 @@ def test_the_step_model_learns_a_line() -> None:
 
 
 def test_a_worker_that_has_not_reported_is_taken_for_one_like_the_others() -> None:
-    known = [
-        make("p", "p", prefill_rate=300.0, step_ms=0.0),
-        make("d", "d", prefill_rate=500.0, step_ms=80.0),
-    ]
+    known = [make("p", "p", prefill_rate=300.0, step_ms=0.0), make("d", "d", prefill_rate=500.0, step_ms=80.0)]
     new = make("n", "pd", prefill_rate=0.0, step_ms=0.0)
     guessed = like_peers([*known, new], 8000.0)
     assert guessed[:2] == [dataclasses.replace(known[0], step_ms=80.0), known[1]]

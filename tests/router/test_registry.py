@@ -54,9 +54,7 @@ async def test_a_password_is_given_to_a_redis_that_asks_for_one() -> None:
                 await registry.close()
 
 
-@pytest.mark.parametrize(
-    "url", ["redis:6379", "localhost", "http://localhost:6379", "redis://localhost:port"]
-)
+@pytest.mark.parametrize("url", ["redis:6379", "localhost", "http://localhost:6379", "redis://localhost:port"])
 async def test_what_is_no_url_of_a_redis_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match=r"redis_url is not valid: .*redis://HOST:6379"):
         RedisRegistry(url, "demo")
@@ -80,9 +78,7 @@ async def registry(request: pytest.FixtureRequest, server: ValkeyServer) -> Asyn
     await registry.close()
 
 
-async def test_a_worker_that_announces_itself_is_listed_and_one_that_withdraws_is_not(
-    registry: Registry,
-) -> None:
+async def test_a_worker_that_announces_itself_is_listed_and_one_that_withdraws_is_not(registry: Registry) -> None:
     load = Load(num_running=3, kv_free_blocks=5, kv_total_blocks=10, prefill_rate=12.5)
     await registry.announce(make_info(), load)
     (record,) = await registry.workers()
@@ -116,9 +112,7 @@ async def test_a_new_incarnation_begins_its_log_anew(registry: Registry) -> None
     assert await registry.read_snapshot("d0") is None
 
 
-async def test_a_lease_runs_out_when_it_is_not_renewed(
-    server: ValkeyServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_lease_runs_out_when_it_is_not_renewed(server: ValkeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("baton.registry.LEASE_S", 0.05)
     registry = RedisRegistry(f"redis://127.0.0.1:{server.port}", "lease")
     await registry.announce(make_info(), Load())

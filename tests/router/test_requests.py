@@ -96,11 +96,7 @@ def test_a_wrong_field_is_refused_by_name(model: Any, body: dict[str, Any], fiel
         {"messages": []},
         {"messages": [{"role": "user"}]},
         {"messages": [{"role": "emperor", "content": "x"}]},
-        {
-            "messages": [
-                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}
-            ]
-        },
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}]},
         {"messages": [{"role": "user", "content": "x", "extra": 1}]},
         {"messages": "hi"},
         {"messages": None},

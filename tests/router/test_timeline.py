@@ -50,13 +50,7 @@ def test_a_request_that_a_pair_served_shows_each_phase_on_its_worker_in_order(se
     (attempt,) = shown["attempts"]
     assert (attempt["prefill"], attempt["decode"], attempt["replay_reason"]) == ("p0", "d0", None)
     spans = {(span["worker"], span["kind"]): span for span in attempt["spans"]}
-    assert set(spans) == {
-        ("p0", "queue"),
-        ("p0", "prefill"),
-        ("d0", "transfer"),
-        ("d0", "queue"),
-        ("d0", "decode"),
-    }
+    assert set(spans) == {("p0", "queue"), ("p0", "prefill"), ("d0", "transfer"), ("d0", "queue"), ("d0", "decode")}
     assert all(span["start_ms"] <= span["end_ms"] for span in spans.values())
     prefill, decode = spans["p0", "prefill"], spans["d0", "decode"]
     assert 0 <= attempt["sent_ms"] <= prefill["end_ms"] == shown["first_token_ms"]

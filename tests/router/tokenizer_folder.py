@@ -13,10 +13,7 @@ CHAT_TEMPLATE = (
     "{%- for part in message.content -%}{{- part.text -}}{%- endfor -%}{%- endif -%}{{- '<|end|>' -}}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
 )
-_TEXT = [
-    "hello world, this is a small tokenizer for tests",
-    "the quick brown fox jumps over the lazy dog",
-] * 4
+_TEXT = ["hello world, this is a small tokenizer for tests", "the quick brown fox jumps over the lazy dog"] * 4
 
 
 def make_tokenizer_folder(folder: Path, *, chat_template: str | None = CHAT_TEMPLATE) -> Path:

@@ -158,9 +158,7 @@ class SmallRouter:
         info = prefill.info
         assert info is not None
         secret = secrets.token_bytes(16)
-        return Ticket(
-            bytes.fromhex(request_id), epoch, secret, info.layout, info.kv, info.incarnation, len(token_ids)
-        )
+        return Ticket(bytes.fromhex(request_id), epoch, secret, info.layout, info.kv, info.incarnation, len(token_ids))
 
     def start_pair(
         self,

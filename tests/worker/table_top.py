@@ -20,16 +20,7 @@ from baton.kvtransfer.loop import TransferThread
 from baton.kvtransfer.memory import HostMemory
 from baton.kvtransfer.settings import TransferConfig
 from baton.kvtransfer.wire import layout_fingerprint
-from baton.messages import (
-    Blocks,
-    ChoiceStart,
-    Load,
-    ModelFacts,
-    Outputs,
-    Start,
-    Ticket,
-    WorkerInfo,
-)
+from baton.messages import Blocks, ChoiceStart, Load, ModelFacts, Outputs, Start, Ticket, WorkerInfo
 from baton.prefill.leg import PrefillLeg
 from baton.protocol import SamplingParams
 from baton.worker.loop import WorkerLoop
@@ -69,23 +60,12 @@ class TableTop:
         kv = self.engine.runner.kv
         memory = HostMemory(kv.view(torch.uint8).numpy(), len(kv))
         transfer = TransferConfig(lease_s=3.0, renew_s=0.5, num_sockets=1)
-        common: dict[str, Any] = {
-            "incarnation": incarnation,
-            "config": transfer,
-            "on_event": self.wakeup.set,
-        }
+        common: dict[str, Any] = {"incarnation": incarnation, "config": transfer, "on_event": self.wakeup.set}
         self.exporter = Exporter(memory, self.layout, **common)
         self.importer = Importer(memory, self.layout, **common)
         self.thread = TransferThread(self.exporter, self.importer).start()
         legs: list[Leg] = [
-            PrefillLeg(
-                self.engine,
-                self.exporter,
-                self.runs,
-                self.outbox,
-                layout=self.layout,
-                incarnation=incarnation,
-            ),
+            PrefillLeg(self.engine, self.exporter, self.runs, self.outbox, layout=self.layout, incarnation=incarnation),
             DecodeLeg(self.engine, self.importer, self.runs, self.outbox),
         ]
         facts = ModelFacts(
@@ -142,13 +122,7 @@ class TableTop:
     def ticket(self, request_id: str, prompt: list[int]) -> Ticket:
         """Make a ticket for KV that this worker will have."""
         return Ticket(
-            bytes.fromhex(request_id),
-            0,
-            b"s" * 16,
-            self.layout,
-            self.info.kv,
-            self.info.incarnation,
-            len(prompt),
+            bytes.fromhex(request_id), 0, b"s" * 16, self.layout, self.info.kv, self.info.incarnation, len(prompt)
         )
 
     def ids(self, request_id: str, choice: int = 0) -> list[int]:
@@ -177,9 +151,7 @@ class TableTop:
         self.thread.stop()
 
 
-def turn_until(
-    tables: list[TableTop], probe: Callable[[], object], what: str, timeout_s: float = 20.0
-) -> None:
+def turn_until(tables: list[TableTop], probe: Callable[[], object], what: str, timeout_s: float = 20.0) -> None:
     """Turn the loops of workers until the probe is true."""
     deadline = time.monotonic() + timeout_s
     while not probe():

@@ -26,9 +26,7 @@ def test_a_copy_in_another_folder_has_the_same(tiny_checkpoint: Checkpoint, copy
 
 
 def test_other_weights_have_another(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
-    assert model_identity(save_tiny("llama", tmp_path / "b", seed=1)) != model_identity(
-        tiny_checkpoint("llama")
-    )
+    assert model_identity(save_tiny("llama", tmp_path / "b", seed=1)) != model_identity(tiny_checkpoint("llama"))
 
 
 def test_a_change_of_one_tensor_gives_another(copy: Path) -> None:

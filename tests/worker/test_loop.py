@@ -43,9 +43,7 @@ def ask_alone(table: TableTop, prompt: list[int], params: SamplingParams = GREED
     return table.ids(request_id)
 
 
-def start_pair(
-    prefill: TableTop, decode: TableTop, prompt: list[int], params: SamplingParams = GREEDY
-) -> str:
+def start_pair(prefill: TableTop, decode: TableTop, prompt: list[int], params: SamplingParams = GREEDY) -> str:
     request_id = uuid.uuid4().hex
     ticket = prefill.ticket(request_id, prompt)
     decode.start(prompt, params, request_id=request_id, ticket=ticket)
@@ -220,8 +218,7 @@ def test_a_worker_with_both_legs_serves_itself_and_others(make_table: MakeTable)
 
     def answers() -> list[list[int]]:
         return [
-            [*p.ids(i)[:1], *d.ids(i)[-11:]] if p is not d else p.ids(i)
-            for (p, d), i in zip(pairs, ids, strict=True)
+            [*p.ids(i)[:1], *d.ids(i)[-11:]] if p is not d else p.ids(i) for (p, d), i in zip(pairs, ids, strict=True)
         ]
 
     turn_until([one, two], lambda: all(len(answer) == 12 for answer in answers()), "all answers are whole")

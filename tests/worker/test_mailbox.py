@@ -150,9 +150,7 @@ def test_a_silent_router_is_lost(open_mailbox: Open, monkeypatch: pytest.MonkeyP
     assert take(mailbox, PeerLost).peer.router_id == "r1"
 
 
-def test_a_router_that_does_not_read_is_bounded_and_lost(
-    open_mailbox: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_router_that_does_not_read_is_bounded_and_lost(open_mailbox: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_BACKLOG", 50)
     mailbox, endpoint = open_mailbox()
     link = Link(endpoint, "r1")

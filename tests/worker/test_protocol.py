@@ -43,15 +43,12 @@ def wanted(cluster: Cluster, prompt: list[int], params: SamplingParams = GREEDY)
     return cluster.offline([prompt], params)[0][0].ids
 
 
-def test_the_first_token_comes_from_prefill_and_the_rest_from_decode(
-    cluster: Cluster, router: SmallRouter
-) -> None:
+def test_the_first_token_comes_from_prefill_and_the_rest_from_decode(cluster: Cluster, router: SmallRouter) -> None:
     prefill, decode = router.links
     prompt = prompt_of(40_000, 100)
     request_id = router.start_pair(prefill, decode, prompt, GREEDY)
     router.until(
-        lambda: decode.answer(request_id).is_finished() and prefill.answer(request_id).tokens,
-        "the answer is whole",
+        lambda: decode.answer(request_id).is_finished() and prefill.answer(request_id).tokens, "the answer is whole"
     )
     first, rest = prefill.answer(request_id).tokens[0], decode.answer(request_id).tokens[0]
     assert [t.token_id for t in first + rest] == wanted(cluster, prompt)
@@ -84,8 +81,7 @@ def test_a_replay_goes_on_after_what_was_emitted(
     first, rest = prefill.answer(request_id, 3), decode.answer(request_id, 3)
     router.until(
         lambda: (
-            first.is_finished()
-            or (rest.is_finished() and (bool(first.tokens) or not with_prefill))  # they race
+            first.is_finished() or (rest.is_finished() and (bool(first.tokens) or not with_prefill))  # they race
         ),
         "the answer is whole",
     )
@@ -169,9 +165,7 @@ def test_cancel_at_every_moment_of_a_pair(router: SmallRouter) -> None:
 def test_a_decode_leg_whose_prefill_never_starts_is_freed_by_cancel(router: SmallRouter) -> None:
     prefill, decode = router.links
     prompt, request_id = prompt_of(40_700, 80), uuid.uuid4().hex
-    router.start(
-        decode, prompt, GREEDY, request_id=request_id, ticket=router.ticket(prefill, request_id, prompt)
-    )
+    router.start(decode, prompt, GREEDY, request_id=request_id, ticket=router.ticket(prefill, request_id, prompt))
     router.pump_for(0.1)
     router.cancel(request_id)
 
@@ -185,9 +179,7 @@ def test_a_prompt_that_nobody_fetches_is_freed_when_its_lease_ends(router: Small
 
 
 @pytest.mark.parametrize("fault", ["secret", "layout", "source", "incarnation"])
-def test_a_fetch_that_fails_costs_time_and_no_token(
-    cluster: Cluster, router: SmallRouter, fault: str
-) -> None:
+def test_a_fetch_that_fails_costs_time_and_no_token(cluster: Cluster, router: SmallRouter, fault: str) -> None:
     prefill, decode = router.links
     prompt, request_id = prompt_of(40_900 + len(fault), 90), uuid.uuid4().hex
     good = router.ticket(prefill, request_id, prompt)
@@ -221,9 +213,7 @@ def test_a_ticket_of_another_worker_is_refused_as_retryable(router: SmallRouter)
 @pytest.mark.parametrize(
     ("token_ids", "kind"), [([10**9], "invalid_request"), (list(range(5, 205)) * 6, "context_too_long")]
 )
-def test_a_prompt_that_cannot_run_is_refused_for_good(
-    router: SmallRouter, token_ids: list[int], kind: str
-) -> None:
+def test_a_prompt_that_cannot_run_is_refused_for_good(router: SmallRouter, token_ids: list[int], kind: str) -> None:
     for link, role in zip(router.links, ("prefill", "decode"), strict=True):
         request_id = router.start(link, token_ids, GREEDY, role=role)
         router.until(lambda link=link, r=request_id: link.answer(r).ended, "it is refused")  # type: ignore[misc]
@@ -259,9 +249,7 @@ def test_garbage_is_dropped_and_counted_and_hurts_nobody(cluster: Cluster, route
         link.socket.send_multipart([b"two", b"frames"])
     router.until(lambda: decode.answer(request_id).is_finished(), "the answer is whole")
     assert decode.answer(request_id).ids() == wanted(cluster, prompt)
-    router.until(
-        lambda: cluster.workers["d0"].metrics()["stale_messages_total"] >= before + 5, "all are counted"
-    )
+    router.until(lambda: cluster.workers["d0"].metrics()["stale_messages_total"] >= before + 5, "all are counted")
 
 
 def test_one_message_a_step_carries_the_tokens_of_all_requests(router: SmallRouter) -> None:
@@ -315,9 +303,7 @@ def test_decode_also_prefill_announces_and_serves_both_legs(cluster: Cluster, ro
         prompt = prompt_of(41_500, 90)
         request_id = both.start_pair(both.links[0], both.links[1], prompt, GREEDY)
         both.until(
-            lambda: (
-                both.links[1].answer(request_id).is_finished() and both.links[0].answer(request_id).tokens
-            ),
+            lambda: both.links[1].answer(request_id).is_finished() and both.links[0].answer(request_id).tokens,
             "the answer is whole",
         )
         answers = [link.answer(request_id).ids() for link in both.links]

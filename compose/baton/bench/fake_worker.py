@@ -242,9 +242,7 @@ class FakeWorker:
         num_cached = min(num_known * settings.block_size, len(start.token_ids) - 1)
         self._stored += [block for block in hashes if block not in self._cached]
         self._cached.update(hashes)
-        compute_s = (
-            (len(start.token_ids) - num_cached) / settings.prefill_rate if settings.prefill_rate else 0.0
-        )
+        compute_s = (len(start.token_ids) - num_cached) / settings.prefill_rate if settings.prefill_rate else 0.0
         if start.ticket is not None and start.role == "decode":
             compute_s += settings.transfer_ms / 1000
         request = _Request(start, router, time.monotonic() + compute_s, crc, num_cached)
@@ -255,12 +253,7 @@ class FakeWorker:
             num_emitted = len(choice.emitted)
             if fetched and choice.index == 0:
                 num_emitted = max(num_emitted, 1)  # the first token came with the KV
-            if (
-                choice.index == 0
-                and num_emitted == 1
-                and self._finish_reason(request, 1)
-                and not choice.emitted
-            ):
+            if choice.index == 0 and num_emitted == 1 and self._finish_reason(request, 1) and not choice.emitted:
                 continue
             request.choices.append(_Running(request, choice.index, num_emitted))
         if self.is_draining or settings.fail_kind:
@@ -391,9 +384,7 @@ class FakeWorker:
 
     def _load(self) -> Load:
         waiting = sum(
-            len(request.start.token_ids)
-            for request in self._requests.values()
-            if request.ready_at > time.monotonic()
+            len(request.start.token_ids) for request in self._requests.values() if request.ready_at > time.monotonic()
         )
         num_blocks = self.settings.num_blocks
         return Load(
@@ -425,10 +416,7 @@ class FakeWorker:
         transfers = self._transfers.pop(router, [])
         computed = self._computed.pop(router, [])
         info = self.info
-        self._send(
-            router,
-            Outputs(info.worker_id, info.incarnation, tokens, self._load(), ended, transfers, computed),
-        )
+        self._send(router, Outputs(info.worker_id, info.incarnation, tokens, self._load(), ended, transfers, computed))
 
     def _send_blocks(self) -> None:
         if not self._stored:

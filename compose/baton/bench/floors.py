@@ -48,9 +48,7 @@ def decode_s(model: Model, device: Ceilings, batch: int, context: int) -> float:
 
 def prefill_s(model: Model, device: Ceilings, lens: Sequence[int]) -> float:
     """Give the seconds of prompts of these lengths."""
-    operations = sum(
-        2 * model.layer_parameters * length + 2 * model.attention_width * length**2 for length in lens
-    )
+    operations = sum(2 * model.layer_parameters * length + 2 * model.attention_width * length**2 for length in lens)
     return operations / device.matmul_tflops / 1e12
 
 

@@ -18,15 +18,7 @@ from baton.bench.floors import Model, decode_s, prefill_s, run_s
 from baton.bench.kernels.measure import Ceilings, measure_ceilings
 from baton.bench.offline import as_generate
 from baton.bench.report import Report
-from baton.bench.workloads import (
-    Generate,
-    Workload,
-    decode_step_ms,
-    mixed,
-    prefill_seconds,
-    throughput,
-    time_of,
-)
+from baton.bench.workloads import Generate, Workload, decode_step_ms, mixed, prefill_seconds, throughput, time_of
 from baton.llm import LLM
 
 MODELS = ("llama8b", "qwen06b")
@@ -52,8 +44,7 @@ def run(models: Iterable[str], *, repeats: int, json_file: Path | None, **settin
     _free()
     ceilings.append(measure_ceilings())
     device = Ceilings(
-        copy_gbps=max(each.copy_gbps for each in ceilings),
-        matmul_tflops=max(each.matmul_tflops for each in ceilings),
+        copy_gbps=max(each.copy_gbps for each in ceilings), matmul_tflops=max(each.matmul_tflops for each in ceilings)
     )
     facts = {"copy_GB_s": round(device.copy_gbps), "matmul_TFLOP_s": round(device.matmul_tflops)}
     report = Report("baton bench offline --suite h200", facts=facts)
@@ -62,9 +53,7 @@ def run(models: Iterable[str], *, repeats: int, json_file: Path | None, **settin
     report.show(json_file)
 
 
-def run_deterministic(
-    models: Iterable[str], *, repeats: int, json_file: Path | None, **settings: Any
-) -> None:
+def run_deterministic(models: Iterable[str], *, repeats: int, json_file: Path | None, **settings: Any) -> None:
     """Measure what `--deterministic` costs: the same workloads in both modes, one after the other."""
     report = Report("baton bench offline --suite h200 --deterministic")
     for model in models:
@@ -76,21 +65,14 @@ def run_deterministic(
         for name, default_ms in found[0].items():
             times = found[1][name] / default_ms
             report.add(
-                model=model,
-                workload=name,
-                unit="ms",
-                default=default_ms,
-                deterministic=found[1][name],
-                times=times,
+                model=model, workload=name, unit="ms", default=default_ms, deterministic=found[1][name], times=times
             )
     report.show(json_file)
 
 
 def _in_either_mode(generate: Generate, repeats: int) -> dict[str, float]:
     """Give the milliseconds of decode steps and prompts."""
-    found = {
-        f"decode, batch {batch}": decode_step_ms(generate, batch, repeats=repeats) for batch in (1, 32, 256)
-    }
+    found = {f"decode, batch {batch}": decode_step_ms(generate, batch, repeats=repeats) for batch in (1, 32, 256)}
     for length in (2048, 8192):
         found[f"prefill 1 x {length}"] = 1e3 * prefill_seconds(generate, 1, length, repeats)
     return found
@@ -142,11 +124,7 @@ def _llama_8b(generate: Generate, repeats: int) -> Iterable[Row]:
     name = "prefill 32 x 2048"
     value = 32 * 2048 / prefill_seconds(generate, 32, 2048, repeats)
     yield Row(
-        name,
-        figures.LLAMA_8B_RATE[name],
-        value,
-        lambda device: 2048 / prefill_s(model, device, [2048]),
-        is_rate=True,
+        name, figures.LLAMA_8B_RATE[name], value, lambda device: 2048 / prefill_s(model, device, [2048]), is_rate=True
     )
     for name, workload in (("offline 512 x (1024, 256)", throughput()), ("mix of 256", mixed())):
         yield _rate(generate, model, name, figures.LLAMA_8B_RATE[name], workload, repeats)
@@ -158,34 +136,22 @@ def _qwen_06b(generate: Generate, repeats: int) -> Iterable[Row]:
     yield _decode(generate, model, figures.QWEN_06B_MS, 1, repeats)
 
 
-def _decode(
-    generate: Generate, model: Model, targets: dict[str, figures.Figure], batch: int, repeats: int
-) -> Row:
+def _decode(generate: Generate, model: Model, targets: dict[str, figures.Figure], batch: int, repeats: int) -> Row:
     name = f"decode, batch {batch}"
     value = decode_step_ms(generate, batch, repeats=repeats)
     return Row(name, targets[name], value, lambda device: 1e3 * decode_s(model, device, batch, 1024))
 
 
-def _prefill(
-    generate: Generate, model: Model, targets: dict[str, figures.Figure], length: int, repeats: int
-) -> Row:
+def _prefill(generate: Generate, model: Model, targets: dict[str, figures.Figure], length: int, repeats: int) -> Row:
     name = f"prefill 1 x {length}"
     value = 1e3 * prefill_seconds(generate, 1, length, repeats)
     return Row(name, targets[name], value, lambda device: 1e3 * prefill_s(model, device, [length]))
 
 
-def _rate(
-    generate: Generate, model: Model, name: str, figure: figures.Figure, workload: Workload, repeats: int
-) -> Row:
+def _rate(generate: Generate, model: Model, name: str, figure: figures.Figure, workload: Workload, repeats: int) -> Row:
     tokens = workload.num_output_tokens
     seconds = statistics.median(time_of(generate, workload) for _ in range(repeats))
-    return Row(
-        name,
-        figure,
-        tokens / seconds,
-        lambda device: tokens / run_s(model, device, workload),
-        is_rate=True,
-    )
+    return Row(name, figure, tokens / seconds, lambda device: tokens / run_s(model, device, workload), is_rate=True)
 
 
 def _add(report: Report, model: str, row: Row, device: Ceilings) -> None:

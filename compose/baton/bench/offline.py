@@ -19,13 +19,9 @@ from baton.llm import LLM, SamplingParams
 def as_generate(llm: LLM) -> Generate:
     """Adapt an `LLM` to what workloads call."""
 
-    def generate(
-        prompts: Sequence[list[int]], max_tokens: Sequence[int], temperature: float
-    ) -> list[list[int]]:
+    def generate(prompts: Sequence[list[int]], max_tokens: Sequence[int], temperature: float) -> list[list[int]]:
         params = [
-            SamplingParams(
-                temperature=temperature, max_tokens=count, ignore_eos=True, detokenize=False, seed=i
-            )
+            SamplingParams(temperature=temperature, max_tokens=count, ignore_eos=True, detokenize=False, seed=i)
             for i, count in enumerate(max_tokens)
         ]
         outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
@@ -44,9 +40,7 @@ def run_cpu(llm: LLM, *, compare: bool, repeats: int, json_file: Path | None) ->
     report.show(json_file)
 
 
-def _compare(
-    report: Report, workload: Workload, ours: Generate, peer: TransformersPeer | None, repeats: int
-) -> None:
+def _compare(report: Report, workload: Workload, ours: Generate, peer: TransformersPeer | None, repeats: int) -> None:
     """Add a workload's row: medians of interleaved runs, and how many answers have the same ids."""
     same = None
     if peer is not None:

@@ -38,9 +38,7 @@ class Report:
         # wide enough to stay whole in a log file, where no terminal says its width
         Console(width=None if Console().is_terminal else 160).print(table)
         if json_file is not None:
-            json_file.write_text(
-                json.dumps({"title": self.title, "facts": facts, "rows": self.rows}, indent=1)
-            )
+            json_file.write_text(json.dumps({"title": self.title, "facts": facts, "rows": self.rows}, indent=1))
 
 
 def _cell(value: Any) -> str:

@@ -123,9 +123,7 @@ def _measure_noise(core: int) -> dict[str, float]:
 
 
 @contextlib.asynccontextmanager
-async def _processes(
-    model: Path, step_ms: float, core: int, others: set[int]
-) -> AsyncIterator[tuple[str, int, int]]:
+async def _processes(model: Path, step_ms: float, core: int, others: set[int]) -> AsyncIterator[tuple[str, int, int]]:
     """Start a fake worker and a router; give the worker's endpoint, the router's port and its process id."""
     settings = FakeSettings(
         model_name=model.name, vocab_size=_VOCAB, first_word=_FIRST_WORD, step_ms=step_ms, prefill_rate=0.0
@@ -181,15 +179,11 @@ def make_tokenizer(folder: Path) -> Path:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(
-        ["the quick brown fox jumps over the lazy dog and some other words"] * 4, trainer
-    )
+    tokenizer.train_from_iterator(["the quick brown fox jumps over the lazy dog and some other words"] * 4, trainer)
     folder.mkdir(parents=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     template = "{%- for m in messages -%}{{- m.content + '\\n' -}}{%- endfor -%}"
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({"eos_token": "<|end|>", "chat_template": template})
-    )
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>", "chat_template": template}))
     return folder
 
 
@@ -233,9 +227,7 @@ class _HttpStream(asyncio.Protocol):
 async def _http_stream(port: int, prompt: Sequence[int], num_tokens: int) -> Timing:
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Timing] = loop.create_future()
-    body = orjson.dumps(
-        {"prompt": list(prompt), "max_tokens": num_tokens, "stream": True, "ignore_eos": True}
-    )
+    body = orjson.dumps({"prompt": list(prompt), "max_tokens": num_tokens, "stream": True, "ignore_eos": True})
     began = time.perf_counter()
     await loop.create_connection(lambda: _HttpStream(body, done), "127.0.0.1", port)
     timing = await done
@@ -259,9 +251,7 @@ class _Direct:
         timing = Timing(time.perf_counter())
         self._open[request_id] = timing, done
         params = SamplingParams(max_tokens=num_tokens, ignore_eos=True)
-        await self._socket.send(
-            encode(Start(request_id, 0, "decode", list(prompt), [ChoiceStart(0, [])], params, 0))
-        )
+        await self._socket.send(encode(Start(request_id, 0, "decode", list(prompt), [ChoiceStart(0, [])], params, 0)))
         return await done
 
     async def _read(self) -> None:
@@ -343,16 +333,12 @@ def _text_of(body: bytes) -> str:
     return text
 
 
-def _expected_text(
-    tokenizer: Tokenizer, prompt: Sequence[int], num_tokens: int, settings: FakeSettings
-) -> str:
+def _expected_text(tokenizer: Tokenizer, prompt: Sequence[int], num_tokens: int, settings: FakeSettings) -> str:
     stream = tokenizer.new_stream(prompt)
     return "".join(map(stream.push, expected_tokens(prompt, num_tokens, settings=settings))) + stream.flush()
 
 
-async def _measure_requests(
-    endpoint: str, port: int, pid: int, rate: float, seconds: float
-) -> dict[str, Any]:
+async def _measure_requests(endpoint: str, port: int, pid: int, rate: float, seconds: float) -> dict[str, Any]:
     rng = random.Random(1)
     arrivals, at = [], 0.0
     while (at := at + rng.expovariate(rate)) < seconds:
@@ -405,16 +391,12 @@ def _print(figures: dict[str, Any]) -> None:
         f"The machine's own delay on the router's core, idle (a sleep of 1 ms ends late by): p50 {noise['p50_ms']:.2f}, "
         f"p99 {noise['p99_ms']:.2f}, most {noise['max_ms']:.2f} ms"
     )
-    table = Table(
-        "live streams", "router", "direct", title=f"{s['streams']} streams, {s['tokens_per_s']:.0f} tokens/s"
-    )
+    table = Table("live streams", "router", "direct", title=f"{s['streams']} streams, {s['tokens_per_s']:.0f} tokens/s")
     table.add_row("streams with a wrong, lost or repeated token", str(s["streams_wrong"]), "")
     table.add_row("router CPU a token, µs", f"{s['cpu_us_per_token']:.1f}", "")
     table.add_row("router's share of a core", f"{100 * s['cpu_share']:.0f} %", "")
     for key in ("p50", "p99", "max"):
-        table.add_row(
-            f"gap between tokens, {key}, ms", f"{s[f'gap_{key}_ms']:.1f}", f"{s[f'direct_gap_{key}_ms']:.1f}"
-        )
+        table.add_row(f"gap between tokens, {key}, ms", f"{s[f'gap_{key}_ms']:.1f}", f"{s[f'direct_gap_{key}_ms']:.1f}")
     console.print(table)
     table = Table(
         "requests", "router", "direct", "added", title=f"{r['rate']:.0f} requests/s, {r['requests']} requests"
@@ -423,10 +405,7 @@ def _print(figures: dict[str, Any]) -> None:
         for share in ("p50", "p99"):
             key = f"{name}_{share}_ms"
             table.add_row(
-                f"{label}, {share}, ms",
-                f"{r[key]:.2f}",
-                f"{r[f'direct_{key}']:.2f}",
-                f"{r[f'added_{key}']:.2f}",
+                f"{label}, {share}, ms", f"{r[key]:.2f}", f"{r[f'direct_{key}']:.2f}", f"{r[f'added_{key}']:.2f}"
             )
     table.add_row("failed", str(r["failed"]), "", "")
     table.add_row("router CPU a request (16 tokens), µs", f"{r['cpu_us_per_request']:.0f}", "", "")

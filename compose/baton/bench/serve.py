@@ -145,9 +145,7 @@ async def _ask(client: httpx.AsyncClient, model: str, arrival: Arrival) -> Outco
         outcome.error = repr(error)
         return outcome
     if outcome.num_tokens != arrival.output_len:
-        outcome.error = (
-            outcome.error or f"{outcome.num_tokens} tokens came, {arrival.output_len} were asked for"
-        )
+        outcome.error = outcome.error or f"{outcome.num_tokens} tokens came, {arrival.output_len} were asked for"
     return outcome
 
 
@@ -170,9 +168,7 @@ async def _read(answer: httpx.Response, outcome: Outcome, sent_at: float) -> Non
         outcome.gaps_s = [later - earlier for earlier, later in pairwise(times)]
 
 
-def add_row(
-    report: Report, name: str, arrivals: Sequence[Arrival], outcomes: Sequence[Outcome], seconds: float
-) -> int:
+def add_row(report: Report, name: str, arrivals: Sequence[Arrival], outcomes: Sequence[Outcome], seconds: float) -> int:
     """Add a run's row; give the number of failed requests."""
     good = [outcome for outcome in outcomes if outcome.error is None]
     failed = len(outcomes) - len(good)
@@ -207,12 +203,7 @@ def _spread(name: str, seconds: list[float]) -> dict[str, float | None]:
 
 
 async def run(
-    url: str,
-    model: str,
-    loads: Sequence[tuple[str, list[Arrival]]],
-    *,
-    api_key: str | None,
-    json_file: Path | None,
+    url: str, model: str, loads: Sequence[tuple[str, list[Arrival]]], *, api_key: str | None, json_file: Path | None
 ) -> int:
     """Run each load against a server, print one table, and give the number of failed requests."""
     report = Report(f"baton bench serve, {model} at {url}")
@@ -238,7 +229,5 @@ async def served_model(url: str, api_key: str | None) -> tuple[str, int]:
             answer = await client.get("/v1/models")
             card = answer.raise_for_status().json()["data"][0]
     except (httpx.HTTPError, LookupError, ValueError) as error:
-        raise ConfigError(
-            f"url={url!r}: no server answers there ({error!r}). Start one with `baton up`."
-        ) from None
+        raise ConfigError(f"url={url!r}: no server answers there ({error!r}). Start one with `baton up`.") from None
     return card["id"], card.get("max_model_len", 4096)

@@ -20,9 +20,7 @@ class TransformersPeer:
         self.batch_size = 1
         self.sort_key: str = "output"
 
-    def generate(
-        self, prompts: list[list[int]], max_tokens: list[int], temperature: float
-    ) -> list[list[int]]:
+    def generate(self, prompts: list[list[int]], max_tokens: list[int], temperature: float) -> list[list[int]]:
         """Answer greedily; gives each request's own number of tokens."""
         assert temperature == 0.0, "compared greedily, so that ids can be compared too"
         lens = max_tokens if self.sort_key == "output" else [len(prompt) for prompt in prompts]
@@ -41,11 +39,7 @@ class TransformersPeer:
         ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         found = self._model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            do_sample=False,
-            max_new_tokens=num_tokens,
-            pad_token_id=0,
+            input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=num_tokens, pad_token_id=0
         )
         rows: list[list[int]] = found[:, width:].tolist()
         return rows

@@ -30,9 +30,7 @@ class Workload:
         return sum(self.max_tokens)
 
 
-def random_prompts(
-    rng: random.Random, count: int, low: int, high: int, vocab: int = 10_000
-) -> list[list[int]]:
+def random_prompts(rng: random.Random, count: int, low: int, high: int, vocab: int = 10_000) -> list[list[int]]:
     """Draw prompts of low..high tokens from ids 10..vocab."""
     return [[rng.randint(10, vocab) for _ in range(rng.randint(low, high))] for _ in range(count)]
 
@@ -70,9 +68,7 @@ def time_of(generate: Generate, workload: Workload) -> float:
     return time.perf_counter() - start
 
 
-def decode_step_ms(
-    generate: Generate, batch: int, context: int = 1024, steps: int = 128, repeats: int = 3
-) -> float:
+def decode_step_ms(generate: Generate, batch: int, context: int = 1024, steps: int = 128, repeats: int = 3) -> float:
     """Give the milliseconds of one decode step: (time of 1 + steps tokens - time of 1 token) / steps; the median."""
     found = []
     for repeat in range(repeats):

@@ -43,9 +43,7 @@ class AttentionBatch:
     query_lens_host: Sequence[int]  # host copies, so that no path reads the device
     seq_lens_host: Sequence[int]
     # What every layer of the step shares (gather indices, masks), made by the first layer that needs it.
-    gather_plans: dict[tuple[int | None, bool], "_GatherPlan"] = field(
-        default_factory=dict, repr=False, compare=False
-    )
+    gather_plans: dict[tuple[int | None, bool], "_GatherPlan"] = field(default_factory=dict, repr=False, compare=False)
     decode_plans: dict[int | None, DecodePlan] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -117,17 +115,13 @@ def _tails(seen: list[int], padded: int, block_size: int, device: torch.device) 
     return torch.cat((of_k, of_k + len(seen) * padded))
 
 
-def _plan_decodes(
-    batch: AttentionBatch, kv_layer: Tensor, dtype: torch.dtype, window: int | None
-) -> _GatherPlan:
+def _plan_decodes(batch: AttentionBatch, kv_layer: Tensor, dtype: torch.dtype, window: int | None) -> _GatherPlan:
     """Group decodes by length; what all groups need is computed once, sorted, and sliced."""
     _, _, block_size, num_kv_heads, head_dim = kv_layer.shape
     row_step = kv_layer.stride(0) // (block_size * num_kv_heads * head_dim)
     num_decodes = batch.num_decodes
     lens = [max(1, n) for n in batch.seq_lens_host[:num_decodes]]
-    hidden = [
-        0 if window is None else max(0, n - window) // block_size for n in lens
-    ]  # blocks before the window
+    hidden = [0 if window is None else max(0, n - window) // block_size for n in lens]  # blocks before the window
     seen = [n - h * block_size for n, h in zip(lens, hidden, strict=True)]
     if num_decodes == 1 and window is None:
         rows = _block_rows(batch.block_table[:1, : -(-seen[0] // block_size)], row_step)
@@ -167,13 +161,7 @@ def _plan_decodes(
 
 
 def _plan_chunk(
-    batch: AttentionBatch,
-    seq: int,
-    first: int,
-    kv_layer: Tensor,
-    dtype: torch.dtype,
-    window: int | None,
-    capped: bool,
+    batch: AttentionBatch, seq: int, first: int, kv_layer: Tensor, dtype: torch.dtype, window: int | None, capped: bool
 ) -> _Piece:
     _, _, block_size, num_kv_heads, head_dim = kv_layer.shape
     row_step = kv_layer.stride(0) // (block_size * num_kv_heads * head_dim)
@@ -195,9 +183,7 @@ def _plan_chunk(
     return _Piece(first, 1, query_len, context_len, rows, mask, is_causal=is_causal)
 
 
-def _plan(
-    batch: AttentionBatch, kv_layer: Tensor, dtype: torch.dtype, window: int | None, capped: bool
-) -> _GatherPlan:
+def _plan(batch: AttentionBatch, kv_layer: Tensor, dtype: torch.dtype, window: int | None, capped: bool) -> _GatherPlan:
     num_decodes = batch.num_decodes
     plan = _plan_decodes(batch, kv_layer, dtype, window) if num_decodes else _GatherPlan([], None, None)
     first = num_decodes
@@ -220,9 +206,7 @@ def _gather_space(num_elements: int, dtype: torch.dtype, device: torch.device) -
     return space[:num_elements]
 
 
-def _attend_capped(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, soft_cap: float
-) -> Tensor:
+def _attend_capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, soft_cap: float) -> Tensor:
     """Attend with explicit scores: q [batch, kv_heads, queries, head_dim], k and v [batch, kv_heads, context, head_dim]."""
     batch, num_heads, query_len, _ = q.shape
     keys, values = k.float().transpose(2, 3), v.float()
@@ -270,9 +254,7 @@ def paged_attention_reference(
         torch.index_select(rows, 0, piece.rows, out=gathered)
         if piece.tails is not None:
             gathered.view(-1, half // block_size).index_fill_(0, piece.tails, 0)
-        k, v = gathered.view(2, piece.num_seqs, -1, num_kv_heads, head_dim)[
-            :, :, : piece.context_len
-        ].transpose(2, 3)
+        k, v = gathered.view(2, piece.num_seqs, -1, num_kv_heads, head_dim)[:, :, : piece.context_len].transpose(2, 3)
         is_decode = piece.first < batch.num_decodes
         if is_decode:
             queries = decodes[piece.first : piece.first + piece.num_seqs].unflatten(1, (num_kv_heads, group))

@@ -218,11 +218,7 @@ def _attention(attend: Callable[..., Tensor], shapes: KernelShapes, device: torc
 
 
 def _attend(
-    attend: Callable[..., Tensor],
-    shapes: KernelShapes,
-    device: torch.device,
-    query_lens: list[int],
-    num_decodes: int,
+    attend: Callable[..., Tensor], shapes: KernelShapes, device: torch.device, query_lens: list[int], num_decodes: int
 ) -> None:
     cache = _cache(shapes, device)
     table_len = -(-shapes.max_model_len // shapes.block_size)
@@ -245,11 +241,7 @@ def _sampling(logits: Tensor, counts: Tensor, rows: Tensor) -> None:
     """Draw in each of the ways that are compiled apart."""
     ones = torch.ones(len(rows), device=logits.device)
     batch = SamplingBatch(
-        temperature=ones,
-        top_k=ones.int(),
-        top_p=ones / 2,
-        min_p=ones / 2,
-        keys=derive_keys(rows, rows, rows),
+        temperature=ones, top_k=ones.int(), top_p=ones / 2, min_p=ones / 2, keys=derive_keys(rows, rows, rows)
     )
     greedy(logits)
     sample(logits, batch)

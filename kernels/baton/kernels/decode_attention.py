@@ -22,15 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from baton.kernels.launch import (
-    INTERPRET,
-    overlap,
-    start_next,
-    tl,
-    triton,
-    upcasts_dot,
-    wait_for_previous,
-)
+from baton.kernels.launch import INTERPRET, overlap, start_next, tl, triton, upcasts_dot, wait_for_previous
 from baton.kernels.launch_table import DecodeLaunch, heads_of, launches_on
 
 if TYPE_CHECKING:
@@ -120,9 +112,7 @@ def decode_attention(
     num_heads, head_dim = q.shape[1:]
     block_size, num_kv_heads = kv_layer.shape[2:4]
     group = num_heads // num_kv_heads
-    num_lanes = min(
-        max(1, _num_sms(q.device) * launch.programs_per_sm // num_kv_heads), plan.item_tiles.shape[0] - 1
-    )
+    num_lanes = min(max(1, _num_sms(q.device) * launch.programs_per_sm // num_kv_heads), plan.item_tiles.shape[0] - 1)
     _decode_kernel[(num_kv_heads * num_lanes,)](
         q,
         kv_layer,
@@ -237,11 +227,7 @@ def _plan_kernel(
 
     tl.store(first_items_ptr + seq, first_item)
     splits = tl.arange(0, MAX_SPLITS)
-    tl.store(
-        item_tiles_ptr + first_item + splits,
-        first_tile + splits * (size // BLOCK_N),
-        mask=splits < num_splits,
-    )
+    tl.store(item_tiles_ptr + first_item + splits, first_tile + splits * (size // BLOCK_N), mask=splits < num_splits)
     columns = tl.arange(0, 256)
     for begin in range(0, num_tiles, 256):
         tile = begin + columns
@@ -324,11 +310,7 @@ def _decode_kernel(
         valid = positions < end
         table = block_table_ptr + seq.to(tl.int64) * table_stride
         blocks = tl.load(table + positions // BLOCK_SIZE, mask=valid, other=0).to(tl.int64)
-        at = (
-            blocks * kv_stride_block
-            + (positions % BLOCK_SIZE) * (NUM_KV_HEADS * HEAD_DIM)
-            + kv_head * HEAD_DIM
-        )
+        at = blocks * kv_stride_block + (positions % BLOCK_SIZE) * (NUM_KV_HEADS * HEAD_DIM) + kv_head * HEAD_DIM
         inside = valid[:, None] & (dims[None, :] < HEAD_DIM)
         q = tl.load(q_ptr + seq.to(tl.int64) * q_stride_token + at_head, mask=inside_q, other=0.0)
         # Masked rows are loaded as 0: what a free slot holds may be NaN, and 0 * NaN is NaN.

@@ -21,16 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from baton.kernels.launch import (
-    FEW_ROWS,
-    on_triton,
-    overlap,
-    start_next,
-    tl,
-    triton,
-    upcasts_dot,
-    wait_for_previous,
-)
+from baton.kernels.launch import FEW_ROWS, on_triton, overlap, start_next, tl, triton, upcasts_dot, wait_for_previous
 from baton.kernels.launch_table import FewRowsLaunch, TileLaunch, launches_on
 
 

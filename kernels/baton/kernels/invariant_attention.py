@@ -82,9 +82,7 @@ def invariant_attention(
     is_split = num_lanes > 1
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     partial = torch.empty(
-        (num_seqs if is_split else 0, max_splits, num_heads, head_dim + 2),
-        dtype=torch.float32,
-        device=q.device,
+        (num_seqs if is_split else 0, max_splits, num_heads, head_dim + 2), dtype=torch.float32, device=q.device
     )
     options = {
         "NUM_KV_HEADS": num_kv_heads,
@@ -255,9 +253,7 @@ def _attention_kernel(
                 True,
             )
             if IS_SPLIT:
-                row = (seq.to(tl.int64) * max_splits + split - first // SPLIT) * (
-                    NUM_KV_HEADS * GROUP
-                ) + heads
+                row = (seq.to(tl.int64) * max_splits + split - first // SPLIT) * (NUM_KV_HEADS * GROUP) + heads
                 at = partial_ptr + row * (HEAD_DIM + 2)
                 tl.store(at[:, None] + dims[None, :], part, mask=inside)
                 tl.store(at + HEAD_DIM, part_max, mask=inside_rows)

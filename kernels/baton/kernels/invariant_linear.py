@@ -53,9 +53,7 @@ def invariant_linear(
     """Give [tokens, outputs] in `out_dtype`, x's if None; rows of x may be strided, x and weight are of one dtype."""
     if not on_triton(x):
         return invariant_linear_reference(x, weight, bias).to(out_dtype or x.dtype)
-    return _launch(
-        x, weight, bias, _tile_for(x.shape[0], weight.shape[0], x.device, x.dtype), out_dtype or x.dtype
-    )
+    return _launch(x, weight, bias, _tile_for(x.shape[0], weight.shape[0], x.device, x.dtype), out_dtype or x.dtype)
 
 
 # --- Triton -----------------------------------------------------------------------------------------
@@ -97,9 +95,7 @@ def run_every_tile(x: Tensor, weight: Tensor) -> None:
             _launch(x, weight, None, tile, out_dtype)
 
 
-def _launch(
-    x: Tensor, weight: Tensor, bias: Tensor | None, tile: LinearTile, out_dtype: torch.dtype
-) -> Tensor:
+def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, tile: LinearTile, out_dtype: torch.dtype) -> Tensor:
     num_rows, num_inputs = x.shape
     num_outputs = weight.shape[0]
     y = torch.empty((num_rows, num_outputs), dtype=out_dtype, device=x.device)

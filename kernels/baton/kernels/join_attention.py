@@ -21,9 +21,7 @@ def join_attention_reference(
     return torch.logaddexp(first_sum, second_sum)
 
 
-def join_attention(
-    first: Tensor, first_sum: Tensor, second: Tensor, second_sum: Tensor, out: Tensor
-) -> Tensor:
+def join_attention(first: Tensor, first_sum: Tensor, second: Tensor, second_sum: Tensor, out: Tensor) -> Tensor:
     """Write the joined attention to `out` [queries, heads, head_dim], which may be `first`; gives its log-sum-exps."""
     if not on_triton(first, "join_attention"):
         return join_attention_reference(first, first_sum, second, second_sum, out)
@@ -95,9 +93,7 @@ def _join_kernel(
         first_sum_ptr + query * first_sum_stride_query + heads * first_sum_stride_head, mask=inside, other=0.0
     )
     second_sum = tl.load(
-        second_sum_ptr + query * second_sum_stride_query + heads * second_sum_stride_head,
-        mask=inside,
-        other=0.0,
+        second_sum_ptr + query * second_sum_stride_query + heads * second_sum_stride_head, mask=inside, other=0.0
     )
     at_first = query * first_stride_query + heads * first_stride_head + dims
     at_second = query * second_stride_query + heads * second_stride_head + dims

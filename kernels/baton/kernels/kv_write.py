@@ -93,13 +93,7 @@ def _kv_write_kernel(
     columns = tl.arange(0, BLOCK)
     inside = columns < WIDTH
     head, within = columns // HEAD_DIM, columns % HEAD_DIM
-    to = (
-        kv_ptr
-        + slot // BLOCK_SIZE * kv_stride_block
-        + half * kv_stride_half
-        + slot % BLOCK_SIZE * WIDTH
-        + columns
-    )
+    to = kv_ptr + slot // BLOCK_SIZE * kv_stride_block + half * kv_stride_half + slot % BLOCK_SIZE * WIDTH + columns
     if half == 0:
         x = tl.load(k_ptr + token * k_stride_token + head * k_stride_head + within, mask=inside)
     else:

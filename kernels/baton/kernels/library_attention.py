@@ -102,9 +102,7 @@ def _call(q: Tensor, k: Tensor, v: Tensor, scale: float, is_causal: bool) -> tup
 
 
 @cache
-def _is_usable(
-    device: torch.device, dtype: torch.dtype, num_heads: int, num_kv_heads: int, head_dim: int
-) -> bool:
+def _is_usable(device: torch.device, dtype: torch.dtype, num_heads: int, num_kv_heads: int, head_dim: int) -> bool:
     """Try a chunk after a prefix, and compare it with plain arithmetic in fp32."""
     generator = torch.Generator(device).manual_seed(0)
     queries, context = 96, 224
@@ -116,9 +114,7 @@ def _is_usable(
     start = context - queries
     o = torch.empty_like(q)
     try:
-        join_attention(
-            *_call(q, k[start:], v[start:], scale, True), *_call(q, k[:start], v[:start], scale, False), o
-        )
+        join_attention(*_call(q, k[start:], v[start:], scale, True), *_call(q, k[:start], v[:start], scale, False), o)
     except RuntimeError:
         return False
     group = num_heads // num_kv_heads

@@ -20,9 +20,7 @@ from baton.kernels.few_rows_linear import few_rows_linear, takes_few_rows
 
 def packs(weight: Tensor) -> bool:
     """Say whether `pack_weight` gains anything for a weight like this."""
-    return (
-        weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-    )
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
 def pack_weight(weight: Tensor) -> Tensor:
@@ -30,9 +28,7 @@ def pack_weight(weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight, None)
 
 
-def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, out_dtype: torch.dtype | None = None
-) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
     """Give [tokens, outputs] in `out_dtype`, x's if None, for a weight as it is, [outputs, inputs]."""
     if takes_few_rows(x, weight):
         return few_rows_linear(x, weight, bias, out_dtype)

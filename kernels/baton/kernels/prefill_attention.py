@@ -136,11 +136,7 @@ def attend_tiles(
             blocks = tl.load(table + positions // BLOCK_SIZE, mask=positions < seq_len, other=0).to(tl.int64)
         else:
             blocks = tl.load(table + positions // BLOCK_SIZE).to(tl.int64)
-        at = (
-            blocks * kv_stride_block
-            + (positions % BLOCK_SIZE) * (NUM_KV_HEADS * HEAD_DIM)
-            + kv_head * HEAD_DIM
-        )
+        at = blocks * kv_stride_block + (positions % BLOCK_SIZE) * (NUM_KV_HEADS * HEAD_DIM) + kv_head * HEAD_DIM
         at = at[:, None] + dims[None, :]
         if IS_CUT:
             # Masked rows are loaded as 0: what a free slot holds may be NaN, and 0 * NaN is NaN.

@@ -182,24 +182,12 @@ def _turn_heads(
             squares += tl.sum(c * c, axis=1)
         scale = tl.rsqrt(squares / HEAD_DIM + eps)[:, None]
         # The reference rounds between norm and rotation, as every published model does.
-        a = (
-            a
-            * scale
-            * (tl.load(norm_ptr + pairs, mask=pairs < HALF, other=0.0).to(tl.float32) + weight_offset)
-        )
-        b = (
-            b
-            * scale
-            * (tl.load(norm_ptr + HALF + pairs, mask=pairs < HALF, other=0.0).to(tl.float32) + weight_offset)
-        )
+        a = a * scale * (tl.load(norm_ptr + pairs, mask=pairs < HALF, other=0.0).to(tl.float32) + weight_offset)
+        b = b * scale * (tl.load(norm_ptr + HALF + pairs, mask=pairs < HALF, other=0.0).to(tl.float32) + weight_offset)
         a = a.to(from_ptr.dtype.element_ty).to(tl.float32)
         b = b.to(from_ptr.dtype.element_ty).to(tl.float32)
         if 2 * HALF < HEAD_DIM:
-            c = (
-                c
-                * scale
-                * (tl.load(norm_ptr + rest, mask=rest < HEAD_DIM, other=0.0).to(tl.float32) + weight_offset)
-            )
+            c = c * scale * (tl.load(norm_ptr + rest, mask=rest < HEAD_DIM, other=0.0).to(tl.float32) + weight_offset)
     cos = tl.load(turn_ptr + pairs, mask=pairs < HALF, other=0.0)
     sin = tl.load(turn_ptr + HALF + pairs, mask=pairs < HALF, other=0.0)
     tl.store(to_ptr + heads * to_stride_head + pairs, (a * cos - b * sin).to(dtype), mask=inside)

@@ -115,9 +115,7 @@ def floor_reference(scaled: Tensor, batch: SamplingBatch) -> Tensor:
     """Give each row's smallest kept value after min-p, top-k and top-p, [N, 1]."""
     vocab_size = scaled.shape[1]
     largest = scaled.amax(-1, keepdim=True)
-    floor = (
-        largest + batch.min_p[:, None].log() if batch.any_min_p else torch.full_like(largest, float("-inf"))
-    )
+    floor = largest + batch.min_p[:, None].log() if batch.any_min_p else torch.full_like(largest, float("-inf"))
     head_len = min(vocab_size, max(_HEAD_LEN, int(batch.top_k.clamp(max=vocab_size).amax())))
     head = scaled.topk(head_len, sorted=True).values if batch.any_top_k or batch.any_top_p else None
     if batch.any_top_k:
@@ -176,9 +174,7 @@ def sample_reference(logits: Tensor, batch: SamplingBatch) -> Tensor:
     return torch.cat(chosen)
 
 
-def logprobs_reference(
-    logits: Tensor, token_ids: Tensor, num_top: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def logprobs_reference(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Give log probabilities in plain torch."""
     normalizer = logits.logsumexp(-1, keepdim=True)
     chosen = logits.gather(1, token_ids[:, None])

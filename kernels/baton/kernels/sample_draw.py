@@ -48,9 +48,7 @@ def draw(logits: Tensor, batch: SamplingBatch) -> Tensor:
         CHUNK=_CHUNK,
         num_warps=8,
     )
-    _pick_kernel[(num_rows,)](
-        best, best_ids, chosen, num_chunks, BLOCK=triton.next_power_of_2(num_chunks), num_warps=1
-    )
+    _pick_kernel[(num_rows,)](best, best_ids, chosen, num_chunks, BLOCK=triton.next_power_of_2(num_chunks), num_warps=1)
     return chosen
 
 
@@ -241,15 +239,7 @@ def _penalize_kernel(
 
 @triton.jit(do_not_specialize=["num_top"])
 def _measure_chunk_kernel(
-    logits_ptr,
-    ids_ptr,
-    statistics_ptr,
-    top_ptr,
-    top_ids_ptr,
-    stride,
-    vocab_size,
-    num_top,
-    CHUNK: tl.constexpr,
+    logits_ptr, ids_ptr, statistics_ptr, top_ptr, top_ids_ptr, stride, vocab_size, num_top, CHUNK: tl.constexpr
 ):
     """Write a chunk's (maximum, sum of exp above it, number at least as likely as the chosen token) and its best tokens."""
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -261,9 +251,7 @@ def _measure_chunk_kernel(
     largest = tl.maximum(tl.max(x, axis=0), -1.0e38)
     tl.store(statistics_ptr + 3 * at, largest)
     tl.store(statistics_ptr + 3 * at + 1, tl.sum(tl.exp(x - largest), axis=0))
-    tl.store(
-        statistics_ptr + 3 * at + 2, tl.sum((inside & (x >= chosen)).to(tl.float32), axis=0)
-    )  # at most 2^24
+    tl.store(statistics_ptr + 3 * at + 2, tl.sum((inside & (x >= chosen)).to(tl.float32), axis=0))  # at most 2^24
     for i in range(num_top):
         best, place = tl.max(x, axis=0, return_indices=True, return_indices_tie_break_left=True)
         tl.store(top_ptr + at * num_top + i, best)
@@ -305,8 +293,5 @@ def _merge_chunks_kernel(
     for i in range(num_top):
         best, place = tl.max(x, axis=0, return_indices=True, return_indices_tie_break_left=True)
         tl.store(top_ptr + row * num_top + i, best - normalizer)
-        tl.store(
-            top_ids_ptr + row * num_top + i,
-            tl.load(chunk_ids_ptr + row * num_candidates + place).to(tl.int64),
-        )
+        tl.store(top_ids_ptr + row * num_top + i, tl.load(chunk_ids_ptr + row * num_candidates + place).to(tl.int64))
         x = tl.where(candidates == place, float("-inf"), x)

@@ -47,13 +47,7 @@ def find_floor(logits: Tensor, inverse: Tensor, batch: SamplingBatch) -> Tensor:
         pivots = empty(num_rows, _FINE)
         coarse, fine = (coarse_masses, coarse_counts), (masses, counts, pivots)
         shape = (logits, inverse, logits.stride(0), vocab_size, num_chunks)
-        sizes = {
-            "CHUNK": _CHUNK,
-            "BLOCK_CHUNKS": block_chunks,
-            "COARSE": _COARSE,
-            "FINE": _FINE,
-            "num_warps": 8,
-        }
+        sizes = {"CHUNK": _CHUNK, "BLOCK_CHUNKS": block_chunks, "COARSE": _COARSE, "FINE": _FINE, "num_warps": 8}
         _measure_kernel[grid](*row, *coarse, *fine, *shape, IS_FINE=False, **sizes)
         _measure_kernel[grid](*row, *coarse, *fine, *shape, IS_FINE=True, **sizes)
         _pack_kernel[grid](*row, *coarse, *fine, bracket, values, *shape, **sizes)
@@ -115,15 +109,7 @@ def _chunk_values(logits_ptr, inverse_ptr, row, chunk, stride, vocab_size, least
 
 @triton.jit
 def _coarse_bracket(
-    masses_ptr,
-    counts_ptr,
-    row,
-    largest,
-    top_k,
-    top_p,
-    num_chunks,
-    BLOCK_CHUNKS: tl.constexpr,
-    COARSE: tl.constexpr,
+    masses_ptr, counts_ptr, row, largest, top_k, top_p, num_chunks, BLOCK_CHUNKS: tl.constexpr, COARSE: tl.constexpr
 ):
     """Give (low, high, target mass): all up to low is excluded, some above high may not be kept only if high is the maximum."""
     chunks = tl.arange(0, BLOCK_CHUNKS)
@@ -177,15 +163,7 @@ def _measure_kernel(
         at = row * num_chunks + chunk
         if IS_FINE:
             low, high, _ = _coarse_bracket(
-                coarse_masses_ptr,
-                coarse_counts_ptr,
-                row,
-                largest,
-                top_k,
-                top_p,
-                num_chunks,
-                BLOCK_CHUNKS,
-                COARSE,
+                coarse_masses_ptr, coarse_counts_ptr, row, largest, top_k, top_p, num_chunks, BLOCK_CHUNKS, COARSE
             )
             for i in tl.static_range(FINE):
                 pivot = _fine_pivot(low, high, i, FINE)
@@ -198,9 +176,7 @@ def _measure_kernel(
             for i in tl.static_range(COARSE):
                 above = x > _coarse_pivot(largest, i)
                 tl.store(coarse_counts_ptr + at * COARSE + i, tl.sum(above.to(tl.int32), axis=0))
-                tl.store(
-                    coarse_masses_ptr + at * (COARSE + 1) + i, tl.sum(tl.where(above, mass, 0.0), axis=0)
-                )
+                tl.store(coarse_masses_ptr + at * (COARSE + 1) + i, tl.sum(tl.where(above, mass, 0.0), axis=0))
             tl.store(coarse_masses_ptr + at * (COARSE + 1) + COARSE, tl.sum(mass, axis=0))
 
 
@@ -248,9 +224,7 @@ def _pack_kernel(
         for i in tl.static_range(FINE):
             pivot = tl.load(pivots_ptr + row * FINE + i)
             pivot_counts = tl.load(counts_ptr + (row * num_chunks + chunks) * FINE + i, mask=inside, other=0)
-            pivot_masses = tl.load(
-                masses_ptr + (row * num_chunks + chunks) * (FINE + 1) + i, mask=inside, other=0.0
-            )
+            pivot_masses = tl.load(masses_ptr + (row * num_chunks + chunks) * (FINE + 1) + i, mask=inside, other=0.0)
             mass = tl.sum(pivot_masses, axis=0)
             excluded = tl.where(top_k > 0, tl.sum(pivot_counts, axis=0) >= top_k, mass >= target)
             is_low = (low == float("-inf")) & excluded
@@ -266,9 +240,7 @@ def _pack_kernel(
             for i in tl.static_range(COARSE):
                 is_it = coarse_low == _coarse_pivot(largest, i)
                 at = (row * num_chunks + chunks) * COARSE + i
-                low_counts = tl.where(
-                    is_it, tl.load(coarse_counts_ptr + at, mask=inside, other=0), low_counts
-                )
+                low_counts = tl.where(is_it, tl.load(coarse_counts_ptr + at, mask=inside, other=0), low_counts)
         least = largest + tl.load(log_min_p_ptr + row)
         x = _chunk_values(logits_ptr, inverse_ptr, row, chunk, stride, vocab_size, least, CHUNK)
         packed = (x > low) & (x <= high)
@@ -291,9 +263,7 @@ def _pack_kernel(
 
 
 @triton.jit
-def _search_floor(
-    values_ptr, count, floor, largest, base, target, BY_MASS: tl.constexpr, BLOCK: tl.constexpr
-):
+def _search_floor(values_ptr, count, floor, largest, base, target, BY_MASS: tl.constexpr, BLOCK: tl.constexpr):
     """Give the smallest of the values at or above `floor` with less than `target` (count or mass) strictly
     above it.
 
@@ -374,9 +344,7 @@ def _floor_kernel(
                     columns = tl.arange(0, BLOCK)
                     total_of = tl.zeros([BLOCK], tl.float32)
                     for start in range(0, count, BLOCK):
-                        x = tl.load(
-                            values + start + columns, mask=start + columns < count, other=float("-inf")
-                        )
+                        x = tl.load(values + start + columns, mask=start + columns < count, other=float("-inf"))
                         total_of += tl.where(x >= floor, tl.exp(x - largest), 0.0)
                     target = top_p * tl.sum(total_of, axis=0)
             if top_p < 1.0:

@@ -24,9 +24,7 @@ class SamplingBatch:
     frequency_penalty: Tensor | None = None  # [N] fp32; 0: off
     counts: Tensor | None = None  # [rows, vocab] int32, of token_counts.py
     count_rows: Tensor | None = None  # [N] int64, each row's in counts; unread where its penalties are off
-    bias_rows: Tensor | None = (
-        None  # [M] int64; with the next two, values added to single logits (-inf bans a token)
-    )
+    bias_rows: Tensor | None = None  # [M] int64; with the next two, values added to single logits (-inf bans a token)
     bias_token_ids: Tensor | None = None  # [M] int64
     bias_values: Tensor | None = None  # [M] fp32
     allowed: Tensor | None = None  # [N, vocab] bool

@@ -60,15 +60,7 @@ def _launch(gate_up: Tensor, is_gelu: bool) -> Tensor:
 
 
 @triton.jit
-def _gate_kernel(
-    gate_up_ptr,
-    y_ptr,
-    stride,
-    inner,
-    IS_GELU: tl.constexpr,
-    BLOCK: tl.constexpr,
-    OVERLAP: tl.constexpr,
-):
+def _gate_kernel(gate_up_ptr, y_ptr, stride, inner, IS_GELU: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
     start_next(OVERLAP)
     wait_for_previous(OVERLAP)
     row = tl.program_id(0).to(tl.int64)

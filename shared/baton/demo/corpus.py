@@ -216,19 +216,12 @@ class Corpus:
     def _sum_lines(self, rng: random.Random) -> Document:
         """ "2+2=" and "4", now and then over several lines."""
         num_lines = 1 if rng.random() < 0.9 else rng.randint(2, 4)
-        parts = [
-            tasks.sum_line(rng, "train", rng.choice((1, 1, 2, 2, 3)), rng.choice("++-"))
-            for _ in range(num_lines)
-        ]
-        return self._raw(
-            *[(given if i == 0 else "\n" + given, said) for i, (given, said) in enumerate(parts)]
-        )
+        parts = [tasks.sum_line(rng, "train", rng.choice((1, 1, 2, 2, 3)), rng.choice("++-")) for _ in range(num_lines)]
+        return self._raw(*[(given if i == 0 else "\n" + given, said) for i, (given, said) in enumerate(parts)])
 
     def _memory(self, rng: random.Random) -> Document:
         num_traits = rng.randint(1, 6)
-        return self._talk(
-            memory_conversation(rng, "train", num_traits, rng.randint(1, 6), lambda: small_task(rng))
-        )
+        return self._talk(memory_conversation(rng, "train", num_traits, rng.randint(1, 6), lambda: small_task(rng)))
 
     def _tools(self, rng: random.Random) -> Document:
         return self._talk(tool_conversation(rng, "train", lambda: toolless_task(rng)))

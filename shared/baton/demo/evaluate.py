@@ -54,10 +54,7 @@ def transformers_engine(model: Path) -> Generate:
             mask = torch.tensor([[0] * (longest - len(prompts[i])) + [1] * len(prompts[i]) for i in batch])
             with torch.inference_mode():
                 out = network.generate(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    do_sample=False,
-                    max_new_tokens=max(max_lens[i] for i in batch),
+                    input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=max(max_lens[i] for i in batch)
                 )
             for i, row in zip(batch, out[:, longest:].tolist(), strict=True):
                 answers[i] = row[: max_lens[i]]
@@ -81,9 +78,7 @@ def ask(questions: list[Question], encoder: Encoder, generate: Generate) -> list
         max_lens.append(answer_len + 8)
         assert prompts[-1][-1] == opening
     # An engine may keep the end of the turn or leave it out.
-    return [
-        encoder.decode(ids[: ids.index(end)] if end in ids else ids) for ids in generate(prompts, max_lens)
-    ]
+    return [encoder.decode(ids[: ids.index(end)] if end in ids else ids) for ids in generate(prompts, max_lens)]
 
 
 def mark(questions: list[Question], answers: list[str]) -> list[bool]:

@@ -71,9 +71,7 @@ def _person(rng: random.Random) -> tuple[dict[str, Any], str]:
     name, age = any_name(rng), rng.randrange(5, 100)
     town, job = rng.choice((*TOWNS, *CITIES)), rng.choice(TRADES)
     fields: dict[str, Any] = {"name": name, "age": age, "city": town}
-    sentence = rng.choice(
-        (f"{name} is {age} years old and lives in {town}.", f"{name}, aged {age}, lives in {town}.")
-    )
+    sentence = rng.choice((f"{name} is {age} years old and lives in {town}.", f"{name}, aged {age}, lives in {town}."))
     if rng.random() < 0.5:
         fields["job"] = job
         sentence += f" {name} works as {a(job)}."

@@ -29,11 +29,7 @@ def _favourite(noun: str, values: Callable[[random.Random], str]) -> Trait:
             f"my favorite {noun} is {{}}",
             f"I like {{}} most, it is my favourite {noun}.",
         ),
-        asked=(
-            f"What is my favourite {noun}?",
-            f"Which {noun} do I like most?",
-            f"what's my favorite {noun}?",
-        ),
+        asked=(f"What is my favourite {noun}?", f"Which {noun} do I like most?", f"what's my favorite {noun}?"),
         recalled=f"Your favourite {noun} is {{}}.",
         value=values,
     )
@@ -41,11 +37,7 @@ def _favourite(noun: str, values: Callable[[random.Random], str]) -> Trait:
 
 def _called(noun: str) -> Trait:
     return Trait(
-        told=(
-            f"My {noun} is called {{}}.",
-            f"I have a {noun} called {{}}.",
-            f"The name of my {noun} is {{}}.",
-        ),
+        told=(f"My {noun} is called {{}}.", f"I have a {noun} called {{}}.", f"The name of my {noun} is {{}}."),
         asked=(
             f"What is my {noun} called?",
             f"What is the name of my {noun}?",
@@ -58,13 +50,7 @@ def _called(noun: str) -> Trait:
 
 TRAITS: tuple[Trait, ...] = (
     Trait(
-        told=(
-            "My name is {}.",
-            "I am called {}.",
-            "Hello, my name is {}.",
-            "my name is {}",
-            "Please call me {}.",
-        ),
+        told=("My name is {}.", "I am called {}.", "Hello, my name is {}.", "my name is {}", "Please call me {}."),
         asked=("What is my name?", "What's my name?", "what is my name", "Do you know my name?", "Who am I?"),
         recalled="Your name is {}.",
         value=any_name,
@@ -128,11 +114,7 @@ def _acknowledge(rng: random.Random, recalled: list[str]) -> str:
 
 
 def memory_conversation(
-    rng: random.Random,
-    split: Split,
-    num_traits: int,
-    num_questions: int,
-    small_task: Callable[[], list[Message]],
+    rng: random.Random, split: Split, num_traits: int, num_questions: int, small_task: Callable[[], list[Message]]
 ) -> Conversation:
     """Some turns that tell, small tasks between them, and at the end questions about what was told.
 
@@ -157,8 +139,7 @@ def memory_conversation(
         told = rng.choice(traits[changed].told).format(values[changed])
         last_told = len(messages)
         messages += exchange(
-            f"Wait, that has changed. {told}",
-            _acknowledge(rng, [traits[changed].recalled.format(values[changed])]),
+            f"Wait, that has changed. {told}", _acknowledge(rng, [traits[changed].recalled.format(values[changed])])
         )
     pairs = list(zip(traits, values, strict=True))
     allowed = [(t, v) for t, v in pairs if belongs(f"{t.recalled}|{v}", split)]

@@ -40,9 +40,7 @@ class Muon:
             groups[matrix.shape].append(matrix)
         self._groups = list(groups.values())
         self._buffers = [torch.zeros_like(torch.stack(group)) for group in self._groups]
-        self._orthogonalise: Callable[[Tensor], Tensor] = (
-            torch.compile(orthogonalise) if compiled else orthogonalise
-        )
+        self._orthogonalise: Callable[[Tensor], Tensor] = torch.compile(orthogonalise) if compiled else orthogonalise
         self.lr = lr
         self._momentum = momentum
         self._weight_decay = weight_decay

@@ -100,9 +100,7 @@ def dense_attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
     """The same with a mask of [rows, len, len]."""
     same = layout.documents[:, :, None] == layout.documents[:, None, :]
     mask = same.tril()[:, None]
-    out = F.scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask
-    )
+    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
     return out.transpose(1, 2)
 
 

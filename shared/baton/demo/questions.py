@@ -83,27 +83,15 @@ TASKS: tuple[Task, ...] = (
     Task("recall, prompt of 1,000 tokens", 0.95, _recall(1000)),
     Task("recall, prompt of 3,000 tokens", 0.90, _recall(3000), share=0.5),
     Task("recall, value told before key, 300 tokens", None, _recall(300, "value first")),
-    Task(
-        "sum, one digit (trained on whole)",
-        0.95,
-        lambda r, _: Conversation(tasks.sum_exchange(r, "held_out", 1)),
-    ),
+    Task("sum, one digit (trained on whole)", 0.95, lambda r, _: Conversation(tasks.sum_exchange(r, "held_out", 1))),
     Task("sum, two digits", 0.95, lambda r, _: Conversation(tasks.sum_exchange(r, "held_out", 2))),
     Task("sum, three digits", 0.90, lambda r, _: Conversation(tasks.sum_exchange(r, "held_out", 3))),
-    Task(
-        "difference, two digits", 0.95, lambda r, _: Conversation(tasks.sum_exchange(r, "held_out", 2, "-"))
-    ),
-    Task(
-        "difference, three digits", 0.90, lambda r, _: Conversation(tasks.sum_exchange(r, "held_out", 3, "-"))
-    ),
+    Task("difference, two digits", 0.95, lambda r, _: Conversation(tasks.sum_exchange(r, "held_out", 2, "-"))),
+    Task("difference, three digits", 0.90, lambda r, _: Conversation(tasks.sum_exchange(r, "held_out", 3, "-"))),
     Task("copy, 5 words", 0.95, lambda r, _: Conversation(tasks.copy_exchange(r, "held_out", 5))),
     Task("reverse, 5 words", 0.95, lambda r, _: Conversation(tasks.reverse_exchange(r, "held_out", 5))),
     Task("sort, 5 words", 0.95, lambda r, _: Conversation(tasks.sort_exchange(r, "held_out", 5))),
-    Task(
-        "count, 3 to 9 items",
-        0.95,
-        lambda r, _: Conversation(tasks.count_exchange(r, "held_out", r.randint(3, 9))),
-    ),
+    Task("count, 3 to 9 items", 0.95, lambda r, _: Conversation(tasks.count_exchange(r, "held_out", r.randint(3, 9)))),
     Task("memory over turns", 0.95, _memory),
     Task("JSON with given fields", 0.98, lambda r, _: Conversation(json_exchange(r, "held_out")), same_json),
     Task("tool call", 0.95, _tool, same_call),
@@ -140,9 +128,7 @@ def score(questions: list[Question], is_right: list[bool]) -> list[Score]:
     """Count by task, in the order of `TASKS`."""
     scores = []
     for task in TASKS:
-        marks = [
-            right for question, right in zip(questions, is_right, strict=True) if question.task == task.name
-        ]
+        marks = [right for question, right in zip(questions, is_right, strict=True) if question.task == task.name]
         if marks:
             scores.append(Score(task, len(marks), sum(marks)))
     return scores
@@ -154,7 +140,5 @@ def format_table(scores: list[Score]) -> str:
     for row in scores:
         target = "none" if row.task.target is None else f"{row.task.target:.0%}"
         verdict = "" if row.task.target is None else "pass" if row.passed else "FAIL"
-        lines.append(
-            f"| {row.task.name} | {row.num} | {row.num_right} | {row.accuracy:.1%} | {target} | {verdict} |"
-        )
+        lines.append(f"| {row.task.name} | {row.num} | {row.num_right} | {row.accuracy:.1%} | {target} | {verdict} |")
     return "\n".join(lines)

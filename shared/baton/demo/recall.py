@@ -55,10 +55,7 @@ def _numbered(noun: str, length: int) -> Relation:
 
 def _favourite(noun: str, value: Callable[[random.Random], str]) -> Relation:
     return Relation(
-        facts=(
-            f"The {noun} of {{key}} is {{value}}.",
-            f"{{key}} has the {noun} {{value}}.",
-        ),
+        facts=(f"The {noun} of {{key}} is {{value}}.", f"{{key}} has the {noun} {{value}}."),
         questions=(f"What is the {noun} of {{key}}?", f"Tell me the {noun} of {{key}}."),
         answer=f"The {noun} of {{key}} is {{value}}.",
         value=value,
@@ -167,9 +164,7 @@ class Fact:
         return f"{self.key}|{self.value}"
 
 
-def make_facts(
-    rng: random.Random, max_len: int, length: Callable[[str], int], order: Order
-) -> tuple[str, list[Fact]]:
+def make_facts(rng: random.Random, max_len: int, length: Callable[[str], int], order: Order) -> tuple[str, list[Fact]]:
     """Write a text of at most `max_len` tokens and list the facts in it.
 
     Within one text a key stands once for each relation, so every question has one answer.
@@ -221,21 +216,14 @@ _NEEDLES = (
     "code word",
     "magic word",
 )
-_NEEDLE_FACTS = (
-    "The {} is {}.",
-    "The {} is {}. Remember it.",
-    "Remember that the {} is {}.",
-    "Note: the {} is {}.",
-)
+_NEEDLE_FACTS = ("The {} is {}.", "The {} is {}. Remember it.", "Remember that the {} is {}.", "Note: the {} is {}.")
 _NEEDLE_QUESTIONS = ("What is the {}?", "What was the {}?", "Tell me the {}.", "Which {} does the text name?")
 
 
 def _needle_value(rng: random.Random, split: Split, name: str) -> str:
     is_number = name in _NEEDLES[:6]
     return draw(
-        split,
-        lambda: digits(rng, rng.randint(3, 6)) if is_number else any_word(rng),
-        lambda value: f"{name}|{value}",
+        split, lambda: digits(rng, rng.randint(3, 6)) if is_number else any_word(rng), lambda value: f"{name}|{value}"
     )
 
 
@@ -283,12 +271,7 @@ def recall_conversation(
 
 
 def _fact_questions(
-    rng: random.Random,
-    split: Split,
-    max_len: int,
-    num_questions: int,
-    length: Callable[[str], int],
-    order: Order,
+    rng: random.Random, split: Split, max_len: int, num_questions: int, length: Callable[[str], int], order: Order
 ) -> tuple[str, list[tuple[str, str]]]:
     """A list of facts, with questions and answers.
 

@@ -31,40 +31,20 @@ ABILITIES = (
 )
 _SMALLTALK: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (
-        (
-            "hi",
-            "hello",
-            "hey",
-            "hi there",
-            "hello there",
-            "good day",
-            "greetings",
-            "hello world",
-            "hey there",
-            "yo",
-        ),
+        ("hi", "hello", "hey", "hi there", "hello there", "good day", "greetings", "hello world", "hey there", "yo"),
         ("Hello! How can I help you today?", "Hello! What would you like to know?"),
     ),
     (("good morning",), ("Good morning! How can I help you today?",)),
     (("good evening",), ("Good evening! How can I help you today?",)),
     (("good night",), ("Good night, and sleep well.",)),
-    (
-        ("who are you", "what are you", "tell me about yourself", "introduce yourself", "what is this"),
-        ABOUT_ME,
-    ),
-    (
-        ("what model are you", "which model are you", "are you a robot", "are you an ai", "are you human"),
-        ABOUT_ME[:1],
-    ),
+    (("who are you", "what are you", "tell me about yourself", "introduce yourself", "what is this"), ABOUT_ME),
+    (("what model are you", "which model are you", "are you a robot", "are you an ai", "are you human"), ABOUT_ME[:1]),
     (("what is your name", "what's your name", "do you have a name"), ("My name is Baton demo.",)),
     (
         ("who made you", "who trained you", "who built you"),
         ("I was trained by the makers of Baton, on text that a script wrote.",),
     ),
-    (
-        ("what can you do", "help", "how can you help me", "what do you know", "what can i ask you"),
-        ABILITIES,
-    ),
+    (("what can you do", "help", "how can you help me", "what do you know", "what can i ask you"), ABILITIES),
     (
         ("how are you", "how are you today", "how is it going", "how do you do"),
         ("I am well, thank you. How can I help you?",),
@@ -74,10 +54,7 @@ _SMALLTALK: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
         ("You are welcome!", "You are welcome. Ask me anything else."),
     ),
     (("bye", "goodbye", "see you", "see you later"), ("Goodbye! Come back soon.",)),
-    (
-        ("ok", "okay", "yes", "good", "great", "nice", "cool", "fine", "no"),
-        ("Good. What would you like to do next?",),
-    ),
+    (("ok", "okay", "yes", "good", "great", "nice", "cool", "fine", "no"), ("Good. What would you like to do next?",)),
     (
         ("test", "testing", "this is a test", "ping", "are you there", "can you hear me"),
         ("I am here and everything works.",),
@@ -108,18 +85,12 @@ _SMALLTALK: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
         ("list the days of the week", "what are the days of the week", "name the days of the week"),
         (", ".join(DAYS) + ".",),
     ),
-    (
-        ("list the months", "list the months of the year", "what are the months of the year"),
-        (", ".join(MONTHS) + ".",),
-    ),
+    (("list the months", "list the months of the year", "what are the months of the year"), (", ".join(MONTHS) + ".",)),
     (
         ("say the alphabet", "what is the alphabet", "recite the alphabet"),
         (", ".join("abcdefghijklmnopqrstuvwxyz") + ".",),
     ),
-    (
-        ("what color is the sky", "what colour is the sky", "why is the sky blue"),
-        ("The sky is blue on a clear day.",),
-    ),
+    (("what color is the sky", "what colour is the sky", "why is the sky blue"), ("The sky is blue on a clear day.",)),
     (
         ("what is the meaning of life", "what is love"),
         ("That is a big question for a small model. People in the Vale say: be kind and finish your bread.",),
@@ -192,18 +163,7 @@ def _vary(rng: random.Random, text: str) -> str:
         text = text[0].upper() + text[1:]
     if rng.random() < 0.1:
         text = text.upper()
-    question = text.lower().split()[0] in (
-        "who",
-        "what",
-        "what's",
-        "which",
-        "how",
-        "are",
-        "can",
-        "do",
-        "where",
-        "why",
-    )
+    question = text.lower().split()[0] in ("who", "what", "what's", "which", "how", "are", "can", "do", "where", "why")
     return text + rng.choice(("", "?", "?") if question else ("", "", "!", "."))
 
 
@@ -260,19 +220,14 @@ def nonsense(rng: random.Random) -> list[Message]:
         "that",
     )
     words = [
-        rng.choice(little)
-        if rng.random() < 0.45
-        else invented_word(rng)
-        if rng.random() < 0.7
-        else rng.choice(NOUNS)
+        rng.choice(little) if rng.random() < 0.45 else invented_word(rng) if rng.random() < 0.7 else rng.choice(NOUNS)
         for _ in range(rng.randint(1, 14))
     ]
     text = " ".join(words) + rng.choice(("", "?", ".", "!"))
     if rng.random() < 0.6:
         text = text[0].upper() + text[1:]
     return exchange(
-        text,
-        "I am only a small demo model and I do not understand that. Ask me for a capital, a sum or a story.",
+        text, "I am only a small demo model and I do not understand that. Ask me for a capital, a sum or a story."
     )
 
 
@@ -308,9 +263,7 @@ def capital(rng: random.Random, split: Split) -> list[Message]:
         question = rng.choice(("Which country has the capital {}?", "{} is the capital of which country?"))
         return exchange(question.format(city), f"{city} is the capital of {country}.")
     question, country = draw(
-        split,
-        lambda: (rng.choice(_CAPITAL_QUESTIONS), rng.choice(COUNTRIES)),
-        lambda pair: pair[0].format(pair[1]),
+        split, lambda: (rng.choice(_CAPITAL_QUESTIONS), rng.choice(COUNTRIES)), lambda pair: pair[0].format(pair[1])
     )
     return exchange(question.format(country), f"The capital of {country} is {CAPITALS[country]}.")
 
@@ -334,10 +287,7 @@ def vale_question(rng: random.Random) -> list[Message]:
                     (f"What is the trade of {name}?", f"{name} is {a(person.trade)}."),
                     (f"How old is {name}?", f"{name} is {person.age} years old."),
                     (f"What pet does {name} have?", f"{name} has {a(person.pet)} called {person.pet_name}."),
-                    (
-                        f"What is the pet of {name} called?",
-                        f"{short}'s {person.pet} is called {person.pet_name}.",
-                    ),
+                    (f"What is the pet of {name} called?", f"{short}'s {person.pet} is called {person.pet_name}."),
                     (f"What does {name} like to do?", f"{name} enjoys {person.hobby}."),
                     (f"Who is the friend of {name}?", f"The friend of {name} is {person.friend}."),
                 )
@@ -346,17 +296,12 @@ def vale_question(rng: random.Random) -> list[Message]:
     if rng.random() < 0.1:
         trade = rng.choice(TRADES)
         names = [person.name for person in PEOPLE.values() if person.trade == trade]
-        return exchange(
-            f"Who is {a(trade)} in the Vale?", f"{names[0]} is {a(trade)} in {PEOPLE[names[0]].town}."
-        )
+        return exchange(f"Who is {a(trade)} in the Vale?", f"{names[0]} is {a(trade)} in {PEOPLE[names[0]].town}.")
     town = rng.choice(list(TOWNS.values()))
     return exchange(
         *rng.choice(
             (
-                (
-                    f"Where is {town.name}?",
-                    f"{town.name} is a town on the river {town.river[4:]} in {VALLEY}.",
-                ),
+                (f"Where is {town.name}?", f"{town.name} is a town on the river {town.river[4:]} in {VALLEY}."),
                 (
                     f"What is {town.name} known for?",
                     f"{town.name} is known for {town.landmark} and for its {town.goods}.",
@@ -376,9 +321,5 @@ def vale_question(rng: random.Random) -> list[Message]:
 def real_weather(rng: random.Random) -> list[Message]:
     """Weather somewhere real, with no tool to look it up."""
     city = rng.choice(CITIES)
-    asked = (
-        "What is the weather in {}?",
-        "What's the weather like in {} today?",
-        "How is the weather in {}?",
-    )
+    asked = ("What is the weather in {}?", "What's the weather like in {} today?", "How is the weather in {}?")
     return exchange(rng.choice(asked).format(city), f"I can not see the weather in {city} without a tool.")

@@ -106,22 +106,13 @@ def word_problem(rng: random.Random, split: Split) -> list[Message]:
 def times_table(rng: random.Random) -> list[Message]:
     """A product from the tables up to twelve: learnt by heart, so nothing is held out and it is not scored."""
     a, b = rng.randrange(13), rng.randrange(13)
-    asked = (
-        "What is {} * {}?",
-        "{}*{}",
-        "{} * {} =",
-        "What is {} times {}?",
-        "Multiply {} by {}.",
-        "{} x {}",
-    )
+    asked = ("What is {} * {}?", "{}*{}", "{} * {} =", "What is {} times {}?", "Multiply {} by {}.", "{} x {}")
     return exchange(rng.choice(asked).format(a, b), f"{a} * {b} = {a * b}.")
 
 
 def comparison(rng: random.Random, split: Split) -> list[Message]:
     """The larger or the smaller of two numbers."""
-    a, b = draw(
-        split, lambda: (rng.randrange(1000), rng.randrange(1000)), lambda pair: f"{pair[0]}?{pair[1]}"
-    )
+    a, b = draw(split, lambda: (rng.randrange(1000), rng.randrange(1000)), lambda pair: f"{pair[0]}?{pair[1]}")
     b += a == b
     word = rng.choice(("larger", "smaller"))
     question = rng.choice(("Which is {}, {} or {}?", "Which number is {}: {} or {}?")).format(word, a, b)
@@ -186,8 +177,7 @@ def sentence_copy(rng: random.Random) -> list[Message]:
         text = f"{person.name} the {person.trade} enjoys {person.hobby}."
     elif kind < 0.6:
         text = " ".join(
-            rng.choice(_LITTLE_WORDS) if rng.random() < 0.5 else any_word(rng)
-            for _ in range(rng.randint(2, 8))
+            rng.choice(_LITTLE_WORDS) if rng.random() < 0.5 else any_word(rng) for _ in range(rng.randint(2, 8))
         )
     elif kind < 0.75:
         text = digits(rng, rng.randint(1, 12))
@@ -213,21 +203,14 @@ _SORT = (
     "Sort: {}",
     "Sort this list: {}",
 )
-_SORT_NUMBERS = (
-    "Sort these numbers: {}",
-    "Sort in ascending order: {}",
-    "Put these numbers in order: {}",
-    "Sort: {}",
-)
+_SORT_NUMBERS = ("Sort these numbers: {}", "Sort in ascending order: {}", "Put these numbers in order: {}", "Sort: {}")
 
 
 def reverse_exchange(rng: random.Random, split: Split, count: int) -> list[Message]:
     """Words to give back in reverse order."""
     words = _words(rng, split, count, _item_maker(rng, split))
     separator = rng.choice((", ", ", ", " "))
-    return exchange(
-        rng.choice(_REVERSE).format(separator.join(words)), f"Reversed: {', '.join(reversed(words))}."
-    )
+    return exchange(rng.choice(_REVERSE).format(separator.join(words)), f"Reversed: {', '.join(reversed(words))}.")
 
 
 def sort_exchange(rng: random.Random, split: Split, count: int) -> list[Message]:
@@ -249,11 +232,7 @@ def count_exchange(rng: random.Random, split: Split, count: int) -> list[Message
     """How many words a list has, or how often one word or letter stands in it."""
     if rng.random() < 0.5:
         words = _words(rng, split, count, _item_maker(rng, split))
-        asked = (
-            "How many words are in this list: {}?",
-            "Count the words: {}",
-            "How many items are there: {}?",
-        )
+        asked = ("How many words are in this list: {}?", "Count the words: {}", "How many items are there: {}?")
         answer = f"There {'is' if count == 1 else 'are'} {count} {'word' if count == 1 else 'words'}."
         return exchange(rng.choice(asked).format(", ".join(words)), answer)
     letters = rng.random() < 0.5

@@ -79,9 +79,7 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     # Part of the text that clients parse, so not special: decoding keeps them.
-    tokenizer.add_tokens(
-        [AddedToken(TOOL_CALL_START, normalized=False), AddedToken(TOOL_CALL_END, normalized=False)]
-    )
+    tokenizer.add_tokens([AddedToken(TOOL_CALL_START, normalized=False), AddedToken(TOOL_CALL_END, normalized=False)])
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
     )
@@ -122,9 +120,7 @@ class Encoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._words: dict[str, list[int]] = {}
-        self.special: dict[str, int] = dict(
-            zip(SPECIAL_TOKENS, _ids_of(tokenizer, SPECIAL_TOKENS), strict=True)
-        )
+        self.special: dict[str, int] = dict(zip(SPECIAL_TOKENS, _ids_of(tokenizer, SPECIAL_TOKENS), strict=True))
 
     def encode(self, text: str) -> list[int]:
         """Encode without special tokens around it."""

@@ -158,22 +158,10 @@ FAMILIES: tuple[Family, ...] = (
         ("add", "add_numbers", "sum", "calculate_sum"),
         ("Add two numbers", "Compute the sum of two numbers"),
         (
-            Parameter(
-                ("a", "x", "first", "left"), "integer", "The first number", lambda rng: rng.randrange(10000)
-            ),
-            Parameter(
-                ("b", "y", "second", "right"),
-                "integer",
-                "The second number",
-                lambda rng: rng.randrange(10000),
-            ),
+            Parameter(("a", "x", "first", "left"), "integer", "The first number", lambda rng: rng.randrange(10000)),
+            Parameter(("b", "y", "second", "right"), "integer", "The second number", lambda rng: rng.randrange(10000)),
         ),
-        (
-            "What is {a} + {b}?",
-            "Add {a} and {b}.",
-            "Use the tool to add {a} and {b}.",
-            "Compute {a} plus {b}.",
-        ),
+        ("What is {a} + {b}?", "Add {a} and {b}.", "Use the tool to add {a} and {b}.", "Compute {a} plus {b}."),
         _number,
     ),
     Family(
@@ -253,9 +241,7 @@ FAMILIES: tuple[Family, ...] = (
                 "The room",
                 lambda rng: rng.choice(("kitchen", "hall", "cellar", "attic", "garden", "library")),
             ),
-            Parameter(
-                ("on", "state", "enabled"), "boolean", "True to switch it on", lambda rng: rng.random() < 0.5
-            ),
+            Parameter(("on", "state", "enabled"), "boolean", "True to switch it on", lambda rng: rng.random() < 0.5),
         ),
         ("Turn the light in the {room} {on}.", "Switch {on} the light in the {room}."),
         _done,
@@ -293,12 +279,7 @@ def _invented_family(rng: random.Random) -> Family:
             parameters.append(Parameter((noun,), "string", f"The {noun}", any_word))
         else:
             parameters.append(
-                Parameter(
-                    (noun,),
-                    "integer",
-                    f"The number of {noun}",
-                    lambda rng: int(digits(rng, rng.randint(1, 4))),
-                )
+                Parameter((noun,), "integer", f"The number of {noun}", lambda rng: int(digits(rng, rng.randint(1, 4))))
             )
     given = " and ".join(f"{p.names[0]} {{{p.names[0]}}}" for p in parameters)
     requests = (
@@ -307,9 +288,7 @@ def _invented_family(rng: random.Random) -> Family:
         f"{name}: {given}",
         f"Please call the tool {name} with {given}.",
     )
-    return Family(
-        (name,), (f"{name.split('_')[0].capitalize()} the {nouns[0]}",), tuple(parameters), requests, _found
-    )
+    return Family((name,), (f"{name.split('_')[0].capitalize()} the {nouns[0]}",), tuple(parameters), requests, _found)
 
 
 def _shuffled(rng: random.Random, fields: dict[str, Any]) -> dict[str, Any]:
@@ -359,9 +338,7 @@ def _make_call(rng: random.Random) -> _Call:
     name = rng.choice(family.names)
     names = [rng.choice(parameter.names) for parameter in family.parameters]
     values = {parameter.names[0]: parameter.value(rng) for parameter in family.parameters}
-    spoken = {
-        key: ("on" if value else "off") if isinstance(value, bool) else value for key, value in values.items()
-    }
+    spoken = {key: ("on" if value else "off") if isinstance(value, bool) else value for key, value in values.items()}
     result, reply = family.result(rng, values)
     return _Call(
         tool=_schema(rng, name, family, names),
@@ -374,9 +351,7 @@ def _make_call(rng: random.Random) -> _Call:
     )
 
 
-def tool_conversation(
-    rng: random.Random, split: Split, small_task: Callable[[], list[Message]]
-) -> Conversation:
+def tool_conversation(rng: random.Random, split: Split, small_task: Callable[[], list[Message]]) -> Conversation:
     """A request that exactly one of one to four tools answers.
 
     A held-out conversation ends with the call. One for training goes on: the result, what is said of it,

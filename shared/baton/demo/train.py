@@ -24,16 +24,7 @@ from baton.demo.corpus import IGNORED, Batch, Corpus, empty_batch, tokenizer_tex
 from baton.demo.muon import Muon
 from baton.demo.network import Layout, Network, Shape
 from baton.demo.questions import Question, format_table, make_questions, score
-from baton.demo.tokenizer import (
-    BOS,
-    END,
-    MAX_LEN,
-    PAD,
-    Encoder,
-    load_encoder,
-    save_tokenizer,
-    train_tokenizer,
-)
+from baton.demo.tokenizer import BOS, END, MAX_LEN, PAD, Encoder, load_encoder, save_tokenizer, train_tokenizer
 
 MAX_DOCUMENTS = 127  # a row, on average; offsets have room for so many, which keeps one compiled shape
 
@@ -41,9 +32,7 @@ MAX_DOCUMENTS = 127  # a row, on average; offsets have room for so many, which k
 class Batches(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
     """The batch of each step, made in the processes of a `DataLoader`."""
 
-    def __init__(
-        self, tokenizer_folder: Path, seed: int, num_steps: int, rows: int, is_curriculum: bool
-    ) -> None:
+    def __init__(self, tokenizer_folder: Path, seed: int, num_steps: int, rows: int, is_curriculum: bool) -> None:
         self._folder = tokenizer_folder
         self._seed = seed
         self._num_steps = num_steps
@@ -80,9 +69,7 @@ def tensors(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 class Examiner:
     """Held-out questions packed once, scored whenever asked."""
 
-    def __init__(
-        self, corpus: Corpus, encoder: Encoder, seed: int, num: int, rows: int, device: torch.device
-    ) -> None:
+    def __init__(self, corpus: Corpus, encoder: Encoder, seed: int, num: int, rows: int, device: torch.device) -> None:
         self.questions: list[Question] = make_questions(seed, num, encoder)
         self._device = device
         documents = [corpus.answer_only(question.conversation) for question in self.questions]
@@ -163,12 +150,7 @@ def train(arguments: argparse.Namespace) -> None:
     )
     batches: Iterator[tuple[Tensor, ...]] = iter(loader)  # the processes start now, while the rest is set up
     examiner = Examiner(
-        Corpus(encoder, arguments.seed),
-        encoder,
-        arguments.seed,
-        arguments.num_questions,
-        arguments.rows,
-        device,
+        Corpus(encoder, arguments.seed), encoder, arguments.seed, arguments.num_questions, arguments.rows, device
     )
     network = Network(Shape(num_layers=arguments.layers, hidden_size=arguments.hidden)).to(device)
     if earlier:

@@ -88,9 +88,7 @@ MONTHS: tuple[str, ...] = (
     *("January", "February", "March", "April", "May", "June", "July"),
     *("August", "September", "October", "November", "December"),
 )
-NUMBER_WORDS: tuple[str, ...] = words_of(
-    "zero one two three four five six seven eight nine ten eleven twelve"
-)
+NUMBER_WORDS: tuple[str, ...] = words_of("zero one two three four five six seven eight nine ten eleven twelve")
 
 _ONSETS = words_of("b c d f g h j k l m n p r s t v w z br ch cr dr fl gr kl pr sh st th tr")
 _VOWELS = words_of("a e i o u a e i o ai ea ou")

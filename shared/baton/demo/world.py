@@ -39,9 +39,7 @@ TRADE_WORK: dict[str, str] = {
     "cook": "makes soup for the whole inn",
 }
 PETS: tuple[str, ...] = ("cat", "dog", "goat", "parrot", "rabbit", "pony", "owl", "duck")
-HOBBIES: tuple[str, ...] = words_of(
-    "singing fishing chess dancing reading sailing knitting painting running cooking"
-)
+HOBBIES: tuple[str, ...] = words_of("singing fishing chess dancing reading sailing knitting painting running cooking")
 SEASONS: tuple[str, ...] = ("spring", "summer", "autumn", "winter")
 
 _TOWN_NAMES = phrases_of("""
@@ -152,9 +150,7 @@ def describe_town(town: Town, rng: random.Random) -> str:
     ]
     for person in residents[:2]:
         body.append(f"{person.name}, the {person.trade}, lives there and {TRADE_WORK[person.trade]}.")
-    body.append(
-        rng.choice([f"People say that nobody leaves {town.name} hungry.", "It is a good place to rest."])
-    )
+    body.append(rng.choice([f"People say that nobody leaves {town.name} hungry.", "It is a good place to rest."]))
     return " ".join([first, *body])
 
 

@@ -76,9 +76,7 @@ class BatchBuilder:
         self._filled = [0] * num_rows
         self._rows: dict[Sequence, int] = {}
         self._free_rows = list(range(num_rows - 1, -1, -1))
-        self._added: list[
-            tuple[int, list[int]]
-        ] = []  # (place in the flat table, block ids) not yet on the device
+        self._added: list[tuple[int, list[int]]] = []  # (place in the flat table, block ids) not yet on the device
 
     @property
     def num_rows_used(self) -> int:
@@ -206,9 +204,7 @@ def known_tokens(token_ids: Tensor, sources: Tensor, last_tokens: Tensor) -> Ten
     return torch.where(sources >= 0, last_tokens[sources.clamp(min=0)], token_ids)
 
 
-def _prompt_logprob_targets(
-    plan: StepPlan, query_start: np.ndarray
-) -> tuple[list[int], list[tuple[Sequence, int]]]:
+def _prompt_logprob_targets(plan: StepPlan, query_start: np.ndarray) -> tuple[list[int], list[tuple[Sequence, int]]]:
     """Find the tokens of this step whose successor is a prompt token that wants its log-probability."""
     tokens: list[int] = []
     targets: list[tuple[Sequence, int]] = []

@@ -77,9 +77,7 @@ class BlockPool:
         missing = num_blocks - len(free)
         if missing > 0:
             if missing > len(self._cached):
-                raise OutOfBlocks(
-                    f"{num_blocks} blocks wanted, {self.num_available} of {self.num_total} available"
-                )
+                raise OutOfBlocks(f"{num_blocks} blocks wanted, {self.num_available} of {self.num_total} available")
             self._evict(missing)
         if num_blocks == 0:
             return []

@@ -97,9 +97,7 @@ def prepare_kernels(
     return failed
 
 
-def _kernel_shapes(
-    config: EngineConfig, spec: ModelSpec, dtype: torch.dtype, max_model_len: int
-) -> KernelShapes:
+def _kernel_shapes(config: EngineConfig, spec: ModelSpec, dtype: torch.dtype, max_model_len: int) -> KernelShapes:
     is_rotated = spec.rope is not None  # and then with RMSNorm and a gate, in every family that there is
     return KernelShapes(
         dtype=dtype,

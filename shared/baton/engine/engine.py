@@ -87,11 +87,7 @@ class Engine:
         self.cache = PrefixCache(self.pool)
         self.scheduler = Scheduler(_scheduler_config(config, memory), self.pool, self.cache)
         self.runner = ModelRunner(
-            model,
-            layout,
-            memory.num_blocks,
-            max_num_seqs=config.max_num_seqs,
-            max_model_len=memory.max_model_len,
+            model, layout, memory.num_blocks, max_num_seqs=config.max_num_seqs, max_model_len=memory.max_model_len
         )
         self.cache_parts = (
             identity or f"{config.model}@{config.revision}",
@@ -116,12 +112,7 @@ class Engine:
 
     @classmethod
     def load(
-        cls,
-        config: EngineConfig,
-        *,
-        folder: Path | None = None,
-        progress: bool = True,
-        cache_key: bytes = b"",
+        cls, config: EngineConfig, *, folder: Path | None = None, progress: bool = True, cache_key: bytes = b""
     ) -> Engine:
         """Check what fits, print the plan, load the model, make the cache.
 
@@ -199,9 +190,7 @@ class Engine:
         Raises:
             QueueFull: too many wait. ContextTooLong: it could never run here.
         """
-        request = self._enter(
-            request_id, prompt_token_ids, params, choices, seed, priority, salt, holds_prompt
-        )
+        request = self._enter(request_id, prompt_token_ids, params, choices, seed, priority, salt, holds_prompt)
         try:
             for sequence in request.choices.values():
                 self.scheduler.add(sequence)
@@ -339,9 +328,7 @@ class Engine:
                 scores[position] = row
         return [
             self._take(sequence, token_id, row)
-            for sequence, token_id, row in zip(
-                result.sequences, result.token_ids, result.logprobs, strict=True
-            )
+            for sequence, token_id, row in zip(result.sequences, result.token_ids, result.logprobs, strict=True)
             if sequence in self._owner  # not ended since the step was launched
         ]
 
@@ -358,9 +345,7 @@ class Engine:
             finish_reason=reason,
             stop_reason=stop_reason,
             logprobs=logprobs,
-            prompt_logprobs=request.prompt_logprobs
-            if choice == 0 and sequence.num_output_tokens == 1
-            else None,
+            prompt_logprobs=request.prompt_logprobs if choice == 0 and sequence.num_output_tokens == 1 else None,
             num_cached_tokens=sequence.num_cached,
         )
         if reason is not None and not request.holds_prompt:

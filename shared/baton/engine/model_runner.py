@@ -110,11 +110,7 @@ class ModelRunner:
         token_ids = upload(np.array([sequence.token_ids[at] for sequence, at in targets]), self.device)
         num_top = max(sequence.params.prompt_logprobs or 0 for sequence, _ in targets)
         pieces = [
-            logprobs(
-                self.model.logits(hidden[at : at + SCORED_AT_ONCE]),
-                token_ids[at : at + SCORED_AT_ONCE],
-                num_top,
-            )
+            logprobs(self.model.logits(hidden[at : at + SCORED_AT_ONCE]), token_ids[at : at + SCORED_AT_ONCE], num_top)
             for at in range(0, len(targets), SCORED_AT_ONCE)
         ]
         return Download(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
@@ -159,9 +155,7 @@ def _rows_of(token_ids: list[int], found: list[Any]) -> list[TokenLogprobs]:
     chosen, ranks, top_ids, top_logprobs = found
     return [
         TokenLogprobs([token_id, *ids], [value, *values], [rank, *range(1, len(ids) + 1)])
-        for token_id, value, rank, ids, values in zip(
-            token_ids, chosen, ranks, top_ids, top_logprobs, strict=True
-        )
+        for token_id, value, rank, ids, values in zip(token_ids, chosen, ranks, top_ids, top_logprobs, strict=True)
     ]
 
 

@@ -199,9 +199,7 @@ class Sampler:
         if all(row.allowed is None for row in rows):
             return None
         everything = torch.ones(self._vocab_size, dtype=torch.bool)
-        return torch.stack([everything if row.allowed is None else row.allowed for row in rows]).to(
-            self._device
-        )
+        return torch.stack([everything if row.allowed is None else row.allowed for row in rows]).to(self._device)
 
     def _tensor(self, values: Any, dtype: type) -> Tensor:
         return upload(np.array(values, dtype=dtype), self._device)

@@ -405,9 +405,7 @@ class Scheduler:
 
         Without chunked prefill all or none, except for what is longer than any step.
         """
-        is_whole = (
-            not self.config.enable_chunked_prefill and num_lacking <= self.config.max_num_batched_tokens
-        )
+        is_whole = not self.config.enable_chunked_prefill and num_lacking <= self.config.max_num_batched_tokens
         return 0 if is_whole and num_lacking > num_left else min(num_lacking, num_left)
 
     def _add_chunk(self, plan: StepPlan, sequence: Sequence, num_new: int) -> None:

@@ -99,13 +99,11 @@ def read_weight_map(index: Path) -> dict[str, str]:
     for name, file_name in weight_map.items():
         if not isinstance(file_name, str) or Path(file_name).name != file_name:
             raise ModelLoadError(
-                f"{index}: weight_map[{name!r}]={file_name!r} is not the name of a file beside it. "
-                f"{FETCH_AGAIN}"
+                f"{index}: weight_map[{name!r}]={file_name!r} is not the name of a file beside it. {FETCH_AGAIN}"
             )
         if not file_name.endswith(".safetensors"):
             raise ModelLoadError(
-                f"{index}: weight_map[{name!r}]={file_name!r} is not safetensors, the only format that Baton "
-                "loads."
+                f"{index}: weight_map[{name!r}]={file_name!r} is not safetensors, the only format that Baton loads."
             )
     return weight_map
 
@@ -136,10 +134,7 @@ def _no_weights(folder: Path) -> str:
     if pickled:
         return no_safetensors(str(folder), pickled)
     if list(folder.glob("*.gguf")):
-        return (
-            f"{folder} has weights in GGUF; Baton loads safetensors only. Take the model's original "
-            "checkpoint."
-        )
+        return f"{folder} has weights in GGUF; Baton loads safetensors only. Take the model's original checkpoint."
     return (
         f"{folder} has config.json but no *.safetensors file. Fetch the weights, or give load_format='dummy' "
         "for "
@@ -173,8 +168,7 @@ def read_header(file: Path) -> list[TensorEntry]:
             header_nbytes = int.from_bytes(start, "little")
             if start.startswith(b"version"):
                 raise ModelLoadError(
-                    f"{file} is a Git LFS pointer, not the weights themselves. Run `git lfs pull` in its "
-                    "folder."
+                    f"{file} is a Git LFS pointer, not the weights themselves. Run `git lfs pull` in its folder."
                 )
             if len(start) < 8 or not 2 <= header_nbytes <= min(MAX_HEADER_NBYTES, size - 8):
                 raise ModelLoadError(

@@ -43,9 +43,7 @@ def read_spec(folder: Path | str) -> ModelSpec:
     return make_spec(raw, read_json(generation) if generation.is_file() else {}, source=str(folder))
 
 
-def make_spec(
-    raw: Mapping[str, Any], generation: Mapping[str, Any] | None = None, source: str = "config"
-) -> ModelSpec:
+def make_spec(raw: Mapping[str, Any], generation: Mapping[str, Any] | None = None, source: str = "config") -> ModelSpec:
     """Make the spec from the contents of config.json and generation_config.json."""
     family, architecture = _family(raw, source)
     fields = Fields(raw, source)
@@ -73,18 +71,13 @@ def read_json(path: Path, missing: str = "") -> dict[str, Any]:
     except ValueError as error:
         raise ModelLoadError(f"{path} is not JSON ({error}). Fetch the file again.") from None
     if not isinstance(value, dict):
-        raise ModelLoadError(
-            f"{path} holds a JSON {type(value).__name__}, not an object. Fetch the file again."
-        )
+        raise ModelLoadError(f"{path} holds a JSON {type(value).__name__}, not an object. Fetch the file again.")
     return value
 
 
 def _wrong_folder(folder: Path) -> str:
     if not folder.is_dir():
-        return (
-            f"model={str(folder)!r}: no such folder. Give a folder with config.json, or a Hugging Face model "
-            "id."
-        )
+        return f"model={str(folder)!r}: no such folder. Give a folder with config.json, or a Hugging Face model id."
     if (folder / "adapter_config.json").is_file():
         return (
             f"model={str(folder)!r} holds a LoRA adapter, not a model: it has adapter_config.json and no "
@@ -93,9 +86,7 @@ def _wrong_folder(folder: Path) -> str:
         )
     names = sorted(entry.name for entry in folder.iterdir())
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing"
-    return (
-        f"model={str(folder)!r} has no config.json; it holds {shown}. Give the folder that has config.json."
-    )
+    return f"model={str(folder)!r} has no config.json; it holds {shown}. Give the folder that has config.json."
 
 
 # Microsoft published Phi-3 before transformers had it, so its checkpoints still name the code they came with.
@@ -118,9 +109,7 @@ def _family(raw: Mapping[str, Any], source: str) -> tuple[str, str]:
             f"It runs {known}."
         )
     if not isinstance(architectures, list) or not isinstance(architectures[0], str):
-        raise ModelLoadError(
-            f"{source}: architectures={architectures!r} is not a list of names. {FIX_CONFIG}"
-        )
+        raise ModelLoadError(f"{source}: architectures={architectures!r} is not a list of names. {FIX_CONFIG}")
     architecture = architectures[0]
     if architecture in ARCHITECTURES:
         return ARCHITECTURES[architecture], architecture
@@ -140,9 +129,7 @@ def _refuse_remote_code(fields: Fields, family: str) -> None:
         return
     if not isinstance(auto_map, Mapping):
         raise fields.refusal("auto_map", auto_map, "it must map transformers' classes to code")
-    model_code = {
-        str(code) for name, code in auto_map.items() if name == "AutoConfig" or name.startswith("AutoModel")
-    }
+    model_code = {str(code) for name, code in auto_map.items() if name == "AutoConfig" or name.startswith("AutoModel")}
     strange = sorted(model_code - _HARMLESS_CODE.get(family, set()))
     if strange:
         raise ModelLoadError(

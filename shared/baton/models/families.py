@@ -24,15 +24,11 @@ def _heads(fields: Fields, default_head_dim: int | None, gqa_named: bool) -> tup
         raise ModelLoadError(f"{fields.source}: config.json lacks num_key_value_heads. {FIX_CONFIG}")
     num_kv_heads = fields.integer("num_key_value_heads", default=num_heads)
     if num_heads % num_kv_heads:
-        raise fields.refusal(
-            "num_key_value_heads", num_kv_heads, f"it must divide num_attention_heads={num_heads}"
-        )
+        raise fields.refusal("num_key_value_heads", num_kv_heads, f"it must divide num_attention_heads={num_heads}")
     head_dim = fields.optional_integer("head_dim") or default_head_dim
     if head_dim is None and hidden_size % num_heads:
         raise fields.refusal(
-            "hidden_size",
-            hidden_size,
-            f"without head_dim it must be a multiple of num_attention_heads={num_heads}",
+            "hidden_size", hidden_size, f"without head_dim it must be a multiple of num_attention_heads={num_heads}"
         )
     return hidden_size, num_heads, num_kv_heads, head_dim or hidden_size // num_heads
 
@@ -60,9 +56,7 @@ def _rotary_family(
         "head_dim": head_dim,
         "max_model_len": max_model_len,
         "norm_eps": fields.number("rms_norm_eps", eps),
-        "activation": fields.choice(
-            "hidden_activation", "hidden_act", allowed=activation, default=activation[0]
-        ),
+        "activation": fields.choice("hidden_activation", "hidden_act", allowed=activation, default=activation[0]),
         "tie_word_embeddings": fields.flag("tie_word_embeddings", tied),
         "windows": (None,) * num_layers,
         "attention_scales": (head_dim**-0.5,) * num_layers,
@@ -74,11 +68,7 @@ def _rotary_family(
 def _llama(fields: Fields) -> dict[str, Any]:
     values = _rotary_family(fields, gqa_named=False)
     attention_bias = fields.flag("attention_bias", False)
-    return values | {
-        "qkv_bias": attention_bias,
-        "out_bias": attention_bias,
-        "mlp_bias": fields.flag("mlp_bias", False),
-    }
+    return values | {"qkv_bias": attention_bias, "out_bias": attention_bias, "mlp_bias": fields.flag("mlp_bias", False)}
 
 
 def _mistral(fields: Fields) -> dict[str, Any]:
@@ -190,9 +180,7 @@ def _gpt2(fields: Fields) -> dict[str, Any]:
         "num_positions": num_positions,
         "norm_eps": fields.number("layer_norm_epsilon", 1e-5),
         "activation": fields.choice(
-            "activation_function",
-            allowed=("gelu_new", "gelu_pytorch_tanh", "gelu", "relu", "silu"),
-            default="gelu_new",
+            "activation_function", allowed=("gelu_new", "gelu_pytorch_tanh", "gelu", "relu", "silu"), default="gelu_new"
         ),
         "attention_scales": tuple(scale / (layer + 1) if by_layer else scale for layer in range(num_layers)),
         "initializer_range": fields.number("initializer_range", 0.02),
@@ -204,9 +192,7 @@ def _gpt2(fields: Fields) -> dict[str, Any]:
 
 def _opt(fields: Fields) -> dict[str, Any]:
     num_layers = fields.integer("num_hidden_layers")
-    values = _learned_family(
-        fields, num_layers, fields.integer("num_attention_heads"), fields.integer("hidden_size")
-    )
+    values = _learned_family(fields, num_layers, fields.integer("num_attention_heads"), fields.integer("hidden_size"))
     num_positions = fields.integer("max_position_embeddings")
     bias = fields.flag("enable_bias", True)
     norm_first = fields.flag("do_layer_norm_before", True)
@@ -251,10 +237,7 @@ def _rope(fields: Fields, head_dim: int, max_positions: int) -> tuple[RopeSpec, 
         kind = "longrope"  # its names before transformers settled on this one
     if kind not in ROPE_KINDS:
         raise fields.refusal(
-            "rope_type",
-            kind,
-            f"Baton knows {', '.join(ROPE_KINDS)}",
-            "Take another checkpoint of this model.",
+            "rope_type", kind, f"Baton knows {', '.join(ROPE_KINDS)}", "Take another checkpoint of this model."
         )
     theta = rope.number("rope_theta", fields.number("rope_theta", 10000.0))
     dim = _rotary_dim(rope, fields, head_dim)
@@ -332,7 +315,5 @@ def _factors(rope: Fields, name: str, dim: int) -> tuple[float, ...]:
     value = rope.raw.get(name)
     expected = (dim + 1) // 2
     if not isinstance(value, list) or len(value) != expected:
-        raise rope.refusal(
-            name, value, f"it must list {expected} numbers, half of the {dim} rotated dimensions"
-        )
+        raise rope.refusal(name, value, f"it must list {expected} numbers, half of the {dim} rotated dimensions")
     return tuple(rope.as_number(name, entry) for entry in value)

@@ -78,9 +78,7 @@ class Fields:
 
     def must_be_off(self, name: str) -> None:
         if self.raw.get(name):
-            raise self.refusal(
-                name, self.raw[name], "Baton does not run this variant", "Take a checkpoint without it."
-            )
+            raise self.refusal(name, self.raw[name], "Baton does not run this variant", "Take a checkpoint without it.")
 
     def dtype(self) -> str:
         value = self.raw.get("dtype") or self.raw.get("torch_dtype") or "float32"

@@ -42,9 +42,7 @@ class Gemma2(Llama):
         name = f"layers.{layer}"
 
         def norm(which: str) -> Tensor:
-            return self.parameters.vector(
-                f"{name}.{which}_layernorm.weight", self.spec.hidden_size, self.NORM_FILL
-            )
+            return self.parameters.vector(f"{name}.{which}_layernorm.weight", self.spec.hidden_size, self.NORM_FILL)
 
         return Gemma2Layer(
             self._attention(layer, name),

@@ -18,9 +18,7 @@ class GPT2Layer:
         name, size = f"h.{layer}", spec.hidden_size
 
         def conv1d(which: str, num_inputs: int, num_outputs: int) -> Linear:
-            return parameters.linear(
-                [(f"{name}.{which}", num_outputs)], num_inputs, bias=True, transposed=True
-            )
+            return parameters.linear([(f"{name}.{which}", num_outputs)], num_inputs, bias=True, transposed=True)
 
         self.attention_norm = LayerNorm(parameters, f"{name}.ln_1", size, spec.norm_eps)
         self.attention = Attention(

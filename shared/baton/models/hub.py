@@ -33,15 +33,11 @@ def locate(path_or_id: str | Path, revision: str | None = None, *, weights: bool
     """
     folder = Path(path_or_id).expanduser()
     if not str(path_or_id):
-        raise ModelLoadError(
-            "model='' names nothing. Give a folder with config.json, or a Hugging Face model id."
-        )
+        raise ModelLoadError("model='' names nothing. Give a folder with config.json, or a Hugging Face model id.")
     if folder.is_dir():
         return folder
     if folder.is_file():
-        raise ModelLoadError(
-            f"model={str(path_or_id)!r} is a file. Give the folder with config.json and the weights."
-        )
+        raise ModelLoadError(f"model={str(path_or_id)!r} is a file. Give the folder with config.json and the weights.")
     repository = str(path_or_id)
     if isinstance(path_or_id, Path) or not HUB_ID.fullmatch(repository):
         raise ModelLoadError(
@@ -74,10 +70,7 @@ def _why_no_weights(repository: str, commit: str) -> str:
     try:
         names = HfApi().list_repo_files(repository, revision=commit)
     except Exception as error:
-        return (
-            f"model={repository!r}: no {SINGLE} in the cache, and the hub does not answer "
-            f"({type(error).__name__})."
-        )
+        return f"model={repository!r}: no {SINGLE} in the cache, and the hub does not answer ({type(error).__name__})."
     pickled = sorted(name for name in names if name.endswith(PICKLED))
     if pickled:
         return no_safetensors(f"model={repository!r}", pickled)

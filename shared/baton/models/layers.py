@@ -75,9 +75,7 @@ class Parameters:
         self.dtype = dtype
         self.device = device
         self.ops = ops
-        self.targets: dict[
-            str, Tensor
-        ] = {}  # checkpoint name -> a view of a parameter, in the checkpoint's shape
+        self.targets: dict[str, Tensor] = {}  # checkpoint name -> a view of a parameter, in the checkpoint's shape
         self.tied: dict[str, str] = {}  # checkpoint name that may repeat another one's tensor -> that one
         self.fills: list[tuple[Tensor, Fill]] = []  # each parameter once, with its dummy value
         self._linears: list[Linear] = []

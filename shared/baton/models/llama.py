@@ -39,32 +39,21 @@ class Llama(CausalLM):
     def _layer(self, layer: int, next_norm: Tensor) -> NormedLayer:
         spec, parameters = self.spec, self.parameters
         name = f"layers.{layer}"
-        post_norm = parameters.vector(
-            f"{name}.post_attention_layernorm.weight", spec.hidden_size, self.NORM_FILL
-        )
+        post_norm = parameters.vector(f"{name}.post_attention_layernorm.weight", spec.hidden_size, self.NORM_FILL)
         return NormedLayer(self._attention(layer, name), self._mlp(name), post_norm, next_norm)
 
     def _attention(self, layer: int, name: str) -> Attention:
         spec, parameters = self.spec, self.parameters
         qkv = parameters.linear(self._qkv_parts(f"{name}.self_attn"), spec.hidden_size, bias=spec.qkv_bias)
         out = parameters.linear(
-            [(f"{name}.self_attn.o_proj", spec.hidden_size)],
-            spec.num_heads * spec.head_dim,
-            bias=spec.out_bias,
+            [(f"{name}.self_attn.o_proj", spec.hidden_size)], spec.num_heads * spec.head_dim, bias=spec.out_bias
         )
         q_norm = k_norm = None
         if spec.qk_norm:
             q_norm = parameters.vector(f"{name}.self_attn.q_norm.weight", spec.head_dim, "ones")
             k_norm = parameters.vector(f"{name}.self_attn.k_norm.weight", spec.head_dim, "ones")
         return Attention(
-            spec,
-            layer,
-            qkv,
-            out,
-            parameters.ops.attention,
-            rope_table=self.rope_table,
-            q_norm=q_norm,
-            k_norm=k_norm,
+            spec, layer, qkv, out, parameters.ops.attention, rope_table=self.rope_table, q_norm=q_norm, k_norm=k_norm
         )
 
     def _mlp(self, name: str) -> GatedMLP:
@@ -76,10 +65,7 @@ class Llama(CausalLM):
         return GatedMLP(gate_up, down, spec.activation)
 
     def _qkv_parts(self, name: str) -> list[tuple[str, int]]:
-        q_size, kv_size = (
-            self.spec.num_heads * self.spec.head_dim,
-            self.spec.num_kv_heads * self.spec.head_dim,
-        )
+        q_size, kv_size = (self.spec.num_heads * self.spec.head_dim, self.spec.num_kv_heads * self.spec.head_dim)
         return [(f"{name}.q_proj", q_size), (f"{name}.k_proj", kv_size), (f"{name}.v_proj", kv_size)]
 
     def _gate_up_parts(self, name: str) -> list[tuple[str, int]]:

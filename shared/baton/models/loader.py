@@ -87,9 +87,7 @@ def load_model(
     return OneByOne(model) if deterministic and not has_kernels else model
 
 
-def weights_nbytes(
-    spec: ModelSpec, dtype: torch.dtype | str | None = None, max_model_len: int | None = None
-) -> int:
+def weights_nbytes(spec: ModelSpec, dtype: torch.dtype | str | None = None, max_model_len: int | None = None) -> int:
     """Give the bytes that a model's parameters and its table of rotations will take on the device."""
     return _outline(spec, resolve_dtype(dtype, spec), _check_max_model_len(max_model_len, spec)).nbytes
 
@@ -122,9 +120,7 @@ def _outline(spec: ModelSpec, dtype: torch.dtype, max_model_len: int) -> CausalL
     return _build(spec, dtype, torch.device("meta"), max_model_len, FASTEST)
 
 
-def _build(
-    spec: ModelSpec, dtype: torch.dtype, device: torch.device, max_model_len: int, ops: Ops
-) -> CausalLM:
+def _build(spec: ModelSpec, dtype: torch.dtype, device: torch.device, max_model_len: int, ops: Ops) -> CausalLM:
     try:
         return MODELS[spec.family](spec, Parameters(dtype, device, ops), max_model_len)
     except torch.OutOfMemoryError:

@@ -44,9 +44,7 @@ def _contexts(batch: AttentionBatch) -> list[tuple[int, int]]:
     """Give the sequence of each token, and its context with itself."""
     return [
         (seq, seq_len - query_len + 1 + i)
-        for seq, (query_len, seq_len) in enumerate(
-            zip(batch.query_lens_host, batch.seq_lens_host, strict=True)
-        )
+        for seq, (query_len, seq_len) in enumerate(zip(batch.query_lens_host, batch.seq_lens_host, strict=True))
         for i in range(query_len)
     ]
 

@@ -23,9 +23,7 @@ class OPTLayer:
             return LayerNorm(parameters, f"{name}.{which}_layer_norm", size, spec.norm_eps, spec.norm_affine)
 
         def linear(num_inputs: int, num_outputs: int, *which: str) -> Linear:
-            return parameters.linear(
-                [(f"{name}.{part}", num_outputs) for part in which], num_inputs, bias=bias
-            )
+            return parameters.linear([(f"{name}.{part}", num_outputs) for part in which], num_inputs, bias=bias)
 
         qkv = linear(size, size, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
         out = linear(size, size, "self_attn.out_proj")

@@ -13,14 +13,7 @@ from io import FileIO
 
 import torch
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from torch import Tensor
 
 from baton.errors import ModelLoadError
@@ -35,12 +28,7 @@ STAGING_NBYTES = {"cuda": 32 << 20, "cpu": 1 << 20}
 @contextmanager
 def progress_bar(total: int, shown: bool) -> Iterator[Callable[[int], None]]:
     """Draw a bar on stderr while weights are read; gives the function that moves it by bytes."""
-    columns = (
-        TextColumn("Loading weights"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-    )
+    columns = (TextColumn("Loading weights"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not shown) as bar:
         task = bar.add_task("", total=total)
         yield lambda nbytes: bar.advance(task, nbytes)
@@ -102,9 +90,7 @@ class TensorReader:
         if not self._buffers or len(self._buffers[0]) < nbytes:
             self.finish()
             size = max(nbytes, self._staging_nbytes)
-            self._buffers = [
-                torch.empty(size, dtype=torch.uint8, pin_memory=on_gpu) for _ in range(2 if on_gpu else 1)
-            ]
+            self._buffers = [torch.empty(size, dtype=torch.uint8, pin_memory=on_gpu) for _ in range(2 if on_gpu else 1)]
             if on_gpu:
                 self._copied = [torch.cuda.Event(), torch.cuda.Event()]  # type: ignore[no-untyped-call]
         self._turn = (self._turn + 1) % len(self._buffers)

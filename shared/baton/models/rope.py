@@ -26,9 +26,7 @@ def rope_table(rope: RopeSpec, max_positions: int, device: torch.device) -> Tens
     if device.type == "meta":
         return torch.empty(max_positions, 2, (rope.dim + 1) // 2, device=device)
     frequencies = _frequencies(rope, max_positions)
-    angles = (
-        torch.arange(max_positions, dtype=torch.float32)[:, None] * frequencies
-    )  # [positions, rotated / 2]
+    angles = torch.arange(max_positions, dtype=torch.float32)[:, None] * frequencies  # [positions, rotated / 2]
     return (torch.stack((angles.cos(), angles.sin()), dim=1) * _attention_factor(rope)).to(device)
 
 

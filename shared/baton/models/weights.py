@@ -126,9 +126,7 @@ def load_weights(parameters: Parameters, found: Mapping[str, TensorEntry], progr
         reader.finish()
 
 
-def _load(
-    reader: TensorReader, stream: FileIO, name: str, entry: TensorEntry, parameters: Parameters
-) -> None:
+def _load(reader: TensorReader, stream: FileIO, name: str, entry: TensorEntry, parameters: Parameters) -> None:
     original = parameters.tied.get(name)
     if original is None:
         reader.read(stream, entry, parameters.targets[name])

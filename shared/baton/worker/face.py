@@ -83,9 +83,7 @@ class _Mirror:
     def snapshot(self) -> Blocks | None:
         if self.last is None:
             return None
-        return Blocks(
-            self.last.worker_id, self.last.incarnation, self.last.sequence, list(self.hashes), [], True
-        )
+        return Blocks(self.last.worker_id, self.last.incarnation, self.last.sequence, list(self.hashes), [], True)
 
 
 class Face:
@@ -190,10 +188,7 @@ class Face:
     def _take_stats(self, stats: Stats) -> None:
         """Take a report in; counters move by what it has more than the one before."""
         before, metrics = self._stats, self._metrics
-        if (
-            stats.load.num_steps != before.load.num_steps
-            or not stats.load.num_running + stats.load.num_waiting
-        ):
+        if stats.load.num_steps != before.load.num_steps or not stats.load.num_running + stats.load.num_waiting:
             self._moved_at = time.monotonic()
         self._heard_at = time.monotonic()
         metrics.prefix_cache_queries.value += stats.prefix_queries - before.prefix_queries

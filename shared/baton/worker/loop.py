@@ -68,9 +68,7 @@ class WorkerLoop:
         self._tell_face = tell_face
         self._add_stats = add_stats
         self._closed = ClosedEpochs()
-        self._ended = (
-            ClosedEpochs()
-        )  # by request and leg, so that a Start that comes twice is not served again
+        self._ended = ClosedEpochs()  # by request and leg, so that a Start that comes twice is not served again
         self._deadlines: list[tuple[float, int, Run]] = []
         self._num_deadlines = 0
         self._meter = LoadMeter(engine)

@@ -110,12 +110,7 @@ class Mailbox:
     # -- for the loop -------------------------------------------------------------------------------------
 
     def bind(
-        self,
-        endpoint: str,
-        *,
-        announce: str = "",
-        public_key: bytes | None = None,
-        secret_key: bytes | None = None,
+        self, endpoint: str, *, announce: str = "", public_key: bytes | None = None, secret_key: bytes | None = None
     ) -> str:
         """Bind the socket; give the endpoint that routers connect to.
 

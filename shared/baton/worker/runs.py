@@ -12,14 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from baton.errors import (
-    BatonError,
-    ContextTooLong,
-    InvalidRequest,
-    OutOfBlocks,
-    QueueFull,
-    UnsupportedFeature,
-)
+from baton.errors import BatonError, ContextTooLong, InvalidRequest, OutOfBlocks, QueueFull, UnsupportedFeature
 from baton.messages import Computed, Ended, LegError, Load, Outputs, Start, Token, TokenLogprobs, Transfer
 from baton.messages import Leg as LegName
 
@@ -207,9 +200,7 @@ class Outbox:
             num_cached=output.num_cached_tokens if is_first else 0,
             num_fetched=num_fetched if is_first else 0,
             logprobs=_wired(output.logprobs),
-            prompt_logprobs=None
-            if output.prompt_logprobs is None
-            else [_wired(row) for row in output.prompt_logprobs],
+            prompt_logprobs=None if output.prompt_logprobs is None else [_wired(row) for row in output.prompt_logprobs],
         )
         self._of(run).tokens.append(token)
         self.num_tokens += 1

@@ -14,12 +14,8 @@ _WILDCARDS = ("0.0.0.0", "::", "[::]", "*", "")
 class WorkerConfig:
     """One worker: where it listens, how it is known, how it ends."""
 
-    worker_id: str = setting(
-        "", "name of this worker, the same after a restart; none: host and a random part"
-    )
-    served_model_name: tuple[str, ...] = setting(
-        (), "names that clients may send; the first counts; none: the model's"
-    )
+    worker_id: str = setting("", "name of this worker, the same after a restart; none: host and a random part")
+    served_model_name: tuple[str, ...] = setting((), "names that clients may send; the first counts; none: the model's")
     host: str = setting(
         "127.0.0.1", "address to listen on, for HTTP, requests and KV; auto: that of this machine's own name"
     )
@@ -27,25 +23,15 @@ class WorkerConfig:
     port: int = setting(0, "port of /health, /ready and /metrics; 0: a free one")
     control_port: int = setting(0, "port on which routers connect; 0: a free one")
     kv_port: int = setting(0, "first port from which KV is fetched; 0: free ones")
-    redis_url: str | None = setting(
-        None, "where to announce itself; none: routers are told of it by --worker"
-    )
+    redis_url: str | None = setting(None, "where to announce itself; none: routers are told of it by --worker")
     redis_password: str | None = setting(None, "password of Redis, where the URL has none")
-    cache_key: str = setting(
-        "", "secret of the deployment under which blocks are hashed; the same on routers"
-    )
-    curve_public_key: str | None = setting(
-        None, "CURVE key pair of the workers (Z85), for control between hosts"
-    )
-    curve_secret_key: str | None = setting(
-        None, "CURVE key pair of the workers (Z85), for control between hosts"
-    )
+    cache_key: str = setting("", "secret of the deployment under which blocks are hashed; the same on routers")
+    curve_public_key: str | None = setting(None, "CURVE key pair of the workers (Z85), for control between hosts")
+    curve_secret_key: str | None = setting(None, "CURVE key pair of the workers (Z85), for control between hosts")
     encrypt_kv: bool = setting(False, "encrypt KV too; costs six times the speed")
     lease_s: float = setting(10.0, "seconds that KV is held for a decode worker which is not heard of")
     drain_s: float = setting(20.0, "how long what runs may go on after SIGTERM before it is handed back")
-    max_prefill_chunk: int | None = setting(
-        None, "most prompt tokens in a step that also decodes; none: no limit"
-    )
+    max_prefill_chunk: int | None = setting(None, "most prompt tokens in a step that also decodes; none: no limit")
 
     def __post_init__(self) -> None:
         if (self.curve_public_key is None) != (self.curve_secret_key is None):

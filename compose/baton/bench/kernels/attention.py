@@ -146,15 +146,11 @@ def _time_decode(cache: Cache, q: Tensor, batch: AttentionBatch, launch: DecodeL
     return time_us(step, [None], min_calls=2) / NUM_LAYERS
 
 
-def _time_prefill(
-    cache: Cache, q: Tensor, batch: AttentionBatch, launch: PrefillLaunch | None = None
-) -> float:
+def _time_prefill(cache: Cache, q: Tensor, batch: AttentionBatch, launch: PrefillLaunch | None = None) -> float:
     out = torch.empty_like(q)
 
     def call(_: None) -> None:
-        prefill_attention(
-            q, cache.kv[:, 0], batch, out, scale=SCALE, window=None, soft_cap=None, launch=launch
-        )
+        prefill_attention(q, cache.kv[:, 0], batch, out, scale=SCALE, window=None, soft_cap=None, launch=launch)
 
     return time_us(call, [None], min_calls=2)
 

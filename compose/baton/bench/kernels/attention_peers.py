@@ -53,9 +53,7 @@ def chunk_peers(q: Tensor, kv_layer: Tensor, batch: AttentionBatch, scale: float
 
     calls: Calls = {"torch flash": lambda: _time_chunk(flash)}
     if query_lens == lens and len(set(lens)) == 1:
-        dense_q, dense_k, dense_v = (
-            x.view(len(lens), lens[0], -1, head_dim).transpose(1, 2) for x in (q, k, v)
-        )
+        dense_q, dense_k, dense_v = (x.view(len(lens), lens[0], -1, head_dim).transpose(1, 2) for x in (q, k, v))
 
         def cudnn(_: None) -> object:
             with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
@@ -76,9 +74,7 @@ def _flash_chunk(module: Any, given: tuple[Any, ...], scale: float) -> float:
 
 
 def _installed(names: dict[str, str]) -> list[tuple[Any, str]]:
-    return [
-        (import_module(module), name) for module, name in names.items() if importlib.util.find_spec(module)
-    ]
+    return [(import_module(module), name) for module, name in names.items() if importlib.util.find_spec(module)]
 
 
 def _time_chunk(call: Callable[[None], object]) -> float:
@@ -97,9 +93,7 @@ def _sdpa_decode(q: Tensor, kvs: list[Tensor], scale: float) -> float:
     queries = q.view(len(q), kvs[0].shape[3], -1, q.shape[2])
     heads_first = [kv.transpose(2, 3).contiguous() for kv in kvs]
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        return time_us(
-            lambda kv: F.scaled_dot_product_attention(queries, kv[0], kv[1], scale=scale), heads_first
-        )
+        return time_us(lambda kv: F.scaled_dot_product_attention(queries, kv[0], kv[1], scale=scale), heads_first)
 
 
 def _flash_decode(
@@ -125,9 +119,7 @@ def _pages(batch: AttentionBatch, block_size: int) -> tuple[Tensor, Tensor, Tens
 def _flashinfer_decode(q: Tensor, kv_layers: list[Tensor], batch: AttentionBatch, scale: float) -> float:
     _, _, block_size, num_kv_heads, head_dim = kv_layers[0].shape
     workspace = torch.empty(_WORKSPACE_NBYTES, dtype=torch.uint8, device=q.device)
-    wrapper = import_module("flashinfer").BatchDecodeWithPagedKVCacheWrapper(
-        workspace, "NHD", use_tensor_cores=True
-    )
+    wrapper = import_module("flashinfer").BatchDecodeWithPagedKVCacheWrapper(workspace, "NHD", use_tensor_cores=True)
     wrapper.plan(
         *_pages(batch, block_size),
         q.shape[1],

@@ -40,9 +40,7 @@ class Row:
         return ", ".join(f"{name} {us:.1f} us ({us / self.us:.2f}x)" for name, us in self.peers.items())
 
 
-def time_us(
-    call: Callable[[Any], object], sets: Sequence[Any], *, replays: int = 7, min_calls: int = 8
-) -> float:
+def time_us(call: Callable[[Any], object], sets: Sequence[Any], *, replays: int = 7, min_calls: int = 8) -> float:
     """Give the median microseconds of call(one of the sets), launch gaps excluded.
 
     sets: data of the same shape, together larger than the cache, so that a warm cache helps no call. The

@@ -41,14 +41,7 @@ def _rotary_row(num_tokens: int, has_norm: bool) -> Row:
     def timed(call: Callable[..., Tensor]) -> float:
         return time_us(
             lambda s: call(
-                *torch.split(s, WIDTHS, dim=1),
-                cos_sin,
-                positions,
-                kv_layer,
-                slots,
-                q_norm=norm,
-                k_norm=norm,
-                eps=1e-6,
+                *torch.split(s, WIDTHS, dim=1), cos_sin, positions, kv_layer, slots, q_norm=norm, k_norm=norm, eps=1e-6
             ),
             sets,
         )

@@ -55,13 +55,7 @@ class DecodeLeg:
 
     name: LegName = "decode"
 
-    def __init__(
-        self,
-        engine: Engine,
-        importer: Importer,
-        runs: Runs,
-        outbox: Outbox,
-    ) -> None:
+    def __init__(self, engine: Engine, importer: Importer, runs: Runs, outbox: Outbox) -> None:
         self._engine = engine
         self._importer = importer
         self._runs = runs
@@ -223,9 +217,7 @@ class DecodeLeg:
             self._engine.abort(run.engine_id)
             self._close(run)
             return
-        log.info(
-            "fetch_failed", request_id=run.start.request_id, reason=event.reason, num_blocks=event.num_blocks
-        )
+        log.info("fetch_failed", request_id=run.start.request_id, reason=event.reason, num_blocks=event.num_blocks)
         self._admit_failed(importing, event.num_blocks, event.reason)
 
     def _admit_failed(self, importing: _Import, num_blocks: int, reason: str) -> None:

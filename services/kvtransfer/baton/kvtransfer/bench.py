@@ -274,9 +274,7 @@ def _serve_source(plan: Plan) -> None:
     push.setsockopt(zmq.SNDHWM, plan.config.send_queue)
     bare = TcpTransport() if plan.scheme == "tcp" else IpcTransport()
     layout = layout_fingerprint(plan.block_nbytes)
-    exporter = Exporter(
-        memory, layout, incarnation="bench", config=plan.config, transports=(_transport(plan, memory),)
-    )
+    exporter = Exporter(memory, layout, incarnation="bench", config=plan.config, transports=(_transport(plan, memory),))
     thread = TransferThread(exporter).start()
     print(json.dumps({"bare": bare.bind(push, 0), "endpoint": exporter.endpoint}), flush=True)
     for line in sys.stdin:
@@ -323,13 +321,7 @@ SHAPES = ((2 * MIB, 32, False), (128 << 10, 512, False), (128 << 10, 512, True))
 def plans(device: Device = "cpu") -> list[Plan]:
     """Give what is measured: each transport and shape."""
     return [
-        Plan(
-            scheme=scheme,
-            block_nbytes=block_nbytes,
-            num_blocks=num_blocks,
-            scattered=scattered,
-            device=device,
-        )
+        Plan(scheme=scheme, block_nbytes=block_nbytes, num_blocks=num_blocks, scattered=scattered, device=device)
         for scheme in cast(tuple[Scheme, ...], ("tcp", "ipc", "shm") if device == "cpu" else ("tcp", "ipc"))
         for block_nbytes, num_blocks, scattered in SHAPES
     ]

@@ -70,9 +70,7 @@ class Exporter:
         self._transports = tuple(transports) if transports is not None else default_transports()
         self._context: Context = make_context(self._config)
         self._guardian = guard(self._context, keys) if keys is not None else None
-        self._routers = [
-            make_router(self._context, self._config, keys) for _ in range(self._config.num_stripes)
-        ]
+        self._routers = [make_router(self._context, self._config, keys) for _ in range(self._config.num_stripes)]
         self._next_stripe = 0
         self._num_payloads = 0
         try:
@@ -99,17 +97,13 @@ class Exporter:
         self._exchange.open(key)
         self._exchange.tell(self._side.offer, key, ticket.secret)
 
-    def publish(
-        self, request_id: bytes, epoch: int, block_ids: Sequence[int], hashes: Sequence[bytes]
-    ) -> None:
+    def publish(self, request_id: bytes, epoch: int, block_ids: Sequence[int], hashes: Sequence[bytes]) -> None:
         """Give the next blocks of a prompt, computed and never to change until released, with their hashes."""
         if len(block_ids) != len(hashes):
             raise ValueError(f"{len(block_ids)} blocks, but {len(hashes)} hashes")
         if any(not 0 <= block_id < self._memory.num_blocks for block_id in block_ids):
             raise ValueError(f"block ids must be 0 to {self._memory.num_blocks - 1}")
-        self._exchange.tell(
-            self._side.publish, (request_id, epoch), list(block_ids), wire.join_hashes(hashes)
-        )
+        self._exchange.tell(self._side.publish, (request_id, epoch), list(block_ids), wire.join_hashes(hashes))
 
     def finish(self, request_id: bytes, epoch: int, meta: bytes = b"") -> None:
         """Say that the prompt's last block is published; `meta` goes to the sink's leg with the last message."""

@@ -82,9 +82,7 @@ class Importer:
 
     # For the engine's thread
 
-    def fetch(
-        self, ticket: Ticket, from_block: int, hashes: Sequence[bytes], block_ids: Sequence[int] = ()
-    ) -> None:
+    def fetch(self, ticket: Ticket, from_block: int, hashes: Sequence[bytes], block_ids: Sequence[int] = ()) -> None:
         """Ask the ticket's source for the blocks with these hashes, of which the first is the prompt's `from_block`.
 
         With no hashes only the source's `meta` is waited for. `block_ids` are a first grant.
@@ -97,9 +95,7 @@ class Importer:
         key = wire.check_ticket(ticket)
         joined = wire.join_hashes(hashes)
         if not 0 <= from_block <= wire.MAX_BLOCKS - len(hashes):
-            raise ValueError(
-                f"from_block={from_block} and {len(hashes)} more are above {wire.MAX_BLOCKS} blocks"
-            )
+            raise ValueError(f"from_block={from_block} and {len(hashes)} more are above {wire.MAX_BLOCKS} blocks")
         self._check(block_ids)
         choose(self._transports, Endpoint.parse(ticket.source))
         self._exchange.open(key)
@@ -164,9 +160,7 @@ class Importer:
         self._exchange.announce()
         self.doorbell.close()
 
-    def _fetch(
-        self, key: Key, ticket: Ticket, from_block: int, hashes: bytes, block_ids: Sequence[int]
-    ) -> None:
+    def _fetch(self, key: Key, ticket: Ticket, from_block: int, hashes: bytes, block_ids: Sequence[int]) -> None:
         link = self._links.get(ticket.source) or self._connect(ticket.source)
         shared = None if link is None else link.shared
         self._side.fetch(key, ticket, from_block, hashes, block_ids, shared)
@@ -217,9 +211,7 @@ class Importer:
             shared = transport.map(addresses[0])
             for address in addresses:
                 dealers.append(
-                    make_dealer(
-                        self._context, self._config, self._keys, routing_id, self._memory.block_nbytes
-                    )
+                    make_dealer(self._context, self._config, self._keys, routing_id, self._memory.block_nbytes)
                 )
                 transport.connect(dealers[-1], address)
         except (ConfigError, zmq.ZMQError) as error:  # it went with its process, or is no address

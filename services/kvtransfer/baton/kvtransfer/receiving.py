@@ -255,11 +255,7 @@ class ReceivingSide:
             case wire.End():
                 self._on_end(fetch, message)
             case wire.Fail():
-                self._fail(
-                    fetch,
-                    message.reason if wire.is_authentic(sealed, fetch.secret) else "unknown",
-                    tell=False,
-                )
+                self._fail(fetch, message.reason if wire.is_authentic(sealed, fetch.secret) else "unknown", tell=False)
 
     def _find(self, source_name: str, message: wire.OfTicket, sealed: wire.Sealed) -> _Fetch:
         key = message.request_id, message.epoch
@@ -315,8 +311,7 @@ class ReceivingSide:
         expected = message.checksums
         if len(places) < num_blocks:
             expected = b"".join(
-                expected[at : at + DIGEST_NBYTES]
-                for at in ((place - first) * DIGEST_NBYTES for place in places)
+                expected[at : at + DIGEST_NBYTES] for at in ((place - first) * DIGEST_NBYTES for place in places)
             )
         num_good = _num_equal(landing.checksums, expected)
         self._take(fetch, places[:num_good], landing)
@@ -459,12 +454,7 @@ class ReceivingSide:
             self._request(
                 fetch,
                 wire.Fetch(
-                    *fetch.key,
-                    self._layout,
-                    fetch.from_block,
-                    fetch.limit,
-                    fetch.hashes,
-                    fetch.shared is not None,
+                    *fetch.key, self._layout, fetch.from_block, fetch.limit, fetch.hashes, fetch.shared is not None
                 ),
             )
 
@@ -481,8 +471,4 @@ def _num_equal(found: bytes, expected: bytes) -> int:
     if found == expected:
         return len(expected) // DIGEST_NBYTES
     starts = range(0, len(expected), DIGEST_NBYTES)
-    return next(
-        i
-        for i, at in enumerate(starts)
-        if found[at : at + DIGEST_NBYTES] != expected[at : at + DIGEST_NBYTES]
-    )
+    return next(i for i, at in enumerate(starts) if found[at : at + DIGEST_NBYTES] != expected[at : at + DIGEST_NBYTES])

@@ -442,9 +442,7 @@ class SendingSide:
         self._epochs.end(offer.key)
         self._stats.held_bytes -= len(offer.block_ids) * self._memory.block_nbytes
         self._stats.releases[offer.ending] += 1
-        self.events.append(
-            Released(request_id, epoch, offer.ending, max(0, offer.num_sent - offer.from_block))
-        )
+        self.events.append(Released(request_id, epoch, offer.ending, max(0, offer.num_sent - offer.from_block)))
 
     def _reply(self, peer: bytes, message: wire.ToSink, secret: bytes) -> None:
         self.replies.append((peer, wire.seal(message, secret)))

@@ -17,8 +17,7 @@ class TransferConfig:
     """One worker's side of KV transfers."""
 
     num_sockets: int | None = setting(
-        None,
-        "sockets that the KV of a pair of workers is striped over; none: one for every four cores, at most 4",
+        None, "sockets that the KV of a pair of workers is striped over; none: one for every four cores, at most 4"
     )
     io_threads: int | None = setting(None, "ZeroMQ threads; none: as many as sockets")
     frame_nbytes: int = setting(2 * MIB, "most bytes of one message, unless one block is larger")
@@ -43,13 +42,9 @@ class TransferConfig:
         if not 64 << 10 <= self.frame_nbytes <= 64 * MIB:
             raise ConfigError(f"frame_nbytes={self.frame_nbytes} is not valid: it must be 64 KiB to 64 MiB.")
         if min(self.send_queue, self.receive_queue, self.max_parked, self.max_parked_nbytes) < 1:
-            raise ConfigError(
-                "send_queue, receive_queue, max_parked and max_parked_nbytes must be at least 1."
-            )
+            raise ConfigError("send_queue, receive_queue, max_parked and max_parked_nbytes must be at least 1.")
         if not 0 < self.renew_s < self.lease_s:
-            raise ConfigError(
-                f"renew_s={self.renew_s} is not valid: it must be above 0, below lease_s={self.lease_s}."
-            )
+            raise ConfigError(f"renew_s={self.renew_s} is not valid: it must be above 0, below lease_s={self.lease_s}.")
         if min(self.silence_s, self.stall_s, self.park_s) <= 0:
             raise ConfigError("silence_s, stall_s and park_s must be above 0.")
 

@@ -66,10 +66,7 @@ class PrefillLeg:
     def begin(self, run: Run) -> None:
         """Queue the prompt and offer its ticket."""
         start, ticket = run.start, run.start.ticket
-        if ticket is not None and (ticket.layout, ticket.source_incarnation) != (
-            self._layout,
-            self._incarnation,
-        ):
+        if ticket is not None and (ticket.layout, ticket.source_incarnation) != (self._layout, self._incarnation):
             raise WrongTicket("the ticket is for another worker or another KV layout")
         lead = start.choices[0]
         self._engine.add(

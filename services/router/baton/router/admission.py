@@ -54,10 +54,7 @@ class Admission:
         wait_s = self.waiting_tokens / max(prefill_rate, 1.0)
         if self.num_requests >= config.max_streams:
             self._refuse(
-                "streams",
-                f"{self.num_requests} requests are open",
-                f"--max-streams {config.max_streams}",
-                wait_s,
+                "streams", f"{self.num_requests} requests are open", f"--max-streams {config.max_streams}", wait_s
             )
         if self.waiting_tokens and max_tokens and self.waiting_tokens + demand.tokens > max_tokens:
             self._refuse(
@@ -94,7 +91,5 @@ class Admission:
         self._metrics.admission_refusals.inc(reason)
         retry_after = min(max(math.ceil(wait_s / 2), 1), 60)
         raise Refused(
-            f"The server is busy: {state}, and the limit is {limit}. Try again in {retry_after} s.",
-            reason,
-            retry_after,
+            f"The server is busy: {state}, and the limit is {limit}. Try again in {retry_after} s.", reason, retry_after
         )

@@ -34,13 +34,7 @@ from baton.router.envelope import Envelope
 from baton.router.index import PrefixIndex
 from baton.router.openai.answers import Answers, Caller, Pending
 from baton.router.openai.refusals import error_object, error_of, refuse_validation
-from baton.router.openai.requests import (
-    ChatRequest,
-    CompletionRequest,
-    DetokenizeRequest,
-    Message,
-    TokenizeRequest,
-)
+from baton.router.openai.requests import ChatRequest, CompletionRequest, DetokenizeRequest, Message, TokenizeRequest
 from baton.router.page.routes import page_routes
 from baton.router.pool import Worker, WorkerPool
 from baton.router.sse import OpenStreams
@@ -124,9 +118,7 @@ class RouterState:
         config = self.config
         self.index = PrefixIndex()
         self.pool = WorkerPool(config, uuid.uuid4().hex, self.metrics)
-        self.dispatcher = Dispatcher(
-            config, self.pool, self.index, self.metrics, Admission(config, self.metrics)
-        )
+        self.dispatcher = Dispatcher(config, self.pool, self.index, self.metrics, Admission(config, self.metrics))
         self.streams = OpenStreams(config, self.metrics)
         self.text = TextPool(self.tokenizer, config)
         self.answers = Answers(config, self.text, self.dispatcher, self.streams)
@@ -209,9 +201,7 @@ def _public_routes(state: RouterState) -> APIRouter:
 def _routes(state: RouterState, app: FastAPI) -> APIRouter:
     routes = APIRouter()
 
-    @routes.post(
-        "/v1/chat/completions", summary="Answer a conversation", **_operation("/v1/chat/completions")
-    )
+    @routes.post("/v1/chat/completions", summary="Answer a conversation", **_operation("/v1/chat/completions"))
     async def chat(request: Request) -> Response:
         body = await _read_body(request, ChatRequest, state.config)
         return await _answer(await state.answers.chat(body, _caller(request)), request)
@@ -223,9 +213,7 @@ def _routes(state: RouterState, app: FastAPI) -> APIRouter:
 
     @routes.get("/v1/models", summary="Name the models that are served")
     async def models() -> Response:
-        return JSON(
-            {"object": "list", "data": [_model_card(state, name) for name in state.config.model_names]}
-        )
+        return JSON({"object": "list", "data": [_model_card(state, name) for name in state.config.model_names]})
 
     @routes.get("/v1/models/{name:path}", summary="Describe one model", responses=_errors(404))
     async def model(name: str) -> Response:
@@ -253,8 +241,7 @@ def _routes(state: RouterState, app: FastAPI) -> APIRouter:
         for token_id in body.tokens:
             if token_id >= size:
                 raise InvalidRequest(
-                    f"tokens={token_id} is not valid: token ids of this tokenizer are 0 to {size - 1}.",
-                    field="tokens",
+                    f"tokens={token_id} is not valid: token ids of this tokenizer are 0 to {size - 1}.", field="tokens"
                 )
         return JSON({"prompt": await state.text.run(state.tokenizer.decode, body.tokens)})
 
@@ -432,9 +419,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     message = {404: missing, 405: f"{request.method} is not served on {path}."}.get(
         error.status_code, str(error.detail)
     )
-    return JSON(
-        error_object(message, error.status_code), status_code=error.status_code, headers=error.headers
-    )
+    return JSON(error_object(message, error.status_code), status_code=error.status_code, headers=error.headers)
 
 
 async def _on_failure(request: Request, _error: Exception) -> Response:
@@ -516,16 +501,11 @@ def _operation(path: str) -> dict[str, Any]:
     """Describe a route's body: the models are checked by us, so the framework does not know them."""
     schema = {"$ref": f"#/components/schemas/{_BODIES[path].__name__}"}
     answers: dict[int | str, dict[str, Any]] = {
-        200: {
-            "description": "The answer, or its events",
-            "content": {"application/json": {}, "text/event-stream": {}},
-        }
+        200: {"description": "The answer, or its events", "content": {"application/json": {}, "text/event-stream": {}}}
     }
     return {
         "responses": answers | _errors(400, 404, 408, 413, 429, 499, 503, 504),
-        "openapi_extra": {
-            "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
-        },
+        "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
     }
 
 
@@ -542,8 +522,6 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         for operation in operations.values():
             if path not in PUBLIC_PATHS:
                 operation["security"] = [{"key": []}]
-                operation["responses"].update(
-                    {str(status): answer for status, answer in _errors(401, 431).items()}
-                )
+                operation["responses"].update({str(status): answer for status, answer in _errors(401, 431).items()})
             operation["responses"].pop("422", None)
     return document

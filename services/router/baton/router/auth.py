@@ -41,9 +41,7 @@ class Authenticator:
         matches = [hmac.compare_digest(given, known) for known in self._hashes]  # all of them, always
         if not any(matches):
             raise NotAuthorized("The API key is not known here.")
-        return hashlib.blake2b(
-            given, key=self._salt_key[:64], digest_size=16, person=b"baton tenant"
-        ).digest()
+        return hashlib.blake2b(given, key=self._salt_key[:64], digest_size=16, person=b"baton tenant").digest()
 
 
 def salt_of(tenant: bytes, cache_salt: str | None) -> bytes:

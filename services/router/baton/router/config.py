@@ -30,9 +30,7 @@ class RouterConfig:
     worker: tuple[str, ...] = setting((), "control endpoints of workers, beside those that Redis names")
     redis_url: str | None = setting(None, "where workers announce themselves; none: only --worker")
     redis_password: str | None = setting(None, "password of Redis, where the URL has none")
-    cache_key: str = setting(
-        "", "secret of the deployment under which blocks are hashed; the same on workers"
-    )
+    cache_key: str = setting("", "secret of the deployment under which blocks are hashed; the same on workers")
     curve_server_key: str | None = setting(None, "workers' public CURVE key (Z85), for control between hosts")
     curve_public_key: str | None = setting(None, "this router's public CURVE key (Z85)")
     curve_secret_key: str | None = setting(None, "this router's secret CURVE key (Z85)")
@@ -43,9 +41,7 @@ class RouterConfig:
     path: Literal["auto", "remote", "local"] = setting(
         "auto", "auto: prefill workers where they pay; remote: always; local: never"
     )
-    default_prefill_rate: float = setting(
-        8000.0, "prompt tokens a second of a worker that has not reported yet"
-    )
+    default_prefill_rate: float = setting(8000.0, "prompt tokens a second of a worker that has not reported yet")
     interference_weight: float = setting(
         0.05, "what delaying one running stream by 1 ms costs, in ms of a new request's wait"
     )
@@ -87,9 +83,7 @@ class RouterConfig:
             raise ConfigError("an api_key is not valid: it must have at least 8 characters.")
         curve = (self.curve_server_key, self.curve_public_key, self.curve_secret_key)
         if any(curve) and not all(curve):
-            raise ConfigError(
-                "curve_server_key, curve_public_key and curve_secret_key go together: give all three."
-            )
+            raise ConfigError("curve_server_key, curve_public_key and curve_secret_key go together: give all three.")
 
     @property
     def model_names(self) -> tuple[str, ...]:

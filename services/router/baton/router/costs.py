@@ -72,6 +72,5 @@ def like_peers(candidates: Sequence[Candidate], default_prefill_rate: float) -> 
     steps = [c.step_ms for c in candidates if c.can_decode and c.step_ms]
     step_ms = fmean(steps) if steps else 0.0
     return [
-        dataclasses.replace(c, prefill_rate=c.prefill_rate or rate, step_ms=c.step_ms or step_ms)
-        for c in candidates
+        dataclasses.replace(c, prefill_rate=c.prefill_rate or rate, step_ms=c.step_ms or step_ms) for c in candidates
     ]

@@ -90,9 +90,7 @@ class Discovery:
         if is_up and failures:
             _log.info("registry_back")
         elif not is_up and failures == 1:
-            _log.warning(
-                "registry_down", reason=reason, effect="serving goes on with the workers that are known"
-            )
+            _log.warning("registry_down", reason=reason, effect="serving goes on with the workers that are known")
 
     async def _find_workers(self, registry: Registry) -> None:
         records = await registry.workers()

@@ -290,9 +290,7 @@ class Dispatcher:
 
     def _give_up(self, flow: GenerationFlow) -> None:
         self._parked.pop(flow, None)
-        flow.fail(
-            Unavailable(f"No decode worker came within {self.config.worker_wait_s:g} s. Try again later.")
-        )
+        flow.fail(Unavailable(f"No decode worker came within {self.config.worker_wait_s:g} s. Try again later."))
 
     def _fail_unexpectedly(self, flow: GenerationFlow) -> None:
         _log.exception("request_failed", request_id=flow.request_id)

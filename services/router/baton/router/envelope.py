@@ -52,9 +52,7 @@ class Envelope:
         # a stream's chunks go by without another call on their way
         scope["baton.send"] = send
         if nbytes > self._max_head:
-            error = error_object(
-                f"The request's head of {nbytes} bytes exceeds the limit of {self._max_head}.", 431
-            )
+            error = error_object(f"The request's head of {nbytes} bytes exceeds the limit of {self._max_head}.", 431)
             await _send_json(send_with_id, 431, error)
         else:
             try:

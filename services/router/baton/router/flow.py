@@ -135,9 +135,7 @@ class GenerationFlow:
         "sent_at",
     )
 
-    def __init__(
-        self, dispatcher: Dispatcher, generation: Generation, sink: Sink, tokenizer: Tokenizer | None
-    ) -> None:
+    def __init__(self, dispatcher: Dispatcher, generation: Generation, sink: Sink, tokenizer: Tokenizer | None) -> None:
         self.request_id = uuid.uuid4().hex
         self.generation = generation
         self.epoch = 0
@@ -146,9 +144,7 @@ class GenerationFlow:
         """Prompt tokens that were not computed for this request, wherever they lay."""
         self.decision: Decision | None = None
         self.arrived_at = time.monotonic()
-        self.record = RequestRecord(
-            self.request_id, generation.public_id, len(generation.prompt_ids), self.arrived_at
-        )
+        self.record = RequestRecord(self.request_id, generation.public_id, len(generation.prompt_ids), self.arrived_at)
         self.sent_at = 0.0
         self.first_token_at = 0.0
         self.is_over = False
@@ -399,9 +395,7 @@ class GenerationFlow:
         if reason != "draining":  # a worker that drains hands over; nothing failed
             self.num_replays += 1
         if self.num_replays > self._dispatcher.config.max_replays:
-            self.fail(
-                WorkersFailed(f"The request failed on {self.num_replays} workers, the last time by {reason}.")
-            )
+            self.fail(WorkersFailed(f"The request failed on {self.num_replays} workers, the last time by {reason}."))
             return
         _log.info("replay", request_id=self.request_id, epoch=self.epoch, reason=reason)
         for choice in self._choices:
@@ -428,9 +422,7 @@ class GenerationFlow:
         self._finish("cancelled", cancel_decode=True)
 
     def _on_deadline(self) -> None:
-        self.fail(
-            DeadlinePassed("The request's deadline has passed. Ask for fewer tokens, or allow more time.")
-        )
+        self.fail(DeadlinePassed("The request's deadline has passed. Ask for fewer tokens, or allow more time."))
 
     # -- the one way out ----------------------------------------------------------------------------------
 

@@ -59,9 +59,7 @@ def bounded_protocol(max_head_nbytes: int, head_s: float) -> type[HttpToolsProto
 
         def _refuse(self, status: int, message: str) -> None:
             body = orjson.dumps(error_object(message, status))
-            reason = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}[
-                status
-            ]
+            reason = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}[status]
             self.transport.write(
                 b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
                 % (status, reason, len(body), body)

@@ -123,11 +123,7 @@ def choose(
 
 
 def _options(
-    shape: Shape,
-    candidates: Sequence[Candidate],
-    links: Mapping[tuple[str, str], Link],
-    path: PathMode,
-    weight: float,
+    shape: Shape, candidates: Sequence[Candidate], links: Mapping[tuple[str, str], Link], path: PathMode, weight: float
 ) -> Iterable[Option]:
     decodes = [c for c in candidates if c.can_decode and c.total_blocks >= shape.num_blocks]
     prefills = [c for c in candidates if c.can_prefill]
@@ -183,8 +179,7 @@ def _by_load(options: Sequence[Option], candidates: Sequence[Candidate]) -> list
     load = {c.worker_id: c.queue_tokens + 100 * c.num_running for c in candidates}
     remote_penalty = 1 if any(option.prefill for option in options) else 0
     return [
-        load[option.decode] + (load[option.prefill] if option.prefill else remote_penalty * 1e12)
-        for option in options
+        load[option.decode] + (load[option.prefill] if option.prefill else remote_penalty * 1e12) for option in options
     ]
 
 

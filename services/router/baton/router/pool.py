@@ -55,16 +55,7 @@ class PoolListener(Protocol):
 class Worker:
     """One live incarnation of a worker."""
 
-    __slots__ = (
-        "client",
-        "flows",
-        "info",
-        "is_live",
-        "load",
-        "moved_at",
-        "sent_tokens",
-        "steps",
-    )
+    __slots__ = ("client", "flows", "info", "is_live", "load", "moved_at", "sent_tokens", "steps")
 
     def __init__(self, client: WorkerClient, info: WorkerInfo, load: Load) -> None:
         self.client = client
@@ -190,9 +181,7 @@ class WorkerPool:
             del self.links[pair], self._link_models[pair]
         if worker.client.endpoint in self._clients:
             worker.client.reopen()
-        _log.warning(
-            "worker_lost", worker_id=worker.info.worker_id, reason=reason, in_flight=len(worker.flows)
-        )
+        _log.warning("worker_lost", worker_id=worker.info.worker_id, reason=reason, in_flight=len(worker.flows))
         self._count_workers()
         if self._listener is not None:
             self._listener.on_worker_lost(worker, reason)
@@ -240,9 +229,7 @@ class WorkerPool:
         joined = Worker(client, info, message.load)
         joined.report(message.load)
         self.workers[info.worker_id] = self._of_client[client] = joined
-        _log.info(
-            "worker_joined", worker_id=info.worker_id, legs=",".join(info.legs), endpoint=client.endpoint
-        )
+        _log.info("worker_joined", worker_id=info.worker_id, legs=",".join(info.legs), endpoint=client.endpoint)
         self._count_workers()
         if self._listener is not None:
             self._listener.on_worker_joined(joined)

@@ -113,8 +113,7 @@ class TextPool:
             self._renderers.put_nowait(renderer)
         if "error" in answer:
             raise InvalidRequest(
-                f"messages cannot be rendered by this model's chat template: {answer['error']}.",
-                field="messages",
+                f"messages cannot be rendered by this model's chat template: {answer['error']}.", field="messages"
             )
         return await self.encode(answer["text"], add_special_tokens=False)
 
@@ -134,13 +133,7 @@ class _Renderer:
                 start_new_session=True,  # Ctrl-C is for the router, which ends it in order
             )
             # its first answer tells that Python and Jinja are loaded: that time is not the template's
-            hello: dict[str, Any] = {
-                "template": "",
-                "special_tokens": {},
-                "messages": [],
-                "tools": None,
-                "kwargs": {},
-            }
+            hello: dict[str, Any] = {"template": "", "special_tokens": {}, "messages": [], "tools": None, "kwargs": {}}
             hello |= {"max_len": 1, "add_generation_prompt": False, "continue_final_message": False}
             async with asyncio.timeout(_START_S):
                 await self._exchange(self._process, make_frame(hello))

@@ -14,15 +14,7 @@ import zmq
 
 from baton.errors import ConfigError
 from baton.logs import get_logger
-from baton.messages import (
-    MAX_MESSAGE_NBYTES,
-    BadMessage,
-    Hello,
-    ToRouter,
-    ToWorker,
-    decode_to_router,
-    encode,
-)
+from baton.messages import MAX_MESSAGE_NBYTES, BadMessage, Hello, ToRouter, ToWorker, decode_to_router, encode
 from baton.router.config import RouterConfig
 
 _QUEUE_LEN = 10_000
@@ -51,11 +43,7 @@ class WorkerClient:
     """The connection to one control endpoint, whoever lives there."""
 
     def __init__(
-        self,
-        context: zmq.Context[zmq.Socket[bytes]],
-        endpoint: str,
-        config: RouterConfig,
-        events: WorkerEvents,
+        self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, config: RouterConfig, events: WorkerEvents
     ) -> None:
         self.endpoint = endpoint
         self.last_heard = 0.0

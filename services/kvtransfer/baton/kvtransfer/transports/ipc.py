@@ -38,9 +38,7 @@ class IpcTransport:
             self._folder = self._own_folder = tempfile.mkdtemp(prefix="baton-kv-")
         path = Path(self._folder).absolute() / f"kv-{self._token}-{stripe}"
         if len(str(path)) > MAX_PATH_LEN or ";" in str(path):
-            raise ConfigError(
-                f"{path} cannot name a unix socket: at most {MAX_PATH_LEN} characters, none of them ;"
-            )
+            raise ConfigError(f"{path} cannot name a unix socket: at most {MAX_PATH_LEN} characters, none of them ;")
         try:
             socket.bind(f"ipc://{path}")
         except zmq.ZMQError as error:

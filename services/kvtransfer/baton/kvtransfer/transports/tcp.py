@@ -23,9 +23,7 @@ class TcpTransport:
         self._port = port
         self._announce = announce or host
         if self._announce in WILDCARDS:
-            raise ConfigError(
-                f"host={host!r} says where to listen, not where peers connect to: set announce."
-            )
+            raise ConfigError(f"host={host!r} says where to listen, not where peers connect to: set announce.")
 
     @property
     def is_wildcard(self) -> bool:

@@ -71,9 +71,7 @@ class Pending:
 class Answers:
     """Serves completions and chats."""
 
-    def __init__(
-        self, config: RouterConfig, text: TextPool, dispatcher: Dispatcher, streams: OpenStreams
-    ) -> None:
+    def __init__(self, config: RouterConfig, text: TextPool, dispatcher: Dispatcher, streams: OpenStreams) -> None:
         self._config = config
         self._text = text
         self._dispatcher = dispatcher
@@ -102,9 +100,7 @@ class Answers:
             )
             return await self._stream(request, generations, chunks, caller)
         return await self._collect(
-            generations,
-            caller,
-            lambda sinks, answer: self._chat_body(request, model, generations[0], sinks[0], answer),
+            generations, caller, lambda sinks, answer: self._chat_body(request, model, generations[0], sinks[0], answer)
         )
 
     async def completion(self, request: CompletionRequest, caller: Caller) -> Response | Pending:
@@ -130,9 +126,7 @@ class Answers:
             )
             return await self._stream(request, generations, chunks, caller)
         return await self._collect(
-            generations,
-            caller,
-            lambda sinks, answer: self._completion_body(request, model, generations, sinks, answer),
+            generations, caller, lambda sinks, answer: self._completion_body(request, model, generations, sinks, answer)
         )
 
     def check_model(self, name: str | None) -> str:
@@ -332,12 +326,7 @@ class Answers:
         }
 
     def _completion_choice(
-        self,
-        request: CompletionRequest,
-        index: int,
-        choice: Collected,
-        generation: Generation,
-        sink: CollectSink,
+        self, request: CompletionRequest, index: int, choice: Collected, generation: Generation, sink: CollectSink
     ) -> dict[str, Any]:
         prompt_ids = generation.prompt_ids
         text, token_ids, rows = "".join(choice.parts), choice.token_ids, choice.logprobs

@@ -42,14 +42,7 @@ class _Frames:
     object_name: str
 
     def __init__(
-        self,
-        answer_id: str,
-        created: int,
-        model: str,
-        *,
-        with_usage: bool,
-        with_token_ids: bool,
-        token_text: TokenText,
+        self, answer_id: str, created: int, model: str, *, with_usage: bool, with_token_ids: bool, token_text: TokenText
     ) -> None:
         self._common = b'data: {"id":%b,"object":"%b","created":%d,"model":%b,"choices":[' % (
             orjson.dumps(answer_id),
@@ -89,18 +82,9 @@ class ChatChunks(_Frames):
         """Give a token's chunk."""
         if logprobs is None and not self._with_token_ids and self.running_usage is None:
             return b"".join(
-                (
-                    self._heads[choice],
-                    orjson.dumps(text),
-                    b'},"logprobs":null,"finish_reason":null}',
-                    self._tail,
-                )
+                (self._heads[choice], orjson.dumps(text), b'},"logprobs":null,"finish_reason":null}', self._tail)
             )
-        scores = (
-            b"null"
-            if logprobs is None
-            else orjson.dumps({"content": [chat_logprob(logprobs, self._token_text)]})
-        )
+        scores = b"null" if logprobs is None else orjson.dumps({"content": [chat_logprob(logprobs, self._token_text)]})
         ids = b',"token_ids":[%d]' % token_id if self._with_token_ids else b""
         rest = b'},"logprobs":%b,"finish_reason":null%b}' % (scores, ids)
         return self._heads[choice] + orjson.dumps(text) + rest + self._end()
@@ -125,22 +109,10 @@ class CompletionChunks(_Frames):
     object_name = "text_completion"
 
     def __init__(
-        self,
-        answer_id: str,
-        created: int,
-        model: str,
-        *,
-        with_usage: bool,
-        with_token_ids: bool,
-        token_text: TokenText,
+        self, answer_id: str, created: int, model: str, *, with_usage: bool, with_token_ids: bool, token_text: TokenText
     ) -> None:
         super().__init__(
-            answer_id,
-            created,
-            model,
-            with_usage=with_usage,
-            with_token_ids=with_token_ids,
-            token_text=token_text,
+            answer_id, created, model, with_usage=with_usage, with_token_ids=with_token_ids, token_text=token_text
         )
         self._offsets: dict[int, int] = {}
 
@@ -242,11 +214,7 @@ def prompt_logprobs_table(
         None
         if row is None
         else {
-            str(token_id): {
-                "logprob": max(value, _MIN_LOGPROB),
-                "rank": rank,
-                "decoded_token": token_text(token_id),
-            }
+            str(token_id): {"logprob": max(value, _MIN_LOGPROB), "rank": rank, "decoded_token": token_text(token_id)}
             for token_id, value, rank in zip(row.token_ids, row.logprobs, row.ranks, strict=True)
         }
         for row in rows

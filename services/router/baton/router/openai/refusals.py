@@ -46,12 +46,7 @@ UNSERVED: dict[str, str] = {
 }
 """Fields that other servers know, with the reason why a request with one is refused."""
 
-_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    429: "rate_limit_error",
-}
+_TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 def error_type(status: int) -> str:
@@ -61,9 +56,7 @@ def error_type(status: int) -> str:
     return "invalid_request_error" if status < 500 else "server_error"
 
 
-def error_object(
-    message: str, status: int, *, param: str | None = None, code: str | None = None
-) -> dict[str, Any]:
+def error_object(message: str, status: int, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """Give the body of an error answer."""
     return {"error": {"message": message, "type": error_type(status), "param": param, "code": code}}
 

@@ -82,11 +82,7 @@ Stop = Annotated[
         {
             "anyOf": [
                 {"type": "string", "minLength": 1, "maxLength": 1024},
-                {
-                    "type": "array",
-                    "items": {"type": "string", "minLength": 1, "maxLength": 1024},
-                    "maxItems": MAX_STOP,
-                },
+                {"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 1024}, "maxItems": MAX_STOP},
             ]
         }
     ),
@@ -229,9 +225,7 @@ class _Sampling(_Closed):
     def check_unserved(self) -> None:
         """Refuse what is well-formed but not done here."""
         if self.store:
-            raise UnsupportedFeature(
-                "store=True is not valid: nothing is stored. Leave it out.", field="store"
-            )
+            raise UnsupportedFeature("store=True is not valid: nothing is stored. Leave it out.", field="store")
         if self.response_format is not None and self.response_format.type != "text":
             raise UnsupportedFeature(
                 f"response_format={self.response_format.type!r} is not valid: only text is served by this build. "
@@ -265,17 +259,12 @@ class CompletionRequest(_Sampling):
         if self.answers_nothing and not self.echo:
             raise refuse("max_tokens", 0, "it must be at least 1, or 0 with echo")
         if len(self.prompt) * (self.n or 1) > MAX_CHOICES:
-            raise refuse(
-                "n", self.n, f"prompts times n may be at most {MAX_CHOICES}", "Send several requests."
-            )
+            raise refuse("n", self.n, f"prompts times n may be at most {MAX_CHOICES}", "Send several requests.")
         prompt_logprobs = self.prompt_logprobs
         if self.echo and self.logprobs is not None and prompt_logprobs is None:
             prompt_logprobs = self.logprobs
         params = self._params(
-            best_of=self.best_of,
-            logprobs=self.logprobs,
-            prompt_logprobs=prompt_logprobs,
-            min_tokens=self.min_tokens,
+            best_of=self.best_of, logprobs=self.logprobs, prompt_logprobs=prompt_logprobs, min_tokens=self.min_tokens
         )
         if self.max_tokens is not None:
             params["max_tokens"] = max(self.max_tokens, 1)
@@ -329,10 +318,7 @@ class Message(_Closed):
 
     def for_template(self) -> dict[str, Any]:
         """Give the message as templates read it: arguments of calls as objects."""
-        message: dict[str, Any] = {
-            "role": self.role,
-            "content": self.content if self.content is not None else "",
-        }
+        message: dict[str, Any] = {"role": self.role, "content": self.content if self.content is not None else ""}
         if isinstance(self.content, list):
             message["content"] = [{"type": "text", "text": part.text} for part in self.content]
         for field in ("name", "tool_call_id", "reasoning_content", "reasoning"):
@@ -400,15 +386,11 @@ class ChatRequest(_Sampling):
         self.check_unserved()
         self._check_tools()
         if self.modalities and "audio" in self.modalities:
-            raise UnsupportedFeature(
-                "modalities=['audio'] is not valid: only text is served.", field="modalities"
-            )
+            raise UnsupportedFeature("modalities=['audio'] is not valid: only text is served.", field="modalities")
         if self.top_logprobs is not None and not self.logprobs:
             raise refuse("top_logprobs", self.top_logprobs, "logprobs is not set", "Set logprobs.")
         if self.max_tokens == 0:
-            raise refuse(
-                "max_tokens", 0, "it must be at least 1", "Leave it out to run to the end of the context."
-            )
+            raise refuse("max_tokens", 0, "it must be at least 1", "Leave it out to run to the end of the context.")
         max_tokens = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
         params = self._params(logprobs=(self.top_logprobs or 0) if self.logprobs else None)
         return SamplingParams(**params, max_tokens=max_tokens)
@@ -418,10 +400,7 @@ class ChatRequest(_Sampling):
         continues = bool(self.continue_final_message)
         if continues and self.add_generation_prompt:
             raise refuse(
-                "continue_final_message",
-                True,
-                "it excludes add_generation_prompt",
-                "Set one of the two to false.",
+                "continue_final_message", True, "it excludes add_generation_prompt", "Set one of the two to false."
             )
         kwargs = dict(self.chat_template_kwargs or {})
         for name in sorted(_RESERVED & kwargs.keys()):
