@@ -206,7 +206,8 @@ def _memory(engine: Engine, config: TransferConfig, *, is_read: bool) -> BlockMe
         return DeviceMemory(CudaCopies(runner.kv), frame_nbytes=config.frame_nbytes)
     fd = None
     if is_read:
-        runner.kv, fd = runner.layout.allocate_shared(len(runner.kv))
+        kv, fd = runner.layout.allocate_shared(len(runner.kv))
+        runner.use_kv(kv)
     return HostMemory(runner.kv.view(torch.uint8).numpy(), len(runner.kv), fd=fd)
 
 

@@ -28,7 +28,7 @@ class Uncaptured(StepGraphs):
 
     def __init__(self, llm: LLM, shapes: StepShapes) -> None:
         runner = llm.engine.runner
-        super().__init__(runner.model, runner.kv, runner._batches, shapes)
+        super().__init__(runner.model, runner.caches, runner._batches, shapes)
         self.ran: list[StepShape | None] = []
 
     def run(self, batch: HostBatch) -> Tensor | None:
@@ -37,7 +37,7 @@ class Uncaptured(StepGraphs):
         if shape is None:
             return None
         packed = upload(pack(batch, shape), self._model.device)
-        return forward(self._model, self._kv, self._batches, shape, packed)[: len(batch.token_ids)]
+        return forward(self._model, self._caches, self._batches, shape, packed)[: len(batch.token_ids)]
 
 
 @pytest.mark.skipif(not ON_TRITON, reason="the reference reads lengths on the host")

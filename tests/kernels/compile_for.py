@@ -21,7 +21,8 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from baton.kernels import compile_check, decode_attention, invariant_attention
-from baton.kernels.attention import AttentionBatch, paged_attention
+from baton.kernels.attention import paged_attention
+from baton.kernels.attention_batch import AttentionBatch
 from baton.kernels.compile_check import KernelShapes, compile_kernels
 from baton.kernels.few_rows_linear import few_rows_linear
 from baton.kernels.join_attention import join_attention

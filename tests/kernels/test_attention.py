@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from baton.kernels import library_attention
-from baton.kernels.attention import AttentionBatch, paged_attention, paged_attention_reference
+from baton.kernels.attention import paged_attention, paged_attention_reference
+from baton.kernels.attention_batch import AttentionBatch
 from baton.kernels.prefill_attention import prefill_attention
 
 NUM_LAYERS, LAYER = 3, 1
@@ -179,7 +180,7 @@ def test_the_reference_writes_in_and_out_of_inference_mode():
     q, kv, batch = _step([40, 5], [(9, 30)], 4, 2, 16)
     with torch.inference_mode():
         inside = paged_attention_reference(q, kv[:, LAYER], batch, scale=0.3)
-    batch.gather_plans.clear()
+    batch.plans.clear()
     assert torch.equal(inside, paged_attention_reference(q, kv[:, LAYER], batch, scale=0.3))
 
 
@@ -187,7 +188,7 @@ def test_the_reference_writes_in_and_out_of_inference_mode():
 def test_one_cuda_graph_serves_all_lengths(assert_close):
     q, kv, batch = _step([700, 40, 1, 300], [], 8, 2, 64, dtype=torch.bfloat16, device="cuda")
     paged_attention(q, kv[:, LAYER], batch, scale=0.125)  # compiles
-    batch.decode_plans.clear()
+    batch.plans.clear()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out = [paged_attention(q, kv[:, layer], batch, scale=0.125) for layer in range(NUM_LAYERS)]

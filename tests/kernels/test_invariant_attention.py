@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from baton.kernels import invariant_attention as module
-from baton.kernels.attention import AttentionBatch
+from baton.kernels.attention_batch import AttentionBatch
 from baton.kernels.invariant_attention import invariant_attention
 
 CONTEXTS = (150, 40, 300, 1)

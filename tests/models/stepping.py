@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from baton.kernels.attention import AttentionBatch
+from baton.kernels.attention_batch import AttentionBatch
 from baton.models.causal_lm import CausalLM
+from baton.models.step import Step
 
 
 @dataclass
@@ -81,9 +82,9 @@ class Stepper:
             query_lens_host=lens,
             seq_lens_host=contexts,
         )
-        return self.model.forward(
-            torch.tensor(token_ids, device=device), torch.tensor(positions, device=device), self.kv, batch
-        )
+        caches = self.kv.unbind(1)
+        ids, at = torch.tensor(token_ids, device=device), torch.tensor(positions, device=device)
+        return self.model.forward(Step(ids, at, caches, [batch] * len(caches)))
 
     def generate(self, stream: Stream, num_tokens: int) -> list[int]:
         """Finish a stream's prompt in one step, then decode greedily, one token a step."""

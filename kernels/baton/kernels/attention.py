@@ -9,14 +9,14 @@ block_size, kv_heads, head_dim], which already holds the step's own K and V; hea
 """
 
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from baton.kernels.decode_attention import DecodePlan, decode_attention, plan_decode
+from baton.kernels.attention_batch import AttentionBatch
+from baton.kernels.decode_attention import decode_attention, plan_decode
 from baton.kernels.launch import on_triton
 from baton.kernels.library_attention import attend_chunk, shortest_query_len
 from baton.kernels.prefill_attention import prefill_attention
@@ -29,26 +29,6 @@ _GATHER_NBYTES = 6 << 20
 _PADDING_NBYTES = 384 << 10
 # Rows of explicit scores (soft cap) are cut so that they take at most so many bytes.
 _SCORES_NBYTES = 64 << 20
-
-
-@dataclass(slots=True)
-class AttentionBatch:
-    """Say where each sequence of a mixed step lies. Sequences with one query token come first, num_decodes of them."""
-
-    block_table: Tensor  # [num_seqs, max_blocks] int32, unused entries 0
-    query_start: Tensor  # [num_seqs + 1] int32, cumulative query lengths
-    seq_lens: Tensor  # [num_seqs] int32, context length including this step's tokens; 0 on padding rows
-    slots: Tensor  # [num_tokens] int64, where each token's K and V go
-    num_decodes: int
-    query_lens_host: Sequence[int]  # host copies, so that no path reads the device
-    seq_lens_host: Sequence[int]
-    # What every layer of the step shares (gather indices, masks), made by the first layer that needs it.
-    gather_plans: dict[tuple[int | None, bool], "_GatherPlan"] = field(default_factory=dict, repr=False, compare=False)
-    decode_plans: dict[int | None, DecodePlan] = field(default_factory=dict, repr=False, compare=False)
-
-    @property
-    def num_seqs(self) -> int:
-        return len(self.query_lens_host)
 
 
 # --- reference -----------------------------------------------------------------------------------------
@@ -239,10 +219,10 @@ def paged_attention_reference(
     _, num_heads, head_dim = q.shape
     num_blocks, _, block_size, num_kv_heads, _ = kv_layer.shape
     group = num_heads // num_kv_heads
-    key = (window, soft_cap is not None)
-    plan = batch.gather_plans.get(key)
+    key = ("gather", window, soft_cap is not None)
+    plan = batch.plans.get(key)
     if plan is None:
-        plan = batch.gather_plans[key] = _plan(batch, kv_layer, q.dtype, window, soft_cap is not None)
+        plan = batch.plans[key] = _plan(batch, kv_layer, q.dtype, window, soft_cap is not None)
     half = block_size * num_kv_heads * head_dim
     rows = kv_layer.as_strided(
         ((num_blocks - 1) * (kv_layer.stride(0) // half) + 2, half), (half, 1), kv_layer.storage_offset()
@@ -294,9 +274,10 @@ def paged_attention(
         return attend_chunk(q, kv_layer, batch, 0, scale)  # a copy would be 0.6 % of a prompt's time
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if batch.num_decodes:
-        plan = batch.decode_plans.get(window)
+        key = ("decode", window)
+        plan = batch.plans.get(key)
         if plan is None:
-            plan = batch.decode_plans[window] = plan_decode(q, kv_layer, batch, window)
+            plan = batch.plans[key] = plan_decode(q, kv_layer, batch, window)
         decode_attention(q, kv_layer, batch, plan, out, scale=scale, window=window, soft_cap=soft_cap)
     if num_chunks:
         _attend_chunks(q, kv_layer, batch, out, scale, window, soft_cap, library_len)

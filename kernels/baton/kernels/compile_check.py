@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from baton.errors import KernelError
-from baton.kernels.attention import AttentionBatch, paged_attention
+from baton.kernels.attention import paged_attention
+from baton.kernels.attention_batch import AttentionBatch
 from baton.kernels.few_rows_linear import few_rows_linear
 from baton.kernels.invariant_attention import invariant_attention
 from baton.kernels.invariant_linear import run_every_tile

@@ -26,7 +26,7 @@ from baton.kernels.launch import INTERPRET, overlap, start_next, tl, triton, upc
 from baton.kernels.launch_table import DecodeLaunch, heads_of, launches_on
 
 if TYPE_CHECKING:
-    from baton.kernels.attention import AttentionBatch
+    from baton.kernels.attention_batch import AttentionBatch
 
 _SMALLEST_SPLIT = 256
 _MAX_SPLITS = 64

@@ -19,7 +19,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from baton.kernels.attention import AttentionBatch, paged_attention_reference
+from baton.kernels.attention import paged_attention_reference
+from baton.kernels.attention_batch import AttentionBatch
 from baton.kernels.launch import INTERPRET, on_triton, tl, triton, upcasts_dot
 from baton.kernels.prefill_attention import attend_tiles, sequence_of_tile
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from baton.kernels.join_attention import join_attention
 
 if TYPE_CHECKING:
-    from baton.kernels.attention import AttentionBatch
+    from baton.kernels.attention_batch import AttentionBatch
 
 # From here on the library's lead is worth its gather and its launches for each sequence: 101 us against 114 at 2k, but
 # 685 against 553 at sixteen chunks of 1k.

@@ -18,7 +18,7 @@ from baton.kernels.launch import tl, triton, upcasts_dot
 from baton.kernels.launch_table import PrefillLaunch, heads_of, launches_on
 
 if TYPE_CHECKING:
-    from baton.kernels.attention import AttentionBatch
+    from baton.kernels.attention_batch import AttentionBatch
 
 
 def prefill_attention(

@@ -16,7 +16,8 @@ from torch import Tensor
 from baton.engine.scheduler import StepPlan
 from baton.engine.sequence import Sequence
 from baton.engine.upload import upload
-from baton.kernels.attention import AttentionBatch
+from baton.kernels.attention_batch import AttentionBatch
+from baton.models.step import Step
 
 
 @dataclass(slots=True)
@@ -44,15 +45,6 @@ class HostBatch:
         """The position of the token that each sampled sequence gets."""
         positions: list[int] = self.seq_lens[self.sampled_at].tolist()
         return positions
-
-
-@dataclass(slots=True)
-class BatchInputs:
-    """What a forward pass takes, on the device, for a step that is not captured."""
-
-    token_ids: Tensor  # [num_tokens] int64
-    positions: Tensor  # [num_tokens] int64
-    attention: AttentionBatch
 
 
 @dataclass(slots=True)
@@ -124,7 +116,7 @@ class BatchBuilder:
             prompt_targets=prompt_targets,
         )
 
-    def send(self, batch: HostBatch) -> BatchInputs:
+    def send(self, batch: HostBatch, caches: tuple[Tensor, ...]) -> Step:
         """Send a step's inputs to the device, in one copy."""
         parts = (
             batch.token_ids,
@@ -148,7 +140,7 @@ class BatchBuilder:
         )
         if (batch.sources >= 0).any():
             token_ids = known_tokens(token_ids, sources, self.last_tokens)
-        return BatchInputs(token_ids, positions, attention)
+        return Step(token_ids, positions, caches, [attention] * len(caches))
 
     def send_wanted(self, batch: HostBatch) -> WantedRows:
         """Send where the wanted hidden states of a step are, in one copy."""

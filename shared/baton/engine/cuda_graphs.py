@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,9 +32,9 @@ class _Graph:
 class StepGraphs:
     """Captured steps of one model."""
 
-    def __init__(self, model: CausalLM, kv: Tensor, batches: BatchBuilder, shapes: StepShapes) -> None:
+    def __init__(self, model: CausalLM, caches: Sequence[Tensor], batches: BatchBuilder, shapes: StepShapes) -> None:
         self._model = model
-        self._kv = kv
+        self._caches = caches
         self._batches = batches
         self._shapes = shapes
         self._graphs: dict[StepShape, _Graph] = {}
@@ -75,4 +76,4 @@ class StepGraphs:
         return _Graph(graph, packed, hidden)
 
     def _forward(self, shape: StepShape, packed: Tensor) -> Tensor:
-        return forward(self._model, self._kv, self._batches, shape, packed)
+        return forward(self._model, self._caches, self._batches, shape, packed)

@@ -58,7 +58,7 @@ class ModelRunner:
         self.model = model
         self.device = model.device
         self.layout = layout
-        self.kv = layout.allocate(num_blocks, self.device)
+        self.use_kv(layout.allocate(num_blocks, self.device))
         self._max_num_seqs = max_num_seqs
         self._batches = BatchBuilder(
             num_rows=max_num_seqs,
@@ -74,12 +74,17 @@ class ModelRunner:
         )
         self._graphs: StepGraphs | None = None
 
+    def use_kv(self, kv: Tensor) -> None:
+        """Keep KV in this tensor from now on, [num_blocks, layers, 2, block_size, kv_heads, head_dim]; before any step."""
+        self.kv = kv
+        self.caches = kv.unbind(1)
+
     @torch.inference_mode()
     def capture_graphs(self, *, max_num_tokens: int, progress: bool) -> None:
         """Capture steps; from then on those that fit run as CUDA graphs."""
         num_parameters = self.model.nbytes // self.model.dtype.itemsize
         shapes = StepShapes(num_parameters, max_num_seqs=self._max_num_seqs, max_num_tokens=max_num_tokens)
-        graphs = StepGraphs(self.model, self.kv, self._batches, shapes)
+        graphs = StepGraphs(self.model, self.caches, self._batches, shapes)
         graphs.capture(progress=progress)
         self._graphs = graphs
 
@@ -92,8 +97,7 @@ class ModelRunner:
         batch = self._batches.lay_out(plan)
         hidden = None if self._graphs is None else self._graphs.run(batch)
         if hidden is None:
-            inputs = self._batches.send(batch)
-            hidden = self.model.forward(inputs.token_ids, inputs.positions, self.kv, inputs.attention)
+            hidden = self.model.forward(self._batches.send(batch, self.caches))
         wanted = self._batches.send_wanted(batch)
         prompt = Download()
         if batch.prompt_targets:

@@ -9,6 +9,7 @@ seen the tokens of the one before it.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -16,8 +17,9 @@ import numpy as np
 from torch import Tensor
 
 from baton.engine.batch import BatchBuilder, HostBatch, known_tokens
-from baton.kernels.attention import AttentionBatch
+from baton.kernels.attention_batch import AttentionBatch
 from baton.models.causal_lm import CausalLM
+from baton.models.step import Step
 
 MAX_CHUNKS = 16
 """Chunks that a shape has rows for; one without tokens costs an empty tile of attention."""
@@ -105,7 +107,9 @@ def pack(batch: HostBatch, shape: StepShape) -> np.ndarray:
     return packed
 
 
-def forward(model: CausalLM, kv: Tensor, batches: BatchBuilder, shape: StepShape, packed: Tensor) -> Tensor:
+def forward(
+    model: CausalLM, caches: Sequence[Tensor], batches: BatchBuilder, shape: StepShape, packed: Tensor
+) -> Tensor:
     """Compute a padded step's hidden states, [num_tokens, hidden_size], knowing nothing of it but its shape."""
     token_ids, sources, positions, slots, seq_lens, rows, query_start = packed.split_with_sizes(shape.lens)
     attention = AttentionBatch(
@@ -117,4 +121,5 @@ def forward(model: CausalLM, kv: Tensor, batches: BatchBuilder, shape: StepShape
         query_lens_host=[1] * shape.num_seqs,
         seq_lens_host=[],
     )
-    return model.forward(known_tokens(token_ids, sources, batches.last_tokens), positions, kv, attention)
+    token_ids = known_tokens(token_ids, sources, batches.last_tokens)
+    return model.forward(Step(token_ids, positions, caches, [attention] * len(caches)))

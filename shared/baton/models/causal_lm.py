@@ -8,9 +8,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from baton.kernels.attention import AttentionBatch
 from baton.models.layers import Parameters
 from baton.models.spec import ModelSpec
+from baton.models.step import Step
 
 
 class CausalLM(ABC):
@@ -31,13 +31,8 @@ class CausalLM(ABC):
         """Declare the parameters and compose the layers."""
 
     @abstractmethod
-    def forward(self, token_ids: Tensor, positions: Tensor, kv: Tensor, batch: AttentionBatch) -> Tensor:
+    def forward(self, step: Step) -> Tensor:
         """Compute the hidden states of a step's tokens and put their K and V into the cache.
-
-        Args:
-            token_ids: [tokens] int64.
-            positions: [tokens] int64, each below `spec.max_model_len`.
-            kv: [num_blocks, layers, 2, block_size, kv_heads, head_dim].
 
         Returns:
             [tokens, hidden_size], after the final norm.

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from baton.kernels.attention import AttentionBatch
 from baton.kernels.rms_norm import add_rms_norm, rms_norm
 from baton.models.layers import Fill, NormedLayer, Parameters
 from baton.models.llama import Llama
 from baton.models.spec import ModelSpec
+from baton.models.step import Step
 
 
 @dataclass(slots=True)
@@ -53,12 +53,12 @@ class Gemma2(Llama):
             mlp_out_norm=norm("post_feedforward"),
         )
 
-    def forward(self, token_ids: Tensor, positions: Tensor, kv: Tensor, batch: AttentionBatch) -> Tensor:
+    def forward(self, step: Step) -> Tensor:
         eps = self.spec.norm_eps
-        residual = F.embedding(token_ids, self.embedding) * self.embedding_scale  # [tokens, hidden_size]
+        residual = F.embedding(step.token_ids, self.embedding) * self.embedding_scale  # [tokens, hidden_size]
         x = rms_norm(residual, self.first_norm, eps, 1.0)
-        for layer, kv_layer in zip(self.layers, kv.unbind(1), strict=True):
-            x = layer.attention(x, positions, kv_layer, batch)
+        for layer in self.layers:
+            x = layer.attention(x, step)
             x = rms_norm(x, layer.attention_out_norm, eps, 1.0)
             x, residual = add_rms_norm(x, residual, layer.mlp_norm, eps, 1.0)
             x = layer.mlp(x)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from baton.kernels.attention import AttentionBatch
 from baton.models.causal_lm import CausalLM
 from baton.models.layers import MLP, Attention, LayerNorm, Linear, Parameters, output_layer
 from baton.models.spec import ModelSpec
+from baton.models.step import Step
 
 
 class GPT2Layer:
@@ -32,8 +32,8 @@ class GPT2Layer:
         inner = spec.intermediate_size
         self.mlp = MLP(conv1d("mlp.c_fc", size, inner), conv1d("mlp.c_proj", inner, size), spec.activation)
 
-    def __call__(self, x: Tensor, positions: Tensor, kv_layer: Tensor, batch: AttentionBatch) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), positions, kv_layer, batch)
+    def __call__(self, x: Tensor, step: Step) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), step)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -48,10 +48,10 @@ class GPT2(CausalLM):
         self.final_norm = LayerNorm(parameters, "ln_f", spec.hidden_size, spec.norm_eps)
         self.lm_head = output_layer(spec, parameters, self.embedding, "wte.weight")
 
-    def forward(self, token_ids: Tensor, positions: Tensor, kv: Tensor, batch: AttentionBatch) -> Tensor:
-        x = F.embedding(token_ids, self.embedding) + F.embedding(positions, self.position_embedding)
-        for layer, kv_layer in zip(self.layers, kv.unbind(1), strict=True):
-            x = layer(x, positions, kv_layer, batch)  # [tokens, hidden_size]
+    def forward(self, step: Step) -> Tensor:
+        x = F.embedding(step.token_ids, self.embedding) + F.embedding(step.positions, self.position_embedding)
+        for layer in self.layers:
+            x = layer(x, step)  # [tokens, hidden_size]
         return self.final_norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

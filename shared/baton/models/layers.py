@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from baton.kernels.attention import AttentionBatch, paged_attention
+from baton.kernels.attention import paged_attention
+from baton.kernels.attention_batch import AttentionBatch
 from baton.kernels.invariant_attention import invariant_attention
 from baton.kernels.invariant_linear import invariant_linear
 from baton.kernels.kv_write import kv_write
@@ -24,6 +25,7 @@ from baton.kernels.linear import linear, linear_packed, pack_weight, packs
 from baton.kernels.rotary import rotary_kv_write
 from baton.kernels.silu_mul import gelu_tanh_mul, silu_mul
 from baton.models.spec import ModelSpec
+from baton.models.step import Step
 
 Fill = Literal["normal", "zeros", "ones"]
 
@@ -203,6 +205,7 @@ class Attention:
         "eps",
         "head_dim",
         "k_norm",
+        "layer",
         "num_heads",
         "out",
         "q_norm",
@@ -226,6 +229,7 @@ class Attention:
         q_norm: Tensor | None = None,
         k_norm: Tensor | None = None,
     ) -> None:
+        self.layer = layer
         self.qkv = qkv
         self.out = out
         self.attend = attend
@@ -240,26 +244,27 @@ class Attention:
         self.window = spec.windows[layer]
         self.soft_cap = spec.attention_soft_cap
 
-    def __call__(self, x: Tensor, positions: Tensor, kv_layer: Tensor, batch: AttentionBatch) -> Tensor:
+    def __call__(self, x: Tensor, step: Step) -> Tensor:
+        cache, batch = step.caches[self.layer], step.batches[self.layer]
         qkv = self.qkv(x).view(x.shape[0], -1, self.head_dim)  # [tokens, heads + 2 * kv_heads, head_dim]
         q, k, v = qkv.split_with_sizes(self.split, 1)
         if self.rope_table is None:
-            kv_write(k, v, kv_layer, batch.slots)
+            kv_write(k, v, cache, batch.slots)
         else:
             q = rotary_kv_write(
                 q,
                 k,
                 v,
                 self.rope_table,
-                positions,
-                kv_layer,
+                step.positions,
+                cache,
                 batch.slots,
                 q_norm=self.q_norm,
                 k_norm=self.k_norm,
                 eps=self.eps,
             )
         attended = self.attend(
-            q, kv_layer, batch, scale=self.scale, window=self.window, soft_cap=self.soft_cap
+            q, cache, batch, scale=self.scale, window=self.window, soft_cap=self.soft_cap
         )  # [tokens, heads, head_dim]
         return self.out(attended.reshape(x.shape[0], -1))
 

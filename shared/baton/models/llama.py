@@ -10,12 +10,12 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from baton.kernels.attention import AttentionBatch
 from baton.kernels.rms_norm import add_rms_norm, rms_norm
 from baton.models.causal_lm import CausalLM
 from baton.models.layers import Attention, Fill, GatedMLP, NormedLayer, Parameters, output_layer
 from baton.models.rope import rope_table
 from baton.models.spec import ModelSpec
+from baton.models.step import Step
 
 
 class Llama(CausalLM):
@@ -72,12 +72,12 @@ class Llama(CausalLM):
         size = self.spec.intermediate_size
         return [(f"{name}.gate_proj", size), (f"{name}.up_proj", size)]
 
-    def forward(self, token_ids: Tensor, positions: Tensor, kv: Tensor, batch: AttentionBatch) -> Tensor:
+    def forward(self, step: Step) -> Tensor:
         eps = self.spec.norm_eps
-        residual = F.embedding(token_ids, self.embedding)  # [tokens, hidden_size]
+        residual = F.embedding(step.token_ids, self.embedding)  # [tokens, hidden_size]
         x = rms_norm(residual, self.first_norm, eps)
-        for layer, kv_layer in zip(self.layers, kv.unbind(1), strict=True):
-            x = layer.attention(x, positions, kv_layer, batch)
+        for layer in self.layers:
+            x = layer.attention(x, step)
             x, residual = add_rms_norm(x, residual, layer.mlp_norm, eps)
             x = layer.mlp(x)
             x, residual = add_rms_norm(x, residual, layer.next_norm, eps)

@@ -10,10 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from baton.kernels.attention import AttentionBatch
+from baton.kernels.attention_batch import AttentionBatch
 from baton.models.causal_lm import CausalLM
 from baton.models.layers import Parameters
 from baton.models.spec import ModelSpec
+from baton.models.step import Step
 
 
 class OneByOne(CausalLM):
@@ -28,12 +29,13 @@ class OneByOne(CausalLM):
     def _build(self, spec: ModelSpec, parameters: Parameters) -> None:
         """Build nothing: the model is there."""
 
-    def forward(self, token_ids: Tensor, positions: Tensor, kv: Tensor, batch: AttentionBatch) -> Tensor:
+    def forward(self, step: Step) -> Tensor:
         hidden = []
-        for at, (seq, context) in enumerate(_contexts(batch)):
+        for at, (seq, context) in enumerate(_contexts(step.batches[0])):
             token = slice(at, at + 1)
-            alone = _alone(batch, seq, context, batch.slots[token])
-            hidden.append(self._model.forward(token_ids[token], positions[token], kv, alone))
+            alone = {id(batch): _alone(batch, seq, context, batch.slots[token]) for batch in step.batches}
+            batches = [alone[id(batch)] for batch in step.batches]
+            hidden.append(self._model.forward(Step(step.token_ids[token], step.positions[token], step.caches, batches)))
         return torch.cat(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from baton.kernels.attention import AttentionBatch
 from baton.models.causal_lm import CausalLM
 from baton.models.layers import MLP, Attention, LayerNorm, Linear, Parameters, output_layer
 from baton.models.spec import ModelSpec
+from baton.models.step import Step
 
 POSITION_OFFSET = 2
 
@@ -34,11 +34,11 @@ class OPTLayer:
         self.mlp_norm = norm("final")
         self.norm_first = spec.norm_first
 
-    def __call__(self, x: Tensor, positions: Tensor, kv_layer: Tensor, batch: AttentionBatch) -> Tensor:
+    def __call__(self, x: Tensor, step: Step) -> Tensor:
         if self.norm_first:
-            x = x + self.attention(self.attention_norm(x), positions, kv_layer, batch)
+            x = x + self.attention(self.attention_norm(x), step)
             return x + self.mlp(self.mlp_norm(x))
-        x = self.attention_norm(x + self.attention(x, positions, kv_layer, batch))
+        x = self.attention_norm(x + self.attention(x, step))
         return self.mlp_norm(x + self.mlp(x))
 
 
@@ -60,13 +60,13 @@ class OPT(CausalLM):
             self.final_norm = LayerNorm(parameters, "final_layer_norm", size, spec.norm_eps, spec.norm_affine)
         self.lm_head = output_layer(spec, parameters, self.embedding, "embed_tokens.weight")
 
-    def forward(self, token_ids: Tensor, positions: Tensor, kv: Tensor, batch: AttentionBatch) -> Tensor:
-        x = F.embedding(token_ids, self.embedding)
+    def forward(self, step: Step) -> Tensor:
+        x = F.embedding(step.token_ids, self.embedding)
         if self.project_in is not None:
             x = self.project_in(x)
-        x = x + F.embedding(positions, self.position_embedding)  # [tokens, hidden_size]
-        for layer, kv_layer in zip(self.layers, kv.unbind(1), strict=True):
-            x = layer(x, positions, kv_layer, batch)
+        x = x + F.embedding(step.positions, self.position_embedding)  # [tokens, hidden_size]
+        for layer in self.layers:
+            x = layer(x, step)
         return x if self.final_norm is None else self.final_norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from baton.bench.kernels.attention_peers import chunk_peers, decode_peers
 from baton.bench.kernels.measure import Row, time_peers, time_us
-from baton.kernels.attention import AttentionBatch
+from baton.kernels.attention_batch import AttentionBatch
 from baton.kernels.decode_attention import decode_attention, plan_decode
 from baton.kernels.launch_table import DecodeLaunch, PrefillLaunch
 from baton.kernels.library_attention import attend_chunk, shortest_query_len

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from baton.bench.kernels.measure import time_us
-from baton.kernels.attention import AttentionBatch
+from baton.kernels.attention_batch import AttentionBatch
 
 Calls = dict[str, Callable[[], float]]
 
