@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
+
+from baton.prompt import Span
 
 HASH_NBYTES = 16
 _NO_PARENT = bytes(HASH_NBYTES)
@@ -38,8 +40,10 @@ def hash_block(root: bytes, parent: bytes | None, token_ids: Iterable[int]) -> b
     return blake2b((parent or _NO_PARENT) + _encode(token_ids), key=root, digest_size=HASH_NBYTES).digest()
 
 
-def hash_blocks(root: bytes, hashes: list[bytes], token_ids: list[int], block_size: int) -> None:
-    """Append the hashes of the full blocks of `token_ids` that `hashes` lacks."""
+def hash_blocks(
+    root: bytes, hashes: list[bytes], token_ids: list[int], block_size: int, spans: Sequence[Span] = ()
+) -> None:
+    """Append the hashes of the full blocks of `token_ids` that `hashes` lacks. `spans` are the prompt's, in order."""
     first, last = len(hashes), len(token_ids) // block_size
     if first >= last:
         return
@@ -47,8 +51,20 @@ def hash_blocks(root: bytes, hashes: list[bytes], token_ids: list[int], block_si
     nbytes = block_size * _TOKEN_NBYTES
     parent = hashes[-1] if hashes else _NO_PARENT
     for at in range(0, len(encoded), nbytes):
-        parent = blake2b(parent + encoded[at : at + nbytes], key=root, digest_size=HASH_NBYTES).digest()
+        content = encoded[at : at + nbytes]
+        if spans:
+            content += _encode_spans(spans, len(hashes) * block_size, block_size)
+        parent = blake2b(parent + content, key=root, digest_size=HASH_NBYTES).digest()
         hashes.append(parent)
+
+
+def _encode_spans(spans: Sequence[Span], start: int, block_size: int) -> bytes:
+    """The media of one block, each with its place, so that no two lists of them read alike. Empty where it has none."""
+    return b"".join(
+        b"%d:%d:%d:" % (span.at, span.length, len(span.content_hash)) + span.content_hash
+        for span in spans
+        if span.at < start + block_size and span.end > start
+    )
 
 
 def _encode(token_ids: Iterable[int]) -> bytes:
