@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ class CausalLM(ABC):
 
     def __init__(self, spec: ModelSpec, parameters: Parameters) -> None:
         self.spec = spec
+        self.own: Any = spec.own  # a family that has something of its own says its type
         self.parameters = parameters
 
     @abstractmethod

@@ -17,8 +17,6 @@ from baton.models.step import Step
 class DenseLinear(Linear):
     """Multiply by a matrix [outputs, inputs]."""
 
-    __slots__ = ("_bias", "_multiply", "_weight")
-
     def __init__(self, weight: Tensor, bias: Tensor | None, multiply: LinearOp) -> None:
         self._weight = weight
         self._bias = bias

@@ -41,12 +41,11 @@ class Gemma2(Llama):
     """A decoder of the Gemma 2 kind."""
 
     NORM_FILL: Fill = "zeros"
+    own: Gemma2Own
     layers: list[Gemma2Layer]  # type: ignore[assignment]
 
     def __init__(self, spec: ModelSpec, parameters: Parameters) -> None:
         super().__init__(spec, parameters)
-        assert isinstance(spec.own, Gemma2Own)
-        self.final_soft_cap = spec.own.final_soft_cap
         # Rounded to the weights' dtype as the model was trained: sqrt(3072) = 55.43 is 55.5 in bf16.
         self.embedding_scale = float(torch.tensor(spec.hidden_size**0.5, dtype=parameters.dtype))
 
@@ -72,20 +71,17 @@ class Gemma2(Llama):
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
-        logits, cap = super().logits(hidden), self.final_soft_cap
+        logits, cap = super().logits(hidden), self.own.final_soft_cap
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
 
 def read(fields: Fields) -> ModelSpec:
     """Read config.json."""
     fields.must_be_off("use_bidirectional_attention")
-    bias = fields.flag("attention_bias", False)
     attention = replace(
-        read_attention(fields, head_dim=256),
+        read_attention(fields, head_dim=256, bias=fields.flag("attention_bias", False)),
         scale=fields.number("query_pre_attn_scalar", 256.0) ** -0.5,
         soft_cap=_soft_cap(fields, "attn_logit_softcapping", 50.0),
-        qkv_bias=bias,
-        out_bias=bias,
     )
     own = Gemma2Own(_soft_cap(fields, "final_logit_softcapping", 30.0))
     windows = read_windows(fields, lambda layer: layer % 2 == 0)

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from types import MappingProxyType
 
 from baton.errors import ModelLoadError
 from baton.models.fields import FIX_CONFIG, Fields
 from baton.models.rope_config import longest_context, read_rope
 from baton.models.spec import AttentionSpec, LayerSpec, MLPSpec, ModelSpec
-
-SILU = ("silu", "swish")
 
 
 def read_attention(
@@ -22,9 +19,10 @@ def read_attention(
     *,
     head_dim: int | None = None,
     kv_heads_named: bool = True,
-    rope_names: Mapping[str, str] = MappingProxyType({}),
+    bias: bool = False,
+    rope_names: Mapping[str, str] | None = None,
 ) -> AttentionSpec:
-    """Read rotated attention without biases and window.
+    """Read rotated attention without a window.
 
     Args:
         head_dim: the family's, where config.json has none; None: hidden_size shared among the heads.
@@ -43,7 +41,8 @@ def read_attention(
         limit = f"without head_dim it must be a multiple of num_attention_heads={num_heads}"
         raise fields.refusal("hidden_size", hidden_size, limit)
     head_dim = head_dim or hidden_size // num_heads
-    return AttentionSpec(num_heads, num_kv_heads, head_dim, head_dim**-0.5, read_rope(fields, head_dim, rope_names))
+    rope = read_rope(fields, head_dim, rope_names or {})
+    return AttentionSpec(num_heads, num_kv_heads, head_dim, head_dim**-0.5, rope, qkv_bias=bias, out_bias=bias)
 
 
 def plain_attention(fields: Fields, num_heads: int, hidden_size: int, bias: bool) -> AttentionSpec:
@@ -54,7 +53,7 @@ def plain_attention(fields: Fields, num_heads: int, hidden_size: int, bias: bool
     return AttentionSpec(num_heads, num_heads, head_dim, head_dim**-0.5, qkv_bias=bias, out_bias=bias)
 
 
-def read_mlp(fields: Fields, activations: tuple[str, ...] = SILU, *, bias: bool = False) -> MLPSpec:
+def read_mlp(fields: Fields, activations: tuple[str, ...] = ("silu", "swish"), *, bias: bool = False) -> MLPSpec:
     """Read a gated feed-forward; the first of the activations is the default."""
     activation = fields.choice("hidden_activation", "hidden_act", allowed=activations, default=activations[0])
     return MLPSpec(fields.integer("intermediate_size"), activation, bias=bias)

@@ -31,8 +31,6 @@ def output_layer(spec: ModelSpec, parameters: Parameters, embedding: Tensor, emb
 class LayerNorm:
     """Normalize to mean 0 and variance 1, with weight and bias where the model has them."""
 
-    __slots__ = ("bias", "eps", "shape", "weight")
-
     def __init__(self, parameters: Parameters, name: str, size: int, eps: float, affine: bool = True) -> None:
         self.weight = parameters.vector(f"{name}.weight", size, "ones") if affine else None
         self.bias = parameters.vector(f"{name}.bias", size, "zeros") if affine else None
@@ -50,22 +48,6 @@ class Attention:
         qkv: modules of queries, keys and values; a fused one three times.
         norms: names of the RMSNorms of queries and keys, where the spec has them.
     """
-
-    __slots__ = (
-        "attend",
-        "eps",
-        "head_dim",
-        "k_norm",
-        "layer",
-        "out",
-        "q_norm",
-        "qkv",
-        "rope_table",
-        "scale",
-        "soft_cap",
-        "split",
-        "window",
-    )
 
     def __init__(
         self,
@@ -147,8 +129,6 @@ class MLP:
     Args:
         up: modules of gate and up, or of up alone; a fused one twice.
     """
-
-    __slots__ = ("act", "down", "up")
 
     def __init__(self, parameters: Parameters, model: ModelSpec, layer: int, up: Sequence[str], down: str) -> None:
         spec = model.layers[layer].mlp

@@ -23,8 +23,6 @@ Fill = Literal["normal", "zeros", "ones"]
 class Linear(ABC):
     """Multiply by a weight and add a bias."""
 
-    __slots__ = ()
-
     @abstractmethod
     def __call__(self, x: Tensor, step: Step | None = None) -> Tensor:
         """Multiply [tokens, inputs] to [tokens, outputs].

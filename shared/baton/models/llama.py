@@ -6,7 +6,7 @@ Each addition to the residual is fused with the norm after it, so a layer ends w
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -85,8 +85,7 @@ class Llama(CausalLM):
 
 def read(fields: Fields) -> ModelSpec:
     """Read config.json."""
-    bias = fields.flag("attention_bias", False)
-    attention = replace(read_attention(fields, kv_heads_named=False), qkv_bias=bias, out_bias=bias)
+    attention = read_attention(fields, kv_heads_named=False, bias=fields.flag("attention_bias", False))
     return read_rotary(fields, attention, read_mlp(fields, bias=fields.flag("mlp_bias", False)))
 
 

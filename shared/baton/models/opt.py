@@ -54,11 +54,11 @@ class OPTLayer:
 class OPT(CausalLM):
     """A decoder of the OPT kind; where its embeddings are narrower than its layers, matrices lie between."""
 
+    own: OPTOwn
+
     def __init__(self, spec: ModelSpec, parameters: Parameters) -> None:
         super().__init__(spec, parameters)
-        own = spec.own
-        assert isinstance(own, OPTOwn)
-        width, size = own.embedding_size, spec.hidden_size
+        own, width, size = self.own, self.own.embedding_size, spec.hidden_size
         self.embedding = parameters.table("embed_tokens.weight", spec.vocab_size, width)
         table = parameters.table("embed_positions.weight", spec.num_positions + POSITION_OFFSET, size)
         self.position_embedding = table[POSITION_OFFSET:]

@@ -157,9 +157,12 @@ class Parameters:
         stored = zip(*(form.stored(outputs, num_inputs) for _, outputs in parts), strict=True)
         tensors = {of_parts[0].suffix: self._join(modules, of_parts, split) for of_parts in stored}
         vector = None
-        if bias:
-            of_parts = tuple(Stored("bias", (outputs,), out_dim=0, fill="zeros") for _, outputs in parts)
-            vector = self._bias(modules, of_parts, split)
+        if bias and split == "in" and self.share.rank:
+            # The ranks' results are summed, so the first one alone adds the bias.
+            self.targets.update({f"{module}.bias": Target((outputs,)) for module, outputs in parts})
+        elif bias:
+            biases = [Stored("bias", (outputs,), out_dim=0, fill="zeros") for _, outputs in parts]
+            vector = self._join(modules, biases, split)
         sizes: dict[str, int] = defaultdict(int)
         for module, outputs in parts:
             sizes[module] += outputs // (self.share.size if split == "out" else 1)
@@ -172,15 +175,6 @@ class Parameters:
     def _linear(self, layer: Linear) -> Linear:
         self._linears.append(layer)
         return layer
-
-    def _bias(self, modules: Sequence[str], stored: Sequence[Stored], split: Split) -> Tensor | None:
-        if split == "in" and self.share.rank:
-            # The ranks' results are summed, so the first one alone adds the bias.
-            self.targets.update(
-                {f"{name}.bias": Target(part.shape) for name, part in zip(modules, stored, strict=True)}
-            )
-            return None
-        return self._join(modules, stored, split)
 
     def _join(self, modules: Sequence[str], stored: Sequence[Stored], split: Split) -> Tensor:
         """Make the parameter that one tensor of each part goes to, and note which bytes go where."""

@@ -14,9 +14,8 @@ from baton.models.spec import ModelSpec
 
 def read(fields: Fields) -> ModelSpec:
     """Read config.json."""
-    bias = fields.flag("attention_bias", False)
-    attention = replace(read_attention(fields, head_dim=128), qkv_bias=bias, out_bias=bias, qk_norm=True)
-    return read_rotary(fields, attention, read_mlp(fields), upper_windows(fields))
+    attention = read_attention(fields, head_dim=128, bias=fields.flag("attention_bias", False))
+    return read_rotary(fields, replace(attention, qk_norm=True), read_mlp(fields), upper_windows(fields))
 
 
 FAMILY = Family("qwen3", ("Qwen3ForCausalLM",), read, Llama)
