@@ -158,7 +158,7 @@ def _copied(value: Any) -> Any:
 
 
 def _interesting(name: str, parameter: Tensor, family: str, generator: torch.Generator) -> Tensor:
-    """Give values by which every parameter matters and greedy tokens keep changing."""
+    """Values by which every parameter matters and greedy tokens keep changing."""
     noise = torch.randn(parameter.shape, generator=generator)
     is_opt = family.startswith("opt")
     if parameter.dim() == 1:
@@ -172,7 +172,7 @@ def _interesting(name: str, parameter: Tensor, family: str, generator: torch.Gen
 
 
 def save_tiny(family: str, folder: Path | str, seed: int = 0, max_shard_size: str = "5GB") -> Path:
-    """Save a tiny checkpoint of a family as transformers does (config.json, safetensors); gives the folder."""
+    """Save a tiny checkpoint of a family as transformers does (config.json, safetensors)."""
     folder = Path(folder)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     make_tiny(family, seed).save_pretrained(folder, max_shard_size=max_shard_size)

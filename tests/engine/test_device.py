@@ -18,6 +18,7 @@ from baton.engine.memory import largest_steps_tried
 from baton.errors import ConfigError, OutOfMemory
 from baton.kernels.launch import INTERPRET
 from baton.models.config import read_spec
+from baton.models.spec import ModelSpec
 
 H200 = DeviceFacts("NVIDIA H200", True, (9, 0), "3.6.0")
 T4 = DeviceFacts("Tesla T4", True, (7, 5), "3.6.0")
@@ -43,9 +44,9 @@ def test_a_gpu_too_old_is_named_with_what_is_needed_and_why(spec) -> None:
 
 
 def test_heads_wider_than_the_kernels_take_are_refused_with_size_and_limit(spec) -> None:
-    check_device(H200, dataclasses.replace(spec, head_dim=256), torch.bfloat16)
+    check_device(H200, with_heads_of(256, spec), torch.bfloat16)
     with pytest.raises(ConfigError, match=r"272 dimensions \(head_dim.*at most 256.*--device cpu"):
-        check_device(H200, dataclasses.replace(spec, head_dim=272), torch.bfloat16)
+        check_device(H200, with_heads_of(272, spec), torch.bfloat16)
 
 
 def test_a_type_that_the_kernels_do_not_take_is_refused(spec) -> None:
@@ -59,7 +60,13 @@ def test_a_gpu_without_triton_is_refused(spec) -> None:
 
 
 def test_a_cpu_takes_any_model(spec) -> None:
-    check_device(DeviceFacts("CPU"), dataclasses.replace(spec, head_dim=512), torch.float32)
+    check_device(DeviceFacts("CPU"), with_heads_of(512, spec), torch.float32)
+
+
+def with_heads_of(head_dim: int, spec: ModelSpec) -> ModelSpec:
+    layer = spec.layers[0]
+    attention = dataclasses.replace(layer.attention, head_dim=head_dim)
+    return dataclasses.replace(spec, layers=(dataclasses.replace(layer, attention=attention),))
 
 
 def test_plain_torch_in_place_of_a_kernel_is_no_part_of_deterministic() -> None:

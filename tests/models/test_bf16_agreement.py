@@ -78,7 +78,7 @@ def test_bf16_answers_agree_with_transformers(family: str, tiny_checkpoint: Call
 
 @torch.inference_mode()
 def _logprobs(model: Any, prompt: list[int], answer: list[int]) -> Tensor:
-    """Give [answer, vocab] fp32: what a model says of each token of an answer."""
+    """What a model says of each token of an answer, [answer, vocab] fp32."""
     logits = model(torch.tensor([prompt + answer[:-1]], device=model.device)).logits[0, len(prompt) - 1 :]
     return logits.float().log_softmax(-1).cpu()
 

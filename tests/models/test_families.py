@@ -23,7 +23,7 @@ Pair = tuple[Any, CausalLM]
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
 def pair(request: pytest.FixtureRequest, tiny_checkpoint: Callable[[str], Path]) -> Pair:
-    """Give transformers' model and Baton's of one checkpoint."""
+    """The model of transformers and Baton's, of one checkpoint."""
     return make_pair(tiny_checkpoint(request.param))
 
 

@@ -11,8 +11,8 @@ from tests.models.stepping import Stepper, Stream
 from tests.tiny_models import FAMILIES
 
 from baton.models import reading
-from baton.models.layers import Parameters
 from baton.models.loader import load_model
+from baton.models.parameters import Parameters
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 PROMPT = list(range(5, 60))
@@ -29,9 +29,10 @@ def test_weights_stream_to_the_gpu_in_pieces(
     there = load_model(folder, dtype=dtype, device="cuda", progress=False).parameters.targets
     here = load_model(folder, dtype=dtype, progress=False).parameters.targets
     assert here
-    for name, tensor in here.items():
-        assert there[name].device.type == "cuda"
-        assert torch.equal(there[name].cpu(), tensor)
+    for name, target in here.items():
+        for piece, moved in zip(target.pieces, there[name].pieces, strict=True):
+            assert moved.tensor.device.type == "cuda"
+            assert torch.equal(moved.tensor.cpu(), piece.tensor)
 
 
 def test_dummy_weights_are_made_on_the_gpu(

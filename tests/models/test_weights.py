@@ -17,10 +17,10 @@ from tests.tiny_models import save_tiny
 
 from baton.errors import ModelLoadError
 from baton.models import reading
-from baton.models.checkpoint import INDEX, SINGLE, read_entries, stored_nbytes
+from baton.models.checkpoint import INDEX, SINGLE, read_entries
 from baton.models.config import read_spec
-from baton.models.layers import Parameters
 from baton.models.loader import load_model, weights_nbytes
+from baton.models.parameters import Parameters
 
 Checkpoint = Callable[[str], Path]
 PROMPT = list(range(5, 40))
@@ -39,7 +39,7 @@ def refusal(folder: Path, **options: Any) -> str:
 
 @pytest.fixture
 def folder(tiny_checkpoint: Checkpoint, tmp_path: Path) -> Path:
-    """Give a checkpoint of Llama that a test may damage."""
+    """A checkpoint of Llama that a test may damage."""
     return Path(shutil.copytree(tiny_checkpoint("llama"), tmp_path / "model"))
 
 
@@ -135,9 +135,10 @@ def test_weights_are_cast_to_the_dtype_asked_for(
     exact = load_model(folder, dtype="float32", progress=False).parameters.targets
     cast = load_model(folder, dtype=torch.bfloat16, progress=False).parameters.targets
     assert exact
-    for name, tensor in exact.items():
-        assert torch.equal(cast[name], tensor.bfloat16())
-        assert tensor.isfinite().all()
+    for name, target in exact.items():
+        for piece, rounded in zip(target.pieces, cast[name].pieces, strict=True):
+            assert torch.equal(rounded.tensor, piece.tensor.bfloat16())
+            assert piece.tensor.isfinite().all()
 
 
 def leave_as_loaded(parameters: Parameters) -> None:
@@ -150,14 +151,14 @@ def test_every_parameter_is_one_of_the_checkpoint(tiny_checkpoint: Checkpoint, m
     stored = {name.removeprefix("model."): tensor for name, tensor in load_file(folder / SINGLE).items()}
     targets = load_model(folder, progress=False).parameters.targets
     assert targets.keys() == stored.keys()
-    for name, tensor in targets.items():
-        assert torch.equal(tensor, stored[name])
+    for name, target in targets.items():
+        assert torch.equal(target.pieces[0].tensor, stored[name])
 
 
 def test_the_bytes_planned_are_the_bytes_taken(tiny_checkpoint: Checkpoint) -> None:
     folder = tiny_checkpoint("llama-3.1")
     model = load_model(folder, dtype="bfloat16", progress=False)
-    stored = stored_nbytes(read_entries(folder).values())
+    stored = sum(entry.nbytes for entry in read_entries(folder).values())
     table_nbytes = 256 * 2 * 8 * 4
     assert weights_nbytes(read_spec(folder), "bfloat16") == model.nbytes == stored // 2 + table_nbytes
 

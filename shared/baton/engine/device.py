@@ -98,6 +98,7 @@ def prepare_kernels(
 
 
 def _kernel_shapes(config: EngineConfig, spec: ModelSpec, dtype: torch.dtype, max_model_len: int) -> KernelShapes:
+    layer = spec.layers[0]
     is_rotated = spec.rope is not None  # and then with RMSNorm and a gate, in every family that there is
     return KernelShapes(
         dtype=dtype,
@@ -106,16 +107,16 @@ def _kernel_shapes(config: EngineConfig, spec: ModelSpec, dtype: torch.dtype, ma
         max_num_seqs=config.max_num_seqs,
         vocab_size=spec.vocab_size,
         hidden_size=spec.hidden_size,
-        intermediate_size=spec.intermediate_size,
+        intermediate_size=layer.mlp.size,
         num_heads=spec.num_heads,
         num_kv_heads=spec.num_kv_heads,
         head_dim=spec.head_dim,
         rotated_dim=0 if spec.rope is None else spec.rope.dim,
         has_rms_norm=is_rotated,
-        has_head_norms=spec.qk_norm,
-        gate=None if not is_rotated else "silu" if spec.activation in ("silu", "swish") else "gelu_tanh",
+        has_head_norms=layer.attention.qk_norm,
+        gate=None if not layer.mlp.gated else "silu" if layer.mlp.activation in ("silu", "swish") else "gelu_tanh",
         windows=tuple(set(spec.windows_within(max_model_len))),
-        soft_cap=spec.attention_soft_cap,
+        soft_cap=layer.attention.soft_cap,
         deterministic=config.deterministic,
     )
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from baton.models.layers import Parameters
+from baton.models.parameters import Parameters
 from baton.models.spec import ModelSpec
 from baton.models.step import Step
 
@@ -16,19 +16,16 @@ from baton.models.step import Step
 class CausalLM(ABC):
     """A decoder for inference, its tensors at fixed addresses, with no control flow on values of the device.
 
-    Building one takes the memory of its parameters and leaves their values undefined: `load_model` gives a
-    usable one.
+    Building one takes the memory of its parameters and leaves their values undefined: `load_model` makes a usable one.
+
+    Args:
+        spec: for the context that is served (`ModelSpec.within`).
     """
 
-    def __init__(self, spec: ModelSpec, parameters: Parameters, max_model_len: int) -> None:
-        windows = spec.windows_within(max_model_len)
-        self.spec = dataclasses.replace(spec, max_model_len=max_model_len, windows=windows)
+    def __init__(self, spec: ModelSpec, parameters: Parameters) -> None:
+        self.spec = spec
+        self.own: Any = spec.own  # a family that has something of its own says its type
         self.parameters = parameters
-        self._build(self.spec, parameters)
-
-    @abstractmethod
-    def _build(self, spec: ModelSpec, parameters: Parameters) -> None:
-        """Declare the parameters and compose the layers."""
 
     @abstractmethod
     def forward(self, step: Step) -> Tensor:
@@ -40,7 +37,7 @@ class CausalLM(ABC):
 
     @abstractmethod
     def logits(self, hidden: Tensor) -> Tensor:
-        """Give the logits of some rows of `forward`, [rows, vocab_size] fp32."""
+        """Compute the logits of some rows of `forward`, [rows, vocab_size] fp32."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -52,6 +49,5 @@ class CausalLM(ABC):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the parameters and of the table of rotations on the device."""
-        table = getattr(self, "rope_table", None)
-        return self.parameters.nbytes + (0 if table is None else table.nbytes)
+        """Bytes of the parameters and of the tables of rotations on the device."""
+        return self.parameters.nbytes

@@ -3,7 +3,7 @@
 A safetensors file is 8 bytes of header length (little-endian), a JSON header {name: {dtype, shape,
 data_offsets}}, and the tensors' bytes without gaps (https://github.com/huggingface/safetensors#format). So
 every length can be checked before a byte of a tensor is read: a truncated download, a Git LFS pointer or a
-missing shard is found here. Knows no torch and no model.
+missing shard is found here. Knows no model.
 """
 
 from __future__ import annotations
@@ -11,15 +11,19 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import torch
 
 from baton.errors import ModelLoadError
-from baton.models.config import read_json
+from baton.models.fields import read_json
 
-ITEMSIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = dict(FLOATS)
+"""By safetensors' name; a form of quantized weights adds what it stores."""
 MAX_HEADER_NBYTES = 100_000_000  # the limit of the safetensors library
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -33,7 +37,7 @@ class TensorEntry:
 
     name: str
     file: Path
-    dtype: str  # safetensors' name, a key of ITEMSIZES
+    dtype: torch.dtype
     shape: tuple[int, ...]
     offset: int  # from the start of the file
     nbytes: int
@@ -57,20 +61,14 @@ def read_entries(folder: Path) -> dict[str, TensorEntry]:
     for name, file_name in weight_map.items():
         if name not in entries or entries[name].file.name != file_name:
             raise ModelLoadError(
-                f"{folder / INDEX} says that {name!r} is in {file_name}, and it is not. The files are of "
-                "different "
+                f"{folder / INDEX} says that {name!r} is in {file_name}, and it is not. The files are of different "
                 "versions: fetch the checkpoint again, all files of one revision."
             )
     return entries
 
 
-def stored_nbytes(entries: Iterable[TensorEntry]) -> int:
-    """Sum the bytes of tensors as stored."""
-    return sum(entry.nbytes for entry in entries)
-
-
 def find_weights(folder: Path) -> tuple[list[Path], Mapping[str, str]]:
-    """Give the weight files of a folder, and the index {tensor: file name} where there is one."""
+    """Find the weight files of a folder, and the index {tensor: file name} where there is one."""
     if (folder / INDEX).is_file():
         weight_map = read_weight_map(folder / INDEX)
         files = [folder / name for name in sorted(set(weight_map.values()))]
@@ -116,15 +114,13 @@ def _check_shard_names(folder: Path, files: list[Path]) -> None:
     totals = {int(shard[2]) for shard in shards if shard}
     if None in shards or len(totals) != 1:
         raise ModelLoadError(
-            f"{folder} has {len(files)} safetensors files and no {INDEX}, so which belong together is "
-            "unknown: "
+            f"{folder} has {len(files)} safetensors files and no {INDEX}, so which belong together is unknown: "
             f"{', '.join(file.name for file in files[:4])}. Fetch the checkpoint again, with its index."
         )
     absent = set(range(1, totals.pop() + 1)) - {int(shard[1]) for shard in shards if shard}
     if absent:
         raise ModelLoadError(
-            f"{folder}: weight files {', '.join(map(str, sorted(absent)[:8]))} of {len(files) + len(absent)} "
-            "are "
+            f"{folder}: weight files {', '.join(map(str, sorted(absent)[:8]))} of {len(files) + len(absent)} are "
             "missing. Fetch the checkpoint again."
         )
 
@@ -136,8 +132,7 @@ def _no_weights(folder: Path) -> str:
     if list(folder.glob("*.gguf")):
         return f"{folder} has weights in GGUF; Baton loads safetensors only. Take the model's original checkpoint."
     return (
-        f"{folder} has config.json but no *.safetensors file. Fetch the weights, or give load_format='dummy' "
-        "for "
+        f"{folder} has config.json but no *.safetensors file. Fetch the weights, or give load_format='dummy' for "
         "random ones."
     )
 
@@ -145,12 +140,9 @@ def _no_weights(folder: Path) -> str:
 def no_safetensors(source: str, pickled: list[str]) -> str:
     """Say why a checkpoint with only pickled weights is refused, and how to convert it."""
     return (
-        f"{source} has its weights only in pickled or foreign files ({', '.join(pickled[:4])}). Unpickling "
-        "runs code "
-        "from the file, so Baton loads safetensors only. Convert it once, where you trust it, with "
-        "transformers: "
-        "AutoModelForCausalLM.from_pretrained(model).save_pretrained(folder); or take a revision that has "
-        "safetensors "
+        f"{source} has its weights only in pickled or foreign files ({', '.join(pickled[:4])}). Unpickling runs code "
+        "from the file, so Baton loads safetensors only. Convert it once, where you trust it, with transformers: "
+        "AutoModelForCausalLM.from_pretrained(model).save_pretrained(folder); or take a revision that has safetensors "
         "(often refs/pr/N on the hub)."
     )
 
@@ -164,51 +156,58 @@ def read_header(file: Path) -> list[TensorEntry]:
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
-            start = stream.read(8)
-            header_nbytes = int.from_bytes(start, "little")
-            if start.startswith(b"version"):
-                raise ModelLoadError(
-                    f"{file} is a Git LFS pointer, not the weights themselves. Run `git lfs pull` in its folder."
-                )
-            if len(start) < 8 or not 2 <= header_nbytes <= min(MAX_HEADER_NBYTES, size - 8):
-                raise ModelLoadError(
-                    f"{file} is not a whole safetensors file: of its {size} bytes a header of "
-                    f"{header_nbytes} is "
-                    f"announced. {FETCH_AGAIN}"
-                )
-            raw = stream.read(header_nbytes)
+            header, data_start = parse_header(stream, file)
     except OSError as error:
         raise ModelLoadError(f"{file} cannot be read: {error.strerror}.") from None
-    entries = _parse_header(file, raw, data_start=8 + header_nbytes)
-    _check_layout(file, entries, size, data_start=8 + header_nbytes)
+    try:
+        entries = [_parse_entry(file, name, value, data_start) for name, value in header.items()]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(file, error) from None
+    entries.sort(key=lambda entry: entry.offset)
+    _check_layout(file, entries, size, data_start)
     return entries
 
 
-def _parse_header(file: Path, raw: bytes, data_start: int) -> list[TensorEntry]:
+def parse_header(stream: BinaryIO, file: Path) -> tuple[dict[str, Any], int]:
+    """Read what a file says of its tensors, {name: {dtype, shape, data_offsets}}, and where their bytes start."""
+    size = file.stat().st_size
+    start = stream.read(8)
+    header_nbytes = int.from_bytes(start, "little")
+    if start.startswith(b"version"):
+        raise ModelLoadError(
+            f"{file} is a Git LFS pointer, not the weights themselves. Run `git lfs pull` in its folder."
+        )
+    if len(start) < 8 or not 2 <= header_nbytes <= min(MAX_HEADER_NBYTES, size - 8):
+        raise ModelLoadError(
+            f"{file} is not a whole safetensors file: of its {size} bytes a header of {header_nbytes} is announced. "
+            f"{FETCH_AGAIN}"
+        )
     try:
-        header = json.loads(raw)
+        header: dict[str, Any] = json.loads(stream.read(header_nbytes))
         header.pop("__metadata__", None)
-        entries = [_parse_entry(file, name, value, data_start) for name, value in header.items()]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelLoadError(f"{file}: the safetensors header is damaged ({error}). {FETCH_AGAIN}") from None
-    return sorted(entries, key=lambda entry: entry.offset)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _damaged(file, error) from None
+    return header, 8 + header_nbytes
+
+
+def _damaged(file: Path, error: Exception) -> ModelLoadError:
+    return ModelLoadError(f"{file}: the safetensors header is damaged ({error}). {FETCH_AGAIN}")
 
 
 def _parse_entry(file: Path, name: str, value: Mapping[str, Any], data_start: int) -> TensorEntry:
-    dtype = value["dtype"]
-    if dtype not in ITEMSIZES:
+    if value["dtype"] not in DTYPES:
         raise ModelLoadError(
-            f"{file}: tensor {name!r} has dtype {dtype}; Baton loads {', '.join(ITEMSIZES)}. "
+            f"{file}: tensor {name!r} has dtype {value['dtype']}; Baton loads {', '.join(DTYPES)}. "
             "Take the unquantized checkpoint of this model."
         )
+    dtype = DTYPES[value["dtype"]]
     shape = tuple(int(length) for length in value["shape"])
     begin, end = (int(offset) for offset in value["data_offsets"])
-    expected = math.prod(shape) * ITEMSIZES[dtype]
+    expected = math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or end - begin != expected:
         raise ModelLoadError(
-            f"{file}: tensor {name!r} of shape {list(shape)} and dtype {dtype} needs {expected} bytes, and "
-            "the header "
-            f"gives it {end - begin}. {FETCH_AGAIN}"
+            f"{file}: tensor {name!r} of shape {list(shape)} and dtype {value['dtype']} needs {expected} bytes, and the "
+            f"header gives it {end - begin}. {FETCH_AGAIN}"
         )
     return TensorEntry(name, file, dtype, shape, data_start + begin, expected)
 
@@ -219,8 +218,7 @@ def _check_layout(file: Path, entries: list[TensorEntry], size: int, data_start:
     for entry in entries:
         if entry.offset != end:
             raise ModelLoadError(
-                f"{file}: tensor {entry.name!r} starts at byte {entry.offset}, and the one before it ends at "
-                f"{end}. "
+                f"{file}: tensor {entry.name!r} starts at byte {entry.offset}, and the one before it ends at {end}. "
                 f"{FETCH_AGAIN}"
             )
         end += entry.nbytes

@@ -1,9 +1,11 @@
-"""Typed reading of config.json: a wrong value is named before it becomes a wrong shape."""
+"""Typed reading of a checkpoint's JSON: a wrong value is named before it becomes a wrong shape."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from baton.errors import ModelLoadError
@@ -12,8 +14,23 @@ DTYPES = ("float32", "bfloat16", "float16")
 FIX_CONFIG = "Correct config.json, or fetch the checkpoint again."
 
 
+def read_json(path: Path, missing: str = "") -> dict[str, Any]:
+    """Read a JSON object; `missing` is the message when there is no such file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelLoadError(missing or f"{path} is missing. Fetch the checkpoint again.") from None
+    except OSError as error:
+        raise ModelLoadError(f"{path} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise ModelLoadError(f"{path} is not JSON ({error}). Fetch the file again.") from None
+    if not isinstance(value, dict):
+        raise ModelLoadError(f"{path} holds a JSON {type(value).__name__}, not an object. Fetch the file again.")
+    return value
+
+
 class Fields:
-    """Read the fields of config.json, each with its type and limits."""
+    """The fields of config.json, each read with its type and limits; null means absent."""
 
     def __init__(self, raw: Mapping[str, Any], source: str) -> None:
         self.raw = raw
@@ -28,17 +45,17 @@ class Fields:
     def integer(self, *names: str, default: int | None = None, minimum: int = 1) -> int:
         """Read the first of the names that is there; without default it must be there."""
         for name in names:
-            if self.raw.get(name) is not None:
-                return self._integer(name, self.raw[name], minimum)
+            value = self.optional_integer(name, minimum)
+            if value is not None:
+                return value
         if default is None:
             raise ModelLoadError(f"{self.source}: config.json lacks {names[0]}. {FIX_CONFIG}")
         return default
 
     def optional_integer(self, name: str, minimum: int = 1) -> int | None:
         value = self.raw.get(name)
-        return None if value is None else self._integer(name, value, minimum)
-
-    def _integer(self, name: str, value: object, minimum: int) -> int:
+        if value is None:
+            return None
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value < 2**31:
@@ -47,8 +64,8 @@ class Fields:
 
     def number(self, name: str, default: float) -> float:
         """Read a positive, finite number."""
-        value = self.raw.get(name)
-        return default if value is None else self.as_number(name, value)
+        value = self.optional_number(name)
+        return default if value is None else value
 
     def optional_number(self, name: str) -> float | None:
         value = self.raw.get(name)

@@ -2,49 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from baton.models.causal_lm import CausalLM
-from baton.models.layers import MLP, Attention, LayerNorm, Linear, Parameters, output_layer
-from baton.models.spec import ModelSpec
+from baton.models.dense import CONV1D
+from baton.models.family import Family
+from baton.models.fields import Fields
+from baton.models.layer_config import plain_attention
+from baton.models.layers import MLP, Attention, LayerNorm, output_layer
+from baton.models.parameters import Parameters
+from baton.models.spec import LayerSpec, MLPSpec, ModelSpec
 from baton.models.step import Step
+
+ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu", "relu", "silu")
 
 
 class GPT2Layer:
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, spec: ModelSpec, parameters: Parameters, layer: int) -> None:
-        name, size = f"h.{layer}", spec.hidden_size
-
-        def conv1d(which: str, num_inputs: int, num_outputs: int) -> Linear:
-            return parameters.linear([(f"{name}.{which}", num_outputs)], num_inputs, bias=True, transposed=True)
-
-        self.attention_norm = LayerNorm(parameters, f"{name}.ln_1", size, spec.norm_eps)
-        self.attention = Attention(
-            spec,
-            layer,
-            conv1d("attn.c_attn", size, 3 * size),
-            conv1d("attn.c_proj", size, size),
-            parameters.ops.attention,
-        )
-        self.mlp_norm = LayerNorm(parameters, f"{name}.ln_2", size, spec.norm_eps)
-        inner = spec.intermediate_size
-        self.mlp = MLP(conv1d("mlp.c_fc", size, inner), conv1d("mlp.c_proj", inner, size), spec.activation)
+    def __init__(self, parameters: Parameters, spec: ModelSpec, layer: int) -> None:
+        name = f"h.{layer}"
+        self.attention_norm = LayerNorm(parameters, f"{name}.ln_1", spec.hidden_size, spec.norm_eps)
+        self.attention = Attention(parameters, spec, layer, [f"{name}.attn.c_attn"] * 3, f"{name}.attn.c_proj")
+        self.mlp_norm = LayerNorm(parameters, f"{name}.ln_2", spec.hidden_size, spec.norm_eps)
+        self.mlp = MLP(parameters, spec, layer, [f"{name}.mlp.c_fc"], f"{name}.mlp.c_proj")
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         x = x + self.attention(self.attention_norm(x), step)
-        return x + self.mlp(self.mlp_norm(x))
+        return x + self.mlp(self.mlp_norm(x), step)
 
 
 class GPT2(CausalLM):
     """A decoder of the GPT-2 kind."""
 
-    def _build(self, spec: ModelSpec, parameters: Parameters) -> None:
+    def __init__(self, spec: ModelSpec, parameters: Parameters) -> None:
+        super().__init__(spec, parameters)
         self.embedding = parameters.table("wte.weight", spec.vocab_size, spec.hidden_size)
         # The checkpoint has as many positions as config.json says, however short the context that is served.
         self.position_embedding = parameters.table("wpe.weight", spec.num_positions, spec.hidden_size)
-        self.layers = [GPT2Layer(spec, parameters, layer) for layer in range(spec.num_layers)]
+        self.layers = [GPT2Layer(parameters, spec, layer) for layer in range(spec.num_layers)]
         self.final_norm = LayerNorm(parameters, "ln_f", spec.hidden_size, spec.norm_eps)
         self.lm_head = output_layer(spec, parameters, self.embedding, "wte.weight")
 
@@ -56,3 +55,32 @@ class GPT2(CausalLM):
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.lm_head.in_fp32(hidden)
+
+
+def read(fields: Fields) -> ModelSpec:
+    """Read config.json."""
+    fields.must_be_off("add_cross_attention")
+    hidden_size = fields.integer("n_embd", "hidden_size")
+    num_positions = fields.integer("n_positions", "n_ctx", "max_position_embeddings")
+    attention = plain_attention(fields, fields.integer("n_head", "num_attention_heads"), hidden_size, bias=True)
+    scale = attention.scale if fields.flag("scale_attn_weights", True) else 1.0
+    by_layer = fields.flag("scale_attn_by_inverse_layer_idx", False)
+    activation = fields.choice("activation_function", allowed=ACTIVATIONS, default=ACTIVATIONS[0])
+    mlp = MLPSpec(fields.integer("n_inner", default=4 * hidden_size), activation, gated=False, bias=True)
+    return ModelSpec(
+        vocab_size=fields.integer("vocab_size"),
+        hidden_size=hidden_size,
+        layers=tuple(
+            LayerSpec(replace(attention, scale=scale / (layer + 1) if by_layer else scale), mlp)
+            for layer in range(fields.integer("n_layer", "num_hidden_layers"))
+        ),
+        max_model_len=num_positions,
+        num_positions=num_positions,
+        norm_eps=fields.number("layer_norm_epsilon", 1e-5),
+        tie_word_embeddings=fields.flag("tie_word_embeddings", True),
+        initializer_range=fields.number("initializer_range", 0.02),
+        weight_form=CONV1D,
+    )
+
+
+FAMILY = Family("gpt2", ("GPT2LMHeadModel",), read, GPT2, eos=50256)

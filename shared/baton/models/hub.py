@@ -1,5 +1,4 @@
-"""From the name of a model to a folder on this machine: a local folder, or a snapshot of a Hugging Face
-repository.
+"""From the name of a model to a folder on this machine: a local one, or a snapshot of a Hugging Face repository.
 
 Fetches config and tokenizer first, so that a model which Baton refuses costs no download, then the weights of
 the very same commit. Fetches no pickled weights and no code. Honours HF_HUB_OFFLINE, HF_HOME and HF_TOKEN, as
@@ -22,7 +21,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def locate(path_or_id: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:
-    """Give the folder of a model, fetching it from the hub if it is no local folder.
+    """Find the folder of a model; fetch it from the hub if it is no local folder.
 
     Args:
         revision: branch, tag or commit of a hub model; means nothing to a folder.
@@ -41,8 +40,7 @@ def locate(path_or_id: str | Path, revision: str | None = None, *, weights: bool
     repository = str(path_or_id)
     if isinstance(path_or_id, Path) or not HUB_ID.fullmatch(repository):
         raise ModelLoadError(
-            f"model={repository!r}: no such folder. Give a folder with config.json, or a Hugging Face model "
-            "id such as "
+            f"model={repository!r}: no such folder. Give a folder with config.json, or a Hugging Face model id such as "
             "'Qwen/Qwen3-0.6B'."
         )
     snapshot = fetch_snapshot(repository, revision, SMALL_FILES, field="model")

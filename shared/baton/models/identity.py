@@ -1,4 +1,4 @@
-"""Say which weights a folder holds, the same on every host and different for different weights. No torch.
+"""Say which weights a folder holds, the same on every host and different for different weights.
 
 KV is shared between workers, and found again in caches, under this name, so two fine-tunes of one model must never have
 the same. Reading all bytes would take as long as loading; so it covers config.json, each file's header (names, shapes,
@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from baton.errors import ModelLoadError
+from baton.models.checkpoint import parse_header
 
 SAMPLE_NBYTES = 512
 SAMPLES_PER_TENSOR = 4
 MAX_SAMPLES = 8_192
 """Of one file: a model of many thousand experts is sampled once a tensor."""
-MAX_HEADER_NBYTES = 100 * 2**20
 
 
 def model_identity(folder: Path, *, dummy_seed: int | None = None) -> str:
-    """Give the fingerprint of a model's config and weights, 32 hex digits.
+    """Compute the fingerprint of a model's config and weights, 32 hex digits.
 
     `dummy_seed`: the weights are made from this seed and config.json alone.
 
@@ -45,17 +45,12 @@ def model_identity(folder: Path, *, dummy_seed: int | None = None) -> str:
 
 
 def _add_file(digest: blake2b, file: Path, opened: BinaryIO) -> None:
-    nbytes = file.stat().st_size
-    header_nbytes = int.from_bytes(opened.read(8), "little")
-    if not 0 < header_nbytes <= min(nbytes, MAX_HEADER_NBYTES):
-        raise ModelLoadError(f"{file} is no safetensors file: its header would have {header_nbytes} bytes.")
-    header: dict[str, Any] = json.loads(opened.read(header_nbytes))
-    header.pop("__metadata__", None)
+    header, data_start = parse_header(opened, file)
     tensors = sorted(header.items())
-    _add(digest, json.dumps(tensors).encode() + nbytes.to_bytes(8, "little"))
+    _add(digest, json.dumps(tensors).encode() + file.stat().st_size.to_bytes(8, "little"))
     samples = SAMPLES_PER_TENSOR if len(tensors) * SAMPLES_PER_TENSOR <= MAX_SAMPLES else 1
     for _name, tensor in tensors:
-        first, last = (8 + header_nbytes + int(offset) for offset in tensor["data_offsets"])
+        first, last = (data_start + int(offset) for offset in tensor["data_offsets"])
         for i in range(samples):
             at = first + (last - first - SAMPLE_NBYTES) * i // max(1, samples - 1)
             opened.seek(max(first, at))

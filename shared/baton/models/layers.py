@@ -1,185 +1,35 @@
-"""What every model is made of: parameters with their places in a checkpoint, linear layers, attention,
-feed-forward.
+"""What every model is made of: attention, feed-forward, LayerNorm, the output layer.
 
-Plain objects that hold tensors, not `nn.Module`: a small model's step on a CPU is bound by Python, and a
-parameter here is born on its device in its dtype and never moves. A model is built twice: on the meta device,
-to check a checkpoint and to count bytes before memory is taken, and then for real.
+Plain objects that hold tensors, not `nn.Module`: a small model's step on a CPU is bound by Python.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Callable, Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from baton.kernels.attention import paged_attention
-from baton.kernels.attention_batch import AttentionBatch
-from baton.kernels.invariant_attention import invariant_attention
-from baton.kernels.invariant_linear import invariant_linear
 from baton.kernels.kv_write import kv_write
-from baton.kernels.linear import linear, linear_packed, pack_weight, packs
 from baton.kernels.rotary import rotary_kv_write
 from baton.kernels.silu_mul import gelu_tanh_mul, silu_mul
+from baton.models.dense import DENSE
+from baton.models.linear import Linear
+from baton.models.parameters import Parameters
 from baton.models.spec import ModelSpec
 from baton.models.step import Step
 
-Fill = Literal["normal", "zeros", "ones"]
-
-
-class AttentionOp(Protocol):
-    """Attend over the cache, as `paged_attention` says."""
-
-    def __call__(
-        self,
-        q: Tensor,
-        kv_layer: Tensor,
-        batch: AttentionBatch,
-        *,
-        scale: float,
-        window: int | None,
-        soft_cap: float | None,
-    ) -> Tensor: ...
-
-
-class LinearOp(Protocol):
-    """Multiply by a weight [outputs, inputs] and add a bias; the result has x's type unless told."""
-
-    def __call__(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, out_dtype: torch.dtype | None = None, /
-    ) -> Tensor: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Ops:
-    """The operations that sum over many terms and have two forms; all others treat a row the same in any batch."""
-
-    linear: LinearOp
-    attention: AttentionOp
-
-
-FASTEST = Ops(linear, paged_attention)
-INVARIANT = Ops(invariant_linear, invariant_attention)
-"""On a GPU: a token's bits do not depend on what else is computed with it."""
-
-
-class Parameters:
-    """All tensors of a model, and where each tensor of a checkpoint goes.
-
-    Checkpoint names are without the prefixes (`model.`, `transformer.`, ...) that differ between versions of
-    the same checkpoint.
-    """
-
-    def __init__(self, dtype: torch.dtype, device: torch.device, ops: Ops = FASTEST) -> None:
-        self.dtype = dtype
-        self.device = device
-        self.ops = ops
-        self.targets: dict[str, Tensor] = {}  # checkpoint name -> a view of a parameter, in the checkpoint's shape
-        self.tied: dict[str, str] = {}  # checkpoint name that may repeat another one's tensor -> that one
-        self.fills: list[tuple[Tensor, Fill]] = []  # each parameter once, with its dummy value
-        self._linears: list[Linear] = []
-        self._nbytes: int | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes on the device, of all parameters."""
-        if self._nbytes is not None:
-            return self._nbytes
-        return sum(tensor.nbytes for tensor, _ in self.fills)
-
-    def new(self, shape: Sequence[int], fill: Fill) -> Tensor:
-        """Take memory for a parameter; its values are undefined until the weights are loaded."""
-        tensor = torch.empty(shape, dtype=self.dtype, device=self.device)
-        self.fills.append((tensor, fill))
-        return tensor
-
-    def table(self, name: str, rows: int, columns: int) -> Tensor:
-        """Make a table of vectors, [rows, columns], which may be the weight of the output layer as well."""
-        tensor = self.targets[name] = self.new((rows, columns), "normal")
-        return tensor
-
-    def vector(self, name: str, size: int, fill: Fill) -> Tensor:
-        tensor = self.targets[name] = self.new((size,), fill)
-        return tensor
-
-    def linear(
-        self, parts: Iterable[tuple[str, int]], num_inputs: int, *, bias: bool, transposed: bool = False
-    ) -> Linear:
-        """Make one linear layer of the parts (checkpoint module, outputs) that lie one after the other in it.
-
-        Args:
-            transposed: the checkpoint has [inputs, outputs] (GPT-2's Conv1D).
-        """
-        parts = tuple(parts)
-        num_outputs = sum(size for _, size in parts)
-        weight = self.new((num_outputs, num_inputs), "normal")
-        bias_vector = self.new((num_outputs,), "zeros") if bias else None
-        start = 0
-        for name, size in parts:
-            rows = weight[start : start + size]
-            self.targets[f"{name}.weight"] = rows.t() if transposed else rows
-            if bias_vector is not None:
-                self.targets[f"{name}.bias"] = bias_vector[start : start + size]
-            start += size
-        return self.multiply(weight, bias_vector)
-
-    def multiply(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
-        """Make a linear layer of a parameter, [outputs, inputs]."""
-        layer = Linear(weight, bias, self.ops.linear)
-        self._linears.append(layer)
-        return layer
-
-    def settle(self) -> None:
-        """Bring the loaded weights into the form that the device multiplies fastest; ends loading.
-
-        One layer at a time, and the places in the checkpoint are forgotten first, so that no weight is kept twice.
-        """
-        self._nbytes = self.nbytes
-        self.targets.clear()
-        self.fills.clear()
-        for layer in self._linears:
-            layer.pack()
-
-
-class Linear:
-    """Multiply by a weight [outputs, inputs] and add a bias."""
-
-    __slots__ = ("_multiply", "bias", "weight")
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, multiply: LinearOp) -> None:
-        self.weight = weight
-        self.bias = bias
-        self._multiply = multiply
-
-    def pack(self) -> None:
-        """Replace the weight by its packed form, where the device has a faster one."""
-        if self._multiply is linear and packs(self.weight):
-            self.weight = pack_weight(self.weight)
-            self._multiply = linear_packed
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self._multiply(x, self.weight, self.bias)  # [tokens, outputs]
-
-    def in_fp32(self, x: Tensor) -> Tensor:
-        """Multiply, and on a GPU leave the result as it was summed: logits rounded to bf16 tie."""
-        return self._multiply(x, self.weight, self.bias, torch.float32)
-
 
 def output_layer(spec: ModelSpec, parameters: Parameters, embedding: Tensor, embedding_name: str) -> Linear:
-    """Make the layer that gives logits, which is the embedding itself where the spec ties them."""
+    """Make the layer that computes logits, which is the embedding itself where the spec ties them."""
     if spec.tie_word_embeddings:
         parameters.tied["lm_head.weight"] = embedding_name
-        return parameters.multiply(embedding)
-    return parameters.linear([("lm_head", spec.vocab_size)], embedding.shape[1], bias=False)
+        return parameters.linear_of(embedding)
+    return parameters.linear([("lm_head", spec.vocab_size)], embedding.shape[1], form=DENSE)
 
 
 class LayerNorm:
     """Normalize to mean 0 and variance 1, with weight and bias where the model has them."""
-
-    __slots__ = ("bias", "eps", "shape", "weight")
 
     def __init__(self, parameters: Parameters, name: str, size: int, eps: float, affine: bool = True) -> None:
         self.weight = parameters.vector(f"{name}.weight", size, "ones") if affine else None
@@ -195,58 +45,43 @@ class Attention:
     """Project to queries, keys and values, put K and V into the cache, attend, project back.
 
     Args:
-        qkv: gives [tokens, (heads + 2 * kv_heads) * head_dim], the queries first, then the keys.
-        rope_table: [max_positions, 2, rotated / 2]; None for models that add positions to the embeddings.
-        q_norm, k_norm: [head_dim], RMSNorm of each head before rotation.
+        qkv: modules of queries, keys and values; a fused one three times.
+        norms: names of the RMSNorms of queries and keys, where the spec has them.
     """
-
-    __slots__ = (
-        "attend",
-        "eps",
-        "head_dim",
-        "k_norm",
-        "layer",
-        "num_heads",
-        "out",
-        "q_norm",
-        "qkv",
-        "rope_table",
-        "scale",
-        "soft_cap",
-        "split",
-        "window",
-    )
 
     def __init__(
         self,
-        spec: ModelSpec,
+        parameters: Parameters,
+        model: ModelSpec,
         layer: int,
-        qkv: Linear,
-        out: Linear,
-        attend: AttentionOp,
+        qkv: Sequence[str],
+        out: str,
         *,
-        rope_table: Tensor | None = None,
-        q_norm: Tensor | None = None,
-        k_norm: Tensor | None = None,
+        norms: tuple[str, str] = ("", ""),
     ) -> None:
+        spec, share = model.layers[layer].attention, parameters.share
+        num_heads = len(share.of(spec.num_heads, f"{qkv[0]}: heads"))
+        num_kv_heads = len(share.of(spec.num_kv_heads, f"{qkv[1]}: KV heads"))
+        self.split = (num_heads, num_kv_heads, num_kv_heads)
+        parts = zip(qkv, (spec.q_size, spec.kv_size, spec.kv_size), strict=True)
+        self.qkv = parameters.linear(parts, model.hidden_size, bias=spec.qkv_bias, split="out")
+        self.out = parameters.linear([(out, model.hidden_size)], spec.q_size, bias=spec.out_bias, split="in")
+        self.q_norm = self.k_norm = None  # [head_dim]
+        if spec.qk_norm:
+            self.q_norm, self.k_norm = (parameters.vector(f"{name}.weight", spec.head_dim, "ones") for name in norms)
+        # [max_positions, 2, rotated / 2]; None for models that add positions to the embeddings
+        self.rope_table = parameters.rotations(spec.rope, model.max_model_len) if spec.rope else None
+        self.attend = parameters.ops.attention
         self.layer = layer
-        self.qkv = qkv
-        self.out = out
-        self.attend = attend
-        self.rope_table = rope_table
-        self.q_norm = q_norm
-        self.k_norm = k_norm
-        self.eps = spec.norm_eps
+        self.eps = model.norm_eps
         self.head_dim = spec.head_dim
-        self.num_heads = spec.num_heads
-        self.split = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
-        self.scale = spec.attention_scales[layer]
-        self.window = spec.windows[layer]
-        self.soft_cap = spec.attention_soft_cap
+        self.scale = spec.scale
+        self.window = spec.window
+        self.soft_cap = spec.soft_cap
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         cache, batch = step.caches[self.layer], step.batches[self.layer]
-        qkv = self.qkv(x).view(x.shape[0], -1, self.head_dim)  # [tokens, heads + 2 * kv_heads, head_dim]
+        qkv = self.qkv(x, step).view(x.shape[0], -1, self.head_dim)  # [tokens, heads + 2 * kv_heads, head_dim]
         q, k, v = qkv.split_with_sizes(self.split, 1)
         if self.rope_table is None:
             kv_write(k, v, cache, batch.slots)
@@ -266,21 +101,7 @@ class Attention:
         attended = self.attend(
             q, cache, batch, scale=self.scale, window=self.window, soft_cap=self.soft_cap
         )  # [tokens, heads, head_dim]
-        return self.out(attended.reshape(x.shape[0], -1))
-
-
-class GatedMLP:
-    """down(act(gate(x)) * up(x)), with gate and up in one matrix."""
-
-    __slots__ = ("act_mul", "down", "gate_up")
-
-    def __init__(self, gate_up: Linear, down: Linear, activation: str) -> None:
-        self.gate_up = gate_up
-        self.down = down
-        self.act_mul = silu_mul if activation in ("silu", "swish") else gelu_tanh_mul
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.down(self.act_mul(self.gate_up(x)))
+        return self.out(attended.reshape(x.shape[0], -1), step)
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -294,27 +115,26 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_pytorch_tanh": _gelu_tanh,
     "silu": F.silu,
 }
+# act(gate) * up, of [tokens, 2 * size]
+GATED_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": silu_mul,
+    "swish": silu_mul,
+    "gelu_pytorch_tanh": gelu_tanh_mul,
+}
 
 
 class MLP:
-    """down(act(up(x)))."""
+    """down(act(up(x))), or with a gate down(act(gate(x)) * up(x)), gate and up in one matrix.
 
-    __slots__ = ("act", "down", "up")
+    Args:
+        up: modules of gate and up, or of up alone; a fused one twice.
+    """
 
-    def __init__(self, up: Linear, down: Linear, activation: str) -> None:
-        self.up = up
-        self.down = down
-        self.act = ACTIVATIONS[activation]
+    def __init__(self, parameters: Parameters, model: ModelSpec, layer: int, up: Sequence[str], down: str) -> None:
+        spec = model.layers[layer].mlp
+        self.up = parameters.linear([(name, spec.size) for name in up], model.hidden_size, bias=spec.bias, split="out")
+        self.down = parameters.linear([(down, model.hidden_size)], spec.size, bias=spec.bias, split="in")
+        self.act = (GATED_ACTIVATIONS if spec.gated else ACTIVATIONS)[spec.activation]
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.down(self.act(self.up(x)))
-
-
-@dataclass(slots=True)
-class NormedLayer:
-    """One layer of a model with RMSNorm, and the weight of the norm that follows it."""
-
-    attention: Attention
-    mlp: GatedMLP
-    mlp_norm: Tensor
-    next_norm: Tensor  # the next layer's first norm, or the model's last
+    def __call__(self, x: Tensor, step: Step) -> Tensor:
+        return self.down(self.act(self.up(x, step)), step)

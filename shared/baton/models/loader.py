@@ -11,27 +11,14 @@ from baton.kernels.launch import INTERPRET
 from baton.models.causal_lm import CausalLM
 from baton.models.checkpoint import read_entries
 from baton.models.config import read_spec
-from baton.models.gemma2 import Gemma2
-from baton.models.gpt2 import GPT2
+from baton.models.families import BY_NAME
 from baton.models.hub import locate
-from baton.models.layers import FASTEST, INVARIANT, Ops, Parameters
-from baton.models.llama import Llama
 from baton.models.one_by_one import OneByOne
-from baton.models.opt import OPT
-from baton.models.phi3 import Phi3
+from baton.models.ops import FASTEST, INVARIANT, Ops
+from baton.models.parameters import Parameters
 from baton.models.spec import ModelSpec
 from baton.models.weights import fill_dummy, load_weights, match
 
-MODELS: dict[str, type[CausalLM]] = {
-    "llama": Llama,
-    "mistral": Llama,
-    "qwen2": Llama,
-    "qwen3": Llama,
-    "gemma2": Gemma2,
-    "phi3": Phi3,
-    "gpt2": GPT2,
-    "opt": OPT,
-}
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
 
 
@@ -52,16 +39,15 @@ def load_model(
     Args:
         path_or_id: a folder with config.json and safetensors, or the id of a Hugging Face model.
         dtype: of parameters and activations; None: the checkpoint's.
-        load_format: "dummy" takes random weights, normal with the deviation that config.json gives, by
-            `seed`; only config.json need be there. The others read safetensors.
+        load_format: "dummy" takes random weights, normal with the deviation that config.json says, by `seed`; only
+            config.json need be there. The others read safetensors.
         progress: draw a progress bar on stderr.
         max_model_len: the longest context served; None: the longest that the model is made for. With LongRoPE
             one beyond the original context selects the long factors.
-        deterministic: give a model whose every token has the same bits whatever else is in its steps; slower.
+        deterministic: every token has the same bits whatever else is in its steps; slower.
 
     Raises:
-        ModelLoadError: the checkpoint is missing, damaged, or not one that Baton loads; the message says the
-        way out.
+        ModelLoadError: the checkpoint is missing, damaged, or not one that Baton loads; the message says the way out.
         OutOfMemory: the parameters do not fit the device.
     """
     if load_format not in LOAD_FORMATS:
@@ -71,29 +57,29 @@ def load_model(
     folder = locate(path_or_id, revision, weights=load_format != "dummy")
     spec = read_spec(folder)
     dtype = resolve_dtype(dtype, spec)
-    max_model_len = _check_max_model_len(max_model_len, spec)
+    spec = _within(spec, max_model_len)
     device = torch.device(device)
     has_kernels = device.type != "cpu" or INTERPRET
     ops = INVARIANT if deterministic and has_kernels else FASTEST
     if load_format == "dummy":
-        model = _build(spec, dtype, device, max_model_len, ops)
+        model = _build(spec, dtype, device, ops)
         fill_dummy(model.parameters, spec.initializer_range, seed)
     else:
         # All that the headers can tell is checked before memory is taken.
-        found = match(_outline(spec, dtype, max_model_len).parameters, read_entries(folder), str(folder))
-        model = _build(spec, dtype, device, max_model_len, ops)
+        found = match(_outline(spec, dtype).parameters, read_entries(folder), str(folder))
+        model = _build(spec, dtype, device, ops)
         load_weights(model.parameters, found, progress)
     model.parameters.settle()
     return OneByOne(model) if deterministic and not has_kernels else model
 
 
 def weights_nbytes(spec: ModelSpec, dtype: torch.dtype | str | None = None, max_model_len: int | None = None) -> int:
-    """Give the bytes that a model's parameters and its table of rotations will take on the device."""
-    return _outline(spec, resolve_dtype(dtype, spec), _check_max_model_len(max_model_len, spec)).nbytes
+    """Count the bytes that a model's parameters and its tables of rotations will take on the device."""
+    return _outline(_within(spec, max_model_len), resolve_dtype(dtype, spec)).nbytes
 
 
 def resolve_dtype(dtype: torch.dtype | str | None, spec: ModelSpec) -> torch.dtype:
-    """Give the dtype by object or name; None or "auto" is the checkpoint's."""
+    """Find the dtype by object or name; None or "auto" is the checkpoint's."""
     if isinstance(dtype, torch.dtype):
         return dtype
     name = spec.dtype if dtype in (None, "auto") else str(dtype)
@@ -103,29 +89,28 @@ def resolve_dtype(dtype: torch.dtype | str | None, spec: ModelSpec) -> torch.dty
     return names[name]
 
 
-def _check_max_model_len(max_model_len: int | None, spec: ModelSpec) -> int:
+def _within(spec: ModelSpec, max_model_len: int | None) -> ModelSpec:
     if max_model_len is None:
-        return spec.max_model_len
+        max_model_len = spec.max_model_len
     if not 1 <= max_model_len <= spec.max_model_len:
         raise ModelLoadError(
             f"max_model_len={max_model_len} is not from 1 to {spec.max_model_len}, the longest context that "
-            "config.json allows (max_position_embeddings, with its rope scaling). Give a smaller one, or "
-            "none."
+            "config.json allows (max_position_embeddings, with its rope scaling). Give a smaller one, or none."
         )
-    return max_model_len
+    return spec.within(max_model_len)
 
 
-def _outline(spec: ModelSpec, dtype: torch.dtype, max_model_len: int) -> CausalLM:
+def _outline(spec: ModelSpec, dtype: torch.dtype) -> CausalLM:
     """Build a model without memory, to know its tensors."""
-    return _build(spec, dtype, torch.device("meta"), max_model_len, FASTEST)
+    return _build(spec, dtype, torch.device("meta"), FASTEST)
 
 
-def _build(spec: ModelSpec, dtype: torch.dtype, device: torch.device, max_model_len: int, ops: Ops) -> CausalLM:
+def _build(spec: ModelSpec, dtype: torch.dtype, device: torch.device, ops: Ops) -> CausalLM:
     try:
-        return MODELS[spec.family](spec, Parameters(dtype, device, ops), max_model_len)
+        return BY_NAME[spec.family].build(spec, Parameters(dtype, device, ops, spec.weight_form))
     except torch.OutOfMemoryError:
         free, total = torch.cuda.mem_get_info(device)
-        needed = _outline(spec, dtype, max_model_len).nbytes
+        needed = _outline(spec, dtype).nbytes
     raise OutOfMemory(
         f"the weights take {needed / 2**30:.1f} GiB as {dtype}, and {device} has {free / 2**30:.1f} of "
         f"{total / 2**30:.1f} GiB free. Stop what else runs there, or take a smaller model or dtype."

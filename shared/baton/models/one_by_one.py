@@ -12,8 +12,6 @@ from torch import Tensor
 
 from baton.kernels.attention_batch import AttentionBatch
 from baton.models.causal_lm import CausalLM
-from baton.models.layers import Parameters
-from baton.models.spec import ModelSpec
 from baton.models.step import Step
 
 
@@ -21,13 +19,8 @@ class OneByOne(CausalLM):
     """Another model, its steps taken apart into single tokens."""
 
     def __init__(self, model: CausalLM) -> None:
-        self.spec = model.spec
-        self.parameters = model.parameters
-        self.rope_table = getattr(model, "rope_table", None)
+        super().__init__(model.spec, model.parameters)
         self._model = model
-
-    def _build(self, spec: ModelSpec, parameters: Parameters) -> None:
-        """Build nothing: the model is there."""
 
     def forward(self, step: Step) -> Tensor:
         hidden = []
@@ -43,7 +36,7 @@ class OneByOne(CausalLM):
 
 
 def _contexts(batch: AttentionBatch) -> list[tuple[int, int]]:
-    """Give the sequence of each token, and its context with itself."""
+    """The sequence of each token, and its context with itself."""
     return [
         (seq, seq_len - query_len + 1 + i)
         for seq, (query_len, seq_len) in enumerate(zip(batch.query_lens_host, batch.seq_lens_host, strict=True))
@@ -52,7 +45,7 @@ def _contexts(batch: AttentionBatch) -> list[tuple[int, int]]:
 
 
 def _alone(batch: AttentionBatch, seq: int, context: int, slot: Tensor) -> AttentionBatch:
-    """Give the batch of one token."""
+    """Make the batch of one token."""
     return AttentionBatch(
         block_table=batch.block_table[seq : seq + 1],
         query_start=torch.tensor([0, 1], dtype=torch.int32),

@@ -2,68 +2,80 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from baton.models.causal_lm import CausalLM
-from baton.models.layers import MLP, Attention, LayerNorm, Linear, Parameters, output_layer
-from baton.models.spec import ModelSpec
+from baton.models.family import Family
+from baton.models.fields import Fields
+from baton.models.layer_config import plain_attention
+from baton.models.layers import MLP, Attention, LayerNorm, output_layer
+from baton.models.parameters import Parameters
+from baton.models.spec import LayerSpec, MLPSpec, ModelSpec
 from baton.models.step import Step
 
 POSITION_OFFSET = 2
 
 
+@dataclass(frozen=True, slots=True)
+class OPTOwn:
+    """What only OPT has."""
+
+    embedding_size: int  # the width of its embeddings
+    norm_first: bool  # OPT-350m normalizes after each block instead
+    final_norm: bool
+    norm_affine: bool  # norms have weight and bias
+
+
 class OPTLayer:
     """Attention and feed-forward around a residual stream, normalized before or after each."""
 
-    def __init__(self, spec: ModelSpec, parameters: Parameters, layer: int) -> None:
-        name, size, bias = f"layers.{layer}", spec.hidden_size, spec.qkv_bias
-
-        def norm(which: str) -> LayerNorm:
-            return LayerNorm(parameters, f"{name}.{which}_layer_norm", size, spec.norm_eps, spec.norm_affine)
-
-        def linear(num_inputs: int, num_outputs: int, *which: str) -> Linear:
-            return parameters.linear([(f"{name}.{part}", num_outputs) for part in which], num_inputs, bias=bias)
-
-        qkv = linear(size, size, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-        out = linear(size, size, "self_attn.out_proj")
-        self.attention = Attention(spec, layer, qkv, out, parameters.ops.attention)
-        inner = spec.intermediate_size
-        self.mlp = MLP(linear(size, inner, "fc1"), linear(inner, size, "fc2"), spec.activation)
-        self.attention_norm = norm("self_attn")
-        self.mlp_norm = norm("final")
-        self.norm_first = spec.norm_first
+    def __init__(self, parameters: Parameters, spec: ModelSpec, own: OPTOwn, layer: int) -> None:
+        name = f"layers.{layer}"
+        self.attention_norm, self.mlp_norm = (
+            LayerNorm(parameters, f"{name}.{which}_layer_norm", spec.hidden_size, spec.norm_eps, own.norm_affine)
+            for which in ("self_attn", "final")
+        )
+        qkv = [f"{name}.self_attn.{part}" for part in ("q_proj", "k_proj", "v_proj")]
+        self.attention = Attention(parameters, spec, layer, qkv, f"{name}.self_attn.out_proj")
+        self.mlp = MLP(parameters, spec, layer, [f"{name}.fc1"], f"{name}.fc2")
+        self.norm_first = own.norm_first
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         if self.norm_first:
             x = x + self.attention(self.attention_norm(x), step)
-            return x + self.mlp(self.mlp_norm(x))
+            return x + self.mlp(self.mlp_norm(x), step)
         x = self.attention_norm(x + self.attention(x, step))
-        return self.mlp_norm(x + self.mlp(x))
+        return self.mlp_norm(x + self.mlp(x, step))
 
 
 class OPT(CausalLM):
     """A decoder of the OPT kind; where its embeddings are narrower than its layers, matrices lie between."""
 
-    def _build(self, spec: ModelSpec, parameters: Parameters) -> None:
-        width, size = spec.embedding_size, spec.hidden_size
+    own: OPTOwn
+
+    def __init__(self, spec: ModelSpec, parameters: Parameters) -> None:
+        super().__init__(spec, parameters)
+        own, width, size = self.own, self.own.embedding_size, spec.hidden_size
         self.embedding = parameters.table("embed_tokens.weight", spec.vocab_size, width)
         table = parameters.table("embed_positions.weight", spec.num_positions + POSITION_OFFSET, size)
         self.position_embedding = table[POSITION_OFFSET:]
         self.project_in = self.project_out = None
         if width != size:
-            self.project_in = parameters.linear([("project_in", size)], width, bias=False)
-            self.project_out = parameters.linear([("project_out", width)], size, bias=False)
-        self.layers = [OPTLayer(spec, parameters, layer) for layer in range(spec.num_layers)]
+            self.project_in = parameters.linear([("project_in", size)], width)
+            self.project_out = parameters.linear([("project_out", width)], size)
+        self.layers = [OPTLayer(parameters, spec, own, layer) for layer in range(spec.num_layers)]
         self.final_norm = None
-        if spec.final_norm:
-            self.final_norm = LayerNorm(parameters, "final_layer_norm", size, spec.norm_eps, spec.norm_affine)
+        if own.final_norm:
+            self.final_norm = LayerNorm(parameters, "final_layer_norm", size, spec.norm_eps, own.norm_affine)
         self.lm_head = output_layer(spec, parameters, self.embedding, "embed_tokens.weight")
 
     def forward(self, step: Step) -> Tensor:
         x = F.embedding(step.token_ids, self.embedding)
         if self.project_in is not None:
-            x = self.project_in(x)
+            x = self.project_in(x, step)
         x = x + F.embedding(step.positions, self.position_embedding)  # [tokens, hidden_size]
         for layer in self.layers:
             x = layer(x, step)
@@ -73,3 +85,33 @@ class OPT(CausalLM):
         if self.project_out is not None:
             hidden = self.project_out(hidden)
         return self.lm_head.in_fp32(hidden)
+
+
+def read(fields: Fields) -> ModelSpec:
+    """Read config.json."""
+    hidden_size, num_positions = fields.integer("hidden_size"), fields.integer("max_position_embeddings")
+    bias, norm_first = fields.flag("enable_bias", True), fields.flag("do_layer_norm_before", True)
+    activation = fields.choice("activation_function", allowed=("relu", "gelu"), default="relu")
+    layer = LayerSpec(
+        plain_attention(fields, fields.integer("num_attention_heads"), hidden_size, bias),
+        MLPSpec(fields.integer("ffn_dim"), activation, gated=False, bias=bias),
+    )
+    return ModelSpec(
+        vocab_size=fields.integer("vocab_size"),
+        hidden_size=hidden_size,
+        layers=(layer,) * fields.integer("num_hidden_layers"),
+        max_model_len=num_positions,
+        num_positions=num_positions,
+        norm_eps=1e-5,
+        tie_word_embeddings=fields.flag("tie_word_embeddings", True),
+        initializer_range=fields.number("init_std", 0.02),
+        own=OPTOwn(
+            embedding_size=fields.integer("word_embed_proj_dim", default=hidden_size),
+            norm_first=norm_first,
+            final_norm=norm_first and not fields.flag("_remove_final_layer_norm", False),
+            norm_affine=fields.flag("layer_norm_elementwise_affine", True),
+        ),
+    )
+
+
+FAMILY = Family("opt", ("OPTForCausalLM",), read, OPT, eos=2)

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from baton.models.family import Family
+from baton.models.fields import Fields
+from baton.models.layer_config import read_attention, read_mlp, read_rotary, read_window
 from baton.models.llama import Llama
+from baton.models.spec import ModelSpec
 
 
 class Phi3(Llama):
     """A decoder of the Phi-3 kind."""
 
-    def _qkv_parts(self, name: str) -> list[tuple[str, int]]:
-        spec = self.spec
-        return [(f"{name}.qkv_proj", (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim)]
+    QKV = ("qkv_proj",) * 3
+    GATE_UP = ("gate_up_proj",) * 2
 
-    def _gate_up_parts(self, name: str) -> list[tuple[str, int]]:
-        return [(f"{name}.gate_up_proj", 2 * self.spec.intermediate_size)]
+
+def read(fields: Fields) -> ModelSpec:
+    """Read config.json."""
+    # What Phi-3 called LongRoPE before transformers settled on the name.
+    attention = read_attention(fields, kv_heads_named=False, rope_names={"su": "longrope", "yarn": "longrope"})
+    return read_rotary(fields, replace(attention, window=read_window(fields, None)), read_mlp(fields), eps=1e-5)
+
+
+FAMILY = Family(
+    "phi3",
+    ("Phi3ForCausalLM",),
+    read,
+    Phi3,
+    eos=32000,
+    # Microsoft published Phi-3 before transformers had it.
+    harmless_code=frozenset({"configuration_phi3.Phi3Config", "modeling_phi3.Phi3ForCausalLM"}),
+)

@@ -1,12 +1,12 @@
-"""Tensors out of safetensors files, straight into parameters.
+"""Tensors, or this rank's parts of them, out of safetensors files, straight into parameters.
 
-A tensor goes from the file into its parameter where device, dtype and layout allow it, and otherwise through
-a small staging buffer (two, pinned, for a GPU, so that reading overlaps copying). No more than the parameters
-and that buffer is in memory.
+A part goes from the file into its parameter where device, dtype and layout allow it, and otherwise through a small
+staging buffer (two, pinned, for a GPU, so that reading overlaps copying). Only its own bytes are read.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import FileIO
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from baton.errors import ModelLoadError
 from baton.models.checkpoint import FETCH_AGAIN, TensorEntry
+from baton.models.parameters import Piece
 
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # For a GPU long enough to hide the latency of a copy; for a CPU short enough that a transposed copy stays in
 # the cache (2 GB/s, where whole matrices reach 0.5).
 STAGING_NBYTES = {"cuda": 32 << 20, "cpu": 1 << 20}
@@ -27,7 +27,7 @@ STAGING_NBYTES = {"cuda": 32 << 20, "cpu": 1 << 20}
 
 @contextmanager
 def progress_bar(total: int, shown: bool) -> Iterator[Callable[[int], None]]:
-    """Draw a bar on stderr while weights are read; gives the function that moves it by bytes."""
+    """Draw a bar on stderr while weights are read; yields the function that moves it by bytes."""
     columns = (TextColumn("Loading weights"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not shown) as bar:
         task = bar.add_task("", total=total)
@@ -35,35 +35,36 @@ def progress_bar(total: int, shown: bool) -> Iterator[Callable[[int], None]]:
 
 
 class TensorReader:
-    """Read tensors for one device; reports the bytes as they come."""
+    """Reads tensors for one device; reports the bytes as they come."""
 
     def __init__(self, device: torch.device, advance: Callable[[int], None]) -> None:
         self._device = device
         self._staging_nbytes = STAGING_NBYTES[device.type]
         self._advance = advance
         self._buffers: list[Tensor] = []
-        self._copied: list[torch.cuda.Event] = []  # a buffer of a GPU's: when its last copy is done
+        self._copied: list[torch.cuda.Event] = []  # of a GPU's buffer: when its last copy is done
         self._turn = 0
 
-    def read(self, stream: FileIO, entry: TensorEntry, target: Tensor) -> None:
-        """Read a tensor into `target`, which has its shape."""
-        if target.device.type == "cpu" and target.dtype == DTYPES[entry.dtype] and target.is_contiguous():
-            _fill(stream, entry, entry.offset, target.view(-1).view(torch.uint8))
-            self._advance(entry.nbytes)
+    def read(self, stream: FileIO, entry: TensorEntry, piece: Piece) -> None:
+        """Read the part of a tensor that a piece holds."""
+        target = piece.tensor
+        if target.device.type == "cpu" and target.dtype == entry.dtype and target.is_contiguous():
+            _fill(stream, entry, piece.rows, piece.columns, target.view(-1).view(torch.uint8))
+            self._advance(target.nbytes)
             return
-        for first, rows in self._chunks(stream, entry):
+        for first, rows in self._chunks(stream, entry, piece):
             # Moved first, so that a cast happens on the device.
             _copy(rows.to(self._device, non_blocking=True), target[first : first + len(rows)])
             if self._copied:
                 self._copied[self._turn].record(torch.cuda.current_stream(self._device))
             self._advance(rows.nbytes)
 
-    def equals(self, stream: FileIO, entry: TensorEntry, target: Tensor) -> bool:
-        """Say whether a tensor, in the dtype of `target`, is what `target` holds."""
+    def equals(self, stream: FileIO, entry: TensorEntry, piece: Piece) -> bool:
+        """Say whether a piece holds its part of a tensor already, in its own dtype."""
         same = True
-        for first, rows in self._chunks(stream, entry):
-            there = rows.to(self._device).to(target.dtype)
-            same = same and torch.equal(there, target[first : first + len(rows)])
+        for first, rows in self._chunks(stream, entry, piece):
+            there = rows.to(self._device).to(piece.tensor.dtype)
+            same = same and torch.equal(there, piece.tensor[first : first + len(rows)])
             self._advance(rows.nbytes)
         return same
 
@@ -72,20 +73,20 @@ class TensorReader:
         for event in self._copied:
             event.synchronize()
 
-    def _chunks(self, stream: FileIO, entry: TensorEntry) -> Iterator[tuple[int, Tensor]]:
-        """Read a tensor by as many rows as the staging buffer holds; gives (first row, rows)."""
-        if not entry.nbytes:
+    def _chunks(self, stream: FileIO, entry: TensorEntry, piece: Piece) -> Iterator[tuple[int, Tensor]]:
+        """Read a piece by as many rows as the staging buffer holds; yields (first row of the piece, rows)."""
+        width = len(piece.columns) * entry.dtype.itemsize
+        if not width:
             return
-        num_rows, row_nbytes = entry.shape[0], entry.nbytes // entry.shape[0]
-        step = max(1, self._staging_nbytes // row_nbytes)
-        for first in range(0, num_rows, step):
-            count = min(step, num_rows - first)
-            buffer = self._take(count * row_nbytes)
-            _fill(stream, entry, entry.offset + first * row_nbytes, buffer)
-            yield first, buffer.view(DTYPES[entry.dtype]).view(count, *entry.shape[1:])
+        step = max(1, self._staging_nbytes // width)
+        for first in range(0, len(piece.rows), step):
+            rows = piece.rows[first : first + step]
+            buffer = self._take(len(rows) * width)
+            _fill(stream, entry, rows, piece.columns, buffer)
+            yield first, buffer.view(entry.dtype).view(len(rows), *piece.tensor.shape[1:])
 
     def _take(self, nbytes: int) -> Tensor:
-        """Give a buffer whose last copy is done, [nbytes] uint8."""
+        """Find a buffer whose last copy is done, [nbytes] uint8."""
         on_gpu = self._device.type == "cuda"
         if not self._buffers or len(self._buffers[0]) < nbytes:
             self.finish()
@@ -107,12 +108,23 @@ def _copy(rows: Tensor, target: Tensor) -> None:
         target.copy_(rows)
 
 
-def _fill(stream: FileIO, entry: TensorEntry, offset: int, buffer: Tensor) -> None:
-    """Read bytes of a tensor from a place of its file until the buffer, uint8 in host memory, is full."""
+def _fill(stream: FileIO, entry: TensorEntry, rows: range, columns: range, buffer: Tensor) -> None:
+    """Read a part of a tensor into a buffer of its size, uint8 in host memory."""
+    num_columns = math.prod(entry.shape[1:])
+    width = len(columns) * entry.dtype.itemsize
+    offset = entry.offset + (rows.start * num_columns + columns.start) * entry.dtype.itemsize
+    memory = memoryview(buffer.numpy().data)
+    if len(columns) == num_columns:  # rows without a gap between them
+        return _read(stream, entry, offset, memory)
+    for row in range(len(rows)):
+        _read(stream, entry, offset + row * num_columns * entry.dtype.itemsize, memory[row * width :][:width])
+    return None
+
+
+def _read(stream: FileIO, entry: TensorEntry, offset: int, memory: memoryview) -> None:
     stream.seek(offset)
-    left = memoryview(buffer.numpy().data)
-    while left:
-        count = stream.readinto(left)
+    while memory:
+        count = stream.readinto(memory)
         if not count:
             raise ModelLoadError(f"{entry.file} ends within tensor {entry.name!r}. {FETCH_AGAIN}")
-        left = left[count:]
+        memory = memory[count:]

@@ -79,7 +79,7 @@ def _yarn(periods: Tensor, rope: RopeSpec) -> Tensor:
 
 
 def _attention_factor(rope: RopeSpec) -> float:
-    """Give the factor on cosines and sines by which long contexts keep their attention sharp."""
+    """The factor on cosines and sines that keeps attention sharp in long contexts."""
     if rope.attention_factor is not None:
         return rope.attention_factor
     if rope.kind == "yarn":
@@ -96,7 +96,7 @@ def _yarn_mscale(factor: float, mscale: float) -> float:
 
 
 def rotation_kind(spec: ModelSpec) -> str:
-    """Name what a served context length changes in the rotation, and with it in the KV; empty where it changes nothing."""
+    """Name what the served context changes in the rotation, and so in the KV; empty where it changes nothing."""
     if spec.rope is None or spec.rope.kind != "longrope":
         return ""
     return "longrope long" if _is_long(spec.rope, spec.max_model_len) else "longrope short"

@@ -1,16 +1,19 @@
-"""The shape of a model, as immutable data: what its class builds from and what memory is planned with.
+"""The shape of a model as immutable values: its class is built from them, and memory is planned with them.
 
-Knows no torch and no checkpoint: config.py makes a spec from config.json.
+A family's file makes a spec from config.json.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from baton.models.dense import DENSE
+from baton.models.linear import WeightForm
 
 
 @dataclass(frozen=True, slots=True)
 class RopeSpec:
-    """How positions turn queries and keys; the fields that a kind does not use keep their defaults."""
+    """How positions turn queries and keys; a field that a kind does not use keeps its default."""
 
     kind: str
     theta: float
@@ -30,48 +33,111 @@ class RopeSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """The shape of a model: all that its class needs to build itself, and the plan needs to size it."""
+class AttentionSpec:
+    """The attention of one layer."""
 
-    family: str
-    architecture: str
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    max_model_len: int  # tokens: the longest context that the checkpoint is made for
-    dtype: str  # of the checkpoint
-    norm_eps: float
-    activation: str
-    tie_word_embeddings: bool
-    windows: tuple[int | None, ...]  # a layer: how many positions it sees, itself included; None: all
-    attention_scales: tuple[float, ...]  # a layer: the factor of q·k
-    rope: RopeSpec | None
-    eos_token_ids: tuple[int, ...]
-    bos_token_id: int | None
-    initializer_range: float = 0.02
+    scale: float  # the factor of q·k
+    rope: RopeSpec | None = None
+    window: int | None = None  # how many positions a token sees, itself included; None: all
+    soft_cap: float | None = None
     qkv_bias: bool = False
     out_bias: bool = False
-    mlp_bias: bool = False
-    qk_norm: bool = False
-    attention_soft_cap: float | None = None
-    final_soft_cap: float | None = None
-    num_positions: int = 0  # GPT-2, OPT: rows of the table of learned positions
-    embedding_size: int = 0  # OPT: the width of its embeddings
-    norm_first: bool = True  # OPT-350m normalizes after each block instead
-    final_norm: bool = True
-    norm_affine: bool = True
+    qk_norm: bool = False  # RMSNorm of each head's query and key, before rotation
+
+    @property
+    def q_size(self) -> int:
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        return self.num_kv_heads * self.head_dim
+
+
+@dataclass(frozen=True, slots=True)
+class MLPSpec:
+    """The feed-forward of one layer."""
+
+    size: int
+    activation: str
+    gated: bool = True
+    bias: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """One layer."""
+
+    attention: AttentionSpec
+    mlp: MLPSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """The shape of a model. The first fields are its family's to read, the last are read alike for all."""
+
+    vocab_size: int
+    hidden_size: int
+    layers: tuple[LayerSpec, ...]
+    max_model_len: int  # tokens: the longest context that the checkpoint is made for, or that is served
+    norm_eps: float
+    tie_word_embeddings: bool
+    initializer_range: float = 0.02
+    num_positions: int = 0  # rows of the table of learned positions
+    weight_form: WeightForm = DENSE  # of the layers' weights
+    own: object = None  # what only the family's file reads, in a class of that file
+
+    family: str = ""
+    architecture: str = ""
+    dtype: str = "float32"  # of the checkpoint
+    eos_token_ids: tuple[int, ...] = ()
+    bos_token_id: int | None = None
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    # All layers of today's families have the same heads and rotation.
+
+    @property
+    def num_heads(self) -> int:
+        return self.layers[0].attention.num_heads
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.layers[0].attention.num_kv_heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.layers[0].attention.head_dim
+
+    @property
+    def rope(self) -> RopeSpec | None:
+        return self.layers[0].attention.rope
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The window of each layer."""
+        return tuple(layer.attention.window for layer in self.layers)
 
     def windows_within(self, max_model_len: int) -> tuple[int | None, ...]:
-        """Give each layer's window in contexts of so many tokens.
+        """The window of each layer in contexts up to this length.
 
-        One as long as the context hides nothing, and is None: attention then takes its plainer path.
+        A window as long as the context hides nothing and is None: attention then takes its plainer path.
         """
         return tuple(None if window is None or window >= max_model_len else window for window in self.windows)
 
+    def within(self, max_model_len: int) -> ModelSpec:
+        """The same model for contexts up to this length."""
+        layers = (
+            replace(layer, attention=replace(layer.attention, window=window))
+            for layer, window in zip(self.layers, self.windows_within(max_model_len), strict=True)
+        )
+        return replace(self, max_model_len=max_model_len, layers=tuple(layers))
+
     def block_nbytes(self, block_size: int, itemsize: int) -> int:
-        """Give the size of one KV block, all layers of it."""
-        return self.num_layers * 2 * block_size * self.num_kv_heads * self.head_dim * itemsize
+        """The size of one KV block, all layers of it."""
+        widths = (layer.attention.kv_size for layer in self.layers)
+        return sum(2 * block_size * width * itemsize for width in widths)

@@ -10,8 +10,8 @@ from io import FileIO
 import torch
 
 from baton.errors import ModelLoadError
-from baton.models.checkpoint import TensorEntry, stored_nbytes
-from baton.models.layers import Parameters
+from baton.models.checkpoint import FLOATS, TensorEntry
+from baton.models.parameters import Parameters, Target
 from baton.models.reading import TensorReader, progress_bar
 
 PREFIXES = ("model.decoder.", "decoder.", "model.", "transformer.")
@@ -34,10 +34,9 @@ def fill_dummy(parameters: Parameters, std: float, seed: int) -> None:
 
 
 def match(parameters: Parameters, entries: Mapping[str, TensorEntry], source: str) -> dict[str, TensorEntry]:
-    """Give the checkpoint's tensor for each target, having checked that none is missing, strange or of a
-    wrong shape.
+    """Find the checkpoint's tensor for each target, and check that none is missing, strange or of a wrong shape.
 
-    A tensor that repeats a tied one is given too, under its own name.
+    A tensor that repeats a tied one is found too, under its own name.
 
     Raises:
         ModelLoadError: the tensors are not those of the model that config.json describes.
@@ -57,20 +56,26 @@ def match(parameters: Parameters, entries: Mapping[str, TensorEntry], source: st
     _refuse_missing(sorted(parameters.targets.keys() - found.keys()), source)
     if strange:
         raise ModelLoadError(
-            f"{source}: the checkpoint has {_count(strange)} that config.json does not describe: "
-            f"{_some(strange)}. "
+            f"{source}: the checkpoint has {_count(strange)} that config.json does not describe: {_some(strange)}. "
             "Weights and config.json belong to different models: fetch both from one revision."
         )
     for name, entry in found.items():
-        expected = tuple(parameters.targets[parameters.tied.get(name, name)].shape)
-        if entry.shape != expected:
-            raise ModelLoadError(
-                f"{entry.file}: tensor {entry.name!r} has shape {list(entry.shape)}, and config.json makes "
-                "it "
-                f"{list(expected)}. Weights and config.json belong to different models: fetch both from one "
-                "revision."
-            )
+        _check(entry, parameters.target(name))
     return found
+
+
+def _check(entry: TensorEntry, target: Target) -> None:
+    if entry.shape != target.shape:
+        raise ModelLoadError(
+            f"{entry.file}: tensor {entry.name!r} has shape {list(entry.shape)}, and config.json makes it "
+            f"{list(target.shape)}. Weights and config.json belong to different models: fetch both from one revision."
+        )
+    if entry.dtype not in (FLOATS.values() if target.dtype is None else (target.dtype,)):
+        wanted = "a float" if target.dtype is None else str(target.dtype)
+        raise ModelLoadError(
+            f"{entry.file}: tensor {entry.name!r} has dtype {entry.dtype}, and config.json makes it {wanted}. "
+            "Weights and config.json belong to different models: fetch both from one revision."
+        )
 
 
 def _model_name(name: str, known: Container[str]) -> str | None:
@@ -83,8 +88,7 @@ def _refuse_missing(missing: list[str], source: str) -> None:
     if missing == ["lm_head.weight"]:
         raise ModelLoadError(
             f"{source}: the checkpoint lacks lm_head.weight, and config.json has tie_word_embeddings=false. "
-            "Fetch the "
-            "checkpoint again; if the model's output is its embedding, set tie_word_embeddings to true."
+            "Fetch the checkpoint again; if the model's output is its embedding, set tie_word_embeddings to true."
         )
     if missing:
         raise ModelLoadError(
@@ -114,7 +118,12 @@ def load_weights(parameters: Parameters, found: Mapping[str, TensorEntry], progr
     in_order = sorted(found.items(), key=lambda item: (item[1].file, item[1].offset))
     # A repeat of a tied tensor is compared, so it comes when the tensor itself is there.
     in_order.sort(key=lambda item: item[0] in parameters.tied)
-    with progress_bar(stored_nbytes(found.values()), progress) as advance:
+    stored = (
+        piece.tensor.numel() * entry.dtype.itemsize
+        for name, entry in in_order
+        for piece in parameters.target(name).pieces
+    )
+    with progress_bar(sum(stored), progress) as advance:
         reader = TensorReader(parameters.device, advance)
         for file, items in itertools.groupby(in_order, key=lambda item: item[1].file):
             try:
@@ -128,11 +137,11 @@ def load_weights(parameters: Parameters, found: Mapping[str, TensorEntry], progr
 
 def _load(reader: TensorReader, stream: FileIO, name: str, entry: TensorEntry, parameters: Parameters) -> None:
     original = parameters.tied.get(name)
-    if original is None:
-        reader.read(stream, entry, parameters.targets[name])
-    elif not reader.equals(stream, entry, parameters.targets[original]):
-        raise ModelLoadError(
-            f"{entry.file}: {entry.name} differs from {original}, and config.json has "
-            "tie_word_embeddings=true. Set it "
-            "to false in config.json if the model has an output layer of its own."
-        )
+    for piece in parameters.target(name).pieces:
+        if original is None:
+            reader.read(stream, entry, piece)
+        elif not reader.equals(stream, entry, piece):
+            raise ModelLoadError(
+                f"{entry.file}: {entry.name} differs from {original}, and config.json has tie_word_embeddings=true. "
+                "Set it to false in config.json if the model has an output layer of its own."
+            )

@@ -1,0 +1,70 @@
+"""What a linear layer is to a model, and what a form of its weight (dense, quantized) has to say.
+
+A form is one file beside dense.py. Parameters lays out and shares the tensors that it names; which form a checkpoint has
+is looked up in weight_forms.py.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from baton.models.ops import Ops
+from baton.models.step import Step
+
+Fill = Literal["normal", "zeros", "ones"]
+
+
+class Linear(ABC):
+    """Multiply by a weight and add a bias."""
+
+    @abstractmethod
+    def __call__(self, x: Tensor, step: Step | None = None) -> Tensor:
+        """Multiply [tokens, inputs] to [tokens, outputs].
+
+        Every linear layer of a decoder layer gets the step, which says whose token a row is: an adapter's linear layer,
+        put around this one, needs that. A weight alone ignores it.
+        """
+
+    @abstractmethod
+    def in_fp32(self, x: Tensor) -> Tensor:
+        """Multiply, and on a GPU leave the result as it was summed: logits rounded to bf16 tie."""
+
+    def settle(self) -> None:  # noqa: B027
+        """Bring the loaded weight into the form that the device multiplies fastest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One tensor of a module's weight, as the checkpoint has it.
+
+    The parts of a linear layer lie one after the other along the dimension of outputs. A tensor without one (a scale of
+    the whole module) is stacked instead: [modules, *shape].
+    """
+
+    suffix: str  # of its name, behind the module's
+    shape: tuple[int, ...]
+    out_dim: int | None = None  # the dimension that runs over outputs, or over groups of them
+    in_dim: int | None = None
+    dtype: torch.dtype | None = None  # as it must be stored; None: any float, cast to the model's
+    fill: Fill = "normal"
+
+
+class WeightForm(Protocol):
+    """How the weights of linear layers lie in a checkpoint, and what multiplies by them."""
+
+    def stored(self, num_outputs: int, num_inputs: int) -> Sequence[Stored]:
+        """Describe the tensors of a module with these outputs and inputs."""
+
+    def linear(self, tensors: Mapping[str, Tensor], bias: Tensor | None, sizes: Sequence[int], ops: Ops) -> Linear:
+        """Make the layer of its joined tensors, whose values come later.
+
+        Args:
+            tensors: by suffix, dimensions as stored; the memory has the outputs first.
+            sizes: outputs of each module, in the order of their rows.
+        """

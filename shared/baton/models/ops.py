@@ -1,0 +1,51 @@
+"""The operations that sum over many terms, fastest or with the same bits in any company."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from baton.kernels.attention import paged_attention
+from baton.kernels.attention_batch import AttentionBatch
+from baton.kernels.invariant_attention import invariant_attention
+from baton.kernels.invariant_linear import invariant_linear
+from baton.kernels.linear import linear
+
+
+class AttentionOp(Protocol):
+    """Attend over the cache, as `paged_attention` says."""
+
+    def __call__(
+        self,
+        q: Tensor,
+        kv_layer: Tensor,
+        batch: AttentionBatch,
+        *,
+        scale: float,
+        window: int | None,
+        soft_cap: float | None,
+    ) -> Tensor: ...
+
+
+class LinearOp(Protocol):
+    """Multiply by a weight [outputs, inputs] and add a bias; the result has x's type unless told."""
+
+    def __call__(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, out_dtype: torch.dtype | None = None, /
+    ) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ops:
+    """The operations that have two forms; all others treat a row the same in any batch."""
+
+    linear: LinearOp
+    attention: AttentionOp
+
+
+FASTEST = Ops(linear, paged_attention)
+INVARIANT = Ops(invariant_linear, invariant_attention)
+"""On a GPU: a token's bits do not depend on what else is computed with it."""

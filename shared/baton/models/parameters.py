@@ -1,0 +1,225 @@
+"""All tensors of a model: where each tensor of a checkpoint goes, and which share of it this rank holds.
+
+A parameter is born on its device in its dtype and never moves. A model is built twice: on the meta device, to check a
+checkpoint and to count bytes before memory is taken, and then for real.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from baton.errors import ModelLoadError
+from baton.models.dense import DENSE
+from baton.models.linear import Fill, Linear, Stored, WeightForm
+from baton.models.ops import FASTEST, Ops
+from baton.models.rope import rope_table
+from baton.models.spec import RopeSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Which part of the divided tensors this rank of a tensor-parallel group holds."""
+
+    rank: int = 0
+    size: int = 1
+
+    def of(self, total: int, what: str) -> range:
+        """Find this rank's range of a length.
+
+        Raises:
+            ModelLoadError: the ranks cannot have equal parts.
+        """
+        if total % self.size:
+            raise ModelLoadError(
+                f"{what}={total} cannot be shared among {self.size} ranks. Give a tensor_parallel_size that divides it."
+            )
+        width = total // self.size
+        return range(self.rank * width, (self.rank + 1) * width)
+
+
+WHOLE = Share()
+Split = Literal["out", "in"] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A parameter, or a part of one, and the part of a stored tensor that goes there.
+
+    The stored tensor is seen as a matrix, [first dimension, all others].
+    """
+
+    tensor: Tensor
+    rows: range
+    columns: range
+
+
+@dataclass(slots=True)
+class Target:
+    """Where one tensor of a checkpoint goes: whole, in pieces, or nowhere on this rank."""
+
+    shape: tuple[int, ...]  # as stored
+    dtype: torch.dtype | None = None  # as it must be stored; None: any float
+    pieces: list[Piece] = field(default_factory=list)
+
+
+class Parameters:
+    """All tensors of a model on this rank.
+
+    Checkpoint names are without the prefixes (`model.`, `transformer.`, ...) that differ between versions of
+    the same checkpoint.
+    """
+
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        device: torch.device,
+        ops: Ops = FASTEST,
+        form: WeightForm = DENSE,
+        share: Share = WHOLE,
+    ) -> None:
+        self.dtype = dtype
+        self.device = device
+        self.ops = ops
+        self.form = form
+        self.share = share
+        self.targets: dict[str, Target] = {}  # by checkpoint name
+        self.tied: dict[str, str] = {}  # checkpoint name that may repeat another one's tensor -> that one
+        self.fills: list[tuple[Tensor, Fill]] = []  # each parameter once, with its dummy value
+        self._linears: list[Linear] = []
+        self._rotations: dict[RopeSpec, Tensor] = {}
+        self._nbytes: int | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the device, of all parameters and tables of rotations."""
+        if self._nbytes is not None:
+            return self._nbytes
+        return sum(tensor.nbytes for tensor in (*(tensor for tensor, _ in self.fills), *self._rotations.values()))
+
+    def target(self, name: str) -> Target:
+        """Where a tensor of the checkpoint goes; one that repeats a tied tensor goes where that one does."""
+        return self.targets[self.tied.get(name, name)]
+
+    def new(self, shape: Sequence[int], fill: Fill, dtype: torch.dtype | None = None) -> Tensor:
+        """Take memory for a parameter; its values are undefined until the weights are loaded."""
+        tensor = torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
+        self.fills.append((tensor, fill))
+        return tensor
+
+    def table(self, name: str, rows: int, columns: int) -> Tensor:
+        """Make a table of vectors, [rows, columns], which may be the weight of the output layer as well."""
+        return self._whole(name, (rows, columns), "normal")
+
+    def vector(self, name: str, size: int, fill: Fill) -> Tensor:
+        """Make a vector."""
+        return self._whole(name, (size,), fill)
+
+    def _whole(self, name: str, shape: tuple[int, ...], fill: Fill) -> Tensor:
+        tensor = self.new(shape, fill)
+        columns = range(shape[1] if len(shape) > 1 else 1)
+        self.targets[name] = Target(shape, pieces=[Piece(tensor, range(shape[0]), columns)])
+        return tensor
+
+    def rotations(self, rope: RopeSpec, num_positions: int) -> Tensor:
+        """Make the table of rotations, once for all layers that turn alike."""
+        if rope not in self._rotations:
+            self._rotations[rope] = rope_table(rope, num_positions, self.device)
+        return self._rotations[rope]
+
+    def linear(
+        self,
+        parts: Iterable[tuple[str, int]],
+        num_inputs: int,
+        *,
+        bias: bool = False,
+        split: Split = None,
+        form: WeightForm | None = None,
+    ) -> Linear:
+        """Make one linear layer of the parts (checkpoint module, outputs) that lie one after the other in it.
+
+        Args:
+            parts: those of one fused module follow one another under its name.
+            split: how ranks share it. "out": each has its rows of each part, and its outputs. "in": each has its
+                columns, and the results are to be summed. None: each has all.
+            form: of its weight; None: the checkpoint's.
+
+        Raises:
+            ModelLoadError: the ranks cannot have equal shares.
+        """
+        parts, form = tuple(parts), form or self.form
+        modules = [module for module, _ in parts]
+        stored = zip(*(form.stored(outputs, num_inputs) for _, outputs in parts), strict=True)
+        tensors = {of_parts[0].suffix: self._join(modules, of_parts, split) for of_parts in stored}
+        vector = None
+        if bias and split == "in" and self.share.rank:
+            # The ranks' results are summed, so the first one alone adds the bias.
+            self.targets.update({f"{module}.bias": Target((outputs,)) for module, outputs in parts})
+        elif bias:
+            biases = [Stored("bias", (outputs,), out_dim=0, fill="zeros") for _, outputs in parts]
+            vector = self._join(modules, biases, split)
+        sizes: dict[str, int] = defaultdict(int)
+        for module, outputs in parts:
+            sizes[module] += outputs // (self.share.size if split == "out" else 1)
+        return self._linear(form.linear(tensors, vector, tuple(sizes.values()), self.ops))
+
+    def linear_of(self, weight: Tensor) -> Linear:
+        """Make a linear layer of a parameter that there is, [outputs, inputs]."""
+        return self._linear(DENSE.linear({"weight": weight}, None, (len(weight),), self.ops))
+
+    def _linear(self, layer: Linear) -> Linear:
+        self._linears.append(layer)
+        return layer
+
+    def _join(self, modules: Sequence[str], stored: Sequence[Stored], split: Split) -> Tensor:
+        """Make the parameter that one tensor of each part goes to, and note which bytes go where."""
+        first, dim = stored[0], stored[0].out_dim
+        if dim is None:
+            return self._stack(dict(zip(modules, stored, strict=True)), split)
+        boxes = [self._box(module, part, split) for module, part in zip(modules, stored, strict=True)]
+        lengths = [len(box[dim]) for box in boxes]
+        others = [len(boxes[0][at]) for at in range(len(first.shape)) if at != dim]
+        tensor = self.new((sum(lengths), *others), first.fill, first.dtype)
+        for module, part, box, rows in zip(modules, stored, boxes, torch.split(tensor, lengths), strict=True):
+            target = self.targets.setdefault(f"{module}.{part.suffix}", Target(part.shape, part.dtype))
+            if target.pieces:  # of a fused module: this part lies behind the others
+                begin, shape = target.shape[dim], list(target.shape)
+                box[dim] = range(begin + box[dim].start, begin + box[dim].stop)
+                shape[dim] += part.shape[dim]
+                target.shape = tuple(shape)
+            target.pieces.append(Piece(rows.movedim(0, dim), *box))
+        return tensor.movedim(0, dim)
+
+    def _stack(self, modules: Mapping[str, Stored], split: Split) -> Tensor:
+        """Make the parameter that one tensor of each module goes to, [modules, *shape]."""
+        boxes = [self._box(module, part, split) for module, part in modules.items()]
+        first = next(iter(modules.values()))
+        tensor = self.new((len(boxes), *map(len, boxes[0][: len(first.shape)])), first.fill, first.dtype)
+        for (module, part), box, row in zip(modules.items(), boxes, tensor, strict=True):
+            piece = Piece(row if part.shape else row[None], *box)
+            self.targets[f"{module}.{part.suffix}"] = Target(part.shape, part.dtype, [piece])
+        return tensor
+
+    def _box(self, module: str, part: Stored, split: Split) -> list[range]:
+        """The rows and columns of a part that this rank holds."""
+        box = [range(length) for length in (*part.shape, 1, 1)[:2]]
+        divided = part.out_dim if split == "out" else part.in_dim if split == "in" else None
+        if divided is not None:
+            box[divided] = self.share.of(part.shape[divided], f"{module}.{part.suffix}: {split}puts")
+        return box
+
+    def settle(self) -> None:
+        """Bring the loaded weights into the form that the device multiplies fastest; ends loading.
+
+        One layer at a time, and the places in the checkpoint are forgotten first, so that no weight is kept twice.
+        """
+        self._nbytes = self.nbytes
+        self.targets.clear()
+        self.fills.clear()
+        for layer in self._linears:
+            layer.settle()
