@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 STAMP := $(VENV)/.installed
-SOURCES := compose shared kernels services tests docs
+SOURCES := compose shared kernels services demo tests docs
 
 .PHONY: install check fix test compose-test lock bench docs up
 

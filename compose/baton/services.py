@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from baton.config import EngineConfig
+from baton.config import EngineConfig, demo_model_path
 from baton.errors import ConfigError
 from baton.logs import setup_logs
 from baton.messages import Leg
@@ -21,13 +21,6 @@ from baton.worker.settings import WorkerConfig
 
 DEMO_NAME = "baton-demo"
 ENGINE_PROCESS = "baton.engine_process"
-
-
-def demo_model_path() -> Path:
-    """Give the folder of the bundled demo model."""
-    import baton.demo
-
-    return Path(str(baton.demo.__file__)).parent / "model"
 
 
 def model_name(model: str | None, served: Sequence[str]) -> str:

@@ -24,11 +24,11 @@ from typing import Any
 
 import httpx
 
-from baton.config import EngineConfig
+from baton.config import EngineConfig, demo_model_path
 from baton.flags import as_arguments
 from baton.listener import bind_tcp
 from baton.redis_server import find_redis_server, server_command
-from baton.services import demo_model_path, model_name
+from baton.services import model_name
 from baton.supervisor import Child, ChildFailed, Supervisor
 from baton.try_chat import try_chat
 from baton.up_config import UpConfig

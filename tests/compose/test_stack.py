@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import httpx
 import openai
 import pytest
+from demo.words import FIRST_NAMES
 from tests.compose.stack import (
     ROUTER_IMAGE,
     WORKER_IMAGE,
@@ -23,7 +24,6 @@ from tests.compose.stack import (
 )
 from tests.processes import eventually
 
-from baton.demo.words import FIRST_NAMES
 from baton.llm import LLM, SamplingParams
 from baton.metrics import RouterMetrics
 

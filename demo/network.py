@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from demo.corpus import IGNORED
+from demo.tokenizer import MAX_LEN, VOCAB_SIZE
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from baton.demo.corpus import IGNORED
-from baton.demo.tokenizer import MAX_LEN, VOCAB_SIZE
 
 
 @dataclass(frozen=True)
