@@ -34,10 +34,12 @@ from rich.table import Table
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from baton.bench.fake_worker import FakeSettings, expected_tokens
+from baton.checkout import ROOT, import_from_checkout
 from baton.messages import ChoiceStart, Hello, Outputs, Start, decode_to_router, encode
 from baton.protocol import SamplingParams
 from baton.text import Tokenizer
+
+fake_worker = import_from_checkout("tests.fake_worker", asked_by="baton bench router")
 
 _FIRST_WORD, _VOCAB = 1, 95
 """The ASCII bytes of the tokenizer made here: every token has a text, so every token makes a chunk."""
@@ -125,11 +127,12 @@ def _measure_noise(core: int) -> dict[str, float]:
 @contextlib.asynccontextmanager
 async def _processes(model: Path, step_ms: float, core: int, others: set[int]) -> AsyncIterator[tuple[str, int, int]]:
     """Start a fake worker and a router; give the worker's endpoint, the router's port and its process id."""
-    settings = FakeSettings(
+    settings = fake_worker.FakeSettings(
         model_name=model.name, vocab_size=_VOCAB, first_word=_FIRST_WORD, step_ms=step_ms, prefill_rate=0.0
     )
     worker = subprocess.Popen(
-        [sys.executable, "-m", "baton.bench.fake_worker", msgspec.json.encode(settings).decode()],
+        [sys.executable, "-m", fake_worker.__name__, msgspec.json.encode(settings).decode()],
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -300,7 +303,7 @@ async def _measure_streams(
     timings = await asyncio.gather(*tasks)
     in_window = sum(sum(began <= at < ended for at in timing.token_times) for timing in timings)
     tokenizer = Tokenizer(model)
-    settings = FakeSettings(vocab_size=_VOCAB, first_word=_FIRST_WORD)
+    settings = fake_worker.FakeSettings(vocab_size=_VOCAB, first_word=_FIRST_WORD)
     wrong = sum(
         _text_of(bytes(timing.body)) != _expected_text(tokenizer, prompt, num_tokens, settings)
         for timing, prompt in zip(timings, prompts, strict=True)
@@ -333,9 +336,11 @@ def _text_of(body: bytes) -> str:
     return text
 
 
-def _expected_text(tokenizer: Tokenizer, prompt: Sequence[int], num_tokens: int, settings: FakeSettings) -> str:
+def _expected_text(tokenizer: Tokenizer, prompt: Sequence[int], num_tokens: int, settings: Any) -> str:
     stream = tokenizer.new_stream(prompt)
-    return "".join(map(stream.push, expected_tokens(prompt, num_tokens, settings=settings))) + stream.flush()
+    return (
+        "".join(map(stream.push, fake_worker.expected_tokens(prompt, num_tokens, settings=settings))) + stream.flush()
+    )
 
 
 async def _measure_requests(endpoint: str, port: int, pid: int, rate: float, seconds: float) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Its tokens are a function of the prompt, the choice and the position, so any fake worker goes on where another one died,
 and a reader can tell every wrong, lost or repeated token. One thread, one loop: receive, step, send.
 
-    python -m baton.bench.fake_worker '{"worker_id": "d0", "legs": ["decode"], "control": "tcp://127.0.0.1:5701"}'
+    python -m tests.fake_worker '{"worker_id": "d0", "legs": ["decode"], "control": "tcp://127.0.0.1:5701"}'
 """
 
 from __future__ import annotations
