@@ -7,6 +7,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
 import openai
@@ -103,7 +104,7 @@ def test_sizes_of_the_images(stack: Stack) -> None:
 def test_the_sdk_is_served_through_the_published_port(stack: Stack) -> None:
     client = stack.client()
     assert [model.id for model in client.models.list()] == ["baton-demo"]
-    chunks = client.chat.completions.create(model="baton-demo", messages=QUESTION, temperature=0, stream=True)
+    chunks: Any = client.chat.completions.create(model="baton-demo", messages=QUESTION, temperature=0, stream=True)
     assert "Paris" in "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     with pytest.raises(openai.AuthenticationError):
         client.with_options(api_key="wrong-key").models.list()
@@ -130,7 +131,8 @@ def test_scaled_workers_register_themselves_and_take_traffic(stack: Stack) -> No
         )
         for worker in workers_of(answer.headers["x-baton-route"]):
             seen.setdefault(worker, time.time())
-        async for _ in answer.parse():
+        events: Any = answer.parse()
+        async for _ in events:
             pass
 
     async def ask_many() -> None:
@@ -202,12 +204,9 @@ def run_under(stack: Stack, wanted: list[str], disturb: Callable[[], None]) -> N
 
         async def one(client: openai.AsyncOpenAI, i: int) -> str:
             text = ""
-            chunks = await client.chat.completions.create(
-                model="baton-demo",
-                messages=conversation(i),
-                max_tokens=NUM_TOKENS,
-                stream=True,
-                **drawn(i),  # type: ignore[arg-type]
+            create: Any = client.chat.completions.create
+            chunks = await create(
+                model="baton-demo", messages=conversation(i), max_tokens=NUM_TOKENS, stream=True, **drawn(i)
             )
             async for chunk in chunks:
                 text += chunk.choices[0].delta.content or ""

@@ -56,7 +56,9 @@ def test_on_a_terminal_it_goes_on_until_interrupted_whatever_the_router_does(tmp
         with router_cluster(tmp_path, [{"worker_id": "d0", "legs": ["decode"]}]) as made:
             process = subprocess.Popen(
                 [sys.executable, "-m", "baton.cli", "top", "--interval", "0.1", "--url", made.url],
-                **dict.fromkeys(("stdin", "stdout", "stderr"), side),
+                stdin=side,
+                stdout=side,
+                stderr=side,
                 env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "30"},
                 # as from a terminal: what a shell starts in the background ignores the interrupt, and so do its children
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
