@@ -177,7 +177,7 @@ def test_prometheus_finds_every_container_and_every_series(stack: Stack) -> None
 
 @pytest.fixture(scope="module")
 def wanted() -> list[str]:
-    """Give what the offline LLM answers to every stream's question."""
+    """Return what the offline LLM answers to every stream's question."""
     llm = LLM(use_tqdm=False)
     outputs = llm.chat(
         [conversation(i) for i in range(NUM_STREAMS)],
@@ -192,7 +192,7 @@ def conversation(i: int) -> list[dict[str, str]]:
 
 
 def drawn(i: int) -> dict[str, float | int]:
-    """Give how a stream's tokens are chosen: one half the likeliest, the other drawn from a seed."""
+    """Return how a stream's tokens are chosen: one half the likeliest, the other drawn from a seed."""
     return {"temperature": 1.0, "seed": i} if i % 2 else {"temperature": 0.0}
 
 
@@ -228,7 +228,7 @@ def run_under(stack: Stack, wanted: list[str], disturb: Callable[[], None]) -> N
 
 
 def busiest(stack: Stack, service: str) -> Container:
-    """Give the container of a service with the most requests in flight."""
+    """Return the container of a service with the most requests in flight."""
     headers = {"authorization": f"Bearer {stack.api_key()}"}
     workers = httpx.get(f"{stack.url}/debug/workers", headers=headers, timeout=10).json()["workers"]
     loads = {worker["http"]: worker["in_flight"] for worker in workers}
