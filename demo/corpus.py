@@ -57,7 +57,7 @@ class Batch:
     documents: npt.NDArray[np.int32]
 
     def place(self, row: int, start: int, number: int, document: Document) -> int:
-        """Write a document into a row and give the place after it."""
+        """Write a document into a row and return the place after it."""
         end = start + len(document.ids)
         self.tokens[row, start:end] = document.ids
         self.documents[row, start:end] = number

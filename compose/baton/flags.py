@@ -52,7 +52,7 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def as_arguments(settings: Any) -> list[str]:
-    """Give the flags that make these settings again; fields at their defaults are left out."""
+    """Return the flags that make these settings again; fields at their defaults are left out."""
     arguments: list[str] = []
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
@@ -134,7 +134,7 @@ def _read_value(variable: str, file: str) -> str:
 
 
 def _value(field: dataclasses.Field[Any], given: Any) -> Any:
-    """Give what a dataclass takes for what click gave: lists are its tuples, and no list is the default."""
+    """Return what a dataclass takes for what click gave: lists are its tuples, and no list is the default."""
     if isinstance(field.default, tuple):
         return tuple(given) if given else field.default
     return given

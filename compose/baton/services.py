@@ -24,7 +24,7 @@ ENGINE_PROCESS = "baton.engine_process"
 
 
 def model_name(model: str | None, served: Sequence[str]) -> str:
-    """Give the name by which clients call a model: as told, or the folder's, or the hub id."""
+    """Return the name by which clients call a model: as told, or the folder's, or the hub id."""
     if served:
         return served[0]
     if model is None:
@@ -33,7 +33,7 @@ def model_name(model: str | None, served: Sequence[str]) -> str:
 
 
 def own_address() -> str:
-    """Give the address of this machine's name: in a container, the one by which others on its network reach it.
+    """Return the address of this machine's name: in a container, the one by which others on its network reach it.
 
     Raises:
         ConfigError: the name has none, or only that of the loopback.
@@ -59,7 +59,7 @@ def run_router(config: RouterConfig) -> None:
 
 
 def run_worker(engine: EngineConfig, worker: WorkerConfig, legs: Sequence[Leg]) -> int:
-    """Run a worker's face, which starts its engine process; give the exit status."""
+    """Run a worker's face, which starts its engine process; return the exit status."""
     from baton.worker.face import Face, run_face
 
     if worker.host == "auto":

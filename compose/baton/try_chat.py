@@ -29,7 +29,7 @@ _MOVED = re.compile(r"^baton:kv_transfer_bytes_total(?:\{[^}]*\})? (\S+)$", re.M
 
 
 async def try_chat(client: httpx.AsyncClient, url: str, model: str, worker_urls: Sequence[str]) -> int:
-    """Ask, and print; give 0 if an answer came whole."""
+    """Ask, and print; return 0 if an answer came whole."""
     moved_before = await _moved_nbytes(client, worker_urls)
     body = {
         "model": model,

@@ -53,7 +53,7 @@ def network() -> Any:
 
 
 def say(network: Any, tokenizer: Any, ids: list[int], max_len: int = 48) -> str:
-    """Give the greedy continuation, markers included."""
+    """Return the greedy continuation, markers included."""
     import torch
 
     with torch.inference_mode():

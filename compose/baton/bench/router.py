@@ -80,7 +80,7 @@ def run(
     rate: float = 200.0,
     json_file: Path | None = None,
 ) -> dict[str, Any]:
-    """Measure both parts, print the table, write it as JSON if asked; give the figures."""
+    """Measure both parts, print the table, write it as JSON if asked; return the figures."""
     with contextlib.suppress(ImportError):
         import uvloop
 
@@ -109,7 +109,7 @@ async def _run(streams: int, step_ms: float, seconds: float, rate: float) -> dic
 
 
 def _measure_noise(core: int) -> dict[str, float]:
-    """Give what the machine itself adds on the router's core before anything runs: how late a sleep of 1 ms ends."""
+    """Return what the machine itself adds on the router's core before anything runs: how late a sleep of 1 ms ends."""
     program = (
         f"import os, time; os.sched_setaffinity(0, {{{core}}}); late = []\n"
         "for _ in range(1500):\n"
@@ -126,7 +126,7 @@ def _measure_noise(core: int) -> dict[str, float]:
 
 @contextlib.asynccontextmanager
 async def _processes(model: Path, step_ms: float, core: int, others: set[int]) -> AsyncIterator[tuple[str, int, int]]:
-    """Start a fake worker and a router; give the worker's endpoint, the router's port and its process id."""
+    """Start a fake worker and a router; return the worker's endpoint, the router's port and its process id."""
     settings = fake_worker.FakeSettings(
         model_name=model.name, vocab_size=_VOCAB, first_word=_FIRST_WORD, step_ms=step_ms, prefill_rate=0.0
     )
@@ -327,7 +327,7 @@ async def _measure_streams(
 
 
 def _text_of(body: bytes) -> str:
-    """Give the text that a stream carried."""
+    """Return the text that a stream carried."""
     text = ""
     for line in body.split(b"\n"):
         if line.startswith(b'data: {"id"'):
