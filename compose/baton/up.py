@@ -25,7 +25,7 @@ from typing import Any
 import httpx
 
 from baton.config import EngineConfig, demo_model_path
-from baton.flags import as_arguments
+from baton.flags import as_arguments, to_flags
 from baton.listener import bind_tcp
 from baton.redis_server import find_redis_server, server_command
 from baton.services import model_name
@@ -72,27 +72,25 @@ def make_plan(config: UpConfig, engine: EngineConfig, folder: str) -> Plan:
     workers, urls, controls = [], [], []
     legs = [("prefill", i) for i in range(num_prefill)] + [("decode", i) for i in range(config.decode)]
     for (leg, number), (placed, environment) in zip(legs, placements, strict=True):
-        port, control = ports.pop(), ports.pop()
-        flags = ["--worker-id", f"{leg}-{number}", "--port", str(port), "--control-port", str(control)]
-        flags += ["--served-model-name", name, "--drain-s", str(config.drain_s)]
-        workers.append(
-            Child(
-                f"{leg}-{number}",
-                _baton(leg, *as_arguments(placed), *flags),
-                {**secret_settings, **environment},
-                stop_s=config.drain_s + 30,
-            )
+        worker_id, port, control = f"{leg}-{number}", ports.pop(), ports.pop()
+        flags = to_flags(
+            worker_id=worker_id, port=port, control_port=control, served_model_name=name, drain_s=config.drain_s
         )
+        command = _baton(leg, *as_arguments(placed), *flags)
+        workers.append(Child(worker_id, command, {**secret_settings, **environment}, stop_s=config.drain_s + 30))
         urls.append(f"http://127.0.0.1:{port}")
         controls.append(f"tcp://127.0.0.1:{control}")
-    flags = ["--model", model, "--host", config.host, "--port", str(config.port), "--path", config.path]
-    flags += [part for served in config.served_model_name or (name,) for part in ("--served-model-name", served)]
-    flags += ["--drain-s", str(config.drain_s)]
-    for setting_name in ("tokenizer", "revision"):
-        value = getattr(engine, setting_name)
-        flags += [f"--{setting_name}", value] if value else []
-    # Without Redis the router is told where its workers are.
-    flags += [] if redis_url else [part for c in controls for part in ("--worker", c)]
+    flags = to_flags(
+        model=model,
+        host=config.host,
+        port=config.port,
+        path=config.path,
+        served_model_name=config.served_model_name or (name,),
+        drain_s=config.drain_s,
+        tokenizer=engine.tokenizer,
+        revision=engine.revision,
+        worker=() if redis_url else tuple(controls),  # without Redis the router is told where its workers are
+    )
     if config.api_key:
         secret_settings = {**secret_settings, "BATON_API_KEY": " ".join(config.api_key)}
     router = Child("router", _baton("router", *flags), secret_settings, stop_s=config.drain_s + 10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -31,8 +32,9 @@ def children(process: BatonProcess) -> dict[str, int]:
     pid = process.process.pid
     found = {}
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
-        found[(words[3] if b"baton.cli" in words else b"redis").decode()] = int(child)
+        with contextlib.suppress(FileNotFoundError, IndexError):  # it has ended meanwhile
+            words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+            found[(words[3] if b"baton.cli" in words else b"redis").decode()] = int(child)
     return found
 
 
