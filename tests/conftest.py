@@ -6,11 +6,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 from tests.tiny_models import save_tiny
 
 if TYPE_CHECKING:
     from tests.cluster import Cluster
+
+
+# Neither an example nor the drawing of examples is late on a machine that is merely slow.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 
 class NamesFailures:
