@@ -18,7 +18,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,14 +61,17 @@ def make_plan(config: UpConfig, engine: EngineConfig, folder: str) -> Plan:
     name = model_name(engine.model, config.served_model_name)
     model = engine.model or str(demo_model_path())
     engine = dataclasses.replace(engine, model=model)
-    num_prefill = _num_prefill(config, engine)
+    gpus = [] if engine.device == "cpu" else _gpus()
+    num_prefill = config.prefill
+    if num_prefill is None:
+        num_prefill = 1 if not gpus or len(gpus) > config.decode else 0
     ports = _free_ports(2 * (num_prefill + config.decode) + 1)
     redis, redis_url, notice = _plan_redis(config, ports.pop(), folder)
     # Given, so that a worker started beside these can share their caches; else one that nobody knows.
     secret_settings = {"BATON_CACHE_KEY": os.environ.get("BATON_CACHE_KEY") or secrets.token_hex(16)}
     # Not a flag: it may hold a password, and a process's arguments can be read by others.
     secret_settings |= {"BATON_REDIS_URL": redis_url} if redis_url else {}
-    placements = _place(engine, num_prefill + config.decode)
+    placements = _place(engine, num_prefill + config.decode, gpus)
     workers, urls, controls = [], [], []
     legs = [("prefill", i) for i in range(num_prefill)] + [("decode", i) for i in range(config.decode)]
     for (leg, number), (placed, environment) in zip(legs, placements, strict=True):
@@ -196,16 +199,8 @@ def _plan_redis(config: UpConfig, port: int, folder: str) -> tuple[Child | None,
     return child, url, f"Redis: {url}"
 
 
-def _num_prefill(config: UpConfig, engine: EngineConfig) -> int:
-    if config.prefill is not None:
-        return config.prefill
-    gpus = [] if engine.device == "cpu" else _gpus()
-    return 1 if not gpus or len(gpus) > config.decode else 0
-
-
-def _place(engine: EngineConfig, num_workers: int) -> list[tuple[EngineConfig, Mapping[str, str]]]:
+def _place(engine: EngineConfig, num_workers: int, gpus: Sequence[str]) -> list[tuple[EngineConfig, Mapping[str, str]]]:
     """Spread workers over the GPUs there are; on a CPU, the cores over the workers."""
-    gpus = [] if engine.device == "cpu" else _gpus()
     if not gpus:
         threads = str(max(1, (os.cpu_count() or 1) // num_workers))
         own = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": threads}
@@ -217,7 +212,7 @@ def _place(engine: EngineConfig, num_workers: int) -> list[tuple[EngineConfig, M
 
 
 def _gpus() -> list[str]:
-    """Name the GPUs that we may use; without loading torch."""
+    """The GPUs that we may use, found without loading torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name for name in visible.split(",") if name]

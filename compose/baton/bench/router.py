@@ -42,7 +42,7 @@ from baton.text import Tokenizer
 fake_worker = import_from_checkout("tests.fake_worker", asked_by="baton bench router")
 
 _FIRST_WORD, _VOCAB = 1, 95
-"""The ASCII bytes of the tokenizer made here: every token has a text, so every token makes a chunk."""
+"""The ASCII bytes of the tokenizer made here: every token has a text, so every token makes an event."""
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 

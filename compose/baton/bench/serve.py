@@ -154,13 +154,13 @@ async def _read(answer: httpx.Response, outcome: Outcome, sent_at: float) -> Non
     async for line in answer.aiter_lines():
         if not line.startswith("data: ") or line == "data: [DONE]":
             continue
-        chunk = json.loads(line[6:])
-        if "error" in chunk:
-            outcome.error = str(chunk["error"])
+        event = json.loads(line[6:])
+        if "error" in event:
+            outcome.error = str(event["error"])
             return
-        if chunk.get("usage"):
-            outcome.num_tokens = chunk["usage"]["completion_tokens"]
-        if chunk["choices"]:
+        if event.get("usage"):
+            outcome.num_tokens = event["usage"]["completion_tokens"]
+        if event["choices"]:
             times.append(time.perf_counter())
     outcome.total_s = time.perf_counter() - sent_at
     if times:
