@@ -42,7 +42,7 @@ CHART_OWNS = frozenset(
 
 
 def outputs() -> Iterator[tuple[Path, str]]:
-    """Give each file with what it has to hold."""
+    """Return each file with what it has to hold."""
     for page in PAGES:
         yield ROOT / page, fill_tables((ROOT / page).read_text())
     schema = CHART / "values.schema.json"
@@ -54,7 +54,7 @@ def outputs() -> Iterator[tuple[Path, str]]:
 
 
 def fill_tables(page: str) -> str:
-    """Give a page with its tables made anew."""
+    """Return a page with its tables made anew."""
     return _TABLE.sub(lambda match: f"{match[1]}{_table(match['what'])}\n{match[3]}", page)
 
 
@@ -73,7 +73,7 @@ _SETTINGS: dict[str, Any] = {
 
 
 def flags_table(name: str) -> str:
-    """Give a table of a command's flags."""
+    """Return a table of a command's flags."""
     rows = []
     hints = get_type_hints(_SETTINGS[name])
     for field in dataclasses.fields(_SETTINGS[name]):
@@ -84,20 +84,20 @@ def flags_table(name: str) -> str:
 
 
 def _help(field: dataclasses.Field[Any], hint: Any) -> str:
-    """Give a field's help, with its choices if that does not name them."""
+    """Return a field's help, with its choices if that does not name them."""
     text: str = field.metadata["help"]
     choices = get_args(hint) if get_origin(hint) is Literal else ()
     return text if all(choice in text for choice in choices) else f"{text} ({', '.join(choices)})"
 
 
 def settings_table(name: str) -> str:
-    """Give a table of settings that are no flags."""
+    """Return a table of settings that are no flags."""
     fields = dataclasses.fields(_SETTINGS[name])
     return _rows(("setting", "default", ""), [(f"`{f.name}`", _default(f.default), f.metadata["help"]) for f in fields])
 
 
 def metrics_table(name: str, *prefixes: str) -> str:
-    """Give a table of what a router or a worker counts; of the series that begin so, if prefixes are given."""
+    """Return a table of what a router or a worker counts; of the series that begin so, if prefixes are given."""
     registry = {"router": RouterMetrics, "worker": WorkerMetrics}[name]("m").registry
     families = list(registry.collect())
     also = {family.name.replace("vllm:", "baton:") for family in families if family.name.startswith("vllm:")}
@@ -137,7 +137,7 @@ def _default(value: Any) -> str:
 
 
 def fill_schema(schema: str) -> str:
-    """Give the chart's schema with the flags of each role made anew."""
+    """Return the chart's schema with the flags of each role made anew."""
     whole = json.loads(schema)
     worker = _properties(EngineConfig) | _properties(WorkerConfig)
     also_prefill = {"also-prefill": {"type": "boolean", "description": "serve prompts for other decode workers too"}}
@@ -176,7 +176,7 @@ def _json_type(hint: Any) -> dict[str, Any]:
 
 
 def base_manifests() -> Iterator[tuple[Path, str]]:
-    """Give the files of the kustomize base: the chart's templates, rendered with its defaults."""
+    """Return the files of the kustomize base: the chart's templates, rendered with its defaults."""
     from helm_python import Chart
 
     with Chart.load(CHART) as chart:
@@ -201,7 +201,7 @@ def stale() -> list[Path]:
 
 
 def main() -> int:
-    """Write the files, or with --check name the stale ones; give the exit status."""
+    """Write the files, or with --check name the stale ones; return the exit status."""
     if sys.argv[1:] == ["--check"]:
         for path in (found := stale()):
             print(f"{path.relative_to(ROOT)} is stale: run `make docs`", file=sys.stderr)

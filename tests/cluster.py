@@ -18,7 +18,7 @@ from typing import Any
 import openai
 import torch
 import transformers
-from tests.processes import BatonProcess, assert_quiet, eventually, free_ports, start_worker
+from tests.processes import HANG_S, BatonProcess, assert_quiet, eventually, free_ports, start_worker
 from tests.router.tokenizer_folder import make_tokenizer_folder
 
 from baton.llm import LLM, RequestOutput, SamplingParams
@@ -186,14 +186,16 @@ class Cluster:
 
     def client(self, router: str, **settings: Any) -> openai.OpenAI:
         return openai.OpenAI(
-            base_url=f"{self.routers[router].url}/v1", api_key="none", max_retries=0, timeout=60, **settings
+            base_url=f"{self.routers[router].url}/v1", api_key="none", max_retries=0, timeout=HANG_S, **settings
         )
 
     def async_client(self, router: str) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(base_url=f"{self.routers[router].url}/v1", api_key="none", max_retries=0, timeout=60)
+        return openai.AsyncOpenAI(
+            base_url=f"{self.routers[router].url}/v1", api_key="none", max_retries=0, timeout=HANG_S
+        )
 
     def complete(self, router: str, prompt: list[int], **settings: Any) -> list[Answer]:
-        """Ask for a whole completion of token ids; give its choices."""
+        """Ask for a whole completion of token ids; return its choices."""
         return [
             Answer(list((choice.model_extra or {})["token_ids"]), choice.text, choice.finish_reason)
             for choice in self.completion(router, prompt, **settings).choices
@@ -204,7 +206,7 @@ class Cluster:
         return self.client(router).completions.create(model=MODEL, prompt=prompt, extra_body=extra, **known)
 
     def offline(self, prompts: list[list[int]], params: SamplingParams | list[SamplingParams]) -> list[list[Answer]]:
-        """Give what the offline LLM answers; nothing of it is cached from one call to the next."""
+        """Return what the offline LLM answers; nothing of it is cached from one call to the next."""
         return [
             [Answer(choice.token_ids, choice.text, choice.finish_reason) for choice in output.outputs]
             for output in self.offline_outputs(prompts, params)
@@ -213,7 +215,7 @@ class Cluster:
     def offline_outputs(
         self, prompts: list[list[int]], params: SamplingParams | list[SamplingParams]
     ) -> list[RequestOutput]:
-        """Give the same, whole, log-probabilities included."""
+        """The same, whole, log-probabilities included."""
         if self._offline is None:
             self._offline = LLM(
                 str(self.model), use_tqdm=False, kv_cache_memory_bytes=64 * 2**20, enable_prefix_caching=False
@@ -247,7 +249,7 @@ def stream_all(cluster: Cluster, router: str, prompts: list[list[int]], **settin
 
 
 def prompt_of(seed: int, length: int) -> list[int]:
-    """Give a prompt of ordinary token ids, another for each seed."""
+    """Return a prompt of ordinary token ids, another for each seed."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(5, 250, (length,), generator=generator).tolist()
 

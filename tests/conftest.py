@@ -1,4 +1,4 @@
-"""What tests of several folders share."""
+"""What tests of several folders share, and failures named as they happen."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 from tests.tiny_models import save_tiny
 
@@ -13,9 +14,37 @@ if TYPE_CHECKING:
     from tests.cluster import Cluster
 
 
+# Neither an example nor the drawing of examples is late on a machine that is merely slow.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
+
+
+class NamesFailures:
+    """Names each failure at once; pytest does so at the end of the run, which a hang never reaches."""
+
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self._terminal = terminal
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            reason = (crash.message if crash else str(report.longrepr)).partition("\n")[0]
+            self._terminal.ensure_newline()
+            self._terminal.write_line(f"FAILED {report.nodeid} ({report.when}, {report.duration:.0f} s): {reason}")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    terminal = session.config.pluginmanager.getplugin("terminalreporter")
+    if terminal is not None:  # a worker of xdist has none
+        session.config.pluginmanager.register(NamesFailures(terminal))
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Give the folder of a family's tiny checkpoint; to be read only."""
+    """Return the folder of a family's tiny checkpoint; to be read only."""
     made: dict[str, Path] = {}
 
     def checkpoint(family: str) -> Path:

@@ -72,7 +72,7 @@ class EngineProcess:
             self._loop.drain()
 
     def run(self) -> int:
-        """Serve; give the exit status."""
+        """Serve; return the exit status."""
         try:
             engine = Engine.load(EngineConfig(**self._assignment.engine), cache_key=self._config.cache_key.encode())
             engine.scheduler.max_prefill_chunk = self._config.max_prefill_chunk
@@ -200,7 +200,7 @@ def _warm_up(engine: Engine) -> None:
 
 
 def _memory(engine: Engine, config: TransferConfig, *, is_read: bool) -> BlockMemory:
-    """Give the KV cache as transfers see it; on a CPU one that is read by others moves to where they can map it."""
+    """Return the KV cache as transfers see it; on a CPU one that is read by others moves to where they can map it."""
     runner = engine.runner
     if runner.kv.is_cuda:
         return DeviceMemory(CudaCopies(runner.kv), frame_nbytes=config.frame_nbytes)
@@ -212,7 +212,7 @@ def _memory(engine: Engine, config: TransferConfig, *, is_read: bool) -> BlockMe
 
 
 def _host_transports(memory: BlockMemory, *, listens: bool) -> tuple[Transport, ...]:
-    """Give the ways between processes of one host, the fastest first."""
+    """Return the ways between processes of one host, the fastest first."""
     fd = memory.fd if isinstance(memory, HostMemory) else None
     return (IpcTransport(),) if listens and fd is None else (ShmTransport(fd), IpcTransport())
 

@@ -52,19 +52,21 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def as_arguments(settings: Any) -> list[str]:
-    """Give the flags that make these settings again; fields at their defaults are left out."""
+    """Flags that make these settings again; fields at their defaults are left out."""
+    fields = dataclasses.fields(settings)
+    return to_flags(**{f.name: value for f in fields if (value := getattr(settings, f.name)) != f.default})
+
+
+def to_flags(**values: Any) -> list[str]:
+    """Flags with these values: a tuple's entries one by one; None is left out."""
     arguments: list[str] = []
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if value == field.default:
-            continue
-        flag = f"--{field.name.replace('_', '-')}"
+    for name, value in values.items():
+        flag = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):
             arguments.append(flag if value else f"--no-{flag[2:]}")
-        elif isinstance(value, tuple):
-            arguments += [part for entry in value for part in (flag, str(entry))]
-        else:
-            arguments += [flag, str(value)]
+        elif value is not None:
+            entries = value if isinstance(value, tuple) else (value,)
+            arguments += [part for entry in entries for part in (flag, str(entry))]
     return arguments
 
 
@@ -134,7 +136,7 @@ def _read_value(variable: str, file: str) -> str:
 
 
 def _value(field: dataclasses.Field[Any], given: Any) -> Any:
-    """Give what a dataclass takes for what click gave: lists are its tuples, and no list is the default."""
+    """Return what a dataclass takes for what click gave: lists are its tuples, and no list is the default."""
     if isinstance(field.default, tuple):
         return tuple(given) if given else field.default
     return given

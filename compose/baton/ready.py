@@ -9,7 +9,7 @@ import sys
 
 
 def main() -> int:
-    """Give 0 if it is ready; else say what it answers, and give 1."""
+    """Return 0 if it is ready; else say what it answers, and return 1."""
     host = os.environ.get("BATON_HOST", "127.0.0.1")
     host = {"auto": socket.gethostname(), "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     try:

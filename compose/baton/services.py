@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from baton.config import EngineConfig
+from baton.config import EngineConfig, demo_model_path
 from baton.errors import ConfigError
 from baton.logs import setup_logs
 from baton.messages import Leg
@@ -23,15 +23,8 @@ DEMO_NAME = "baton-demo"
 ENGINE_PROCESS = "baton.engine_process"
 
 
-def demo_model_path() -> Path:
-    """Give the folder of the bundled demo model."""
-    import baton.demo
-
-    return Path(str(baton.demo.__file__)).parent / "model"
-
-
 def model_name(model: str | None, served: Sequence[str]) -> str:
-    """Give the name by which clients call a model: as told, or the folder's, or the hub id."""
+    """Return the name by which clients call a model: as told, or the folder's, or the hub id."""
     if served:
         return served[0]
     if model is None:
@@ -40,7 +33,7 @@ def model_name(model: str | None, served: Sequence[str]) -> str:
 
 
 def own_address() -> str:
-    """Give the address of this machine's name: in a container, the one by which others on its network reach it.
+    """Return the address of this machine's name: in a container, the one by which others on its network reach it.
 
     Raises:
         ConfigError: the name has none, or only that of the loopback.
@@ -66,7 +59,7 @@ def run_router(config: RouterConfig) -> None:
 
 
 def run_worker(engine: EngineConfig, worker: WorkerConfig, legs: Sequence[Leg]) -> int:
-    """Run a worker's face, which starts its engine process; give the exit status."""
+    """Run a worker's face, which starts its engine process; return the exit status."""
     from baton.worker.face import Face, run_face
 
     if worker.host == "auto":

@@ -1,4 +1,4 @@
-"""Keep child processes: one log view with coloured prefixes, restarts with back-off, an ordered end."""
+"""The processes of `baton up`: one log view with coloured prefixes, each kept running, an ordered end."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0)
-STABLE_S = 30.0
-"""After so long a start counts as good."""
+from baton.keeper import keep
+
 WRONG_CONFIG = 2
 """The status of a child that a restart would not help."""
 _COLOURS = (36, 33, 35, 32, 34, 31)
@@ -35,8 +33,7 @@ class Child:
     stop_s: float = 60.0
     """How long it may take to end after SIGTERM."""
     process: asyncio.subprocess.Process | None = None
-    is_stopping: bool = False
-    num_restarts: int = 0
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
 
 
@@ -57,7 +54,7 @@ class Supervisor:
 
     async def stop(self, child: Child) -> None:
         """End a child: SIGTERM, and SIGKILL if that does not help."""
-        child.is_stopping = True
+        child.stopping.set()
         process = child.process
         if process is not None and process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
@@ -74,7 +71,7 @@ class Supervisor:
     def kill_all(self) -> None:
         """End every child at once."""
         for child in self._children:
-            child.is_stopping = True
+            child.stopping.set()
             kill(child)
 
     def say(self, name: str, line: str) -> None:
@@ -88,26 +85,21 @@ class Supervisor:
         print(f"{prefix} {line}", file=sys.stderr, flush=True)
 
     async def _keep(self, child: Child) -> None:
-        num_failures = 0
-        while not child.is_stopping:
-            started_at = time.monotonic()
-            try:
-                status = await self._run(child)
-            except OSError as error:
-                self._fail(f"{child.name} cannot be started: {error}")
-                return
-            if child.is_stopping:
-                return
-            if status == WRONG_CONFIG:
-                self._fail(f"{child.name} cannot run as it is configured; see its last line above.")
-                return
-            if time.monotonic() - started_at > STABLE_S:
-                num_failures = 0
-            delay_s = BACKOFF_S[min(num_failures, len(BACKOFF_S) - 1)]
-            num_failures += 1
-            child.num_restarts += 1
+        def on_death(status: int, delay_s: float) -> None:
             self.say("up", f"{child.name} ended with status {status}; it starts again in {delay_s:g} s")
-            await asyncio.sleep(delay_s)
+
+        try:
+            status = await keep(
+                lambda: self._run(child),
+                until=child.stopping,
+                is_last=lambda status: status == WRONG_CONFIG,
+                on_death=on_death,
+            )
+        except OSError as error:
+            self._fail(f"{child.name} cannot be started: {error}")
+            return
+        if status == WRONG_CONFIG and not child.stopping.is_set():
+            self._fail(f"{child.name} cannot run as it is configured; see its last line above.")
 
     async def _run(self, child: Child) -> int:
         process = child.process = await asyncio.create_subprocess_exec(
@@ -144,7 +136,7 @@ def kill(child: Child) -> None:
 
 
 def _readable(line: str) -> str:
-    """Give a log line of ours, which is JSON where no terminal is, as people read it."""
+    """A log line of ours, which is JSON where no terminal is, as people read it."""
     if not line.startswith("{"):
         return line
     try:

@@ -53,7 +53,7 @@ class Readings:
         )
 
     def buckets(self, name: str) -> list[tuple[float, float]]:
-        """Give a histogram's upper edges and how many values were at most that."""
+        """Return a histogram's upper edges and how many values were at most that."""
         samples = self._samples.get(f"{name}_bucket", ())
         return sorted((float(labels["le"]), value) for labels, value in samples)
 
@@ -249,7 +249,7 @@ def _workers(before: Snapshot, now: Snapshot) -> RenderableType:
 
 
 def _speeds(incarnation: str, before: Snapshot, now: Snapshot) -> list[str]:
-    """Give a worker's cells that need its /metrics; dashes where they cannot be reached."""
+    """Return a worker's cells that need its /metrics; dashes where they cannot be reached."""
     new = now.of_worker.get(incarnation)
     if new is None:
         return ["–"] * _TOLD_BY_WORKER
@@ -299,7 +299,7 @@ def quantile(buckets: Sequence[tuple[float, float]], q: float) -> float | None:
 
 
 def _between(old: Sequence[tuple[float, float]], new: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Give what buckets got since; all of it if they began anew."""
+    """Return what buckets got since; all of it if they began anew."""
     if len(old) != len(new) or any(n < o for (_, o), (_, n) in zip(old, new, strict=True)):
         return list(new)
     return [(edge, n - o) for (edge, n), (_, o) in zip(new, old, strict=True)]

@@ -29,7 +29,7 @@ _MOVED = re.compile(r"^baton:kv_transfer_bytes_total(?:\{[^}]*\})? (\S+)$", re.M
 
 
 async def try_chat(client: httpx.AsyncClient, url: str, model: str, worker_urls: Sequence[str]) -> int:
-    """Ask, and print; give 0 if an answer came whole."""
+    """Ask, and print; return 0 if an answer came whole."""
     moved_before = await _moved_nbytes(client, worker_urls)
     body = {
         "model": model,
@@ -51,12 +51,12 @@ async def try_chat(client: httpx.AsyncClient, url: str, model: str, worker_urls:
             return 1
         route = answer.headers.get("x-baton-route")
         request_id = answer.headers.get("x-request-id")
-        async for chunk in _chunks(answer):
-            if "error" in chunk:
-                print(f"\nbaton: {chunk['error']}", file=sys.stderr)
+        async for event in _events(answer):
+            if "error" in event:
+                print(f"\nbaton: {event['error']}", file=sys.stderr)
                 return 1
-            usage = chunk.get("usage") or usage
-            for choice in chunk.get("choices", ()):
+            usage = event.get("usage") or usage
+            for choice in event.get("choices", ()):
                 piece = choice.get("delta", {}).get("content")
                 if piece:
                     # the name with the first piece, so that no worker's log line comes between
@@ -73,7 +73,7 @@ async def try_chat(client: httpx.AsyncClient, url: str, model: str, worker_urls:
     return 0 if finish_reason and times else 1
 
 
-async def _chunks(answer: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+async def _events(answer: httpx.Response) -> AsyncIterator[dict[str, Any]]:
     async for line in answer.aiter_lines():
         if line.startswith("data: ") and line != "data: [DONE]":
             yield json.loads(line[6:])

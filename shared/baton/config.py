@@ -7,6 +7,7 @@ back here. The environment is not read here.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from baton.errors import ConfigError
@@ -15,6 +16,11 @@ from baton.errors import ConfigError
 def setting(default: Any, help_text: str) -> Any:
     """Declare a field with the help text that its command-line flag shows."""
     return field(default=default, metadata={"help": help_text})
+
+
+def demo_model_path() -> Path:
+    """The folder of the bundled demo model, which `transformers` loads as it is."""
+    return Path(__file__).parent / "demo" / "model"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from baton.config import EngineConfig
+from baton.config import EngineConfig, demo_model_path
 from baton.engine.engine import Engine, TokenOutput
 from baton.engine.sampler import TokenLogprobs
 from baton.errors import ConfigError, InvalidRequest, UnsupportedFeature, refuse
@@ -34,11 +34,6 @@ __all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "demo_m
 
 Prompt = str | Mapping[str, Any]
 """Text, {"prompt": text} or {"prompt_token_ids": ids}; "cache_salt" may stand beside either."""
-
-
-def demo_model_path() -> Path:
-    """Give the folder of the bundled demo model, which `transformers` loads as it is."""
-    return Path(__file__).parent / "demo" / "model"
 
 
 @dataclass(slots=True)

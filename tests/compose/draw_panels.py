@@ -26,7 +26,7 @@ STEP_S = 5
 
 
 def series(url: str, query: str, minutes: float) -> list[dict[str, Any]]:
-    """Give what a query is over the last minutes."""
+    """Return what a query is over the last minutes."""
     end = STEP_S * (time.time() // STEP_S)  # the same times for every query of a panel
     asked = {"query": query, "start": str(end - 60 * minutes), "end": str(end), "step": str(STEP_S)}
     answer = httpx.post(f"{url}/api/v1/query_range", data=asked, timeout=60).json()
@@ -39,7 +39,7 @@ def legend(pattern: str, labels: dict[str, str]) -> str:
 
 
 def draw_lines(axes: Any, panel: dict[str, Any], url: str, minutes: float) -> int:
-    """Draw a panel's lines, or its stacked areas; give how many there are."""
+    """Draw a panel's lines, or its stacked areas; return how many there are."""
     lines = {
         legend(target["legendFormat"], each["metric"]): [(float(at), float(value)) for at, value in each["values"]]
         for target in panel["targets"]

@@ -14,7 +14,7 @@ _VARIABLES = {"$__rate_interval": "20s", "$role": "prefill|decode", "$instance":
 
 
 def panels(path: Path) -> list[tuple[str, list[str]]]:
-    """Give a dashboard's panels, each with its queries as Grafana sends them with everything picked."""
+    """Return a dashboard's panels, each with its queries as Grafana sends them with everything picked."""
     shown = json.loads(path.read_text())["panels"]
     return [
         (panel["title"], [filled(target["expr"]) for target in panel["targets"]])
@@ -31,13 +31,13 @@ def filled(query: str) -> str:
 
 
 def rules() -> dict[str, str]:
-    """Give the query of each alert and record, by its name."""
+    """Return the query of each alert and record, by its name."""
     groups = yaml.safe_load(RULES.read_text())["groups"]
     return {rule.get("alert") or rule["record"]: rule["expr"] for group in groups for rule in group["rules"]}
 
 
 def all_queries() -> dict[str, str]:
-    """Give every query, by where it stands."""
+    """Return every query, by where it stands."""
     shown = {
         f"{path.stem}: {title} #{number}": query
         for path in DASHBOARDS

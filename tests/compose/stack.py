@@ -25,7 +25,7 @@ ROUTER_IMAGE, WORKER_IMAGE = "baton-router:local", "baton-worker:local"
 
 
 def docker(*arguments: str, timeout_s: float = 120.0) -> str:
-    """Run `docker ...`; give what it prints.
+    """Run `docker ...`; return what it prints.
 
     Raises:
         AssertionError: it fails.
@@ -36,7 +36,7 @@ def docker(*arguments: str, timeout_s: float = 120.0) -> str:
 
 
 def compose_command() -> list[str]:
-    """Give compose v2 where it is, else docker-compose."""
+    """Return compose v2 where it is, else docker-compose."""
     assert shutil.which("docker"), "these tests need Docker"
     has_v2 = subprocess.run(["docker", "compose", "version"], capture_output=True).returncode == 0
     return ["docker", "compose"] if has_v2 else ["docker-compose"]
@@ -64,13 +64,13 @@ class Container:
         return self.inspect("{{.State.Health.Status}}")
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        """Give the log's events of one name."""
+        """Return the log's events of one name."""
         done = subprocess.run(["docker", "logs", self.id], capture_output=True, text=True, timeout=60)
         lines = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("{")]
         return [event for event in map(json.loads, lines) if event["event"] == name]
 
     def ready_at(self) -> float:
-        """Give the time of the day at which a worker said that it serves."""
+        """Return the time of the day at which a worker said that it serves."""
         return datetime.fromisoformat(self.events("ready")[-1]["timestamp"]).timestamp()
 
 
@@ -102,7 +102,7 @@ class Stack:
         )
 
     def must(self, *arguments: str, timeout_s: float = 300.0) -> str:
-        """Run compose; give what it prints.
+        """Run compose; return what it prints.
 
         Raises:
             AssertionError: it fails.
@@ -121,13 +121,13 @@ class Stack:
         self.must("--profile", "monitoring", "down", "--volumes", "--remove-orphans", "--timeout", "5")
 
     def remains(self) -> list[str]:
-        """Give the containers, volumes and networks of the project."""
+        """Return the containers, volumes and networks of the project."""
         mine = f"label=com.docker.compose.project={self.project}"
         kinds: Sequence[tuple[str, ...]] = (("ps", "--all"), ("volume", "ls"), ("network", "ls"))
         return [line for kind in kinds for line in docker(*kind, "--quiet", "--filter", mine).splitlines()]
 
     def containers(self, service: str) -> list[Container]:
-        """Give the running containers of a service."""
+        """Return the running containers of a service."""
         found = docker(
             *("ps", "--quiet", "--no-trunc"),
             *("--filter", f"label=com.docker.compose.project={self.project}"),
@@ -151,7 +151,7 @@ class Stack:
         return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=self.api_key(), max_retries=0, timeout=120)
 
     def ready(self) -> dict[str, Any]:
-        """Give what the router says at /ready; nothing if it does not answer."""
+        """Return what the router says at /ready; nothing if it does not answer."""
         try:
             answer: dict[str, Any] = httpx.get(f"{self.url}/ready", timeout=5).json()
         except httpx.HTTPError:
@@ -175,7 +175,7 @@ def running(image: str, *command: str, options: Sequence[str] = (), **environmen
 
 
 def run_to_its_end(image: str, *command: str, options: Sequence[str] = (), **environment: str) -> tuple[int, list[str]]:
-    """Run one image; give its status and the lines that it printed."""
+    """Run one image; return its status and the lines that it printed."""
     name = f"baton-test-{uuid.uuid4().hex[:12]}"
     try:
         done = subprocess.run(
@@ -190,7 +190,7 @@ def run_to_its_end(image: str, *command: str, options: Sequence[str] = (), **env
 
 
 def workers_of(route: str) -> set[str]:
-    """Give the workers that an x-baton-route header names."""
+    """Return the workers that an x-baton-route header names."""
     return set(re.findall(r"(?:decode|prefill)=((?:decode|prefill)-[^;\s]+)", route))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.processes import HANG_S
 
 from baton.bench.kernels.measure import Ceilings, Row
 from baton.bench.kernels.suite import BEGIN, BENCHES, END, run, with_table
@@ -19,7 +20,7 @@ README = Path(__file__).parents[2] / "kernels" / "README.md"
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_without_a_gpu_it_says_so_in_one_line() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "baton.cli", "bench", "kernels"], capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "baton.cli", "bench", "kernels"], capture_output=True, text=True, timeout=HANG_S
     )
     assert done.returncode == 2
     assert done.stderr.strip() == "baton: baton bench kernels needs a CUDA GPU, and torch sees none here."

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.processes import BatonProcess, free_ports
+from tests.processes import HANG_S, BatonProcess, free_ports
 
 from baton.errors import ConfigError
 from baton.services import own_address
@@ -42,7 +42,7 @@ def ask_ready(**environment: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=HANG_S,
     )
 
 
@@ -68,7 +68,7 @@ def test_a_router_whose_port_is_taken_says_so_and_ends(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         router = BatonProcess(["router", "--port", str(port), *NOWHERE], tmp_path / "log", port).start()
         assert router.process is not None
-        assert router.process.wait(60) == 2
+        assert router.process.wait(HANG_S) == 2
     (line,) = router.log().splitlines()
     assert line == f"baton: cannot listen on 127.0.0.1:{port}: Address already in use. Choose another --port."
 
@@ -76,7 +76,7 @@ def test_a_router_whose_port_is_taken_says_so_and_ends(tmp_path: Path) -> None:
 def test_a_router_that_could_find_no_worker_says_so_and_ends(tmp_path: Path) -> None:
     router = BatonProcess(["router"], tmp_path / "log").start()
     assert router.process is not None
-    assert router.process.wait(60) == 2
+    assert router.process.wait(HANG_S) == 2
     assert router.log() == "baton: nothing names workers: give --redis-url, or --worker for each of them.\n"
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from tests.cluster import WORKERS, Cluster, prompt_of, stream_all
-from tests.processes import eventually, free_ports
+from tests.processes import HANG_S, eventually, free_ports
 
 from .promql import DASHBOARDS, RULES, panels
 
@@ -51,11 +51,11 @@ def prometheus(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> It
         yield url
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(HANG_S)
 
 
 def values(url: str, query: str) -> list[float]:
-    """Give the numbers that a query has now."""
+    """Return the numbers that a query has now."""
     answer = httpx.post(f"{url}/api/v1/query", data={"query": query}).json()
     assert answer["status"] == "success", (query, answer)
     found = [float(each["value"][1]) for each in answer["data"]["result"]]
@@ -74,7 +74,7 @@ def test_every_panel_shows_something_under_load(cluster: Cluster, prometheus: st
         return not missing
 
     try:
-        eventually(all_have_values, "every query has a value", 60)
+        eventually(all_have_values, "every query has a value")
     except AssertionError:
         raise AssertionError(f"without a value: {sorted(missing)}") from None
 

@@ -20,7 +20,7 @@ Run = Callable[..., Any]
 
 @pytest.fixture
 def run() -> Run:
-    """Give a command that keeps what it was called with."""
+    """Return a command that keeps what it was called with."""
     app, seen = typer.Typer(), []
 
     @app.command()

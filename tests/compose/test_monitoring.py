@@ -10,6 +10,7 @@ import pytest
 import yaml
 from compose.grafana import make_dashboards
 from prometheus_client.parser import text_string_to_metric_families
+from tests.processes import HANG_S
 
 from baton.metrics import RouterMetrics, WorkerMetrics
 
@@ -23,7 +24,7 @@ _LABELS = re.compile(r"\{([^}]*)\}")
 
 
 def exported() -> tuple[set[str], set[str]]:
-    """Give the names of all samples, and all labels, of a router and a worker that have seen one of everything."""
+    """Return the names of all samples, and all labels, of a router and a worker that have seen one of everything."""
     router, worker = RouterMetrics("m"), WorkerMetrics("m")
     router.http_requests.inc("/v1/completions", "200")
     router.phase_seconds.observe("queue", 0.1)
@@ -39,7 +40,7 @@ def exported() -> tuple[set[str], set[str]]:
 
 
 def promtool(*arguments: str) -> str:
-    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -7,10 +7,12 @@ import contextlib
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
 import openai
 import pytest
+from demo.words import FIRST_NAMES
 from tests.compose.stack import (
     ROUTER_IMAGE,
     WORKER_IMAGE,
@@ -23,7 +25,6 @@ from tests.compose.stack import (
 )
 from tests.processes import eventually
 
-from baton.demo.words import FIRST_NAMES
 from baton.llm import LLM, SamplingParams
 from baton.metrics import RouterMetrics
 
@@ -103,7 +104,7 @@ def test_sizes_of_the_images(stack: Stack) -> None:
 def test_the_sdk_is_served_through_the_published_port(stack: Stack) -> None:
     client = stack.client()
     assert [model.id for model in client.models.list()] == ["baton-demo"]
-    chunks = client.chat.completions.create(model="baton-demo", messages=QUESTION, temperature=0, stream=True)
+    chunks: Any = client.chat.completions.create(model="baton-demo", messages=QUESTION, temperature=0, stream=True)
     assert "Paris" in "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     with pytest.raises(openai.AuthenticationError):
         client.with_options(api_key="wrong-key").models.list()
@@ -130,7 +131,8 @@ def test_scaled_workers_register_themselves_and_take_traffic(stack: Stack) -> No
         )
         for worker in workers_of(answer.headers["x-baton-route"]):
             seen.setdefault(worker, time.time())
-        async for _ in answer.parse():
+        events: Any = answer.parse()
+        async for _ in events:
             pass
 
     async def ask_many() -> None:
@@ -175,7 +177,7 @@ def test_prometheus_finds_every_container_and_every_series(stack: Stack) -> None
 
 @pytest.fixture(scope="module")
 def wanted() -> list[str]:
-    """Give what the offline LLM answers to every stream's question."""
+    """Return what the offline LLM answers to every stream's question."""
     llm = LLM(use_tqdm=False)
     outputs = llm.chat(
         [conversation(i) for i in range(NUM_STREAMS)],
@@ -190,7 +192,7 @@ def conversation(i: int) -> list[dict[str, str]]:
 
 
 def drawn(i: int) -> dict[str, float | int]:
-    """Give how a stream's tokens are chosen: one half the likeliest, the other drawn from a seed."""
+    """Return how a stream's tokens are chosen: one half the likeliest, the other drawn from a seed."""
     return {"temperature": 1.0, "seed": i} if i % 2 else {"temperature": 0.0}
 
 
@@ -202,12 +204,9 @@ def run_under(stack: Stack, wanted: list[str], disturb: Callable[[], None]) -> N
 
         async def one(client: openai.AsyncOpenAI, i: int) -> str:
             text = ""
-            chunks = await client.chat.completions.create(
-                model="baton-demo",
-                messages=conversation(i),
-                max_tokens=NUM_TOKENS,
-                stream=True,
-                **drawn(i),  # type: ignore[arg-type]
+            create: Any = client.chat.completions.create
+            chunks = await create(
+                model="baton-demo", messages=conversation(i), max_tokens=NUM_TOKENS, stream=True, **drawn(i)
             )
             async for chunk in chunks:
                 text += chunk.choices[0].delta.content or ""
@@ -229,7 +228,7 @@ def run_under(stack: Stack, wanted: list[str], disturb: Callable[[], None]) -> N
 
 
 def busiest(stack: Stack, service: str) -> Container:
-    """Give the container of a service with the most requests in flight."""
+    """Return the container of a service with the most requests in flight."""
     headers = {"authorization": f"Bearer {stack.api_key()}"}
     workers = httpx.get(f"{stack.url}/debug/workers", headers=headers, timeout=10).json()["workers"]
     loads = {worker["http"]: worker["in_flight"] for worker in workers}

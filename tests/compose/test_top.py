@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from tests.cluster import Cluster, prompt_of, stream_all
-from tests.processes import free_ports
+from tests.processes import HANG_S, free_ports
 from tests.router.cluster import cluster as router_cluster
 
 from baton.top import Readings, quantile
@@ -27,13 +27,13 @@ def top(url: str, **environment: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "baton.cli", "top", "--once", "--interval", "0.1", "--url", url],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_S,
         env={**os.environ, "COLUMNS": "140", **environment},
     )
 
 
 def row(text: str, first: str) -> list[str]:
-    """Give the words of the line that begins so."""
+    """Return the words of the line that begins so."""
     (line,) = [line for line in text.splitlines() if line.startswith(first)]
     return line.removeprefix(first).split()
 
@@ -56,7 +56,9 @@ def test_on_a_terminal_it_goes_on_until_interrupted_whatever_the_router_does(tmp
         with router_cluster(tmp_path, [{"worker_id": "d0", "legs": ["decode"]}]) as made:
             process = subprocess.Popen(
                 [sys.executable, "-m", "baton.cli", "top", "--interval", "0.1", "--url", made.url],
-                **dict.fromkeys(("stdin", "stdout", "stderr"), side),
+                stdin=side,
+                stdout=side,
+                stderr=side,
                 env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "30"},
                 # as from a terminal: what a shell starts in the background ignores the interrupt, and so do its children
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
@@ -76,7 +78,7 @@ def test_on_a_terminal_it_goes_on_until_interrupted_whatever_the_router_does(tmp
 
 @contextlib.contextmanager
 def terminal() -> Iterator[tuple[int, int]]:
-    """Give both sides of a pseudo-terminal: what is shown, and where to write."""
+    """Return both sides of a pseudo-terminal: what is shown, and where to write."""
     screen, side = pty.openpty()
     try:
         yield screen, side
@@ -95,7 +97,7 @@ def status_of(process: subprocess.Popen[bytes], screen: int) -> int:
     return process.returncode
 
 
-def assert_shown(screen: int, wanted: str, timeout_s: float = 30.0) -> None:
+def assert_shown(screen: int, wanted: str, timeout_s: float = HANG_S) -> None:
     """Read what is shown until the text comes."""
     shown, deadline = "", time.monotonic() + timeout_s
     while wanted not in shown:

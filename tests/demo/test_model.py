@@ -6,17 +6,21 @@ import random
 from typing import Any
 
 import pytest
+from demo.conversation import Conversation, assistant, user
+from demo.corpus import Corpus
+from demo.tokenizer import load_encoder
+from demo.tools import tool_conversation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baton.demo.conversation import Conversation, assistant, user
-from baton.demo.corpus import Corpus
-from baton.demo.evaluate import MODEL_FOLDER, ask, mark, transformers_engine
-from baton.demo.questions import make_questions
-from baton.demo.tokenizer import load_encoder
-from baton.demo.tools import tool_conversation
+from baton.config import demo_model_path
+from baton.demo.evaluate import ask, transformers_engine
+from baton.demo.questions import load_questions, mark
+from baton.text import Tokenizer
 
 transformers = pytest.importorskip("transformers")
+
+MODEL_FOLDER = demo_model_path()
 
 TOOLS = [
     {
@@ -49,7 +53,7 @@ def network() -> Any:
 
 
 def say(network: Any, tokenizer: Any, ids: list[int], max_len: int = 48) -> str:
-    """Give the greedy continuation, markers included."""
+    """Return the greedy continuation, markers included."""
     import torch
 
     with torch.inference_mode():
@@ -168,8 +172,7 @@ def test_the_model_calls_a_tool_it_was_given(network: Any, tokenizer: Any) -> No
 
 
 def test_the_model_is_right_about_most_held_out_questions() -> None:
-    encoder = load_encoder_once()
     kept = ("recall, prompt of 300 tokens", "sum, two digits", "copy, 5 words", "JSON with given fields")
-    questions = [question for question in make_questions(11, 8, encoder) if question.task in kept]
-    marks = mark(questions, ask(questions, encoder, transformers_engine(MODEL_FOLDER)))
+    questions = [question for question in load_questions(8) if question.task in kept]
+    marks = mark(questions, ask(questions, Tokenizer(MODEL_FOLDER), transformers_engine(MODEL_FOLDER)))
     assert sum(marks) >= 0.8 * len(marks)

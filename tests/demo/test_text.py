@@ -6,21 +6,22 @@ import re
 
 import numpy as np
 import pytest
+from demo import tasks
+from demo.conversation import belongs
+from demo.corpus import IGNORED, Corpus, small_task
+from demo.forms import json_exchange
+from demo.questions import CARRIED_NUM, CARRIED_SEED, MAKERS, make_questions
+from demo.recall import recall_conversation
+from demo.tokenizer import END, MAX_LEN, Encoder, load_encoder, train_tokenizer
+from demo.words import FIRST_NAMES, NOUNS
 
-from baton.demo import tasks
-from baton.demo.conversation import belongs
-from baton.demo.corpus import IGNORED, Corpus, small_task
-from baton.demo.evaluate import MODEL_FOLDER
-from baton.demo.forms import json_exchange
-from baton.demo.questions import TASKS, make_questions, same_call, same_json
-from baton.demo.recall import recall_conversation
-from baton.demo.tokenizer import END, MAX_LEN, Encoder, load_encoder, train_tokenizer
-from baton.demo.words import FIRST_NAMES, NOUNS
+from baton.config import demo_model_path
+from baton.demo.questions import FILE, same_call, same_json, to_lines
 
 
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:
-    return load_encoder(MODEL_FOLDER)
+    return load_encoder(demo_model_path())
 
 
 def test_a_batch_depends_on_seed_step_and_progress_alone(encoder: Encoder) -> None:
@@ -35,6 +36,10 @@ def test_questions_of_a_seed_are_always_the_same_and_those_of_another_are_not(en
     first, again, other = (make_questions(seed, 2, encoder) for seed in (1, 1, 2))
     assert first == again
     assert sum(a == b for a, b in zip(first, other, strict=True)) < len(first) / 4
+
+
+def test_the_package_carries_the_questions_that_are_drawn(encoder: Encoder) -> None:
+    assert FILE.read_text() == to_lines(make_questions(CARRIED_SEED, CARRIED_NUM, encoder))
 
 
 def test_rows_hold_whole_documents_and_teach_the_next_token(encoder: Encoder) -> None:
@@ -101,9 +106,9 @@ def test_the_answer_to_a_recall_question_stands_in_the_prompt(encoder: Encoder) 
 
 @pytest.mark.parametrize(("size", "low", "high"), [(1000, 900, 1100), (3000, 2800, 3300)])
 def test_recall_prompts_have_the_length_their_name_says(encoder: Encoder, size: int, low: int, high: int) -> None:
-    task = next(task for task in TASKS if f"{size:,} tokens" in task.name)
+    make = MAKERS[f"recall, prompt of {size:,} tokens"]
     rng = random.Random(1)
-    lengths = [len(encoder.render(task.make(rng, encoder))[0]) for _ in range(5)]
+    lengths = [len(encoder.render(make(rng, encoder))[0]) for _ in range(5)]
     assert low < min(lengths)
     assert max(lengths) < high
 

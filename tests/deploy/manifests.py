@@ -27,7 +27,7 @@ class Manifests:
         return {each["metadata"]["name"]: each for each in self.objects if each["kind"] == kind}
 
     def pods(self) -> dict[str, Manifest]:
-        """Give the pod template of each Deployment."""
+        """Return the pod template of each Deployment."""
         return {name: each["spec"]["template"] for name, each in self.of_kind("Deployment").items()}
 
     def selected(self, labels: Mapping[str, str]) -> list[str]:
@@ -70,7 +70,7 @@ def environment(
     secrets: Mapping[str, Mapping[str, str]],
     config: Mapping[str, Manifest],
 ) -> dict[str, str]:
-    """Give what a pod's first container finds in its environment, with its Secrets' files in a folder of ours.
+    """Return what a pod's first container finds in its environment, with its Secrets' files in a folder of ours.
 
     KeyError: an entry of a Secret is missing.
     """
@@ -95,7 +95,7 @@ def environment(
 
 
 def _mount_secrets(pod: Manifest, folder: Path, secrets: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """Write the files of a pod's Secret volumes; give where each lies, by its path in the container."""
+    """Write the files of a pod's Secret volumes; return where each lies, by its path in the container."""
     mounted = {}
     paths = {mount["name"]: mount["mountPath"] for mount in pod["spec"]["containers"][0]["volumeMounts"]}
     for volume in pod["spec"]["volumes"]:

@@ -67,7 +67,7 @@ def release(request: pytest.FixtureRequest) -> Manifests:
 
 
 def roles(release: Manifests) -> dict[str, dict[str, Any]]:
-    """Give the pods of Baton's own services by role."""
+    """Return the pods of Baton's own services by role."""
     found = {pod["metadata"]["labels"]["app.kubernetes.io/component"]: pod for pod in release.pods().values()}
     return {role: found[role] for role in ("router", "prefill", "decode")}
 
@@ -198,7 +198,7 @@ def settings_of(release: Manifests, pod: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse(release: Manifests, role: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:
-    """Give what a pod's command, its file and its environment come to, as the real parser reads them."""
+    """Return what a pod's command, its file and its environment come to, as the real parser reads them."""
     pod = roles(release)[role]
     given = environment(pod, folder, pod_ip="10.1.2.3", secrets=SECRETS, config=release.of_kind("ConfigMap"))
     for name, value in given.items():
@@ -275,7 +275,7 @@ def test_settings_reach_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture(scope="module")
 def known_series() -> dict[str, set[str]]:
-    """Give what each role's /metrics has."""
+    """Return what each role's /metrics has."""
     sources = {"router": RouterMetrics("m"), "prefill": WorkerMetrics("m"), "decode": WorkerMetrics("m")}
     return {
         role: {sample.name for family in metrics.registry.collect() for sample in family.samples}

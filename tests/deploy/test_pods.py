@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class Pod:
         get = self.container[name]["httpGet"]
         try:
             url = f"http://{ADDRESSES[self.role]}:{self.ports[get['port']]}{get['path']}"
-            return httpx.get(url, timeout=5).status_code == 200
+            return httpx.get(url, timeout=60).status_code == 200
         except httpx.TransportError:
             return False
 
@@ -94,7 +95,7 @@ def pods(tmp_path: Path) -> Iterator[dict[str, Pod]]:
 def test_the_chart_s_pods_serve_and_drain(pods: dict[str, Pod]) -> None:
     for pod in pods.values():
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-            eventually(lambda pod=pod, probe=probe: pod.probe(probe), f"{probe} of {pod.role}", 90)
+            eventually(partial(pod.probe, probe), f"{probe} of {pod.role}")
     client = openai.OpenAI(base_url=f"http://{ADDRESSES['router']}:8000/v1", api_key="baton-key", max_retries=0)
     messages: Any = [{"role": role, "content": content} for role, content in MESSAGES]
     answer = client.chat.completions.create(model="baton-demo", messages=messages, temperature=0)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from tests.cluster import MODEL, Cluster, prompt_of
-from tests.processes import eventually
+from tests.processes import HANG_S, eventually
 
 pytestmark = pytest.mark.xdist_group("cluster")
 PATHS = ["1p1d", "2p2d", "0p1d"]
@@ -57,7 +57,7 @@ def test_a_client_that_leaves_in_mid_stream(cluster: Cluster, path: str, num_pie
                     return
 
     async def run() -> None:
-        async with httpx.AsyncClient(timeout=60) as client:
+        async with httpx.AsyncClient(timeout=HANG_S) as client:
             await asyncio.gather(*(leave(client, 21_000 + 100 * num_pieces + i) for i in range(8)))
 
     asyncio.run(run())
@@ -86,7 +86,7 @@ def test_a_deadline_that_passes_gives_one_error_and_frees_everything(cluster: Cl
         )
 
     async def run() -> list[httpx.Response]:
-        async with httpx.AsyncClient(timeout=60) as client:
+        async with httpx.AsyncClient(timeout=HANG_S) as client:
             return list(await asyncio.gather(*(ask(client, 23_000 + i) for i in range(16))))
 
     answers = asyncio.run(run())

@@ -21,7 +21,7 @@ class Difference:
 
 
 def ask(cluster: Cluster, prompts: list[list[int]]) -> tuple[Difference, Difference, Difference]:
-    """Send prompts over p0 and d0; give what router, p0 and d0 counted of them, once they have reported."""
+    """Send prompts over p0 and d0; return what router, p0 and d0 counted of them, once they have reported."""
     router, prefill, decode = (
         Difference(each) for each in (cluster.routers["1p1d"], cluster.workers["p0"], cluster.workers["d0"])
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 from tests.cluster import make_model
-from tests.processes import BatonProcess, eventually, free_ports
+from tests.processes import HANG_S, BatonProcess, eventually, free_ports
 
 from baton.config import EngineConfig
 from baton.errors import ConfigError
@@ -26,13 +27,14 @@ def up(folder: Path, *flags: str) -> BatonProcess:
 
 
 def children(process: BatonProcess) -> dict[str, int]:
-    """Give the process ids of what `baton up` started, by sub-command."""
+    """Return the process ids of what `baton up` started, by sub-command."""
     assert process.process is not None
     pid = process.process.pid
     found = {}
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
-        found[(words[3] if b"baton.cli" in words else b"redis").decode()] = int(child)
+        with contextlib.suppress(FileNotFoundError, IndexError):  # it has ended meanwhile
+            words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+            found[(words[3] if b"baton.cli" in words else b"redis").decode()] = int(child)
     return found
 
 
@@ -40,7 +42,7 @@ def test_up_once_answers_one_question_over_both_workers_and_ends(tmp_path: Path)
     process = up(tmp_path, "--once", "--path", "remote")
     try:
         assert process.process is not None
-        assert process.process.wait(120) == 0, process.log()
+        assert process.process.wait(HANG_S) == 0, process.log()
     finally:
         process.kill()
     log = process.log()
@@ -61,14 +63,13 @@ def test_up_restarts_what_dies_and_ends_everything_on_ctrl_c(tmp_path: Path) -> 
         os.kill(before["decode"], signal.SIGKILL)
         eventually(lambda: children(process).get("decode", before["decode"]) != before["decode"], "a new one")
         eventually(
-            lambda: httpx.post(f"{process.url}/v1/completions", json=body, timeout=60).status_code == 200,
+            lambda: httpx.post(f"{process.url}/v1/completions", json=body, timeout=HANG_S).status_code == 200,
             "it serves again",
-            60,
         )
         after = children(process)
         process.signal(signal.SIGINT)
         assert process.process is not None
-        assert process.process.wait(60) == 0
+        assert process.process.wait(HANG_S) == 0
         assert not [pid for pid in after.values() if Path(f"/proc/{pid}").exists()]
     finally:
         process.kill()
@@ -78,7 +79,7 @@ def test_up_says_what_is_wrong_and_ends(tmp_path: Path) -> None:
     process = up(tmp_path, "--max-model-len", "1000000")
     try:
         assert process.process is not None
-        assert process.process.wait(120) == 2
+        assert process.process.wait(HANG_S) == 2
     finally:
         process.kill()
     assert "cannot run as it is configured" in process.log()

@@ -26,7 +26,7 @@ def nothing_is_left(cluster: Cluster) -> Iterator[None]:
 
 
 def decided(cluster: Cluster, seed: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Give prompts and their greedy answers, drawn anew where two tokens are so near that the order of additions decides."""
+    """Return prompts and their greedy answers, drawn anew where two tokens are so near that the order of additions decides."""
     prompts = [prompt_of(seed + i, 20 + (i * 29) % 220) for i in range(NUM_STREAMS)]
     params = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, logprobs=2)
     while True:
@@ -40,7 +40,7 @@ def decided(cluster: Cluster, seed: int) -> tuple[list[list[int]], list[list[int
 
 
 def _smallest_lead(output: RequestOutput) -> float:
-    """Give by how much the likeliest token leads the next, where it leads least."""
+    """Return by how much the likeliest token leads the next, where it leads least."""
     rows = output.outputs[0].logprobs
     assert rows is not None
     ranked = [sorted((entry.logprob for entry in row.values()), reverse=True) for row in rows]

@@ -17,8 +17,8 @@ import httpx
 import msgspec
 import openai
 import uvicorn
+from tests.fake_worker import FakeSettings
 
-from baton.bench.fake_worker import FakeSettings
 from baton.registry import Registry
 from baton.router.app import RouterState
 from baton.router.config import RouterConfig
@@ -59,7 +59,7 @@ class FakeProcess:
     def start(self) -> FakeProcess:
         """Start it; give it when it listens."""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "baton.bench.fake_worker", msgspec.json.encode(self.settings).decode()],
+            [sys.executable, "-m", "tests.fake_worker", msgspec.json.encode(self.settings).decode()],
             stdout=subprocess.PIPE,
             text=True,
         )

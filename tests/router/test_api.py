@@ -11,8 +11,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-
-from baton.bench.fake_worker import FakeSettings, expected_tokens
+from tests.fake_worker import FakeSettings, expected_tokens
 
 from .cluster import FIRST_WORD, LAST_WORD, VOCAB, Cluster, cluster, wait_until
 

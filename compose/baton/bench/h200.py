@@ -71,7 +71,7 @@ def run_deterministic(models: Iterable[str], *, repeats: int, json_file: Path | 
 
 
 def _in_either_mode(generate: Generate, repeats: int) -> dict[str, float]:
-    """Give the milliseconds of decode steps and prompts."""
+    """Return the milliseconds of decode steps and prompts."""
     found = {f"decode, batch {batch}": decode_step_ms(generate, batch, repeats=repeats) for batch in (1, 32, 256)}
     for length in (2048, 8192):
         found[f"prefill 1 x {length}"] = 1e3 * prefill_seconds(generate, 1, length, repeats)
@@ -179,5 +179,5 @@ def _add(report: Report, model: str, row: Row, device: Ceilings) -> None:
 
 
 def _speed(row: Row, value: float, reference: float) -> float:
-    """Give how many times as fast as the reference a value is."""
+    """Return how many times as fast as the reference a value is."""
     return value / reference if row.is_rate else reference / value

@@ -34,13 +34,15 @@ from rich.table import Table
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from baton.bench.fake_worker import FakeSettings, expected_tokens
+from baton.checkout import ROOT, import_from_checkout
 from baton.messages import ChoiceStart, Hello, Outputs, Start, decode_to_router, encode
 from baton.protocol import SamplingParams
 from baton.text import Tokenizer
 
+fake_worker = import_from_checkout("tests.fake_worker", asked_by="baton bench router")
+
 _FIRST_WORD, _VOCAB = 1, 95
-"""The ASCII bytes of the tokenizer made here: every token has a text, so every token makes a chunk."""
+"""The ASCII bytes of the tokenizer made here: every token has a text, so every token makes an event."""
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -78,7 +80,7 @@ def run(
     rate: float = 200.0,
     json_file: Path | None = None,
 ) -> dict[str, Any]:
-    """Measure both parts, print the table, write it as JSON if asked; give the figures."""
+    """Measure both parts, print the table, write it as JSON if asked; return the figures."""
     with contextlib.suppress(ImportError):
         import uvloop
 
@@ -107,7 +109,7 @@ async def _run(streams: int, step_ms: float, seconds: float, rate: float) -> dic
 
 
 def _measure_noise(core: int) -> dict[str, float]:
-    """Give what the machine itself adds on the router's core before anything runs: how late a sleep of 1 ms ends."""
+    """Return what the machine itself adds on the router's core before anything runs: how late a sleep of 1 ms ends."""
     program = (
         f"import os, time; os.sched_setaffinity(0, {{{core}}}); late = []\n"
         "for _ in range(1500):\n"
@@ -124,12 +126,13 @@ def _measure_noise(core: int) -> dict[str, float]:
 
 @contextlib.asynccontextmanager
 async def _processes(model: Path, step_ms: float, core: int, others: set[int]) -> AsyncIterator[tuple[str, int, int]]:
-    """Start a fake worker and a router; give the worker's endpoint, the router's port and its process id."""
-    settings = FakeSettings(
+    """Start a fake worker and a router; return the worker's endpoint, the router's port and its process id."""
+    settings = fake_worker.FakeSettings(
         model_name=model.name, vocab_size=_VOCAB, first_word=_FIRST_WORD, step_ms=step_ms, prefill_rate=0.0
     )
     worker = subprocess.Popen(
-        [sys.executable, "-m", "baton.bench.fake_worker", msgspec.json.encode(settings).decode()],
+        [sys.executable, "-m", fake_worker.__name__, msgspec.json.encode(settings).decode()],
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -300,7 +303,7 @@ async def _measure_streams(
     timings = await asyncio.gather(*tasks)
     in_window = sum(sum(began <= at < ended for at in timing.token_times) for timing in timings)
     tokenizer = Tokenizer(model)
-    settings = FakeSettings(vocab_size=_VOCAB, first_word=_FIRST_WORD)
+    settings = fake_worker.FakeSettings(vocab_size=_VOCAB, first_word=_FIRST_WORD)
     wrong = sum(
         _text_of(bytes(timing.body)) != _expected_text(tokenizer, prompt, num_tokens, settings)
         for timing, prompt in zip(timings, prompts, strict=True)
@@ -324,7 +327,7 @@ async def _measure_streams(
 
 
 def _text_of(body: bytes) -> str:
-    """Give the text that a stream carried."""
+    """Return the text that a stream carried."""
     text = ""
     for line in body.split(b"\n"):
         if line.startswith(b'data: {"id"'):
@@ -333,9 +336,11 @@ def _text_of(body: bytes) -> str:
     return text
 
 
-def _expected_text(tokenizer: Tokenizer, prompt: Sequence[int], num_tokens: int, settings: FakeSettings) -> str:
+def _expected_text(tokenizer: Tokenizer, prompt: Sequence[int], num_tokens: int, settings: Any) -> str:
     stream = tokenizer.new_stream(prompt)
-    return "".join(map(stream.push, expected_tokens(prompt, num_tokens, settings=settings))) + stream.flush()
+    return (
+        "".join(map(stream.push, fake_worker.expected_tokens(prompt, num_tokens, settings=settings))) + stream.flush()
+    )
 
 
 async def _measure_requests(endpoint: str, port: int, pid: int, rate: float, seconds: float) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def _trace_prompt(row: dict[str, Any], vocab: int) -> list[int]:
 async def drive(
     url: str, model: str, arrivals: Sequence[Arrival], *, api_key: str | None
 ) -> tuple[list[Outcome], float]:
-    """Send every request at its time; give the outcomes and the seconds until the last had ended."""
+    """Send every request at its time; return the outcomes and the seconds until the last had ended."""
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
     async with httpx.AsyncClient(base_url=url, headers=headers, limits=limits, timeout=600.0) as client:
@@ -154,13 +154,13 @@ async def _read(answer: httpx.Response, outcome: Outcome, sent_at: float) -> Non
     async for line in answer.aiter_lines():
         if not line.startswith("data: ") or line == "data: [DONE]":
             continue
-        chunk = json.loads(line[6:])
-        if "error" in chunk:
-            outcome.error = str(chunk["error"])
+        event = json.loads(line[6:])
+        if "error" in event:
+            outcome.error = str(event["error"])
             return
-        if chunk.get("usage"):
-            outcome.num_tokens = chunk["usage"]["completion_tokens"]
-        if chunk["choices"]:
+        if event.get("usage"):
+            outcome.num_tokens = event["usage"]["completion_tokens"]
+        if event["choices"]:
             times.append(time.perf_counter())
     outcome.total_s = time.perf_counter() - sent_at
     if times:
@@ -169,7 +169,7 @@ async def _read(answer: httpx.Response, outcome: Outcome, sent_at: float) -> Non
 
 
 def add_row(report: Report, name: str, arrivals: Sequence[Arrival], outcomes: Sequence[Outcome], seconds: float) -> int:
-    """Add a run's row; give the number of failed requests."""
+    """Add a run's row; return the number of failed requests."""
     good = [outcome for outcome in outcomes if outcome.error is None]
     failed = len(outcomes) - len(good)
     tokens_in = sum(len(arrival.prompt) for arrival in arrivals)
@@ -205,7 +205,7 @@ def _spread(name: str, seconds: list[float]) -> dict[str, float | None]:
 async def run(
     url: str, model: str, loads: Sequence[tuple[str, list[Arrival]]], *, api_key: str | None, json_file: Path | None
 ) -> int:
-    """Run each load against a server, print one table, and give the number of failed requests."""
+    """Run each load against a server, print one table, and return the number of failed requests."""
     report = Report(f"baton bench serve, {model} at {url}")
     failed = 0
     for name, arrivals in loads:

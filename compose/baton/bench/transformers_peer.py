@@ -21,7 +21,7 @@ class TransformersPeer:
         self.sort_key: str = "output"
 
     def generate(self, prompts: list[list[int]], max_tokens: list[int], temperature: float) -> list[list[int]]:
-        """Answer greedily; gives each request's own number of tokens."""
+        """Answer greedily; returns each request's own number of tokens."""
         assert temperature == 0.0, "compared greedily, so that ids can be compared too"
         lens = max_tokens if self.sort_key == "output" else [len(prompt) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda i: lens[i])
@@ -45,7 +45,7 @@ class TransformersPeer:
         return rows
 
     def tune(self, workload: Workload, batch_sizes: tuple[int, ...] = (8, 16, 32, 64)) -> float:
-        """Find the batch size and order that serve a workload fastest, and keep them; give the seconds."""
+        """Find the batch size and order that serve a workload fastest, and keep them; return the seconds."""
         found = []
         for sort_key in ("output", "prompt"):
             for batch_size in batch_sizes:

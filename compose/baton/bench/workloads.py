@@ -62,14 +62,14 @@ def throughput(count: int = 512, prompt_len: int = 1024, output_len: int = 256) 
 
 
 def time_of(generate: Generate, workload: Workload) -> float:
-    """Give the seconds that a workload takes."""
+    """Return the seconds that a workload takes."""
     start = time.perf_counter()
     generate(workload.prompts, workload.max_tokens, workload.temperature)
     return time.perf_counter() - start
 
 
 def decode_step_ms(generate: Generate, batch: int, context: int = 1024, steps: int = 128, repeats: int = 3) -> float:
-    """Give the milliseconds of one decode step: (time of 1 + steps tokens - time of 1 token) / steps; the median."""
+    """Return the milliseconds of one decode step: (time of 1 + steps tokens - time of 1 token) / steps; the median."""
     found = []
     for repeat in range(repeats):
         times = []
@@ -82,7 +82,7 @@ def decode_step_ms(generate: Generate, batch: int, context: int = 1024, steps: i
 
 
 def prefill_seconds(generate: Generate, count: int, prompt_len: int, repeats: int = 3) -> float:
-    """Give the seconds until `count` prompts have their first token; the median."""
+    """Return the seconds until `count` prompts have their first token; the median."""
     found = []
     for repeat in range(repeats):
         prompts = random_prompts(random.Random(300 + repeat + prompt_len), count, prompt_len, prompt_len)

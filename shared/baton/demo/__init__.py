@@ -1,1 +1,1 @@
-"""The bundled demo model: its text, its tokenizer, its training, its evaluation, its checkpoint."""
+"""The bundled demo model: its checkpoint and its examination. What made it is in `demo/` of the repository."""

@@ -1,8 +1,8 @@
-"""Ask the demo model fresh held-out questions: `python -m baton.demo.evaluate [--seed N]`.
+"""Ask the demo model held-out questions: `python -m baton.demo.evaluate`; from a checkout `--seed N` asks fresh ones.
 
-Prints a table and leaves with status 1 when a target is missed. The questions go through Baton's own
-engine, so this is also a test of it: the model answers rightly when the KV it reads is right. With
-`--engine transformers` the same questions go through `transformers`, for comparison.
+Prints a table and ends with status 1 when a target is missed. The questions go through Baton's own engine, so this
+is also a test of it: the model answers rightly when the KV it reads is right. With `--engine transformers` the same
+questions go through `transformers`, for comparison.
 """
 
 import argparse
@@ -11,11 +11,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from baton.demo.questions import TASKS, Question, format_table, make_questions, score
-from baton.demo.tokenizer import ASSISTANT, END, Encoder, load_encoder
+from baton.checkout import import_from_checkout
+from baton.config import demo_model_path
+from baton.demo.questions import Question, format_table, load_questions, mark, score
+from baton.errors import ConfigError
+from baton.text import Tokenizer
 
-MODEL_FOLDER = Path(__file__).parent / "model"
 BATCH_TOKENS = 16_384
+_FRESH = 100
 
 Generate = Callable[[list[list[int]], list[int]], list[list[int]]]
 """Greedy answers to prompts; the second list is the most tokens that each may have."""
@@ -63,58 +66,58 @@ def transformers_engine(model: Path) -> Generate:
     return generate
 
 
-def ask(questions: list[Question], encoder: Encoder, generate: Generate) -> list[str]:
-    """Get the model's answer to each question.
+def ask(questions: list[Question], tokenizer: Tokenizer, generate: Generate) -> list[str]:
+    """Return the model's answer to each question.
 
     An answer may run eight tokens past the expected length, so one that does not end by itself shows as
     a wrong text.
     """
-    end, opening = encoder.special[END], encoder.special[ASSISTANT]
     prompts, max_lens = [], []
     for question in questions:
-        ids, _ = encoder.render(question.conversation)
-        answer_len = encoder.length(question.conversation.answer) + 1
-        prompts.append(ids[:-answer_len])
-        max_lens.append(answer_len + 8)
-        assert prompts[-1][-1] == opening
+        conversation = question.conversation
+        prompts.append(tokenizer.render_chat(conversation.prompt, tools=conversation.tools))
+        max_lens.append(len(tokenizer.encode(conversation.answer, add_special_tokens=False)) + 9)
+    end = tokenizer.eos_token_id
     # An engine may keep the end of the turn or leave it out.
-    return [encoder.decode(ids[: ids.index(end)] if end in ids else ids) for ids in generate(prompts, max_lens)]
+    return [tokenizer.decode(ids[: ids.index(end)] if end in ids else ids) for ids in generate(prompts, max_lens)]
 
 
-def mark(questions: list[Question], answers: list[str]) -> list[bool]:
-    """Say of each answer whether it is right."""
-    rules = {task.name: task.is_right for task in TASKS}
-    return [
-        rules[question.task](answer, question.conversation.answer)
-        for question, answer in zip(questions, answers, strict=True)
-    ]
+def _questions(seed: int | None, num: int | None) -> list[Question]:
+    if seed is None:
+        return load_questions(num)
+    kit = import_from_checkout("demo.questions", asked_by="--seed")
+    fresh: list[Question] = kit.make_questions(seed, num or _FRESH)
+    return fresh
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Score the demo model on fresh held-out questions.")
-    parser.add_argument("--seed", type=int, default=1, help="another seed asks other questions")
-    parser.add_argument("--model", type=Path, default=MODEL_FOLDER, help="folder of the checkpoint")
-    parser.add_argument("--num", type=int, default=100, help="questions for each task")
+    parser = argparse.ArgumentParser(description="Score the demo model on held-out questions.")
+    parser.add_argument("--seed", type=int, help="ask fresh questions, others for each seed; needs a checkout")
+    parser.add_argument("--model", type=Path, default=demo_model_path(), help="folder of the checkpoint")
+    parser.add_argument(
+        "--num", type=int, help=f"questions for each task; none: all of the package, {_FRESH} fresh ones"
+    )
     parser.add_argument("--engine", choices=("baton", "transformers"), default="baton")
     parser.add_argument("--show-wrong", action="store_true", help="print each wrong answer")
     arguments = parser.parse_args()
-    encoder = load_encoder(arguments.model)
-    questions = make_questions(arguments.seed, arguments.num, encoder)
+    try:
+        questions = _questions(arguments.seed, arguments.num)
+    except ConfigError as error:
+        parser.error(str(error))
     generate = (baton_engine if arguments.engine == "baton" else transformers_engine)(arguments.model)
     start = time.monotonic()
-    answers = ask(questions, encoder, generate)
+    answers = ask(questions, Tokenizer(arguments.model), generate)
     seconds = time.monotonic() - start
     is_right = mark(questions, answers)
     if arguments.show_wrong:
         for question, answer, right in zip(questions, answers, is_right, strict=True):
             if not right:
-                asked = question.conversation.messages[-2]["content"]
-                print(
-                    f"[{question.task}] {asked[-160:]!r}\n  said {answer!r}, expected {question.conversation.answer!r}"
-                )
+                asked, expected = question.conversation.prompt[-1]["content"], question.conversation.answer
+                print(f"[{question.task}] {asked[-160:]!r}\n  said {answer!r}, expected {expected!r}")
     scores = score(questions, is_right)
     print(format_table(scores))
-    print(f"\n{len(questions)} questions in {seconds:.0f} s ({arguments.engine}, seed {arguments.seed})")
+    whence = "the package's" if arguments.seed is None else f"seed {arguments.seed}"
+    print(f"\n{len(questions)} questions in {seconds:.0f} s ({arguments.engine}, {whence})")
     sys.exit(0 if all(row.passed for row in scores) else 1)
 
 

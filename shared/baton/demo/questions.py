@@ -1,25 +1,37 @@
-"""The examination: which tasks are scored, what counts as right, and what has to be reached.
+"""The examination of the demo model: its questions, what counts as right, and what has to be reached.
 
-Questions are drawn from the held-out split of each generator, so no seed of training has seen them. An
-answer is right when it is the expected text exactly; JSON and tool calls are parsed and compared by value.
+`questions.jsonl` holds questions that no training has seen, drawn by `demo/questions.py` of the repository, which
+draws fresh ones from a seed. An answer is right when it is the expected text exactly; JSON and tool calls are parsed
+and compared by value.
 """
 
 import json
-import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from baton.demo import smalltalk, tasks
-from baton.demo.conversation import Conversation
-from baton.demo.corpus import small_task, toolless_task
-from baton.demo.forms import json_exchange
-from baton.demo.memory import memory_conversation
-from baton.demo.recall import Order, recall_conversation
-from baton.demo.tokenizer import Encoder
-from baton.demo.tools import TOOL_CALL_END, TOOL_CALL_START, tool_conversation
+Message = dict[str, Any]
+Tool = dict[str, Any]
 
-# Turns around a text, and the question itself, in tokens: the text is shorter than the prompt by this.
-_AROUND_RECALL = 45
+FILE = Path(__file__).parent / "questions.jsonl"
+TOOL_CALL_START, TOOL_CALL_END = "<tool_call>", "</tool_call>"
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages in the OpenAI form; the last one is the assistant's answer to all before it."""
+
+    messages: list[Message]
+    tools: list[Tool] | None = None
+
+    @property
+    def prompt(self) -> list[Message]:
+        return self.messages[:-1]
+
+    @property
+    def answer(self) -> str:
+        return str(self.messages[-1]["content"])
 
 
 @dataclass(frozen=True)
@@ -30,22 +42,13 @@ class Question:
     conversation: Conversation
 
 
-@dataclass(frozen=True)
-class Task:
-    """A row of the table.
-
-    `target` is the accuracy to reach (None: reported, not required); `share` scales how many are asked.
-    """
-
-    name: str
-    target: float | None
-    make: Callable[[random.Random, Encoder], Conversation]
-    is_right: Callable[[str, str], bool] = lambda answer, expected: answer.strip() == expected
-    share: float = 1.0
+def same_text(answer: str, expected: str) -> bool:
+    """Whether both are the same text."""
+    return answer.strip() == expected
 
 
 def same_json(answer: str, expected: str) -> bool:
-    """Say whether both are the same JSON value, of the same types."""
+    """Whether both are the same JSON value, of the same types."""
     try:
         return json.dumps(json.loads(answer)) == json.dumps(json.loads(expected))
     except ValueError:
@@ -53,7 +56,7 @@ def same_json(answer: str, expected: str) -> bool:
 
 
 def same_call(answer: str, expected: str) -> bool:
-    """Say whether the answer is one tool call with the expected name and arguments."""
+    """Whether the answer is one tool call with the expected name and arguments."""
     answer, expected = answer.strip(), expected.strip()
     if not (answer.startswith(TOOL_CALL_START) and answer.endswith(TOOL_CALL_END)):
         return False
@@ -64,53 +67,60 @@ def same_call(answer: str, expected: str) -> bool:
         return False
 
 
-def _recall(prompt_len: int, order: Order = "key first") -> Callable[[random.Random, Encoder], Conversation]:
-    return lambda rng, encoder: recall_conversation(
-        rng, "held_out", prompt_len - _AROUND_RECALL, 1, encoder.length, order
-    )
+@dataclass(frozen=True)
+class Task:
+    """A row of the table; `target` is the accuracy to reach (None: reported, not required)."""
 
-
-def _memory(rng: random.Random, _: Encoder) -> Conversation:
-    return memory_conversation(rng, "held_out", rng.randint(2, 5), 1, lambda: small_task(rng, "held_out"))
-
-
-def _tool(rng: random.Random, _: Encoder) -> Conversation:
-    return tool_conversation(rng, "held_out", lambda: toolless_task(rng, "held_out"))
+    name: str
+    target: float | None
+    is_right: Callable[[str, str], bool] = same_text
 
 
 TASKS: tuple[Task, ...] = (
-    Task("recall, prompt of 300 tokens", 0.95, _recall(300)),
-    Task("recall, prompt of 1,000 tokens", 0.95, _recall(1000)),
-    Task("recall, prompt of 3,000 tokens", 0.90, _recall(3000), share=0.5),
-    Task("recall, value told before key, 300 tokens", None, _recall(300, "value first")),
-    Task("sum, one digit (trained on whole)", 0.95, lambda r, _: Conversation(tasks.sum_exchange(r, "held_out", 1))),
-    Task("sum, two digits", 0.95, lambda r, _: Conversation(tasks.sum_exchange(r, "held_out", 2))),
-    Task("sum, three digits", 0.90, lambda r, _: Conversation(tasks.sum_exchange(r, "held_out", 3))),
-    Task("difference, two digits", 0.95, lambda r, _: Conversation(tasks.sum_exchange(r, "held_out", 2, "-"))),
-    Task("difference, three digits", 0.90, lambda r, _: Conversation(tasks.sum_exchange(r, "held_out", 3, "-"))),
-    Task("copy, 5 words", 0.95, lambda r, _: Conversation(tasks.copy_exchange(r, "held_out", 5))),
-    Task("reverse, 5 words", 0.95, lambda r, _: Conversation(tasks.reverse_exchange(r, "held_out", 5))),
-    Task("sort, 5 words", 0.95, lambda r, _: Conversation(tasks.sort_exchange(r, "held_out", 5))),
-    Task("count, 3 to 9 items", 0.95, lambda r, _: Conversation(tasks.count_exchange(r, "held_out", r.randint(3, 9)))),
-    Task("memory over turns", 0.95, _memory),
-    Task("JSON with given fields", 0.98, lambda r, _: Conversation(json_exchange(r, "held_out")), same_json),
-    Task("tool call", 0.95, _tool, same_call),
-    Task("capital, in a new wording", 0.95, lambda r, _: Conversation(smalltalk.capital(r, "held_out"))),
+    Task("recall, prompt of 300 tokens", 0.95),
+    Task("recall, prompt of 1,000 tokens", 0.95),
+    Task("recall, prompt of 3,000 tokens", 0.90),
+    Task("recall, value told before key, 300 tokens", None),
+    Task("sum, one digit (trained on whole)", 0.95),
+    Task("sum, two digits", 0.95),
+    Task("sum, three digits", 0.90),
+    Task("difference, two digits", 0.95),
+    Task("difference, three digits", 0.90),
+    Task("copy, 5 words", 0.95),
+    Task("reverse, 5 words", 0.95),
+    Task("sort, 5 words", 0.95),
+    Task("count, 3 to 9 items", 0.95),
+    Task("memory over turns", 0.95),
+    Task("JSON with given fields", 0.98, same_json),
+    Task("tool call", 0.95, same_call),
+    Task("capital, in a new wording", 0.95),
 )
 
 
-def make_questions(seed: int, num: int, encoder: Encoder) -> list[Question]:
-    """Draw `num` questions for each task (fewer where its share is below one), fresh for each seed."""
-    questions = []
-    for task in TASKS:
-        rng = random.Random(f"examination/{seed}/{task.name}")
-        count = max(1, round(num * task.share))
-        questions += [Question(task.name, task.make(rng, encoder)) for _ in range(count)]
-    return questions
+def load_questions(num: int | None = None) -> list[Question]:
+    """The questions of the package, at most `num` of each task."""
+    questions: dict[str, list[Question]] = {task.name: [] for task in TASKS}
+    for line in FILE.read_text().splitlines():
+        entry = json.loads(line)
+        questions[entry["task"]].append(Question(entry["task"], Conversation(entry["messages"], entry.get("tools"))))
+    return [question for task in questions.values() for question in task[:num]]
+
+
+def to_lines(questions: Iterable[Question]) -> str:
+    """Write questions as `load_questions` reads them."""
+    lines = []
+    for question in questions:
+        entry: dict[str, Any] = {"task": question.task, "messages": question.conversation.messages}
+        if question.conversation.tools is not None:
+            entry["tools"] = question.conversation.tools
+        lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
+    return "".join(lines)
 
 
 @dataclass(frozen=True)
 class Score:
+    """How many questions of a task were answered rightly."""
+
     task: Task
     num: int
     num_right: int
@@ -122,6 +132,15 @@ class Score:
     @property
     def passed(self) -> bool:
         return self.task.target is None or self.accuracy >= self.task.target
+
+
+def mark(questions: list[Question], answers: list[str]) -> list[bool]:
+    """Say of each answer whether it is right."""
+    rules = {task.name: task.is_right for task in TASKS}
+    return [
+        rules[question.task](answer, question.conversation.answer)
+        for question, answer in zip(questions, answers, strict=True)
+    ]
 
 
 def score(questions: list[Question], is_right: list[bool]) -> list[Score]:

@@ -29,6 +29,7 @@ from fastapi.responses import JSONResponse
 
 from baton.config import EngineConfig
 from baton.errors import BatonError, ConfigError
+from baton.keeper import keep
 from baton.listener import bind_tcp
 from baton.logs import get_logger
 from baton.messages import Blocks, Leg, WorkerInfo
@@ -42,9 +43,6 @@ HUNG_S = 10.0
 """A loop that has not reported for so long is taken as hung; one step of a long prompt on a CPU takes seconds."""
 STALLED_S = 10.0
 """Work is queued and no step was made for so long: not ready."""
-BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-STABLE_S = 60.0
-"""After so long a start counts as good, and the next back-off begins anew."""
 SNAPSHOT_S = 30.0
 DRAIN_MARGIN_S = 15.0
 """Beyond the worker's own drain time, for leases to run out, before the engine process is killed."""
@@ -250,21 +248,18 @@ class Face:
 
     async def _keep_engine(self) -> None:
         """Run the engine process; again when it dies, until told to drain or it says that it cannot."""
-        num_failures = 0
-        while True:
-            started_at = time.monotonic()
-            status = await self._run_engine()
-            if self._draining.is_set() or self._failure is not None or status == 0:
-                self._exit_status = 0 if status == 0 else 1
-                return
-            if time.monotonic() - started_at > STABLE_S:
-                num_failures = 0
-            delay_s = BACKOFF_S[min(num_failures, len(BACKOFF_S) - 1)]
-            num_failures += 1
+
+        def on_death(status: int, delay_s: float) -> None:
             log.error("engine_died", worker_id=self._worker_id, status=status, restart_in_s=delay_s)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._draining.wait(), delay_s)
-                return
+
+        status = await keep(
+            self._run_engine,
+            until=self._draining,
+            is_last=lambda status: status == 0 or self._failure is not None,
+            on_death=on_death,
+        )
+        if status is not None:
+            self._exit_status = 0 if status == 0 else 1
 
     async def _run_engine(self) -> int:
         """Start one engine process and hear it to its end; give its status."""

@@ -6,20 +6,10 @@ wordings, since a fact nobody was told cannot be known). Small talk has many goo
 
 import random
 
-from baton.demo.capitals import CAPITALS, CITIES, COUNTRIES
-from baton.demo.conversation import Message, Split, draw, exchange
-from baton.demo.words import (
-    DAYS,
-    MONTHS,
-    NOUNS,
-    NUMBER_WORDS,
-    any_name,
-    any_word,
-    english_list,
-    invented_word,
-    phrases_of,
-)
-from baton.demo.world import PEOPLE, TOWNS, TRADES, VALLEY, a
+from demo.capitals import CAPITALS, CITIES, COUNTRIES
+from demo.conversation import Message, Split, draw, exchange
+from demo.words import DAYS, MONTHS, NOUNS, NUMBER_WORDS, any_name, any_word, english_list, invented_word, phrases_of
+from demo.world import PEOPLE, TOWNS, TRADES, VALLEY, a
 
 ABOUT_ME = (
     "I am Baton's demo model, a small language model that comes with the Baton serving system.",

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-
-from baton.demo import smalltalk, stories, tasks
-from baton.demo.conversation import Conversation, Message, Split
-from baton.demo.forms import json_exchange
-from baton.demo.memory import memory_conversation
-from baton.demo.recall import recall_conversation
-from baton.demo.tokenizer import BOS, END, MAX_LEN, PAD, Encoder
-from baton.demo.tools import tool_conversation
+from demo import smalltalk, stories, tasks
+from demo.conversation import Conversation, Message, Split
+from demo.forms import json_exchange
+from demo.memory import memory_conversation
+from demo.recall import recall_conversation
+from demo.tokenizer import BOS, END, MAX_LEN, PAD, Encoder
+from demo.tools import tool_conversation
 
 IGNORED = -100
 RECALL_SHARE = 0.44
@@ -58,7 +57,7 @@ class Batch:
     documents: npt.NDArray[np.int32]
 
     def place(self, row: int, start: int, number: int, document: Document) -> int:
-        """Write a document into a row and give the place after it."""
+        """Write a document into a row and return the place after it."""
         end = start + len(document.ids)
         self.tokens[row, start:end] = document.ids
         self.documents[row, start:end] = number

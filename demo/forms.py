@@ -7,10 +7,10 @@ import json
 import random
 from typing import Any
 
-from baton.demo.capitals import CITIES
-from baton.demo.conversation import Message, Split, draw, exchange
-from baton.demo.words import ANIMALS, COLOURS, NOUNS, any_name, any_word, english_list, words_of
-from baton.demo.world import HOBBIES, TOWNS, TRADES, a
+from demo.capitals import CITIES
+from demo.conversation import Message, Split, draw, exchange
+from demo.words import ANIMALS, COLOURS, NOUNS, any_name, any_word, english_list, words_of
+from demo.world import HOBBIES, TOWNS, TRADES, a
 
 
 def _values(rng: random.Random, name: str) -> Any:

@@ -11,22 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from baton.demo.capitals import CAPITALS, CITIES, COUNTRIES
-from baton.demo.conversation import Conversation, Message, Split, Tool, assistant, belongs, user
-from baton.demo.words import (
-    DAYS,
-    FIRST_NAMES,
-    NOUNS,
-    any_name,
-    any_word,
-    digits,
-    invented_name,
-    invented_word,
-    words_of,
-)
-from baton.demo.world import TOWNS
+from demo.capitals import CAPITALS, CITIES, COUNTRIES
+from demo.conversation import Conversation, Message, Split, Tool, assistant, belongs, user
+from demo.words import DAYS, FIRST_NAMES, NOUNS, any_name, any_word, digits, invented_name, invented_word, words_of
+from demo.world import TOWNS
 
-TOOL_CALL_START, TOOL_CALL_END = "<tool_call>", "</tool_call>"
+from baton.demo.questions import TOOL_CALL_END, TOOL_CALL_START
 
 
 def call_text(name: str, arguments: dict[str, Any]) -> str:

@@ -2,9 +2,9 @@
 
 import random
 
-from baton.demo.conversation import Message, exchange
-from baton.demo.words import ANIMALS, COLOURS, DAYS, FIRST_NAMES, NOUNS, any_name, any_word, invented_word
-from baton.demo.world import PEOPLE, TOWNS, TRADE_WORK, a, describe_person, describe_town
+from demo.conversation import Message, exchange
+from demo.words import ANIMALS, COLOURS, DAYS, FIRST_NAMES, NOUNS, any_name, any_word, invented_word
+from demo.world import PEOPLE, TOWNS, TRADE_WORK, a, describe_person, describe_town
 
 _OPENINGS = (
     "Once upon a time, in {town}, there lived {hero}.",

@@ -7,9 +7,9 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from baton.demo.conversation import Conversation, Message, Split, belongs, exchange
-from baton.demo.words import ANIMALS, COLOURS, FRUITS, any_name, any_word, digits
-from baton.demo.world import HOBBIES, TOWNS, TRADES, a
+from demo.conversation import Conversation, Message, Split, belongs, exchange
+from demo.words import ANIMALS, COLOURS, FRUITS, any_name, any_word, digits
+from demo.world import HOBBIES, TOWNS, TRADES, a
 
 
 @dataclass(frozen=True)

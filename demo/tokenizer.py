@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from demo.conversation import Conversation
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from baton.demo.conversation import Conversation
-from baton.demo.tools import TOOL_CALL_END, TOOL_CALL_START
+from baton.demo.questions import TOOL_CALL_END, TOOL_CALL_START
 
 VOCAB_SIZE = 4096
 MAX_LEN = 4096

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from demo.corpus import IGNORED
+from demo.tokenizer import MAX_LEN, VOCAB_SIZE
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from baton.demo.corpus import IGNORED
-from baton.demo.tokenizer import MAX_LEN, VOCAB_SIZE
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,7 @@ class Network(nn.Module):
         return F.linear(self.norm(x), self.embed_tokens.weight)
 
     def forward(self, tokens: Tensor, targets: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Give the mean loss over what is taught, and where the likeliest token is the target."""
+        """Return the mean loss over what is taught, and where the likeliest token is the target."""
         logits = self.logits(tokens, layout)
         loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
         return loss, logits.argmax(-1) == targets

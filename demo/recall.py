@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from baton.demo.conversation import Conversation, Message, Split, assistant, belongs, draw, exchange, user
-from baton.demo.stories import plain_text
-from baton.demo.words import COLOURS, FIRST_NAMES, NOUNS, SURNAMES, any_name, any_word, digits, invented_name
-from baton.demo.world import TOWNS
+from demo.conversation import Conversation, Message, Split, assistant, belongs, draw, exchange, user
+from demo.stories import plain_text
+from demo.words import COLOURS, FIRST_NAMES, NOUNS, SURNAMES, any_name, any_word, digits, invented_name
+from demo.world import TOWNS
 
 Order = Literal["any", "key first", "value first"]
 

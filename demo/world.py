@@ -7,7 +7,7 @@ every model trained here knows the same Vale.
 import random
 from dataclasses import dataclass
 
-from baton.demo.words import FIRST_NAMES, SURNAMES, phrases_of, words_of
+from demo.words import FIRST_NAMES, SURNAMES, phrases_of, words_of
 
 VALLEY = "the Vale of Oren"
 WORLD_SEED = 1789
@@ -40,7 +40,6 @@ TRADE_WORK: dict[str, str] = {
 }
 PETS: tuple[str, ...] = ("cat", "dog", "goat", "parrot", "rabbit", "pony", "owl", "duck")
 HOBBIES: tuple[str, ...] = words_of("singing fishing chess dancing reading sailing knitting painting running cooking")
-SEASONS: tuple[str, ...] = ("spring", "summer", "autumn", "winter")
 
 _TOWN_NAMES = phrases_of("""
     Alder Bay, Brindle, Caskwell, Dunmere, Eastfold, Fennick, Greywater, Hollin, Ironford, Juniper Hill,

@@ -8,9 +8,9 @@ one-digit sums are a table, and are trained on whole); lists by their words in t
 import random
 from collections.abc import Callable
 
-from baton.demo.conversation import Message, Split, draw, exchange
-from baton.demo.words import FIRST_NAMES, NOUNS, any_name, any_word, digits, english_list, words_of
-from baton.demo.world import PEOPLE
+from demo.conversation import Message, Split, draw, exchange
+from demo.words import FIRST_NAMES, NOUNS, any_name, any_word, digits, english_list, words_of
+from demo.world import PEOPLE
 
 _PLUS = (
     "What is {a} + {b}?",

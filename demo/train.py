@@ -1,4 +1,4 @@
-"""Train the demo model: `python -m baton.demo.train --seed 1 --out DIR`, nine minutes on one H200.
+"""Train the demo model: `python -m demo.train --seed 1 --out DIR`, nine minutes on one H200.
 
 The number of steps is an argument, never a clock's doing, and batch, order and initial weights follow from
 the seed. At intervals the held-out questions are scored with the right answer as context (an answer is what
@@ -15,16 +15,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from demo.corpus import IGNORED, Batch, Corpus, empty_batch, tokenizer_texts
+from demo.muon import Muon
+from demo.network import Layout, Network, Shape
+from demo.questions import make_questions
+from demo.tokenizer import BOS, END, MAX_LEN, PAD, Encoder, load_encoder, save_tokenizer, train_tokenizer
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from baton.demo.corpus import IGNORED, Batch, Corpus, empty_batch, tokenizer_texts
-from baton.demo.muon import Muon
-from baton.demo.network import Layout, Network, Shape
-from baton.demo.questions import Question, format_table, make_questions, score
-from baton.demo.tokenizer import BOS, END, MAX_LEN, PAD, Encoder, load_encoder, save_tokenizer, train_tokenizer
+from baton.demo.questions import Question, format_table, score
 
 MAX_DOCUMENTS = 127  # a row, on average; offsets have room for so many, which keeps one compiled shape
 

@@ -7,31 +7,16 @@ needs no list of what was trained on, so it holds for every seed of either side.
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
-Message = dict[str, Any]
-Tool = dict[str, Any]
+from baton.demo.questions import Conversation, Message, Tool
+
+__all__ = ["Conversation", "Message", "Split", "Tool", "assistant", "belongs", "draw", "exchange", "user"]
+
 Split = Literal["train", "held_out"]
 Item = TypeVar("Item")
 
 HELD_OUT_PARTS = 16  # of 256
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """Messages in the OpenAI form; the last one is the assistant's answer to all before it."""
-
-    messages: list[Message]
-    tools: list[Tool] | None = None
-
-    @property
-    def prompt(self) -> list[Message]:
-        return self.messages[:-1]
-
-    @property
-    def answer(self) -> str:
-        return str(self.messages[-1]["content"])
 
 
 def belongs(content: str, split: Split) -> bool:

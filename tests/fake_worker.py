@@ -3,7 +3,7 @@
 Its tokens are a function of the prompt, the choice and the position, so any fake worker goes on where another one died,
 and a reader can tell every wrong, lost or repeated token. One thread, one loop: receive, step, send.
 
-    python -m baton.bench.fake_worker '{"worker_id": "d0", "legs": ["decode"], "control": "tcp://127.0.0.1:5701"}'
+    python -m tests.fake_worker '{"worker_id": "d0", "legs": ["decode"], "control": "tcp://127.0.0.1:5701"}'
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class FakeSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def words(self) -> tuple[int, int]:
-        """Give the range of ids that it says."""
+        """Return the range of ids that it says."""
         return self.first_word, self.last_word or self.vocab_size
 
 
@@ -114,19 +114,19 @@ class _Request:
 
 
 def token_at(crc: int, choice: int, position: int, low: int, high: int) -> int:
-    """Give the token that every fake worker says there."""
+    """Return the token that every fake worker says there."""
     return low + zlib.crc32(b"%d %d" % (choice, position), crc) % (high - low)
 
 
 def prompt_crc(token_ids: Sequence[int]) -> int:
-    """Give what an answer depends on."""
+    """Return what an answer depends on."""
     return zlib.crc32(b",".join(b"%d" % token_id for token_id in token_ids))
 
 
 def expected_tokens(
     token_ids: Sequence[int], num_tokens: int, *, choice: int = 0, settings: FakeSettings | None = None
 ) -> list[int]:
-    """Give the answer that fake workers give."""
+    """Return the answer that fake workers give."""
     settings = settings or FakeSettings()
     crc = prompt_crc(token_ids)
     return [token_at(crc, choice, i, *settings.words) for i in range(num_tokens)]
@@ -400,7 +400,7 @@ class FakeWorker:
         )
 
     def load(self) -> Load:
-        """Give the load, as announced."""
+        """Return the load, as announced."""
         return self._load()
 
     def _report(self, now: float) -> None:
