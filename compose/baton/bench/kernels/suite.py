@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import baton.kernels.launch
-from baton.bench.kernels import attention, few_rows_linear, kv_pack, rms_norm, rotary, sample, silu_mul
+from baton.bench.kernels import attention, few_rows_linear, rms_norm, rotary, sample, silu_mul
 from baton.bench.kernels.measure import Ceilings, Row, measure_ceilings
 from baton.bench.report import Report
 from baton.errors import ConfigError
@@ -21,7 +21,6 @@ BENCHES: dict[str, Callable[[], Iterator[Row]]] = {
     "rms_norm": rms_norm.rows,
     "rotary": rotary.rows,
     "silu_mul": silu_mul.rows,
-    "kv_pack": kv_pack.rows,
     "decode_attention": attention.decode_rows,
     "prefill_attention": attention.chunk_rows,
     "sample": sample.rows,
