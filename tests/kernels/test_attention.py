@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from baton.kernels import library_attention
-from baton.kernels.attention import paged_attention, paged_attention_reference
+from baton.kernels.attention import paged_attention
 from baton.kernels.attention_batch import AttentionBatch
+from baton.kernels.attention_reference import paged_attention_reference
 from baton.kernels.prefill_attention import prefill_attention
 
 NUM_LAYERS, LAYER = 3, 1

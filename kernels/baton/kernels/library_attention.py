@@ -14,15 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from baton.kernels.attention_batch import AttentionBatch
 from baton.kernels.join_attention import join_attention
-
-if TYPE_CHECKING:
-    from baton.kernels.attention_batch import AttentionBatch
 
 # From here on the library's lead is worth its gather and its launches for each sequence: 101 us against 114 at 2k, but
 # 685 against 553 at sixteen chunks of 1k.
