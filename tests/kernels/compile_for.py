@@ -89,7 +89,7 @@ def attention_only(shapes, device):
 
 
 def unaligned(*shape, dtype=torch.int64):
-    """Give zeros that do not begin at a multiple of 16 bytes, as parts of one packed array may not."""
+    """Zeros that do not begin at a multiple of 16 bytes, as parts of one packed array may not."""
     return torch.zeros(8 + torch.Size(shape).numel(), dtype=dtype)[1:-7].view(shape)
 
 
@@ -156,8 +156,7 @@ decide = baton.kernels.launch.on_triton
 for module in list(sys.modules.values()):  # tensors of the CPU are taken for the GPU's
     if getattr(module, "on_triton", None) is decide:
         module.on_triton = lambda x, op="": True
-decode_attention._num_sms = lambda device: 100
-invariant_attention._num_programs = lambda device: 200
+decode_attention.num_sms = invariant_attention.num_sms = lambda device: 100
 torch.cuda.get_device_capability = lambda device: divmod(CAPABILITY, 10)
 for shapes in (LLAMA_8B, OPT_8B):
     compile_kernels(shapes, torch.device("cpu"), "a GPU", allow_reference=False)

@@ -16,14 +16,13 @@ Bound by the bytes of K and V. Sources: Dao et al., Flash-Decoding; Ringlein et 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from baton.kernels.attention_batch import AttentionBatch
 from baton.kernels.attention_tiles import attention_shape, attention_strides
-from baton.kernels.launch import INTERPRET, overlap, start_next, tl, triton, wait_for_previous
+from baton.kernels.launch import num_sms, overlap, start_next, tl, triton, wait_for_previous
 from baton.kernels.launch_table import DecodeLaunch, heads_of, launches_on
 
 _SMALLEST_SPLIT = 256
@@ -41,11 +40,6 @@ class DecodePlan:
     partial: Tensor  # [num_decodes * max_splits * kv_heads, group, head_dim] fp32, not normalized
     partial_max: Tensor  # [num_decodes * max_splits * kv_heads, group] fp32, in log2
     partial_sum: Tensor  # the same shape
-
-
-@cache
-def _num_sms(device: torch.device) -> int:
-    return 3 if INTERPRET else torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def plan_decode(
@@ -109,7 +103,7 @@ def decode_attention(
     launch, shape = plan.launch, attention_shape(q, kv_layer, window, soft_cap)
     num_heads, head_dim = q.shape[1:]
     max_items = plan.item_tiles.shape[0] - 1
-    num_lanes = min(max(1, _num_sms(q.device) * launch.programs_per_sm // shape.num_kv_heads), max_items)
+    num_lanes = min(max(1, num_sms(q.device) * launch.programs_per_sm // shape.num_kv_heads), max_items)
     overlaps = overlap(batch.num_decodes, q.device)
     _decode_kernel[(shape.num_kv_heads * num_lanes,)](
         q,
@@ -157,7 +151,7 @@ def decode_attention(
 
 @triton.jit
 def _first_seen(seq_len, WINDOW: tl.constexpr, BLOCK_SIZE: tl.constexpr):
-    """Give the first context position to read: the window's start, down to a block's."""
+    """Find the first context position to read: the window's start, down to a block's."""
     if WINDOW > 0:
         return tl.maximum(seq_len - WINDOW, 0) // BLOCK_SIZE * BLOCK_SIZE
     else:
@@ -166,7 +160,7 @@ def _first_seen(seq_len, WINDOW: tl.constexpr, BLOCK_SIZE: tl.constexpr):
 
 @triton.jit
 def _split_size(length, SMALLEST: tl.constexpr, MAX_SPLITS: tl.constexpr):
-    """Give the split of a context of `length` tokens: a function of the length alone."""
+    """Choose the size of the splits of a context of `length` tokens: a function of the length alone."""
     size = tl.where(length > SMALLEST * MAX_SPLITS, 2 * SMALLEST, SMALLEST)
     size = tl.where(length > 2 * SMALLEST * MAX_SPLITS, 4 * SMALLEST, size)
     size = tl.where(length > 4 * SMALLEST * MAX_SPLITS, 8 * SMALLEST, size)

@@ -13,43 +13,23 @@ Nondeterminism in LLM Inference".
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache
-
 import torch
 from torch import Tensor
 
 from baton.kernels.attention_batch import AttentionBatch
 from baton.kernels.attention_reference import paged_attention_reference
 from baton.kernels.attention_tiles import attend_tiles, attention_shape, attention_strides, sequence_of_tile
-from baton.kernels.launch import INTERPRET, on_triton, tl, triton
+from baton.kernels.launch import num_sms, on_triton, tl, triton
+from baton.kernels.launch_table import PrefillLaunch
 
 _SPLIT = 512  # context tokens
 # Splits run side by side until there are so many programs an SM.
 _PROGRAMS_PER_SM = 2
 
 
-@dataclass(frozen=True, slots=True)
-class InvariantLaunch:
-    """How the kernel is launched, for decodes and chunks alike: 64 rows are the fewest of a warp group's instruction."""
-
-    block_m: int = 64  # query tokens times heads of a group
-    block_n: int = 64  # context tokens a step
-    num_warps: int = 4
-    num_stages: int = 5
-
-
-def _launch_for(q: Tensor) -> InvariantLaunch:
-    """Give the launch for a dtype and head size, never for a number of queries."""
-    if q.element_size() > 2:
-        return InvariantLaunch(64, 32, 8, 2)
-    return InvariantLaunch(64, 32, 8, 2) if q.shape[2] > 128 else InvariantLaunch()
-
-
-@cache
-def _num_programs(device: torch.device) -> int:
-    num_sms = 8 if INTERPRET else torch.cuda.get_device_properties(device).multi_processor_count
-    return num_sms * _PROGRAMS_PER_SM
+# For decodes and chunks alike, by dtype and head size alone: 64 rows are the fewest of a warp group's instruction.
+_LAUNCH = PrefillLaunch(64, 64, 4, 5)
+_LAUNCH_WIDE = PrefillLaunch(64, 32, 8, 2)
 
 
 def invariant_attention(
@@ -61,13 +41,14 @@ def invariant_attention(
     window: int | None = None,
     soft_cap: float | None = None,
 ) -> Tensor:
-    """Give what `paged_attention` gives, with equal bits for equal queries and contexts.
+    """Attend as `paged_attention` does, with equal bits for equal queries and contexts.
 
     On a CPU this is the reference, whose bits are a function of a query's context where it is called with one query.
     """
     if not on_triton(q):
         return paged_attention_reference(q, kv_layer, batch, scale=scale, window=window, soft_cap=soft_cap)
-    launch, shape = _launch_for(q), attention_shape(q, kv_layer, window, soft_cap)
+    launch = _LAUNCH_WIDE if q.element_size() > 2 or q.shape[2] > 128 else _LAUNCH
+    shape = attention_shape(q, kv_layer, window, soft_cap)
     num_tokens, num_heads, head_dim = q.shape
     num_seqs = batch.num_seqs
     block_m = max(launch.block_m, triton.next_power_of_2(shape.group))
@@ -77,7 +58,7 @@ def invariant_attention(
         max_splits = min(max_splits, (window + launch.block_n) // _SPLIT + 2)
     num_lanes = 1
     if batch.num_decodes == num_seqs:
-        num_lanes = max(1, min(max_splits, _num_programs(q.device) // (num_seqs * shape.num_kv_heads)))
+        num_lanes = max(1, min(max_splits, _PROGRAMS_PER_SM * num_sms(q.device) // (num_seqs * shape.num_kv_heads)))
     is_split = num_lanes > 1
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     partial_shape = (num_seqs if is_split else 0, max_splits, num_heads, head_dim + 2)
@@ -124,7 +105,7 @@ def invariant_attention(
 
 @triton.jit
 def _first_tile(lowest, WINDOW: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Give where the first tile starts that a query at `lowest` sees."""
+    """Find where the first tile starts that a query at `lowest` sees."""
     if WINDOW > 0:
         return tl.maximum(lowest - WINDOW + 1, 0) // BLOCK_N * BLOCK_N
     else:

@@ -1,4 +1,4 @@
-"""Decide where an operation runs, and lend Triton to the files that define kernels.
+"""Where an operation runs, how kernels overlap, and Triton for the files that define kernels.
 
 A machine without a GPU never imports Triton: `triton` and `tl` are then stand-ins whose decorators return
 what they are given, so that the kernels' files still load. TRITON_INTERPRET=1 (set before the first import)
@@ -47,7 +47,7 @@ ON_TRITON = not isinstance(triton, _Absent)
 
 
 def triton_version() -> str | None:
-    """Give the version of Triton; None where it is not there or not needed."""
+    """Return Triton's version; None where it is not there or not needed."""
     return triton.__version__ if ON_TRITON else None
 
 
@@ -60,7 +60,7 @@ def use_reference(op: str) -> None:
 
 
 def on_triton(x: Tensor, op: str = "") -> bool:
-    """Say whether an operation on `x` runs its Triton kernel (CUDA, or the interpreter) rather than its reference.
+    """Whether an operation on `x` runs its Triton kernel (on CUDA or in the interpreter), not its reference.
 
     op: the name by which `use_reference` knows it, where its reference runs on a GPU too.
     """
@@ -68,8 +68,14 @@ def on_triton(x: Tensor, op: str = "") -> bool:
 
 
 def upcasts_dot(x: Tensor) -> bool:
-    """Say whether matrix products of `x` must be taken in fp32: the interpreter multiplies bf16's bits as integers."""
+    """Whether matrix products of `x` must be taken in fp32: the interpreter multiplies bf16's bits as integers."""
     return INTERPRET and x.dtype == torch.bfloat16
+
+
+@cache
+def num_sms(device: torch.device) -> int:
+    """Count the device's multiprocessors; a few in the interpreter."""
+    return 4 if INTERPRET else torch.cuda.get_device_properties(device).multi_processor_count
 
 
 FEW_ROWS = 64
@@ -77,7 +83,7 @@ FEW_ROWS = 64
 
 
 def overlap(num_rows: int, device: torch.device) -> dict[str, bool]:
-    """Give what the launch of a kernel of a decode step takes beside its arguments: whether it overlaps the one before it."""
+    """Return the options of a kernel's launch in a decode step: whether it overlaps the kernel before it."""
     overlaps = not INTERPRET and num_rows <= FEW_ROWS and _can_overlap(device)
     return {"OVERLAP": overlaps, "launch_pdl": overlaps}
 
