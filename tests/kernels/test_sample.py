@@ -41,7 +41,7 @@ def _batch(num_rows, device="cpu", *, temperature=1.0, top_k=0, top_p=1.0, min_p
 
 
 def _kept(scaled, top_k, top_p, min_p):
-    """Say which tokens the filters keep, by their definitions, in float64."""
+    """Which tokens the filters keep, by their definitions, in float64."""
     p = scaled.double().softmax(-1)
     keep = p >= min_p * p.max()
     if top_k > 0:

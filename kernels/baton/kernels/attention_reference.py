@@ -228,9 +228,9 @@ def paged_attention_reference(
         k, v = gathered.view(2, piece.num_seqs, -1, num_kv_heads, head_dim)[:, :, : piece.context_len].transpose(2, 3)
         is_decode = piece.first < batch.num_decodes
         if is_decode:
-            queries = decodes[piece.first : piece.first + piece.num_seqs].unflatten(1, (num_kv_heads, group))
+            queries = decodes[piece.first : piece.first + piece.num_seqs].view(-1, num_kv_heads, group, head_dim)
         else:
-            queries = q[piece.first : piece.first + piece.query_len].unflatten(1, (num_kv_heads, group))
+            queries = q[piece.first : piece.first + piece.query_len].view(-1, num_kv_heads, group, head_dim)
             queries = queries.permute(2, 1, 0, 3)  # [group, kv_heads, queries, head_dim]
             k, v = k.expand(group, -1, -1, -1), v.expand(group, -1, -1, -1)
         if soft_cap is None:

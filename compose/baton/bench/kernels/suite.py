@@ -30,7 +30,7 @@ BEGIN, END = "<!-- measured by `baton bench kernels --write` on an ", "<!-- end 
 
 
 def run(only: Sequence[str], *, write: bool, json_file: Path | None) -> int:
-    """Measure, print one table, and write it where asked; gives the number of operations that failed."""
+    """Measure, print one table, and write it where asked; returns the number of operations that failed."""
     unknown = [name for name in only if name not in BENCHES]
     if unknown:
         raise ConfigError(f"--only {unknown[0]} is not an operation; known: {', '.join(BENCHES)}.")
@@ -71,7 +71,7 @@ def run_sweep() -> None:
 
 
 def with_table(text: str, rows: Iterable[Row], ceilings: Ceilings, device: str) -> str:
-    """Give the text with these rows in place of the device's table; a device's first one goes before the others."""
+    """Return the text with these rows in place of the device's table; a device's first one goes before the others."""
     begin = f"{BEGIN}{device} -->"
     if begin in text:
         before, rest = text.split(begin)
