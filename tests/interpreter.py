@@ -24,9 +24,10 @@ def passes_in_the_interpreter(tests: Path) -> None:
     options = ["-v", "-x", "--tb=short", "-p", "no:cacheprovider", f"--timeout={CASE_S}"]
     command = [sys.executable, "-m", "pytest", str(tests), *options]
     root = Path(__file__).parents[1]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     lines: list[str] = []
-    with subprocess.Popen(command, env=environment, cwd=root, text=True, **pipes) as running:
+    with subprocess.Popen(
+        command, env=environment, cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as running:
         assert running.stdout is not None
         try:
             for line in running.stdout:

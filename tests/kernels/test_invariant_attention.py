@@ -79,7 +79,7 @@ def short_splits(monkeypatch):
 
 @pytest.fixture(params=SHAPES, ids=lambda shape: f"{str(shape[0])[6:]}-{shape[3]}-{shape[4]}")
 def cache(request, device):
-    return Cache(*request.param, device)
+    return Cache(*(*request.param, device))
 
 
 def test_attention_is_its_formula(cache, assert_close):
