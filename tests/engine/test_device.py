@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.interpreter import HANG_S
 
 from baton.config import EngineConfig
 from baton.engine.device import DeviceFacts, check_device
@@ -112,6 +113,7 @@ print(llm.generate([{"prompt_token_ids": [5, 6, 7]}], greedy, use_tqdm=False)[0]
 
 
 @pytest.mark.skipif(INTERPRET, reason="run by itself in the interpreter")
+@pytest.mark.timeout(HANG_S)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tests/kernels/test_compile_check.py shows it on the GPU")
 def test_a_kernel_that_does_not_compile_ends_the_start_unless_plain_torch_is_allowed(
     tiny_checkpoint: Callable[[str], Path],
@@ -125,7 +127,6 @@ def test_a_kernel_that_does_not_compile_ends_the_start_unless_plain_torch_is_all
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
-        timeout=240,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     refusal, *_, token_ids = done.stdout.strip().splitlines()

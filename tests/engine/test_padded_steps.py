@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.interpreter import passes_in_the_interpreter
+from tests.interpreter import HANG_S, passes_in_the_interpreter
 from torch import Tensor
 
 from baton.engine.batch import HostBatch
@@ -77,6 +77,7 @@ def test_answers_are_those_of_steps_as_they_are(tiny_checkpoint: Callable[[str],
     assert {shape.num_chunks for shape in graphs.ran if shape} == {0, MAX_CHUNKS}
 
 
+@pytest.mark.timeout(HANG_S)
 @pytest.mark.skipif(ON_TRITON, reason="it runs here as it is")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_the_same_in_the_interpreter() -> None:

@@ -9,6 +9,7 @@ is compiled only then, a request would wait for.
 
 import dataclasses
 import sys
+from typing import Any
 from unittest import mock
 
 import torch
@@ -72,7 +73,7 @@ class NamedDevice:
 
 
 run = JITFunction.run
-compiled = set()
+compiled: set[str] = set()
 when = "start"
 
 
@@ -89,7 +90,7 @@ def attention_only(shapes, device):
 
 
 def unaligned(*shape, dtype=torch.int64):
-    """Give zeros that do not begin at a multiple of 16 bytes, as parts of one packed array may not."""
+    """Zeros that do not begin at a multiple of 16 bytes, as parts of one packed array may not."""
     return torch.zeros(8 + torch.Size(shape).numel(), dtype=dtype)[1:-7].view(shape)
 
 
@@ -98,13 +99,14 @@ def draw_as_asked():
     counts = torch.zeros(3, LLAMA_8B.vocab_size, dtype=torch.int32)
     at = torch.arange(3)
     plain = SamplingBatch(ones, ones.int(), ones, ones, derive_keys(at, at, at))
-    for flags in ({"any_min_p": True}, {"any_top_k": True}, {"any_top_p": True}, {"all_greedy": True}):
+    for flag in ("any_min_p", "any_top_k", "any_top_p", "all_greedy"):
+        flags: dict[str, Any] = {flag: True}
         sample(logits, dataclasses.replace(plain, **flags))
     for num_entries in (1, 3, 16):
         ids = torch.zeros(num_entries, dtype=torch.int64)
-        bias = {"bias_rows": ids, "bias_token_ids": ids, "bias_values": ids.float()}
-        sample(logits, dataclasses.replace(plain, **bias))
-    penalties = {f"{name}_penalty": ones for name in ("repetition", "presence", "frequency")}
+        biased = dataclasses.replace(plain, bias_rows=ids, bias_token_ids=ids, bias_values=ids.float())
+        sample(logits, biased)
+    penalties: dict[str, Any] = {f"{name}_penalty": ones for name in ("repetition", "presence", "frequency")}
     sample(logits, dataclasses.replace(plain, counts=counts, count_rows=unaligned(3), **penalties))
     count_tokens(counts, unaligned(3), at)
     for num_top in range(MAX_LOGPROBS + 1):
@@ -155,10 +157,10 @@ JITFunction.run = compile_only
 decide = baton.kernels.launch.on_triton
 for module in list(sys.modules.values()):  # tensors of the CPU are taken for the GPU's
     if getattr(module, "on_triton", None) is decide:
-        module.on_triton = lambda x, op="": True
-decode_attention._num_sms = lambda device: 100
-invariant_attention._num_programs = lambda device: 200
-torch.cuda.get_device_capability = lambda device: divmod(CAPABILITY, 10)
+        setattr(module, "on_triton", lambda x, op="": True)  # noqa: B010
+mock.patch.multiple(decode_attention, num_sms=lambda device: 100).start()
+mock.patch.multiple(invariant_attention, num_sms=lambda device: 100).start()
+mock.patch("torch.cuda.get_device_capability", return_value=divmod(CAPABILITY, 10)).start()
 for shapes in (LLAMA_8B, OPT_8B):
     compile_kernels(shapes, torch.device("cpu"), "a GPU", allow_reference=False)
 when = "request"

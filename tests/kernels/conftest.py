@@ -18,7 +18,7 @@ def device() -> str:
 
 @pytest.fixture
 def is_kernel() -> bool:
-    """Say whether the public functions run kernels here, not references."""
+    """Whether the public functions run kernels here, not references."""
     return torch.cuda.is_available() or INTERPRET
 
 

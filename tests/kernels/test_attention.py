@@ -4,11 +4,14 @@ import pytest
 import torch
 
 from baton.kernels import library_attention
-from baton.kernels.attention import paged_attention, paged_attention_reference
+from baton.kernels.attention import paged_attention
 from baton.kernels.attention_batch import AttentionBatch
+from baton.kernels.attention_reference import paged_attention_reference
 from baton.kernels.prefill_attention import prefill_attention
 
 NUM_LAYERS, LAYER = 3, 1
+Step = tuple[list[int], list[tuple[int, int]]]
+"""Context lengths of decodes, (queries, context) of chunks."""
 
 
 def _step(decodes, chunks, num_heads, num_kv_heads, head_dim, *, block_size=16, dtype=torch.float32, device="cpu"):
@@ -59,9 +62,9 @@ def _dense(q, kv_layer, batch, scale, window=None, soft_cap=None):
     return torch.cat(outputs)
 
 
-DECODES = ([5, 17, 700, 16, 1], [])
-CHUNKS = ([], [(7, 7), (33, 50), (20, 200), (1, 1)])
-MIXED = ([3, 300, 40], [(5, 20), (64, 64), (1, 33)])
+DECODES: Step = ([5, 17, 700, 16, 1], [])
+CHUNKS: Step = ([], [(7, 7), (33, 50), (20, 200), (1, 1)])
+MIXED: Step = ([3, 300, 40], [(5, 20), (64, 64), (1, 33)])
 
 
 @pytest.mark.parametrize("step", [DECODES, CHUNKS, MIXED], ids=["decodes", "chunks", "mixed"])
@@ -82,7 +85,8 @@ MIXED = ([3, 300, 40], [(5, 20), (64, 64), (1, 33)])
 def test_attention_is_its_formula(
     step, dtype, num_heads, num_kv_heads, head_dim, window, soft_cap, device, assert_close
 ):
-    q, kv, batch = _step(*step, num_heads, num_kv_heads, head_dim, dtype=dtype, device=device)
+    decodes, chunks = step
+    q, kv, batch = _step(decodes, chunks, num_heads, num_kv_heads, head_dim, dtype=dtype, device=device)
     scale = head_dim**-0.5
     o = paged_attention(q, kv[:, LAYER], batch, scale=scale, window=window, soft_cap=soft_cap)
     assert o.dtype == dtype

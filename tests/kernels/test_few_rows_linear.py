@@ -13,6 +13,7 @@ from baton.kernels.launch_table import HOPPER
 from baton.kernels.linear import linear
 
 LAUNCH = HOPPER.few_rows
+assert LAUNCH is not None
 WIDE = dataclasses.replace(LAUNCH, wide_from=1)
 SPLIT_IN_FOUR = dataclasses.replace(LAUNCH, tall=dataclasses.replace(LAUNCH.tall, filled_by=1 << 20))
 
@@ -38,7 +39,7 @@ def test_it_is_the_product(rows, num_outputs, num_inputs, dtype, has_bias, launc
         pytest.skip("the same launch")
     x, weight = _data(rows, num_outputs, num_inputs, dtype, device)
     bias = torch.randn(num_outputs).to(device, dtype) if has_bias else None
-    expected = x.double() @ weight.double().t() + (bias.double() if has_bias else 0.0)
+    expected = x.double() @ weight.double().t() + (0.0 if bias is None else bias.double())
     y = few_rows_linear(x, weight, bias, launch=launch)
     assert y.dtype == dtype
     assert_close(y, expected)
@@ -69,7 +70,7 @@ def test_logits_on_a_gpu_are_not_rounded_to_the_models_type(rows, dtype, has_bia
     x, weight = _data(rows, 96, 64, dtype, device)
     bias = torch.randn(96).to(device, dtype) if has_bias else None
     scores = linear(x, weight, bias, torch.float32)
-    expected = x.double() @ weight.double().t() + (bias.double() if has_bias else 0.0)
+    expected = x.double() @ weight.double().t() + (0.0 if bias is None else bias.double())
     assert scores.dtype == torch.float32
     assert_close(scores, expected, dtype)
     if device == "cuda" and not has_bias:
@@ -81,6 +82,7 @@ def test_logits_on_a_gpu_are_not_rounded_to_the_models_type(rows, dtype, has_bia
     [(6144, 4096, 1), (4096, 4096, 2), (4096, 14336, 2), (1024, 2048, 4), (1024, 3072, 4), (4096, 1024, 1)],
 )
 def test_a_long_product_of_few_programs_is_split(num_outputs, num_inputs, splits):
+    assert LAUNCH is not None
     assert LAUNCH.tall.num_splits(num_outputs, num_inputs) == splits
 
 

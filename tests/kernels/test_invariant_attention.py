@@ -79,7 +79,7 @@ def short_splits(monkeypatch):
 
 @pytest.fixture(params=SHAPES, ids=lambda shape: f"{str(shape[0])[6:]}-{shape[3]}-{shape[4]}")
 def cache(request, device):
-    return Cache(*request.param, device)
+    return Cache(*(*request.param, device))
 
 
 def test_attention_is_its_formula(cache, assert_close):
@@ -112,8 +112,8 @@ def test_splits_side_by_side_give_the_same_bits(cache, is_kernel, monkeypatch):
         pytest.skip("the reference has no splits")
     steps = [(2, 299, 1), (2, 128, 1), (0, 149, 1)]
     found = []
-    for num_programs in (1, 1000):
-        monkeypatch.setattr(module, "_num_programs", lambda device, n=num_programs: n)
+    for num_sms in (1, 1000):
+        monkeypatch.setattr(module, "num_sms", lambda device, n=num_sms: n)
         found.append(cache.attend(*steps))
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 

@@ -25,7 +25,7 @@ def test_it_is_the_product(rows, num_outputs, num_inputs, dtype, has_bias, devic
     bias = torch.randn(num_outputs).to(device, dtype) if has_bias else None
     y = invariant_linear(x[:rows], weight, bias)
     assert y.dtype == dtype
-    expected = x[:rows].double() @ weight.double().t() + (bias.double() if has_bias else 0.0)
+    expected = x[:rows].double() @ weight.double().t() + (0.0 if bias is None else bias.double())
     assert_close(y, expected)
 
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -35,7 +37,7 @@ def test_heads_turn_and_land(dtype, has_norm, num_heads, num_kv_heads, head_dim,
     )
     cos_sin = torch.stack([angles.cos(), angles.sin()], dim=1)
     norms = torch.randn(2, head_dim, device=device).to(dtype)
-    given = {"q_norm": norms[0], "k_norm": norms[1], "eps": 1e-6} if has_norm else {}
+    given: dict[str, Any] = {"q_norm": norms[0], "k_norm": norms[1], "eps": 1e-6} if has_norm else {}
 
     turned = rotary_kv_write(q, k, v, cos_sin, positions, kv[:, 1], slots, **given)
 
@@ -56,8 +58,9 @@ def test_separate_projections_give_what_a_fused_one_gives(device):
     cos_sin = torch.randn(50, 2, 8, device=device)
     positions, slots = torch.arange(4, device=device), torch.arange(16, 20, device=device)
     results = []
-    for parts in ((q, k, v), torch.cat([q, k, v], dim=1).split((4, 2, 2), dim=1)):
+    fused_q, fused_k, fused_v = torch.cat([q, k, v], dim=1).split((4, 2, 2), dim=1)
+    for own_q, own_k, own_v in ((q, k, v), (fused_q, fused_k, fused_v)):
         kv = torch.zeros(2, 1, 2, 16, 2, 16, device=device)
-        results.append((rotary_kv_write(*parts, cos_sin, positions, kv[:, 0], slots), kv))
+        results.append((rotary_kv_write(own_q, own_k, own_v, cos_sin, positions, kv[:, 0], slots), kv))
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])

@@ -41,7 +41,7 @@ def _batch(num_rows, device="cpu", *, temperature=1.0, top_k=0, top_p=1.0, min_p
 
 
 def _kept(scaled, top_k, top_p, min_p):
-    """Say which tokens the filters keep, by their definitions, in float64."""
+    """Which tokens the filters keep, by their definitions, in float64."""
     p = scaled.double().softmax(-1)
     keep = p >= min_p * p.max()
     if top_k > 0:
@@ -126,7 +126,11 @@ def test_a_row_alone_draws_what_it_draws_in_company(device):
     together = sample(logits, batch).tolist()
     for row in range(6):
         alone = SamplingBatch(
-            *(t[row : row + 1] for t in (batch.temperature, batch.top_k, batch.top_p, batch.min_p, batch.keys)),
+            batch.temperature[row : row + 1],
+            batch.top_k[row : row + 1],
+            batch.top_p[row : row + 1],
+            batch.min_p[row : row + 1],
+            batch.keys[row : row + 1],
             any_top_k=True,
             any_top_p=True,
             any_min_p=True,
@@ -176,8 +180,8 @@ def test_penalties_are_vllms(device):
     outputs = [torch.randint(0, vocab_size, (10 * row,)).tolist() for row in range(num_rows)]
     rows = torch.tensor([7, 0, 3, 2, 9, 4])
     counts = torch.full((10, vocab_size), 5, dtype=torch.int32)  # of others
-    for row, *of in zip(rows, prompts, outputs, strict=True):
-        counts[row] = row_of(*of, vocab_size)
+    for row, prompt, drawn in zip(rows, prompts, outputs, strict=True):
+        counts[row] = row_of(prompt, drawn, vocab_size)
     batch = replace(
         _batch(num_rows, device, temperature=0.0),
         repetition_penalty=torch.rand(num_rows, device=device) * 2 + 0.5,

@@ -1,4 +1,4 @@
-"""Attention of a mixed step (decodes and prompt chunks together) over the paged, block-major cache.
+"""Attention of a mixed step (decodes and prompt chunks together) over the paged, block-major cache: which code computes it.
 
 o_i = softmax(scale * q_i K^T) V over the keys that query i may see. Query i of a sequence with context L and
 n queries stands at position p = L - n + i and sees positions j <= p, with a window w only p - w < j <= p; a
@@ -8,252 +8,15 @@ block_size, kv_heads, head_dim], which already holds the step's own K and V; hea
 (online softmax); Kwon et al., arXiv 2309.06180 (paged cache).
 """
 
-import threading
-from dataclasses import dataclass
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from baton.kernels.attention_batch import AttentionBatch
+from baton.kernels.attention_reference import paged_attention_reference
 from baton.kernels.decode_attention import decode_attention, plan_decode
 from baton.kernels.launch import on_triton
 from baton.kernels.library_attention import attend_chunk, shortest_query_len
 from baton.kernels.prefill_attention import prefill_attention
-
-# A gathered group of decodes is read back right after it is written, so it should stay in the last-level
-# cache: 6 MiB is within 2 % of the best from 2 to 12 MiB (64 sequences of 50 to 1200 tokens, two cores, 32
-# MiB of shared cache).
-_GATHER_NBYTES = 6 << 20
-# One more group costs about as much time per layer as gathering and attending to this many bytes of padding.
-_PADDING_NBYTES = 384 << 10
-# Rows of explicit scores (soft cap) are cut so that they take at most so many bytes.
-_SCORES_NBYTES = 64 << 20
-
-
-# --- reference -----------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Piece:
-    """One gather and one attention: a group of decodes padded to the longest, or one sequence's chunk."""
-
-    first: int  # first query token, in the plan's order
-    num_seqs: int
-    query_len: int
-    context_len: int  # of the gathered keys, after any blocks that the window hides
-    rows: Tensor  # [2 * num_seqs * num_blocks] int32: K's half-block rows, then V's
-    mask: Tensor | None  # [num_seqs, 1, 1, context] or [1, 1, queries, context], 0 or -inf
-    tails: Tensor | None = None  # tokens of the gathered K and V that belong to nobody
-    is_causal: bool = False
-
-
-@dataclass(slots=True)
-class _GatherPlan:
-    pieces: list[_Piece]
-    order: Tensor | None  # [num_decodes] decodes sorted by length; None: as they are
-    inverse: Tensor | None  # [num_tokens] back from the pieces' order
-
-
-def _group_by_length(lens: list[int], token_nbytes: int) -> list[list[int]]:
-    """Split sequences into groups to be padded together: similar lengths, small enough to stay in the cache."""
-    groups: list[list[int]] = []
-    padding = longest = 0
-    for i in sorted(range(len(lens)), key=lens.__getitem__, reverse=True):
-        padding += longest - lens[i]
-        full = not groups or (len(groups[-1]) + 1) * longest * token_nbytes > _GATHER_NBYTES
-        if full or padding * token_nbytes > _PADDING_NBYTES:
-            groups.append([])
-            padding, longest = 0, lens[i]
-        groups[-1].append(i)
-    return groups
-
-
-def _mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-    return mask.masked_fill_(visible.logical_not_(), float("-inf"))
-
-
-def _block_rows(table: Tensor, row_step: int) -> Tensor:
-    rows = (table * row_step).view(-1)
-    return torch.cat((rows, rows + 1))
-
-
-def _tails(seen: list[int], padded: int, block_size: int, device: torch.device) -> Tensor | None:
-    """List the gathered tokens, K's then V's, that are nobody's and yet are read.
-
-    Past a sequence's end its first block is gathered again; the rest of its last block, and of a first block
-    that is its last, may hold what another left there, which may not be finite: no mask stops 0 * NaN.
-    """
-    tails: list[int] = []
-    for i, n in enumerate(seen):
-        end = -(-n // block_size) * block_size if n >= block_size else padded
-        tails.extend(range(i * padded + n, i * padded + end))
-    if not tails:
-        return None
-    of_k = torch.tensor(tails, device=device)
-    return torch.cat((of_k, of_k + len(seen) * padded))
-
-
-def _plan_decodes(batch: AttentionBatch, kv_layer: Tensor, dtype: torch.dtype, window: int | None) -> _GatherPlan:
-    """Group decodes by length; what all groups need is computed once, sorted, and sliced."""
-    _, _, block_size, num_kv_heads, head_dim = kv_layer.shape
-    row_step = kv_layer.stride(0) // (block_size * num_kv_heads * head_dim)
-    num_decodes = batch.num_decodes
-    lens = [max(1, n) for n in batch.seq_lens_host[:num_decodes]]
-    hidden = [0 if window is None else max(0, n - window) // block_size for n in lens]  # blocks before the window
-    seen = [n - h * block_size for n, h in zip(lens, hidden, strict=True)]
-    if num_decodes == 1 and window is None:
-        rows = _block_rows(batch.block_table[:1, : -(-seen[0] // block_size)], row_step)
-        return _GatherPlan([_Piece(0, 1, 1, seen[0], rows, None)], None, None)
-    groups = _group_by_length(seen, 2 * num_kv_heads * head_dim * kv_layer.element_size())
-    ids = [i for group in groups for i in group]
-    device = kv_layer.device
-    order = torch.tensor(ids, device=device)
-    inverse = torch.arange(batch.slots.shape[0], device=device)
-    inverse[order] = torch.arange(num_decodes, device=device)
-    ends = torch.tensor([seen[i] for i in ids], device=device)[:, None]
-    longest = max(seen)
-    columns = torch.arange(-(-longest // block_size), device=device).expand(num_decodes, -1)
-    columns = torch.where(columns * block_size < ends, columns, 0)
-    if any(hidden):
-        columns += torch.tensor([hidden[i] for i in ids], device=device)[:, None]
-    table = batch.block_table[:num_decodes].index_select(0, order).gather(1, columns).mul_(row_step)
-    positions = torch.arange(longest, device=device)
-    visible = positions < ends
-    if window is not None:
-        visible &= positions >= ends - window
-    mask = _mask(visible, dtype)[:, None, None]
-    pieces: list[_Piece] = []
-    first = 0
-    for group in groups:
-        sizes = [seen[i] for i in group]
-        last, widest = first + len(group), max(sizes)
-        rows = table[first:last, : -(-widest // block_size)].reshape(-1)
-        rows = torch.cat((rows, rows + 1))
-        is_even = window is None and min(sizes) == widest
-        padded = rows.shape[0] // (2 * len(group)) * block_size
-        tails = None if is_even else _tails(sizes, padded, block_size, device)
-        piece_mask = None if is_even else mask[first:last, ..., :widest]
-        pieces.append(_Piece(first, len(group), 1, widest, rows, piece_mask, tails))
-        first = last
-    return _GatherPlan(pieces, order, inverse)
-
-
-def _plan_chunk(
-    batch: AttentionBatch, seq: int, first: int, kv_layer: Tensor, dtype: torch.dtype, window: int | None, capped: bool
-) -> _Piece:
-    _, _, block_size, num_kv_heads, head_dim = kv_layer.shape
-    row_step = kv_layer.stride(0) // (block_size * num_kv_heads * head_dim)
-    query_len, seq_len = batch.query_lens_host[seq], batch.seq_lens_host[seq]
-    start = seq_len - query_len  # position of the first query
-    hidden = 0 if window is None else max(0, start - window + 1) // block_size
-    context_len = seq_len - hidden * block_size
-    rows = _block_rows(batch.block_table[seq, hidden : -(-seq_len // block_size)], row_step)
-    is_causal = start == 0 and not capped and (window is None or window >= seq_len)
-    mask = None
-    if not is_causal:
-        device = kv_layer.device
-        at = torch.arange(start - hidden * block_size, context_len, device=device)[:, None]
-        positions = torch.arange(context_len, device=device)
-        visible = positions <= at
-        if window is not None:
-            visible &= positions > at - window
-        mask = _mask(visible, dtype)[None, None]
-    return _Piece(first, 1, query_len, context_len, rows, mask, is_causal=is_causal)
-
-
-def _plan(batch: AttentionBatch, kv_layer: Tensor, dtype: torch.dtype, window: int | None, capped: bool) -> _GatherPlan:
-    num_decodes = batch.num_decodes
-    plan = _plan_decodes(batch, kv_layer, dtype, window) if num_decodes else _GatherPlan([], None, None)
-    first = num_decodes
-    for seq in range(num_decodes, batch.num_seqs):
-        plan.pieces.append(_plan_chunk(batch, seq, first, kv_layer, dtype, window, capped))
-        first += batch.query_lens_host[seq]
-    return plan
-
-
-_local = threading.local()
-
-
-def _gather_space(num_elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Lend this thread's buffer for gathered keys and values: fresh memory would cost a page fault every 4 KiB, each layer."""
-    spaces: dict[tuple[torch.dtype, torch.device], Tensor] = _local.__dict__.setdefault("spaces", {})
-    space = spaces.get((dtype, device))
-    if space is None or space.numel() < num_elements:
-        with torch.inference_mode(False):  # so that it may be written to in any mode
-            space = spaces[dtype, device] = torch.empty(num_elements, dtype=dtype, device=device)
-    return space[:num_elements]
-
-
-def _attend_capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, soft_cap: float) -> Tensor:
-    """Attend with explicit scores: q [batch, kv_heads, queries, head_dim], k and v [batch, kv_heads, context, head_dim]."""
-    batch, num_heads, query_len, _ = q.shape
-    keys, values = k.float().transpose(2, 3), v.float()
-    step = max(1, _SCORES_NBYTES // (4 * batch * num_heads * keys.shape[3]))
-    pieces = []
-    for i in range(0, query_len, step):
-        scores = torch.matmul(q[:, :, i : i + step].float(), keys)  # [batch, kv_heads, step, context]
-        scores.mul_(scale / soft_cap).tanh_().mul_(soft_cap)
-        if mask is not None:
-            scores += mask if mask.shape[2] == 1 else mask[:, :, i : i + step]
-        pieces.append(torch.matmul(scores.softmax(-1), values).to(q.dtype))
-    return torch.cat(pieces, dim=2)
-
-
-def paged_attention_reference(
-    q: Tensor,
-    kv_layer: Tensor,
-    batch: AttentionBatch,
-    *,
-    scale: float,
-    window: int | None = None,
-    soft_cap: float | None = None,
-) -> Tensor:
-    """Attend in plain torch: gather the blocks of similar sequences together, then one SDPA over them.
-
-    Queries that share a KV head lie on the query axis for decodes (no mask between them) and on the batch
-    axis, with K and V expanded by stride, for chunks (where the causal mask is the same for each), so K and V
-    are never repeated.
-    """
-    _, num_heads, head_dim = q.shape
-    num_blocks, _, block_size, num_kv_heads, _ = kv_layer.shape
-    group = num_heads // num_kv_heads
-    key = ("gather", window, soft_cap is not None)
-    plan = batch.plans.get(key)
-    if plan is None:
-        plan = batch.plans[key] = _plan(batch, kv_layer, q.dtype, window, soft_cap is not None)
-    half = block_size * num_kv_heads * head_dim
-    rows = kv_layer.as_strided(
-        ((num_blocks - 1) * (kv_layer.stride(0) // half) + 2, half), (half, 1), kv_layer.storage_offset()
-    )
-    decodes = q[: batch.num_decodes] if plan.order is None else q.index_select(0, plan.order)
-    outputs = []
-    for piece in plan.pieces:
-        gathered = _gather_space(piece.rows.shape[0] * half, kv_layer.dtype, kv_layer.device).view(-1, half)
-        torch.index_select(rows, 0, piece.rows, out=gathered)
-        if piece.tails is not None:
-            gathered.view(-1, half // block_size).index_fill_(0, piece.tails, 0)
-        k, v = gathered.view(2, piece.num_seqs, -1, num_kv_heads, head_dim)[:, :, : piece.context_len].transpose(2, 3)
-        is_decode = piece.first < batch.num_decodes
-        if is_decode:
-            queries = decodes[piece.first : piece.first + piece.num_seqs].unflatten(1, (num_kv_heads, group))
-        else:
-            queries = q[piece.first : piece.first + piece.query_len].unflatten(1, (num_kv_heads, group))
-            queries = queries.permute(2, 1, 0, 3)  # [group, kv_heads, queries, head_dim]
-            k, v = k.expand(group, -1, -1, -1), v.expand(group, -1, -1, -1)
-        if soft_cap is None:
-            o = F.scaled_dot_product_attention(
-                queries, k, v, attn_mask=piece.mask, is_causal=piece.is_causal, scale=scale
-            )
-        else:
-            o = _attend_capped(queries, k, v, piece.mask, scale, soft_cap)
-        outputs.append((o if is_decode else o.permute(2, 1, 0, 3)).flatten(1, 2))
-    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return output if plan.inverse is None else output.index_select(0, plan.inverse)
-
-
-# --- public -----------------------------------------------------------------------------------------
 
 
 def paged_attention(
@@ -265,43 +28,28 @@ def paged_attention(
     window: int | None = None,
     soft_cap: float | None = None,
 ) -> Tensor:
-    """Give each query's attention over its sequence's cached context, [tokens, heads, head_dim]."""
+    """Attend with each query over its sequence's cached context: [tokens, heads, head_dim]."""
     if not on_triton(q, "paged_attention"):
         return paged_attention_reference(q, kv_layer, batch, scale=scale, window=window, soft_cap=soft_cap)
-    num_chunks = batch.num_seqs - batch.num_decodes
-    library_len = shortest_query_len(q, kv_layer, window, soft_cap) if num_chunks else 0
-    if num_chunks == batch.num_seqs == 1 and q.shape[0] >= library_len:
+    first, num_seqs = batch.num_decodes, batch.num_seqs
+    library_len = shortest_query_len(q, kv_layer, window, soft_cap) if num_seqs > first else 0
+    if first == 0 and num_seqs == 1 and q.shape[0] >= library_len:
         return attend_chunk(q, kv_layer, batch, 0, scale)  # a copy would be 0.6 % of a prompt's time
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    if batch.num_decodes:
+    if first:
         key = ("decode", window)
         plan = batch.plans.get(key)
         if plan is None:
             plan = batch.plans[key] = plan_decode(q, kv_layer, batch, window)
         decode_attention(q, kv_layer, batch, plan, out, scale=scale, window=window, soft_cap=soft_cap)
-    if num_chunks:
-        _attend_chunks(q, kv_layer, batch, out, scale, window, soft_cap, library_len)
-    return out
-
-
-def _attend_chunks(
-    q: Tensor,
-    kv_layer: Tensor,
-    batch: AttentionBatch,
-    out: Tensor,
-    scale: float,
-    window: int | None,
-    soft_cap: float | None,
-    library_len: int,
-) -> None:
-    """Give long plain chunks to the library, each by itself, and the rest to one launch of the kernel."""
-    lens = batch.query_lens_host[batch.num_decodes :]
-    if min(lens) < library_len:
-        options = {"scale": scale, "window": window, "soft_cap": soft_cap, "longest": library_len - 1}
-        prefill_attention(q, kv_layer, batch, out, **options)
-    first = batch.num_decodes
+    # Long plain chunks are the library's, each by itself; the rest is one launch of the kernel.
+    lens = batch.query_lens_host[first:]
+    if lens and min(lens) < library_len:
+        longest = library_len - 1
+        prefill_attention(q, kv_layer, batch, out, scale=scale, window=window, soft_cap=soft_cap, longest=longest)
     for seq, query_len in enumerate(lens, batch.num_decodes):
         if query_len >= library_len:
             rows = slice(first, first + query_len)
             attend_chunk(q[rows], kv_layer, batch, seq, scale, out[rows])
         first += query_len
+    return out

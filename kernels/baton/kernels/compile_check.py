@@ -6,9 +6,8 @@ machine's first start waits for it.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -65,7 +64,7 @@ class KernelShapes:
 def compile_kernels(
     shapes: KernelShapes, device: torch.device, device_name: str, *, allow_reference: bool
 ) -> dict[str, str]:
-    """Run each operation once; give the reason of each that does not compile, which is a reference from then on.
+    """Run each operation once; return the reason of each that does not compile, which is a reference from then on.
 
     Raises:
         KernelError: one does not compile, and no reference is allowed.
@@ -97,7 +96,7 @@ def compile_kernels(
 
 
 def _reason(error: BaseException) -> str:
-    """Give the innermost error in one line: what encloses it shows source code alone."""
+    """Put the innermost error in one line: what encloses it shows source code alone."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join((getattr(error, "error_message", None) or str(error)).split())
@@ -105,7 +104,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _operations(shapes: KernelShapes, device: torch.device) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Give each operation that a model of these shapes runs, by the name that `use_reference` knows."""
+    """Each operation that a model of these shapes runs, by the name that `use_reference` knows."""
     if shapes.has_rms_norm:
         yield "rms_norm", lambda: _norms(shapes, device)
     if shapes.gate is not None:
@@ -147,7 +146,7 @@ def _gate(gate: Callable[[Tensor], Tensor], shapes: KernelShapes, device: torch.
 
 
 def _num_outputs(shapes: KernelShapes) -> tuple[int, int]:
-    """Give few outputs for the layers, and for the vocabulary as few more as it has beyond a multiple of 16: compiled apart."""
+    """Few outputs for the layers, and for the vocabulary as many more as it has beyond a multiple of 16: compiled apart."""
     return 16, 16 + shapes.vocab_size % 16
 
 
@@ -170,9 +169,8 @@ def _products(shapes: KernelShapes, device: torch.device) -> None:
             few_rows_linear(x[:num_rows], x[:few], x[0, :few])
             few_rows_linear(x[:num_rows], x[:of_vocab], None, torch.float32)
         # wide; and tall in one part, in two and in four
-        tall = [dataclasses.replace(launch.tall, filled_by=programs) for programs in (1, 2, 4, 8)]
-        ways = [{"wide_from": 1}, *({"tall": each} for each in tall)]
-        for way in (dataclasses.replace(launch, **each) for each in ways):
+        tall = [replace(launch.tall, filled_by=programs) for programs in (1, 2, 4, 8)]
+        for way in (replace(launch, wide_from=1), *(replace(launch, tall=each) for each in tall)):
             few_rows_linear(x, x[:few], launch=way)
             few_rows_linear(x, x[:few], x[0, :few], launch=way)
             few_rows_linear(x, x[:of_vocab], None, torch.float32, way)
@@ -186,7 +184,7 @@ def _cache(shapes: KernelShapes, device: torch.device) -> Tensor:
 
 
 def _heads(shapes: KernelShapes, num_tokens: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Give q, k and v as a fused projection does, [tokens, heads or kv_heads, head_dim]."""
+    """Make q, k and v as a fused projection does, [tokens, heads or kv_heads, head_dim]."""
     widths = [shapes.num_heads, shapes.num_kv_heads, shapes.num_kv_heads]
     qkv = torch.zeros(num_tokens, sum(widths), shapes.head_dim, dtype=shapes.dtype, device=device)
     q, k, v = qkv.split_with_sizes(widths, 1)

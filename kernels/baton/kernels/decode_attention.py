@@ -16,17 +16,14 @@ Bound by the bytes of K and V. Sources: Dao et al., Flash-Decoding; Ringlein et 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from baton.kernels.launch import INTERPRET, overlap, start_next, tl, triton, upcasts_dot, wait_for_previous
+from baton.kernels.attention_batch import AttentionBatch
+from baton.kernels.attention_tiles import attention_shape, attention_strides
+from baton.kernels.launch import num_sms, overlap, start_next, tl, triton, wait_for_previous
 from baton.kernels.launch_table import DecodeLaunch, heads_of, launches_on
-
-if TYPE_CHECKING:
-    from baton.kernels.attention_batch import AttentionBatch
 
 _SMALLEST_SPLIT = 256
 _MAX_SPLITS = 64
@@ -43,11 +40,6 @@ class DecodePlan:
     partial: Tensor  # [num_decodes * max_splits * kv_heads, group, head_dim] fp32, not normalized
     partial_max: Tensor  # [num_decodes * max_splits * kv_heads, group] fp32, in log2
     partial_sum: Tensor  # the same shape
-
-
-@cache
-def _num_sms(device: torch.device) -> int:
-    return 3 if INTERPRET else torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def plan_decode(
@@ -108,12 +100,12 @@ def decode_attention(
     soft_cap: float | None,
 ) -> None:
     """Attend for the first num_decodes tokens; writes their rows of `out` [tokens, heads, head_dim]."""
-    launch = plan.launch
+    launch, shape = plan.launch, attention_shape(q, kv_layer, window, soft_cap)
     num_heads, head_dim = q.shape[1:]
-    block_size, num_kv_heads = kv_layer.shape[2:4]
-    group = num_heads // num_kv_heads
-    num_lanes = min(max(1, _num_sms(q.device) * launch.programs_per_sm // num_kv_heads), plan.item_tiles.shape[0] - 1)
-    _decode_kernel[(num_kv_heads * num_lanes,)](
+    max_items = plan.item_tiles.shape[0] - 1
+    num_lanes = min(max(1, num_sms(q.device) * launch.programs_per_sm // shape.num_kv_heads), max_items)
+    overlaps = overlap(batch.num_decodes, q.device)
+    _decode_kernel[(shape.num_kv_heads * num_lanes,)](
         q,
         kv_layer,
         out,
@@ -126,30 +118,17 @@ def decode_attention(
         batch.block_table,
         batch.seq_lens,
         batch.num_decodes,
-        batch.block_table.stride(0),
-        q.stride(0),
-        q.stride(1),
-        kv_layer.stride(0),
-        kv_layer.stride(1),
-        out.stride(0),
+        attention_strides(q, kv_layer, batch, out),
         scale,
         soft_cap or 0.0,
-        NUM_KV_HEADS=num_kv_heads,
-        GROUP=group,
-        HEAD_DIM=head_dim,
-        BLOCK_SIZE=block_size,
-        WINDOW=window or 0,
-        HAS_CAP=soft_cap is not None,
-        BLOCK_G=max(16, triton.next_power_of_2(group)),
-        BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
+        SHAPE=shape,
+        BLOCK_G=max(16, triton.next_power_of_2(shape.group)),
         BLOCK_N=launch.block_n,
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        UPCAST=upcasts_dot(q),
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,
-        **overlap(batch.num_decodes, q.device),
+        **overlaps,
     )
-    if plan.item_tiles.shape[0] - 1 > batch.num_decodes:
+    if max_items > batch.num_decodes:
         _merge_kernel[(triton.cdiv(num_heads, 4), batch.num_decodes)](
             out,
             plan.first_items,
@@ -163,7 +142,7 @@ def decode_attention(
             BLOCK_D=triton.next_power_of_2(head_dim),
             num_warps=1,
             num_stages=1,
-            **overlap(batch.num_decodes, q.device),
+            **overlaps,
         )
 
 
@@ -172,7 +151,7 @@ def decode_attention(
 
 @triton.jit
 def _first_seen(seq_len, WINDOW: tl.constexpr, BLOCK_SIZE: tl.constexpr):
-    """Give the first context position to read: the window's start, down to a block's."""
+    """Find the first context position to read: the window's start, down to a block's."""
     if WINDOW > 0:
         return tl.maximum(seq_len - WINDOW, 0) // BLOCK_SIZE * BLOCK_SIZE
     else:
@@ -181,7 +160,7 @@ def _first_seen(seq_len, WINDOW: tl.constexpr, BLOCK_SIZE: tl.constexpr):
 
 @triton.jit
 def _split_size(length, SMALLEST: tl.constexpr, MAX_SPLITS: tl.constexpr):
-    """Give the split of a context of `length` tokens: a function of the length alone."""
+    """Choose the size of the splits of a context of `length` tokens: a function of the length alone."""
     size = tl.where(length > SMALLEST * MAX_SPLITS, 2 * SMALLEST, SMALLEST)
     size = tl.where(length > 2 * SMALLEST * MAX_SPLITS, 4 * SMALLEST, size)
     size = tl.where(length > 4 * SMALLEST * MAX_SPLITS, 8 * SMALLEST, size)
@@ -262,41 +241,30 @@ def _decode_kernel(
     block_table_ptr,
     seq_lens_ptr,
     num_seqs,
-    table_stride,
-    q_stride_token,
-    q_stride_head,
-    kv_stride_block,
-    kv_stride_half,
-    out_stride_token,
+    strides,
     scale,
     soft_cap,
-    NUM_KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    WINDOW: tl.constexpr,
-    HAS_CAP: tl.constexpr,
+    SHAPE: tl.constexpr,
     BLOCK_G: tl.constexpr,
-    BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
+    table_stride, q_stride_token, q_stride_head, kv_stride_block, kv_stride_half, out_stride_token = strides
+    BLOCK_D: tl.constexpr = SHAPE.block_d
     start_next(OVERLAP)
     wait_for_previous(OVERLAP)
     LOG2E: tl.constexpr = 1.4426950408889634
     rows = tl.arange(0, BLOCK_G)
     dims = tl.arange(0, BLOCK_D)
     columns = tl.arange(0, BLOCK_N)
-    inside_q = (rows[:, None] < GROUP) & (dims[None, :] < HEAD_DIM)
+    inside_q = (rows[:, None] < SHAPE.group) & (dims[None, :] < SHAPE.head_dim)
     # KV heads are neighbours in the grid: programs that run together read whole tokens, not slices of them.
-    kv_head = tl.program_id(0) % NUM_KV_HEADS
-    lane, num_lanes = tl.program_id(0) // NUM_KV_HEADS, tl.num_programs(0) // NUM_KV_HEADS
+    kv_head = tl.program_id(0) % SHAPE.num_kv_heads
+    lane, num_lanes = tl.program_id(0) // SHAPE.num_kv_heads, tl.num_programs(0) // SHAPE.num_kv_heads
     num_items = tl.load(first_items_ptr + num_seqs)
     first_tile = tl.load(item_tiles_ptr + lane * num_items // num_lanes)
     last_tile = tl.load(item_tiles_ptr + (lane + 1) * num_items // num_lanes)
-    head_rows = kv_head * GROUP + rows
+    head_rows = kv_head * SHAPE.group + rows
     at_head = head_rows[:, None] * q_stride_head + dims[None, :]
     row_max = tl.full([BLOCK_G], -1.0e30, tl.float32)
     row_sum = tl.zeros([BLOCK_G], tl.float32)
@@ -309,21 +277,25 @@ def _decode_kernel(
         positions = start + columns
         valid = positions < end
         table = block_table_ptr + seq.to(tl.int64) * table_stride
-        blocks = tl.load(table + positions // BLOCK_SIZE, mask=valid, other=0).to(tl.int64)
-        at = blocks * kv_stride_block + (positions % BLOCK_SIZE) * (NUM_KV_HEADS * HEAD_DIM) + kv_head * HEAD_DIM
-        inside = valid[:, None] & (dims[None, :] < HEAD_DIM)
+        blocks = tl.load(table + positions // SHAPE.block_size, mask=valid, other=0).to(tl.int64)
+        at = (
+            blocks * kv_stride_block
+            + (positions % SHAPE.block_size) * (SHAPE.num_kv_heads * SHAPE.head_dim)
+            + kv_head * SHAPE.head_dim
+        )
+        inside = valid[:, None] & (dims[None, :] < SHAPE.head_dim)
         q = tl.load(q_ptr + seq.to(tl.int64) * q_stride_token + at_head, mask=inside_q, other=0.0)
         # Masked rows are loaded as 0: what a free slot holds may be NaN, and 0 * NaN is NaN.
         k = tl.load(kv_ptr + at[:, None] + dims[None, :], mask=inside, other=0.0)
         v = tl.load(kv_ptr + kv_stride_half + at[:, None] + dims[None, :], mask=inside, other=0.0)
-        if UPCAST:
+        if SHAPE.upcasts:
             q, k, v = q.to(tl.float32), k.to(tl.float32), v.to(tl.float32)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-        if HAS_CAP:
+        scores = tl.dot(q, tl.trans(k), input_precision=SHAPE.precision) * scale
+        if SHAPE.has_cap:
             scores = soft_cap * (1.0 - 2.0 / (tl.exp(2.0 * scores / soft_cap) + 1.0))
         scores = scores * LOG2E
-        if WINDOW > 0:
-            valid = valid & (positions >= tl.load(seq_lens_ptr + seq) - WINDOW)
+        if SHAPE.window > 0:
+            valid = valid & (positions >= tl.load(seq_lens_ptr + seq) - SHAPE.window)
         scores = tl.where(valid[None, :], scores, float("-inf"))
         is_first = item_flags % 2 == 1
         row_max = tl.where(is_first, -1.0e30, row_max)
@@ -331,18 +303,18 @@ def _decode_kernel(
         p = tl.exp2(scores - new_max[:, None])
         shrink = tl.where(is_first, 0.0, tl.exp2(row_max - new_max))
         row_sum = row_sum * shrink + tl.sum(p, axis=1)
-        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
+        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision=SHAPE.precision)
         row_max = new_max
         if item_flags // 2 % 2 == 1:  # the last tile of its split
             if item_flags // 4 % 2 == 1:  # the only split of its sequence
                 o = acc / tl.maximum(row_sum, 1.0e-30)[:, None]
-                at_o = seq.to(tl.int64) * out_stride_token + head_rows[:, None] * HEAD_DIM + dims[None, :]
+                at_o = seq.to(tl.int64) * out_stride_token + head_rows[:, None] * SHAPE.head_dim + dims[None, :]
                 tl.store(out_ptr + at_o, o.to(out_ptr.dtype.element_ty), mask=inside_q)
             else:
-                part = (item_flags // 8 * NUM_KV_HEADS + kv_head) * GROUP + rows
-                tl.store(partial_ptr + part[:, None] * HEAD_DIM + dims[None, :], acc, mask=inside_q)
-                tl.store(partial_max_ptr + part, row_max, mask=rows < GROUP)
-                tl.store(partial_sum_ptr + part, row_sum, mask=rows < GROUP)
+                part = (item_flags // 8 * SHAPE.num_kv_heads + kv_head) * SHAPE.group + rows
+                tl.store(partial_ptr + part[:, None] * SHAPE.head_dim + dims[None, :], acc, mask=inside_q)
+                tl.store(partial_max_ptr + part, row_max, mask=rows < SHAPE.group)
+                tl.store(partial_sum_ptr + part, row_sum, mask=rows < SHAPE.group)
 
 
 @triton.jit

@@ -35,7 +35,7 @@ def few_rows_linear_reference(
 
 
 def takes_few_rows(x: Tensor, weight: Tensor) -> bool:
-    """Say whether `few_rows_linear` takes it: few rows of two-byte numbers, on a device where that made whole steps faster."""
+    """Whether `few_rows_linear` takes it: few rows of two-byte numbers, on a device where that made whole steps faster."""
     return (
         0 < x.shape[0] <= FEW_ROWS
         and x.is_cuda
@@ -53,7 +53,7 @@ def few_rows_linear(
     out_dtype: torch.dtype | None = None,
     launch: FewRowsLaunch | None = None,
 ) -> Tensor:
-    """Give [tokens, outputs] in `out_dtype`, x's if None, for 1 to 64 rows; they may be strided."""
+    """Multiply to [tokens, outputs] in `out_dtype`, x's if None: 1 to 64 rows, which may be strided."""
     if not on_triton(x, "few_rows_linear"):
         return few_rows_linear_reference(x, weight, bias, out_dtype)
     launch = launch or launches_on(x.device).few_rows
@@ -158,7 +158,7 @@ def _row_kernel(
     inside_w = inside_y[:, None]
     if not IS_WHOLE:
         inside_w = inside_w & (inputs < num_inputs)[None, :]
-    # The first part of the weights is on its way to registers while the kernel that gives x still runs.
+    # The first part of the weights is on its way to registers while the kernel that computes x still runs.
     w = tl.load(w_at, mask=inside_w, other=0.0)
     wait_for_previous(OVERLAP)
     x = tl.load(x_ptr + inputs, mask=inputs < num_inputs, other=0.0)

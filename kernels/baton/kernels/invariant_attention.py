@@ -13,43 +13,23 @@ Nondeterminism in LLM Inference".
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache
-
 import torch
 from torch import Tensor
 
-from baton.kernels.attention import paged_attention_reference
 from baton.kernels.attention_batch import AttentionBatch
-from baton.kernels.launch import INTERPRET, on_triton, tl, triton, upcasts_dot
-from baton.kernels.prefill_attention import attend_tiles, sequence_of_tile
+from baton.kernels.attention_reference import paged_attention_reference
+from baton.kernels.attention_tiles import attend_tiles, attention_shape, attention_strides, sequence_of_tile
+from baton.kernels.launch import num_sms, on_triton, tl, triton
+from baton.kernels.launch_table import PrefillLaunch
 
 _SPLIT = 512  # context tokens
 # Splits run side by side until there are so many programs an SM.
 _PROGRAMS_PER_SM = 2
 
 
-@dataclass(frozen=True, slots=True)
-class InvariantLaunch:
-    """How the kernel is launched, for decodes and chunks alike: 64 rows are the fewest of a warp group's instruction."""
-
-    block_m: int = 64  # query tokens times heads of a group
-    block_n: int = 64  # context tokens a step
-    num_warps: int = 4
-    num_stages: int = 5
-
-
-def _launch_for(q: Tensor) -> InvariantLaunch:
-    """Give the launch for a dtype and head size, never for a number of queries."""
-    if q.element_size() > 2:
-        return InvariantLaunch(64, 32, 8, 2)
-    return InvariantLaunch(64, 32, 8, 2) if q.shape[2] > 128 else InvariantLaunch()
-
-
-@cache
-def _num_programs(device: torch.device) -> int:
-    num_sms = 8 if INTERPRET else torch.cuda.get_device_properties(device).multi_processor_count
-    return num_sms * _PROGRAMS_PER_SM
+# For decodes and chunks alike, by dtype and head size alone: 64 rows are the fewest of a warp group's instruction.
+_LAUNCH = PrefillLaunch(64, 64, 4, 5)
+_LAUNCH_WIDE = PrefillLaunch(64, 32, 8, 2)
 
 
 def invariant_attention(
@@ -61,42 +41,32 @@ def invariant_attention(
     window: int | None = None,
     soft_cap: float | None = None,
 ) -> Tensor:
-    """Give what `paged_attention` gives, with equal bits for equal queries and contexts.
+    """Attend as `paged_attention` does, with equal bits for equal queries and contexts.
 
     On a CPU this is the reference, whose bits are a function of a query's context where it is called with one query.
     """
     if not on_triton(q):
         return paged_attention_reference(q, kv_layer, batch, scale=scale, window=window, soft_cap=soft_cap)
-    launch = _launch_for(q)
+    launch = _LAUNCH_WIDE if q.element_size() > 2 or q.shape[2] > 128 else _LAUNCH
+    shape = attention_shape(q, kv_layer, window, soft_cap)
     num_tokens, num_heads, head_dim = q.shape
-    block_size, num_kv_heads = kv_layer.shape[2:4]
-    group = num_heads // num_kv_heads
-    block_m = max(launch.block_m, triton.next_power_of_2(group))
     num_seqs = batch.num_seqs
-    longest = batch.block_table.shape[1] * block_size
+    block_m = max(launch.block_m, triton.next_power_of_2(shape.group))
+    longest = batch.block_table.shape[1] * shape.block_size
     max_splits = -(-longest // _SPLIT)
     if window is not None:
         max_splits = min(max_splits, (window + launch.block_n) // _SPLIT + 2)
     num_lanes = 1
     if batch.num_decodes == num_seqs:
-        num_lanes = max(1, min(max_splits, _num_programs(q.device) // (num_seqs * num_kv_heads)))
+        num_lanes = max(1, min(max_splits, _PROGRAMS_PER_SM * num_sms(q.device) // (num_seqs * shape.num_kv_heads)))
     is_split = num_lanes > 1
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    partial = torch.empty(
-        (num_seqs if is_split else 0, max_splits, num_heads, head_dim + 2), dtype=torch.float32, device=q.device
-    )
-    options = {
-        "NUM_KV_HEADS": num_kv_heads,
-        "GROUP": group,
-        "HEAD_DIM": head_dim,
-        "WINDOW": window or 0,
-        "SPLIT": _SPLIT,
-        "BLOCK_N": launch.block_n,
-        "enable_fp_fusion": False,
-    }
+    partial_shape = (num_seqs if is_split else 0, max_splits, num_heads, head_dim + 2)
+    partial = torch.empty(partial_shape, dtype=torch.float32, device=q.device)
+    options = {"SHAPE": shape, "SPLIT": _SPLIT, "BLOCK_N": launch.block_n, "enable_fp_fusion": False}
     # A sequence's first tile is its first query's over the tile's tokens, plus its index.
-    num_tiles = num_tokens // (block_m // group) + num_seqs
-    _attention_kernel[(num_kv_heads, num_tiles, num_lanes)](
+    num_tiles = num_tokens // (block_m // shape.group) + num_seqs
+    _attention_kernel[(shape.num_kv_heads, num_tiles, num_lanes)](
         q,
         kv_layer,
         out,
@@ -106,21 +76,11 @@ def invariant_attention(
         batch.seq_lens,
         num_seqs,
         max_splits,
-        batch.block_table.stride(0),
-        q.stride(0),
-        q.stride(1),
-        kv_layer.stride(0),
-        kv_layer.stride(1),
-        out.stride(0),
+        attention_strides(q, kv_layer, batch, out),
         scale,
         soft_cap or 0.0,
-        BLOCK_SIZE=block_size,
-        HAS_CAP=soft_cap is not None,
         IS_SPLIT=is_split,
         BLOCK_M=block_m,
-        BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        UPCAST=upcasts_dot(q),
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,
         **options,
@@ -145,7 +105,7 @@ def invariant_attention(
 
 @triton.jit
 def _first_tile(lowest, WINDOW: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Give where the first tile starts that a query at `lowest` sees."""
+    """Find where the first tile starts that a query at `lowest` sees."""
     if WINDOW > 0:
         return tl.maximum(lowest - WINDOW + 1, 0) // BLOCK_N * BLOCK_N
     else:
@@ -173,29 +133,18 @@ def _attention_kernel(
     seq_lens_ptr,
     num_seqs,
     max_splits,
-    table_stride,
-    q_stride_token,
-    q_stride_head,
-    kv_stride_block,
-    kv_stride_half,
-    out_stride_token,
+    strides,
     scale,
     soft_cap,
-    NUM_KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    WINDOW: tl.constexpr,
-    HAS_CAP: tl.constexpr,
+    SHAPE: tl.constexpr,
     SPLIT: tl.constexpr,
     IS_SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
 ):
-    TOKENS: tl.constexpr = BLOCK_M // GROUP
+    table_stride, q_stride_token, q_stride_head, _, _, out_stride_token = strides
+    BLOCK_D: tl.constexpr = SHAPE.block_d
+    TOKENS: tl.constexpr = BLOCK_M // SHAPE.group
     kv_head, lane = tl.program_id(0), tl.program_id(2)
     # The last tiles of a prompt see the most context: they start first.
     tile = tl.num_programs(1) - 1 - tl.program_id(1)
@@ -207,20 +156,20 @@ def _attention_kernel(
         seq_len = tl.load(seq_lens_ptr + seq)
         rows = tl.arange(0, BLOCK_M)
         dims = tl.arange(0, BLOCK_D)
-        tokens = within + rows // GROUP
-        heads = kv_head * GROUP + rows % GROUP
-        inside_rows = (rows < TOKENS * GROUP) & (tokens < query_len)
-        inside = inside_rows[:, None] & (dims[None, :] < HEAD_DIM)
+        tokens = within + rows // SHAPE.group
+        heads = kv_head * SHAPE.group + rows % SHAPE.group
+        inside_rows = (rows < TOKENS * SHAPE.group) & (tokens < query_len)
+        inside = inside_rows[:, None] & (dims[None, :] < SHAPE.head_dim)
         tokens_all = (query_begin + tokens).to(tl.int64)
         at_q = tokens_all[:, None] * q_stride_token + heads[:, None] * q_stride_head + dims[None, :]
         q = tl.load(q_ptr + at_q, mask=inside, other=0.0)
-        if UPCAST:
+        if SHAPE.upcasts:
             q = q.to(tl.float32)
         start = seq_len - query_len
         lowest = start + within
         end = tl.minimum(lowest + TOKENS, seq_len)
         table = block_table_ptr + seq.to(tl.int64) * table_stride
-        first = _first_tile(lowest, WINDOW, BLOCK_N)
+        first = _first_tile(lowest, SHAPE.window, BLOCK_N)
 
         total = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
         total_max = tl.full([BLOCK_M], -1.0e30, tl.float32)
@@ -234,36 +183,30 @@ def _attention_kernel(
                 start + tokens,
                 table,
                 kv_ptr,
+                strides,
                 kv_head,
-                kv_stride_block,
-                kv_stride_half,
                 tl.maximum(split * SPLIT, first),
                 tl.minimum((split + 1) * SPLIT, end),
                 seq_len,
                 scale,
                 soft_cap,
-                NUM_KV_HEADS,
-                HEAD_DIM,
-                BLOCK_SIZE,
-                WINDOW,
-                HAS_CAP,
-                BLOCK_D,
+                SHAPE,
                 BLOCK_N,
-                PRECISION,
-                UPCAST,
                 True,
             )
             if IS_SPLIT:
-                row = (seq.to(tl.int64) * max_splits + split - first // SPLIT) * (NUM_KV_HEADS * GROUP) + heads
-                at = partial_ptr + row * (HEAD_DIM + 2)
+                row = (seq.to(tl.int64) * max_splits + split - first // SPLIT) * (
+                    SHAPE.num_kv_heads * SHAPE.group
+                ) + heads
+                at = partial_ptr + row * (SHAPE.head_dim + 2)
                 tl.store(at[:, None] + dims[None, :], part, mask=inside)
-                tl.store(at + HEAD_DIM, part_max, mask=inside_rows)
-                tl.store(at + HEAD_DIM + 1, part_sum, mask=inside_rows)
+                tl.store(at + SHAPE.head_dim, part_max, mask=inside_rows)
+                tl.store(at + SHAPE.head_dim + 1, part_sum, mask=inside_rows)
             else:
                 total, total_max, total_sum = _join(total, total_max, total_sum, part, part_max, part_sum)
         if not IS_SPLIT:
             o = total / tl.maximum(total_sum, 1.0e-30)[:, None]
-            at_o = tokens_all[:, None] * out_stride_token + heads[:, None] * HEAD_DIM + dims[None, :]
+            at_o = tokens_all[:, None] * out_stride_token + heads[:, None] * SHAPE.head_dim + dims[None, :]
             tl.store(out_ptr + at_o, o.to(out_ptr.dtype.element_ty), mask=inside)
 
 
@@ -274,33 +217,30 @@ def _join_kernel(
     seq_lens_ptr,
     max_splits,
     out_stride_token,
-    NUM_KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    WINDOW: tl.constexpr,
+    SHAPE: tl.constexpr,
     SPLIT: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """Join the splits of one decode and a few heads, in their order."""
-    NUM_HEADS: tl.constexpr = NUM_KV_HEADS * GROUP
+    NUM_HEADS: tl.constexpr = SHAPE.num_kv_heads * SHAPE.group
     seq = tl.program_id(1).to(tl.int64)
     seq_len = tl.load(seq_lens_ptr + seq)
     heads = tl.program_id(0) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
     dims = tl.arange(0, BLOCK_D)
     inside_heads = heads < NUM_HEADS
-    inside = inside_heads[:, None] & (dims < HEAD_DIM)[None, :]
+    inside = inside_heads[:, None] & (dims < SHAPE.head_dim)[None, :]
     total = tl.zeros([BLOCK_HEADS, BLOCK_D], tl.float32)
     total_max = tl.full([BLOCK_HEADS], -1.0e30, tl.float32)
     total_sum = tl.zeros([BLOCK_HEADS], tl.float32)
-    num_splits = tl.cdiv(seq_len, SPLIT) - _first_tile(seq_len - 1, WINDOW, BLOCK_N) // SPLIT
+    num_splits = tl.cdiv(seq_len, SPLIT) - _first_tile(seq_len - 1, SHAPE.window, BLOCK_N) // SPLIT
     for split in range(0, num_splits):
-        at = partial_ptr + ((seq * max_splits + split) * NUM_HEADS + heads) * (HEAD_DIM + 2)
+        at = partial_ptr + ((seq * max_splits + split) * NUM_HEADS + heads) * (SHAPE.head_dim + 2)
         part = tl.load(at[:, None] + dims[None, :], mask=inside, other=0.0)
-        part_max = tl.load(at + HEAD_DIM, mask=inside_heads, other=-1.0e30)
-        part_sum = tl.load(at + HEAD_DIM + 1, mask=inside_heads, other=0.0)
+        part_max = tl.load(at + SHAPE.head_dim, mask=inside_heads, other=-1.0e30)
+        part_sum = tl.load(at + SHAPE.head_dim + 1, mask=inside_heads, other=0.0)
         total, total_max, total_sum = _join(total, total_max, total_sum, part, part_max, part_sum)
     o = total / tl.maximum(total_sum, 1.0e-30)[:, None]
-    to = out_ptr + seq * out_stride_token + heads[:, None] * HEAD_DIM + dims[None, :]
+    to = out_ptr + seq * out_stride_token + heads[:, None] * SHAPE.head_dim + dims[None, :]
     tl.store(to, o.to(out_ptr.dtype.element_ty), mask=inside)

@@ -8,49 +8,37 @@ keeps to this for every tile is tried once, before first use, and a tile whose b
 rows, by matrix arithmetic at many. Source: He et al., "Defeating Nondeterminism in LLM Inference".
 """
 
-from dataclasses import dataclass
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from baton.kernels.launch import INTERPRET, on_triton, tl, triton, upcasts_dot
-
-
-@dataclass(frozen=True, slots=True)
-class LinearTile:
-    """What one program computes, and how."""
-
-    block_m: int  # rows of x
-    block_n: int  # outputs
-    block_k: int  # inputs a step
-    num_warps: int
-    num_stages: int
-
+from baton.kernels.launch import num_sms, on_triton, tl, triton, upcasts_dot
+from baton.kernels.launch_table import TileLaunch
 
 # The first is the one that the others must agree with; then in the order of their size. Rows are never fewer than 64, which
 # is the narrowest that a warp group's instruction takes: narrower tiles use another one, which may add in another order.
 _TILES = (
-    LinearTile(64, 64, 64, 4, 3),
-    LinearTile(64, 32, 128, 4, 4),
-    LinearTile(64, 64, 128, 4, 4),
-    LinearTile(64, 128, 64, 4, 4),
-    LinearTile(128, 128, 64, 8, 4),
-    LinearTile(128, 256, 64, 8, 3),
+    TileLaunch(64, 64, 64, 4, 3),
+    TileLaunch(64, 32, 128, 4, 4),
+    TileLaunch(64, 64, 128, 4, 4),
+    TileLaunch(64, 128, 64, 4, 4),
+    TileLaunch(128, 128, 64, 8, 4),
+    TileLaunch(128, 256, 64, 8, 3),
 )
-_TILES_FP32 = (LinearTile(64, 64, 32, 4, 2),)
+_TILES_FP32 = (TileLaunch(64, 64, 32, 4, 2),)
 
 
 def invariant_linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiply one row at a time: a library's choice for one row knows no other."""
-    return torch.cat([F.linear(row, weight, bias) for row in x.split(1)])
+    return torch.cat([F.linear(row, weight, bias) for row in torch.split(x, 1)])
 
 
 def invariant_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, out_dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Give [tokens, outputs] in `out_dtype`, x's if None; rows of x may be strided, x and weight are of one dtype."""
+    """Multiply to [tokens, outputs] in `out_dtype`, x's if None; rows of x may be strided, x and weight are of one dtype."""
     if not on_triton(x):
         return invariant_linear_reference(x, weight, bias).to(out_dtype or x.dtype)
     return _launch(x, weight, bias, _tile_for(x.shape[0], weight.shape[0], x.device, x.dtype), out_dtype or x.dtype)
@@ -60,20 +48,19 @@ def invariant_linear(
 
 
 @cache
-def _tile_for(num_rows: int, num_outputs: int, device: torch.device, dtype: torch.dtype) -> LinearTile:
-    """Choose the largest tile that gives most of the device a program, no taller than the rows."""
-    num_sms = 3 if INTERPRET else torch.cuda.get_device_properties(device).multi_processor_count
+def _tile_for(num_rows: int, num_outputs: int, device: torch.device, dtype: torch.dtype) -> TileLaunch:
+    """Choose the largest tile with a program for most of the device, no taller than the rows."""
     tiles = agreeing_tiles(device, dtype)
     for tile in reversed(tiles[1:]):
         num_programs = -(-num_rows // tile.block_m) * -(-num_outputs // tile.block_n)
-        if tile.block_m <= max(64, num_rows) and 4 * num_programs >= 3 * num_sms:
+        if tile.block_m <= max(64, num_rows) and 4 * num_programs >= 3 * num_sms(device):
             return tile
     return tiles[min(1, len(tiles) - 1)]
 
 
 @cache
-def agreeing_tiles(device: torch.device, dtype: torch.dtype) -> tuple[LinearTile, ...]:
-    """Give the tiles that compute the bits of the first one, and fit the device."""
+def agreeing_tiles(device: torch.device, dtype: torch.dtype) -> tuple[TileLaunch, ...]:
+    """Find the tiles that compute the bits of the first one, and fit the device."""
     first, *others = _TILES_FP32 if dtype == torch.float32 else _TILES
     generator = torch.Generator(device).manual_seed(0)
     x, weight = (torch.randn(n, 1024, generator=generator, device=device, dtype=dtype) for n in (130, 300))
@@ -95,7 +82,7 @@ def run_every_tile(x: Tensor, weight: Tensor) -> None:
             _launch(x, weight, None, tile, out_dtype)
 
 
-def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, tile: LinearTile, out_dtype: torch.dtype) -> Tensor:
+def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, tile: TileLaunch, out_dtype: torch.dtype) -> Tensor:
     num_rows, num_inputs = x.shape
     num_outputs = weight.shape[0]
     y = torch.empty((num_rows, num_outputs), dtype=out_dtype, device=x.device)

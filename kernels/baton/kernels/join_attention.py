@@ -22,7 +22,7 @@ def join_attention_reference(
 
 
 def join_attention(first: Tensor, first_sum: Tensor, second: Tensor, second_sum: Tensor, out: Tensor) -> Tensor:
-    """Write the joined attention to `out` [queries, heads, head_dim], which may be `first`; gives its log-sum-exps."""
+    """Write the joined attention to `out` [queries, heads, head_dim], which may be `first`; returns its log-sum-exps."""
     if not on_triton(first, "join_attention"):
         return join_attention_reference(first, first_sum, second, second_sum, out)
     num_queries, num_heads, head_dim = first.shape
@@ -36,11 +36,9 @@ def join_attention(first: Tensor, first_sum: Tensor, second: Tensor, second_sum:
             second_sum,
             out,
             out_sum,
-            *first.stride()[:2],
+            (*first.stride()[:2], *second.stride()[:2], *out.stride()[:2]),
             *first_sum.stride(),
-            *second.stride()[:2],
             *second_sum.stride(),
-            *out.stride()[:2],
             NUM_HEADS=num_heads,
             HEAD_DIM=head_dim,
             BLOCK=_BLOCK,
@@ -55,13 +53,9 @@ def join_attention(first: Tensor, first_sum: Tensor, second: Tensor, second_sum:
 _BLOCK = 1024
 
 
+# What is in a tuple is specialized whatever is said here, so the strides that change from call to call are not in one.
 @triton.jit(
-    do_not_specialize=[
-        "first_sum_stride_query",
-        "first_sum_stride_head",
-        "second_sum_stride_query",
-        "second_sum_stride_head",
-    ],
+    do_not_specialize=["first_sum_query", "first_sum_head", "second_sum_query", "second_sum_head"],
     do_not_specialize_on_alignment=["first_sum_ptr", "second_sum_ptr"],
 )
 def _join_kernel(
@@ -71,32 +65,26 @@ def _join_kernel(
     second_sum_ptr,
     out_ptr,
     out_sum_ptr,
-    first_stride_query,
-    first_stride_head,
-    first_sum_stride_query,
-    first_sum_stride_head,
-    second_stride_query,
-    second_stride_head,
-    second_sum_stride_query,
-    second_sum_stride_head,
-    out_stride_query,
-    out_stride_head,
+    strides,
+    first_sum_query,
+    first_sum_head,
+    second_sum_query,
+    second_sum_head,
     NUM_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    first_query, first_head, second_query, second_head, out_query, out_head = strides
     query = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < NUM_HEADS * HEAD_DIM
     heads, dims = columns // HEAD_DIM, columns % HEAD_DIM
-    first_sum = tl.load(
-        first_sum_ptr + query * first_sum_stride_query + heads * first_sum_stride_head, mask=inside, other=0.0
-    )
-    second_sum = tl.load(
-        second_sum_ptr + query * second_sum_stride_query + heads * second_sum_stride_head, mask=inside, other=0.0
-    )
-    at_first = query * first_stride_query + heads * first_stride_head + dims
-    at_second = query * second_stride_query + heads * second_stride_head + dims
+    first_sum_at = first_sum_ptr + query * first_sum_query + heads * first_sum_head
+    second_sum_at = second_sum_ptr + query * second_sum_query + heads * second_sum_head
+    first_sum = tl.load(first_sum_at, mask=inside, other=0.0)
+    second_sum = tl.load(second_sum_at, mask=inside, other=0.0)
+    at_first = query * first_query + heads * first_head + dims
+    at_second = query * second_query + heads * second_head + dims
     first = tl.load(first_ptr + at_first, mask=inside, other=0.0).to(tl.float32)
     second = tl.load(second_ptr + at_second, mask=inside, other=0.0).to(tl.float32)
     # Relative to the larger one, so that no exponential overflows.
@@ -104,6 +92,6 @@ def _join_kernel(
     first_weight, second_weight = tl.exp(first_sum - largest), tl.exp(second_sum - largest)
     total = first_weight + second_weight
     o = (first * first_weight + second * second_weight) / total
-    at_out = query * out_stride_query + heads * out_stride_head + dims
+    at_out = query * out_query + heads * out_head + dims
     tl.store(out_ptr + at_out, o.to(out_ptr.dtype.element_ty), mask=inside)
     tl.store(out_sum_ptr + query * NUM_HEADS + heads, largest + tl.log(total), mask=inside & (dims == 0))

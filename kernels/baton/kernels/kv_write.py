@@ -13,7 +13,7 @@ from baton.kernels.launch import on_triton, overlap, start_next, tl, triton, wai
 
 
 def token_rows(kv_layer: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-    """View one layer as rows of [kv_heads, head_dim] and give each token's row for K; its V lies block_size rows on."""
+    """View one layer as rows of [kv_heads, head_dim] and find each token's row for K; its V lies block_size rows on."""
     num_blocks, _, block_size, num_kv_heads, head_dim = kv_layer.shape
     width = num_kv_heads * head_dim
     step = kv_layer.stride(0) // width  # rows from one block to the next
@@ -52,12 +52,7 @@ def _launch(k: Tensor, v: Tensor, kv_layer: Tensor, slots: Tensor) -> None:
         v,
         kv_layer,
         slots,
-        k.stride(0),
-        k.stride(1),
-        v.stride(0),
-        v.stride(1),
-        kv_layer.stride(0),
-        kv_layer.stride(1),
+        (*k.stride()[:2], *v.stride()[:2], *kv_layer.stride()[:2]),
         WIDTH=width,
         HEAD_DIM=head_dim,
         BLOCK_SIZE=kv_layer.shape[2],
@@ -73,12 +68,7 @@ def _kv_write_kernel(
     v_ptr,
     kv_ptr,
     slots_ptr,
-    k_stride_token,
-    k_stride_head,
-    v_stride_token,
-    v_stride_head,
-    kv_stride_block,
-    kv_stride_half,
+    strides,
     WIDTH: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -87,15 +77,16 @@ def _kv_write_kernel(
 ):
     start_next(OVERLAP)
     wait_for_previous(OVERLAP)
+    k_token, k_head, v_token, v_head, kv_block, kv_half = strides
     token = tl.program_id(0).to(tl.int64)
     half = tl.program_id(1)
     slot = tl.load(slots_ptr + token)
     columns = tl.arange(0, BLOCK)
     inside = columns < WIDTH
     head, within = columns // HEAD_DIM, columns % HEAD_DIM
-    to = kv_ptr + slot // BLOCK_SIZE * kv_stride_block + half * kv_stride_half + slot % BLOCK_SIZE * WIDTH + columns
+    to = kv_ptr + slot // BLOCK_SIZE * kv_block + half * kv_half + slot % BLOCK_SIZE * WIDTH + columns
     if half == 0:
-        x = tl.load(k_ptr + token * k_stride_token + head * k_stride_head + within, mask=inside)
+        x = tl.load(k_ptr + token * k_token + head * k_head + within, mask=inside)
     else:
-        x = tl.load(v_ptr + token * v_stride_token + head * v_stride_head + within, mask=inside)
+        x = tl.load(v_ptr + token * v_token + head * v_head + within, mask=inside)
     tl.store(to, x.to(kv_ptr.dtype.element_ty), mask=inside)

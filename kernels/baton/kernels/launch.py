@@ -1,4 +1,4 @@
-"""Decide where an operation runs, and lend Triton to the files that define kernels.
+"""Where an operation runs, how kernels overlap, and Triton for the files that define kernels.
 
 A machine without a GPU never imports Triton: `triton` and `tl` are then stand-ins whose decorators return
 what they are given, so that the kernels' files still load. TRITON_INTERPRET=1 (set before the first import)
@@ -7,6 +7,11 @@ runs the kernels on CPU tensors.
 Triton compiles a kernel again when a number becomes 1 or a multiple of 16, or a tensor begins elsewhere than at a multiple
 of 16 bytes. What changes in these ways from step to step is named in `do_not_specialize` and
 `do_not_specialize_on_alignment`, or a request would wait for the compiler.
+
+A launch costs the host time by its number of arguments, before the graph is captured and where there is none. So what a
+kernel of many arguments is compiled for is one named tuple, a `tl.constexpr`, and its strides are one plain tuple, which
+Triton takes apart in C: the rotation's takes 11.2 us of Triton's Python where 35 single arguments took 13.7. What is in such
+a tuple is always specialized, whatever `do_not_specialize` says, so what changes from step to step stays outside.
 
 A decode step is hundreds of kernels of microseconds, and the start of each costs as much as some of them take. From compute
 capability 9.0 on a kernel may be started while the one before it ends (CUDA's programmatic dependent launch), if it waits
@@ -47,7 +52,7 @@ ON_TRITON = not isinstance(triton, _Absent)
 
 
 def triton_version() -> str | None:
-    """Give the version of Triton; None where it is not there or not needed."""
+    """Return Triton's version; None where it is not there or not needed."""
     return triton.__version__ if ON_TRITON else None
 
 
@@ -60,7 +65,7 @@ def use_reference(op: str) -> None:
 
 
 def on_triton(x: Tensor, op: str = "") -> bool:
-    """Say whether an operation on `x` runs its Triton kernel (CUDA, or the interpreter) rather than its reference.
+    """Whether an operation on `x` runs its Triton kernel (on CUDA or in the interpreter), not its reference.
 
     op: the name by which `use_reference` knows it, where its reference runs on a GPU too.
     """
@@ -68,8 +73,14 @@ def on_triton(x: Tensor, op: str = "") -> bool:
 
 
 def upcasts_dot(x: Tensor) -> bool:
-    """Say whether matrix products of `x` must be taken in fp32: the interpreter multiplies bf16's bits as integers."""
+    """Whether matrix products of `x` must be taken in fp32: the interpreter multiplies bf16's bits as integers."""
     return INTERPRET and x.dtype == torch.bfloat16
+
+
+@cache
+def num_sms(device: torch.device) -> int:
+    """Count the device's multiprocessors; a few in the interpreter."""
+    return 4 if INTERPRET else torch.cuda.get_device_properties(device).multi_processor_count
 
 
 FEW_ROWS = 64
@@ -77,7 +88,7 @@ FEW_ROWS = 64
 
 
 def overlap(num_rows: int, device: torch.device) -> dict[str, bool]:
-    """Give what the launch of a kernel of a decode step takes beside its arguments: whether it overlaps the one before it."""
+    """Return the options of a kernel's launch in a decode step: whether it overlaps the kernel before it."""
     overlaps = not INTERPRET and num_rows <= FEW_ROWS and _can_overlap(device)
     return {"OVERLAP": overlaps, "launch_pdl": overlaps}
 

@@ -1,5 +1,4 @@
-"""Say how attention and products of few rows are launched on a device: tiles, warps and stages, by compute capability and Triton
-version.
+"""How attention and products of few rows are launched on a device: tiles, warps and stages, by compute capability and Triton version.
 
 A fixed table, no search at run time: the same device gives the same launches, so the same bits, in every process.
 A choice of attention may depend on type and size of the heads, never on the batch, or a sequence's result would depend on its
@@ -45,14 +44,14 @@ class PrefillLaunch:
 
 @dataclass(frozen=True, slots=True)
 class TileLaunch:
-    """How products of a few rows are launched on the matrix cores."""
+    """How products are launched on the matrix cores."""
 
-    block_m: int  # rows of x; all there are
+    block_m: int  # rows of x
     block_n: int  # outputs
     block_k: int  # inputs a step
     num_warps: int
     num_stages: int
-    prefetched: int  # inputs of each output that are fetched before the wait for x
+    prefetched: int = 0  # inputs of each output that are fetched before the wait for x
     filled_by: int = 1  # programs that splitting a product by its inputs may reach; 1: it is never split
 
     def num_splits(self, num_outputs: int, num_inputs: int) -> int:
@@ -161,7 +160,7 @@ def launches(capability: tuple[int, int], triton_version: tuple[int, int]) -> La
 
 
 def heads_of(q: Tensor) -> Heads:
-    """Give the column of the table for queries [tokens, heads, head_dim]."""
+    """Choose the column of the table for queries [tokens, heads, head_dim]."""
     if q.element_size() > 2:
         return "fp32"
     return "64" if q.shape[2] <= 64 else "128" if q.shape[2] <= 128 else "256"

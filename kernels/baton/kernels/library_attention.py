@@ -14,15 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from baton.kernels.attention_batch import AttentionBatch
 from baton.kernels.join_attention import join_attention
-
-if TYPE_CHECKING:
-    from baton.kernels.attention_batch import AttentionBatch
 
 # From here on the library's lead is worth its gather and its launches for each sequence: 101 us against 114 at 2k, but
 # 685 against 553 at sixteen chunks of 1k.
@@ -31,7 +28,7 @@ _LENGTH_STEP = 512
 
 
 def shortest_query_len(q: Tensor, kv_layer: Tensor, window: int | None, soft_cap: float | None) -> int:
-    """Give the query length from which chunks are the library's; larger than any where they are not."""
+    """Return the query length from which chunks are the library's; larger than any where they are not."""
     is_plain = window is None and soft_cap is None and q.is_cuda and q.element_size() == 2
     if is_plain and q.shape[2] % 8 == 0 and q.shape[2] <= 128 and _LENGTH_STEP % kv_layer.shape[2] == 0:
         shape = (q.device, q.dtype, q.shape[1], kv_layer.shape[3], q.shape[2])
@@ -43,7 +40,7 @@ def shortest_query_len(q: Tensor, kv_layer: Tensor, window: int | None, soft_cap
 def attend_chunk(
     q: Tensor, kv_layer: Tensor, batch: AttentionBatch, seq: int, scale: float, out: Tensor | None = None
 ) -> Tensor:
-    """Attend for one sequence; q is its rows, [queries, heads, head_dim]; the result is written to `out` if there is one."""
+    """Attend for one sequence; q is its rows, [queries, heads, head_dim]; the result goes to `out` if there is one."""
     seq_len = batch.seq_lens_host[seq]
     table = batch.block_table[seq]
     start = seq_len - q.shape[0]
@@ -63,7 +60,7 @@ def attend_chunk(
 
 
 def _padded(q: Tensor, rows: slice) -> Tensor:
-    """Give q as `rows` of zeros as long as a multiple of the step."""
+    """Put q at `rows` of zeros that are as long as a multiple of the step."""
     length = -(-rows.stop // _LENGTH_STEP) * _LENGTH_STEP
     if length == q.shape[0]:
         return q
@@ -72,15 +69,16 @@ def _padded(q: Tensor, rows: slice) -> Tensor:
     return queries
 
 
-def _gather(kv_layer: Tensor, table: Tensor, begin: int, end: int, length: int) -> Tensor:
-    """Give K and V of positions [begin, end), [2, length, kv_heads, head_dim], then zeros: what is masked must be finite."""
+def _gather(kv_layer: Tensor, table: Tensor, begin: int, end: int, length: int) -> tuple[Tensor, Tensor]:
+    """Gather K and V of positions [begin, end), each [length, kv_heads, head_dim], then zeros: what is masked must be finite."""
     _, _, block_size, num_kv_heads, head_dim = kv_layer.shape
     block_ids = table[begin // block_size : -(-end // block_size)]
     gathered = kv_layer.new_empty((2, length, num_kv_heads, head_dim))
-    for half, space in enumerate(gathered[:, : len(block_ids) * block_size].unflatten(1, (-1, block_size))):
+    spaces = gathered[:, : len(block_ids) * block_size].view(2, -1, block_size, num_kv_heads, head_dim)
+    for half, space in enumerate(spaces):
         torch.index_select(kv_layer[:, half], 0, block_ids, out=space)
     gathered[:, end - begin :] = 0
-    return gathered
+    return gathered[0], gathered[1]
 
 
 def _powers_of_two(end: int) -> Iterator[tuple[int, int]]:
@@ -93,7 +91,7 @@ def _powers_of_two(end: int) -> Iterator[tuple[int, int]]:
 
 
 def _call(q: Tensor, k: Tensor, v: Tensor, scale: float, is_causal: bool) -> tuple[Tensor, Tensor]:
-    """Give cuDNN's output [queries, heads, head_dim] and log-sum-exp [queries, heads] fp32."""
+    """Compute cuDNN's output [queries, heads, head_dim] and log-sum-exp [queries, heads] fp32."""
     batched = (x.transpose(0, 1)[None] for x in (q, k, v))
     o, log_sum, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
         *batched, None, True, 0.0, is_causal, False, scale=scale

@@ -1,4 +1,4 @@
-"""Say what the Triton kernels take; checked at start, before weights are read."""
+"""What the Triton kernels take; checked at start, before weights are read."""
 
 import torch
 

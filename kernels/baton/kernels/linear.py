@@ -19,17 +19,19 @@ from baton.kernels.few_rows_linear import few_rows_linear, takes_few_rows
 
 
 def packs(weight: Tensor) -> bool:
-    """Say whether `pack_weight` gains anything for a weight like this."""
-    return weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    """Whether `pack_weight` gains anything for a weight like this."""
+    is_plain = weight.device.type == "cpu" and weight.dtype == torch.float32
+    return is_plain and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
 def pack_weight(weight: Tensor) -> Tensor:
     """Lay a weight [outputs, inputs] out as `linear_packed` reads it: a copy in oneDNN's own format, of the same size."""
-    return torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    return packed
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
-    """Give [tokens, outputs] in `out_dtype`, x's if None, for a weight as it is, [outputs, inputs]."""
+    """Multiply to [tokens, outputs] in `out_dtype`, x's if None, by a weight as it is, [outputs, inputs]."""
     if takes_few_rows(x, weight):
         return few_rows_linear(x, weight, bias, out_dtype)
     if out_dtype is None or out_dtype == x.dtype:
@@ -42,6 +44,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out_dtype: tor
 def linear_packed(
     x: Tensor, packed: Tensor, bias: Tensor | None = None, out_dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Give [tokens, outputs] in `out_dtype`, x's if None, for a weight from `pack_weight`."""
+    """Multiply to [tokens, outputs] in `out_dtype`, x's if None, by a weight from `pack_weight`."""
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
     return y if out_dtype is None else y.to(out_dtype)

@@ -9,16 +9,12 @@ Ringlein et al., arXiv 2511.11581.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import torch
 from torch import Tensor
 
-from baton.kernels.launch import tl, triton, upcasts_dot
+from baton.kernels.attention_batch import AttentionBatch
+from baton.kernels.attention_tiles import attend_tiles, attention_shape, attention_strides, sequence_of_tile
+from baton.kernels.launch import tl, triton
 from baton.kernels.launch_table import PrefillLaunch, heads_of, launches_on
-
-if TYPE_CHECKING:
-    from baton.kernels.attention_batch import AttentionBatch
 
 
 def prefill_attention(
@@ -38,16 +34,13 @@ def prefill_attention(
     Sequences of more than `longest` query tokens are left out: their rows stay as they are.
     """
     launch = launch or launches_on(q.device).prefill[heads_of(q)]
-    num_heads, head_dim = q.shape[1:]
-    block_size, num_kv_heads = kv_layer.shape[2:4]
-    group = num_heads // num_kv_heads
+    shape = attention_shape(q, kv_layer, window, soft_cap)
     num_seqs = batch.num_seqs - batch.num_decodes
-    block_m = max(launch.block_m, triton.next_power_of_2(group))
-    block_d = max(16, triton.next_power_of_2(head_dim))
+    block_m = max(launch.block_m, triton.next_power_of_2(shape.group))
     # A sequence's first tile is its first query's over the tile's tokens, plus its index: no list, and at
     # most one tile a sequence empty.
-    num_tiles = q.shape[0] // (block_m // group) + num_seqs
-    _prefill_kernel[(num_kv_heads, num_tiles)](
+    num_tiles = q.shape[0] // (block_m // shape.group) + num_seqs
+    _prefill_kernel[(shape.num_kv_heads, num_tiles)](
         q,
         kv_layer,
         out,
@@ -57,117 +50,18 @@ def prefill_attention(
         batch.num_decodes,
         num_seqs,
         longest,
-        batch.block_table.stride(0),
-        q.stride(0),
-        q.stride(1),
-        kv_layer.stride(0),
-        kv_layer.stride(1),
-        out.stride(0),
+        attention_strides(q, kv_layer, batch, out),
         scale,
         soft_cap or 0.0,
-        NUM_KV_HEADS=num_kv_heads,
-        GROUP=group,
-        HEAD_DIM=head_dim,
-        BLOCK_SIZE=block_size,
-        WINDOW=window or 0,
-        HAS_CAP=soft_cap is not None,
+        SHAPE=shape,
         BLOCK_M=block_m,
-        BLOCK_D=block_d,
         BLOCK_N=launch.block_n,
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        UPCAST=upcasts_dot(q),
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,
     )
 
 
 # --- Triton -----------------------------------------------------------------------------------------
-
-
-@triton.jit
-def sequence_of_tile(tile, query_start_ptr, first_query, num_seqs, TOKENS: tl.constexpr):
-    """Find a tile's sequence: the last whose first tile is not after it."""
-    low, high = 0, num_seqs
-    while high - low > 1:
-        middle = (low + high) // 2
-        begin = tl.load(query_start_ptr + middle) - first_query
-        if begin // TOKENS + middle <= tile:
-            low = middle
-        else:
-            high = middle
-    return low
-
-
-@triton.jit
-def attend_tiles(
-    acc,
-    row_max,
-    row_sum,
-    q,
-    positions_q,
-    table,
-    kv_ptr,
-    kv_head,
-    kv_stride_block,
-    kv_stride_half,
-    first,
-    last,
-    seq_len,
-    scale,
-    soft_cap,
-    NUM_KV_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    WINDOW: tl.constexpr,
-    HAS_CAP: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
-    IS_CUT: tl.constexpr,
-):
-    """Attend to context tiles [first, last); IS_CUT: the mask cuts through them."""
-    LOG2E: tl.constexpr = 1.4426950408889634
-    dims = tl.arange(0, BLOCK_D)
-    columns = tl.arange(0, BLOCK_N)
-    for start in range(first, last, BLOCK_N):
-        positions = start + columns
-        if IS_CUT:
-            blocks = tl.load(table + positions // BLOCK_SIZE, mask=positions < seq_len, other=0).to(tl.int64)
-        else:
-            blocks = tl.load(table + positions // BLOCK_SIZE).to(tl.int64)
-        at = blocks * kv_stride_block + (positions % BLOCK_SIZE) * (NUM_KV_HEADS * HEAD_DIM) + kv_head * HEAD_DIM
-        at = at[:, None] + dims[None, :]
-        if IS_CUT:
-            # Masked rows are loaded as 0: what a free slot holds may be NaN, and 0 * NaN is NaN.
-            inside = (positions < seq_len)[:, None] & (dims[None, :] < HEAD_DIM)
-            k = tl.load(kv_ptr + at, mask=inside, other=0.0)
-            v = tl.load(kv_ptr + kv_stride_half + at, mask=inside, other=0.0)
-        elif BLOCK_D == HEAD_DIM:
-            k = tl.load(kv_ptr + at)
-            v = tl.load(kv_ptr + kv_stride_half + at)
-        else:
-            k = tl.load(kv_ptr + at, mask=dims[None, :] < HEAD_DIM, other=0.0)
-            v = tl.load(kv_ptr + kv_stride_half + at, mask=dims[None, :] < HEAD_DIM, other=0.0)
-        if UPCAST:
-            k, v = k.to(tl.float32), v.to(tl.float32)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        if HAS_CAP:
-            scores = soft_cap * (1.0 - 2.0 / (tl.exp(scores * (2.0 * scale / soft_cap)) + 1.0)) * LOG2E
-        else:
-            scores = scores * (scale * LOG2E)
-        if IS_CUT:
-            visible = positions[None, :] <= positions_q[:, None]
-            if WINDOW > 0:
-                visible = visible & (positions[None, :] > positions_q[:, None] - WINDOW)
-            scores = tl.where(visible, scores, float("-inf"))
-        new_max = tl.maximum(row_max, tl.max(scores, axis=1))
-        p = tl.exp2(scores - new_max[:, None])
-        shrink = tl.exp2(row_max - new_max)
-        row_sum = row_sum * shrink + tl.sum(p, axis=1)
-        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
-        row_max = new_max
-    return acc, row_max, row_sum
 
 
 @triton.jit(do_not_specialize=["num_decodes", "num_seqs", "longest"])
@@ -181,27 +75,16 @@ def _prefill_kernel(
     num_decodes,
     num_seqs,
     longest,
-    table_stride,
-    q_stride_token,
-    q_stride_head,
-    kv_stride_block,
-    kv_stride_half,
-    out_stride_token,
+    strides,
     scale,
     soft_cap,
-    NUM_KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    WINDOW: tl.constexpr,
-    HAS_CAP: tl.constexpr,
+    SHAPE: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
 ):
-    TOKENS: tl.constexpr = BLOCK_M // GROUP
+    table_stride, q_stride_token, q_stride_head, _, _, out_stride_token = strides
+    BLOCK_D: tl.constexpr = SHAPE.block_d
+    TOKENS: tl.constexpr = BLOCK_M // SHAPE.group
     kv_head = tl.program_id(0)
     # The last tiles of a sequence see the most context: they start first, so that the end of the launch is
     # not one of them.
@@ -218,13 +101,13 @@ def _prefill_kernel(
         seq_len = tl.load(seq_lens_ptr + seq)
         rows = tl.arange(0, BLOCK_M)
         dims = tl.arange(0, BLOCK_D)
-        tokens = within + rows // GROUP
-        heads = kv_head * GROUP + rows % GROUP
-        inside = ((rows < TOKENS * GROUP) & (tokens < query_len))[:, None] & (dims[None, :] < HEAD_DIM)
+        tokens = within + rows // SHAPE.group
+        heads = kv_head * SHAPE.group + rows % SHAPE.group
+        inside = ((rows < TOKENS * SHAPE.group) & (tokens < query_len))[:, None] & (dims[None, :] < SHAPE.head_dim)
         tokens_all = (query_begin + tokens).to(tl.int64)
         at_q = tokens_all[:, None] * q_stride_token + heads[:, None] * q_stride_head + dims[None, :]
         q = tl.load(q_ptr + at_q, mask=inside, other=0.0)
-        if UPCAST:
+        if SHAPE.upcasts:
             q = q.to(tl.float32)
         start = seq_len - query_len
         positions_q = start + tokens
@@ -234,9 +117,9 @@ def _prefill_kernel(
 
         # Context in three parts: cut by the window's start, whole, cut by the diagonal.
         whole_to = (lowest + 1) // BLOCK_N * BLOCK_N
-        if WINDOW > 0:
-            from_tile = tl.maximum(lowest - WINDOW + 1, 0) // BLOCK_N * BLOCK_N
-            whole_from = tl.maximum(highest - WINDOW + 1, 0)
+        if SHAPE.window > 0:
+            from_tile = tl.maximum(lowest - SHAPE.window + 1, 0) // BLOCK_N * BLOCK_N
+            whole_from = tl.maximum(highest - SHAPE.window + 1, 0)
             whole_from = tl.minimum((whole_from + BLOCK_N - 1) // BLOCK_N * BLOCK_N, highest + 1)
         else:
             from_tile = 0
@@ -246,7 +129,7 @@ def _prefill_kernel(
         row_max = tl.full([BLOCK_M], -1.0e30, tl.float32)
         row_sum = tl.zeros([BLOCK_M], tl.float32)
         acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-        if WINDOW > 0:
+        if SHAPE.window > 0:
             acc, row_max, row_sum = attend_tiles(
                 acc,
                 row_max,
@@ -255,23 +138,15 @@ def _prefill_kernel(
                 positions_q,
                 table,
                 kv_ptr,
+                strides,
                 kv_head,
-                kv_stride_block,
-                kv_stride_half,
                 from_tile,
                 whole_from,
                 seq_len,
                 scale,
                 soft_cap,
-                NUM_KV_HEADS,
-                HEAD_DIM,
-                BLOCK_SIZE,
-                WINDOW,
-                HAS_CAP,
-                BLOCK_D,
+                SHAPE,
                 BLOCK_N,
-                PRECISION,
-                UPCAST,
                 True,
             )
         acc, row_max, row_sum = attend_tiles(
@@ -282,23 +157,15 @@ def _prefill_kernel(
             positions_q,
             table,
             kv_ptr,
+            strides,
             kv_head,
-            kv_stride_block,
-            kv_stride_half,
             whole_from,
             whole_to,
             seq_len,
             scale,
             soft_cap,
-            NUM_KV_HEADS,
-            HEAD_DIM,
-            BLOCK_SIZE,
-            WINDOW,
-            HAS_CAP,
-            BLOCK_D,
+            SHAPE,
             BLOCK_N,
-            PRECISION,
-            UPCAST,
             False,
         )
         acc, row_max, row_sum = attend_tiles(
@@ -309,25 +176,17 @@ def _prefill_kernel(
             positions_q,
             table,
             kv_ptr,
+            strides,
             kv_head,
-            kv_stride_block,
-            kv_stride_half,
             whole_to,
             highest + 1,
             seq_len,
             scale,
             soft_cap,
-            NUM_KV_HEADS,
-            HEAD_DIM,
-            BLOCK_SIZE,
-            WINDOW,
-            HAS_CAP,
-            BLOCK_D,
+            SHAPE,
             BLOCK_N,
-            PRECISION,
-            UPCAST,
             True,
         )
         o = acc / tl.maximum(row_sum, 1.0e-30)[:, None]
-        at_o = tokens_all[:, None] * out_stride_token + heads[:, None] * HEAD_DIM + dims[None, :]
+        at_o = tokens_all[:, None] * out_stride_token + heads[:, None] * SHAPE.head_dim + dims[None, :]
         tl.store(out_ptr + at_o, o.to(out_ptr.dtype.element_ty), mask=inside)

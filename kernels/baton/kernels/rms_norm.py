@@ -18,7 +18,8 @@ def rms_norm_reference(x: Tensor, weight: Tensor, eps: float, weight_offset: flo
     scale = norm.square_().mul_(1.0 / x.shape[-1]).add_(eps).rsqrt_()  # [tokens, 1]
     if weight_offset:
         weight = weight.float() + weight_offset
-    return (x * scale).mul_(weight).to(x.dtype)
+    y: Tensor = (x * scale).mul_(weight)
+    return y.to(x.dtype)
 
 
 def add_rms_norm_reference(
@@ -30,7 +31,7 @@ def add_rms_norm_reference(
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, weight_offset: float = 0.0) -> Tensor:
-    """Give x, normalized over its last dimension and scaled, in x's dtype."""
+    """Normalize x over its last dimension and scale it, in x's dtype."""
     if not on_triton(x, "rms_norm"):
         return rms_norm_reference(x, weight, eps, weight_offset)
     return _launch(x, None, weight, eps, weight_offset)
@@ -39,7 +40,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, weight_offset: float = 0.0) 
 def add_rms_norm(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float, weight_offset: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Give (norm(x + residual), x + residual); the sum is written into `residual`, which the caller gives up."""
+    """Return (norm(x + residual), x + residual); the sum is written into `residual`, which the caller gives up."""
     if not on_triton(x, "rms_norm"):
         return add_rms_norm_reference(x, residual, weight, eps, weight_offset)
     return _launch(x, residual, weight, eps, weight_offset), residual

@@ -8,6 +8,8 @@ slots [tokens] int64; kv_layer [num_blocks, 2, block_size, kv_heads, head_dim]. 
 once. Bound by memory: q, k, v in, q and the cache out. Source: Su et al., arXiv 2104.09864.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -17,12 +19,12 @@ from baton.kernels.rms_norm import rms_norm_reference
 
 
 def rotate_reference(x: Tensor, cos_sin: Tensor, positions: Tensor) -> Tensor:
-    """Turn the first rot_dim dimensions of every head; gives a new tensor [tokens, heads, head_dim]."""
+    """Turn the first rot_dim dimensions of every head: a new tensor [tokens, heads, head_dim]."""
     num_tokens, num_heads, head_dim = x.shape
     half = cos_sin.shape[2]
     turn = cos_sin.index_select(0, positions)[:, None]  # [tokens, 1, 2, half]
     cos, sin = turn[:, :, :1], turn[:, :, 1]
-    pairs = x[..., : 2 * half].unflatten(-1, (2, half))  # [tokens, heads, 2, half]
+    pairs = x[..., : 2 * half].view(num_tokens, num_heads, 2, half)  # [tokens, heads, 2, half]
     turned = pairs * cos  # fp32
     turned[:, :, 0].addcmul_(pairs[:, :, 1], sin, value=-1)
     turned[:, :, 1].addcmul_(pairs[:, :, 0], sin)
@@ -52,18 +54,17 @@ def rotary_kv_write_reference(
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
     eps: float = 0.0,
-    weight_offset: float = 0.0,
 ) -> Tensor:
     """Norm, turn and write in plain torch."""
     if q_norm is not None:
-        q = rms_norm_reference(q, q_norm, eps, weight_offset)
+        q = rms_norm_reference(q, q_norm, eps)
     if k_norm is not None:
-        k = rms_norm_reference(k, k_norm, eps, weight_offset)
+        k = rms_norm_reference(k, k_norm, eps)
     both = _as_one(q, k)
     if both is None:
         q, k = rotate_reference(q, cos_sin, positions), rotate_reference(k, cos_sin, positions)
     else:
-        q, k = rotate_reference(both, cos_sin, positions).split((q.shape[1], k.shape[1]), dim=1)
+        q, k = rotate_reference(both, cos_sin, positions).split_with_sizes((q.shape[1], k.shape[1]), 1)
     kv_write_reference(k, v, kv_layer, slots)
     return q
 
@@ -80,30 +81,17 @@ def rotary_kv_write(
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
     eps: float = 0.0,
-    weight_offset: float = 0.0,
 ) -> Tensor:
-    """Give the rotated q, [tokens, heads, head_dim] (rows may be strided), and put rotated K and V into the cache."""
+    """Return the rotated q, [tokens, heads, head_dim] (rows may be strided), and put rotated K, and V, into the cache."""
     if not on_triton(q, "rotary_kv_write"):
-        return rotary_kv_write_reference(
-            q,
-            k,
-            v,
-            cos_sin,
-            positions,
-            kv_layer,
-            slots,
-            q_norm=q_norm,
-            k_norm=k_norm,
-            eps=eps,
-            weight_offset=weight_offset,
-        )
+        given = (q, k, v, cos_sin, positions, kv_layer, slots)
+        return rotary_kv_write_reference(*given, q_norm=q_norm, k_norm=k_norm, eps=eps)
     num_tokens, num_heads, head_dim = q.shape
-    num_kv_heads, half = k.shape[1], cos_sin.shape[2]
     turned = torch.empty((num_tokens, num_heads, head_dim), dtype=q.dtype, device=q.device)
     if num_tokens == 0:
         return turned
-    block_heads = triton.next_power_of_2(num_heads)
-    block_half = triton.next_power_of_2(half)
+    shape = _Shape(num_heads, k.shape[1], head_dim, cos_sin.shape[2], kv_layer.shape[2])
+    block_heads, block_half = triton.next_power_of_2(num_heads), triton.next_power_of_2(shape.half)
     # Two programs a token, its queries and its keys with values: 16 elements a thread for 32 heads of 128.
     _rotary_kernel[(num_tokens, 2)](
         q,
@@ -116,32 +104,28 @@ def rotary_kv_write(
         slots,
         q if q_norm is None else q_norm,
         k if k_norm is None else k_norm,
-        q.stride(0),
-        q.stride(1),
-        k.stride(0),
-        k.stride(1),
-        v.stride(0),
-        v.stride(1),
-        kv_layer.stride(0),
-        kv_layer.stride(1),
+        (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *kv_layer.stride()[:2]),
         eps,
-        weight_offset,
-        NUM_HEADS=num_heads,
-        NUM_KV_HEADS=num_kv_heads,
-        HEAD_DIM=head_dim,
-        HALF=half,
-        BLOCK_SIZE=kv_layer.shape[2],
-        HAS_Q_NORM=q_norm is not None,
-        HAS_K_NORM=k_norm is not None,
-        BLOCK_HEADS=block_heads,
-        BLOCK_KV_HEADS=triton.next_power_of_2(num_kv_heads),
+        SHAPE=shape,
+        HAS_NORMS=(q_norm is not None, k_norm is not None),
+        BLOCK_HEADS=(block_heads, triton.next_power_of_2(shape.num_kv_heads)),
         BLOCK_HALF=block_half,
-        BLOCK_REST=triton.next_power_of_2(max(1, head_dim - 2 * half)),
+        BLOCK_REST=triton.next_power_of_2(max(1, head_dim - 2 * shape.half)),
         BLOCK_DIM=triton.next_power_of_2(head_dim),
         num_warps=min(8, max(1, block_heads * block_half // 512)),
         **overlap(num_tokens, q.device),
     )
     return turned
+
+
+class _Shape(NamedTuple):
+    """What of heads and cache the kernel is compiled for."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    half: int  # of what turns of a head
+    block_size: int
 
 
 # --- Triton -----------------------------------------------------------------------------------------
@@ -152,20 +136,19 @@ def _turn_heads(
     from_ptr,
     from_stride_head,
     to_ptr,
-    to_stride_head,
     turn_ptr,
     norm_ptr,
     eps,
-    weight_offset,
     NUM_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    HALF: tl.constexpr,
+    SHAPE: tl.constexpr,
     HAS_NORM: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
     BLOCK_REST: tl.constexpr,
 ):
-    """Norm and turn one token's heads from one place to another."""
+    """Norm and turn one token's heads from one place to another, where they are packed."""
+    HEAD_DIM: tl.constexpr = SHAPE.head_dim
+    HALF: tl.constexpr = SHAPE.half
     dtype = to_ptr.dtype.element_ty
     heads = tl.arange(0, BLOCK_HEADS)[:, None]
     pairs = tl.arange(0, BLOCK_HALF)[None, :]
@@ -182,18 +165,18 @@ def _turn_heads(
             squares += tl.sum(c * c, axis=1)
         scale = tl.rsqrt(squares / HEAD_DIM + eps)[:, None]
         # The reference rounds between norm and rotation, as every published model does.
-        a = a * scale * (tl.load(norm_ptr + pairs, mask=pairs < HALF, other=0.0).to(tl.float32) + weight_offset)
-        b = b * scale * (tl.load(norm_ptr + HALF + pairs, mask=pairs < HALF, other=0.0).to(tl.float32) + weight_offset)
+        a = a * scale * tl.load(norm_ptr + pairs, mask=pairs < HALF, other=0.0).to(tl.float32)
+        b = b * scale * tl.load(norm_ptr + HALF + pairs, mask=pairs < HALF, other=0.0).to(tl.float32)
         a = a.to(from_ptr.dtype.element_ty).to(tl.float32)
         b = b.to(from_ptr.dtype.element_ty).to(tl.float32)
         if 2 * HALF < HEAD_DIM:
-            c = c * scale * (tl.load(norm_ptr + rest, mask=rest < HEAD_DIM, other=0.0).to(tl.float32) + weight_offset)
+            c = c * scale * tl.load(norm_ptr + rest, mask=rest < HEAD_DIM, other=0.0).to(tl.float32)
     cos = tl.load(turn_ptr + pairs, mask=pairs < HALF, other=0.0)
     sin = tl.load(turn_ptr + HALF + pairs, mask=pairs < HALF, other=0.0)
-    tl.store(to_ptr + heads * to_stride_head + pairs, (a * cos - b * sin).to(dtype), mask=inside)
-    tl.store(to_ptr + heads * to_stride_head + HALF + pairs, (b * cos + a * sin).to(dtype), mask=inside)
+    tl.store(to_ptr + heads * HEAD_DIM + pairs, (a * cos - b * sin).to(dtype), mask=inside)
+    tl.store(to_ptr + heads * HEAD_DIM + HALF + pairs, (b * cos + a * sin).to(dtype), mask=inside)
     if 2 * HALF < HEAD_DIM:
-        tl.store(to_ptr + heads * to_stride_head + rest, c.to(dtype), mask=inside_rest)
+        tl.store(to_ptr + heads * HEAD_DIM + rest, c.to(dtype), mask=inside_rest)
 
 
 @triton.jit(do_not_specialize_on_alignment=["positions_ptr", "slots_ptr"])
@@ -208,25 +191,11 @@ def _rotary_kernel(
     slots_ptr,
     q_norm_ptr,
     k_norm_ptr,
-    q_stride_token,
-    q_stride_head,
-    k_stride_token,
-    k_stride_head,
-    v_stride_token,
-    v_stride_head,
-    kv_stride_block,
-    kv_stride_half,
+    strides,
     eps,
-    weight_offset,
-    NUM_HEADS: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    HALF: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    HAS_Q_NORM: tl.constexpr,
-    HAS_K_NORM: tl.constexpr,
+    SHAPE: tl.constexpr,
+    HAS_NORMS: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
-    BLOCK_KV_HEADS: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
     BLOCK_REST: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
@@ -234,42 +203,40 @@ def _rotary_kernel(
 ):
     start_next(OVERLAP)
     wait_for_previous(OVERLAP)
+    q_token, q_head, k_token, k_head, v_token, v_head, kv_block, kv_half = strides
+    HEAD_DIM: tl.constexpr = SHAPE.head_dim
+    NUM_KV_HEADS: tl.constexpr = SHAPE.num_kv_heads
+    BLOCK_KV_HEADS: tl.constexpr = BLOCK_HEADS[1]
     token = tl.program_id(0).to(tl.int64)
-    turn_ptr = cos_sin_ptr + tl.load(positions_ptr + token) * (2 * HALF)
+    turn_ptr = cos_sin_ptr + tl.load(positions_ptr + token) * (2 * SHAPE.half)
     if tl.program_id(1) == 0:
         _turn_heads(
-            q_ptr + token * q_stride_token,
-            q_stride_head,
-            turned_ptr + token * (NUM_HEADS * HEAD_DIM),
-            HEAD_DIM,
+            q_ptr + token * q_token,
+            q_head,
+            turned_ptr + token * (SHAPE.num_heads * HEAD_DIM),
             turn_ptr,
             q_norm_ptr,
             eps,
-            weight_offset,
-            NUM_HEADS,
-            HEAD_DIM,
-            HALF,
-            HAS_Q_NORM,
-            BLOCK_HEADS,
+            SHAPE.num_heads,
+            SHAPE,
+            HAS_NORMS[0],
+            BLOCK_HEADS[0],
             BLOCK_HALF,
             BLOCK_REST,
         )
     else:
         slot = tl.load(slots_ptr + token)
-        to_ptr = kv_ptr + slot // BLOCK_SIZE * kv_stride_block + slot % BLOCK_SIZE * (NUM_KV_HEADS * HEAD_DIM)
+        to_ptr = kv_ptr + slot // SHAPE.block_size * kv_block + slot % SHAPE.block_size * (NUM_KV_HEADS * HEAD_DIM)
         _turn_heads(
-            k_ptr + token * k_stride_token,
-            k_stride_head,
+            k_ptr + token * k_token,
+            k_head,
             to_ptr,
-            HEAD_DIM,
             turn_ptr,
             k_norm_ptr,
             eps,
-            weight_offset,
             NUM_KV_HEADS,
-            HEAD_DIM,
-            HALF,
-            HAS_K_NORM,
+            SHAPE,
+            HAS_NORMS[1],
             BLOCK_KV_HEADS,
             BLOCK_HALF,
             BLOCK_REST,
@@ -277,6 +244,6 @@ def _rotary_kernel(
         heads = tl.arange(0, BLOCK_KV_HEADS)[:, None]
         within = tl.arange(0, BLOCK_DIM)[None, :]
         inside = (heads < NUM_KV_HEADS) & (within < HEAD_DIM)
-        v = tl.load(v_ptr + token * v_stride_token + heads * v_stride_head + within, mask=inside)
-        to = to_ptr + kv_stride_half + heads * HEAD_DIM + within
+        v = tl.load(v_ptr + token * v_token + heads * v_head + within, mask=inside)
+        to = to_ptr + kv_half + heads * HEAD_DIM + within
         tl.store(to, v.to(kv_ptr.dtype.element_ty), mask=inside)

@@ -1,4 +1,4 @@
-"""Choose the next token of every row, and give log probabilities.
+"""Choose the next token of every row, and compute log probabilities.
 
 logits [rows, vocab] fp32 -> allowed and bias -> repetition (prompt and output), presence and frequency
 (output) penalties -> temperature -> min-p, top-k, top-p -> token = argmax(scaled logit + g), g = -log(-log(1
@@ -37,8 +37,7 @@ _NOISE_LEN = 1 << 17
 
 
 def derive_keys(seeds: Tensor, choices: Tensor, positions: Tensor) -> Tensor:
-    """Give each row's noise key from its seed, choice index and position (each [N] int64): [N, 2] int32, on
-    their device.
+    """Mix each row's seed, choice index and position (each [N] int64) into its noise key: [N, 2] int32, on their device.
 
     The same on every device: three rounds of splitmix64's finalizer in wrapping 64-bit arithmetic.
     """
@@ -73,7 +72,7 @@ def noise_bits_reference(token_ids: Tensor, keys: Tensor) -> Tensor:
 
 
 def gumbel_reference(token_ids: Tensor, keys: Tensor) -> Tensor:
-    """Give the Gumbel noise of each (token, key), fp32: token_ids [..., n] int32, keys [..., 2] int32, broadcast."""
+    """Compute the Gumbel noise of each (token, key), fp32: token_ids [..., n] int32, keys [..., 2] int32, broadcast."""
     bits = noise_bits_reference(token_ids, keys).bitwise_and_(0x7FFFFFFF)
     uniform = bits.float().add_(0.5).mul_(2.0**-31).clamp_(max=_LARGEST_UNIFORM)
     return uniform.neg_().log1p_().neg_().log_().neg_()
@@ -84,6 +83,7 @@ def adjust_reference(logits: Tensor, batch: SamplingBatch) -> None:
     if batch.allowed is not None:
         logits.masked_fill_(~batch.allowed, float("-inf"))
     if batch.bias_rows is not None:
+        assert batch.bias_values is not None
         logits.index_put_((batch.bias_rows, batch.bias_token_ids), batch.bias_values, accumulate=True)
     if batch.has_penalties:
         _penalize_reference(logits, batch)
@@ -91,7 +91,9 @@ def adjust_reference(logits: Tensor, batch: SamplingBatch) -> None:
 
 def _penalize_reference(logits: Tensor, batch: SamplingBatch) -> None:
     penalties = batch.repetition_penalty, batch.presence_penalty, batch.frequency_penalty
-    repetition, presence, frequency = (penalty[:, None] for penalty in penalties)
+    assert batch.counts is not None
+    assert batch.count_rows is not None
+    repetition, presence, frequency = (penalty[:, None] for penalty in penalties if penalty is not None)
     is_on = (repetition != 1) | (presence != 0) | (frequency != 0)
     rows = is_on.view(-1).nonzero().view(-1)
     counts = batch.counts[batch.count_rows[rows]]
@@ -102,22 +104,15 @@ def _penalize_reference(logits: Tensor, batch: SamplingBatch) -> None:
     logits[rows] = x
 
 
-def _scale(logits: Tensor, temperature: Tensor) -> Tensor:
-    """Divide by the temperature, greedy rows by 1."""
-    return logits * _inverse(temperature)[:, None]
-
-
-def _inverse(temperature: Tensor) -> Tensor:
-    return torch.where(temperature == 0, torch.ones_like(temperature), temperature.reciprocal())
-
-
 def floor_reference(scaled: Tensor, batch: SamplingBatch) -> Tensor:
-    """Give each row's smallest kept value after min-p, top-k and top-p, [N, 1]."""
+    """Find each row's smallest kept value after min-p, top-k and top-p, [N, 1]."""
     vocab_size = scaled.shape[1]
     largest = scaled.amax(-1, keepdim=True)
     floor = largest + batch.min_p[:, None].log() if batch.any_min_p else torch.full_like(largest, float("-inf"))
+    if not (batch.any_top_k or batch.any_top_p):
+        return floor
     head_len = min(vocab_size, max(_HEAD_LEN, int(batch.top_k.clamp(max=vocab_size).amax())))
-    head = scaled.topk(head_len, sorted=True).values if batch.any_top_k or batch.any_top_p else None
+    head = scaled.topk(head_len, sorted=True).values
     if batch.any_top_k:
         last = batch.top_k.long().clamp(1, vocab_size)[:, None] - 1
         kth = head.gather(1, last).masked_fill_(batch.top_k[:, None] <= 0, float("-inf"))
@@ -138,7 +133,7 @@ def floor_reference(scaled: Tensor, batch: SamplingBatch) -> Tensor:
 
 
 def _nucleus_floor(head: Tensor, largest: Tensor, floor: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Give the last value with less than `target` mass before it, and whether the head was long enough to tell."""
+    """Find the last value with less than `target` mass before it, and whether the head was long enough to tell."""
     mass = (head - largest).exp_().masked_fill_(head < floor, 0)
     sums = mass.cumsum(-1)
     num_kept = ((sums - mass) < target).sum(-1, keepdim=True).clamp_(min=1)
@@ -153,7 +148,7 @@ def sample_reference(logits: Tensor, batch: SamplingBatch) -> Tensor:
         return logits.argmax(-1)
     num_rows, vocab_size = logits.shape
     greedy = batch.temperature == 0
-    scaled = _scale(logits, batch.temperature)
+    scaled = logits * batch.inverse_temperature[:, None]
     if batch.any_top_k or batch.any_top_p or batch.any_min_p:
         kept = (scaled >= floor_reference(scaled, batch)).nonzero()
         if kept.shape[0] * 4 < num_rows * vocab_size:
@@ -175,7 +170,7 @@ def sample_reference(logits: Tensor, batch: SamplingBatch) -> Tensor:
 
 
 def logprobs_reference(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Give log probabilities in plain torch."""
+    """Compute log probabilities in plain torch."""
     normalizer = logits.logsumexp(-1, keepdim=True)
     chosen = logits.gather(1, token_ids[:, None])
     rank = (logits >= chosen).sum(-1)
@@ -187,7 +182,7 @@ def logprobs_reference(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple
 
 
 def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
-    """Give each row's token id, [N] int64; greedy rows take the largest logit, the lowest id among equals.
+    """Draw each row's token id, [N] int64; greedy rows take the largest logit, the lowest id among equals.
 
     Logits of rows with bias, penalties or a choice of tokens are changed on the way.
     """
@@ -195,7 +190,7 @@ def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
 
 
 def greedy(logits: Tensor) -> Tensor:
-    """Give each row's likeliest token, [N] int64, the lowest id among equals: `sample` where no row asks for anything else."""
+    """Find each row's likeliest token, [N] int64, the lowest id among equals: `sample` where no row asks for anything else."""
     if not on_triton(logits, "sample"):
         return logits.argmax(-1)
     unused = logits[:0]
@@ -203,7 +198,7 @@ def greedy(logits: Tensor) -> Tensor:
 
 
 def logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Give (log probability [N], rank [N], top ids [N, num_top], their log probabilities) of raw logits.
+    """Compute (log probability [N], rank [N], top ids [N, num_top], their log probabilities) of raw logits.
 
     The rank counts the tokens at least as likely as the chosen one, so the best token has rank 1.
     """

@@ -9,26 +9,23 @@ import torch
 from torch import Tensor
 
 from baton.kernels.launch import tl, triton
-from baton.kernels.sample_floor import find_floor
+from baton.kernels.sample_floor import CHUNK, find_floor
 from baton.kernels.sampling_batch import SamplingBatch
-
-_CHUNK = 4096
 
 
 def draw(logits: Tensor, batch: SamplingBatch) -> Tensor:
-    """Give each row's token id, [N] int64; changes the logits of rows with bias or penalties."""
+    """Draw each row's token id, [N] int64; changes the logits of rows with bias or penalties."""
     _adjust(logits, batch)
     num_rows, vocab_size = logits.shape
     device = logits.device
     chosen = torch.empty(num_rows, dtype=torch.int64, device=device)
     if num_rows == 0:
         return chosen
-    num_chunks = triton.cdiv(vocab_size, _CHUNK)
+    num_chunks = triton.cdiv(vocab_size, CHUNK)
     grid = (num_rows, num_chunks)
     inverse = floor = None
     if not batch.all_greedy:
-        temperature = batch.temperature
-        inverse = torch.where(temperature == 0, torch.ones_like(temperature), temperature.reciprocal())
+        inverse = batch.inverse_temperature
         if batch.any_top_k or batch.any_top_p or batch.any_min_p:
             floor = find_floor(logits, inverse, batch)
     best = torch.empty((num_rows, num_chunks), dtype=torch.float32, device=device)
@@ -45,7 +42,7 @@ def draw(logits: Tensor, batch: SamplingBatch) -> Tensor:
         vocab_size,
         IS_GREEDY=batch.all_greedy,
         HAS_FLOOR=floor is not None,
-        CHUNK=_CHUNK,
+        CHUNK=CHUNK,
         num_warps=8,
     )
     _pick_kernel[(num_rows,)](best, best_ids, chosen, num_chunks, BLOCK=triton.next_power_of_2(num_chunks), num_warps=1)
@@ -70,7 +67,7 @@ def _adjust(logits: Tensor, batch: SamplingBatch) -> None:
             num_warps=4,
         )
     if batch.has_penalties:
-        _penalize_kernel[(num_rows, triton.cdiv(vocab_size, _CHUNK))](
+        _penalize_kernel[(num_rows, triton.cdiv(vocab_size, CHUNK))](
             logits,
             batch.counts,
             batch.count_rows,
@@ -79,15 +76,15 @@ def _adjust(logits: Tensor, batch: SamplingBatch) -> None:
             batch.frequency_penalty,
             logits.stride(0),
             vocab_size,
-            CHUNK=_CHUNK,
+            CHUNK=CHUNK,
             num_warps=8,
         )
 
 
 def row_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Give what `sample.logprobs` gives."""
+    """Compute what `sample.logprobs` says."""
     num_rows, vocab_size = logits.shape
-    num_chunks = triton.cdiv(vocab_size, _CHUNK)
+    num_chunks = triton.cdiv(vocab_size, CHUNK)
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=logits.device)
@@ -96,7 +93,7 @@ def row_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tenso
     top_ids, top = empty(num_rows, num_top, dtype=torch.int64), empty(num_rows, num_top)
     if num_rows == 0:
         return chosen, rank, top_ids, top
-    kept = min(num_top, _CHUNK)
+    kept = min(num_top, CHUNK)
     statistics = empty(num_rows, num_chunks, 3)
     chunk_top = empty(num_rows, num_chunks * kept)
     chunk_ids = empty(num_rows, num_chunks * kept, dtype=torch.int32)
@@ -109,7 +106,7 @@ def row_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tenso
         logits.stride(0),
         vocab_size,
         kept,
-        CHUNK=_CHUNK,
+        CHUNK=CHUNK,
         num_warps=8,
     )
     _merge_chunks_kernel[(num_rows,)](

@@ -15,15 +15,15 @@ from torch import Tensor
 from baton.kernels.launch import tl, triton
 from baton.kernels.sampling_batch import SamplingBatch
 
-_CHUNK = 4096
+CHUNK = 4096
 _SEARCH = 2048
 _COARSE, _FINE = 4, 8  # pivots
 
 
 def find_floor(logits: Tensor, inverse: Tensor, batch: SamplingBatch) -> Tensor:
-    """Give each row's smallest kept scaled logit, [N]; inverse: of the temperatures, 1 on greedy rows."""
+    """Find each row's smallest kept scaled logit, [N]; inverse: of the temperatures, 1 on greedy rows."""
     num_rows, vocab_size = logits.shape
-    num_chunks = triton.cdiv(vocab_size, _CHUNK)
+    num_chunks = triton.cdiv(vocab_size, CHUNK)
     grid = (num_rows, num_chunks)
     block_chunks = triton.next_power_of_2(num_chunks)
 
@@ -31,7 +31,7 @@ def find_floor(logits: Tensor, inverse: Tensor, batch: SamplingBatch) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=logits.device)
 
     maxima, floor = empty(num_rows, num_chunks), empty(num_rows)
-    _max_kernel[grid](logits, inverse, maxima, logits.stride(0), vocab_size, CHUNK=_CHUNK, num_warps=8)
+    _max_kernel[grid](logits, inverse, maxima, logits.stride(0), vocab_size, CHUNK=CHUNK, num_warps=8)
     row = (batch.top_k, batch.top_p, batch.min_p.log(), maxima)
     searched = batch.any_top_k or batch.any_top_p
     bracket = values = maxima
@@ -47,7 +47,7 @@ def find_floor(logits: Tensor, inverse: Tensor, batch: SamplingBatch) -> Tensor:
         pivots = empty(num_rows, _FINE)
         coarse, fine = (coarse_masses, coarse_counts), (masses, counts, pivots)
         shape = (logits, inverse, logits.stride(0), vocab_size, num_chunks)
-        sizes = {"CHUNK": _CHUNK, "BLOCK_CHUNKS": block_chunks, "COARSE": _COARSE, "FINE": _FINE, "num_warps": 8}
+        sizes = {"CHUNK": CHUNK, "BLOCK_CHUNKS": block_chunks, "COARSE": _COARSE, "FINE": _FINE, "num_warps": 8}
         _measure_kernel[grid](*row, *coarse, *fine, *shape, IS_FINE=False, **sizes)
         _measure_kernel[grid](*row, *coarse, *fine, *shape, IS_FINE=True, **sizes)
         _pack_kernel[grid](*row, *coarse, *fine, bracket, values, *shape, **sizes)
@@ -87,13 +87,13 @@ def _row_max(maxima_ptr, row, num_chunks, BLOCK_CHUNKS: tl.constexpr):
 
 @triton.jit
 def _coarse_pivot(largest, i):
-    """Give the pivot i of four: 1, 3, 7 and 13 nats below the row's maximum."""
+    """Pivot i of four: 1, 3, 7 and 13 nats below the row's maximum."""
     return largest - (1.0 + i * (1.0 + i))
 
 
 @triton.jit
 def _fine_pivot(low, high, i, FINE: tl.constexpr):
-    """Give the pivot i between the two coarse ones of a bracket, from its top down; below an open bracket, 16 nats down."""
+    """Pivot i between the two coarse ones of a bracket, from its top down; below an open bracket, 16 nats down."""
     bottom = tl.where(low > float("-inf"), low, high - 16.0)
     return high - (high - bottom) * ((i + 1.0) / (FINE + 1.0))
 
@@ -111,7 +111,7 @@ def _chunk_values(logits_ptr, inverse_ptr, row, chunk, stride, vocab_size, least
 def _coarse_bracket(
     masses_ptr, counts_ptr, row, largest, top_k, top_p, num_chunks, BLOCK_CHUNKS: tl.constexpr, COARSE: tl.constexpr
 ):
-    """Give (low, high, target mass): all up to low is excluded, some above high may not be kept only if high is the maximum."""
+    """Find (low, high, target mass): all up to low is excluded, some above high may not be kept only if high is the maximum."""
     chunks = tl.arange(0, BLOCK_CHUNKS)
     inside = chunks < num_chunks
     masses = masses_ptr + (row * num_chunks + chunks) * (COARSE + 1)
@@ -264,8 +264,7 @@ def _pack_kernel(
 
 @triton.jit
 def _search_floor(values_ptr, count, floor, largest, base, target, BY_MASS: tl.constexpr, BLOCK: tl.constexpr):
-    """Give the smallest of the values at or above `floor` with less than `target` (count or mass) strictly
-    above it.
+    """Find the smallest of the values at or above `floor` with less than `target` (count or mass) strictly above it.
 
     base: the count or mass above all of the values. All up to `low` is excluded and `high` is a value that is
     kept (the largest of them always is); each step moves one of them to or past the middle.

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
 @dataclass(slots=True)
 class SamplingBatch:
-    """Say how each of N rows is sampled. None, or a false flag, means that no row uses the parameter."""
+    """How each of N rows is sampled. None, or a false flag, means that no row uses the parameter."""
 
     temperature: Tensor  # [N] fp32; 0: greedy
     top_k: Tensor  # [N] int32; 0: off
@@ -33,6 +34,11 @@ class SamplingBatch:
     def has_penalties(self) -> bool:
         """Whether any row has a penalty."""
         return self.repetition_penalty is not None
+
+    @property
+    def inverse_temperature(self) -> Tensor:
+        """What scales the logits, [N] fp32; 1 on greedy rows."""
+        return torch.where(self.temperature == 0, torch.ones_like(self.temperature), self.temperature.reciprocal())
 
     @property
     def changes_logits(self) -> bool:

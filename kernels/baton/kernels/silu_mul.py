@@ -26,12 +26,12 @@ def gelu_tanh_mul_reference(gate_up: Tensor) -> Tensor:
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
-    """Give silu(gate) * up, [tokens, inner]."""
+    """Compute silu(gate) * up, [tokens, inner]."""
     return _launch(gate_up, False) if on_triton(gate_up, "silu_mul") else silu_mul_reference(gate_up)
 
 
 def gelu_tanh_mul(gate_up: Tensor) -> Tensor:
-    """Give gelu_tanh(gate) * up, [tokens, inner]."""
+    """Compute gelu_tanh(gate) * up, [tokens, inner]."""
     return _launch(gate_up, True) if on_triton(gate_up, "gelu_tanh_mul") else gelu_tanh_mul_reference(gate_up)
 
 

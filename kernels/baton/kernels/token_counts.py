@@ -16,7 +16,7 @@ NUM_DRAWN = IN_PROMPT - 1
 
 
 def row_of(prompt_ids: Sequence[int], drawn_ids: Sequence[int], vocab_size: int) -> Tensor:
-    """Give one row on the host, [vocab] int32, from what a sequence has so far."""
+    """Count on the host what a sequence has so far: its row, [vocab] int32."""
     row = torch.bincount(torch.tensor(drawn_ids, dtype=torch.int64), minlength=vocab_size).to(torch.int32)
     row[torch.tensor(prompt_ids, dtype=torch.int64)] |= IN_PROMPT
     return row

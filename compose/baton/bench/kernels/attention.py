@@ -119,7 +119,7 @@ def chunk_rows() -> Iterator[Row]:
 
 
 def sweep() -> Iterator[tuple[str, float, str, DecodeLaunch | PrefillLaunch]]:
-    """Give shape, rate, its unit and the launch for every launch that may be a device's entry in the table."""
+    """Measure every launch that may be a device's entry in the table: shape, rate, its unit and the launch."""
     cache = Cache()
     for name in ("1 x 1k", "32 x 1k", "256 x 1k", "1 x 32k", "64 x 3.5k", "64 x 50..4k"):
         lens = DECODES[name]
@@ -135,7 +135,7 @@ def sweep() -> Iterator[tuple[str, float, str, DecodeLaunch | PrefillLaunch]]:
 
 
 def _time_decode(cache: Cache, q: Tensor, batch: AttentionBatch, launch: DecodeLaunch | None = None) -> float:
-    """Give one layer's microseconds, the step's plan shared by all layers as in a model."""
+    """Time one layer in microseconds, the step's plan shared by all layers as in a model."""
     out = torch.empty_like(q)
 
     def step(_: None) -> None:

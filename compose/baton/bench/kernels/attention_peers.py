@@ -27,7 +27,7 @@ _SETS_NBYTES = 3e8  # several times the cache of any device
 
 
 def decode_peers(q: Tensor, kv_layers: list[Tensor], batch: AttentionBatch, scale: float) -> Calls:
-    """Give, by name, what times others' decodes: contiguous K and V only where all lengths are equal."""
+    """What times others' decodes, by name: contiguous K and V only where all lengths are equal."""
     calls: Calls = {}
     lens = list(batch.seq_lens_host)
     if len(set(lens)) == 1:
@@ -41,7 +41,7 @@ def decode_peers(q: Tensor, kv_layers: list[Tensor], batch: AttentionBatch, scal
 
 
 def chunk_peers(q: Tensor, kv_layer: Tensor, batch: AttentionBatch, scale: float) -> Calls:
-    """Give, by name, what times others' prompt chunks."""
+    """What times others' prompt chunks, by name."""
     lens, query_lens = list(batch.seq_lens_host), list(batch.query_lens_host)
     num_kv_heads, head_dim = kv_layer.shape[3:]
     k, v = (torch.randn(sum(lens), num_kv_heads, head_dim, device=q.device, dtype=q.dtype) for _ in range(2))
@@ -108,7 +108,7 @@ def _flash_decode(
 
 
 def _pages(batch: AttentionBatch, block_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Give FlashInfer's page table: starts [num_seqs + 1], block ids in one row, tokens of each last block."""
+    """Make FlashInfer's page table: starts [num_seqs + 1], block ids in one row, tokens of each last block."""
     num_blocks = [-(-n // block_size) for n in batch.seq_lens_host]
     ids = torch.cat([row[:n] for row, n in zip(batch.block_table, num_blocks, strict=True)])
     starts = torch.tensor([0, *num_blocks]).cumsum(0).int()

@@ -31,7 +31,7 @@ class Row:
     """Microseconds of others at the same work."""
 
     def share(self, ceilings: Ceilings) -> float:
-        """Give the part of the ceiling that was reached, 0 to 1."""
+        """The part of the ceiling that was reached, 0 to 1."""
         return self.achieved / (ceilings.copy_gbps if self.unit == "GB/s" else ceilings.matmul_tflops)
 
     @property
@@ -41,7 +41,7 @@ class Row:
 
 
 def time_us(call: Callable[[Any], object], sets: Sequence[Any], *, replays: int = 7, min_calls: int = 8) -> float:
-    """Give the median microseconds of call(one of the sets), launch gaps excluded.
+    """Measure the median microseconds of call(one of the sets), launch gaps excluded.
 
     sets: data of the same shape, together larger than the cache, so that a warm cache helps no call. The
     calls are captured into one CUDA graph, whose replays are timed with events.
@@ -84,7 +84,7 @@ def measure_ceilings() -> Ceilings:
 
 
 def _event_us(call: Callable[[], object]) -> float:
-    """Give the microseconds between the device's marks around a call."""
+    """Measure the microseconds between the device's marks around a call."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     begin.record()
     call()

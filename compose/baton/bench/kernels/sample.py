@@ -36,7 +36,7 @@ def rows() -> Iterator[Row]:
 
 
 def _batch(num_rows: int, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> SamplingBatch:
-    """Give rows that all have the same parameters."""
+    """Make rows that all have the same parameters."""
     numbers = torch.arange(num_rows, device="cuda")
     ones = torch.ones(num_rows, device="cuda")
     keys = derive_keys(numbers, torch.zeros_like(numbers), numbers)

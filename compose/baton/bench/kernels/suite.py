@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import baton.kernels.launch
-from baton.bench.kernels import attention, few_rows_linear, kv_pack, rms_norm, rotary, sample, silu_mul
+from baton.bench.kernels import attention, few_rows_linear, rms_norm, rotary, sample, silu_mul
 from baton.bench.kernels.measure import Ceilings, Row, measure_ceilings
 from baton.bench.report import Report
 from baton.errors import ConfigError
@@ -21,7 +21,6 @@ BENCHES: dict[str, Callable[[], Iterator[Row]]] = {
     "rms_norm": rms_norm.rows,
     "rotary": rotary.rows,
     "silu_mul": silu_mul.rows,
-    "kv_pack": kv_pack.rows,
     "decode_attention": attention.decode_rows,
     "prefill_attention": attention.chunk_rows,
     "sample": sample.rows,
@@ -31,7 +30,7 @@ BEGIN, END = "<!-- measured by `baton bench kernels --write` on an ", "<!-- end 
 
 
 def run(only: Sequence[str], *, write: bool, json_file: Path | None) -> int:
-    """Measure, print one table, and write it where asked; gives the number of operations that failed."""
+    """Measure, print one table, and write it where asked; returns the number of operations that failed."""
     unknown = [name for name in only if name not in BENCHES]
     if unknown:
         raise ConfigError(f"--only {unknown[0]} is not an operation; known: {', '.join(BENCHES)}.")
@@ -72,7 +71,7 @@ def run_sweep() -> None:
 
 
 def with_table(text: str, rows: Iterable[Row], ceilings: Ceilings, device: str) -> str:
-    """Give the text with these rows in place of the device's table; a device's first one goes before the others."""
+    """Return the text with these rows in place of the device's table; a device's first one goes before the others."""
     begin = f"{BEGIN}{device} -->"
     if begin in text:
         before, rest = text.split(begin)
