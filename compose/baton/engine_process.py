@@ -38,13 +38,13 @@ from baton.logs import get_logger, setup_logs
 from baton.messages import ModelFacts, WorkerInfo
 from baton.prefill.leg import PrefillLeg
 from baton.protocol import SamplingParams
+from baton.wakeup import Wakeup
 from baton.worker.link import HEADER, FaceLink, exit_now
 from baton.worker.loop import WorkerLoop
 from baton.worker.mailbox import Mailbox
 from baton.worker.runs import Leg, Outbox, Runs
 from baton.worker.settings import WorkerConfig
 from baton.worker.stats import Assignment, Failed, Ready, Stats
-from baton.worker.wakeup import Wakeup
 
 log = get_logger("engine")
 

@@ -23,11 +23,11 @@ from baton.kvtransfer.wire import layout_fingerprint
 from baton.messages import Blocks, ChoiceStart, Load, ModelFacts, Outputs, Start, Ticket, WorkerInfo
 from baton.prefill.leg import PrefillLeg
 from baton.protocol import SamplingParams
+from baton.wakeup import Wakeup
 from baton.worker.loop import WorkerLoop
 from baton.worker.mailbox import Arrival, Peer
 from baton.worker.runs import Leg, Outbox, Runs
 from baton.worker.stats import Stats
-from baton.worker.wakeup import Wakeup
 
 
 class PaperMailbox:
@@ -151,7 +151,7 @@ class TableTop:
         self.thread.stop()
 
 
-def turn_until(tables: list[TableTop], probe: Callable[[], object], what: str, timeout_s: float = 20.0) -> None:
+def turn_until(tables: list[TableTop], probe: Callable[[], object], what: str, timeout_s: float = 120.0) -> None:
     """Turn the loops of workers until the probe is true."""
     deadline = time.monotonic() + timeout_s
     while not probe():

@@ -17,10 +17,10 @@ from baton.errors import ConfigError
 from baton.messages import Cancel, Load, ModelFacts, Outputs, Token, ToRouter, Welcome, WorkerInfo, encode
 from baton.router.config import RouterConfig
 from baton.router.workers import WorkerClient
+from baton.wakeup import Wakeup
 from baton.worker import mailbox as module
 from baton.worker.mailbox import Mailbox, Peer, PeerLost
 from baton.worker.settings import WorkerConfig
-from baton.worker.wakeup import Wakeup
 
 INFO = WorkerInfo(
     worker_id="w",

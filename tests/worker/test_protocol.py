@@ -277,11 +277,13 @@ def test_the_block_log_on_the_socket_says_what_is_cached(cluster: Cluster, route
 
 
 def _hashes_told(link: Link) -> set[bytes]:
-    """Apply a block log from its snapshot on; entries are numbered without gaps."""
-    snapshot = link.blocks[0]
-    assert snapshot.is_snapshot
-    hashes, sequence = set(snapshot.stored), snapshot.sequence
-    for entry in link.blocks[1:]:
+    """Apply a block log from its newest snapshot on; from there entries are numbered without gaps.
+
+    A worker that has not heard of a router for long forgets it, and begins anew, with a snapshot, when it comes back.
+    """
+    newest = max(at for at, entry in enumerate(link.blocks) if entry.is_snapshot)
+    hashes, sequence = set(link.blocks[newest].stored), link.blocks[newest].sequence
+    for entry in link.blocks[newest + 1 :]:
         assert entry.sequence == sequence + 1
         sequence = entry.sequence
         hashes = (hashes - set(entry.evicted)) | set(entry.stored)

@@ -17,8 +17,8 @@ from collections.abc import Callable
 
 import msgspec
 
+from baton.wakeup import Wakeup
 from baton.worker.stats import Drain, Logged, Stats, ToFace
-from baton.worker.wakeup import Wakeup
 
 HEADER = struct.Struct("<I")
 MAX_NBYTES = 64 * 2**20

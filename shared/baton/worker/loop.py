@@ -19,10 +19,10 @@ from baton.logs import get_logger
 from baton.messages import Cancel, LegError, Start, WorkerInfo
 from baton.protocol import check_prompt
 from baton.registry import BlockLog
+from baton.wakeup import Wakeup
 from baton.worker.mailbox import Mailbox, Peer, PeerLost, WantsBlocks
 from baton.worker.runs import ClosedEpochs, Leg, Outbox, Run, Runs, leg_error
 from baton.worker.stats import LoadMeter, Logged, Stats, ToFace
-from baton.worker.wakeup import Wakeup
 
 MAX_FAILED_STEPS = 3
 """In a row; then the device is taken as broken and the process ends, to be started anew."""

@@ -33,7 +33,7 @@ from baton.messages import (
     decode_to_worker,
     encode,
 )
-from baton.worker.wakeup import Wakeup
+from baton.wakeup import Wakeup
 
 MAX_ARRIVED = 65_536
 """Messages that wait for the loop; beyond it the socket is not read, and routers feel it."""

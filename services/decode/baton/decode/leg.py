@@ -20,7 +20,7 @@ import msgspec
 from baton.engine.engine import Engine, TokenOutput
 from baton.errors import BatonError
 from baton.kvtransfer.importer import Importer
-from baton.kvtransfer.receiving import Fetched, FetchFailed, Landed
+from baton.kvtransfer.imports import Fetched, FetchFailed, Landed
 from baton.logs import get_logger
 from baton.messages import Leg as LegName
 from baton.messages import LegError, Ticket, Transfer

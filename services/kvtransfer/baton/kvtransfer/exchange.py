@@ -7,8 +7,8 @@ from collections.abc import Callable, Container
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
-from baton.kvtransfer.loop import Doorbell
 from baton.kvtransfer.wire import Key
+from baton.wakeup import Wakeup
 
 
 class Event(Protocol):
@@ -24,14 +24,14 @@ E = TypeVar("E", bound=Event)
 
 
 class Exchange(Generic[E]):
-    """One side's commands, events and open tickets. Nothing here waits."""
+    """Commands, events and open tickets of an exporter or an importer. Nothing here waits."""
 
     def __init__(self, events: deque[E], ends: tuple[type, ...], on_event: Callable[[], None] | None) -> None:
-        """Give out `events`, which the side fills; those of the kinds `ends` are the last of their ticket.
+        """Hand out `events`, which the protocol fills; those of the kinds `ends` are the last of their ticket.
 
         `on_event` is called, in the transferring thread, when there are events to take.
         """
-        self.doorbell = Doorbell()
+        self.wakeup = Wakeup()
         self._events = events
         self._ends = ends
         self._on_event = on_event
@@ -53,10 +53,10 @@ class Exchange(Generic[E]):
     def tell(self, command: Callable[..., None], *args: Any) -> None:
         """Have a command obeyed soon, after those before it."""
         self._commands.append(partial(command, *args))
-        self.doorbell.ring()
+        self.wakeup.set()
 
     def take(self) -> list[E]:
-        """Give the events since the last time."""
+        """Take the events since the last time."""
         taken = []
         while self._events:
             event = self._events.popleft()
@@ -73,9 +73,9 @@ class Exchange(Generic[E]):
     # For the thread that transfers
 
     def obey(self, stirred: Container[object] = ()) -> None:
-        """Do what was told until now; `stirred` tells whether the doorbell rang."""
-        if self.doorbell.fileno() in stirred:
-            self.doorbell.hush()
+        """Do what was told until now; `stirred` tells whether the wake-up was set."""
+        if self.wakeup.fileno() in stirred:
+            self.wakeup.clear()
         while self._commands:
             self._commands.popleft()()
 

@@ -42,7 +42,7 @@ class CurveKeys:
 
 
 def default_transports() -> tuple[Transport, ...]:
-    """Give the transports of workers that share a host: unix sockets, and TCP on the loopback."""
+    """Transports of workers that share a host: unix sockets, and TCP on the loopback."""
     return (IpcTransport(), TcpTransport())
 
 
@@ -73,10 +73,10 @@ def guard(context: Context, keys: CurveKeys) -> ThreadAuthenticator:
 
 
 def make_router(context: Context, config: TransferConfig, keys: CurveKeys | None) -> Socket:
-    """Make a source's socket: what cannot be sent says so, and is not dropped."""
+    """Make an exporter's socket: what cannot be sent says so, and is not dropped."""
     router = _make(context, zmq.ROUTER, config)
     router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-    router.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a sink that reconnects takes its id, 16 random bytes, along
+    router.setsockopt(zmq.ROUTER_HANDOVER, 1)  # an importer that reconnects takes its id, 16 random bytes, along
     router.setsockopt(zmq.SNDHWM, config.send_queue)
     router.setsockopt(zmq.RCVHWM, 1024)
     router.setsockopt(zmq.MAXMSGSIZE, wire.MAX_HEADER_NBYTES)
@@ -89,7 +89,7 @@ def make_router(context: Context, config: TransferConfig, keys: CurveKeys | None
 def make_dealer(
     context: Context, config: TransferConfig, keys: CurveKeys | None, routing_id: bytes, block_nbytes: int
 ) -> Socket:
-    """Make a sink's socket, known to the source by `routing_id`."""
+    """Make an importer's socket, known to the exporter by `routing_id`."""
     dealer = _make(context, zmq.DEALER, config)
     dealer.setsockopt(zmq.ROUTING_ID, routing_id)
     dealer.setsockopt(zmq.SNDHWM, 4096)
@@ -132,8 +132,8 @@ def _make(context: Context, kind: int, config: TransferConfig) -> Socket:
     socket: Socket = context.socket(kind)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-    # Blocks stay queued for a sink that is stopped, or lives and does not read, as long as its connection does. The
-    # source cuts one whose pings stay out for the time it named; one that never reads gets no answer to its own
+    # Blocks stay queued for an importer that is stopped, or lives and does not read, as long as its connection does.
+    # The exporter cuts one whose pings stay out for the time it named; one that never reads gets no answer to its own
     # pings, and cuts itself. That time is the lease: what is not renewed is not read any more either.
     lease_ms = int(config.lease_s * 1000)
     socket.setsockopt(zmq.HEARTBEAT_IVL, max(1, lease_ms // HEARTBEATS_A_LEASE))
