@@ -107,7 +107,7 @@ class TableTop:
         prompt: list[int],
         params: SamplingParams,
         *,
-        role: Any = "decode",
+        leg: Any = "decode",
         request_id: str | None = None,
         ticket: Ticket | None = None,
         priority: int = 0,
@@ -115,7 +115,7 @@ class TableTop:
     ) -> str:
         request_id = request_id or uuid.uuid4().hex
         choices = [ChoiceStart(i) for i in range(params.n)]
-        start = Start(request_id, 0, role, prompt, choices, params, 0, priority=priority, ticket=ticket)
+        start = Start(request_id, 0, leg, prompt, choices, params, 0, priority=priority, ticket=ticket)
         self.mailbox.arrived.append((peer or self.peer, start))
         return request_id
 

@@ -1,4 +1,4 @@
-"""The worker's loop: receive, plan, step, collect, over its legs. It knows no role and waits for nobody.
+"""The worker's loop: receive, plan, step, collect, over its legs. It tells no leg from another and waits for nobody.
 
     receive     messages from routers, from the mailbox's queue; deadlines; events of KV transfers, through the legs
     plan, step  the engine's
@@ -135,10 +135,10 @@ class WorkerLoop:
     def _start(self, peer: Peer, start: Start) -> None:
         """Open a run, or say why not."""
         siblings = self._runs.of_request(start.request_id)
-        is_known = any(run.start.epoch == start.epoch and run.start.role == start.role for run in siblings)
+        is_known = any(run.start.epoch == start.epoch and run.start.leg == start.leg for run in siblings)
         is_old = any(run.start.epoch > start.epoch for run in siblings)
         is_over = self._closed.is_closed(start.request_id, start.epoch) or self._ended.is_closed(
-            f"{start.request_id}/{start.role}", start.epoch
+            f"{start.request_id}/{start.leg}", start.epoch
         )
         if is_known or is_old or is_over:
             self._num_stale += 1
@@ -153,9 +153,9 @@ class WorkerLoop:
         try:
             if start.deadline is not None and start.deadline <= time.time():
                 raise _DeadlineError
-            leg = self._legs.get(start.role)
+            leg = self._legs.get(start.leg)
             if leg is None:
-                raise _NoLegError(f"this worker has no {start.role} leg")
+                raise _NoLegError(f"this worker has no {start.leg} leg")
             check_prompt(start.token_ids, self._info.model.vocab_size, self._info.model.max_model_len)
             start.params.check_vocab(self._info.model.vocab_size, self._info.model.eos_token_ids)
             self._runs.open(run)
@@ -187,13 +187,13 @@ class WorkerLoop:
     def _stop_choice(self, run: Run, choice: int) -> None:
         run.open_choices.discard(choice)
         if run.open_choices:
-            self._legs[run.start.role].stop_choice(run, choice)
+            self._legs[run.start.leg].stop_choice(run, choice)
         else:
             self._stop(run)
 
     def _stop(self, run: Run) -> None:
         run.is_over = True
-        self._legs[run.start.role].stop(run)
+        self._legs[run.start.leg].stop(run)
 
     def _fail(self, run: Run, error: LegError) -> None:
         """End a run that the router still waits for."""
@@ -240,7 +240,7 @@ class WorkerLoop:
             run = self._runs.get(output.request_id)
             if run is None or run.is_over:
                 continue
-            leg = self._legs[run.start.role]
+            leg = self._legs[run.start.leg]
             try:
                 leg.take(run, output)
             except Exception as error:  # the edge, again
@@ -315,8 +315,8 @@ class WorkerLoop:
         self._tell_face(stats)
 
     def _note_end(self, run: Run) -> None:
-        self._ended.close(f"{run.start.request_id}/{run.start.role}", run.start.epoch)
-        self._outbox.phases.append((run.start.role, time.monotonic() - run.began_at))
+        self._ended.close(f"{run.start.request_id}/{run.start.leg}", run.start.epoch)
+        self._outbox.phases.append((run.start.leg, time.monotonic() - run.began_at))
 
     def _idle_s(self) -> float:
         wait_s = IDLE_S

@@ -39,6 +39,8 @@ class Run:
     """When it was the engine's turn: at once, or when its KV had come."""
     computing_at: float = 0.0
     """When the first step with a part of it began; 0: not yet."""
+    num_fetched: int = 0
+    """Prompt tokens whose KV came from elsewhere."""
     is_over: bool = False
     """Nothing more is sent to the router; the leg may still hold blocks for a moment."""
     open_choices: set[int] = field(default_factory=set)
@@ -49,9 +51,9 @@ class Run:
     def of(cls, start: Start, peer: Peer) -> Run:
         """Make the run that a Start asks for."""
         choices = {choice.index for choice in start.choices}
-        if start.role == "prefill":
+        if start.leg == "prefill":
             choices = {start.choices[0].index}
-        engine_id = f"{start.request_id}.{start.epoch}.{start.role}"
+        engine_id = f"{start.request_id}.{start.epoch}.{start.leg}"
         return cls(start, peer, engine_id, open_choices=choices)
 
     def __post_init__(self) -> None:
@@ -177,14 +179,14 @@ class Outbox:
         self.phases: list[tuple[str, float]] = []
         """Names and seconds, since they were last taken for the metrics."""
 
-    def token(self, run: Run, output: TokenOutput, *, num_fetched: int = 0) -> None:
+    def token(self, run: Run, output: TokenOutput) -> None:
         """Give the router a token of an open run, and note the choice's end."""
         choice = output.choice
         is_first = choice not in run.begun_choices
         if is_first:
             if not run.begun_choices:
-                self._count_prompt(len(run.start.token_ids), output.num_cached_tokens, num_fetched)
-                computed = _computed(run, output, num_fetched)
+                self._count_prompt(len(run.start.token_ids), output.num_cached_tokens, run.num_fetched)
+                computed = _computed(run, output)
                 self._of(run).computed.append(computed)
                 self.phases += [("queue", computed.waited_seconds), ("compute", computed.seconds)]
             run.begun_choices.add(choice)
@@ -198,7 +200,7 @@ class Outbox:
             finish_reason=None if reason is None else reason.value,  # type: ignore[arg-type]
             stop_reason=output.stop_reason,
             num_cached=output.num_cached_tokens if is_first else 0,
-            num_fetched=num_fetched if is_first else 0,
+            num_fetched=run.num_fetched if is_first else 0,
             logprobs=_wired(output.logprobs),
             prompt_logprobs=None if output.prompt_logprobs is None else [_wired(row) for row in output.prompt_logprobs],
         )
@@ -239,14 +241,14 @@ class Outbox:
         return self._mail.setdefault(run.peer, _Mail())
 
 
-def _computed(run: Run, output: TokenOutput, num_fetched: int) -> Computed:
+def _computed(run: Run, output: TokenOutput) -> Computed:
     start, now = run.start, time.monotonic()
     began = run.computing_at or now
     num_known = len(start.token_ids) + len(run.emitted[output.choice])
     return Computed(
         start.request_id,
         start.epoch,
-        max(num_known - output.num_cached_tokens - num_fetched, 0),
+        max(num_known - output.num_cached_tokens - run.num_fetched, 0),
         output.num_cached_tokens,
         max(began - run.queued_at, 0.0),
         now - began,
