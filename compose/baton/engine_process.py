@@ -39,7 +39,7 @@ from baton.messages import ModelFacts, WorkerInfo
 from baton.prefill.leg import PrefillLeg
 from baton.protocol import SamplingParams
 from baton.wakeup import Wakeup
-from baton.worker.link import HEADER, FaceLink, exit_now
+from baton.worker.link import FaceLink, exit_now, receive_frame
 from baton.worker.loop import WorkerLoop
 from baton.worker.mailbox import Mailbox
 from baton.worker.runs import Leg, Outbox, Runs
@@ -219,16 +219,10 @@ def _host_transports(memory: BlockMemory, *, listens: bool) -> tuple[Transport, 
 
 def _read_assignment(link: socket.socket) -> Assignment:
     """Wait for the face's first message."""
-    body = bytearray()
-    nbytes = HEADER.size
-    while len(body) < nbytes:
-        piece = link.recv(nbytes - len(body))
-        if not piece:
-            sys.exit(3)
-        body += piece
-        if nbytes == HEADER.size and len(body) == nbytes:
-            nbytes += HEADER.unpack(bytes(body))[0]
-    return msgspec.msgpack.decode(bytes(body[HEADER.size :]), type=Assignment)
+    frame = receive_frame(link)
+    if frame is None:
+        sys.exit(3)
+    return msgspec.msgpack.decode(frame, type=Assignment)
 
 
 def main() -> None:

@@ -46,7 +46,7 @@ from baton.messages import (
     decode_to_worker,
     encode,
 )
-from baton.registry import RENEW_S, BlockLog, RedisRegistry, RegistryDown
+from baton.registry import RENEW_S, BlockLog, Registry, RegistryDown
 
 
 class FakeSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -467,7 +467,7 @@ class Announcer:
         asyncio.run(self._run())
 
     async def _run(self) -> None:
-        registry = RedisRegistry(self._url, self._worker.settings.model_name)
+        registry = Registry(self._url, self._worker.settings.model_name)
         renew_at = 0.0
         while not self.is_over:
             with self._lock:

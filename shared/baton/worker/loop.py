@@ -20,9 +20,10 @@ from baton.messages import Cancel, LegError, Start, WorkerInfo
 from baton.protocol import check_prompt
 from baton.registry import BlockLog
 from baton.wakeup import Wakeup
+from baton.worker.load_meter import LoadMeter
 from baton.worker.mailbox import Mailbox, Peer, PeerLost, WantsBlocks
 from baton.worker.runs import ClosedEpochs, Leg, Outbox, Run, Runs, leg_error
-from baton.worker.stats import LoadMeter, Logged, Stats, ToFace
+from baton.worker.stats import Logged, Stats, ToFace
 
 MAX_FAILED_STEPS = 3
 """In a row; then the device is taken as broken and the process ends, to be started anew."""
@@ -104,7 +105,7 @@ class WorkerLoop:
                 self._wakeup.wait(self._idle_s())
 
     def turn(self) -> bool:
-        """Go round once, without waiting; give whether there was nothing to do.
+        """Go round once, without waiting; return whether there was nothing to do.
 
         Raises:
             EngineBroken: steps fail again and again.
@@ -272,7 +273,7 @@ class WorkerLoop:
         now = time.monotonic()
         if is_idle or now - self._reported_at >= REPORT_S:
             self._reported_at = now
-            self._report(now)
+            self._report()
 
     def _log_blocks(self) -> None:
         events = self._engine.cache.drain_events()
@@ -286,14 +287,13 @@ class WorkerLoop:
         self._mailbox.post(None, entry)
         self._tell_face(Logged(entry))
 
-    def _report(self, now: float) -> None:
+    def _report(self) -> None:
         engine, pool = self._engine, self._engine.pool
         stranded = sum(leg.stranded_blocks() for leg in self._legs.values())
         if not self._runs:  # whatever is held now belongs to nobody
             stranded = pool.num_held
         stats = Stats(
             load=self._mailbox.load,
-            at=now,
             blocks_free=pool.num_free,
             blocks_cached=pool.num_cached,
             blocks_held=pool.num_held,
@@ -306,7 +306,6 @@ class WorkerLoop:
             num_preemptions=engine.scheduler.num_preemptions,
             stale_messages=self._num_stale + self._mailbox.dropped.total(),
             stranded_bytes=stranded * engine.memory.block_nbytes,
-            num_runs=len(self._runs),
             transfers=[(t.seconds, t.exposed_seconds) for t in self._outbox.transfers],
             phases=self._outbox.phases,
         )

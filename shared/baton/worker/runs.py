@@ -10,16 +10,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from baton.engine.engine import TokenOutput
 from baton.errors import BatonError, ContextTooLong, InvalidRequest, OutOfBlocks, QueueFull, UnsupportedFeature
-from baton.messages import Computed, Ended, LegError, Load, Outputs, Start, Token, TokenLogprobs, Transfer
+from baton.messages import Computed, Ended, LegError, Load, Outputs, Start, Token, Transfer
 from baton.messages import Leg as LegName
-
-if TYPE_CHECKING:
-    from baton.engine.engine import TokenOutput
-    from baton.engine.sampler import TokenLogprobs as EngineLogprobs
-    from baton.worker.mailbox import Peer
+from baton.worker.mailbox import Peer
 
 REMEMBERED_S = 120.0
 """How long a closed epoch is known. A Start is on its way for milliseconds; this covers a router that stalls."""
@@ -83,7 +80,7 @@ class Leg(Protocol):
         """End one of several choices."""
 
     def advance(self) -> bool:
-        """Do what events and the last step made possible; give whether the engine may have more to do by it.
+        """Do what events and the last step made possible; return whether the engine may have more to do by it.
 
         Called once a turn of the loop; never waits.
         """
@@ -130,11 +127,11 @@ class Runs:
         return iter(list(self._by_engine_id.values()))
 
     def get(self, engine_id: str) -> Run | None:
-        """Give the run that the engine knows by this id."""
+        """Find the run that the engine knows by this id."""
         return self._by_engine_id.get(engine_id)
 
     def of_request(self, request_id: str) -> list[Run]:
-        """Give the runs of a request: of both legs, of any epoch."""
+        """Runs of a request: of both legs, of any epoch."""
         return list(self._by_request.get(request_id, ()))
 
     def open(self, run: Run) -> None:
@@ -180,7 +177,7 @@ class Outbox:
         """Names and seconds, since they were last taken for the metrics."""
 
     def token(self, run: Run, output: TokenOutput) -> None:
-        """Give the router a token of an open run, and note the choice's end."""
+        """Tell the router a token of an open run, and note the choice's end."""
         choice = output.choice
         is_first = choice not in run.begun_choices
         if is_first:
@@ -201,8 +198,8 @@ class Outbox:
             stop_reason=output.stop_reason,
             num_cached=output.num_cached_tokens if is_first else 0,
             num_fetched=run.num_fetched if is_first else 0,
-            logprobs=_wired(output.logprobs),
-            prompt_logprobs=None if output.prompt_logprobs is None else [_wired(row) for row in output.prompt_logprobs],
+            logprobs=output.logprobs,
+            prompt_logprobs=output.prompt_logprobs,
         )
         self._of(run).tokens.append(token)
         self.num_tokens += 1
@@ -223,7 +220,7 @@ class Outbox:
         self.transfers.append(transfer)
 
     def take(self, worker_id: str, incarnation: str, load: Load) -> list[tuple[Peer, Outputs]]:
-        """Give one message for each router that has any."""
+        """Take one message for each router that there is anything for."""
         mail, self._mail = self._mail, {}
         return [
             (peer, Outputs(worker_id, incarnation, its.tokens, load, its.ended, its.transfers, its.computed))
@@ -272,7 +269,3 @@ def leg_error(error: BaseException) -> LegError:
             return LegError("internal", str(error), error.retryable)
         case _:
             return LegError("internal", f"{type(error).__name__} in a worker", True)
-
-
-def _wired(row: EngineLogprobs | None) -> TokenLogprobs | None:
-    return None if row is None else TokenLogprobs(row.token_ids, row.logprobs, row.ranks)
