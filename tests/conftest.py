@@ -6,11 +6,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 from tests.tiny_models import save_tiny
 
 if TYPE_CHECKING:
     from tests.cluster import Cluster
+
+hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine takes long over any example
+hypothesis.settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

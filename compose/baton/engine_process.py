@@ -178,12 +178,12 @@ class EngineProcess:
 
     def _add_transfer_stats(self, stats: Stats) -> None:
         kv = self._kv_stats
-        stats.kv_bytes_sent, stats.kv_bytes_received = kv.bytes_sent, kv.bytes_received
+        stats.kv_transfer_sent_bytes, stats.kv_transfer_bytes = kv.bytes_sent, kv.bytes_received
         # copies: the transfer's thread adds reasons meanwhile
         stats.kv_fetches, stats.kv_releases = dict(kv.fetches), dict(kv.releases)
         stats.kv_integrity_failures = sum(dict(kv.integrity_failures).values())
         stats.stale_messages += sum(dict(kv.dropped).values())
-        stats.leases_held = 0 if self._exporter is None else self._exporter.num_open
+        stats.kv_leases_held = 0 if self._exporter is None else self._exporter.num_open
 
 
 def _warm_up(engine: Engine) -> None:

@@ -86,7 +86,7 @@ def test_published_blocks_outlive_the_sequence_that_computed_them(make_table: Ma
     turn_until([prefill], lambda: prefill.ids(request_id), "the first token comes")
     assert prefill.num_held == 5  # the last, partial block is free already
     prefill.loop.turn()
-    assert prefill.stats.stranded_bytes == 0  # it waits for its fetch
+    assert prefill.stats.kv_stranded_bytes == 0  # it waits for its fetch
     prefill.mailbox.arrived.append((prefill.peer, Cancel(request_id, 0)))
     turn_until([prefill], lambda: is_quiet(prefill), "the blocks are back")
 

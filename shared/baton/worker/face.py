@@ -18,7 +18,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 import msgspec
@@ -31,7 +31,7 @@ from baton.errors import BatonError, ConfigError
 from baton.listener import bind_tcp
 from baton.logs import get_logger
 from baton.messages import Leg, Load, WorkerInfo
-from baton.metrics import CONTENT_TYPE, LabelledCounter, WorkerMetrics
+from baton.metrics import CONTENT_TYPE, WorkerMetrics
 from baton.registry import Registry
 from baton.worker.announcer import Announcer
 from baton.worker.link import MAX_NBYTES, frame, read_frame, to_face
@@ -47,6 +47,20 @@ STABLE_S = 60.0
 """After so long a start counts as good, and the next back-off begins anew."""
 DRAIN_MARGIN_S = 15.0
 """Beyond the worker's own drain time, for leases to run out, before the engine process is killed."""
+
+COUNTERS = (
+    "prefix_cache_queries",
+    "prefix_cache_hits",
+    "prompt_tokens",
+    "generation_tokens",
+    "num_preemptions",
+    "kv_transfer_bytes",
+    "kv_transfer_sent_bytes",
+    "kv_integrity_failures",
+    "stale_messages",
+)
+LABELLED_COUNTERS = ("prompt_tokens_by_source", "kv_fetches", "kv_releases")
+"""Both: fields of `Stats` and series of `WorkerMetrics`."""
 
 log = get_logger("face")
 
@@ -145,8 +159,8 @@ class Face:
             ("total", stats.load.kv_total_blocks),
         ):
             metrics.kv_blocks.labels(state).set(count)
-        metrics.kv_leases_held.set(stats.leases_held)
-        metrics.kv_stranded_bytes.set(stats.stranded_bytes)
+        metrics.kv_leases_held.set(stats.kv_leases_held)
+        metrics.kv_stranded_bytes.set(stats.kv_stranded_bytes)
 
     def _take_stats(self, stats: Stats) -> None:
         """Take a report in; counters move by what it has more than the one before."""
@@ -154,18 +168,12 @@ class Face:
         if stats.load.num_steps != before.load.num_steps or not stats.load.num_running + stats.load.num_waiting:
             self._moved_at = time.monotonic()
         self._heard_at = time.monotonic()
-        metrics.prefix_cache_queries.value += stats.prefix_queries - before.prefix_queries
-        metrics.prefix_cache_hits.value += stats.prefix_hits - before.prefix_hits
-        metrics.prompt_tokens.value += stats.prompt_tokens - before.prompt_tokens
-        _count(metrics.prompt_tokens_by_source, _sources(stats), _sources(before))
-        metrics.generation_tokens.value += stats.generation_tokens - before.generation_tokens
-        metrics.num_preemptions.inc(stats.num_preemptions - before.num_preemptions)
-        metrics.kv_transfer_bytes.inc(stats.kv_bytes_received - before.kv_bytes_received)
-        metrics.kv_transfer_sent_bytes.inc(stats.kv_bytes_sent - before.kv_bytes_sent)
-        _count(metrics.kv_fetches, stats.kv_fetches, before.kv_fetches)
-        _count(metrics.kv_releases, stats.kv_releases, before.kv_releases)
-        metrics.kv_integrity_failures.inc(stats.kv_integrity_failures - before.kv_integrity_failures)
-        metrics.stale_messages.inc(stats.stale_messages - before.stale_messages)
+        for name in COUNTERS:
+            getattr(metrics, name).inc(getattr(stats, name) - getattr(before, name))
+        for name in LABELLED_COUNTERS:
+            counts, old = getattr(stats, name), getattr(before, name)
+            for label, count in counts.items():
+                getattr(metrics, name).inc(label, by=count - old.get(label, 0))
         for seconds, exposed_s in stats.transfers:
             metrics.kv_transfer_seconds.observe(seconds)
             metrics.kv_transfer_exposed_seconds.observe(exposed_s)
@@ -302,23 +310,6 @@ class Face:
     async def _withdraw(self) -> None:
         if self._announcer is not None and self.info is not None:
             await self._announcer.withdraw(self.info)
-
-
-def _sources(stats: Stats) -> dict[str, int]:
-    """Split prompt tokens by where their KV came from."""
-    cached, fetched = stats.prompt_tokens_cached, stats.prompt_tokens_fetched
-    return {
-        "local_compute": stats.prompt_tokens - cached - fetched,
-        "local_cache_hit": cached,
-        "external_kv_transfer": fetched,
-    }
-
-
-def _count(counter: LabelledCounter, now: Mapping[str, int], before: Mapping[str, int]) -> None:
-    """Move a counter on by what each of its labels has more than before."""
-    for label, total in now.items():
-        if total != before.get(label, 0):
-            counter.inc(label, by=total - before.get(label, 0))
 
 
 class _Server(uvicorn.Server):

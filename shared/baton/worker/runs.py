@@ -227,6 +227,16 @@ class Outbox:
             for peer, its in mail.items()
         ]
 
+    @property
+    def prompt_tokens_by_source(self) -> dict[str, int]:
+        """Where the KV of prompts came from."""
+        cached, fetched = self.num_cached_tokens, self.num_fetched_tokens
+        return {
+            "local_compute": self.num_prompt_tokens - cached - fetched,
+            "local_cache_hit": cached,
+            "external_kv_transfer": fetched,
+        }
+
     def _count_prompt(self, num_tokens: int, num_cached: int, num_fetched: int) -> None:
         """Count a prompt once a run; what was emitted before a replay may be cached too, and is not the prompt."""
         self.num_prompt_tokens += num_tokens

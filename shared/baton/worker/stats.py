@@ -10,29 +10,28 @@ from baton.messages import Blocks, Leg, Load, WorkerInfo
 
 
 class Stats(msgspec.Struct, tag="stats", kw_only=True):
-    """One report; the face shows the newest."""
+    """One report; the face shows the newest. What is a series of `WorkerMetrics` has its name."""
 
     load: Load = Load()
     blocks_free: int = 0
     blocks_cached: int = 0
     blocks_held: int = 0
-    prefix_queries: int = 0
-    prefix_hits: int = 0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
     prompt_tokens: int = 0
-    prompt_tokens_cached: int = 0
-    prompt_tokens_fetched: int = 0
+    prompt_tokens_by_source: dict[str, int] = {}
     generation_tokens: int = 0
     num_preemptions: int = 0
-    kv_bytes_sent: int = 0
-    kv_bytes_received: int = 0
+    kv_transfer_bytes: int = 0
+    kv_transfer_sent_bytes: int = 0
     kv_fetches: dict[str, int] = {}
     """Ends of fetches, by result."""
     kv_releases: dict[str, int] = {}
     """Ends of what was held for a fetch, by reason."""
     kv_integrity_failures: int = 0
     stale_messages: int = 0
-    leases_held: int = 0
-    stranded_bytes: int = 0
+    kv_leases_held: int = 0
+    kv_stranded_bytes: int = 0
     transfers: list[tuple[float, float]] = []
     """Seconds and exposed seconds of each transfer since the last report."""
     phases: list[tuple[str, float]] = []

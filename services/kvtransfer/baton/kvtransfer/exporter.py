@@ -19,19 +19,9 @@ from baton.kvtransfer.exchange import Exchange
 from baton.kvtransfer.exports import Batch, Exports, Released
 from baton.kvtransfer.memory import BlockMemory, check_block_ids
 from baton.kvtransfer.settings import TransferConfig, TransferStats
-from baton.kvtransfer.sockets import (
-    Context,
-    CurveKeys,
-    default_transports,
-    guard,
-    make_context,
-    make_router,
-    receive_frames,
-    send_frame,
-)
+from baton.kvtransfer.sockets import CurveKeys, guard, make_router, receive_frames, send_frame
 from baton.kvtransfer.transports.transport import Endpoint, Socket, Transport, host_id
 from baton.kvtransfer.wire import Ticket
-from baton.wakeup import Wakeup
 
 MESSAGES_A_TURN = 256
 BATCHES_A_TURN = 32
@@ -40,8 +30,10 @@ BUSY_S = 0.002
 CLOSE_S = 5.0
 
 
-class Exporter:
+class Exporter(Exchange[Released]):
     """Serve the fetches of a worker's KV. `endpoint` is the text to announce."""
+
+    _ends = (Released,)
 
     def __init__(
         self,
@@ -62,13 +54,9 @@ class Exporter:
         Raises:
             ConfigError: an address cannot be bound, or is a wildcard and there are no keys.
         """
-        self.stats = stats if stats is not None else TransferStats()
-        self._memory = memory
-        self._config = config or TransferConfig()
+        super().__init__(memory, config, transports, stats, on_event)
         self._exports = Exports(memory, layout, incarnation, self._config, self.stats, time.monotonic)
-        self._exchange = Exchange(self._exports.events, (Released,), on_event)
-        self._transports = tuple(transports) if transports is not None else default_transports()
-        self._context: Context = make_context(self._config)
+        self._events = self._exports.events
         self._guardian = guard(self._context, keys) if keys is not None else None
         self._routers = [make_router(self._context, self._config, keys) for _ in range(self._config.num_stripes)]
         self._next_stripe = 0
@@ -94,41 +82,27 @@ class Exporter:
             ValueError: the ticket is already offered.
         """
         key = wire.check_ticket(ticket)
-        self._exchange.open(key)
-        self._exchange.tell(self._exports.offer, key, ticket.secret)
+        self._begin(key)
+        self._tell(self._exports.offer, key, ticket.secret)
 
     def publish(self, request_id: bytes, epoch: int, block_ids: Sequence[int], hashes: Sequence[bytes]) -> None:
         """Add the next blocks of a prompt and their hashes: computed, and not to change until released."""
         if len(block_ids) != len(hashes):
             raise ValueError(f"{len(block_ids)} blocks, but {len(hashes)} hashes")
         check_block_ids(self._memory, block_ids)
-        self._exchange.tell(self._exports.publish, (request_id, epoch), list(block_ids), wire.join_hashes(hashes))
+        self._tell(self._exports.publish, (request_id, epoch), list(block_ids), wire.join_hashes(hashes))
 
     def finish(self, request_id: bytes, epoch: int, meta: bytes = b"") -> None:
         """Say that the prompt's last block is published; `meta` goes to the other leg with the last message."""
         if len(meta) > wire.MAX_META_NBYTES:
             raise ValueError(f"meta has {len(meta)} bytes, more than {wire.MAX_META_NBYTES}")
-        self._exchange.tell(self._exports.finish, (request_id, epoch), meta)
+        self._tell(self._exports.finish, (request_id, epoch), meta)
 
     def withdraw(self, request_id: bytes, epoch: int) -> None:
         """Close an epoch of a request and all before it: cancelled, or preempted. Safe to repeat, and too late."""
-        self._exchange.tell(self._exports.withdraw, request_id, epoch)
-
-    def events(self) -> list[Released]:
-        """Take what has happened since. Blocks of a released ticket may be overwritten; those of no other may."""
-        return self._exchange.take()
-
-    @property
-    def num_open(self) -> int:
-        """Tickets whose release was not taken yet."""
-        return self._exchange.num_open
+        self._tell(self._exports.withdraw, request_id, epoch)
 
     # For the owning thread
-
-    @property
-    def wakeup(self) -> Wakeup:
-        """What wakes the owner."""
-        return self._exchange.wakeup
 
     def sockets(self) -> Sequence[Socket]:
         """Sockets on which importers ask."""
@@ -136,19 +110,19 @@ class Exporter:
 
     def service(self, stirred: Container[Socket | int]) -> float:
         """Do all that can be done now; return the seconds until there may be more."""
-        self._exchange.obey(stirred)
+        self._obey(stirred)
         more = self._receive(stirred)
         self._exports.sweep()
         self._send_replies()
         more |= self._send_batches()
-        self._exchange.announce()
+        self._announce()
         if more:
             return 0.0
         return BUSY_S if self._exports.is_busy else self._exports.seconds_to_sweep()
 
     def close(self) -> None:
         """Stop serving; every open ticket is released, once nothing reads its blocks."""
-        self._exchange.obey()
+        self._obey()
         self._exports.close()
         self._send_replies()
         self._close_sockets()
@@ -156,7 +130,7 @@ class Exporter:
         while self._exports.num_open and time.monotonic() < deadline:
             self._exports.sweep()
             time.sleep(0.001)
-        self._exchange.announce()
+        self._announce()
         self.wakeup.close()
 
     def _ring(self, _: object) -> None:

@@ -20,20 +20,10 @@ from baton.kvtransfer.exchange import Exchange
 from baton.kvtransfer.imports import Event, Fetched, FetchFailed, Imports
 from baton.kvtransfer.memory import BlockMemory, check_block_ids
 from baton.kvtransfer.settings import TransferConfig, TransferStats
-from baton.kvtransfer.sockets import (
-    Context,
-    CurveKeys,
-    default_transports,
-    keep_message_memory,
-    make_context,
-    make_dealer,
-    receive_frames,
-    send_frame,
-)
+from baton.kvtransfer.sockets import CurveKeys, keep_message_memory, make_dealer, receive_frames, send_frame
 from baton.kvtransfer.transports.transport import Endpoint, Socket, Transport, choose
 from baton.kvtransfer.wire import Key, Ticket
 from baton.logs import get_logger
-from baton.wakeup import Wakeup
 
 log = get_logger("kvtransfer")
 MESSAGES_A_TURN = 8
@@ -50,8 +40,10 @@ class _Link:
     used_at: float
 
 
-class Importer:
+class Importer(Exchange[Event]):
     """Fetch blocks from the exporters of other workers."""
+
+    _ends = (Fetched, FetchFailed)
 
     def __init__(
         self,
@@ -69,15 +61,11 @@ class Importer:
 
         `on_event` is called, in the owning thread, when there are events to take.
         """
-        self.stats = stats if stats is not None else TransferStats()
-        self._memory = memory
-        self._config = config or TransferConfig()
-        self._imports = Imports(memory, layout, incarnation, self._config, self.stats, time.monotonic)
-        self._exchange = Exchange[Event](self._imports.events, (Fetched, FetchFailed), on_event)
-        self._transports = tuple(transports) if transports is not None else default_transports()
-        self._keys = keys
         keep_message_memory()
-        self._context: Context = make_context(self._config)
+        super().__init__(memory, config, transports, stats, on_event)
+        self._imports = Imports(memory, layout, incarnation, self._config, self.stats, time.monotonic)
+        self._events = self._imports.events
+        self._keys = keys
         self._links: dict[str, _Link] = {}
 
     # For the engine's thread
@@ -98,35 +86,21 @@ class Importer:
             raise ValueError(f"from_block={from_block} and {len(hashes)} more are above {wire.MAX_BLOCKS} blocks")
         check_block_ids(self._memory, block_ids)
         choose(self._transports, Endpoint.parse(ticket.source))
-        self._exchange.open(key)
+        self._begin(key)
         self._memory.expect(block_ids)
-        self._exchange.tell(self._fetch, key, ticket, from_block, joined, list(block_ids))
+        self._tell(self._fetch, key, ticket, from_block, joined, list(block_ids))
 
     def grant(self, request_id: bytes, epoch: int, block_ids: Sequence[int]) -> None:
         """Let the next wanted blocks land in these places: the credit. They belong to the import until it ends."""
         check_block_ids(self._memory, block_ids)
         self._memory.expect(block_ids)
-        self._exchange.tell(self._imports.grant, (request_id, epoch), list(block_ids))
+        self._tell(self._imports.grant, (request_id, epoch), list(block_ids))
 
     def cancel(self, request_id: bytes, epoch: int) -> None:
         """Give up: ends as `FetchFailed`. Safe to repeat, and too late."""
-        self._exchange.tell(self._imports.cancel, (request_id, epoch))
-
-    def events(self) -> list[Event]:
-        """Take what has happened since. After `Fetched` or `FetchFailed` nothing is written for that ticket."""
-        return self._exchange.take()
-
-    @property
-    def num_open(self) -> int:
-        """Imports whose end was not taken yet."""
-        return self._exchange.num_open
+        self._tell(self._imports.cancel, (request_id, epoch))
 
     # For the owning thread
-
-    @property
-    def wakeup(self) -> Wakeup:
-        """What wakes the owner."""
-        return self._exchange.wakeup
 
     def sockets(self) -> Sequence[Socket]:
         """Sockets on which exporters answer."""
@@ -134,18 +108,18 @@ class Importer:
 
     def service(self, stirred: Container[Socket | int]) -> float:
         """Do all that can be done now; return the seconds until there may be more."""
-        self._exchange.obey(stirred)
+        self._obey(stirred)
         more = self._receive(stirred)
         self._imports.sweep()
         self._send_requests()
-        self._exchange.announce()
+        self._announce()
         if more:
             return 0.0
         return 0.001 if self._imports.is_landing else self._imports.seconds_to_sweep()
 
     def close(self) -> None:
         """Give up all imports, tell their exporters, and disconnect."""
-        self._exchange.obey()
+        self._obey()
         deadline = time.monotonic() + 1.0
         self._imports.close()
         while self._imports.num_open and time.monotonic() < deadline:
@@ -157,7 +131,7 @@ class Importer:
                 dealer.close(linger=CLOSE_LINGER_MS)
         self._links.clear()
         self._context.term()
-        self._exchange.announce()
+        self._announce()
         self.wakeup.close()
 
     def _fetch(self, key: Key, ticket: Ticket, from_block: int, hashes: bytes, block_ids: Sequence[int]) -> None:

@@ -107,21 +107,28 @@ class Ticket(Protocol):
     def source_incarnation(self) -> str: ...
 
 
-class Hello(msgspec.Struct, tag=1, array_like=True, frozen=True):
+class _Greeting(msgspec.Struct, array_like=True, frozen=True):
     version: Annotated[int, Meta(ge=0, lt=1 << 16)]
     incarnation: _Name
     layout: _Name
 
 
-class Welcome(msgspec.Struct, tag=2, array_like=True, frozen=True):
-    version: Annotated[int, Meta(ge=0, lt=1 << 16)]
-    incarnation: _Name
-    layout: _Name
+class Hello(_Greeting, tag=1, frozen=True):
+    pass
 
 
-class Fetch(msgspec.Struct, tag=3, array_like=True, frozen=True):
+class Welcome(_Greeting, tag=2, frozen=True):
+    pass
+
+
+class OfTicket(msgspec.Struct, array_like=True, frozen=True):
+    """A message about one ticket."""
+
     request_id: _Id
     epoch: _U32
+
+
+class Fetch(OfTicket, tag=3, frozen=True):
     layout: _Name
     from_block: _NumBlocks
     limit: _NumBlocks
@@ -129,25 +136,19 @@ class Fetch(msgspec.Struct, tag=3, array_like=True, frozen=True):
     by_place: bool = False
 
 
-class Credit(msgspec.Struct, tag=4, array_like=True, frozen=True):
-    request_id: _Id
-    epoch: _U32
+class Credit(OfTicket, tag=4, frozen=True):
     limit: _NumBlocks
 
 
-class Done(msgspec.Struct, tag=5, array_like=True, frozen=True):
-    request_id: _Id
-    epoch: _U32
+class Done(OfTicket, tag=5, frozen=True):
+    pass
 
 
-class Cancel(msgspec.Struct, tag=6, array_like=True, frozen=True):
-    request_id: _Id
-    epoch: _U32
+class Cancel(OfTicket, tag=6, frozen=True):
+    pass
 
 
-class Blocks(msgspec.Struct, tag=7, array_like=True, frozen=True):
-    request_id: _Id
-    epoch: _U32
+class Blocks(OfTicket, tag=7, frozen=True):
     layout: _Name
     first_block: _NumBlocks
     hashes: _BatchDigests
@@ -159,31 +160,24 @@ class Blocks(msgspec.Struct, tag=7, array_like=True, frozen=True):
         return len(self.hashes) // DIGEST_NBYTES
 
 
-class State(msgspec.Struct, tag=8, array_like=True, frozen=True):
-    request_id: _Id
-    epoch: _U32
+class State(OfTicket, tag=8, frozen=True):
     num_computed: _NumBlocks
     num_sent: _NumBlocks
 
 
-class End(msgspec.Struct, tag=9, array_like=True, frozen=True):
-    request_id: _Id
-    epoch: _U32
+class End(OfTicket, tag=9, frozen=True):
     num_blocks: _NumBlocks
     age_s: Annotated[float, Meta(ge=0.0, le=1e6)]
     """Seconds since the prompt was computed."""
     meta: Annotated[bytes, Meta(max_length=MAX_META_NBYTES)]
 
 
-class Fail(msgspec.Struct, tag=10, array_like=True, frozen=True):
-    request_id: _Id
-    epoch: _U32
+class Fail(OfTicket, tag=10, frozen=True):
     reason: _Name
 
 
 ToExporter = Hello | Fetch | Credit | Done | Cancel
 ToImporter = Welcome | Blocks | State | End | Fail
-OfTicket = Fetch | Credit | Done | Cancel | Blocks | State | End | Fail
 TO_EXPORTER: msgspec.msgpack.Decoder[ToExporter] = msgspec.msgpack.Decoder(ToExporter)
 TO_IMPORTER: msgspec.msgpack.Decoder[ToImporter] = msgspec.msgpack.Decoder(ToImporter)
 _encoder = msgspec.msgpack.Encoder()
