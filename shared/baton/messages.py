@@ -290,7 +290,7 @@ class BadMessage(ValueError):
 
 
 def encode(message: ToWorker | ToRouter) -> bytes:
-    """Give the frame of a message."""
+    """Make the frame of a message."""
     return _encoder.encode(message)
 
 

@@ -124,7 +124,7 @@ class TokenCounter(Collector):
         self.value = 0
 
     def inc(self, by: int) -> None:
-        """Count so many."""
+        """Add to the count."""
         self.value += by
 
     def collect(self) -> Iterable[Metric]:

@@ -52,7 +52,7 @@ def open_mailbox() -> Iterator[Open]:
 
 
 def take(mailbox: Mailbox, kind: type) -> Any:
-    """Give the first arrival of a kind."""
+    """Wait for the first arrival of a kind."""
     found: list[Any] = []
 
     def look() -> bool:

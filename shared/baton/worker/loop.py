@@ -147,31 +147,34 @@ class WorkerLoop:
         for run in siblings:
             if run.start.epoch < start.epoch:
                 self._stop(run)
+        error: LegError | None
         if self._drain_asked:
-            self._outbox.refuse(start, peer, LegError("draining", "this worker is ending", True))
-            return
-        run = Run.of(start, peer)
+            error = LegError("draining", "this worker is ending", True)
+        elif start.deadline is not None and start.deadline <= time.time():
+            error = _deadline()
+        elif start.leg not in self._legs:
+            error = LegError("internal", f"this worker has no {start.leg} leg", True)
+        else:
+            error = self._begin(Run.of(start, peer))
+        if error is not None:
+            self._outbox.refuse(start, peer, error)
+
+    def _begin(self, run: Run) -> LegError | None:
+        start, model = run.start, self._info.model
         try:
-            if start.deadline is not None and start.deadline <= time.time():
-                raise _DeadlineError
-            leg = self._legs.get(start.leg)
-            if leg is None:
-                raise _NoLegError(f"this worker has no {start.leg} leg")
-            check_prompt(start.token_ids, self._info.model.vocab_size, self._info.model.max_model_len)
-            start.params.check_vocab(self._info.model.vocab_size, self._info.model.eos_token_ids)
+            check_prompt(start.token_ids, model.vocab_size, model.max_model_len)
+            start.params.check_vocab(model.vocab_size, model.eos_token_ids)
             self._runs.open(run)
-            leg.begin(run)
-        except _DeadlineError:
-            self._outbox.refuse(start, peer, _deadline())
+            self._legs[start.leg].begin(run)
         except Exception as error:  # the edge: what one request breaks is that request
             self._runs.close(run)
             if not isinstance(error, BatonError):
                 log.exception("start_failed", request_id=start.request_id, epoch=start.epoch)
-            self._outbox.refuse(start, peer, leg_error(error))
-        else:
-            if start.deadline is not None:
-                self._num_deadlines += 1
-                heapq.heappush(self._deadlines, (start.deadline, self._num_deadlines, run))
+            return leg_error(error)
+        if start.deadline is not None:
+            self._num_deadlines += 1
+            heapq.heappush(self._deadlines, (start.deadline, self._num_deadlines, run))
+        return None
 
     def _cancel(self, cancel: Cancel) -> None:
         runs = self._runs.of_request(cancel.request_id)
@@ -323,14 +326,6 @@ class WorkerLoop:
         if self._draining_until is not None:
             wait_s = min(wait_s, max(0.01, self._draining_until - time.monotonic()))
         return wait_s
-
-
-class _DeadlineError(Exception):
-    """A Start whose time was over when it came."""
-
-
-class _NoLegError(BatonError):
-    retryable = True
 
 
 def _deadline() -> LegError:

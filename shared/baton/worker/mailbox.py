@@ -112,7 +112,7 @@ class Mailbox:
     def bind(
         self, endpoint: str, *, announce: str = "", public_key: bytes | None = None, secret_key: bytes | None = None
     ) -> str:
-        """Bind the socket; give the endpoint that routers connect to.
+        """Bind the socket; return the endpoint that routers connect to.
 
         `announce` is the host in it, if others reach this one under another name than it binds. With keys, only who
         has the public one's secret half may connect.
@@ -144,7 +144,7 @@ class Mailbox:
         self._thread.start()
 
     def take(self) -> list[Arrival]:
-        """Give what arrived since the last call."""
+        """Take what arrived since the last call."""
         arrived: list[Arrival] = []
         while self._arrived:
             arrived.append(self._arrived.popleft())
@@ -326,5 +326,5 @@ class _OneKey:
     public: bytes
 
     def callback(self, domain: str, key: bytes) -> bool:
-        """Tell the authenticator whether a router may connect."""
+        """Whether a router may connect."""
         return key == self.public

@@ -263,7 +263,7 @@ def _computed(run: Run, output: TokenOutput) -> Computed:
 
 
 def leg_error(error: BaseException) -> LegError:
-    """Say an exception as what routers understand; what is not ours to blame is retryable."""
+    """Put an exception into words that routers understand; what the request is not to blame for is retryable."""
     match error:
         case ContextTooLong():
             return LegError("context_too_long", str(error), False, error.field)

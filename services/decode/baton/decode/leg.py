@@ -167,7 +167,7 @@ class DecodeLeg:
         return block_ids
 
     def _admit(self, receiving: _Receiving, num_good: int, token_ids: Iterable[int] = ()) -> None:
-        """Let it run with so many of the wanted blocks."""
+        """Let it run with the first `num_good` of the wanted blocks."""
         run = receiving.run
         self._engine.admit(run.engine_id, (receiving.from_block + num_good) * self._block_size, token_ids)
         run.queued_at = time.monotonic()

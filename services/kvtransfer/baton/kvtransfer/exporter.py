@@ -93,7 +93,7 @@ class Exporter(Exchange[Released]):
         self._tell(self._exports.publish, (request_id, epoch), list(block_ids), wire.join_hashes(hashes))
 
     def finish(self, request_id: bytes, epoch: int, meta: bytes = b"") -> None:
-        """Say that the prompt's last block is published; `meta` goes to the other leg with the last message."""
+        """The prompt's last block is published; `meta` goes to the other leg with the last message."""
         if len(meta) > wire.MAX_META_NBYTES:
             raise ValueError(f"meta has {len(meta)} bytes, more than {wire.MAX_META_NBYTES}")
         self._tell(self._exports.finish, (request_id, epoch), meta)

@@ -160,7 +160,7 @@ class Exports:
             self._take_turn(export)
 
     def finish(self, key: Key, meta: bytes) -> None:
-        """Say that the last block is published, and what the other leg is to know."""
+        """The last block is published; `meta` is for the other leg."""
         export = self._exports.get(key)
         if export is not None and export.meta is None:
             export.meta, export.finished_at = meta, self._clock()
@@ -413,5 +413,5 @@ class Exports:
 
 
 def _blocks_within(nbytes: int, block_nbytes: int) -> int:
-    """Blocks that go into a message of so many bytes: at least one, at most what the format has room for."""
+    """Blocks of a message of `nbytes`: at least one, at most what the format has room for."""
     return max(1, min(wire.MAX_BATCH_BLOCKS, nbytes // block_nbytes))

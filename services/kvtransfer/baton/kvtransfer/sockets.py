@@ -37,7 +37,7 @@ class CurveKeys:
         return cls(*zmq.curve_keypair())
 
     def callback(self, domain: str, key: bytes) -> bool:
-        """Tell ZeroMQ's authenticator whether a client may connect."""
+        """Whether a client may connect."""
         return key == self.public
 
 
