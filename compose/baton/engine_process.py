@@ -18,6 +18,7 @@ import torch
 import zmq
 
 from baton.config import EngineConfig
+from baton.curve import CurveKeys
 from baton.decode.leg import DecodeLeg
 from baton.engine.engine import Engine
 from baton.errors import BatonError, ConfigError
@@ -28,7 +29,6 @@ from baton.kvtransfer.importer import Importer
 from baton.kvtransfer.loop import Part, TransferThread
 from baton.kvtransfer.memory import BlockMemory, HostMemory
 from baton.kvtransfer.settings import TransferConfig, TransferStats
-from baton.kvtransfer.sockets import CurveKeys
 from baton.kvtransfer.transports.ipc import IpcTransport
 from baton.kvtransfer.transports.shm import ShmTransport
 from baton.kvtransfer.transports.tcp import TcpTransport
@@ -78,12 +78,10 @@ class EngineProcess:
             engine.scheduler.max_prefill_chunk = self._config.max_prefill_chunk
             _warm_up(engine)
             mailbox = Mailbox(self._wakeup)
-            keys = self._keys()
             control = mailbox.bind(
                 f"tcp://{self._config.host}:{self._config.control_port or '*'}",
                 announce=self._config.reached_at,
-                public_key=keys.public if keys else None,
-                secret_key=keys.secret if keys else None,
+                keys=self._keys(),
             )
             legs, info = self._join(engine, control)
         except ConfigError as error:

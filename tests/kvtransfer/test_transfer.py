@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import zmq
 
+from baton.curve import CurveKeys
 from baton.errors import ConfigError
 from baton.kvtransfer import bench, wire
 from baton.kvtransfer.exporter import Exporter
@@ -25,7 +26,6 @@ from baton.kvtransfer.imports import Event, Fetched, FetchFailed
 from baton.kvtransfer.loop import Part, TransferThread
 from baton.kvtransfer.memory import BlockMemory, HostMemory, Stage, sum_blocks
 from baton.kvtransfer.settings import TransferConfig
-from baton.kvtransfer.sockets import CurveKeys
 from baton.kvtransfer.transports.ipc import IpcTransport
 from baton.kvtransfer.transports.shm import ShmTransport
 from baton.kvtransfer.transports.tcp import TcpTransport

@@ -14,12 +14,13 @@ from functools import partial
 
 import zmq
 
+from baton.curve import CurveKeys
 from baton.kvtransfer import wire
 from baton.kvtransfer.exchange import Exchange
 from baton.kvtransfer.exports import Batch, Exports, Released
 from baton.kvtransfer.memory import BlockMemory, check_block_ids
 from baton.kvtransfer.settings import TransferConfig, TransferStats
-from baton.kvtransfer.sockets import CurveKeys, guard, make_router, receive_frames, send_frame
+from baton.kvtransfer.sockets import make_router, receive_frames, send_frame
 from baton.kvtransfer.transports.transport import Endpoint, Socket, Transport, host_id
 from baton.kvtransfer.wire import Ticket
 
@@ -57,7 +58,7 @@ class Exporter(Exchange[Released]):
         super().__init__(memory, config, transports, stats, on_event)
         self._exports = Exports(memory, layout, incarnation, self._config, self.stats, time.monotonic)
         self._events = self._exports.events
-        self._guardian = guard(self._context, keys) if keys is not None else None
+        self._guardian = keys.guard(self._context) if keys is not None else None
         self._routers = [make_router(self._context, self._config, keys) for _ in range(self._config.num_stripes)]
         self._next_stripe = 0
         self._num_payloads = 0

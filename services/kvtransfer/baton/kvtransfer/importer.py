@@ -14,13 +14,14 @@ from dataclasses import dataclass
 
 import zmq
 
+from baton.curve import CurveKeys
 from baton.errors import ConfigError
 from baton.kvtransfer import wire
 from baton.kvtransfer.exchange import Exchange
 from baton.kvtransfer.imports import Event, Fetched, FetchFailed, Imports
 from baton.kvtransfer.memory import BlockMemory, check_block_ids
 from baton.kvtransfer.settings import TransferConfig, TransferStats
-from baton.kvtransfer.sockets import CurveKeys, keep_message_memory, make_dealer, receive_frames, send_frame
+from baton.kvtransfer.sockets import keep_message_memory, make_dealer, receive_frames, send_frame
 from baton.kvtransfer.transports.transport import Endpoint, Socket, Transport, choose
 from baton.kvtransfer.wire import Key, Ticket
 from baton.logs import get_logger

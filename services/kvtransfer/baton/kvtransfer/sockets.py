@@ -1,15 +1,14 @@
-"""ZeroMQ sockets as both sides want them: bounded, never lingering, never blocking; and CURVE keys."""
+"""ZeroMQ sockets as both sides want them: bounded, never lingering, never blocking."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import zmq
-from zmq.auth.thread import ThreadAuthenticator
 
+from baton.curve import CurveKeys
 from baton.kvtransfer import wire
 from baton.kvtransfer.settings import MIB, TransferConfig
 from baton.kvtransfer.transports.ipc import IpcTransport
@@ -22,23 +21,6 @@ HANDSHAKE_MS = 5000
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 MAX_FRAMES = wire.MAX_BATCH_BLOCKS + 2
 """Routing id, header and payload. What a message has beyond is read and dropped."""
-
-
-@dataclass(frozen=True, slots=True)
-class CurveKeys:
-    """The key pair that the workers of one deployment share, in ZeroMQ's Z85 form. Who lacks it is refused."""
-
-    public: bytes
-    secret: bytes
-
-    @classmethod
-    def generate(cls) -> CurveKeys:
-        """Make a new pair."""
-        return cls(*zmq.curve_keypair())
-
-    def callback(self, domain: str, key: bytes) -> bool:
-        """Whether a client may connect."""
-        return key == self.public
 
 
 def default_transports() -> tuple[Transport, ...]:
@@ -64,14 +46,6 @@ def keep_message_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 64 * MIB)
 
 
-def guard(context: Context, keys: CurveKeys) -> ThreadAuthenticator:
-    """Let only holders of the keys connect to the context's CURVE sockets. Stop it before the context."""
-    guardian = ThreadAuthenticator(context)
-    guardian.start()
-    guardian.configure_curve_callback(domain="*", credentials_provider=keys)
-    return guardian
-
-
 def make_router(context: Context, config: TransferConfig, keys: CurveKeys | None) -> Socket:
     """Make an exporter's socket: what cannot be sent says so, and is not dropped."""
     router = _make(context, zmq.ROUTER, config)
@@ -81,8 +55,7 @@ def make_router(context: Context, config: TransferConfig, keys: CurveKeys | None
     router.setsockopt(zmq.RCVHWM, 1024)
     router.setsockopt(zmq.MAXMSGSIZE, wire.MAX_HEADER_NBYTES)
     if keys is not None:
-        router.curve_server = True
-        router.curve_publickey, router.curve_secretkey = keys.public, keys.secret
+        keys.serve(router)
     return router
 
 
@@ -98,8 +71,7 @@ def make_dealer(
     dealer.setsockopt(zmq.RECONNECT_IVL, 50)
     dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
     if keys is not None:
-        dealer.curve_serverkey = keys.public
-        dealer.curve_publickey, dealer.curve_secretkey = keys.public, keys.secret
+        keys.connect(dealer)
     return dealer
 
 
