@@ -31,8 +31,6 @@ class FinishReason(str, Enum):
 
     STOP = "stop"
     LENGTH = "length"
-    ABORT = "abort"
-    ERROR = "error"
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

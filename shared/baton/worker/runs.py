@@ -25,7 +25,13 @@ REMEMBERED_MAX = 200_000
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """One leg of one request in one epoch."""
+    """One leg of one request in one epoch.
+
+    Start               last token, error, Cancel, deadline             every block is back
+    ─────> in the table ──────────────────────────────────> `is_over` ─────────────────────> closed, out of the table
+
+    Each leg draws what lies between for its own (`State` in `leg.py`).
+    """
 
     start: Start
     peer: Peer
@@ -194,7 +200,7 @@ class Outbox:
             choice,
             output.position,
             output.token_id,
-            finish_reason=None if reason is None else reason.value,  # type: ignore[arg-type]
+            finish_reason=None if reason is None else reason.value,
             stop_reason=output.stop_reason,
             num_cached=output.num_cached_tokens if is_first else 0,
             num_fetched=run.num_fetched if is_first else 0,

@@ -402,8 +402,6 @@ class Imports:
     def _complete(self, it: _Import, meta: bytes) -> None:
         seconds = 0.0 if it.first_block_at is None else it.last_block_at - it.first_block_at
         exposed_s = max(0.0, self._clock() - max(it.computed_at, it.started_at))
-        self._stats.seconds += seconds
-        self._stats.exposed_seconds += exposed_s
         self._request(it, wire.Done(*it.key))
         event = Fetched(*it.key, it.num_landed, meta, it.ticket.source_incarnation, seconds, exposed_s)
         self._close(it, event, "done")

@@ -48,11 +48,6 @@ class TransferThread:
         self._polled: list[Socket] | None = None
         self._thread = threading.Thread(target=self._run, name="baton-kv", daemon=True)
 
-    @property
-    def is_alive(self) -> bool:
-        """Whether transfers are served."""
-        return self._thread.is_alive()
-
     def start(self) -> TransferThread:
         """Begin."""
         self._thread.start()
