@@ -46,7 +46,7 @@ from baton.messages import (
     decode_to_worker,
     encode,
 )
-from baton.registry import RENEW_S, BlockLog, RedisRegistry, RegistryDown
+from baton.registry import RENEW_S, BlockLog, Registry, RegistryDown
 
 
 class FakeSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -243,12 +243,12 @@ class FakeWorker:
         self._stored += [block for block in hashes if block not in self._cached]
         self._cached.update(hashes)
         compute_s = (len(start.token_ids) - num_cached) / settings.prefill_rate if settings.prefill_rate else 0.0
-        if start.ticket is not None and start.role == "decode":
+        if start.ticket is not None and start.leg == "decode":
             compute_s += settings.transfer_ms / 1000
         request = _Request(start, router, time.monotonic() + compute_s, crc, num_cached)
-        fetched = start.role == "decode" and start.ticket is not None and not settings.compute_despite_ticket
+        fetched = start.leg == "decode" and start.ticket is not None and not settings.compute_despite_ticket
         for choice in start.choices:
-            if start.role == "prefill" and choice.index != 0:
+            if start.leg == "prefill" and choice.index != 0:
                 continue
             num_emitted = len(choice.emitted)
             if fetched and choice.index == 0:
@@ -311,7 +311,7 @@ class FakeWorker:
             for running in list(request.choices):
                 token = self._token(running)
                 out.append(token)
-                if token.finish_reason is not None or request.start.role == "prefill":
+                if token.finish_reason is not None or request.start.leg == "prefill":
                     request.choices.remove(running)
             self._drop_if_done(request)
         for router in tokens.keys() | self._ended.keys():
@@ -467,7 +467,7 @@ class Announcer:
         asyncio.run(self._run())
 
     async def _run(self) -> None:
-        registry = RedisRegistry(self._url, self._worker.settings.model_name)
+        registry = Registry(self._url, self._worker.settings.model_name)
         renew_at = 0.0
         while not self.is_over:
             with self._lock:

@@ -18,6 +18,7 @@ import torch
 import zmq
 
 from baton.config import EngineConfig
+from baton.curve import CurveKeys
 from baton.decode.leg import DecodeLeg
 from baton.engine.engine import Engine
 from baton.errors import BatonError, ConfigError
@@ -28,7 +29,6 @@ from baton.kvtransfer.importer import Importer
 from baton.kvtransfer.loop import Part, TransferThread
 from baton.kvtransfer.memory import BlockMemory, HostMemory
 from baton.kvtransfer.settings import TransferConfig, TransferStats
-from baton.kvtransfer.sockets import CurveKeys
 from baton.kvtransfer.transports.ipc import IpcTransport
 from baton.kvtransfer.transports.shm import ShmTransport
 from baton.kvtransfer.transports.tcp import TcpTransport
@@ -38,13 +38,13 @@ from baton.logs import get_logger, setup_logs
 from baton.messages import ModelFacts, WorkerInfo
 from baton.prefill.leg import PrefillLeg
 from baton.protocol import SamplingParams
-from baton.worker.link import HEADER, FaceLink, exit_now
+from baton.wakeup import Wakeup
+from baton.worker.link import FaceLink, exit_now, receive_frame
 from baton.worker.loop import WorkerLoop
 from baton.worker.mailbox import Mailbox
 from baton.worker.runs import Leg, Outbox, Runs
 from baton.worker.settings import WorkerConfig
 from baton.worker.stats import Assignment, Failed, Ready, Stats
-from baton.worker.wakeup import Wakeup
 
 log = get_logger("engine")
 
@@ -78,12 +78,10 @@ class EngineProcess:
             engine.scheduler.max_prefill_chunk = self._config.max_prefill_chunk
             _warm_up(engine)
             mailbox = Mailbox(self._wakeup)
-            keys = self._keys()
             control = mailbox.bind(
                 f"tcp://{self._config.host}:{self._config.control_port or '*'}",
                 announce=self._config.reached_at,
-                public_key=keys.public if keys else None,
-                secret_key=keys.secret if keys else None,
+                keys=self._keys(),
             )
             legs, info = self._join(engine, control)
         except ConfigError as error:
@@ -178,12 +176,12 @@ class EngineProcess:
 
     def _add_transfer_stats(self, stats: Stats) -> None:
         kv = self._kv_stats
-        stats.kv_bytes_sent, stats.kv_bytes_received = kv.bytes_sent, kv.bytes_received
+        stats.kv_transfer_sent_bytes, stats.kv_transfer_bytes = kv.bytes_sent, kv.bytes_received
         # copies: the transfer's thread adds reasons meanwhile
         stats.kv_fetches, stats.kv_releases = dict(kv.fetches), dict(kv.releases)
         stats.kv_integrity_failures = sum(dict(kv.integrity_failures).values())
         stats.stale_messages += sum(dict(kv.dropped).values())
-        stats.leases_held = 0 if self._exporter is None else self._exporter.num_open
+        stats.kv_leases_held = 0 if self._exporter is None else self._exporter.num_open
 
 
 def _warm_up(engine: Engine) -> None:
@@ -219,16 +217,10 @@ def _host_transports(memory: BlockMemory, *, listens: bool) -> tuple[Transport, 
 
 def _read_assignment(link: socket.socket) -> Assignment:
     """Wait for the face's first message."""
-    body = bytearray()
-    nbytes = HEADER.size
-    while len(body) < nbytes:
-        piece = link.recv(nbytes - len(body))
-        if not piece:
-            sys.exit(3)
-        body += piece
-        if nbytes == HEADER.size and len(body) == nbytes:
-            nbytes += HEADER.unpack(bytes(body))[0]
-    return msgspec.msgpack.decode(bytes(body[HEADER.size :]), type=Assignment)
+    frame = receive_frame(link)
+    if frame is None:
+        sys.exit(3)
+    return msgspec.msgpack.decode(frame, type=Assignment)
 
 
 def main() -> None:

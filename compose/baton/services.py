@@ -15,7 +15,7 @@ from baton.config import EngineConfig, demo_model_path
 from baton.errors import ConfigError
 from baton.logs import setup_logs
 from baton.messages import Leg
-from baton.registry import RedisRegistry
+from baton.registry import Registry
 from baton.router.config import RouterConfig
 from baton.worker.settings import WorkerConfig
 
@@ -76,7 +76,7 @@ def run_worker(engine: EngineConfig, worker: WorkerConfig, legs: Sequence[Leg]) 
         legs=legs,
         model_name=name,
         command=[sys.executable, "-m", ENGINE_PROCESS],
-        registry=None if worker.redis_url is None else RedisRegistry(worker.redis_url, name, worker.redis_password),
+        registry=None if worker.redis_url is None else Registry(worker.redis_url, name, worker.redis_password),
     )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return run_face(face)

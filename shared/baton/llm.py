@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from baton.config import EngineConfig, demo_model_path
 from baton.engine.engine import Engine, TokenOutput
-from baton.engine.sampler import TokenLogprobs
 from baton.errors import ConfigError, InvalidRequest, UnsupportedFeature, refuse
+from baton.messages import TokenLogprobs
 from baton.models.config import read_json
 from baton.models.hub import locate
 from baton.protocol import FinishReason, Logprob, SamplingParams, check_prompt

@@ -48,7 +48,7 @@ def setup_logs(service: str, *, level: str = "info", form: Literal["auto", "text
 
 
 def get_logger(name: str) -> FilteringBoundLogger:
-    """Give a logger whose events carry `name` as their part; works before `setup_logs` too."""
+    """Make a logger whose events carry `name` as their part; works before `setup_logs` too."""
     return cast(FilteringBoundLogger, structlog.get_logger(part=name))
 
 

@@ -133,14 +133,14 @@ class ChoiceStart(msgspec.Struct, array_like=True, frozen=True):
 class Start(msgspec.Struct, tag="start", array_like=True, frozen=True):
     """Run one leg of a request.
 
-    Role "prefill": compute the prompt, sample choice 0's first token and answer it, hold the KV for the ticket.
-    Role "decode" with a ticket: fetch the blocks that are not cached, go on after the first token, which comes with
+    Leg "prefill": compute the prompt, sample choice 0's first token and answer it, hold the KV for the ticket.
+    Leg "decode" with a ticket: fetch the blocks that are not cached, go on after the first token, which comes with
     the KV and is not repeated to the router for choice 0. Without one, or when the fetch fails: compute what is missing.
     """
 
     request_id: str
     epoch: int
-    role: Leg
+    leg: Leg
     token_ids: list[int]
     choices: list[ChoiceStart]
     params: SamplingParams
@@ -290,7 +290,7 @@ class BadMessage(ValueError):
 
 
 def encode(message: ToWorker | ToRouter) -> bytes:
-    """Give the frame of a message."""
+    """Make the frame of a message."""
     return _encoder.encode(message)
 
 

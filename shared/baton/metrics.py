@@ -114,7 +114,7 @@ class TokenHistogram(Collector):
 
 
 class TokenCounter(Collector):
-    """A counter for what happens with every token: add to `value`."""
+    """A counter for what happens with every token: add to `value`, or call `inc`."""
 
     __slots__ = ("_labels", "_name", "value")
 
@@ -122,6 +122,10 @@ class TokenCounter(Collector):
         self._name = name
         self._labels = labels
         self.value = 0
+
+    def inc(self, by: int) -> None:
+        """Add to the count."""
+        self.value += by
 
     def collect(self) -> Iterable[Metric]:
         metric = Metric(_PREFIX + self._name, _SERIES[self._name][0], "counter")
@@ -177,7 +181,7 @@ class _Series:
         raise NotImplementedError
 
     def render(self) -> bytes:
-        """Give the text of /metrics."""
+        """Make the text of /metrics."""
         return generate_latest(self.registry)
 
     def _gauge(self, name: str) -> Gauge:
@@ -228,24 +232,18 @@ class _Series:
 
 
 class LabelledCounter:
-    """A counter with one more label: `inc("reason")`."""
-
-    __slots__ = ("_children", "_counter", "_model_name")
+    """A counter with more labels than the model's name: `inc("reason")`."""
 
     def __init__(self, counter: Counter, model_name: str) -> None:
         self._counter = counter
         self._model_name = model_name
-        self._children: dict[tuple[str, ...], Counter] = {}
 
     def inc(self, *labels: str, by: float = 1) -> None:
         """Add to the series of these label values."""
-        child = self._children.get(labels)
-        if child is None:
-            child = self._children[labels] = self._counter.labels(self._model_name, *labels)
-        child.inc(by)
+        self._counter.labels(self._model_name, *labels).inc(by)
 
     def value(self, *labels: str) -> float:
-        """Give the present count, for tests and /debug."""
+        """Present count, for tests and /debug."""
         value: float = self._counter.labels(self._model_name, *labels)._value.get()
         return value
 
@@ -253,19 +251,13 @@ class LabelledCounter:
 class LabelledHistogram:
     """A histogram with one more label: `observe("phase", seconds)`."""
 
-    __slots__ = ("_children", "_histogram", "_model_name")
-
     def __init__(self, histogram: Histogram, model_name: str) -> None:
         self._histogram = histogram
         self._model_name = model_name
-        self._children: dict[str, Histogram] = {}
 
     def observe(self, label: str, value: float) -> None:
         """Count one value under `label`."""
-        child = self._children.get(label)
-        if child is None:
-            child = self._children[label] = self._histogram.labels(self._model_name, label)
-        child.observe(value)
+        self._histogram.labels(self._model_name, label).observe(value)
 
 
 class RouterMetrics(_Series):

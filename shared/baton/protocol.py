@@ -31,8 +31,6 @@ class FinishReason(str, Enum):
 
     STOP = "stop"
     LENGTH = "length"
-    ABORT = "abort"
-    ERROR = "error"
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -92,7 +90,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
 
     def replace(self, **changes: Any) -> SamplingParams:
-        """Give a copy with some fields changed, checked again."""
+        """Copy with some fields changed, checked again."""
         return msgspec.structs.replace(self, **changes)
 
     def check_vocab(self, vocab_size: int, eos_token_ids: Sequence[int] = ()) -> None:

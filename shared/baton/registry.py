@@ -1,4 +1,4 @@
-"""Where workers announce themselves and log their cached blocks: Redis, or a dictionary in one process.
+"""Where workers announce themselves and log their cached blocks.
 
 Soft state only (a lease of 3 s, hashes of blocks, load): wiped, slow or gone, it costs cache hits and the discovery of new
 workers, never a request. Nothing on a request's path waits for it.
@@ -13,10 +13,10 @@ Keys, for a model `m` and a worker `w`
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import redis.asyncio as redis
@@ -25,7 +25,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from baton.errors import BatonError, ConfigError
-from baton.messages import Blocks, Load, ModelFacts, WorkerInfo
+from baton.messages import BadMessage, Blocks, Load, ModelFacts, WorkerInfo, decode_to_router, encode
 
 LEASE_S = 3.0
 RENEW_S = 1.0
@@ -51,42 +51,6 @@ class WorkerRecord:
     load: Load
 
 
-class Registry(Protocol):
-    """What workers write and routers read. Every call may raise `RegistryDown`."""
-
-    async def announce(self, info: WorkerInfo, load: Load) -> None:
-        """Write or renew a worker's lease; call it each second."""
-        ...
-
-    async def withdraw(self, info: WorkerInfo) -> None:
-        """Take back what a worker wrote, at its end."""
-        ...
-
-    async def append_blocks(self, entry: Blocks) -> None:
-        """Add an entry to a worker's block log; the first of an incarnation replaces the log."""
-        ...
-
-    async def write_snapshot(self, entry: Blocks) -> None:
-        """Replace a worker's snapshot."""
-        ...
-
-    async def workers(self) -> list[WorkerRecord]:
-        """Give the workers with a live lease."""
-        ...
-
-    async def read_blocks(self, after: Mapping[str, int]) -> list[Blocks]:
-        """Give the entries of each named worker after a sequence number, in order."""
-        ...
-
-    async def read_snapshot(self, worker_id: str) -> Blocks | None:
-        """Give a worker's snapshot, if there is one."""
-        ...
-
-    async def close(self) -> None:
-        """Close connections."""
-        ...
-
-
 class BlockLog:
     """A worker's side of its block log: numbers entries, and can tell the whole at any time."""
 
@@ -97,7 +61,7 @@ class BlockLog:
         self._sequence = 0
 
     def entry(self, stored: list[bytes], evicted: list[bytes]) -> Blocks:
-        """Give the next entry. Evictions are taken as earlier than stores: pass what is true at the end."""
+        """Make the next entry. Evictions are taken as earlier than stores: pass what is true at the end."""
         self._hashes.difference_update(evicted)
         self._hashes.update(stored)
         self._sequence += 1
@@ -109,56 +73,12 @@ class BlockLog:
         return self._sequence % SNAPSHOT_EVERY == 0
 
     def snapshot(self) -> Blocks:
-        """Give all hashes after the last entry."""
+        """All hashes after the last entry."""
         return Blocks(self._worker_id, self._incarnation, self._sequence, list(self._hashes), [], True)
 
 
-class MemoryRegistry:
-    """The registry of one process, when there is no Redis. Leases do not run out: liveness is seen by messages."""
-
-    def __init__(self) -> None:
-        self._records: dict[str, WorkerRecord] = {}
-        self._entries: dict[str, list[Blocks]] = {}
-        self._snapshots: dict[str, Blocks] = {}
-
-    async def announce(self, info: WorkerInfo, load: Load) -> None:
-        self._records[info.worker_id] = WorkerRecord(info, load)
-
-    async def withdraw(self, info: WorkerInfo) -> None:
-        for table in (self._records, self._entries, self._snapshots):
-            table.pop(info.worker_id, None)
-
-    async def append_blocks(self, entry: Blocks) -> None:
-        if entry.sequence == 1:
-            self._entries.pop(entry.worker_id, None)
-            self._snapshots.pop(entry.worker_id, None)
-        entries = self._entries.setdefault(entry.worker_id, [])
-        entries.append(entry)
-        del entries[:-_STREAM_LEN]
-
-    async def write_snapshot(self, entry: Blocks) -> None:
-        self._snapshots[entry.worker_id] = entry
-
-    async def workers(self) -> list[WorkerRecord]:
-        return list(self._records.values())
-
-    async def read_blocks(self, after: Mapping[str, int]) -> list[Blocks]:
-        return [
-            entry
-            for worker_id, sequence in after.items()
-            for entry in self._entries.get(worker_id, ())
-            if entry.sequence > sequence
-        ]
-
-    async def read_snapshot(self, worker_id: str) -> Blocks | None:
-        return self._snapshots.get(worker_id)
-
-    async def close(self) -> None:
-        return None
-
-
-class RedisRegistry:
-    """The registry in Redis or Valkey."""
+class Registry:
+    """What workers write and routers read, in Redis or Valkey. Every call may raise `RegistryDown`."""
 
     def __init__(self, url: str, model_name: str, password: str | None = None) -> None:
         """`password` is Redis's, where the URL has none. Connects when first asked.
@@ -176,6 +96,7 @@ class RedisRegistry:
                 socket_connect_timeout=_ANSWER_S,
                 retry=Retry(NoBackoff(), 0),
                 health_check_interval=0,
+                protocol=2,  # later ones answer XREAD in other shapes
             )
         except ValueError:  # whose text may hold a part of a password
             raise ConfigError(
@@ -184,6 +105,7 @@ class RedisRegistry:
         self._prefix = f"baton:{model_name}:"
 
     async def announce(self, info: WorkerInfo, load: Load) -> None:
+        """Write or renew a worker's lease; call it each second."""
         key = f"{self._prefix}worker:{info.worker_id}"
         async with _answering(), self._redis.pipeline(transaction=True) as pipe:
             pipe.hset(key, mapping=_to_fields(info, load))
@@ -192,6 +114,7 @@ class RedisRegistry:
             await pipe.execute()
 
     async def withdraw(self, info: WorkerInfo) -> None:
+        """Take back what a worker wrote, at its end."""
         blocks = f"{self._prefix}blocks:{info.worker_id}"
         async with _answering(), self._redis.pipeline(transaction=True) as pipe:
             pipe.delete(f"{self._prefix}worker:{info.worker_id}", blocks, f"{blocks}:snapshot")
@@ -199,18 +122,21 @@ class RedisRegistry:
             await pipe.execute()
 
     async def append_blocks(self, entry: Blocks) -> None:
+        """Add an entry to a worker's block log; the first of an incarnation replaces the log."""
         key = f"{self._prefix}blocks:{entry.worker_id}"
         async with _answering(), self._redis.pipeline(transaction=True) as pipe:
             if entry.sequence == 1:
                 pipe.delete(key, f"{key}:snapshot")
-            pipe.xadd(key, {"e": _encode(entry)}, id=f"{entry.sequence}-1", maxlen=_STREAM_LEN, approximate=True)
+            pipe.xadd(key, {"e": encode(entry)}, id=f"{entry.sequence}-1", maxlen=_STREAM_LEN, approximate=True)
             await pipe.execute()
 
     async def write_snapshot(self, entry: Blocks) -> None:
+        """Replace a worker's snapshot."""
         async with _answering():
-            await self._redis.set(f"{self._prefix}blocks:{entry.worker_id}:snapshot", _encode(entry))
+            await self._redis.set(f"{self._prefix}blocks:{entry.worker_id}:snapshot", encode(entry))
 
     async def workers(self) -> list[WorkerRecord]:
+        """Read the workers with a live lease."""
         async with _answering():
             members = [member.decode() for member in await self._redis.smembers(f"{self._prefix}workers")]
             if not members:
@@ -226,25 +152,27 @@ class RedisRegistry:
         return [record for record in records if record is not None]
 
     async def read_blocks(self, after: Mapping[str, int]) -> list[Blocks]:
+        """Read the entries of each named worker after a sequence number, in order."""
         if not after:
             return []
         streams = {f"{self._prefix}blocks:{worker_id}": f"{sequence}-1" for worker_id, sequence in after.items()}
         async with _answering():
-            answer = await self._redis.xread(streams, count=500)
-        rows = answer.values() if isinstance(answer, dict) else [row[1] for row in answer]
-        entries = (_decode(fields.get(b"e", b"")) for row in rows for _id, fields in _flat(row))
+            rows = await self._redis.xread(streams, count=500)
+        entries = (_decode(fields.get(b"e", b"")) for _stream, row in rows for _id, fields in row)
         return [entry for entry in entries if entry is not None]
 
     async def read_snapshot(self, worker_id: str) -> Blocks | None:
+        """Read a worker's snapshot; None: there is none."""
         async with _answering():
             raw = await self._redis.get(f"{self._prefix}blocks:{worker_id}:snapshot")
         return None if raw is None else _decode(raw)
 
     async def close(self) -> None:
+        """Close the connections."""
         await self._redis.aclose()
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def _answering() -> AsyncIterator[None]:
     """Bound one exchange, and turn what redis-py raises into `RegistryDown`."""
     try:
@@ -254,23 +182,12 @@ async def _answering() -> AsyncIterator[None]:
         raise RegistryDown(f"Redis does not answer: {error}") from error
 
 
-def _flat(row: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
-    """Entries of one stream; newer protocol versions nest them once more."""
-    return row[0] if row and isinstance(row[0], list) and row[0] and isinstance(row[0][0], (list, tuple)) else row
-
-
-_blocks: msgspec.msgpack.Decoder[Blocks] = msgspec.msgpack.Decoder(Blocks)
-
-
-def _encode(entry: Blocks) -> bytes:
-    return msgspec.msgpack.encode(entry)
-
-
 def _decode(raw: bytes) -> Blocks | None:
-    try:
-        return _blocks.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return None  # somebody else wrote there; a gap follows, and a snapshot heals it
+    """Read an entry; None: somebody else wrote there. A gap follows, and a snapshot heals it."""
+    with contextlib.suppress(BadMessage):
+        message = decode_to_router(raw)
+        return message if isinstance(message, Blocks) else None
+    return None
 
 
 def _to_fields(info: WorkerInfo, load: Load) -> dict[str, str | bytes]:

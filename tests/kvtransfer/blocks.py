@@ -16,7 +16,8 @@ from baton.kvtransfer.wire import layout_fingerprint
 BLOCK_NBYTES = 4096
 LAYOUT = layout_fingerprint(BLOCK_NBYTES, "test model")
 SECRET = b"s" * 16
-DEADLINE_S = 20.0
+DEADLINE_S = 120.0
+"""Of what never comes; a busy machine may take long over what does."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class TestTicket:
     secret: bytes = SECRET
     layout: str = LAYOUT
     source: str = "host:here;tcp://127.0.0.1:9"
-    source_incarnation: str = "source-1"
+    source_incarnation: str = "exporter-1"
 
 
 class Clock:

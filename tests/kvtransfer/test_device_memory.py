@@ -9,7 +9,7 @@ import pytest
 
 from baton.kvtransfer import wire
 from baton.kvtransfer.device_memory import MIN_SLOTS, DeviceMemory
-from baton.kvtransfer.receiving import Fetched
+from baton.kvtransfer.imports import Fetched
 
 from .blocks import BLOCK_NBYTES, TestTicket, block_hashes, request_id
 from .late_copies import LateCopies, LateMark, random_blocks
@@ -99,11 +99,11 @@ def test_nothing_lands_before_what_the_engine_had_started_has_ended() -> None:
 def test_devices_exchange_blocks_over_sockets(block_nbytes: int) -> None:
     workers = Workers("ipc")
     num, each = 16, 9
-    source = LateCopies(random_blocks(num * each, block_nbytes, 6))
-    sink = LateCopies(np.zeros_like(source.bytes))
+    theirs = LateCopies(random_blocks(num * each, block_nbytes, 6))
+    ours = LateCopies(np.zeros_like(theirs.bytes))
     exporter, importer = (
         make(DeviceMemory(copies, frame_nbytes=64 << 10, ring_nbytes=1))
-        for make, copies in ((workers.exporter, source), (workers.importer, sink))
+        for make, copies in ((workers.exporter, theirs), (workers.importer, ours))
     )
     order = np.random.default_rng(7).permutation(num * each).tolist()
     try:
@@ -117,4 +117,4 @@ def test_devices_exchange_blocks_over_sockets(block_nbytes: int) -> None:
         assert_nothing_is_left(exporter, importer)
     finally:
         workers.stop()
-    assert (sink.bytes[order] == source.bytes).all()
+    assert (ours.bytes[order] == theirs.bytes).all()

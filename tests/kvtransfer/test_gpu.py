@@ -10,7 +10,7 @@ import torch
 
 from baton.kvtransfer.cuda_copies import CudaCopies
 from baton.kvtransfer.device_memory import DeviceMemory
-from baton.kvtransfer.receiving import Fetched
+from baton.kvtransfer.imports import Fetched
 from baton.kvtransfer.wire import layout_fingerprint
 
 from .blocks import TestTicket, block_hashes, request_id
@@ -31,14 +31,14 @@ def random_kv(num_blocks: int, seed: int) -> torch.Tensor:
 def test_caches_of_two_gpu_workers_hold_the_same_afterwards(scheme: str) -> None:
     workers = Workers(scheme)
     num, each = 24, 37
-    source, sink = random_kv(num * each, 1), random_kv(num * each, 2)
-    nbytes = source[0].numel() * 2
+    theirs, ours = random_kv(num * each, 1), random_kv(num * each, 2)
+    nbytes = theirs[0].numel() * 2
     common: dict[str, Any] = {"layout": layout_fingerprint(nbytes)}
     exporter = workers.exporter(
-        DeviceMemory(CudaCopies(source), frame_nbytes=CONFIG.frame_nbytes, ring_nbytes=1), **common
+        DeviceMemory(CudaCopies(theirs), frame_nbytes=CONFIG.frame_nbytes, ring_nbytes=1), **common
     )
     importer = workers.importer(
-        DeviceMemory(CudaCopies(sink), frame_nbytes=CONFIG.frame_nbytes, ring_nbytes=1), **common
+        DeviceMemory(CudaCopies(ours), frame_nbytes=CONFIG.frame_nbytes, ring_nbytes=1), **common
     )
     order = torch.randperm(num * each).tolist()
     try:
@@ -48,7 +48,7 @@ def test_caches_of_two_gpu_workers_hold_the_same_afterwards(scheme: str) -> None
                 request_id(number), secret=secrets.token_bytes(16), source=exporter.endpoint, layout=common["layout"]
             )
             torch.cuda._sleep(LONG_CYCLES // 10)  # a step in flight, which still writes where KV is to land
-            sink[order[span]] = 7.0
+            ours[order[span]] = 7.0
             importer.fetch(ticket, 0, block_hashes(number, each), order[span])
             offer_all(exporter, ticket, number, list(range(num * each))[span])
         for end in ends_of(importer, num):
@@ -57,7 +57,7 @@ def test_caches_of_two_gpu_workers_hold_the_same_afterwards(scheme: str) -> None
         assert_nothing_is_left(exporter, importer)
     finally:
         workers.stop()
-    assert torch.equal(sink[order], source)
+    assert torch.equal(ours[order], theirs)
 
 
 def test_what_the_engine_started_before_never_overwrites_what_landed() -> None:

@@ -1,8 +1,8 @@
 """The protocol's two sides over a network that delays, reorders, loses, doubles and damages what it carries.
 
 No sockets, threads or real time: hypothesis chooses every step. What must hold however it goes:
-blocks that count as landed equal the source's bytes; no block travels beyond its credit; a source's blocks change
-only after their one release, a sink's are not written after their one end; and in the end nothing is left.
+blocks that count as landed equal the exporter's bytes; no block travels beyond its credit; an exporter's blocks change
+only after their one release, an importer's are not written after their one end; and in the end nothing is left.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from baton.kvtransfer import wire
+from baton.kvtransfer.exports import Batch, Exports
+from baton.kvtransfer.imports import Event, Fetched, FetchFailed, Imports, Landed
 from baton.kvtransfer.memory import sum_blocks
-from baton.kvtransfer.receiving import Event, Fetched, FetchFailed, Landed, ReceivingSide
-from baton.kvtransfer.sending import Batch, SendingSide
 from baton.kvtransfer.settings import TransferConfig, TransferStats
 
 from .blocks import LAYOUT, SECRET, Clock, TestTicket, block_hashes, request_id
@@ -31,7 +31,7 @@ NUM_BLOCKS = 7
 """Of each request; two fit in one message."""
 NBYTES = 32 << 10
 POISON = 0xEE
-PEER = b"sink peer id 016"
+PEER = b"peer id of 16 by"
 CONFIG = TransferConfig(frame_nbytes=2 * NBYTES, lease_s=10.0, renew_s=2.0, silence_s=3.0, stall_s=5.0, park_s=5.0)
 META = b"first token"
 
@@ -104,24 +104,24 @@ class Copy:
 
 @dataclass(eq=False)
 class Message:
-    to_source: bool
+    to_exporter: bool
     frames: list[Any]
     copies: list[int] = field(default_factory=lambda: [1])
     """How many of it are under way, shared by its doubles: at none the sockets have let go of the payload."""
 
 
 class World:
-    """One source, one sink, and the messages between them; `by_place`: the sink reads the source's memory itself."""
+    """One exporter, one importer, and the messages between them; `by_place`: the importer reads the exporter's memory itself."""
 
     def __init__(self, *, by_place: bool = False) -> None:
         self.clock = Clock()
-        self.source_memory = SlowMemory(NUM_REQUESTS * NUM_BLOCKS)
-        self.sink_memory = SlowMemory(NUM_REQUESTS * NUM_BLOCKS)
+        self.exporter_memory = SlowMemory(NUM_REQUESTS * NUM_BLOCKS)
+        self.importer_memory = SlowMemory(NUM_REQUESTS * NUM_BLOCKS)
         if by_place:
-            self.source_memory.shared = self.source_memory.bytes.reshape(-1).data
+            self.exporter_memory.shared = self.exporter_memory.bytes.reshape(-1).data
         self.sent_stats, self.got_stats = TransferStats(), TransferStats()
-        self.source = SendingSide(self.source_memory, LAYOUT, "source-1", CONFIG, self.sent_stats, self.clock)
-        self.sink = ReceivingSide(self.sink_memory, LAYOUT, "sink-1", CONFIG, self.got_stats, self.clock)
+        self.exports = Exports(self.exporter_memory, LAYOUT, "exporter-1", CONFIG, self.sent_stats, self.clock)
+        self.imports = Imports(self.importer_memory, LAYOUT, "importer-1", CONFIG, self.got_stats, self.clock)
         self.network: list[Message] = []
         self.released: Counter[wire.Key] = Counter()
         self.ended: dict[wire.Key, Event] = {}
@@ -133,7 +133,7 @@ class World:
     # The legs
 
     def content(self, key: wire.Key) -> np.ndarray[Any, Any]:
-        """What the source's blocks of a ticket hold: [NUM_BLOCKS, NBYTES]."""
+        """What the exporter's blocks of a ticket hold: [NUM_BLOCKS, NBYTES]."""
         seed = (int.from_bytes(key[0], "big") * 31 + key[1] * 7) % 200
         return (np.arange(NUM_BLOCKS, dtype=np.uint8)[:, None] + np.uint8(seed)).repeat(NBYTES, axis=1)
 
@@ -142,53 +142,53 @@ class World:
 
     def offer(self, key: wire.Key) -> None:
         self.offered[key] = 0
-        self.source.offer(key, SECRET)
+        self.exports.offer(key, SECRET)
 
     def publish(self, key: wire.Key, num_blocks: int) -> None:
         number, first = int.from_bytes(key[0], "big"), self.offered[key]
         stop = min(NUM_BLOCKS, first + num_blocks)
         ids = self.blocks_of(number)[first:stop]
-        self.source_memory.bytes[ids] = self.content(key)[first:stop]
+        self.exporter_memory.bytes[ids] = self.content(key)[first:stop]
         self.offered[key] = stop
-        self.source.publish(key, ids, b"".join(block_hashes(number, NUM_BLOCKS)[first:stop]))
+        self.exports.publish(key, ids, b"".join(block_hashes(number, NUM_BLOCKS)[first:stop]))
 
     def fetch(self, key: wire.Key, from_block: int) -> None:
         self.fetched[key] = from_block
         hashes = block_hashes(int.from_bytes(key[0], "big"), NUM_BLOCKS)[from_block:]
-        shared = self.source_memory.shared
-        self.sink.fetch(key, TestTicket(*key), from_block, b"".join(hashes), shared=shared)
+        shared = self.exporter_memory.shared
+        self.imports.fetch(key, TestTicket(*key), from_block, b"".join(hashes), shared=shared)
 
     def grant(self, key: wire.Key, num_blocks: int) -> None:
         first = self.fetched[key] + self.granted[key]
         ids = self.blocks_of(int.from_bytes(key[0], "big"))[first : first + num_blocks]
         self.granted[key] += len(ids)
-        self.sink.grant(key, ids)
+        self.imports.grant(key, ids)
 
     # The sockets
 
     def pump(self, *, refuse: bool = False) -> None:
         """Take what both sides want to send."""
-        while self.sink.requests:
-            _, header = self.sink.requests.popleft()
+        while self.imports.requests:
+            _, header = self.imports.requests.popleft()
             self.network.append(Message(True, [header]))
-        while self.source.replies:
-            peer, header = self.source.replies.popleft()
+        while self.exports.replies:
+            peer, header = self.exports.replies.popleft()
             assert peer == PEER
             self.network.append(Message(False, [header]))
-        for batch in self.source.ready_batches():
+        for batch in self.exports.ready_batches():
             if refuse:
-                self.source.refused(batch)
+                self.exports.refused(batch)
                 continue
-            header, payload = self.source.seal(batch)
+            header, payload = self.exports.seal(batch)
             self.check_credit(batch, header)
             message = Message(False, [header, *payload])
             self.network.append(message)
-            self.source.sent(batch, lambda copies=message.copies: not copies[0])  # type: ignore[misc]
+            self.exports.sent(batch, lambda copies=message.copies: not copies[0])  # type: ignore[misc]
 
     def check_credit(self, batch: Batch, header: bytes) -> None:
-        message, _ = wire.parse(header, wire.TO_SINK)
+        message, _ = wire.parse(header, wire.TO_IMPORTER)
         if isinstance(message, wire.Blocks):
-            assert message.first_block >= self.fetched[batch.key], "a block that the sink has"
+            assert message.first_block >= self.fetched[batch.key], "a block that the importer has"
             assert message.first_block + message.num_blocks <= self.fetched[batch.key] + self.granted[batch.key]
 
     def deliver(self, message: Message, damage: int | None = None) -> None:
@@ -200,10 +200,10 @@ class World:
                     frame[at] ^= 1 << damage % 8
                     break
                 at -= len(frame)
-        if message.to_source:
-            self.source.receive(PEER, frames)
+        if message.to_exporter:
+            self.exports.receive(PEER, frames)
         else:
-            self.sink.receive(TestTicket(b"").source, frames)
+            self.imports.receive(TestTicket(b"").source, frames)
         self.drop(message)
 
     def drop(self, message: Message) -> None:
@@ -211,32 +211,32 @@ class World:
         message.copies[0] -= 1
 
     def sweep(self) -> None:
-        self.source.sweep()
-        self.sink.sweep()
+        self.exports.sweep()
+        self.imports.sweep()
         self.take_events()
 
     # What must hold
 
     def take_events(self) -> None:
-        while self.source.events:
-            released = self.source.events.popleft()
+        while self.exports.events:
+            released = self.exports.events.popleft()
             key = released.request_id, released.epoch
             self.released[key] += 1
             assert self.released[key] == 1, "released twice"
             first = int.from_bytes(key[0], "big") * NUM_BLOCKS
-            self.source_memory.bytes[first : first + self.offered[key]] = POISON
-        while self.sink.events:
-            event = self.sink.events.popleft()
+            self.exporter_memory.bytes[first : first + self.offered[key]] = POISON
+        while self.imports.events:
+            event = self.imports.events.popleft()
             key = event.request_id, event.epoch
             assert key not in self.ended, "an event after the end"
             first = self.fetched[key]
             ids = self.blocks_of(int.from_bytes(key[0], "big"))
             good = ids[first : first + event.num_blocks]
             want = self.content(key)[first : first + event.num_blocks]
-            assert (self.sink_memory.bytes[good] == want).all(), "landed, but not what was sent"
+            assert (self.importer_memory.bytes[good] == want).all(), "landed, but not what was sent"
             if not isinstance(event, Landed):
                 self.ended[key] = event
-                self.sink_memory.bytes[ids] = POISON
+                self.importer_memory.bytes[ids] = POISON
             if isinstance(event, Fetched):
                 assert event.meta == META
                 assert event.num_blocks == NUM_BLOCKS - first
@@ -245,13 +245,13 @@ class World:
         for number in range(NUM_REQUESTS):
             key = request_id(number), self.epoch_of[number]
             if key in self.ended:
-                assert (self.sink_memory.bytes[self.blocks_of(number)] == POISON).all(), "written after the end"
+                assert (self.importer_memory.bytes[self.blocks_of(number)] == POISON).all(), "written after the end"
 
     def settle(self) -> None:
         """Let all time pass and all messages come, or be lost with their connection."""
         for _ in range(40):
-            self.source_memory.work()
-            self.sink_memory.work()
+            self.exporter_memory.work()
+            self.importer_memory.work()
             self.pump()
             for message in list(self.network):
                 self.deliver(message)
@@ -259,12 +259,12 @@ class World:
             self.sweep()
 
     def check_nothing_left(self) -> None:
-        assert self.source.num_open == self.sink.num_open == 0
+        assert self.exports.num_open == self.imports.num_open == 0
         assert set(self.released) == set(self.offered)
         assert set(self.ended) == set(self.fetched)
         assert self.sent_stats.leases_held == 0
         assert self.sent_stats.stranded_bytes == self.got_stats.stranded_bytes == 0
-        assert self.source_memory.num_stages == 0
+        assert self.exporter_memory.num_stages == 0
 
 
 class TicketProtocol(RuleBasedStateMachine):
@@ -298,12 +298,12 @@ class TicketProtocol(RuleBasedStateMachine):
         if key in self.world.offered and key not in self.world.released:
             self.world.publish(key, num_blocks)
             if self.world.offered[key] == NUM_BLOCKS:
-                self.world.source.finish(key, META)
+                self.world.exports.finish(key, META)
 
     @rule(number=st.integers(0, NUM_REQUESTS - 1))
     def withdraw(self, number: int) -> None:
         if self.key(number)[1] >= 0:
-            self.world.source.withdraw(*self.key(number))
+            self.world.exports.withdraw(*self.key(number))
 
     @rule(number=st.integers(0, NUM_REQUESTS - 1), from_block=st.integers(0, NUM_BLOCKS))
     def fetch(self, number: int, from_block: int) -> None:
@@ -319,7 +319,7 @@ class TicketProtocol(RuleBasedStateMachine):
     @rule(number=st.integers(0, NUM_REQUESTS - 1))
     def cancel(self, number: int) -> None:
         if self.key(number)[1] >= 0:
-            self.world.sink.cancel(self.key(number))
+            self.world.imports.cancel(self.key(number))
 
     @rule(refuse=st.booleans())
     def pump(self, refuse: bool) -> None:
@@ -330,11 +330,11 @@ class TicketProtocol(RuleBasedStateMachine):
         """Without this, most runs never get far."""
         world = self.world
         for _ in range(3):
-            world.source_memory.work()
+            world.exporter_memory.work()
             world.pump()
             for message in list(world.network):
                 world.deliver(message)
-            world.sink_memory.work()
+            world.importer_memory.work()
             world.sweep()
 
     @precondition(lambda self: self.world.network)
@@ -357,15 +357,15 @@ class TicketProtocol(RuleBasedStateMachine):
     def double(self, which: int) -> None:
         message = self.world.network[which % len(self.world.network)]
         message.copies[0] += 1
-        self.world.network.append(Message(message.to_source, message.frames, message.copies))
+        self.world.network.append(Message(message.to_exporter, message.frames, message.copies))
 
     @rule()
-    def source_copies(self) -> None:
-        self.world.source_memory.work()
+    def exporter_copies(self) -> None:
+        self.world.exporter_memory.work()
 
     @rule()
-    def sink_copies(self) -> None:
-        self.world.sink_memory.work()
+    def importer_copies(self) -> None:
+        self.world.importer_memory.work()
 
     @rule(seconds=st.sampled_from([0.3, 1.0, 2.5]))
     def wait(self, seconds: float) -> None:
@@ -379,7 +379,7 @@ class TicketProtocol(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for key in set(self.world.fetched) - set(self.world.ended):
-            self.world.sink.cancel(key)
+            self.world.imports.cancel(key)
         self.world.settle()
         self.world.check_nothing_left()
 
@@ -389,7 +389,7 @@ TestTicketProtocol = TicketProtocol.TestCase
 
 
 class PlacedProtocol(TicketProtocol):
-    """The same where the sink reads blocks in the source's memory, also after the source has overwritten them."""
+    """The same where the importer reads blocks in the exporter's memory, also after the exporter has overwritten them."""
 
     by_place = True
 
@@ -405,7 +405,7 @@ def start(world: World, *, from_block: int = 0, num_blocks: int = NUM_BLOCKS) ->
     world.offer(key)
     world.publish(key, num_blocks)
     if num_blocks == NUM_BLOCKS:
-        world.source.finish(key, META)
+        world.exports.finish(key, META)
     world.fetch(key, from_block)
     world.grant(key, NUM_BLOCKS)
     return key
@@ -414,8 +414,8 @@ def start(world: World, *, from_block: int = 0, num_blocks: int = NUM_BLOCKS) ->
 def carry(world: World, spoil: Callable[[Message], list[Message] | None], *, rounds: int = 25) -> None:
     """Deliver everything in order, but what `spoil` puts in place of a message."""
     for _ in range(rounds):
-        world.source_memory.work()
-        world.sink_memory.work()
+        world.exporter_memory.work()
+        world.importer_memory.work()
         world.pump()
         for message in list(world.network):
             instead = spoil(message)
@@ -432,7 +432,7 @@ def carry(world: World, spoil: Callable[[Message], list[Message] | None], *, rou
 
 
 def kind(message: Message) -> Any:
-    decoder = wire.TO_SOURCE if message.to_source else wire.TO_SINK
+    decoder = wire.TO_EXPORTER if message.to_exporter else wire.TO_IMPORTER
     return wire.parse(message.frames[0], decoder)[0]
 
 
@@ -483,8 +483,8 @@ def test_a_block_that_is_overwritten_before_it_is_read_is_not_used() -> None:
     key = start(world)
 
     def overwrite(message: Message) -> None:
-        if not message.to_source and isinstance(kind(message), wire.Blocks):
-            world.source_memory.bytes[world.blocks_of(0)[3]] ^= 1
+        if not message.to_exporter and isinstance(kind(message), wire.Blocks):
+            world.exporter_memory.bytes[world.blocks_of(0)[3]] ^= 1
 
     carry(world, overwrite)
     end = world.ended[key]
@@ -522,7 +522,7 @@ def test_a_payload_cut_short_is_seen() -> None:
 def test_every_message_delivered_twice_changes_nothing() -> None:
     world = World()
     key = start(world)
-    carry(world, lambda message: [message, Message(message.to_source, message.frames)])
+    carry(world, lambda message: [message, Message(message.to_exporter, message.frames)])
     assert isinstance(world.ended[key], Fetched)
     assert world.got_stats.dropped["duplicate"] > 0
     assert world.got_stats.bytes_received == NUM_BLOCKS * NBYTES
@@ -559,18 +559,18 @@ def test_a_lost_frame_leaves_what_came_before_it() -> None:
     world.check_nothing_left()
 
 
-def test_a_source_that_computes_for_long_is_not_given_up() -> None:
+def test_an_exporter_that_computes_for_long_is_not_given_up() -> None:
     world = World()
     key = start(world, num_blocks=3)
     carry(world, lambda message: None, rounds=60)
     assert key not in world.ended
     world.publish(key, NUM_BLOCKS)
-    world.source.finish(key, META)
+    world.exports.finish(key, META)
     carry(world, lambda message: None)
     assert isinstance(world.ended[key], Fetched)
 
 
-def test_a_silent_source_is_given_up_with_what_is_good() -> None:
+def test_a_silent_exporter_is_given_up_with_what_is_good() -> None:
     world = World()
     key = start(world, num_blocks=4)
     carry(world, lambda message: None)
@@ -585,8 +585,8 @@ def test_frames_of_an_old_epoch_are_dropped_and_counted() -> None:
     world = World()
     old = start(world)
     kept: list[Message] = []
-    carry(world, lambda message: kept.append(Message(message.to_source, message.frames)))  # type: ignore[func-returns-value]
-    kept = [Message(message.to_source, [bytes(frame) for frame in message.frames]) for message in kept]
+    carry(world, lambda message: kept.append(Message(message.to_exporter, message.frames)))  # type: ignore[func-returns-value]
+    kept = [Message(message.to_exporter, [bytes(frame) for frame in message.frames]) for message in kept]
     new = start(world, num_blocks=2)
     for message in kept:
         message.copies[0] = 1
@@ -595,7 +595,7 @@ def test_frames_of_an_old_epoch_are_dropped_and_counted() -> None:
     assert world.got_stats.dropped["old_epoch"] > 0
     assert world.sent_stats.dropped["old_epoch"] > 0
     world.publish(new, NUM_BLOCKS)
-    world.source.finish(new, META)
+    world.exports.finish(new, META)
     carry(world, lambda message: None)
     assert isinstance(world.ended[old], Fetched)
     assert isinstance(world.ended[new], Fetched)
@@ -626,14 +626,14 @@ def test_what_nobody_fetches_is_released_when_its_lease_ends() -> None:
     world.check_nothing_left()
 
 
-def test_a_sink_that_gives_up_before_it_fetches_frees_the_source() -> None:
+def test_an_importer_that_gives_up_before_it_fetches_frees_the_exporter() -> None:
     world = World()
     key = request_id(0), 0
     world.offer(key)
     world.publish(key, 3)
-    world.source.receive(PEER, [wire.seal(wire.Cancel(*key), b"t" * 16)])
-    assert world.source.num_open == 1
-    world.source.receive(PEER, [wire.seal(wire.Cancel(*key), SECRET)])
+    world.exports.receive(PEER, [wire.seal(wire.Cancel(*key), b"t" * 16)])
+    assert world.exports.num_open == 1
+    world.exports.receive(PEER, [wire.seal(wire.Cancel(*key), SECRET)])
     world.take_events()
     world.check_nothing_left()
 
@@ -654,20 +654,20 @@ def test_a_fetch_sealed_with_another_secret_is_dropped_and_ends() -> None:
     world.publish(key, NUM_BLOCKS)
     world.fetched[key] = 0
     hashes = b"".join(block_hashes(0, NUM_BLOCKS))
-    world.sink.fetch(key, TestTicket(*key, secret=b"t" * 16), 0, hashes)
+    world.imports.fetch(key, TestTicket(*key, secret=b"t" * 16), 0, hashes)
     carry(world, lambda message: None)
     assert world.ended[key] == FetchFailed(*key, 0, "refused")
     assert world.sent_stats.dropped["forged"] > 0
     assert world.sent_stats.bytes_sent == 0
 
 
-def test_other_hashes_than_the_source_has_fail_both_sides() -> None:
+def test_other_hashes_than_the_exporter_has_fail_both_sides() -> None:
     world = World()
     key = request_id(0), 0
     world.offer(key)
     world.publish(key, NUM_BLOCKS)
     world.fetched[key] = 0
-    world.sink.fetch(key, TestTicket(*key), 0, b"".join(block_hashes(1, NUM_BLOCKS)))
+    world.imports.fetch(key, TestTicket(*key), 0, b"".join(block_hashes(1, NUM_BLOCKS)))
     world.grant(key, NUM_BLOCKS)
     carry(world, lambda message: None)
     assert world.ended[key] == FetchFailed(*key, 0, "hash")
@@ -681,7 +681,7 @@ def test_a_prompt_of_another_length_is_not_taken() -> None:
     key = request_id(0), 0
     world.offer(key)
     world.publish(key, 3)
-    world.source.finish(key, META)
+    world.exports.finish(key, META)
     world.fetch(key, 0)
     world.grant(key, NUM_BLOCKS)
     carry(world, lambda message: None)
@@ -689,34 +689,34 @@ def test_a_prompt_of_another_length_is_not_taken() -> None:
     world.check_nothing_left()
 
 
-def test_a_second_sink_with_the_same_ticket_is_told_so() -> None:
+def test_a_second_importer_with_the_same_ticket_is_told_so() -> None:
     world = World()
     key = start(world, num_blocks=2)
     carry(world, lambda message: None, rounds=2)
-    world.source.receive(b"another peer", [wire.seal(wire.Fetch(*key, LAYOUT, 0, 7, b""), SECRET)])
-    peer, header = world.source.replies.pop()
+    world.exports.receive(b"another peer", [wire.seal(wire.Fetch(*key, LAYOUT, 0, 7, b""), SECRET)])
+    peer, header = world.exports.replies.pop()
     assert peer == b"another peer"
-    assert wire.parse(header, wire.TO_SINK)[0] == wire.Fail(*key, "taken")
+    assert wire.parse(header, wire.TO_IMPORTER)[0] == wire.Fail(*key, "taken")
 
 
 def test_parked_fetches_are_bounded() -> None:
     world = World()
     fetch = [wire.seal(wire.Fetch(request_id(n), 0, LAYOUT, 0, 0, b""), SECRET) for n in range(2000)]
     for header in fetch:
-        world.source.receive(PEER, [header])
+        world.exports.receive(PEER, [header])
     assert world.sent_stats.dropped["parked_full"] == 2000 - CONFIG.max_parked
     large = [wire.Fetch(request_id(n), 1, LAYOUT, 0, 0, bytes(1 << 20)) for n in range(100)]
     world = World()
     for message in large:
-        world.source.receive(PEER, [wire.seal(message, SECRET)])
+        world.exports.receive(PEER, [wire.seal(message, SECRET)])
     assert world.sent_stats.dropped["parked_full"] >= 100 - (CONFIG.max_parked_nbytes >> 20)
     world.clock.now += CONFIG.park_s + 1
     world.sweep()
-    assert not world.source._parked
-    assert world.source._parked_nbytes == 0
+    assert not world.exports._parked
+    assert world.exports._parked._nbytes == 0
 
 
-def sink_message(key: wire.Key, name: str, payload_of: World) -> tuple[Any, list[bytes]]:
+def importer_message(key: wire.Key, name: str, payload_of: World) -> tuple[Any, list[bytes]]:
     """Make a message that would be right, and its payload."""
     hashes = block_hashes(0, NUM_BLOCKS)
     block = payload_of.content(key)[0].tobytes()
@@ -741,34 +741,34 @@ def open_fetch() -> tuple[World, wire.Key]:
 
 
 @pytest.mark.parametrize("name", ["blocks", "state", "end", "fail"])
-def test_a_sink_takes_no_word_from_who_lacks_the_secret(name: str) -> None:
+def test_an_importer_takes_no_word_from_who_lacks_the_secret(name: str) -> None:
     world, key = open_fetch()
-    message, payload = sink_message(key, name, world)
-    world.sink.receive(TestTicket(b"").source, [wire.seal(message, b"t" * 16), *payload])
+    message, payload = importer_message(key, name, world)
+    world.imports.receive(TestTicket(b"").source, [wire.seal(message, b"t" * 16), *payload])
     assert world.got_stats.dropped == {"forged": 1}
-    assert not world.sink.events
-    world.sink.receive("host:x;tcp://another:1", [wire.seal(message, SECRET), *payload])
+    assert not world.imports.events
+    world.imports.receive("host:x;tcp://another:1", [wire.seal(message, SECRET), *payload])
     assert world.got_stats.dropped == {"forged": 1, "stranger": 1}
-    assert (world.sink_memory.bytes == POISON).all()
+    assert (world.importer_memory.bytes == POISON).all()
 
 
 @pytest.mark.parametrize(
     ("name", "reason"), [("other hash", "hash"), ("other layout", "layout"), ("other length", "length")]
 )
-def test_a_sink_takes_nothing_it_did_not_ask_for(name: str, reason: str) -> None:
+def test_an_importer_takes_nothing_it_did_not_ask_for(name: str, reason: str) -> None:
     world, key = open_fetch()
-    message, payload = sink_message(key, name, world)
-    world.sink.receive(TestTicket(b"").source, [wire.seal(message, SECRET), *payload])
+    message, payload = importer_message(key, name, world)
+    world.imports.receive(TestTicket(b"").source, [wire.seal(message, SECRET), *payload])
     world.take_events()
     assert world.ended[key] == FetchFailed(*key, 0, reason)
     assert world.got_stats.integrity_failures == {reason: 1}
     assert world.got_stats.reserved_bytes == 0
 
 
-def test_a_sink_writes_nowhere_without_credit() -> None:
+def test_an_importer_writes_nowhere_without_credit() -> None:
     world, key = open_fetch()
-    message, payload = sink_message(key, "over credit", world)
-    world.sink.receive(TestTicket(b"").source, [wire.seal(message, SECRET), *payload])
-    world.sink_memory.work()
+    message, payload = importer_message(key, "over credit", world)
+    world.imports.receive(TestTicket(b"").source, [wire.seal(message, SECRET), *payload])
+    world.importer_memory.work()
     assert world.got_stats.dropped == {"over_credit": 1}
-    assert (world.sink_memory.bytes == POISON).all()
+    assert (world.importer_memory.bytes == POISON).all()

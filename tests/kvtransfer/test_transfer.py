@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 import zmq
 
+from baton.curve import CurveKeys
 from baton.errors import ConfigError
 from baton.kvtransfer import bench, wire
 from baton.kvtransfer.exporter import Exporter
+from baton.kvtransfer.exports import Released
 from baton.kvtransfer.importer import Importer
+from baton.kvtransfer.imports import Event, Fetched, FetchFailed
 from baton.kvtransfer.loop import Part, TransferThread
 from baton.kvtransfer.memory import BlockMemory, HostMemory, Stage, sum_blocks
-from baton.kvtransfer.receiving import Event, Fetched, FetchFailed
-from baton.kvtransfer.sending import Released
 from baton.kvtransfer.settings import TransferConfig
-from baton.kvtransfer.sockets import CurveKeys
 from baton.kvtransfer.transports.ipc import IpcTransport
 from baton.kvtransfer.transports.shm import ShmTransport
 from baton.kvtransfer.transports.tcp import TcpTransport
@@ -33,13 +33,14 @@ from baton.kvtransfer.transports.transport import Endpoint, Transport, choose, h
 
 from .blocks import BLOCK_NBYTES, LAYOUT, Blocks, TestTicket, block_hashes, request_id, wait_until
 
-CONFIG = TransferConfig(num_sockets=2, frame_nbytes=64 << 10)
+CONFIG = TransferConfig(num_sockets=2, frame_nbytes=64 << 10, lease_s=120.0, silence_s=60.0, stall_s=60.0, park_s=60.0)
+"""Patient: a thread that a busy machine lets wait for seconds is not taken for dead."""
 HASTY = replace(CONFIG, lease_s=2.0, renew_s=0.4, silence_s=1.0, stall_s=1.0, park_s=1.0)
-"""For what ends by a deadline; everything else has time, however busy the machine."""
+"""For what ends by a deadline."""
 
 
 def transports(scheme: str, memory: BlockMemory | None = None) -> Sequence[Transport]:
-    """Make one way to move blocks; over shm a source's `memory` is read where it lies."""
+    """Make one way to move blocks; over shm an exporter's `memory` is read where it lies."""
     if scheme == "shm":
         return (ShmTransport(memory.fd if isinstance(memory, HostMemory) else None),)
     return (TcpTransport(),) if scheme == "tcp" else (IpcTransport(),)
@@ -54,14 +55,18 @@ class Workers:
 
     def exporter(self, memory: BlockMemory, **options: Any) -> Exporter:
         defaults: dict[str, Any] = {
-            "incarnation": "source-1",
+            "incarnation": "exporter-1",
             "config": CONFIG,
             "transports": transports(self.scheme, memory),
         }
         return self._start(Exporter(memory, options.pop("layout", LAYOUT), **defaults | options))
 
     def importer(self, memory: BlockMemory, *, running: bool = True, **options: Any) -> Importer:
-        defaults: dict[str, Any] = {"incarnation": "sink-1", "config": CONFIG, "transports": transports(self.scheme)}
+        defaults: dict[str, Any] = {
+            "incarnation": "importer-1",
+            "config": CONFIG,
+            "transports": transports(self.scheme),
+        }
         importer = Importer(memory, options.pop("layout", LAYOUT), **defaults | options)
         return self._start(importer) if running else importer
 
@@ -129,25 +134,25 @@ def assert_nothing_is_left(*parts: Exporter | Importer) -> None:
 
 
 def test_blocks_arrive_as_they_are_computed_and_reserved(workers: Workers) -> None:
-    source, sink = Blocks(40, seed=1), Blocks(40)
-    exporter, importer = workers.exporter(source.memory), workers.importer(sink.memory)
+    theirs, ours = Blocks(40, seed=1), Blocks(40)
+    exporter, importer = workers.exporter(theirs.memory), workers.importer(ours.memory)
     ticket = TestTicket(request_id(1), source=exporter.endpoint)
     hashes = block_hashes(1, 30)
-    theirs, ours = list(range(5, 35)), list(range(39, 9, -1))
+    from_blocks, to_blocks = list(range(5, 35)), list(range(39, 9, -1))
     importer.fetch(ticket, 0, hashes)
     exporter.offer(ticket)
     granted = landed = 0
     for first in range(0, 30, 10):
-        exporter.publish(ticket.request_id, 0, theirs[first : first + 10], hashes[first : first + 10])
+        exporter.publish(ticket.request_id, 0, from_blocks[first : first + 10], hashes[first : first + 10])
         while landed < first + 10:
             if landed == granted:
-                importer.grant(ticket.request_id, 0, ours[granted : granted + 5])
+                importer.grant(ticket.request_id, 0, to_blocks[granted : granted + 5])
                 granted += 5
             events: list[Event] = []
             wait_until(lambda events=events: bool(events.extend(importer.events()) or events))  # type: ignore[misc]
             landed = events[-1].num_blocks
             assert landed <= granted
-            assert (sink.bytes[ours[:landed]] == source.bytes[theirs[:landed]]).all()
+            assert (ours.bytes[to_blocks[:landed]] == theirs.bytes[from_blocks[:landed]]).all()
     exporter.finish(ticket.request_id, 0, b"meta")
     (end,) = ends_of(importer)
     assert isinstance(end, Fetched)
@@ -157,20 +162,20 @@ def test_blocks_arrive_as_they_are_computed_and_reserved(workers: Workers) -> No
     assert_nothing_is_left(exporter, importer)
 
 
-def test_blocks_that_the_sink_has_are_not_sent(workers: Workers) -> None:
-    source, sink = Blocks(20, seed=2), Blocks(20)
-    exporter, importer = workers.exporter(source.memory), workers.importer(sink.memory)
+def test_blocks_that_the_importer_has_are_not_sent(workers: Workers) -> None:
+    theirs, ours = Blocks(20, seed=2), Blocks(20)
+    exporter, importer = workers.exporter(theirs.memory), workers.importer(ours.memory)
     ticket = TestTicket(request_id(1), source=exporter.endpoint)
     offer_all(exporter, ticket, 1, list(range(20)))
     importer.fetch(ticket, 17, block_hashes(1, 20)[17:], [1, 2, 3])
     (end,) = ends_of(importer)
     assert end.num_blocks == 3
-    assert (sink.bytes[1:4] == source.bytes[17:20]).all()
-    assert not sink.bytes[4:].any()
+    assert (ours.bytes[1:4] == theirs.bytes[17:20]).all()
+    assert not ours.bytes[4:].any()
     assert exporter.stats.bytes_sent == 3 * BLOCK_NBYTES
 
 
-def test_a_sink_that_has_all_blocks_still_gets_the_first_token(workers: Workers) -> None:
+def test_an_importer_that_has_all_blocks_still_gets_the_first_token(workers: Workers) -> None:
     exporter, importer = workers.exporter(Blocks(20, seed=2).memory), workers.importer(Blocks(20).memory)
     ticket = TestTicket(request_id(1), source=exporter.endpoint)
     importer.fetch(ticket, 20, [])
@@ -185,8 +190,8 @@ def test_a_sink_that_has_all_blocks_still_gets_the_first_token(workers: Workers)
 
 def test_64_transfers_side_by_side_do_not_mix(workers: Workers) -> None:
     num, each = 64, 9
-    source, sink = Blocks(num * each, seed=3), Blocks(num * each)
-    exporter, importer = workers.exporter(source.memory), workers.importer(sink.memory)
+    theirs, ours = Blocks(num * each, seed=3), Blocks(num * each)
+    exporter, importer = workers.exporter(theirs.memory), workers.importer(ours.memory)
     order = np.random.default_rng(4).permutation(num * each).tolist()
     for number in range(num):
         ticket = TestTicket(request_id(number), epoch=number, secret=secrets.token_bytes(16), source=exporter.endpoint)
@@ -200,7 +205,7 @@ def test_64_transfers_side_by_side_do_not_mix(workers: Workers) -> None:
     for end in ends_of(importer, num):
         assert isinstance(end, Fetched), end
         assert end.meta == bytes([end.epoch])
-    assert (sink.bytes == source.bytes[order]).all()
+    assert (ours.bytes == theirs.bytes[order]).all()
     assert {released.reason for released in releases_of(exporter, num)} == {"fetched"}
     assert not exporter.stats.dropped
     # A fetch asked for again, since its answer was slow to come, may be answered twice.
@@ -238,9 +243,9 @@ def test_a_block_that_changes_while_it_is_sent_is_not_used(tcp_workers: Workers)
             stage = super().stage(block_ids)
             return TornStage(stage.views, self.block_nbytes) if 17 in block_ids else stage
 
-    source, sink = Blocks(20, seed=2), Blocks(20)
-    exporter = tcp_workers.exporter(TornMemory(source.bytes, 20))
-    importer = tcp_workers.importer(sink.memory)
+    theirs, ours = Blocks(20, seed=2), Blocks(20)
+    exporter = tcp_workers.exporter(TornMemory(theirs.bytes, 20))
+    importer = tcp_workers.importer(ours.memory)
     ticket = TestTicket(request_id(1), source=exporter.endpoint)
     importer.fetch(ticket, 0, block_hashes(1, 20), range(20))
     offer_all(exporter, ticket, 1, list(range(20)))
@@ -248,7 +253,7 @@ def test_a_block_that_changes_while_it_is_sent_is_not_used(tcp_workers: Workers)
     assert isinstance(end, FetchFailed)
     assert end.reason == "checksum"
     assert end.num_blocks <= 16
-    assert (sink.bytes[: end.num_blocks] == source.bytes[: end.num_blocks]).all()
+    assert (ours.bytes[: end.num_blocks] == theirs.bytes[: end.num_blocks]).all()
     assert importer.stats.integrity_failures == {"checksum": 1}
     assert releases_of(exporter)[0].reason == "cancelled"
     assert_nothing_is_left(exporter, importer)
@@ -272,8 +277,8 @@ def test_another_layout_never_pairs(workers: Workers) -> None:
 
 
 def test_a_withdrawn_ticket_ends_on_both_sides(workers: Workers) -> None:
-    source, sink = Blocks(20, seed=2), Blocks(20)
-    exporter, importer = workers.exporter(source.memory), workers.importer(sink.memory)
+    theirs, ours = Blocks(20, seed=2), Blocks(20)
+    exporter, importer = workers.exporter(theirs.memory), workers.importer(ours.memory)
     ticket = TestTicket(request_id(1), epoch=4, source=exporter.endpoint)
     importer.fetch(ticket, 0, block_hashes(1, 20), range(20))
     exporter.offer(ticket)
@@ -287,9 +292,9 @@ def test_a_withdrawn_ticket_ends_on_both_sides(workers: Workers) -> None:
     assert_nothing_is_left(exporter, importer)
 
 
-def test_a_cancelled_fetch_frees_the_source(workers: Workers) -> None:
-    source, sink = Blocks(20, seed=2), Blocks(20)
-    exporter, importer = workers.exporter(source.memory), workers.importer(sink.memory)
+def test_a_cancelled_fetch_frees_the_exporter(workers: Workers) -> None:
+    theirs, ours = Blocks(20, seed=2), Blocks(20)
+    exporter, importer = workers.exporter(theirs.memory), workers.importer(ours.memory)
     ticket = TestTicket(request_id(1), source=exporter.endpoint)
     importer.fetch(ticket, 0, block_hashes(1, 20), range(20))
     exporter.offer(ticket)
@@ -302,14 +307,14 @@ def test_a_cancelled_fetch_frees_the_source(workers: Workers) -> None:
     assert_nothing_is_left(exporter, importer)
 
 
-def test_a_sink_that_does_not_read_holds_up_nobody(workers: Workers) -> None:
+def test_an_importer_that_does_not_read_holds_up_nobody(workers: Workers) -> None:
     if workers.scheme == "shm":
-        pytest.skip("its messages carry no bytes: one turn of the sink may read them all")
+        pytest.skip("its messages carry no bytes: one turn of the importer may read them all")
     num, nbytes = 256, 256 << 10
     layout = wire.layout_fingerprint(nbytes)
-    source = Blocks(num, seed=5, block_nbytes=nbytes)
+    theirs = Blocks(num, seed=5, block_nbytes=nbytes)
     slow, quick = Blocks(num, block_nbytes=nbytes), Blocks(num, block_nbytes=nbytes)
-    exporter = workers.exporter(source.memory, layout=layout, config=HASTY)
+    exporter = workers.exporter(theirs.memory, layout=layout, config=HASTY)
     stuck = workers.importer(slow.memory, layout=layout, config=HASTY, running=False)
     importer = workers.importer(quick.memory, layout=layout)
     tickets = [TestTicket(request_id(n), layout=layout, source=exporter.endpoint) for n in range(2)]
@@ -319,17 +324,17 @@ def test_a_sink_that_does_not_read_holds_up_nobody(workers: Workers) -> None:
     wait_until(lambda: exporter.stats.bytes_sent > 0, lambda: stuck.service(stuck.sockets()))  # type: ignore[arg-type, return-value]
     importer.fetch(tickets[1], 0, block_hashes(1, num), range(num))
     assert isinstance(ends_of(importer)[0], Fetched)
-    assert exporter.stats.bytes_sent < 2 * num * nbytes, "the pipe of the stuck sink has no end"
+    assert exporter.stats.bytes_sent < 2 * num * nbytes, "the pipe of the stuck importer has no end"
     # Its blocks are queued for a process that lives and never reads: even they come back, with the connection.
     assert {released.reason for released in releases_of(exporter, 2)} == {"fetched", "expired"}
     stuck.close()
-    assert (quick.bytes == source.bytes).all()
+    assert (quick.bytes == theirs.bytes).all()
     assert_nothing_is_left(exporter, importer)
 
 
 def test_garbage_from_strangers_is_counted_and_harms_nobody(workers: Workers) -> None:
-    source, sink = Blocks(100, seed=2), Blocks(100)
-    exporter, importer = workers.exporter(source.memory), workers.importer(sink.memory)
+    theirs, ours = Blocks(100, seed=2), Blocks(100)
+    exporter, importer = workers.exporter(theirs.memory), workers.importer(ours.memory)
     ticket = TestTicket(request_id(1), source=exporter.endpoint)
     importer.fetch(ticket, 0, block_hashes(1, 100), range(50))
     exporter.offer(ticket)
@@ -361,18 +366,18 @@ def test_garbage_from_strangers_is_counted_and_harms_nobody(workers: Workers) ->
     exporter.publish(ticket.request_id, 0, range(50, 100), block_hashes(1, 100)[50:])
     exporter.finish(ticket.request_id, 0, b"meta")
     assert isinstance(ends_of(importer)[0], Fetched)
-    assert (sink.bytes == source.bytes).all()
+    assert (ours.bytes == theirs.bytes).all()
     assert {"garbage", "forged"} <= set(exporter.stats.dropped)
     assert releases_of(exporter)[0].reason == "fetched"
     assert_nothing_is_left(exporter, importer)
     context.term()
 
 
-def test_a_source_that_talks_garbage_fails_only_its_own_fetches(tcp_workers: Workers) -> None:
-    source, sink = Blocks(40, seed=2), Blocks(40)
-    # patient enough that all of the garbage is read before the source is taken for dead
-    config = replace(HASTY, silence_s=5.0)
-    exporter, importer = tcp_workers.exporter(source.memory), tcp_workers.importer(sink.memory, config=config)
+def test_an_exporter_that_talks_garbage_fails_only_its_own_fetches(tcp_workers: Workers) -> None:
+    theirs, ours = Blocks(40, seed=2), Blocks(40)
+    # patient enough that all of the garbage is read before the exporter is taken for dead
+    config = replace(CONFIG, silence_s=15.0)
+    exporter, importer = tcp_workers.exporter(theirs.memory), tcp_workers.importer(ours.memory, config=config)
     context = zmq.Context()
     fake = context.socket(zmq.ROUTER)
     fake.setsockopt(zmq.SNDHWM, 0)  # a ROUTER drops at its bound without a word
@@ -392,7 +397,7 @@ def test_a_source_that_talks_garbage_fails_only_its_own_fetches(tcp_workers: Wor
     assert isinstance(ends[request_id(1)], Fetched)
     assert ends[request_id(9)] == FetchFailed(request_id(9), 0, 0, "silent")
     assert importer.stats.dropped["garbage"] == 5000
-    assert (sink.bytes[20:] == source.bytes[:20]).all()
+    assert (ours.bytes[20:] == theirs.bytes[:20]).all()
     fake.close(linger=0)
     context.term()
     assert_nothing_is_left(importer)
@@ -408,15 +413,15 @@ from baton.kvtransfer.settings import TransferConfig
 from tests.kvtransfer.blocks import Blocks, TestTicket, block_hashes, request_id
 from tests.kvtransfer.test_transfer import HASTY, LAYOUT, transports
 
-role, scheme, endpoint = sys.argv[1:]
-if role == "source":
+part_name, scheme, endpoint = sys.argv[1:]
+if part_name == "exporter":
     memory = Blocks(20, seed=11).memory
-    part = Exporter(memory, LAYOUT, incarnation="source-1", config=HASTY, transports=transports(scheme, memory))
+    part = Exporter(memory, LAYOUT, incarnation="exporter-1", config=HASTY, transports=transports(scheme, memory))
     part.offer(TestTicket(request_id(1)))
     part.publish(request_id(1), 0, range(7), block_hashes(1, 7))
     endpoint = part.endpoint
 else:
-    part = Importer(Blocks(20).memory, LAYOUT, incarnation="sink-1", config=HASTY,
+    part = Importer(Blocks(20).memory, LAYOUT, incarnation="importer-1", config=HASTY,
                     transports=transports(scheme))
     part.fetch(TestTicket(request_id(1), source=endpoint), 0, block_hashes(1, 20), range(20))
 TransferThread(part).start()
@@ -427,12 +432,12 @@ sys.stdin.read()
 
 @pytest.fixture
 def child(workers: Workers) -> Iterator[Callable[..., tuple[subprocess.Popen[str], str]]]:
-    """Start another process that is the source, or the sink, of request 1."""
+    """Start another process that is the exporter, or the importer, of request 1."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(role: str, endpoint: str = "") -> tuple[subprocess.Popen[str], str]:
+    def start(part_name: str, endpoint: str = "") -> tuple[subprocess.Popen[str], str]:
         process = subprocess.Popen(
-            [sys.executable, "-c", CHILD, role, workers.scheme, endpoint],
+            [sys.executable, "-c", CHILD, part_name, workers.scheme, endpoint],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -447,22 +452,22 @@ def child(workers: Workers) -> Iterator[Callable[..., tuple[subprocess.Popen[str
         process.communicate()
 
 
-def test_a_source_killed_in_the_middle_leaves_what_is_good(workers: Workers, child: Any) -> None:
-    process, endpoint = child("source")
-    sink = Blocks(20)
-    importer = workers.importer(sink.memory, config=HASTY)
+def test_an_exporter_killed_in_the_middle_leaves_what_is_good(workers: Workers, child: Any) -> None:
+    process, endpoint = child("exporter")
+    ours = Blocks(20)
+    importer = workers.importer(ours.memory, config=HASTY)
     importer.fetch(TestTicket(request_id(1), source=endpoint), 0, block_hashes(1, 20), range(20))
     wait_until(lambda: importer.stats.bytes_received == 7 * BLOCK_NBYTES)
     process.send_signal(signal.SIGKILL)
     assert ends_of(importer)[0] == FetchFailed(request_id(1), 0, 7, "silent")
-    assert (sink.bytes[:7] == Blocks(20, seed=11).bytes[:7]).all()
+    assert (ours.bytes[:7] == Blocks(20, seed=11).bytes[:7]).all()
     assert_nothing_is_left(importer)
 
 
 @pytest.mark.parametrize("fatal", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
-def test_a_sink_gone_in_the_middle_strands_nothing(workers: Workers, child: Any, fatal: signal.Signals) -> None:
+def test_an_importer_gone_in_the_middle_strands_nothing(workers: Workers, child: Any, fatal: signal.Signals) -> None:
     exporter = workers.exporter(Blocks(20, seed=11).memory, config=HASTY)
-    process, _ = child("sink", exporter.endpoint)  # first: a process may take longer to start than a lease
+    process, _ = child("importer", exporter.endpoint)  # first: a process may take longer to start than a lease
     exporter.offer(TestTicket(request_id(1)))
     exporter.publish(request_id(1), 0, range(7), block_hashes(1, 7))
     wait_until(lambda: exporter.stats.bytes_sent == 7 * BLOCK_NBYTES)
@@ -473,7 +478,7 @@ def test_a_sink_gone_in_the_middle_strands_nothing(workers: Workers, child: Any,
     assert_nothing_is_left(exporter)
 
 
-def test_a_source_that_came_back_is_not_the_one_that_was_asked(tcp_workers: Workers) -> None:
+def test_an_exporter_that_came_back_is_not_the_one_that_was_asked(tcp_workers: Workers) -> None:
     blocks = Blocks(20, seed=2)
     first = tcp_workers.exporter(blocks.memory, config=HASTY)
     importer = tcp_workers.importer(Blocks(20).memory, config=HASTY)
@@ -485,7 +490,7 @@ def test_a_source_that_came_back_is_not_the_one_that_was_asked(tcp_workers: Work
     port = int(Endpoint.parse(first.endpoint).addresses["tcp"][0].rpartition(":")[2])
     config = replace(HASTY, num_sockets=1)
     tcp_workers.stop(first)
-    tcp_workers.exporter(blocks.memory, incarnation="source-2", config=config, transports=(TcpTransport(port=port),))
+    tcp_workers.exporter(blocks.memory, incarnation="exporter-2", config=config, transports=(TcpTransport(port=port),))
     end = ends_of(importer)[0]
     assert isinstance(end, FetchFailed)
     assert end.reason in ("restarted", "silent", "closed")
@@ -508,20 +513,20 @@ def test_closing_releases_every_ticket_once(workers: Workers) -> None:
 
 def test_only_holders_of_the_keys_connect(workers: Workers) -> None:
     keys, others = CurveKeys.generate(), CurveKeys.generate()
-    source, sink = Blocks(20, seed=2), Blocks(20)
-    exporter = workers.exporter(source.memory, keys=keys)
+    theirs, ours = Blocks(20, seed=2), Blocks(20)
+    exporter = workers.exporter(theirs.memory, keys=keys)
     wrong = CurveKeys(keys.public, others.secret)  # knows the public key, as anyone may
     own = CurveKeys(others.public, others.secret)
     for stranger_keys in (None, wrong, own):
         stranger = workers.importer(Blocks(20).memory, keys=stranger_keys, config=HASTY)
         stranger.fetch(TestTicket(request_id(1), source=exporter.endpoint), 0, block_hashes(1, 20), range(20))
         assert ends_of(stranger)[0] == FetchFailed(request_id(1), 0, 0, "silent")
-    importer = workers.importer(sink.memory, keys=keys)
+    importer = workers.importer(ours.memory, keys=keys)
     ticket = TestTicket(request_id(1), source=exporter.endpoint)
     importer.fetch(ticket, 0, block_hashes(1, 20), range(20))
     offer_all(exporter, ticket, 1, list(range(20)))
     assert isinstance(ends_of(importer)[0], Fetched)
-    assert (sink.bytes == source.bytes).all()
+    assert (ours.bytes == theirs.bytes).all()
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "*", "::"])
@@ -564,7 +569,7 @@ def test_a_pair_on_one_host_meets_over_shared_memory_and_others_over_what_reache
     assert not any(map(os.path.exists, folders))
 
 
-def test_a_sink_cannot_write_into_the_memory_that_it_maps() -> None:
+def test_an_importer_cannot_write_into_the_memory_that_it_maps() -> None:
     memory = Blocks(4, seed=3).memory
     transport = ShmTransport(memory.fd)
     exporter = Exporter(memory, LAYOUT, incarnation="x", transports=(transport,))
@@ -609,9 +614,9 @@ def test_memory_that_others_map_cannot_be_cut_short() -> None:
 
 
 @pytest.mark.parametrize("address", ["tcp://nonsense", "tcp://127.0.0.1:1;tcp://nonsense"])
-def test_a_source_with_an_address_that_is_none_fails_its_fetch_alone(tcp_workers: Workers, address: str) -> None:
-    source, sink = Blocks(4, seed=6), Blocks(4)
-    exporter, importer = tcp_workers.exporter(source.memory), tcp_workers.importer(sink.memory)
+def test_an_exporter_with_an_address_that_is_none_fails_its_fetch_alone(tcp_workers: Workers, address: str) -> None:
+    theirs, ours = Blocks(4, seed=6), Blocks(4)
+    exporter, importer = tcp_workers.exporter(theirs.memory), tcp_workers.importer(ours.memory)
     lost = TestTicket(request_id(1), source=f"host:{host_id()};{address}")
     importer.fetch(lost, 0, block_hashes(1, 2), range(2))
     end = ends_of(importer)[0]

@@ -15,8 +15,8 @@ from .blocks import SECRET, TestTicket
 
 ID = b"r" * 16
 MESSAGES: list[Any] = [
-    wire.Hello(1, "sink-1", "layout"),
-    wire.Welcome(1, "source-1", "layout"),
+    wire.Hello(1, "importer-1", "layout"),
+    wire.Welcome(1, "exporter-1", "layout"),
     wire.Fetch(ID, 3, "layout", 2, 4, b"h" * 32),
     wire.Credit(ID, 3, 9),
     wire.Done(ID, 3),
@@ -29,7 +29,7 @@ MESSAGES: list[Any] = [
 
 
 def decoder_of(message: Any) -> Any:
-    return wire.TO_SOURCE if isinstance(message, wire.ToSource) else wire.TO_SINK
+    return wire.TO_EXPORTER if isinstance(message, wire.ToExporter) else wire.TO_IMPORTER
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
@@ -43,7 +43,7 @@ def test_a_sealed_message_is_read_back_and_known_by_its_secret(message: Any) -> 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
 def test_no_message_is_taken_in_the_other_direction(message: Any) -> None:
-    other = wire.TO_SINK if decoder_of(message) is wire.TO_SOURCE else wire.TO_SOURCE
+    other = wire.TO_IMPORTER if decoder_of(message) is wire.TO_EXPORTER else wire.TO_EXPORTER
     with pytest.raises(wire.BadFrame):
         wire.parse(wire.seal(message, SECRET), other)
 
@@ -65,12 +65,12 @@ def test_no_flipped_bit_of_a_header_goes_unseen(message: Any, at: int, bit: int)
 @example(b"x" * 16 + b"\xc6\xff\xff\xff\xff", False)  # 4 GiB of bytes that are not there
 @example(b"x" * 16 + b"\x91" * 150, True)  # arrays in arrays
 @example(b"x" * 16 + b"\x93\x01\x01\xa3\xff\xfe\xfd\xa0", True)  # text that is no UTF-8
-def test_any_bytes_are_a_message_or_a_bad_frame(frame: bytes, to_source: bool) -> None:
+def test_any_bytes_are_a_message_or_a_bad_frame(frame: bytes, to_exporter: bool) -> None:
     try:
-        message, _ = wire.parse(frame, wire.TO_SOURCE if to_source else wire.TO_SINK)
+        message, _ = wire.parse(frame, wire.TO_EXPORTER if to_exporter else wire.TO_IMPORTER)
     except wire.BadFrame:
         return
-    assert isinstance(message, wire.ToSource | wire.ToSink)
+    assert isinstance(message, wire.ToExporter | wire.ToImporter)
 
 
 BODY = st.recursive(
@@ -86,10 +86,10 @@ BODY = st.recursive(
 
 
 @given(st.integers(0, 12), st.lists(BODY, max_size=7), st.booleans())
-def test_fields_out_of_range_are_refused(tag: int, fields: list[Any], to_source: bool) -> None:
+def test_fields_out_of_range_are_refused(tag: int, fields: list[Any], to_exporter: bool) -> None:
     frame = bytes(16) + msgspec.msgpack.encode([tag, *fields])
     try:
-        message, _ = wire.parse(frame, wire.TO_SOURCE if to_source else wire.TO_SINK)
+        message, _ = wire.parse(frame, wire.TO_EXPORTER if to_exporter else wire.TO_IMPORTER)
     except wire.BadFrame:
         return
     for name in ("from_block", "limit", "first_block", "num_blocks", "num_computed", "num_sent"):
@@ -126,7 +126,7 @@ def test_each_limit_is_checked(message: Any) -> None:
 
 def test_a_header_over_its_limit_is_not_even_decoded() -> None:
     with pytest.raises(wire.BadFrame, match="bytes"):
-        wire.parse(bytes(wire.MAX_HEADER_NBYTES + 1), wire.TO_SOURCE)
+        wire.parse(bytes(wire.MAX_HEADER_NBYTES + 1), wire.TO_EXPORTER)
 
 
 @given(st.lists(st.integers(0, 5), max_size=6), st.integers(1, 12))

@@ -32,7 +32,7 @@ def make_start(**changes: object) -> Start:
     fields = {
         "request_id": uuid.uuid4().hex,
         "epoch": 0,
-        "role": "decode",
+        "leg": "decode",
         "token_ids": [1, 2, 3],
         "choices": [ChoiceStart(0, [])],
         "params": SamplingParams(temperature=0.5, stop=("a",), logit_bias={3: 1.0}),
@@ -71,7 +71,7 @@ def test_every_sampling_parameter_survives_the_wire() -> None:
         {"choices": []},
         {"choices": [ChoiceStart(1)]},
         {"choices": [ChoiceStart(0), ChoiceStart(0)], "params": SamplingParams(n=2)},
-        {"role": "other"},
+        {"leg": "other"},
         {"ticket": Ticket(b"", 0, bytes(16), "l", "s", "i", 3)},
         {"ticket": Ticket(bytes(16), 1, bytes(16), "l", "s", "i", 3)},
         {"ticket": Ticket(bytes(16), 0, bytes(16), "l", "s", "i", 4)},

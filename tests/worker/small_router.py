@@ -108,7 +108,7 @@ class SmallRouter:
         self.links = [Link(endpoint, self.router_id, wants_blocks) for endpoint in endpoints]
         self.until(lambda: all(link.info for link in self.links), "all workers said welcome")
 
-    def until(self, probe: Callable[[], Any], what: str, timeout_s: float = 30.0) -> None:
+    def until(self, probe: Callable[[], Any], what: str, timeout_s: float = 120.0) -> None:
         """Pump until the probe is true."""
         deadline = time.monotonic() + timeout_s
         while not probe():
@@ -129,7 +129,7 @@ class SmallRouter:
         token_ids: list[int],
         params: SamplingParams,
         *,
-        role: Any = "decode",
+        leg: Any = "decode",
         request_id: str | None = None,
         epoch: int = 0,
         choices: dict[int, list[int]] | None = None,
@@ -143,7 +143,7 @@ class SmallRouter:
             Start(
                 request_id,
                 epoch,
-                role,
+                leg,
                 token_ids,
                 [ChoiceStart(index, emitted) for index, emitted in choices.items()],
                 params,
@@ -175,12 +175,12 @@ class SmallRouter:
         """Send both legs at once, as the router does."""
         request_id = request_id or uuid.uuid4().hex
         ticket = self.ticket(prefill, request_id, token_ids, epoch)
-        for link, role in ((decode, "decode"), (prefill, "prefill")):
+        for link, leg in ((decode, "decode"), (prefill, "prefill")):
             self.start(
                 link,
                 token_ids,
                 params,
-                role=role,
+                leg=leg,
                 request_id=request_id,
                 epoch=epoch,
                 ticket=ticket,

@@ -23,11 +23,11 @@ from baton.kvtransfer.wire import layout_fingerprint
 from baton.messages import Blocks, ChoiceStart, Load, ModelFacts, Outputs, Start, Ticket, WorkerInfo
 from baton.prefill.leg import PrefillLeg
 from baton.protocol import SamplingParams
+from baton.wakeup import Wakeup
 from baton.worker.loop import WorkerLoop
 from baton.worker.mailbox import Arrival, Peer
 from baton.worker.runs import Leg, Outbox, Runs
 from baton.worker.stats import Stats
-from baton.worker.wakeup import Wakeup
 
 
 class PaperMailbox:
@@ -107,7 +107,7 @@ class TableTop:
         prompt: list[int],
         params: SamplingParams,
         *,
-        role: Any = "decode",
+        leg: Any = "decode",
         request_id: str | None = None,
         ticket: Ticket | None = None,
         priority: int = 0,
@@ -115,7 +115,7 @@ class TableTop:
     ) -> str:
         request_id = request_id or uuid.uuid4().hex
         choices = [ChoiceStart(i) for i in range(params.n)]
-        start = Start(request_id, 0, role, prompt, choices, params, 0, priority=priority, ticket=ticket)
+        start = Start(request_id, 0, leg, prompt, choices, params, 0, priority=priority, ticket=ticket)
         self.mailbox.arrived.append((peer or self.peer, start))
         return request_id
 
@@ -151,7 +151,7 @@ class TableTop:
         self.thread.stop()
 
 
-def turn_until(tables: list[TableTop], probe: Callable[[], object], what: str, timeout_s: float = 20.0) -> None:
+def turn_until(tables: list[TableTop], probe: Callable[[], object], what: str, timeout_s: float = 120.0) -> None:
     """Turn the loops of workers until the probe is true."""
     deadline = time.monotonic() + timeout_s
     while not probe():

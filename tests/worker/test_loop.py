@@ -47,7 +47,7 @@ def start_pair(prefill: TableTop, decode: TableTop, prompt: list[int], params: S
     request_id = uuid.uuid4().hex
     ticket = prefill.ticket(request_id, prompt)
     decode.start(prompt, params, request_id=request_id, ticket=ticket)
-    prefill.start(prompt, params, role="prefill", request_id=request_id, ticket=ticket)
+    prefill.start(prompt, params, leg="prefill", request_id=request_id, ticket=ticket)
     return request_id
 
 
@@ -82,11 +82,11 @@ def test_published_blocks_outlive_the_sequence_that_computed_them(make_table: Ma
     prefill = make_table(40)
     prompt, request_id = prompt_of(30, 80), uuid.uuid4().hex
     ticket = prefill.ticket(request_id, prompt)
-    prefill.start(prompt, GREEDY, role="prefill", request_id=request_id, ticket=ticket)
+    prefill.start(prompt, GREEDY, leg="prefill", request_id=request_id, ticket=ticket)
     turn_until([prefill], lambda: prefill.ids(request_id), "the first token comes")
     assert prefill.num_held == 5  # the last, partial block is free already
     prefill.loop.turn()
-    assert prefill.stats.stranded_bytes == 0  # it waits for its fetch
+    assert prefill.stats.kv_stranded_bytes == 0  # it waits for its fetch
     prefill.mailbox.arrived.append((prefill.peer, Cancel(request_id, 0)))
     turn_until([prefill], lambda: is_quiet(prefill), "the blocks are back")
 

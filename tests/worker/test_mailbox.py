@@ -13,14 +13,15 @@ import zmq
 from tests.processes import eventually
 from tests.worker.small_router import Link
 
+from baton.curve import CurveKeys
 from baton.errors import ConfigError
 from baton.messages import Cancel, Load, ModelFacts, Outputs, Token, ToRouter, Welcome, WorkerInfo, encode
 from baton.router.config import RouterConfig
 from baton.router.workers import WorkerClient
+from baton.wakeup import Wakeup
 from baton.worker import mailbox as module
 from baton.worker.mailbox import Mailbox, Peer, PeerLost
 from baton.worker.settings import WorkerConfig
-from baton.worker.wakeup import Wakeup
 
 INFO = WorkerInfo(
     worker_id="w",
@@ -38,7 +39,7 @@ Open = Callable[..., tuple[Mailbox, str]]
 def open_mailbox() -> Iterator[Open]:
     opened: list[Mailbox] = []
 
-    def make(**keys: bytes) -> tuple[Mailbox, str]:
+    def make(**keys: Any) -> tuple[Mailbox, str]:
         mailbox = Mailbox(Wakeup())
         opened.append(mailbox)
         endpoint = mailbox.bind("tcp://127.0.0.1:*", **keys)
@@ -52,7 +53,7 @@ def open_mailbox() -> Iterator[Open]:
 
 
 def take(mailbox: Mailbox, kind: type) -> Any:
-    """Give the first arrival of a kind."""
+    """Wait for the first arrival of a kind."""
     found: list[Any] = []
 
     def look() -> bool:
@@ -170,7 +171,7 @@ def test_a_router_that_does_not_read_is_bounded_and_lost(open_mailbox: Open, mon
 
 def test_only_who_has_the_keys_is_heard(open_mailbox: Open) -> None:
     public, secret = zmq.curve_keypair()
-    mailbox, endpoint = open_mailbox(public_key=public, secret_key=secret)
+    mailbox, endpoint = open_mailbox(keys=CurveKeys(public, secret))
     context = zmq.Context.instance()
     strangers_public, strangers_secret = zmq.curve_keypair()
     sockets = []

@@ -147,7 +147,7 @@ def test_a_cancel_of_the_first_choice_while_its_kv_is_awaited(cluster: Cluster, 
     ticket = router.ticket(prefill, request_id, prompt)
     router.start(decode, prompt, params, request_id=request_id, ticket=ticket)
     decode.send(Cancel(request_id, 0, 0))
-    router.start(prefill, prompt, params, role="prefill", request_id=request_id, ticket=ticket)
+    router.start(prefill, prompt, params, leg="prefill", request_id=request_id, ticket=ticket)
     router.until(lambda: decode.answer(request_id).is_finished(1), "the other choice ends")
     assert not decode.answer(request_id).tokens.get(0)
     assert decode.answer(request_id).ids(1) == cluster.offline([prompt], params)[0][1].ids
@@ -174,7 +174,7 @@ def test_a_prompt_that_nobody_fetches_is_freed_when_its_lease_ends(router: Small
     prefill, _ = router.links
     prompt, request_id = prompt_of(40_800, 80), uuid.uuid4().hex
     ticket = router.ticket(prefill, request_id, prompt)
-    router.start(prefill, prompt, GREEDY, role="prefill", request_id=request_id, ticket=ticket)
+    router.start(prefill, prompt, GREEDY, leg="prefill", request_id=request_id, ticket=ticket)
     router.until(lambda: prefill.answer(request_id).tokens, "the first token comes")
 
 
@@ -193,7 +193,7 @@ def test_a_fetch_that_fails_costs_time_and_no_token(cluster: Cluster, router: Sm
         }[fault],
     )
     router.start(decode, prompt, GREEDY, request_id=request_id, ticket=bad)
-    router.start(prefill, prompt, GREEDY, role="prefill", request_id=request_id, ticket=good)
+    router.start(prefill, prompt, GREEDY, leg="prefill", request_id=request_id, ticket=good)
     router.until(lambda: decode.answer(request_id).is_finished(), "the answer is whole")
     assert decode.answer(request_id).ids() == wanted(cluster, prompt)
     assert decode.answer(request_id).tokens[0][0].position == 90  # it computed the first token too
@@ -205,7 +205,7 @@ def test_a_ticket_of_another_worker_is_refused_as_retryable(router: SmallRouter)
     prompt, request_id = prompt_of(41_000, 30), uuid.uuid4().hex
     ticket: Ticket = router.ticket(prefill, request_id, prompt)
     ticket = msgspec.structs.replace(ticket, source_incarnation="another")
-    router.start(prefill, prompt, GREEDY, role="prefill", request_id=request_id, ticket=ticket)
+    router.start(prefill, prompt, GREEDY, leg="prefill", request_id=request_id, ticket=ticket)
     router.until(lambda: prefill.answer(request_id).ended, "it is refused")
     assert prefill.answer(request_id).ended[0].error.retryable
 
@@ -214,8 +214,8 @@ def test_a_ticket_of_another_worker_is_refused_as_retryable(router: SmallRouter)
     ("token_ids", "kind"), [([10**9], "invalid_request"), (list(range(5, 205)) * 6, "context_too_long")]
 )
 def test_a_prompt_that_cannot_run_is_refused_for_good(router: SmallRouter, token_ids: list[int], kind: str) -> None:
-    for link, role in zip(router.links, ("prefill", "decode"), strict=True):
-        request_id = router.start(link, token_ids, GREEDY, role=role)
+    for link, leg in zip(router.links, ("prefill", "decode"), strict=True):
+        request_id = router.start(link, token_ids, GREEDY, leg=leg)
         router.until(lambda link=link, r=request_id: link.answer(r).ended, "it is refused")  # type: ignore[misc]
         error = link.answer(request_id).ended[0].error
         assert (error.kind, error.retryable) == (kind, False)
@@ -223,7 +223,7 @@ def test_a_prompt_that_cannot_run_is_refused_for_good(router: SmallRouter, token
 
 def test_a_leg_that_a_worker_lacks_is_refused_as_retryable(router: SmallRouter) -> None:
     prefill, _ = router.links
-    request_id = router.start(prefill, [5, 6], GREEDY, role="decode")
+    request_id = router.start(prefill, [5, 6], GREEDY, leg="decode")
     router.until(lambda: prefill.answer(request_id).ended, "it is refused")
     assert prefill.answer(request_id).ended[0].error.retryable
 
@@ -264,8 +264,8 @@ def test_one_message_a_step_carries_the_tokens_of_all_requests(router: SmallRout
 def test_the_block_log_on_the_socket_says_what_is_cached(cluster: Cluster, router: SmallRouter) -> None:
     for link, name in zip(router.links, ("p0", "d0"), strict=True):
         prompt = prompt_of(41_400, 64)
-        role = "prefill" if name == "p0" else "decode"
-        request_id = router.start(link, prompt, SamplingParams(temperature=0, max_tokens=1), role=role)
+        leg = "prefill" if name == "p0" else "decode"
+        request_id = router.start(link, prompt, SamplingParams(temperature=0, max_tokens=1), leg=leg)
         router.until(lambda link=link, r=request_id: link.answer(r).tokens, "it is computed")  # type: ignore[misc]
         cluster.assert_quiet()
 
@@ -277,11 +277,13 @@ def test_the_block_log_on_the_socket_says_what_is_cached(cluster: Cluster, route
 
 
 def _hashes_told(link: Link) -> set[bytes]:
-    """Apply a block log from its snapshot on; entries are numbered without gaps."""
-    snapshot = link.blocks[0]
-    assert snapshot.is_snapshot
-    hashes, sequence = set(snapshot.stored), snapshot.sequence
-    for entry in link.blocks[1:]:
+    """Apply a block log from its newest snapshot on; from there entries are numbered without gaps.
+
+    A worker that has not heard of a router for long forgets it, and begins anew, with a snapshot, when it comes back.
+    """
+    newest = max(at for at, entry in enumerate(link.blocks) if entry.is_snapshot)
+    hashes, sequence = set(link.blocks[newest].stored), link.blocks[newest].sequence
+    for entry in link.blocks[newest + 1 :]:
         assert entry.sequence == sequence + 1
         sequence = entry.sequence
         hashes = (hashes - set(entry.evicted)) | set(entry.stored)

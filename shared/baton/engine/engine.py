@@ -24,10 +24,11 @@ from baton.engine.kv_cache import KVLayout
 from baton.engine.memory import MemoryPlan, largest_steps_tried, plan_memory, with_kv_of
 from baton.engine.model_runner import LaunchedStep, ModelRunner
 from baton.engine.prefix_cache import PrefixCache
-from baton.engine.sampler import SAMPLING_NBYTES, TokenLogprobs, seed_of
+from baton.engine.sampler import SAMPLING_NBYTES, seed_of
 from baton.engine.scheduler import Scheduler, SchedulerConfig
 from baton.engine.sequence import Sequence
 from baton.errors import refuse
+from baton.messages import TokenLogprobs
 from baton.models.causal_lm import CausalLM
 from baton.models.config import read_spec
 from baton.models.hub import locate

@@ -17,11 +17,12 @@ from baton.engine.batch import BatchBuilder, HostBatch
 from baton.engine.cuda_graphs import StepGraphs
 from baton.engine.kv_cache import KVLayout
 from baton.engine.padded_step import StepShapes
-from baton.engine.sampler import Sampler, TokenLogprobs
+from baton.engine.sampler import Sampler
 from baton.engine.scheduler import StepPlan
 from baton.engine.sequence import Sequence
 from baton.engine.upload import Download, upload
 from baton.kernels.sample import logprobs
+from baton.messages import TokenLogprobs
 from baton.models.causal_lm import CausalLM
 
 SCORED_AT_ONCE = 256

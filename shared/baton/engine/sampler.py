@@ -33,15 +33,6 @@ top-k and top-p search, and the counts of tokens take 4 each; which tokens are a
 
 
 @dataclass(slots=True)
-class TokenLogprobs:
-    """Log-probabilities at one position: the token itself first, then the likeliest ones in order."""
-
-    token_ids: list[int]
-    logprobs: list[float]
-    ranks: list[int]
-
-
-@dataclass(slots=True)
 class RowParams:
     """One sequence's part of a sampling batch: what does not change from step to step."""
 

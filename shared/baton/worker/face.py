@@ -18,9 +18,8 @@ import signal
 import socket
 import sys
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 
 import msgspec
 import uvicorn
@@ -32,10 +31,11 @@ from baton.errors import BatonError, ConfigError
 from baton.keeper import keep
 from baton.listener import bind_tcp
 from baton.logs import get_logger
-from baton.messages import Blocks, Leg, WorkerInfo
-from baton.metrics import CONTENT_TYPE, LabelledCounter, WorkerMetrics
-from baton.registry import RENEW_S, Registry, RegistryDown
-from baton.worker.link import HEADER, MAX_NBYTES, frame, to_face
+from baton.messages import Leg, Load, WorkerInfo
+from baton.metrics import CONTENT_TYPE, WorkerMetrics
+from baton.registry import Registry
+from baton.worker.announcer import Announcer
+from baton.worker.link import MAX_NBYTES, frame, read_frame, to_face
 from baton.worker.settings import WorkerConfig
 from baton.worker.stats import Assignment, Drain, Failed, Logged, Ready, Stats
 
@@ -43,45 +43,24 @@ HUNG_S = 10.0
 """A loop that has not reported for so long is taken as hung; one step of a long prompt on a CPU takes seconds."""
 STALLED_S = 10.0
 """Work is queued and no step was made for so long: not ready."""
-SNAPSHOT_S = 30.0
 DRAIN_MARGIN_S = 15.0
 """Beyond the worker's own drain time, for leases to run out, before the engine process is killed."""
-MAX_LOGGED = 20_000
+
+COUNTERS = (
+    "prefix_cache_queries",
+    "prefix_cache_hits",
+    "prompt_tokens",
+    "generation_tokens",
+    "num_preemptions",
+    "kv_transfer_bytes",
+    "kv_transfer_sent_bytes",
+    "kv_integrity_failures",
+    "stale_messages",
+)
+LABELLED_COUNTERS = ("prompt_tokens_by_source", "kv_fetches", "kv_releases")
+"""Both: fields of `Stats` and series of `WorkerMetrics`."""
 
 log = get_logger("face")
-
-
-@dataclass(slots=True)
-class _Mirror:
-    """The engine's block log as it stands, so that a wiped Redis can be told the whole."""
-
-    hashes: set[bytes] = field(default_factory=set)
-    last: Blocks | None = None
-    queue: deque[Blocks] = field(default_factory=deque)
-    needs_snapshot: bool = False
-    snapshot_at: float = 0.0
-    snapshot_sequence: int = 0
-
-    def add(self, entry: Blocks) -> None:
-        if self.last is None or entry.incarnation != self.last.incarnation:
-            self.hashes.clear()
-            self.queue.clear()
-            self.needs_snapshot = False
-            self.snapshot_sequence = 0
-        elif entry.sequence != self.last.sequence + 1:
-            self.needs_snapshot = True
-        self.hashes.difference_update(entry.evicted)
-        self.hashes.update(entry.stored)
-        self.last = entry
-        self.queue.append(entry)
-        if len(self.queue) > MAX_LOGGED:
-            self.queue.popleft()
-            self.needs_snapshot = True
-
-    def snapshot(self) -> Blocks | None:
-        if self.last is None:
-            return None
-        return Blocks(self.last.worker_id, self.last.incarnation, self.last.sequence, list(self.hashes), [], True)
 
 
 class Face:
@@ -105,7 +84,6 @@ class Face:
         self._legs = list(legs)
         self._model_name = model_name
         self._command = list(command)
-        self._registry = registry
         self._metrics = WorkerMetrics(model_name)
         self._process: asyncio.subprocess.Process | None = None
         self._link: asyncio.StreamWriter | None = None
@@ -115,8 +93,7 @@ class Face:
         self._heard_at = 0.0
         self._moved_at = 0.0
         self._draining = asyncio.Event()
-        self._log_changed = asyncio.Event()
-        self._mirror = _Mirror()
+        self._announcer = None if registry is None else Announcer(registry, self._serving, self._draining)
         self._exit_status = 0
         self._failure: str | None = None
         self.app = self._make_app()
@@ -150,7 +127,7 @@ class Face:
         return app
 
     def why_unhealthy(self) -> str | None:
-        """Say what is wrong with the engine process; None: its loop turns."""
+        """What is wrong with the engine process; None: its loop turns."""
         if self.info is None:
             return "starting"
         if time.monotonic() - self._heard_at > HUNG_S:
@@ -158,7 +135,7 @@ class Face:
         return None
 
     def why_not_ready(self) -> str | None:
-        """Say why a new request would not be served; None: it would."""
+        """Why a new request would not be served; None: it would."""
         if self._draining.is_set() or self._stats.load.draining:
             return "draining"
         load = self._stats.load
@@ -180,8 +157,8 @@ class Face:
             ("total", stats.load.kv_total_blocks),
         ):
             metrics.kv_blocks.labels(state).set(count)
-        metrics.kv_leases_held.set(stats.leases_held)
-        metrics.kv_stranded_bytes.set(stats.stranded_bytes)
+        metrics.kv_leases_held.set(stats.kv_leases_held)
+        metrics.kv_stranded_bytes.set(stats.kv_stranded_bytes)
 
     def _take_stats(self, stats: Stats) -> None:
         """Take a report in; counters move by what it has more than the one before."""
@@ -189,18 +166,12 @@ class Face:
         if stats.load.num_steps != before.load.num_steps or not stats.load.num_running + stats.load.num_waiting:
             self._moved_at = time.monotonic()
         self._heard_at = time.monotonic()
-        metrics.prefix_cache_queries.value += stats.prefix_queries - before.prefix_queries
-        metrics.prefix_cache_hits.value += stats.prefix_hits - before.prefix_hits
-        metrics.prompt_tokens.value += stats.prompt_tokens - before.prompt_tokens
-        _count(metrics.prompt_tokens_by_source, _sources(stats), _sources(before))
-        metrics.generation_tokens.value += stats.generation_tokens - before.generation_tokens
-        metrics.num_preemptions.inc(stats.num_preemptions - before.num_preemptions)
-        metrics.kv_transfer_bytes.inc(stats.kv_bytes_received - before.kv_bytes_received)
-        metrics.kv_transfer_sent_bytes.inc(stats.kv_bytes_sent - before.kv_bytes_sent)
-        _count(metrics.kv_fetches, stats.kv_fetches, before.kv_fetches)
-        _count(metrics.kv_releases, stats.kv_releases, before.kv_releases)
-        metrics.kv_integrity_failures.inc(stats.kv_integrity_failures - before.kv_integrity_failures)
-        metrics.stale_messages.inc(stats.stale_messages - before.stale_messages)
+        for name in COUNTERS:
+            getattr(metrics, name).inc(getattr(stats, name) - getattr(before, name))
+        for name in LABELLED_COUNTERS:
+            counts, old = getattr(stats, name), getattr(before, name)
+            for label, count in counts.items():
+                getattr(metrics, name).inc(label, by=count - old.get(label, 0))
         for seconds, exposed_s in stats.transfers:
             metrics.kv_transfer_seconds.observe(seconds)
             metrics.kv_transfer_exposed_seconds.observe(exposed_s)
@@ -213,7 +184,7 @@ class Face:
     # -- life ---------------------------------------------------------------------------------------------
 
     async def serve(self) -> int:
-        """Serve until drained; give the exit status.
+        """Serve until drained; return the exit status.
 
         Raises:
             ConfigError: the address is taken, or the engine cannot start as configured.
@@ -228,17 +199,17 @@ class Face:
             loop.add_signal_handler(number, self._draining.set)
         server = _Server(uvicorn.Config(self.app, log_config=None, access_log=False, lifespan="off"))
         serving = asyncio.create_task(server.serve([listener]))
-        chores = [asyncio.create_task(chore()) for chore in (self._announce, self._write_log)]
+        announcing = None if self._announcer is None else asyncio.create_task(self._announcer.run())
         try:
             await self._keep_engine()
         finally:
             await self._withdraw()
-            for chore in chores:
-                chore.cancel()
             server.should_exit = True
-            await asyncio.gather(serving, *chores, return_exceptions=True)
-            if self._registry is not None:
-                await self._registry.close()
+            await asyncio.gather(serving, return_exceptions=True)
+            if self._announcer is not None and announcing is not None:
+                announcing.cancel()
+                await asyncio.gather(announcing, return_exceptions=True)
+                await self._announcer.close()
             for number in (signal.SIGTERM, signal.SIGINT):  # one more must not make a clean end a killed one
                 loop.remove_signal_handler(number)
                 signal.signal(number, signal.SIG_IGN)
@@ -262,14 +233,14 @@ class Face:
             self._exit_status = 0 if status == 0 else 1
 
     async def _run_engine(self) -> int:
-        """Start one engine process and hear it to its end; give its status."""
+        """Start one engine process and hear it to its end; return its status."""
         ours, theirs = socket.socketpair()
         self._process = await asyncio.create_subprocess_exec(
             *self._command, str(theirs.fileno()), pass_fds=(theirs.fileno(),), start_new_session=True
         )
         theirs.close()
         reader, self._link = await asyncio.open_unix_connection(sock=ours, limit=MAX_NBYTES)
-        self._link.write(self._assignment())
+        self._link.write(frame(self._assignment()))
         hearing = asyncio.create_task(self._hear(reader))
         draining = asyncio.create_task(self._drain_engine(self._process))
         try:
@@ -286,8 +257,8 @@ class Face:
             self._stats = Stats()  # the next engine process counts from zero
         return status
 
-    def _assignment(self) -> bytes:
-        assignment = Assignment(
+    def _assignment(self) -> Assignment:
+        return Assignment(
             worker_id=self._worker_id,
             legs=self._legs,
             model_name=self._model_name,
@@ -295,15 +266,12 @@ class Face:
             engine=asdict(self._engine),
             worker=asdict(self._worker),
         )
-        body = msgspec.msgpack.encode(assignment)
-        return HEADER.pack(len(body)) + body
 
     async def _hear(self, reader: asyncio.StreamReader) -> None:
         """Take what the engine process says, to its end."""
         while True:
             try:
-                (nbytes,) = HEADER.unpack(await reader.readexactly(HEADER.size))
-                message = to_face.decode(await reader.readexactly(nbytes))
+                message = to_face.decode(await read_frame(reader))
             except (asyncio.IncompleteReadError, ConnectionError):
                 return
             match message:
@@ -312,10 +280,9 @@ class Face:
                 case Ready():
                     self.info = message.info
                     self._heard_at = self._moved_at = time.monotonic()
-                    self._log_changed.set()
                 case Logged():
-                    self._mirror.add(message.entry)
-                    self._log_changed.set()
+                    if self._announcer is not None:
+                        self._announcer.add(message.entry)
                 case Failed():
                     self._failure = message.message
 
@@ -332,84 +299,12 @@ class Face:
         log.error("drain_too_long", worker_id=self._worker_id)
         process.kill()
 
-    # -- Redis --------------------------------------------------------------------------------------------
-
-    async def _announce(self) -> None:
-        """Renew the lease each second while the engine serves."""
-        if self._registry is None:
-            return
-        is_up = True
-        while not self._draining.is_set():
-            if self.info is not None and self.why_unhealthy() is None:
-                try:
-                    await self._registry.announce(self.info, self._stats.load)
-                    if not is_up:
-                        log.info("registry_back")
-                        self._mirror.needs_snapshot = True
-                        self._log_changed.set()
-                    is_up = True
-                except RegistryDown as error:
-                    if is_up:
-                        log.warning("registry_down", reason=str(error))
-                    is_up = False
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._draining.wait(), RENEW_S if self.info is not None else 0.1)
+    def _serving(self) -> tuple[WorkerInfo, Load] | None:
+        return None if self.info is None or self.why_unhealthy() is not None else (self.info, self._stats.load)
 
     async def _withdraw(self) -> None:
-        info = self.info
-        if self._registry is not None and info is not None:
-            with contextlib.suppress(RegistryDown):
-                await self._registry.withdraw(info)
-
-    async def _write_log(self) -> None:
-        """Bring the block log to Redis, in order; after a loss, a snapshot first."""
-        if self._registry is None:
-            return
-        mirror = self._mirror
-        while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._log_changed.wait(), SNAPSHOT_S)
-            self._log_changed.clear()
-            try:
-                while mirror.queue:
-                    entry = mirror.queue[0]
-                    await self._registry.append_blocks(entry)
-                    if mirror.queue and mirror.queue[0] is entry:
-                        mirror.queue.popleft()
-                await self._write_snapshot()
-            except RegistryDown:
-                # What could not be appended is in the next snapshot.
-                mirror.queue.clear()
-                mirror.needs_snapshot = True
-
-    async def _write_snapshot(self) -> None:
-        mirror, now = self._mirror, time.monotonic()
-        snapshot = mirror.snapshot()
-        assert self._registry is not None
-        if snapshot is None or self._draining.is_set():
-            return
-        is_due = now - mirror.snapshot_at > SNAPSHOT_S and snapshot.sequence > mirror.snapshot_sequence
-        if is_due or mirror.needs_snapshot:
-            mirror.needs_snapshot = False
-            mirror.snapshot_at, mirror.snapshot_sequence = now, snapshot.sequence
-            await self._registry.write_snapshot(snapshot)
-
-
-def _sources(stats: Stats) -> dict[str, int]:
-    """Split prompt tokens by where their KV came from."""
-    cached, fetched = stats.prompt_tokens_cached, stats.prompt_tokens_fetched
-    return {
-        "local_compute": stats.prompt_tokens - cached - fetched,
-        "local_cache_hit": cached,
-        "external_kv_transfer": fetched,
-    }
-
-
-def _count(counter: LabelledCounter, now: Mapping[str, int], before: Mapping[str, int]) -> None:
-    """Move a counter on by what each of its labels has more than before."""
-    for label, total in now.items():
-        if total != before.get(label, 0):
-            counter.inc(label, by=total - before.get(label, 0))
+        if self._announcer is not None and self.info is not None:
+            await self._announcer.withdraw(self.info)
 
 
 class _Server(uvicorn.Server):
@@ -421,7 +316,7 @@ class _Server(uvicorn.Server):
 
 
 def run_face(face: Face) -> int:
-    """Serve until drained; give the exit status."""
+    """Serve until drained; return the exit status."""
     try:
         return asyncio.run(face.serve())
     except BatonError as error:

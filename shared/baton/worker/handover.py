@@ -15,7 +15,7 @@ class FirstToken(msgspec.Struct, array_like=True, frozen=True):
     """The token ended its choice."""
 
     def encode(self) -> bytes:
-        """Give the bytes that travel."""
+        """Encode for the way."""
         return msgspec.msgpack.encode(self)
 
     @staticmethod

@@ -6,6 +6,7 @@ gone, so is the reason to run: its end of the pipe closes, and the process ends.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import select
@@ -17,10 +18,10 @@ from collections.abc import Callable
 
 import msgspec
 
-from baton.worker.stats import Drain, Logged, Stats, ToFace
-from baton.worker.wakeup import Wakeup
+from baton.wakeup import Wakeup
+from baton.worker.stats import Assignment, Drain, Logged, Stats, ToFace
 
-HEADER = struct.Struct("<I")
+_LENGTH = struct.Struct("<I")
 MAX_NBYTES = 64 * 2**20
 MAX_LOGGED = 10_000
 """Entries of the block log that wait; what is lost beyond shows as a gap, which a snapshot heals."""
@@ -29,10 +30,36 @@ to_face: msgspec.msgpack.Decoder[ToFace] = msgspec.msgpack.Decoder(ToFace)
 _drain: msgspec.msgpack.Decoder[Drain] = msgspec.msgpack.Decoder(Drain)
 
 
-def frame(message: ToFace | Drain) -> bytes:
-    """Give a message with its length before it."""
+def frame(message: ToFace | Assignment | Drain) -> bytes:
+    """Encode a message, with its length before it."""
     body = msgspec.msgpack.encode(message)
-    return HEADER.pack(len(body)) + body
+    return _LENGTH.pack(len(body)) + body
+
+
+async def read_frame(reader: asyncio.StreamReader) -> bytes:
+    """Read a message's bytes.
+
+    Raises:
+        IncompleteReadError, ConnectionError: the other end is gone.
+    """
+    (nbytes,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+    return await reader.readexactly(nbytes)
+
+
+def receive_frame(link: socket.socket) -> bytes | None:
+    """Wait for a message's bytes; None: the other end is gone."""
+    length = _receive_exactly(link, _LENGTH.size)
+    return None if length is None else _receive_exactly(link, *_LENGTH.unpack(length))
+
+
+def _receive_exactly(link: socket.socket, nbytes: int) -> bytes | None:
+    received = bytearray()
+    while len(received) < nbytes:
+        piece = link.recv(nbytes - len(received))
+        if not piece:
+            return None
+        received += piece
+    return bytes(received)
 
 
 class FaceLink:
@@ -70,7 +97,6 @@ class FaceLink:
         poll = select.poll()
         poll.register(self._wakeup.fileno(), select.POLLIN)
         poll.register(self._socket, select.POLLIN)
-        received = bytearray()
         while True:
             is_closing = self._is_closing
             try:
@@ -79,7 +105,7 @@ class FaceLink:
                     return
                 ready = {fd for fd, _ in poll.poll(1_000)}
                 self._wakeup.clear()
-                if self._socket.fileno() in ready and not self._receive(received):
+                if self._socket.fileno() in ready and not self._receive():
                     break
             except OSError:
                 break
@@ -93,21 +119,14 @@ class FaceLink:
         if stats is not None:
             self._socket.sendall(frame(stats))
 
-    def _receive(self, received: bytearray) -> bool:
+    def _receive(self) -> bool:
         """Read what the face says; False: it is gone."""
-        piece = self._socket.recv(4096)
-        if not piece:
+        body = receive_frame(self._socket)
+        if body is None:
             return False
-        received += piece
-        while len(received) >= HEADER.size:
-            (nbytes,) = HEADER.unpack_from(received)
-            if len(received) < HEADER.size + nbytes:
-                break
-            body = bytes(received[HEADER.size : HEADER.size + nbytes])
-            del received[: HEADER.size + nbytes]
-            with contextlib.suppress(msgspec.MsgspecError):
-                _drain.decode(body)
-                self._on_drain()
+        with contextlib.suppress(msgspec.MsgspecError):
+            _drain.decode(body)
+            self._on_drain()
         return True
 
 

@@ -1,4 +1,4 @@
-"""The worker's loop: receive, plan, step, collect, over its legs. It knows no role and waits for nobody.
+"""The worker's loop: receive, plan, step, collect, over its legs. It tells no leg from another and waits for nobody.
 
     receive     messages from routers, from the mailbox's queue; deadlines; events of KV transfers, through the legs
     plan, step  the engine's
@@ -19,10 +19,11 @@ from baton.logs import get_logger
 from baton.messages import Cancel, LegError, Start, WorkerInfo
 from baton.protocol import check_prompt
 from baton.registry import BlockLog
+from baton.wakeup import Wakeup
+from baton.worker.load_meter import LoadMeter
 from baton.worker.mailbox import Mailbox, Peer, PeerLost, WantsBlocks
 from baton.worker.runs import ClosedEpochs, Leg, Outbox, Run, Runs, leg_error
-from baton.worker.stats import LoadMeter, Logged, Stats, ToFace
-from baton.worker.wakeup import Wakeup
+from baton.worker.stats import Logged, Stats, ToFace
 
 MAX_FAILED_STEPS = 3
 """In a row; then the device is taken as broken and the process ends, to be started anew."""
@@ -104,7 +105,7 @@ class WorkerLoop:
                 self._wakeup.wait(self._idle_s())
 
     def turn(self) -> bool:
-        """Go round once, without waiting; give whether there was nothing to do.
+        """Go round once, without waiting; return whether there was nothing to do.
 
         Raises:
             EngineBroken: steps fail again and again.
@@ -135,10 +136,10 @@ class WorkerLoop:
     def _start(self, peer: Peer, start: Start) -> None:
         """Open a run, or say why not."""
         siblings = self._runs.of_request(start.request_id)
-        is_known = any(run.start.epoch == start.epoch and run.start.role == start.role for run in siblings)
+        is_known = any(run.start.epoch == start.epoch and run.start.leg == start.leg for run in siblings)
         is_old = any(run.start.epoch > start.epoch for run in siblings)
         is_over = self._closed.is_closed(start.request_id, start.epoch) or self._ended.is_closed(
-            f"{start.request_id}/{start.role}", start.epoch
+            f"{start.request_id}/{start.leg}", start.epoch
         )
         if is_known or is_old or is_over:
             self._num_stale += 1
@@ -146,31 +147,34 @@ class WorkerLoop:
         for run in siblings:
             if run.start.epoch < start.epoch:
                 self._stop(run)
+        error: LegError | None
         if self._drain_asked:
-            self._outbox.refuse(start, peer, LegError("draining", "this worker is ending", True))
-            return
-        run = Run.of(start, peer)
+            error = LegError("draining", "this worker is ending", True)
+        elif start.deadline is not None and start.deadline <= time.time():
+            error = _deadline()
+        elif start.leg not in self._legs:
+            error = LegError("internal", f"this worker has no {start.leg} leg", True)
+        else:
+            error = self._begin(Run.of(start, peer))
+        if error is not None:
+            self._outbox.refuse(start, peer, error)
+
+    def _begin(self, run: Run) -> LegError | None:
+        start, model = run.start, self._info.model
         try:
-            if start.deadline is not None and start.deadline <= time.time():
-                raise _DeadlineError
-            leg = self._legs.get(start.role)
-            if leg is None:
-                raise _NoLegError(f"this worker has no {start.role} leg")
-            check_prompt(start.token_ids, self._info.model.vocab_size, self._info.model.max_model_len)
-            start.params.check_vocab(self._info.model.vocab_size, self._info.model.eos_token_ids)
+            check_prompt(start.token_ids, model.vocab_size, model.max_model_len)
+            start.params.check_vocab(model.vocab_size, model.eos_token_ids)
             self._runs.open(run)
-            leg.begin(run)
-        except _DeadlineError:
-            self._outbox.refuse(start, peer, _deadline())
+            self._legs[start.leg].begin(run)
         except Exception as error:  # the edge: what one request breaks is that request
             self._runs.close(run)
             if not isinstance(error, BatonError):
                 log.exception("start_failed", request_id=start.request_id, epoch=start.epoch)
-            self._outbox.refuse(start, peer, leg_error(error))
-        else:
-            if start.deadline is not None:
-                self._num_deadlines += 1
-                heapq.heappush(self._deadlines, (start.deadline, self._num_deadlines, run))
+            return leg_error(error)
+        if start.deadline is not None:
+            self._num_deadlines += 1
+            heapq.heappush(self._deadlines, (start.deadline, self._num_deadlines, run))
+        return None
 
     def _cancel(self, cancel: Cancel) -> None:
         runs = self._runs.of_request(cancel.request_id)
@@ -187,13 +191,13 @@ class WorkerLoop:
     def _stop_choice(self, run: Run, choice: int) -> None:
         run.open_choices.discard(choice)
         if run.open_choices:
-            self._legs[run.start.role].stop_choice(run, choice)
+            self._legs[run.start.leg].stop_choice(run, choice)
         else:
             self._stop(run)
 
     def _stop(self, run: Run) -> None:
         run.is_over = True
-        self._legs[run.start.role].stop(run)
+        self._legs[run.start.leg].stop(run)
 
     def _fail(self, run: Run, error: LegError) -> None:
         """End a run that the router still waits for."""
@@ -240,7 +244,7 @@ class WorkerLoop:
             run = self._runs.get(output.request_id)
             if run is None or run.is_over:
                 continue
-            leg = self._legs[run.start.role]
+            leg = self._legs[run.start.leg]
             try:
                 leg.take(run, output)
             except Exception as error:  # the edge, again
@@ -272,7 +276,7 @@ class WorkerLoop:
         now = time.monotonic()
         if is_idle or now - self._reported_at >= REPORT_S:
             self._reported_at = now
-            self._report(now)
+            self._report()
 
     def _log_blocks(self) -> None:
         events = self._engine.cache.drain_events()
@@ -286,27 +290,24 @@ class WorkerLoop:
         self._mailbox.post(None, entry)
         self._tell_face(Logged(entry))
 
-    def _report(self, now: float) -> None:
+    def _report(self) -> None:
         engine, pool = self._engine, self._engine.pool
         stranded = sum(leg.stranded_blocks() for leg in self._legs.values())
         if not self._runs:  # whatever is held now belongs to nobody
             stranded = pool.num_held
         stats = Stats(
             load=self._mailbox.load,
-            at=now,
             blocks_free=pool.num_free,
             blocks_cached=pool.num_cached,
             blocks_held=pool.num_held,
-            prefix_queries=engine.cache.num_queries,
-            prefix_hits=engine.cache.num_hits,
+            prefix_cache_queries=engine.cache.num_queries,
+            prefix_cache_hits=engine.cache.num_hits,
             prompt_tokens=self._outbox.num_prompt_tokens,
-            prompt_tokens_cached=self._outbox.num_cached_tokens,
-            prompt_tokens_fetched=self._outbox.num_fetched_tokens,
+            prompt_tokens_by_source=self._outbox.prompt_tokens_by_source,
             generation_tokens=self._outbox.num_tokens,
             num_preemptions=engine.scheduler.num_preemptions,
             stale_messages=self._num_stale + self._mailbox.dropped.total(),
-            stranded_bytes=stranded * engine.memory.block_nbytes,
-            num_runs=len(self._runs),
+            kv_stranded_bytes=stranded * engine.memory.block_nbytes,
             transfers=[(t.seconds, t.exposed_seconds) for t in self._outbox.transfers],
             phases=self._outbox.phases,
         )
@@ -315,8 +316,8 @@ class WorkerLoop:
         self._tell_face(stats)
 
     def _note_end(self, run: Run) -> None:
-        self._ended.close(f"{run.start.request_id}/{run.start.role}", run.start.epoch)
-        self._outbox.phases.append((run.start.role, time.monotonic() - run.began_at))
+        self._ended.close(f"{run.start.request_id}/{run.start.leg}", run.start.epoch)
+        self._outbox.phases.append((run.start.leg, time.monotonic() - run.began_at))
 
     def _idle_s(self) -> float:
         wait_s = IDLE_S
@@ -325,14 +326,6 @@ class WorkerLoop:
         if self._draining_until is not None:
             wait_s = min(wait_s, max(0.01, self._draining_until - time.monotonic()))
         return wait_s
-
-
-class _DeadlineError(Exception):
-    """A Start whose time was over when it came."""
-
-
-class _NoLegError(BatonError):
-    retryable = True
 
 
 def _deadline() -> LegError:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
+from baton.curve import CurveKeys
 from baton.errors import ConfigError
 from baton.logs import get_logger
 from baton.messages import (
@@ -33,7 +34,7 @@ from baton.messages import (
     decode_to_worker,
     encode,
 )
-from baton.worker.wakeup import Wakeup
+from baton.wakeup import Wakeup
 
 MAX_ARRIVED = 65_536
 """Messages that wait for the loop; beyond it the socket is not read, and routers feel it."""
@@ -109,23 +110,18 @@ class Mailbox:
 
     # -- for the loop -------------------------------------------------------------------------------------
 
-    def bind(
-        self, endpoint: str, *, announce: str = "", public_key: bytes | None = None, secret_key: bytes | None = None
-    ) -> str:
-        """Bind the socket; give the endpoint that routers connect to.
+    def bind(self, endpoint: str, *, announce: str = "", keys: CurveKeys | None = None) -> str:
+        """Bind the socket; return the endpoint that routers connect to.
 
-        `announce` is the host in it, if others reach this one under another name than it binds. With keys, only who
-        has the public one's secret half may connect.
+        `announce` is the host in it, if others reach this one under another name than it binds. With keys, only their
+        holders may connect.
 
         Raises:
             ConfigError: the endpoint cannot be bound.
         """
-        if public_key is not None and secret_key is not None:
-            self._guardian = ThreadAuthenticator(self._context)
-            self._guardian.start()
-            self._guardian.configure_curve_callback("*", _OneKey(public_key))
-            self._socket.curve_server = True
-            self._socket.curve_publickey, self._socket.curve_secretkey = public_key, secret_key
+        if keys is not None:
+            self._guardian = keys.guard(self._context)
+            keys.serve(self._socket)
         host = endpoint.removeprefix("tcp://").rpartition(":")[0]
         self._socket.setsockopt(zmq.IPV6, ":" in host)
         try:
@@ -144,7 +140,7 @@ class Mailbox:
         self._thread.start()
 
     def take(self) -> list[Arrival]:
-        """Give what arrived since the last call."""
+        """Take what arrived since the last call."""
         arrived: list[Arrival] = []
         while self._arrived:
             arrived.append(self._arrived.popleft())
@@ -317,14 +313,3 @@ class Mailbox:
         log.warning("router_lost", router_id=peer.router_id, reason=reason)
         self._arrived.append(PeerLost(peer))
         self._wakes_loop.set()
-
-
-@dataclass(frozen=True, slots=True)
-class _OneKey:
-    """Lets in who holds the deployment's key pair."""
-
-    public: bytes
-
-    def callback(self, domain: str, key: bytes) -> bool:
-        """Tell the authenticator whether a router may connect."""
-        return key == self.public

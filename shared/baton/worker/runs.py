@@ -10,16 +10,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from baton.engine.engine import TokenOutput
 from baton.errors import BatonError, ContextTooLong, InvalidRequest, OutOfBlocks, QueueFull, UnsupportedFeature
-from baton.messages import Computed, Ended, LegError, Load, Outputs, Start, Token, TokenLogprobs, Transfer
+from baton.messages import Computed, Ended, LegError, Load, Outputs, Start, Token, Transfer
 from baton.messages import Leg as LegName
-
-if TYPE_CHECKING:
-    from baton.engine.engine import TokenOutput
-    from baton.engine.sampler import TokenLogprobs as EngineLogprobs
-    from baton.worker.mailbox import Peer
+from baton.worker.mailbox import Peer
 
 REMEMBERED_S = 120.0
 """How long a closed epoch is known. A Start is on its way for milliseconds; this covers a router that stalls."""
@@ -28,7 +25,13 @@ REMEMBERED_MAX = 200_000
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """One leg of one request in one epoch."""
+    """One leg of one request in one epoch.
+
+    Start               last token, error, Cancel, deadline             every block is back
+    ─────> in the table ──────────────────────────────────> `is_over` ─────────────────────> closed, out of the table
+
+    Each leg draws what lies between for its own (`State` in `leg.py`).
+    """
 
     start: Start
     peer: Peer
@@ -39,6 +42,8 @@ class Run:
     """When it was the engine's turn: at once, or when its KV had come."""
     computing_at: float = 0.0
     """When the first step with a part of it began; 0: not yet."""
+    num_fetched: int = 0
+    """Prompt tokens whose KV came from elsewhere."""
     is_over: bool = False
     """Nothing more is sent to the router; the leg may still hold blocks for a moment."""
     open_choices: set[int] = field(default_factory=set)
@@ -49,9 +54,9 @@ class Run:
     def of(cls, start: Start, peer: Peer) -> Run:
         """Make the run that a Start asks for."""
         choices = {choice.index for choice in start.choices}
-        if start.role == "prefill":
+        if start.leg == "prefill":
             choices = {start.choices[0].index}
-        engine_id = f"{start.request_id}.{start.epoch}.{start.role}"
+        engine_id = f"{start.request_id}.{start.epoch}.{start.leg}"
         return cls(start, peer, engine_id, open_choices=choices)
 
     def __post_init__(self) -> None:
@@ -81,7 +86,7 @@ class Leg(Protocol):
         """End one of several choices."""
 
     def advance(self) -> bool:
-        """Do what events and the last step made possible; give whether the engine may have more to do by it.
+        """Do what events and the last step made possible; return whether the engine may have more to do by it.
 
         Called once a turn of the loop; never waits.
         """
@@ -128,11 +133,11 @@ class Runs:
         return iter(list(self._by_engine_id.values()))
 
     def get(self, engine_id: str) -> Run | None:
-        """Give the run that the engine knows by this id."""
+        """Find the run that the engine knows by this id."""
         return self._by_engine_id.get(engine_id)
 
     def of_request(self, request_id: str) -> list[Run]:
-        """Give the runs of a request: of both legs, of any epoch."""
+        """Runs of a request: of both legs, of any epoch."""
         return list(self._by_request.get(request_id, ()))
 
     def open(self, run: Run) -> None:
@@ -177,14 +182,14 @@ class Outbox:
         self.phases: list[tuple[str, float]] = []
         """Names and seconds, since they were last taken for the metrics."""
 
-    def token(self, run: Run, output: TokenOutput, *, num_fetched: int = 0) -> None:
-        """Give the router a token of an open run, and note the choice's end."""
+    def token(self, run: Run, output: TokenOutput) -> None:
+        """Tell the router a token of an open run, and note the choice's end."""
         choice = output.choice
         is_first = choice not in run.begun_choices
         if is_first:
             if not run.begun_choices:
-                self._count_prompt(len(run.start.token_ids), output.num_cached_tokens, num_fetched)
-                computed = _computed(run, output, num_fetched)
+                self._count_prompt(len(run.start.token_ids), output.num_cached_tokens, run.num_fetched)
+                computed = _computed(run, output)
                 self._of(run).computed.append(computed)
                 self.phases += [("queue", computed.waited_seconds), ("compute", computed.seconds)]
             run.begun_choices.add(choice)
@@ -195,12 +200,12 @@ class Outbox:
             choice,
             output.position,
             output.token_id,
-            finish_reason=None if reason is None else reason.value,  # type: ignore[arg-type]
+            finish_reason=None if reason is None else reason.value,
             stop_reason=output.stop_reason,
             num_cached=output.num_cached_tokens if is_first else 0,
-            num_fetched=num_fetched if is_first else 0,
-            logprobs=_wired(output.logprobs),
-            prompt_logprobs=None if output.prompt_logprobs is None else [_wired(row) for row in output.prompt_logprobs],
+            num_fetched=run.num_fetched if is_first else 0,
+            logprobs=output.logprobs,
+            prompt_logprobs=output.prompt_logprobs,
         )
         self._of(run).tokens.append(token)
         self.num_tokens += 1
@@ -221,12 +226,22 @@ class Outbox:
         self.transfers.append(transfer)
 
     def take(self, worker_id: str, incarnation: str, load: Load) -> list[tuple[Peer, Outputs]]:
-        """Give one message for each router that has any."""
+        """Take one message for each router that there is anything for."""
         mail, self._mail = self._mail, {}
         return [
             (peer, Outputs(worker_id, incarnation, its.tokens, load, its.ended, its.transfers, its.computed))
             for peer, its in mail.items()
         ]
+
+    @property
+    def prompt_tokens_by_source(self) -> dict[str, int]:
+        """Where the KV of prompts came from."""
+        cached, fetched = self.num_cached_tokens, self.num_fetched_tokens
+        return {
+            "local_compute": self.num_prompt_tokens - cached - fetched,
+            "local_cache_hit": cached,
+            "external_kv_transfer": fetched,
+        }
 
     def _count_prompt(self, num_tokens: int, num_cached: int, num_fetched: int) -> None:
         """Count a prompt once a run; what was emitted before a replay may be cached too, and is not the prompt."""
@@ -239,14 +254,14 @@ class Outbox:
         return self._mail.setdefault(run.peer, _Mail())
 
 
-def _computed(run: Run, output: TokenOutput, num_fetched: int) -> Computed:
+def _computed(run: Run, output: TokenOutput) -> Computed:
     start, now = run.start, time.monotonic()
     began = run.computing_at or now
     num_known = len(start.token_ids) + len(run.emitted[output.choice])
     return Computed(
         start.request_id,
         start.epoch,
-        max(num_known - output.num_cached_tokens - num_fetched, 0),
+        max(num_known - output.num_cached_tokens - run.num_fetched, 0),
         output.num_cached_tokens,
         max(began - run.queued_at, 0.0),
         now - began,
@@ -254,7 +269,7 @@ def _computed(run: Run, output: TokenOutput, num_fetched: int) -> Computed:
 
 
 def leg_error(error: BaseException) -> LegError:
-    """Say an exception as what routers understand; what is not ours to blame is retryable."""
+    """Put an exception into words that routers understand; what the request is not to blame for is retryable."""
     match error:
         case ContextTooLong():
             return LegError("context_too_long", str(error), False, error.field)
@@ -270,7 +285,3 @@ def leg_error(error: BaseException) -> LegError:
             return LegError("internal", str(error), error.retryable)
         case _:
             return LegError("internal", f"{type(error).__name__} in a worker", True)
-
-
-def _wired(row: EngineLogprobs | None) -> TokenLogprobs | None:
-    return None if row is None else TokenLogprobs(row.token_ids, row.logprobs, row.ranks)

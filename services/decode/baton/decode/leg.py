@@ -1,26 +1,26 @@
-"""DecodeLeg: get a prompt's KV, by fetching or computing, and generate to the end.
+"""DecodeLeg: get a prompt's KV, by receiving or computing, and generate to the end.
 
 The stations of a request
     begin       without a ticket: queued in the engine, which computes what its prefix cache lacks
-    fetching    with one: blocks that the prefix cache has are shared, the others asked for; places are granted as
-                there are free blocks, a window ahead of what has landed
-    admitted    all verified: goes on after the first token, which came along. Or the fetch failed: what is good of it
-                is kept, the rest and the first token are computed here
+    receiving   with one: blocks that the prefix cache has are shared, a source is asked for the others; places are
+                granted as there are free blocks, a window ahead of what has landed (`State`)
     running     tokens go to the router until each choice ends
-    cancelled   while fetching: the blocks are kept until the importer says that it writes into them no more
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
 
 import msgspec
 
+from baton.decode.source import KVSource
 from baton.engine.engine import Engine, TokenOutput
 from baton.errors import BatonError
-from baton.kvtransfer.importer import Importer
-from baton.kvtransfer.receiving import Fetched, FetchFailed, Landed
+from baton.kvtransfer.imports import Fetched, FetchFailed, Landed
+from baton.kvtransfer.wire import Key
 from baton.logs import get_logger
 from baton.messages import Leg as LegName
 from baton.messages import LegError, Ticket, Transfer
@@ -33,15 +33,31 @@ WINDOW = 256
 log = get_logger("decode")
 
 
+class State(Enum):
+    """Where a receiving request stands.
+
+              Fetched: goes on after the first token, which came along
+    FETCHING ─────────────────────────────────────────────────────────> running in the engine
+       │      FetchFailed: what is good is kept, the rest and the first token are computed here
+       │ stopped
+       v      Fetched or FetchFailed: nothing writes into its blocks any more
+    LEAVING ──────────────────────────────────────────────────────────> closed
+    """
+
+    FETCHING = auto()
+    LEAVING = auto()
+
+
 @dataclass(slots=True, eq=False)
-class _Import:
+class _Receiving:
     run: Run
-    ticket: Ticket
+    key: Key
     from_block: int
+    """Blocks before it were in the prefix cache."""
     num_wanted: int
+    state: State = State.FETCHING
     num_granted: int = 0
     num_landed: int = 0
-    lead: int = 0
     stopped_choices: list[int] = field(default_factory=list)
 
     @property
@@ -55,15 +71,13 @@ class DecodeLeg:
 
     name: LegName = "decode"
 
-    def __init__(self, engine: Engine, importer: Importer, runs: Runs, outbox: Outbox) -> None:
+    def __init__(self, engine: Engine, source: KVSource, runs: Runs, outbox: Outbox) -> None:
         self._engine = engine
-        self._importer = importer
+        self._source = source
         self._runs = runs
         self._outbox = outbox
         self._block_size = engine.config.block_size
-        self._imports: dict[tuple[bytes, int], _Import] = {}
-        self._fetched: dict[Run, int] = {}
-        """Prompt tokens of a run whose KV came from elsewhere."""
+        self._receiving: dict[Key, _Receiving] = {}
 
     def begin(self, run: Run) -> None:
         """Queue the request, or ask for its KV."""
@@ -83,52 +97,53 @@ class DecodeLeg:
 
     def take(self, run: Run, output: TokenOutput) -> None:
         """Pass a token on; close the run with its last."""
-        self._outbox.token(run, output, num_fetched=self._fetched.get(run, 0))
+        self._outbox.token(run, output)
         if not run.open_choices:
-            self._close(run)
+            self._runs.close(run)
 
     def stop(self, run: Run) -> None:
-        """End the request; if its KV is on the way, once the importer has let go."""
-        ticket = run.start.ticket
-        if ticket is not None and (ticket.request_id, ticket.epoch) in self._imports:
-            self._importer.cancel(ticket.request_id, ticket.epoch)
+        """End the request; if its KV is on the way, once the source has let go."""
+        receiving = self._receiving_of(run)
+        if receiving is None:
+            self._drop(run)
         else:
-            self._engine.abort(run.engine_id)
-            self._close(run)
+            receiving.state = State.LEAVING
+            self._source.cancel(*receiving.key)
 
     def stop_choice(self, run: Run, choice: int) -> None:
         """End one of several choices."""
-        ticket = run.start.ticket
-        importing = None if ticket is None else self._imports.get((ticket.request_id, ticket.epoch))
-        if importing is None:
+        receiving = self._receiving_of(run)
+        if receiving is None:
             self._engine.finish(run.engine_id, choice)
         else:
-            importing.stopped_choices.append(choice)
+            receiving.stopped_choices.append(choice)
 
     def advance(self) -> bool:
-        """Take what the importer says, and grant blocks."""
-        events = self._importer.events()
+        """Take what the source says, and grant blocks."""
+        events = self._source.events()
         for event in events:
             key = event.request_id, event.epoch
             match event:
                 case Landed():
-                    self._imports[key].num_landed = event.num_blocks
-                case Fetched():
-                    self._on_fetched(self._imports.pop(key), event)
-                case FetchFailed():
-                    self._on_failed(self._imports.pop(key), event)
-        for importing in self._imports.values():
-            self._grant(importing)
+                    self._receiving[key].num_landed = event.num_blocks
+                case Fetched() | FetchFailed():
+                    self._on_end(self._receiving.pop(key), event)
+        for receiving in self._receiving.values():
+            if receiving.state is State.FETCHING:
+                block_ids = self._places(receiving)
+                if block_ids:
+                    self._source.grant(*receiving.key, block_ids)
         self._give_way()
         return bool(events)
 
     def stranded_blocks(self) -> int:
-        """Count the blocks of cancelled fetches that the importer has not let go yet."""
-        return sum(i.num_granted for i in self._imports.values() if i.run.is_over)
+        """Count the blocks of stopped requests that the source has not let go yet."""
+        return sum(it.num_granted for it in self._receiving.values() if it.state is State.LEAVING)
 
-    # -- fetching -----------------------------------------------------------------------------------------
+    # -- what the engine is told of a receiving request ------------------------------------------------------
 
-    def _receive(self, run: Run, ticket: Ticket) -> None:
+    def _wanted(self, run: Run) -> tuple[int, Sequence[bytes]]:
+        """Take the request in; return the first block that the prefix cache lacks, and the names from there on."""
         start = run.start
         sequence = self._engine.receive(
             run.engine_id,
@@ -142,106 +157,95 @@ class DecodeLeg:
         )
         sequence.extend_hashes(self._block_size)
         from_block = sequence.num_computed // self._block_size
-        wanted = sequence.block_hashes[from_block:]
-        importing = _Import(run, ticket, from_block, len(wanted), lead=start.choices[0].index)
-        try:
-            self._importer.fetch(ticket, from_block, wanted, self._places(importing))
-        except (BatonError, ValueError) as error:  # no such source, or none that can be reached
-            log.warning("fetch_refused", request_id=start.request_id, reason=str(error))
-            self._admit_failed(importing, 0, "unreachable")
-            return
-        self._imports[ticket.request_id, ticket.epoch] = importing
+        return from_block, sequence.block_hashes[from_block:]
 
-    def _places(self, importing: _Import) -> list[int]:
+    def _places(self, receiving: _Receiving) -> list[int]:
         """Reserve the next blocks of a fetch, as far as the window and the pool reach."""
-        room = min(importing.num_wanted, importing.num_landed + WINDOW) - importing.num_granted
-        if room <= 0:
-            return []
-        block_ids = self._engine.reserve(importing.run.engine_id, room)
-        importing.num_granted += len(block_ids)
+        room = min(receiving.num_wanted, receiving.num_landed + WINDOW) - receiving.num_granted
+        block_ids = self._engine.reserve(receiving.run.engine_id, room) if room > 0 else []
+        receiving.num_granted += len(block_ids)
         return block_ids
 
-    def _grant(self, importing: _Import) -> None:
-        if importing.run.is_over:
+    def _admit(self, receiving: _Receiving, num_good: int, token_ids: Iterable[int] = ()) -> None:
+        """Let it run with the first `num_good` of the wanted blocks."""
+        run = receiving.run
+        self._engine.admit(run.engine_id, (receiving.from_block + num_good) * self._block_size, token_ids)
+        run.queued_at = time.monotonic()
+        run.num_fetched = num_good * self._block_size
+
+    # -- receiving --------------------------------------------------------------------------------------------
+
+    def _receive(self, run: Run, ticket: Ticket) -> None:
+        from_block, names = self._wanted(run)
+        receiving = _Receiving(run, (ticket.request_id, ticket.epoch), from_block, len(names))
+        try:
+            self._source.fetch(ticket, from_block, names, self._places(receiving))
+        except (BatonError, ValueError) as error:
+            log.warning("fetch_refused", request_id=run.start.request_id, reason=str(error))
+            self._compute_rest(receiving, 0, "unreachable")
             return
-        block_ids = self._places(importing)
-        if block_ids:
-            self._importer.grant(importing.ticket.request_id, importing.ticket.epoch, block_ids)
+        self._receiving[receiving.key] = receiving
+
+    def _receiving_of(self, run: Run) -> _Receiving | None:
+        ticket = run.start.ticket
+        return None if ticket is None else self._receiving.get((ticket.request_id, ticket.epoch))
 
     def _give_way(self) -> None:
         """When fetches wait for one another's blocks and nothing else will free any, end the youngest fetch."""
-        scheduler = self._engine.scheduler
-        if scheduler.has_work:
+        if not self._receiving or self._engine.scheduler.has_work:
             return
-        alive = [importing for importing in self._imports.values() if not importing.run.is_over]
-        if len(alive) == len(self._imports) and alive and all(i.is_starved for i in alive):
-            self._importer.cancel(alive[-1].ticket.request_id, alive[-1].ticket.epoch)
+        if all(it.state is State.FETCHING and it.is_starved for it in self._receiving.values()):
+            self._source.cancel(*list(self._receiving)[-1])
 
-    def _on_fetched(self, importing: _Import, event: Fetched) -> None:
-        run = importing.run
-        if run.is_over:
-            self._engine.abort(run.engine_id)
-            self._close(run)
-            return
-        try:
-            first = FirstToken.decode(event.meta)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            self._admit_failed(importing, event.num_blocks, "meta")
-            return
-        num_blocks = importing.from_block + event.num_blocks
-        self._engine.admit(run.engine_id, num_blocks * self._block_size, [first.token_id])
-        run.queued_at = time.monotonic()
-        num_fetched = event.num_blocks * self._block_size
-        self._fetched[run] = num_fetched
-        self._outbox.transfer(
-            run,
-            Transfer(
-                run.start.request_id,
-                run.start.epoch,
-                importing.ticket.source_incarnation,
-                num_fetched,
-                event.num_blocks * self._engine.memory.block_nbytes,
-                event.seconds,
-                event.exposed_s,
-            ),
+    def _on_end(self, receiving: _Receiving, event: Fetched | FetchFailed) -> None:
+        run = receiving.run
+        if receiving.state is State.LEAVING:
+            self._drop(run)
+        elif isinstance(event, FetchFailed):
+            log.info("fetch_failed", request_id=run.start.request_id, reason=event.reason, num_blocks=event.num_blocks)
+            self._compute_rest(receiving, event.num_blocks, event.reason)
+        else:
+            try:
+                first = FirstToken.decode(event.meta)
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                self._compute_rest(receiving, event.num_blocks, "meta")
+                return
+            self._go_on(receiving, event, first)
+
+    def _go_on(self, receiving: _Receiving, event: Fetched, first: FirstToken) -> None:
+        run, start = receiving.run, receiving.run.start
+        self._admit(receiving, event.num_blocks, [first.token_id])
+        nbytes = event.num_blocks * self._engine.memory.block_nbytes
+        transfer = Transfer(
+            start.request_id, start.epoch, event.incarnation, run.num_fetched, nbytes, event.seconds, event.exposed_s
         )
-        stopped = importing.stopped_choices
+        self._outbox.transfer(run, transfer)
         if first.is_last:
-            run.open_choices.discard(importing.lead)
-            stopped.append(importing.lead)
-        self._finish_choices(run, stopped)
+            lead = start.choices[0].index
+            run.open_choices.discard(lead)
+            receiving.stopped_choices.append(lead)
+        self._finish_choices(receiving)
 
-    def _on_failed(self, importing: _Import, event: FetchFailed) -> None:
-        run = importing.run
-        if run.is_over:
-            self._engine.abort(run.engine_id)
-            self._close(run)
-            return
-        log.info("fetch_failed", request_id=run.start.request_id, reason=event.reason, num_blocks=event.num_blocks)
-        self._admit_failed(importing, event.num_blocks, event.reason)
-
-    def _admit_failed(self, importing: _Import, num_blocks: int, reason: str) -> None:
+    def _compute_rest(self, receiving: _Receiving, num_blocks: int, reason: str) -> None:
         """Go on with what is good: the rest, and the first token, are computed here."""
-        run = importing.run
+        run = receiving.run
         if run.start.params.prompt_logprobs is not None:
             # The scores of the prompt came, or did not, from the worker that failed: let the router decide.
             run.is_over = True
             self._outbox.ended(run, LegError("transfer", f"the prompt's KV did not arrive: {reason}", True))
-            self._engine.abort(run.engine_id)
-            self._close(run)
+            self._drop(run)
             return
-        self._engine.admit(run.engine_id, (importing.from_block + num_blocks) * self._block_size)
-        run.queued_at = time.monotonic()
-        self._fetched[run] = num_blocks * self._block_size
-        self._finish_choices(run, importing.stopped_choices)
+        self._admit(receiving, num_blocks)
+        self._finish_choices(receiving)
 
-    def _finish_choices(self, run: Run, choices: list[int]) -> None:
-        for choice in choices:
+    def _finish_choices(self, receiving: _Receiving) -> None:
+        """End the choices that were stopped while it was receiving."""
+        run = receiving.run
+        for choice in receiving.stopped_choices:
             self._engine.finish(run.engine_id, choice)
         if not run.open_choices:
-            self._engine.abort(run.engine_id)
-            self._close(run)
+            self._drop(run)
 
-    def _close(self, run: Run) -> None:
-        self._fetched.pop(run, None)
+    def _drop(self, run: Run) -> None:
+        self._engine.abort(run.engine_id)
         self._runs.close(run)

@@ -2,8 +2,9 @@
 
 The bare pair is one PUSH and one PULL with zero-copy frames, whose receiver looks at nothing and keeps nothing. Ours
 checks a keyed tag and an xxh3-128 for each block on both sides, and copies each block to its place, which is a GPU's
-memory if asked. Over shm the bare pair are unix sockets. Source and sink are two processes. Rates are medians over the rounds; the processor's time is both
-processes', in all of their threads, which other work on the machine stretches less than it does the rates.
+memory if asked. Over shm the bare pair are unix sockets. Exporter and importer are two processes. Rates are medians
+over the rounds; the processor's time is both processes', in all of their threads, which other work on the machine
+stretches less than the rates.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ import zmq
 from baton.kvtransfer.device_memory import DeviceMemory
 from baton.kvtransfer.exporter import Exporter
 from baton.kvtransfer.importer import Importer
+from baton.kvtransfer.imports import Fetched, FetchFailed
 from baton.kvtransfer.loop import TransferThread
 from baton.kvtransfer.memory import BlockMemory, HostMemory
-from baton.kvtransfer.receiving import Fetched, FetchFailed
 from baton.kvtransfer.settings import MIB, TransferConfig
 from baton.kvtransfer.sockets import Context, make_context
 from baton.kvtransfer.transports.ipc import IpcTransport
@@ -99,14 +100,14 @@ class Plan(msgspec.Struct, frozen=True):
         return DeviceMemory(CudaCopies(kv), frame_nbytes=self.frame_nbytes)
 
     def block_ids(self, transfer: int) -> list[int]:
-        """Give the blocks of one transfer; the next set of transfers has the same again."""
+        """Blocks of one transfer; the next set of transfers has the same again."""
         transfer %= self.num_transfers
         if self.scattered:
             return list(range(transfer, self.num_blocks * self.num_transfers, self.num_transfers))
         return list(range(transfer * self.num_blocks, (transfer + 1) * self.num_blocks))
 
     def hashes(self) -> list[bytes]:
-        """Give stand-ins for block hashes."""
+        """Stand-ins for block hashes."""
         return [index.to_bytes(DIGEST_NBYTES, "big") for index in range(self.num_blocks)]
 
 
@@ -160,7 +161,7 @@ def measure(plan: Plan | None = None, *, rounds: int = 7) -> Measurement:
     """Move the plan's bytes in turn over bare sockets and over ours, and give the rates."""
     plan = plan or Plan()
     child = subprocess.Popen(
-        [sys.executable, "-m", "baton.kvtransfer.bench", "--source", msgspec.json.encode(plan).decode()],
+        [sys.executable, "-m", "baton.kvtransfer.bench", "--exporter", msgspec.json.encode(plan).decode()],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -169,13 +170,13 @@ def measure(plan: Plan | None = None, *, rounds: int = 7) -> Measurement:
     assert child.stdout is not None
     try:
         hello = json.loads(child.stdout.readline())
-        sink = _Sink(plan, child, hello["bare"], hello["endpoint"])
-        bare = _Counting(plan, child.pid, lambda _: sink.bare_round())
-        ours = _Counting(plan, child.pid, sink.our_round)
+        importing = _Importing(plan, child, hello["bare"], hello["endpoint"])
+        bare = _Counting(plan, child.pid, lambda _: importing.bare_round())
+        ours = _Counting(plan, child.pid, importing.our_round)
         for index in range(rounds + 1):  # the first warms up
             bare.run(index)
             ours.run(index)
-        sink.close()
+        importing.close()
     finally:
         child.stdin.close()
         child.wait(timeout=10)
@@ -185,9 +186,9 @@ def measure(plan: Plan | None = None, *, rounds: int = 7) -> Measurement:
 class _Counting:
     """Runs rounds, and counts what they take."""
 
-    def __init__(self, plan: Plan, source_pid: int, run: Callable[[int], None]) -> None:
+    def __init__(self, plan: Plan, exporter_pid: int, run: Callable[[int], None]) -> None:
         self._plan = plan
-        self._processes = psutil.Process(), psutil.Process(source_pid)
+        self._processes = psutil.Process(), psutil.Process(exporter_pid)
         self._run = run
         self._rates: list[float] = []
         self._cpu_s = 0.0
@@ -207,7 +208,7 @@ class _Counting:
         return sum(sum(process.cpu_times()[:2]) for process in self._processes)
 
 
-class _Sink:
+class _Importing:
     def __init__(self, plan: Plan, child: subprocess.Popen[str], bare: str, endpoint: str) -> None:
         self._plan = plan
         self._child = child
@@ -221,7 +222,7 @@ class _Sink:
         self._importer = Importer(
             plan.memory(0),
             self._layout,
-            incarnation="sink",
+            incarnation="importer",
             config=plan.config,
             transports=(_transport(plan),),
             on_event=self._stirs.set,
@@ -266,7 +267,7 @@ class _Sink:
         self._child.stdin.flush()
 
 
-def _serve_source(plan: Plan) -> None:
+def _serve_exporter(plan: Plan) -> None:
     """Be the other process: send what the lines of the standard input ask for."""
     memory, bare_memory = plan.memory(1), plan.host_memory(1)
     context: Context = make_context(plan.config)
@@ -319,7 +320,7 @@ SHAPES = ((2 * MIB, 32, False), (128 << 10, 512, False), (128 << 10, 512, True))
 
 
 def plans(device: Device = "cpu") -> list[Plan]:
-    """Give what is measured: each transport and shape."""
+    """What is measured: each transport and shape."""
     return [
         Plan(scheme=scheme, block_nbytes=block_nbytes, num_blocks=num_blocks, scattered=scattered, device=device)
         for scheme in cast(tuple[Scheme, ...], ("tcp", "ipc", "shm") if device == "cpu" else ("tcp", "ipc"))
@@ -328,9 +329,9 @@ def plans(device: Device = "cpu") -> list[Plan]:
 
 
 def main(arguments: list[str]) -> None:
-    """Be the source of a measurement."""
-    assert arguments[0] == "--source"
-    _serve_source(msgspec.json.decode(arguments[1], type=Plan))
+    """Be the exporter of a measurement."""
+    assert arguments[0] == "--exporter"
+    _serve_exporter(msgspec.json.decode(arguments[1], type=Plan))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ class Mark(Protocol):
     """A point in a device's work; a CUDA event is one."""
 
     def query(self) -> bool:
-        """Tell whether the device has come to it."""
+        """Whether the device has come to it."""
 
     def synchronize(self) -> None:
         """Wait until it has."""

@@ -2,7 +2,7 @@
 
 The engine's thread tells it of requests and blocks and takes events; none of its methods but `service` and `close`
 waits for anything. The thread that owns it (a `TransferThread`) sends and receives. What may be sent when is decided
-in `sending.py`; here are the sockets.
+in `exports.py`; here are the sockets.
 """
 
 from __future__ import annotations
@@ -14,22 +14,13 @@ from functools import partial
 
 import zmq
 
+from baton.curve import CurveKeys
 from baton.kvtransfer import wire
 from baton.kvtransfer.exchange import Exchange
-from baton.kvtransfer.loop import Doorbell
-from baton.kvtransfer.memory import BlockMemory
-from baton.kvtransfer.sending import Batch, Released, SendingSide
+from baton.kvtransfer.exports import Batch, Exports, Released
+from baton.kvtransfer.memory import BlockMemory, check_block_ids
 from baton.kvtransfer.settings import TransferConfig, TransferStats
-from baton.kvtransfer.sockets import (
-    Context,
-    CurveKeys,
-    default_transports,
-    guard,
-    make_context,
-    make_router,
-    receive_frames,
-    send_frame,
-)
+from baton.kvtransfer.sockets import make_router, receive_frames, send_frame
 from baton.kvtransfer.transports.transport import Endpoint, Socket, Transport, host_id
 from baton.kvtransfer.wire import Ticket
 
@@ -40,8 +31,10 @@ BUSY_S = 0.002
 CLOSE_S = 5.0
 
 
-class Exporter:
+class Exporter(Exchange[Released]):
     """Serve the fetches of a worker's KV. `endpoint` is the text to announce."""
+
+    _ends = (Released,)
 
     def __init__(
         self,
@@ -62,14 +55,10 @@ class Exporter:
         Raises:
             ConfigError: an address cannot be bound, or is a wildcard and there are no keys.
         """
-        self.stats = stats if stats is not None else TransferStats()
-        self._memory = memory
-        self._config = config or TransferConfig()
-        self._side = SendingSide(memory, layout, incarnation, self._config, self.stats, time.monotonic)
-        self._exchange = Exchange(self._side.events, (Released,), on_event)
-        self._transports = tuple(transports) if transports is not None else default_transports()
-        self._context: Context = make_context(self._config)
-        self._guardian = guard(self._context, keys) if keys is not None else None
+        super().__init__(memory, config, transports, stats, on_event)
+        self._exports = Exports(memory, layout, incarnation, self._config, self.stats, time.monotonic)
+        self._events = self._exports.events
+        self._guardian = keys.guard(self._context) if keys is not None else None
         self._routers = [make_router(self._context, self._config, keys) for _ in range(self._config.num_stripes)]
         self._next_stripe = 0
         self._num_payloads = 0
@@ -80,7 +69,7 @@ class Exporter:
             }
         except BaseException:
             self._close_sockets()
-            self.doorbell.close()
+            self.wakeup.close()
             raise
         self.endpoint = str(Endpoint(host_id(), addresses))
 
@@ -94,78 +83,63 @@ class Exporter:
             ValueError: the ticket is already offered.
         """
         key = wire.check_ticket(ticket)
-        self._exchange.open(key)
-        self._exchange.tell(self._side.offer, key, ticket.secret)
+        self._begin(key)
+        self._tell(self._exports.offer, key, ticket.secret)
 
     def publish(self, request_id: bytes, epoch: int, block_ids: Sequence[int], hashes: Sequence[bytes]) -> None:
-        """Give the next blocks of a prompt, computed and never to change until released, with their hashes."""
+        """Add the next blocks of a prompt and their hashes: computed, and not to change until released."""
         if len(block_ids) != len(hashes):
             raise ValueError(f"{len(block_ids)} blocks, but {len(hashes)} hashes")
-        if any(not 0 <= block_id < self._memory.num_blocks for block_id in block_ids):
-            raise ValueError(f"block ids must be 0 to {self._memory.num_blocks - 1}")
-        self._exchange.tell(self._side.publish, (request_id, epoch), list(block_ids), wire.join_hashes(hashes))
+        check_block_ids(self._memory, block_ids)
+        self._tell(self._exports.publish, (request_id, epoch), list(block_ids), wire.join_hashes(hashes))
 
     def finish(self, request_id: bytes, epoch: int, meta: bytes = b"") -> None:
-        """Say that the prompt's last block is published; `meta` goes to the sink's leg with the last message."""
+        """The prompt's last block is published; `meta` goes to the other leg with the last message."""
         if len(meta) > wire.MAX_META_NBYTES:
             raise ValueError(f"meta has {len(meta)} bytes, more than {wire.MAX_META_NBYTES}")
-        self._exchange.tell(self._side.finish, (request_id, epoch), meta)
+        self._tell(self._exports.finish, (request_id, epoch), meta)
 
     def withdraw(self, request_id: bytes, epoch: int) -> None:
         """Close an epoch of a request and all before it: cancelled, or preempted. Safe to repeat, and too late."""
-        self._exchange.tell(self._side.withdraw, request_id, epoch)
-
-    def events(self) -> list[Released]:
-        """Take what has happened since. Blocks of a released ticket may be overwritten; those of no other may."""
-        return self._exchange.take()
-
-    @property
-    def num_open(self) -> int:
-        """Tickets whose release was not taken yet."""
-        return self._exchange.num_open
+        self._tell(self._exports.withdraw, request_id, epoch)
 
     # For the owning thread
 
-    @property
-    def doorbell(self) -> Doorbell:
-        """What wakes the owner."""
-        return self._exchange.doorbell
-
     def sockets(self) -> Sequence[Socket]:
-        """Give the sockets on which sinks ask."""
+        """Sockets on which importers ask."""
         return self._routers
 
     def service(self, stirred: Container[Socket | int]) -> float:
-        """Do all that can be done now; give the seconds until there may be more."""
-        self._exchange.obey(stirred)
+        """Do all that can be done now; return the seconds until there may be more."""
+        self._obey(stirred)
         more = self._receive(stirred)
-        self._side.sweep()
+        self._exports.sweep()
         self._send_replies()
         more |= self._send_batches()
-        self._exchange.announce()
+        self._announce()
         if more:
             return 0.0
-        return BUSY_S if self._side.is_busy else self._side.seconds_to_sweep()
+        return BUSY_S if self._exports.is_busy else self._exports.seconds_to_sweep()
 
     def close(self) -> None:
         """Stop serving; every open ticket is released, once nothing reads its blocks."""
-        self._exchange.obey()
-        self._side.close()
+        self._obey()
+        self._exports.close()
         self._send_replies()
         self._close_sockets()
         deadline = time.monotonic() + CLOSE_S
-        while self._side.num_open and time.monotonic() < deadline:
-            self._side.sweep()
+        while self._exports.num_open and time.monotonic() < deadline:
+            self._exports.sweep()
             time.sleep(0.001)
-        self._exchange.announce()
-        self.doorbell.close()
+        self._announce()
+        self.wakeup.close()
 
     def _ring(self, _: object) -> None:
         """Wake the owner, in ZeroMQ's collecting thread: blocks were sent, so there is room for more.
 
         After every second message: a queue says that it has room when half of it is free.
         """
-        self.doorbell.ring()
+        self.wakeup.set()
 
     def _receive(self, stirred: Container[Socket | int]) -> bool:
         """Act on what peers say; True: there may be more."""
@@ -177,14 +151,14 @@ class Exporter:
                 frames = receive_frames(router)
                 if frames is None:
                     break
-                self._side.receive(bytes(frames[0]), frames[1:])
+                self._exports.receive(bytes(frames[0]), frames[1:])
             else:
                 more = True
         return more
 
     def _send_replies(self) -> None:
-        while self._side.replies:
-            peer, header = self._side.replies.popleft()
+        while self._exports.replies:
+            peer, header = self._exports.replies.popleft()
             send_frame(self._routers[0], peer, header)
 
     def _send_batches(self) -> bool:
@@ -192,10 +166,10 @@ class Exporter:
         blocked: set[bytes] = set()
         for _ in range(BATCHES_A_TURN):
             progress = False
-            for batch in self._side.ready_batches():
+            for batch in self._exports.ready_batches():
                 if batch.peer in blocked or not self._send(batch):
                     blocked.add(batch.peer)
-                    self._side.refused(batch)
+                    self._exports.refused(batch)
                 else:
                     progress = True
             if not progress:
@@ -203,7 +177,7 @@ class Exporter:
         return True
 
     def _send(self, batch: Batch) -> bool:
-        """Give a batch to the first stripe that takes it."""
+        """Hand a batch to the first stripe that takes it; False: none does."""
         num_stripes = len(self._routers)
         for offset in range(num_stripes):
             stripe = (self._next_stripe + offset) % num_stripes
@@ -217,7 +191,7 @@ class Exporter:
             self._next_stripe = stripe + 1
             # Once its first part is taken the rest of a message never waits. Only now are the blocks summed, so that
             # the socket finds them in the processor's cache.
-            header, payload = self._side.seal(batch)
+            header, payload = self._exports.seal(batch)
             router.send(header, zmq.SNDMORE if payload else 0)
             reads = []
             self._num_payloads += bool(payload)
@@ -227,7 +201,7 @@ class Exporter:
                 reads.append(weakref.ref(part, ring))
                 router.send(part, zmq.SNDMORE if left else 0, copy=False)
                 del part
-            self._side.sent(batch, partial(_all_gone, reads))
+            self._exports.sent(batch, partial(_all_gone, reads))
             return True
         return False
 
@@ -242,5 +216,5 @@ class Exporter:
 
 
 def _all_gone(reads: Sequence[weakref.ref[memoryview]]) -> bool:
-    """Tell whether ZeroMQ has let go of what was given to it without copying."""
+    """Whether ZeroMQ has let go of what was given to it without copying."""
     return all(read() is None for read in reads)

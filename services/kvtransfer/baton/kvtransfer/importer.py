@@ -2,7 +2,7 @@
 
 The engine's thread asks and takes events; none of its methods but `poll`, `service` and `close` waits for anything.
 The thread that owns it (a `TransferThread`) sends, receives, verifies and writes into the blocks. What counts as
-landed is decided in `receiving.py`; here are the sockets: one set for each source, kept while it is in use.
+landed is decided in `imports.py`; here are the sockets: one set for each exporter, kept while it is in use.
 """
 
 from __future__ import annotations
@@ -14,23 +14,14 @@ from dataclasses import dataclass
 
 import zmq
 
+from baton.curve import CurveKeys
 from baton.errors import ConfigError
 from baton.kvtransfer import wire
 from baton.kvtransfer.exchange import Exchange
-from baton.kvtransfer.loop import Doorbell
-from baton.kvtransfer.memory import BlockMemory
-from baton.kvtransfer.receiving import Event, Fetched, FetchFailed, ReceivingSide
+from baton.kvtransfer.imports import Event, Fetched, FetchFailed, Imports
+from baton.kvtransfer.memory import BlockMemory, check_block_ids
 from baton.kvtransfer.settings import TransferConfig, TransferStats
-from baton.kvtransfer.sockets import (
-    Context,
-    CurveKeys,
-    default_transports,
-    keep_message_memory,
-    make_context,
-    make_dealer,
-    receive_frames,
-    send_frame,
-)
+from baton.kvtransfer.sockets import keep_message_memory, make_dealer, receive_frames, send_frame
 from baton.kvtransfer.transports.transport import Endpoint, Socket, Transport, choose
 from baton.kvtransfer.wire import Key, Ticket
 from baton.logs import get_logger
@@ -46,12 +37,14 @@ CLOSE_LINGER_MS = 200
 class _Link:
     dealers: list[Socket]
     shared: memoryview | None
-    """The source's blocks, where they can be read in its memory."""
+    """The exporter's blocks, where they can be read in its memory."""
     used_at: float
 
 
-class Importer:
+class Importer(Exchange[Event]):
     """Fetch blocks from the exporters of other workers."""
+
+    _ends = (Fetched, FetchFailed)
 
     def __init__(
         self,
@@ -65,27 +58,23 @@ class Importer:
         stats: TransferStats | None = None,
         on_event: Callable[[], None] | None = None,
     ) -> None:
-        """Make ready; a source is connected to when the first ticket names it.
+        """Make ready; connect to an exporter when the first ticket names it.
 
         `on_event` is called, in the owning thread, when there are events to take.
         """
-        self.stats = stats if stats is not None else TransferStats()
-        self._memory = memory
-        self._config = config or TransferConfig()
-        self._side = ReceivingSide(memory, layout, incarnation, self._config, self.stats, time.monotonic)
-        self._exchange = Exchange[Event](self._side.events, (Fetched, FetchFailed), on_event)
-        self._transports = tuple(transports) if transports is not None else default_transports()
-        self._keys = keys
         keep_message_memory()
-        self._context: Context = make_context(self._config)
+        super().__init__(memory, config, transports, stats, on_event)
+        self._imports = Imports(memory, layout, incarnation, self._config, self.stats, time.monotonic)
+        self._events = self._imports.events
+        self._keys = keys
         self._links: dict[str, _Link] = {}
 
     # For the engine's thread
 
     def fetch(self, ticket: Ticket, from_block: int, hashes: Sequence[bytes], block_ids: Sequence[int] = ()) -> None:
-        """Ask the ticket's source for the blocks with these hashes, of which the first is the prompt's `from_block`.
+        """Ask the ticket's exporter for the blocks with these hashes; the first is the prompt's block `from_block`.
 
-        With no hashes only the source's `meta` is waited for. `block_ids` are a first grant.
+        With no hashes, wait for its `meta` only. `block_ids` are a first grant.
 
         Raises:
             BadTicket: its fields are of the wrong size.
@@ -96,60 +85,46 @@ class Importer:
         joined = wire.join_hashes(hashes)
         if not 0 <= from_block <= wire.MAX_BLOCKS - len(hashes):
             raise ValueError(f"from_block={from_block} and {len(hashes)} more are above {wire.MAX_BLOCKS} blocks")
-        self._check(block_ids)
+        check_block_ids(self._memory, block_ids)
         choose(self._transports, Endpoint.parse(ticket.source))
-        self._exchange.open(key)
+        self._begin(key)
         self._memory.expect(block_ids)
-        self._exchange.tell(self._fetch, key, ticket, from_block, joined, list(block_ids))
+        self._tell(self._fetch, key, ticket, from_block, joined, list(block_ids))
 
     def grant(self, request_id: bytes, epoch: int, block_ids: Sequence[int]) -> None:
-        """Give the next wanted blocks these places: the credit. They belong to the fetch until it ends."""
-        self._check(block_ids)
+        """Let the next wanted blocks land in these places: the credit. They belong to the import until it ends."""
+        check_block_ids(self._memory, block_ids)
         self._memory.expect(block_ids)
-        self._exchange.tell(self._side.grant, (request_id, epoch), list(block_ids))
+        self._tell(self._imports.grant, (request_id, epoch), list(block_ids))
 
     def cancel(self, request_id: bytes, epoch: int) -> None:
-        """Give up; the fetch then ends as `FetchFailed`. Safe to repeat, and too late."""
-        self._exchange.tell(self._side.cancel, (request_id, epoch))
-
-    def events(self) -> list[Event]:
-        """Take what has happened since. After `Fetched` or `FetchFailed` nothing is written for that ticket."""
-        return self._exchange.take()
-
-    @property
-    def num_open(self) -> int:
-        """Fetches whose end was not taken yet."""
-        return self._exchange.num_open
+        """Give up: ends as `FetchFailed`. Safe to repeat, and too late."""
+        self._tell(self._imports.cancel, (request_id, epoch))
 
     # For the owning thread
 
-    @property
-    def doorbell(self) -> Doorbell:
-        """What wakes the owner."""
-        return self._exchange.doorbell
-
     def sockets(self) -> Sequence[Socket]:
-        """Give the sockets on which sources answer."""
+        """Sockets on which exporters answer."""
         return [dealer for link in self._links.values() for dealer in link.dealers]
 
     def service(self, stirred: Container[Socket | int]) -> float:
-        """Do all that can be done now; give the seconds until there may be more."""
-        self._exchange.obey(stirred)
+        """Do all that can be done now; return the seconds until there may be more."""
+        self._obey(stirred)
         more = self._receive(stirred)
-        self._side.sweep()
+        self._imports.sweep()
         self._send_requests()
-        self._exchange.announce()
+        self._announce()
         if more:
             return 0.0
-        return 0.001 if self._side.is_landing else self._side.seconds_to_sweep()
+        return 0.001 if self._imports.is_landing else self._imports.seconds_to_sweep()
 
     def close(self) -> None:
-        """Give up all fetches, tell their sources, and disconnect."""
-        self._exchange.obey()
+        """Give up all imports, tell their exporters, and disconnect."""
+        self._obey()
         deadline = time.monotonic() + 1.0
-        self._side.close()
-        while self._side.num_open and time.monotonic() < deadline:
-            self._side.sweep()
+        self._imports.close()
+        while self._imports.num_open and time.monotonic() < deadline:
+            self._imports.sweep()
             time.sleep(0.001)
         self._send_requests()
         for link in self._links.values():
@@ -157,20 +132,16 @@ class Importer:
                 dealer.close(linger=CLOSE_LINGER_MS)
         self._links.clear()
         self._context.term()
-        self._exchange.announce()
-        self.doorbell.close()
+        self._announce()
+        self.wakeup.close()
 
     def _fetch(self, key: Key, ticket: Ticket, from_block: int, hashes: bytes, block_ids: Sequence[int]) -> None:
         link = self._links.get(ticket.source) or self._connect(ticket.source)
         shared = None if link is None else link.shared
-        self._side.fetch(key, ticket, from_block, hashes, block_ids, shared)
-
-    def _check(self, block_ids: Sequence[int]) -> None:
-        if any(not 0 <= block_id < self._memory.num_blocks for block_id in block_ids):
-            raise ValueError(f"block ids must be 0 to {self._memory.num_blocks - 1}")
+        self._imports.fetch(key, ticket, from_block, hashes, block_ids, shared)
 
     def _receive(self, stirred: Container[Socket | int]) -> bool:
-        """Act on what sources say; True: there may be more."""
+        """Act on what exporters say; True: there may be more."""
         more = False
         for source, link in self._links.items():
             for dealer in link.dealers:
@@ -180,18 +151,18 @@ class Importer:
                     frames = receive_frames(dealer)
                     if frames is None:
                         break
-                    self._side.receive(source, frames)
+                    self._imports.receive(source, frames)
                 else:
                     more = True
         return more
 
     def _send_requests(self) -> None:
         now = time.monotonic()
-        while self._side.requests:
-            source, header = self._side.requests.popleft()
+        while self._imports.requests:
+            source, header = self._imports.requests.popleft()
             link = self._links.get(source) or self._connect(source)
             if link is None:
-                self._side.lose(source)
+                self._imports.lose(source)
                 continue
             link.used_at = now
             send_frame(link.dealers[0], header)

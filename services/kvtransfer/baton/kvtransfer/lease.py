@@ -1,4 +1,4 @@
-"""Leases: what is kept while somebody says that it is still wanted, and not longer.
+"""Leases: what is kept only while somebody says that it is still wanted.
 
 All leases of one book have the same length, so the order of renewal is the order of expiry, and every operation is
 O(1). The clock is given; nothing here waits.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from math import inf
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -33,11 +34,11 @@ class LeaseBook(Generic[K]):
         self._expires_at.move_to_end(key)
 
     def end(self, key: K) -> None:
-        """Forget the lease; one that is not held is none to forget."""
+        """Forget the lease, if it is held."""
         self._expires_at.pop(key, None)
 
     def sweep(self) -> list[K]:
-        """End the leases whose time is over, and give their keys."""
+        """End the leases whose time is over, and return their keys."""
         now = self._clock()
         expired: list[K] = []
         while self._expires_at:
@@ -48,8 +49,6 @@ class LeaseBook(Generic[K]):
             expired.append(key)
         return expired
 
-    def seconds_left(self) -> float | None:
-        """Say when the next sweep can find something; None: never, as things stand."""
-        if not self._expires_at:
-            return None
-        return max(0.0, next(iter(self._expires_at.values())) - self._clock())
+    def seconds_left(self) -> float:
+        """Seconds until the next sweep can find something; infinite if no lease is held."""
+        return next((max(0.0, at - self._clock()) for at in self._expires_at.values()), inf)

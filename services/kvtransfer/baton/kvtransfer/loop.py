@@ -1,10 +1,8 @@
-"""One thread that drives the exporter and the importer of a worker, and how other threads wake it."""
+"""One thread that drives the exporter and the importer of a worker."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Container, Sequence
@@ -13,60 +11,31 @@ from typing import Protocol
 import zmq
 
 from baton.kvtransfer.transports.transport import Socket
+from baton.wakeup import Wakeup
 
 log = logging.getLogger("baton.kvtransfer")
 BACK_OFF_S = 0.05
 """After a step that failed, so that one which fails again and again does not fill the log."""
 
 
-class Doorbell:
-    """Wake a thread that polls, from any other thread."""
-
-    def __init__(self) -> None:
-        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        # Between a look at the descriptor and a write to it, its number could become another file's.
-        self._lock = threading.Lock()
-
-    def fileno(self) -> int:
-        """Give what to poll; readable after `ring`."""
-        return self._fd
-
-    def ring(self) -> None:
-        """Wake the thread, now or at its next poll; nothing happens once closed."""
-        with self._lock:
-            if self._fd >= 0:
-                os.eventfd_write(self._fd, 1)
-
-    def hush(self) -> None:
-        """Take note of all rings until now."""
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._fd)
-
-    def close(self) -> None:
-        """Give the descriptor back."""
-        with self._lock:
-            fd, self._fd = self._fd, -1
-            os.close(fd)
-
-
 class Part(Protocol):
     """Something to drive: it does what can be done now, never waits, and says when to come back."""
 
     @property
-    def doorbell(self) -> Doorbell: ...
+    def wakeup(self) -> Wakeup: ...
 
     def sockets(self) -> Sequence[Socket]:
-        """Give the sockets whose messages concern it."""
+        """Sockets whose messages concern it."""
 
     def service(self, stirred: Container[Socket | int]) -> float:
-        """Do all that can be done now; give the seconds until there may be more, if no socket stirs before.
+        """Do all that can be done now; return the seconds until there may be more, if no socket stirs before.
 
-        `stirred` has the sockets that may be read, and the doorbell's descriptor if it was rung: asking the others
+        `stirred` has the sockets that may be read, and the wake-up's descriptor if it was set: asking the others
         costs as much as a small message.
         """
 
     def close(self) -> None:
-        """Give everything back."""
+        """Release everything."""
 
 
 class TransferThread:
@@ -79,11 +48,6 @@ class TransferThread:
         self._polled: list[Socket] | None = None
         self._thread = threading.Thread(target=self._run, name="baton-kv", daemon=True)
 
-    @property
-    def is_alive(self) -> bool:
-        """Whether transfers are served."""
-        return self._thread.is_alive()
-
     def start(self) -> TransferThread:
         """Begin."""
         self._thread.start()
@@ -93,7 +57,7 @@ class TransferThread:
         """End what is open, close the parts, and wait for the thread."""
         self._stopping = True
         for part in self._parts:
-            part.doorbell.ring()
+            part.wakeup.set()
         self._thread.join()
 
     def _run(self) -> None:
@@ -108,11 +72,11 @@ class TransferThread:
             part.close()
 
     def _wait(self, seconds: float) -> Container[Socket | int]:
-        """Wait until something stirs, at most so long, and give what did."""
+        """Wait until something stirs, at most so long; return what did."""
         sockets = [socket for part in self._parts for socket in part.sockets()]
         if sockets != self._polled:
             self._polled, self._poller = sockets, zmq.Poller()
-            for stirring in (*(part.doorbell.fileno() for part in self._parts), *sockets):
+            for stirring in (*(part.wakeup.fileno() for part in self._parts), *sockets):
                 self._poller.register(stirring, zmq.POLLIN)
         # Rounded up: a wait of 0.4 ms must not become a spin.
         return dict(self._poller.poll(int(min(seconds, 1.0) * 1000) + (seconds > 0)))

@@ -31,7 +31,7 @@ class Stage(Protocol):
     """Blocks on their way to where the host can read them."""
 
     def is_ready(self) -> bool:
-        """Tell whether `views` may be read."""
+        """Whether `views` may be read."""
 
     @property
     def views(self) -> Sequence[memoryview]:
@@ -41,7 +41,7 @@ class Stage(Protocol):
         """Sum the blocks that `views` show, 16 bytes each."""
 
     def release(self) -> None:
-        """Say that nobody reads the views any more."""
+        """Nobody reads the views any more."""
 
 
 class Landing(Protocol):
@@ -52,7 +52,7 @@ class Landing(Protocol):
         """Of the bytes that were taken over, 16 a block. Whoever uses a block compares them first."""
 
     def is_ready(self) -> bool:
-        """Tell whether nothing is written into the blocks any more, and the engine may read them."""
+        """Whether nothing writes into the blocks any more, and the engine may read them."""
 
 
 class BlockMemory(Protocol):
@@ -81,9 +81,9 @@ class BlockMemory(Protocol):
 class HostMemory:
     """Blocks in one contiguous piece of host memory, read and written in place.
 
-    `buffer` is anything with the buffer interface, or a contiguous NumPy array: for a CPU tensor `kv`, give
-    `kv.view(torch.uint8).numpy()`. Its bytes are divided evenly among the blocks. `fd`: the
-    descriptor of the file that they are the beginning of, if other processes may map it.
+    `buffer` is anything with the buffer interface, or a contiguous NumPy array: of a CPU tensor `kv`,
+    `kv.view(torch.uint8).numpy()`. Its bytes are divided evenly among the blocks. `fd` is the descriptor of the file
+    that begins with them, if other processes may map it.
     """
 
     def __init__(self, buffer: Any, num_blocks: int, *, fd: int | None = None) -> None:
@@ -103,7 +103,7 @@ class HostMemory:
         """Do nothing: on a CPU nothing of the engine runs behind its back."""
 
     def stage(self, block_ids: Sequence[int]) -> Stage | None:
-        """Give views of the blocks where they lie, or of a copy side by side if they are small and scattered."""
+        """View the blocks where they lie, or a copy side by side if they are small and scattered."""
         nbytes, found = self.block_nbytes, runs(block_ids)
         if len(found) > 1 and len(block_ids) * nbytes < len(found) * GATHER_NBYTES:
             return self._gather(block_ids)
@@ -155,7 +155,7 @@ class InPlace:
         self._block_nbytes = block_nbytes
 
     def is_ready(self) -> bool:
-        """Tell that they are ready."""
+        """They always are."""
         return True
 
     def sum(self) -> bytes:
@@ -209,15 +209,21 @@ class _Landed:
         return True
 
 
+def check_block_ids(memory: BlockMemory, block_ids: Sequence[int]) -> None:
+    """Raise ValueError if one is no block of this memory."""
+    if any(not 0 <= block_id < memory.num_blocks for block_id in block_ids):
+        raise ValueError(f"block ids must be 0 to {memory.num_blocks - 1}")
+
+
 def sum_blocks(views: Sequence[memoryview], block_nbytes: int) -> bytes:
-    """Give the checksums of blocks, a view holding one or more."""
+    """Checksums of blocks, of which a view holds one or more."""
     return b"".join(
         checksum(view[at : at + block_nbytes]) for view in views for at in range(0, len(view), block_nbytes)
     )
 
 
 def copy_and_sum(block: Bytes, to: Bytes) -> bytes:
-    """Copy a block's bytes, and give the checksum of what was copied."""
+    """Copy a block's bytes; return the checksum of what was copied."""
     # NumPy copies and xxhash sums without the interpreter's lock; assigning to a memoryview would hold it.
     if len(block) <= PIECE_NBYTES:
         to[:] = block
@@ -231,7 +237,7 @@ def copy_and_sum(block: Bytes, to: Bytes) -> bytes:
 
 
 def runs(block_ids: Sequence[int]) -> list[tuple[int, int]]:
-    """Give each run of ascending neighbours as its first block and the one after its last."""
+    """Find the runs of ascending neighbours: of each its first block, and the one after its last."""
     found: list[tuple[int, int]] = []
     for block_id in block_ids:
         if found and found[-1][1] == block_id:

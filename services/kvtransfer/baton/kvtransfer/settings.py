@@ -67,10 +67,6 @@ class TransferStats:
 
     bytes_sent: int = 0
     bytes_received: int = 0
-    seconds: float = 0.0
-    """From a transfer's first block to its last, summed over the fetches that were completed."""
-    exposed_seconds: float = 0.0
-    """Of that and what follows, the part after the prompt was computed: what a request waited for its KV."""
     fetches: Counter[str] = field(default_factory=Counter)
     """Ends of fetches here: `done`, or the reason of the failure."""
     releases: Counter[str] = field(default_factory=Counter)

@@ -1,15 +1,14 @@
-"""ZeroMQ sockets as both sides want them: bounded, never lingering, never blocking; and CURVE keys."""
+"""ZeroMQ sockets as both sides want them: bounded, never lingering, never blocking."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import zmq
-from zmq.auth.thread import ThreadAuthenticator
 
+from baton.curve import CurveKeys
 from baton.kvtransfer import wire
 from baton.kvtransfer.settings import MIB, TransferConfig
 from baton.kvtransfer.transports.ipc import IpcTransport
@@ -24,25 +23,8 @@ MAX_FRAMES = wire.MAX_BATCH_BLOCKS + 2
 """Routing id, header and payload. What a message has beyond is read and dropped."""
 
 
-@dataclass(frozen=True, slots=True)
-class CurveKeys:
-    """The key pair that the workers of one deployment share, in ZeroMQ's Z85 form. Who lacks it is refused."""
-
-    public: bytes
-    secret: bytes
-
-    @classmethod
-    def generate(cls) -> CurveKeys:
-        """Make a new pair."""
-        return cls(*zmq.curve_keypair())
-
-    def callback(self, domain: str, key: bytes) -> bool:
-        """Tell ZeroMQ's authenticator whether a client may connect."""
-        return key == self.public
-
-
 def default_transports() -> tuple[Transport, ...]:
-    """Give the transports of workers that share a host: unix sockets, and TCP on the loopback."""
+    """Transports of workers that share a host: unix sockets, and TCP on the loopback."""
     return (IpcTransport(), TcpTransport())
 
 
@@ -64,32 +46,23 @@ def keep_message_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 64 * MIB)
 
 
-def guard(context: Context, keys: CurveKeys) -> ThreadAuthenticator:
-    """Let only holders of the keys connect to the context's CURVE sockets. Stop it before the context."""
-    guardian = ThreadAuthenticator(context)
-    guardian.start()
-    guardian.configure_curve_callback(domain="*", credentials_provider=keys)
-    return guardian
-
-
 def make_router(context: Context, config: TransferConfig, keys: CurveKeys | None) -> Socket:
-    """Make a source's socket: what cannot be sent says so, and is not dropped."""
+    """Make an exporter's socket: what cannot be sent says so, and is not dropped."""
     router = _make(context, zmq.ROUTER, config)
     router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-    router.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a sink that reconnects takes its id, 16 random bytes, along
+    router.setsockopt(zmq.ROUTER_HANDOVER, 1)  # an importer that reconnects takes its id, 16 random bytes, along
     router.setsockopt(zmq.SNDHWM, config.send_queue)
     router.setsockopt(zmq.RCVHWM, 1024)
     router.setsockopt(zmq.MAXMSGSIZE, wire.MAX_HEADER_NBYTES)
     if keys is not None:
-        router.curve_server = True
-        router.curve_publickey, router.curve_secretkey = keys.public, keys.secret
+        keys.serve(router)
     return router
 
 
 def make_dealer(
     context: Context, config: TransferConfig, keys: CurveKeys | None, routing_id: bytes, block_nbytes: int
 ) -> Socket:
-    """Make a sink's socket, known to the source by `routing_id`."""
+    """Make an importer's socket, known to the exporter by `routing_id`."""
     dealer = _make(context, zmq.DEALER, config)
     dealer.setsockopt(zmq.ROUTING_ID, routing_id)
     dealer.setsockopt(zmq.SNDHWM, 4096)
@@ -98,8 +71,7 @@ def make_dealer(
     dealer.setsockopt(zmq.RECONNECT_IVL, 50)
     dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
     if keys is not None:
-        dealer.curve_serverkey = keys.public
-        dealer.curve_publickey, dealer.curve_secretkey = keys.public, keys.secret
+        keys.connect(dealer)
     return dealer
 
 
@@ -132,8 +104,8 @@ def _make(context: Context, kind: int, config: TransferConfig) -> Socket:
     socket: Socket = context.socket(kind)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-    # Blocks stay queued for a sink that is stopped, or lives and does not read, as long as its connection does. The
-    # source cuts one whose pings stay out for the time it named; one that never reads gets no answer to its own
+    # Blocks stay queued for an importer that is stopped, or lives and does not read, as long as its connection does.
+    # The exporter cuts one whose pings stay out for the time it named; one that never reads gets no answer to its own
     # pings, and cuts itself. That time is the lease: what is not renewed is not read any more either.
     lease_ms = int(config.lease_s * 1000)
     socket.setsockopt(zmq.HEARTBEAT_IVL, max(1, lease_ms // HEARTBEATS_A_LEASE))

@@ -1,43 +1,43 @@
 """The frame format of KV transfer, version 1. This docstring is the specification.
 
-Who talks: the *source* P (prefill) binds one ZeroMQ ROUTER a stripe; the *sink* D (decode) connects one DEALER a
-stripe, all with one random routing id of 16 bytes, so that P reaches D on every stripe. Stripe 0 carries every
-message but BLOCKS, which may travel on any stripe, so it may be overtaken by all others. Nothing relies on a message
-being delivered, delivered once, or in order.
+Who talks: the *exporter* E (of a prefill worker) binds one ZeroMQ ROUTER a stripe; the *importer* I (of a decode
+worker) connects one DEALER a stripe, all with one random routing id of 16 bytes, so that E reaches I on every stripe.
+Stripe 0 carries every message but BLOCKS, which may travel on any stripe, so it may be overtaken by all others. Nothing
+relies on a message being delivered, delivered once, or in order.
 
-A message is one header frame, and after BLOCKS payload frames, unless D reads P's memory itself:
+A message is one header frame, and after BLOCKS payload frames, unless I reads E's memory itself:
 
     header  = tag (16 bytes) | body
     tag     = BLAKE2b(body, key = the ticket's secret, 16 bytes, person "baton kv"); without a ticket (HELLO, WELCOME,
               FAIL of an unknown ticket) the key is empty, and the tag only shows damage
     body    = one msgpack array: type number, then the fields in the order of the classes below
     payload = whole blocks, their bytes as they lie in the cache; one frame for each run of blocks that lie side by
-              side in P's memory
+              side in E's memory
 
 The secret itself never travels: who seals a header has it, in both directions. Hashes and checksums in a header are
 thus authentic, and the checksums (xxh3-128, big-endian) bind the payload.
 
     type          way     meaning
-    1 HELLO       D->P    who I am and which layout I hold; repeated as a ping while a fetch is open
-    2 WELCOME     P->D    the same of P. Other layout or incarnation than the ticket's: the fetch fails
-    3 FETCH       D->P    send the blocks `from_block`, `from_block + 1`, ... which have these `hashes`, those below
-                          `limit` now; `by_place`: only say where they lie, D has mapped P's memory. Repeated each
-                          renewal until P answers; may come before P knows the ticket
-    4 CREDIT      D->P    blocks below `limit` have a place in D now; also renews the lease, so it is repeated
-    5 DONE        D->P    all landed and verified: release
-    6 CANCEL      D->P    D wants no more: release
-    7 BLOCKS      P->D    payload of blocks first_block, ... with their hashes and checksums; by place, `places` has
-                          their numbers in P's memory (4 bytes each, big-endian) and no payload follows
-    8 STATE       P->D    answers FETCH and CREDIT: so many blocks are computed, so many sent
-    9 END         P->D    after the last block: the prompt has num_blocks; `meta` is the legs' (first token, ...)
-    10 FAIL       P->D    P will send no more, and why
+    1 HELLO       I->E    who I am and which layout I hold; repeated as a ping while an import is open
+    2 WELCOME     E->I    the same of E. Other layout or incarnation than the ticket's: the import fails
+    3 FETCH       I->E    send the blocks `from_block`, `from_block + 1`, ... which have these `hashes`, those below
+                          `limit` now; `by_place`: only say where they lie, I has mapped E's memory. Repeated each
+                          renewal until E answers; may come before E knows the ticket
+    4 CREDIT      I->E    blocks below `limit` have a place in I now; also renews the lease, so it is repeated
+    5 DONE        I->E    all landed and verified: release
+    6 CANCEL      I->E    I wants no more: release
+    7 BLOCKS      E->I    payload of blocks first_block, ... with their hashes and checksums; by place, `places` has
+                          their numbers in E's memory (4 bytes each, big-endian) and no payload follows
+    8 STATE       E->I    answers FETCH and CREDIT: so many blocks are computed, so many sent
+    9 END         E->I    after the last block: the prompt has num_blocks; `meta` is the legs' (first token, ...)
+    10 FAIL       E->I    E will send no more, and why
 
 Block indices count from the beginning of the prompt. Credits are absolute (`limit`), so that a CREDIT lost, doubled
-or late does no harm; P never sends block `limit` or later. A request and epoch name a ticket; an epoch ends with its
+or late does no harm; E never sends block `limit` or later. A request and epoch name a ticket; an epoch ends with its
 ticket, and frames of another epoch are dropped.
 
-D uses a block only when request, epoch, layout, hash and checksum all match. What it reads by place may change when
-P's lease ends, which the checksum, taken of D's own copy, then shows. Every number has a range, checked
+I uses a block only when request, epoch, layout, hash and checksum all match. What it reads by place may change when
+E's lease ends, which the checksum, taken of I's own copy, then shows. Every number has a range, checked
 before anything is allocated; whatever breaks a rule raises `BadFrame`, is counted, and goes no further.
 """
 
@@ -107,21 +107,28 @@ class Ticket(Protocol):
     def source_incarnation(self) -> str: ...
 
 
-class Hello(msgspec.Struct, tag=1, array_like=True, frozen=True):
+class _Greeting(msgspec.Struct, array_like=True, frozen=True):
     version: Annotated[int, Meta(ge=0, lt=1 << 16)]
     incarnation: _Name
     layout: _Name
 
 
-class Welcome(msgspec.Struct, tag=2, array_like=True, frozen=True):
-    version: Annotated[int, Meta(ge=0, lt=1 << 16)]
-    incarnation: _Name
-    layout: _Name
+class Hello(_Greeting, tag=1, frozen=True):
+    pass
 
 
-class Fetch(msgspec.Struct, tag=3, array_like=True, frozen=True):
+class Welcome(_Greeting, tag=2, frozen=True):
+    pass
+
+
+class OfTicket(msgspec.Struct, array_like=True, frozen=True):
+    """A message about one ticket."""
+
     request_id: _Id
     epoch: _U32
+
+
+class Fetch(OfTicket, tag=3, frozen=True):
     layout: _Name
     from_block: _NumBlocks
     limit: _NumBlocks
@@ -129,25 +136,19 @@ class Fetch(msgspec.Struct, tag=3, array_like=True, frozen=True):
     by_place: bool = False
 
 
-class Credit(msgspec.Struct, tag=4, array_like=True, frozen=True):
-    request_id: _Id
-    epoch: _U32
+class Credit(OfTicket, tag=4, frozen=True):
     limit: _NumBlocks
 
 
-class Done(msgspec.Struct, tag=5, array_like=True, frozen=True):
-    request_id: _Id
-    epoch: _U32
+class Done(OfTicket, tag=5, frozen=True):
+    pass
 
 
-class Cancel(msgspec.Struct, tag=6, array_like=True, frozen=True):
-    request_id: _Id
-    epoch: _U32
+class Cancel(OfTicket, tag=6, frozen=True):
+    pass
 
 
-class Blocks(msgspec.Struct, tag=7, array_like=True, frozen=True):
-    request_id: _Id
-    epoch: _U32
+class Blocks(OfTicket, tag=7, frozen=True):
     layout: _Name
     first_block: _NumBlocks
     hashes: _BatchDigests
@@ -159,46 +160,39 @@ class Blocks(msgspec.Struct, tag=7, array_like=True, frozen=True):
         return len(self.hashes) // DIGEST_NBYTES
 
 
-class State(msgspec.Struct, tag=8, array_like=True, frozen=True):
-    request_id: _Id
-    epoch: _U32
+class State(OfTicket, tag=8, frozen=True):
     num_computed: _NumBlocks
     num_sent: _NumBlocks
 
 
-class End(msgspec.Struct, tag=9, array_like=True, frozen=True):
-    request_id: _Id
-    epoch: _U32
+class End(OfTicket, tag=9, frozen=True):
     num_blocks: _NumBlocks
     age_s: Annotated[float, Meta(ge=0.0, le=1e6)]
     """Seconds since the prompt was computed."""
     meta: Annotated[bytes, Meta(max_length=MAX_META_NBYTES)]
 
 
-class Fail(msgspec.Struct, tag=10, array_like=True, frozen=True):
-    request_id: _Id
-    epoch: _U32
+class Fail(OfTicket, tag=10, frozen=True):
     reason: _Name
 
 
-ToSource = Hello | Fetch | Credit | Done | Cancel
-ToSink = Welcome | Blocks | State | End | Fail
-OfTicket = Fetch | Credit | Done | Cancel | Blocks | State | End | Fail
-TO_SOURCE: msgspec.msgpack.Decoder[ToSource] = msgspec.msgpack.Decoder(ToSource)
-TO_SINK: msgspec.msgpack.Decoder[ToSink] = msgspec.msgpack.Decoder(ToSink)
+ToExporter = Hello | Fetch | Credit | Done | Cancel
+ToImporter = Welcome | Blocks | State | End | Fail
+TO_EXPORTER: msgspec.msgpack.Decoder[ToExporter] = msgspec.msgpack.Decoder(ToExporter)
+TO_IMPORTER: msgspec.msgpack.Decoder[ToImporter] = msgspec.msgpack.Decoder(ToImporter)
 _encoder = msgspec.msgpack.Encoder()
-_M = TypeVar("_M", ToSource, ToSink)
+_M = TypeVar("_M", ToExporter, ToImporter)
 
 
 class Sealed(NamedTuple):
     """A decoded header and what is needed to know who sealed it."""
 
-    message: ToSource | ToSink
+    message: ToExporter | ToImporter
     tag: bytes
     body: bytes
 
 
-def seal(message: ToSource | ToSink, secret: bytes = b"") -> bytes:
+def seal(message: ToExporter | ToImporter, secret: bytes = b"") -> bytes:
     """Make the header frame of a message."""
     body = _encoder.encode(message)
     return _tag(body, secret) + body
@@ -232,7 +226,7 @@ def parse(header: Buffer, decoder: msgspec.msgpack.Decoder[_M]) -> tuple[_M, Sea
 
 
 def is_authentic(sealed: Sealed, secret: bytes) -> bool:
-    """Tell, in constant time, whether who sealed this header knew the secret."""
+    """Whether who sealed this header knew the secret; takes constant time."""
     return hmac.compare_digest(sealed.tag, _tag(sealed.body, secret))
 
 
@@ -259,7 +253,7 @@ def join_places(block_ids: Sequence[int]) -> bytes:
 
 
 def read_places(places: bytes, block_nbytes: int, memory: memoryview) -> list[memoryview]:
-    """Give the blocks of these numbers in a memory that begins with block 0, without copying.
+    """Return the blocks of these numbers in a memory that begins with block 0, without copying.
 
     Raises:
         BadFrame: one lies beyond the memory.
@@ -274,12 +268,17 @@ def read_places(places: bytes, block_nbytes: int, memory: memoryview) -> list[me
 
 
 def checksum(block: Buffer) -> bytes:
-    """Give the 16 bytes by which a block's content is known to have arrived."""
+    """Sum a block's bytes, to know that they have arrived."""
     return xxh3_128_digest(block)
 
 
+def digests(joined: bytes) -> list[bytes]:
+    """Cut hashes or checksums that stand side by side."""
+    return [joined[at : at + DIGEST_NBYTES] for at in range(0, len(joined), DIGEST_NBYTES)]
+
+
 def layout_fingerprint(block_nbytes: int, *parts: str) -> str:
-    """Give the name that two workers' layouts share only if their blocks mean the same, byte for byte.
+    """Name a layout: two workers' names are equal only if their blocks mean the same, byte for byte.
 
     `parts` say what a block holds: model and revision, shape, dtype, block size.
     """
@@ -291,7 +290,7 @@ def layout_fingerprint(block_nbytes: int, *parts: str) -> str:
 
 
 def check_ticket(ticket: Ticket) -> Key:
-    """Give the ticket's key.
+    """Check a ticket's fields, and return its key.
 
     Raises:
         BadTicket: a field is of the wrong size.

@@ -14,11 +14,12 @@ let a block be overwritten that the exporter still reads.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum, auto
 
 from baton.engine.engine import Engine, TokenOutput
-from baton.engine.sequence import Sequence
 from baton.errors import BatonError
 from baton.kvtransfer.exporter import Exporter
+from baton.kvtransfer.wire import Key
 from baton.messages import Leg as LegName
 from baton.messages import Ticket
 from baton.worker.handover import FirstToken
@@ -31,18 +32,38 @@ class WrongTicket(BatonError):
     retryable = True
 
 
+class State(Enum):
+    """Where a prompt stands. Its ticket may be released at any point; without one the first token ends it.
+
+              first token           Released
+    COMPUTING ────────────> HELD ─────────────> closed
+        │   stopped           │                    ^
+        └────────────────> GIVEN_UP ───────────────┘
+    """
+
+    COMPUTING = auto()
+    HELD = auto()
+    GIVEN_UP = auto()
+    """Nobody will fetch it any more; the exporter has not let go yet."""
+
+
 @dataclass(slots=True, eq=False)
-class _Export:
+class _Prompt:
     run: Run
     ticket: Ticket | None
+    """None: there was none, or it is released."""
     choice: int
     num_blocks: int
     """Full blocks of the prompt and of what was emitted before."""
+    state: State = State.COMPUTING
     block_ids: list[int] = field(default_factory=list)
     """Published, each with a reference of ours."""
-    is_computed: bool = False
-    is_given_up: bool = False
-    """Nobody will fetch it any more; the exporter has not let go yet."""
+
+    @property
+    def key(self) -> Key:
+        """What the exporter knows it by."""
+        assert self.ticket is not None
+        return self.ticket.request_id, self.ticket.epoch
 
 
 class PrefillLeg:
@@ -60,8 +81,8 @@ class PrefillLeg:
         self._layout = layout
         self._incarnation = incarnation
         self._block_size = engine.config.block_size
-        self._computing: dict[Run, _Export] = {}
-        self._by_ticket: dict[tuple[bytes, int], _Export] = {}
+        self._prompts: dict[Run, _Prompt] = {}
+        self._by_ticket: dict[Key, _Prompt] = {}
 
     def begin(self, run: Run) -> None:
         """Queue the prompt and offer its ticket."""
@@ -80,81 +101,81 @@ class PrefillLeg:
             holds_prompt=True,
         )
         num_blocks = (len(start.token_ids) + len(lead.emitted)) // self._block_size
-        export = self._computing[run] = _Export(run, ticket, lead.index, num_blocks)
+        prompt = _Prompt(run, ticket, lead.index, num_blocks)
         if ticket is not None:
             try:
                 self._exporter.offer(ticket)
             except Exception:
-                del self._computing[run]
                 self._engine.abort(run.engine_id)
                 raise
-            self._by_ticket[ticket.request_id, ticket.epoch] = export
+            self._by_ticket[prompt.key] = prompt
+        self._prompts[run] = prompt
 
     def take(self, run: Run, output: TokenOutput) -> None:
         """Answer the first token, publish what is left, end the engine's part."""
         self._outbox.token(run, output)
         run.is_over = True  # for the router; the ticket is open still
-        export = self._computing[run]
-        self._publish(export)
-        first = FirstToken(export.choice, output.token_id, output.position, output.finish_reason is not None)
-        if export.ticket is not None:
-            self._exporter.finish(export.ticket.request_id, export.ticket.epoch, first.encode())
-        self._end_computing(export)
+        prompt = self._prompts[run]
+        self._publish(prompt)
+        if prompt.ticket is not None:
+            first = FirstToken(prompt.choice, output.token_id, output.position, output.finish_reason is not None)
+            self._exporter.finish(*prompt.key, first.encode())
+        self._leave_engine(prompt, State.HELD)
 
     def stop(self, run: Run) -> None:
         """Stop computing, and withdraw the ticket; its blocks come back with the exporter's word."""
-        export = self._computing.get(run)
-        if export is not None:
-            self._end_computing(export)
-        ticket = run.start.ticket
-        if ticket is not None:
-            held = self._by_ticket.get((ticket.request_id, ticket.epoch))
-            if held is not None:
-                held.is_given_up = True
-            self._exporter.withdraw(ticket.request_id, ticket.epoch)
+        prompt = self._prompts.get(run)
+        if prompt is not None:
+            self._leave_engine(prompt, State.GIVEN_UP)
+            if prompt.ticket is not None:
+                self._exporter.withdraw(*prompt.key)
 
     def stop_choice(self, run: Run, choice: int) -> None:
         """Nothing to do: only one choice has a leg here."""
 
     def advance(self) -> bool:
         """Publish what the last step computed; take back what was released."""
-        for export in self._computing.values():
-            self._publish(export)
+        for prompt in self._prompts.values():
+            self._publish(prompt)
         released_now = self._exporter.events()
         for released in released_now:
-            export = self._by_ticket.pop((released.request_id, released.epoch))
-            self._engine.pool.release(export.block_ids)
-            export.block_ids = []
-            export.ticket = None
-            if export.is_computed:
-                self._runs.close(export.run)
+            prompt = self._by_ticket.pop((released.request_id, released.epoch))
+            self._engine.pool.release(prompt.block_ids)
+            prompt.block_ids, prompt.ticket = [], None
+            if prompt.state is not State.COMPUTING:
+                self._close(prompt)
         return bool(released_now)
 
     def stranded_blocks(self) -> int:
         """Count the blocks of tickets that were given up. What waits to be fetched is not stranded: it has a lease."""
-        return sum(len(export.block_ids) for export in self._by_ticket.values() if export.is_given_up)
+        return sum(len(it.block_ids) for it in self._by_ticket.values() if it.state is State.GIVEN_UP)
 
-    def _publish(self, export: _Export) -> None:
-        """Give the exporter the prompt's blocks that are full and computed since the last time."""
-        sequence = self._engine.sequence_of(export.run.engine_id, export.choice)
-        if sequence is None or export.ticket is None:
+    def _publish(self, prompt: _Prompt) -> None:
+        """Pass on the prompt's blocks that are full and computed since the last time."""
+        if prompt.ticket is None or prompt.state is not State.COMPUTING:
             return
-        first, last = len(export.block_ids), min(sequence.num_indexed, export.num_blocks)
-        if last <= first:
-            return
-        block_ids = sequence.block_ids[first:last]
-        self._engine.pool.share(block_ids)
-        export.block_ids += block_ids
-        hashes = self._hashes(sequence)[first:last]
-        self._exporter.publish(export.ticket.request_id, export.ticket.epoch, block_ids, hashes)
+        block_ids, names = self._newly_complete(prompt)
+        if block_ids:
+            self._engine.pool.share(block_ids)
+            prompt.block_ids += block_ids
+            self._exporter.publish(*prompt.key, block_ids, names)
 
-    def _hashes(self, sequence: Sequence) -> list[bytes]:
+    def _newly_complete(self, prompt: _Prompt) -> tuple[list[int], list[bytes]]:
+        """Blocks that were not published yet, in order, and their names."""
+        sequence = self._engine.sequence_of(prompt.run.engine_id, prompt.choice)
+        if sequence is None:
+            return [], []
         sequence.extend_hashes(self._block_size)  # with prefix caching off, nobody else has
-        return sequence.block_hashes
+        new = slice(len(prompt.block_ids), min(sequence.num_indexed, prompt.num_blocks))
+        return sequence.block_ids[new], sequence.block_hashes[new]
 
-    def _end_computing(self, export: _Export) -> None:
-        del self._computing[export.run]
-        export.is_computed = True
-        self._engine.abort(export.run.engine_id)
-        if export.ticket is None:
-            self._runs.close(export.run)
+    def _leave_engine(self, prompt: _Prompt, state: State) -> None:
+        if prompt.state is State.COMPUTING:
+            self._engine.abort(prompt.run.engine_id)
+        prompt.state = state
+        if prompt.ticket is None:
+            self._close(prompt)
+
+    def _close(self, prompt: _Prompt) -> None:
+        del self._prompts[prompt.run]
+        self._runs.close(prompt.run)

@@ -24,7 +24,7 @@ from starlette.responses import PlainTextResponse, Response
 from baton.errors import BatonError, InvalidRequest
 from baton.logs import get_logger
 from baton.metrics import CONTENT_TYPE, RouterMetrics
-from baton.registry import RedisRegistry, Registry
+from baton.registry import Registry
 from baton.router.admission import Admission, Refused
 from baton.router.auth import PUBLIC_PATHS, Authenticator, NotAuthorized, require_key
 from baton.router.config import RouterConfig
@@ -108,7 +108,7 @@ class RouterState:
                 template = file.read()
         self.tokenizer = Tokenizer(config.tokenizer or config.model, config.revision, template)
         if registry is None and config.redis_url is not None:
-            registry = RedisRegistry(config.redis_url, config.model_names[0], config.redis_password)
+            registry = Registry(config.redis_url, config.model_names[0], config.redis_password)
         self._registry = registry
         self.is_draining = False
         self.started_at = int(time.time())

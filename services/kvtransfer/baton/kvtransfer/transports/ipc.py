@@ -29,7 +29,7 @@ class IpcTransport:
         self._token = secrets.token_hex(4)  # a file of a process that was killed is never taken for ours
 
     def bind(self, socket: Socket, stripe: int) -> str:
-        """Listen, and give the address to announce.
+        """Listen; return the address to announce.
 
         Raises:
             ConfigError: the folder is missing or its name too long.
@@ -50,11 +50,11 @@ class IpcTransport:
         return same_host and os.access(addresses[0].removeprefix("ipc://"), os.R_OK | os.W_OK)
 
     def connect(self, socket: Socket, address: str) -> None:
-        """Connect to a source's file."""
+        """Connect to an exporter's file."""
         socket.connect(address)
 
     def map(self, address: str) -> memoryview | None:
-        """Give none: blocks come over the socket."""
+        """Nothing: blocks come over the socket."""
         return None
 
     def close(self) -> None:

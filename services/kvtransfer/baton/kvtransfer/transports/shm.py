@@ -1,6 +1,6 @@
-"""Memory that a source shares with the processes of its host: sockets say where blocks lie, and the sink copies them.
+"""Memory that an exporter shares with its host: sockets say where blocks lie, and the importer copies them.
 
-The source's blocks lie in a file without a name (`memfd_create`), which the sink opens through `/proc` and maps to be
+The exporter's blocks lie in a file without a name (`memfd_create`), which the importer opens through `/proc` and maps to be
 read only: nothing of it outlives the two processes. The kernel opens it for processes of the same user alone. It is
 sealed: a file that could become shorter would end, with SIGBUS, whoever reads what it had. The sockets are unix sockets.
 """
@@ -31,7 +31,7 @@ class ShmTransport(IpcTransport):
         self._fd = fd
 
     def bind(self, socket: Socket, stripe: int) -> str:
-        """Listen, and give the address to announce: `shm://SOCKET#PID/FD/INODE`."""
+        """Listen; return the address to announce: `shm://SOCKET#PID/FD/INODE`."""
         assert self._fd is not None, "who shares no memory does not listen for those who would read it"
         fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
         path = super().bind(socket, stripe).removeprefix("ipc://")
@@ -48,11 +48,11 @@ class ShmTransport(IpcTransport):
         return False
 
     def connect(self, socket: Socket, address: str) -> None:
-        """Connect to a source's socket."""
+        """Connect to an exporter's socket."""
         super().connect(socket, _split(address)[0])
 
     def map(self, address: str) -> memoryview:
-        """Map the source's blocks.
+        """Map the exporter's blocks.
 
         Raises:
             ConfigError: they are gone, or cannot be mapped.
@@ -67,7 +67,7 @@ class ShmTransport(IpcTransport):
 
 
 def _split(address: str) -> tuple[str, str]:
-    """Give the socket's address, and process, descriptor and inode of the file."""
+    """Split off the socket's address from process, descriptor and inode of the file."""
     path, _, file = address.removeprefix("shm://").rpartition("#")
     return f"ipc://{path}", file
 

@@ -31,7 +31,7 @@ class TcpTransport:
         return self._host in WILDCARDS
 
     def bind(self, socket: Socket, stripe: int) -> str:
-        """Listen, and give the address to announce.
+        """Listen; return the address to announce.
 
         Raises:
             ConfigError: the address cannot be bound, or is a wildcard and the socket has no keys.
@@ -55,12 +55,12 @@ class TcpTransport:
         return same_host or not addresses[0].startswith(("tcp://127.", "tcp://localhost:", "tcp://[::1]"))
 
     def connect(self, socket: Socket, address: str) -> None:
-        """Connect to a source's address."""
+        """Connect to an exporter's address."""
         socket.setsockopt(zmq.IPV6, "[" in address)
         socket.connect(address)
 
     def map(self, address: str) -> memoryview | None:
-        """Give none: blocks come over the socket."""
+        """Nothing: blocks come over the socket."""
         return None
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""What a transport is, how a source names its addresses, and how a pair picks one.
+"""What a transport is, how an exporter names its addresses, and how a pair picks one.
 
-A source listens on all of its transports at once and announces one text, its *endpoint*: every address of every
-stripe, and the host it runs on, as `host:4f0a...;ipc:///run/kv-1b-0;tcp://10.0.0.7:41001;...`. The sink takes the
+An exporter listens on all of its transports at once and announces one text, its *endpoint*: every address of every
+stripe, and the host it runs on, as `host:4f0a...;ipc:///run/kv-1b-0;tcp://10.0.0.7:41001;...`. The importer takes the
 first of its own transports that says it can use it. `cuda_ipc` will join as one more which comes before `ipc`,
 reaches only its own host, and whose sockets carry where the bytes are instead of the bytes, as those of `shm` do.
 """
@@ -33,16 +33,16 @@ class Transport(Protocol):
     def scheme(self) -> str: ...
 
     def bind(self, socket: Socket, stripe: int) -> str:
-        """Listen on the socket, and give the address to announce."""
+        """Listen on the socket; return the address to announce."""
 
     def reaches(self, addresses: Sequence[str], *, same_host: bool) -> bool:
-        """Tell whether this process can connect to these addresses."""
+        """Whether this process can connect to these addresses."""
 
     def connect(self, socket: Socket, address: str) -> None:
-        """Connect the socket to a source's address."""
+        """Connect the socket to an exporter's address."""
 
     def map(self, address: str) -> memoryview | None:
-        """Give the source's blocks, to be read where they lie; None: their bytes come over the socket."""
+        """Map the exporter's blocks, to read them where they lie; None: their bytes come over the socket."""
 
     def close(self) -> None:
         """Remove what listening left behind."""
@@ -50,7 +50,7 @@ class Transport(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A source's addresses: for each scheme one a stripe."""
+    """An exporter's addresses: for each scheme one a stripe."""
 
     host: str
     addresses: dict[str, tuple[str, ...]]
@@ -60,7 +60,7 @@ class Endpoint:
 
     @classmethod
     def parse(cls, text: str) -> Endpoint:
-        """Read what a source announced.
+        """Read what an exporter announced.
 
         Raises:
             ConfigError: it is no endpoint.
@@ -78,7 +78,7 @@ class Endpoint:
 
 
 def choose(transports: Sequence[Transport], endpoint: Endpoint) -> Transport:
-    """Give the first transport that reaches the endpoint.
+    """Choose the first transport that reaches the endpoint.
 
     Raises:
         ConfigError: none does.

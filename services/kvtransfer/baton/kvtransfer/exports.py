@@ -1,0 +1,417 @@
+"""The exporter's protocol: what is offered, who fetches it, what may be sent now. No sockets, no threads.
+
+A ticket is offered before its prompt is computed. A FETCH with the right secret attaches its sender, the only peer that
+the ticket serves. Blocks are sent as they are published, as far as credits reach, in turn with other exports; END
+follows the last. The lease runs until the end, renewed by every authentic message of the peer.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from baton.kvtransfer import wire
+from baton.kvtransfer.epochs import Epochs
+from baton.kvtransfer.lease import LeaseBook
+from baton.kvtransfer.memory import BlockMemory, InPlace, Stage
+from baton.kvtransfer.parked import ParkedFetches
+from baton.kvtransfer.settings import MIB, TransferConfig, TransferStats
+from baton.kvtransfer.wire import DIGEST_NBYTES, Key
+
+STAGES_AHEAD = 2
+"""Batches of one export that are staged before the first is sent: one copies while one waits for the socket."""
+PLACED_NBYTES = 8 * MIB
+"""Of one message that only says where its blocks lie: some milliseconds of the importer's work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """The blocks of a ticket are no longer read: free them. Comes exactly once for each ticket offered."""
+
+    request_id: bytes
+    epoch: int
+    reason: str
+    """fetched, expired, cancelled, or failed"""
+    num_blocks_sent: int
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """One message for the sockets: BLOCKS with its payload, or END with none."""
+
+    key: Key
+    peer: bytes
+    first_block: int
+    num_blocks: int
+    stage: Stage | None
+
+
+class State(Enum):
+    """Where an export stands.
+
+      offer              FETCH, right secret
+    ─────────> OFFERED ──────────────────────> ATTACHED
+                  │  withdrawn, expired            │  DONE, CANCEL, withdrawn, expired, other blocks than asked for
+                  └────────────> ENDING <──────────┘
+                                   │  sockets and copies read its blocks no more
+                                   v
+                                Released
+    """
+
+    OFFERED = auto()
+    ATTACHED = auto()
+    ENDING = auto()
+
+
+@dataclass(slots=True, eq=False)
+class _Export:
+    key: Key
+    secret: bytes
+    state: State = State.OFFERED
+    block_ids: list[int] = field(default_factory=list)
+    hashes: bytearray = field(default_factory=bytearray)
+    meta: bytes | None = None
+    finished_at: float = 0.0
+    peer: bytes = b""
+    wanted: bytes = b""
+    from_block: int = 0
+    by_place: bool = False
+    """Whether the peer reads the blocks where they lie."""
+    limit: int = 0
+    num_staged: int = 0
+    num_sent: int = 0
+    num_read: int = 0
+    """Batches that the sockets, or a staging copy, still read."""
+    staged: deque[Batch] = field(default_factory=deque)
+    has_turn: bool = False
+    end_sent: bool = False
+    reason: str = ""
+    """Why it is ending."""
+
+    @property
+    def total(self) -> int:
+        """Blocks of the prompt, as the importer counts them."""
+        return self.from_block + len(self.wanted) // DIGEST_NBYTES
+
+
+class Exports:
+    """All exports of one worker. Owned by one thread; the clock is given."""
+
+    def __init__(
+        self,
+        memory: BlockMemory,
+        layout: str,
+        incarnation: str,
+        config: TransferConfig,
+        stats: TransferStats,
+        clock: Callable[[], float],
+    ) -> None:
+        self._memory = memory
+        self._layout = layout
+        self._incarnation = incarnation
+        self._stats = stats
+        self._clock = clock
+        self._exports: dict[Key, _Export] = {}
+        self._epochs = Epochs(clock)
+        self._leases: LeaseBook[Key] = LeaseBook(config.lease_s, clock)
+        self._parked = ParkedFetches(config, clock)
+        self._turns: deque[_Export] = deque()
+        self._read: list[tuple[_Export, Stage, Callable[[], bool]]] = []
+        """What the sockets, or a staging copy, still read, and how to ask whether they are done."""
+        self._batch_blocks = _blocks_within(config.frame_nbytes, memory.block_nbytes)
+        self._placed_blocks = _blocks_within(PLACED_NBYTES, memory.block_nbytes)
+        self.replies: deque[tuple[bytes, bytes]] = deque()
+        """Headers to send, by peer. Each may be lost: the peer asks again."""
+        self.events: deque[Released] = deque()
+
+    @property
+    def num_open(self) -> int:
+        """Exports that are not released yet."""
+        return len(self._exports)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something waits for the sockets or the memory, so that asking again soon is worth it."""
+        return bool(self._read or self._turns)
+
+    # What the leg says
+
+    def offer(self, key: Key, secret: bytes) -> None:
+        """Begin to serve a ticket; close the request's older epochs."""
+        self.withdraw(key[0], key[1] - 1)
+        export = self._exports[key] = _Export(key, secret)
+        if not self._epochs.open(key):
+            self._end(export, "cancelled")
+            return
+        self._renew(export)
+        for peer, sealed in self._parked.take(key):
+            assert isinstance(sealed.message, wire.Fetch)
+            self._on_fetch(export, peer, sealed.message, sealed)
+
+    def publish(self, key: Key, block_ids: Sequence[int], hashes: bytes) -> None:
+        """Add the next blocks of a prompt, computed and whole; they must not change until released."""
+        export = self._exports.get(key)
+        if export is not None:
+            export.block_ids += block_ids
+            export.hashes += hashes
+            self._stats.held_bytes += len(block_ids) * self._memory.block_nbytes
+            self._take_turn(export)
+
+    def finish(self, key: Key, meta: bytes) -> None:
+        """The last block is published; `meta` is for the other leg."""
+        export = self._exports.get(key)
+        if export is not None and export.meta is None:
+            export.meta, export.finished_at = meta, self._clock()
+            self._take_turn(export)
+
+    def withdraw(self, request_id: bytes, epoch: int) -> None:
+        """Close an epoch of a request and all before it."""
+        for key, export in list(self._exports.items()):
+            if key[0] == request_id and key[1] <= epoch:
+                self._end(export, "cancelled", tell="cancelled")
+
+    def close(self) -> None:
+        """Close all exports; `sweep` until none is open."""
+        for export in list(self._exports.values()):
+            self._end(export, "cancelled", tell="closed")
+
+    # What peers say
+
+    def receive(self, peer: bytes, frames: Sequence[wire.Buffer]) -> None:
+        """Act on one message; a bad one is counted and does nothing."""
+        try:
+            self._act(peer, frames)
+        except wire.BadFrame as bad:
+            self._stats.dropped[bad.reason] += 1
+
+    def _act(self, peer: bytes, frames: Sequence[wire.Buffer]) -> None:
+        if len(frames) != 1:
+            raise wire.BadFrame("garbage", "a message to an exporter has one frame")
+        message, sealed = wire.parse(frames[0], wire.TO_EXPORTER)
+        if isinstance(message, wire.Hello):
+            if not wire.is_authentic(sealed, b""):
+                raise wire.BadFrame("garbage", "damaged HELLO")
+            self._reply(peer, wire.Welcome(wire.VERSION, self._incarnation, self._layout), b"")
+            return
+        key = message.request_id, message.epoch
+        export = self._exports.get(key)
+        if export is None:
+            self._on_unknown(key, peer, message, sealed)
+        elif isinstance(message, wire.Fetch):
+            self._on_fetch(export, peer, message, sealed)
+        elif not wire.is_authentic(sealed, export.secret):
+            raise wire.BadFrame("forged")
+        elif peer != export.peer and not (isinstance(message, wire.Cancel) and not export.peer):
+            raise wire.BadFrame("stranger", "the right secret, but another peer has the ticket")
+        elif isinstance(message, wire.Credit):
+            self._on_credit(export, message.limit)
+        else:
+            self._end(export, "fetched" if isinstance(message, wire.Done) and export.end_sent else "cancelled")
+
+    def _on_unknown(self, key: Key, peer: bytes, message: wire.OfTicket, sealed: wire.Sealed) -> None:
+        reason = self._epochs.why_unknown(key)
+        if isinstance(message, wire.Cancel) and self._parked.cancel(key, peer):
+            return
+        if isinstance(message, wire.Fetch) and reason == "stranger":
+            if not self._parked.add(key, peer, sealed):
+                raise wire.BadFrame("parked_full")
+            return
+        if isinstance(message, wire.Fetch | wire.Credit):
+            self._reply(peer, wire.Fail(*key, "unknown"), b"")
+        raise wire.BadFrame(reason)
+
+    def _on_fetch(self, export: _Export, peer: bytes, fetch: wire.Fetch, sealed: wire.Sealed) -> None:
+        if not wire.is_authentic(sealed, export.secret):
+            self._stats.dropped["forged"] += 1
+            return
+        if export.peer not in (b"", peer):
+            self._stats.dropped["stranger"] += 1
+            self._reply(peer, wire.Fail(*export.key, "taken"), export.secret)
+            return
+        if export.state is State.ENDING:
+            self._reply(peer, wire.Fail(*export.key, export.reason), export.secret)
+            return
+        if export.state is State.OFFERED:
+            export.state = State.ATTACHED
+            export.peer, export.wanted, export.from_block = peer, fetch.hashes, fetch.from_block
+            export.num_staged = export.num_sent = fetch.from_block
+            export.by_place = fetch.by_place and self._memory.shared is not None
+        if fetch.layout != self._layout:
+            self._fail(export, "layout")
+            return
+        self._on_credit(export, fetch.limit)
+
+    def _on_credit(self, export: _Export, limit: int) -> None:
+        if export.state is State.ENDING:
+            self._reply(export.peer, wire.Fail(*export.key, export.reason), export.secret)
+            return
+        self._renew(export)
+        export.limit = max(export.limit, min(limit, export.total))
+        export.end_sent = False  # who still asks has not had END, or will drop a second one
+        state = wire.State(*export.key, min(len(export.block_ids), wire.MAX_BLOCKS), export.num_sent)
+        self._reply(export.peer, state, export.secret)
+        self._take_turn(export)
+
+    # What the sockets ask
+
+    def ready_batches(self) -> Iterator[Batch]:
+        """Yield at most one message of each export that has one, in turn.
+
+        Before taking the next, call `seal` and `sent` for what the socket takes, `refused` for what it does not take
+        now: that comes again.
+        """
+        for _ in range(len(self._turns)):
+            export = self._turns.popleft()
+            export.has_turn = False
+            if export.state is State.ENDING:
+                continue
+            room = self._stage(export)
+            if not room or export.staged:
+                self._take_turn(export)
+            if export.staged:
+                batch = export.staged[0]
+                if batch.stage is not None and batch.stage.is_ready():
+                    yield batch
+            elif self._may_end(export):
+                yield Batch(export.key, export.peer, export.total, 0, None)
+
+    def seal(self, batch: Batch) -> tuple[bytes, Sequence[memoryview]]:
+        """Make the header of a batch that a socket will take; return it with the payload frames."""
+        export = self._exports[batch.key]
+        if batch.stage is None:
+            assert export.meta is not None
+            age_s = min(1e6, max(0.0, self._clock() - export.finished_at))
+            return wire.seal(wire.End(*export.key, export.total, age_s, export.meta), export.secret), ()
+        stop = batch.first_block + batch.num_blocks
+        hashes = export.hashes[batch.first_block * DIGEST_NBYTES : stop * DIGEST_NBYTES]
+        checksums = batch.stage.sum()
+        places = wire.join_places(export.block_ids[batch.first_block : stop]) if export.by_place else b""
+        message = wire.Blocks(*export.key, self._layout, batch.first_block, bytes(hashes), checksums, places)
+        return wire.seal(message, export.secret), () if export.by_place else batch.stage.views
+
+    def sent(self, batch: Batch, is_read: Callable[[], bool]) -> None:
+        """Note that the sockets took a batch; `is_read` tells whether they are done with its payload."""
+        export = self._exports[batch.key]
+        if batch.stage is None:
+            export.end_sent = True
+            return
+        export.staged.popleft()
+        export.num_sent = batch.first_block + batch.num_blocks
+        self._stats.bytes_sent += batch.num_blocks * self._memory.block_nbytes
+        self._watch(export, batch.stage, is_read)
+        self._take_turn(export)
+
+    def refused(self, batch: Batch) -> None:
+        """Note that the socket could not take a batch now."""
+        self._take_turn(self._exports[batch.key])
+
+    def sweep(self) -> None:
+        """End what has expired; release what is no longer read."""
+        for key in self._leases.sweep():
+            self._end(self._exports[key], "expired", tell="expired")
+        for key, peer in self._parked.sweep():
+            self._stats.dropped["never_offered"] += 1
+            self._reply(peer, wire.Fail(*key, "unknown"), b"")
+        self._epochs.sweep()
+        watched, self._read = self._read, []
+        for export, stage, is_read in watched:
+            if is_read():
+                stage.release()
+                export.num_read -= 1
+                self._release_if_done(export)
+            else:
+                self._read.append((export, stage, is_read))
+
+    def seconds_to_sweep(self) -> float:
+        """Seconds that a sweep can wait, if nothing happens."""
+        return min(1.0, self._leases.seconds_left(), self._parked.seconds_left())
+
+    # Inside
+
+    def _stage(self, export: _Export) -> bool:
+        """Stage what credits allow; False: the memory has no room now."""
+        while len(export.staged) < STAGES_AHEAD:
+            first = export.num_staged
+            most = self._placed_blocks if export.by_place else self._batch_blocks
+            stop = min(len(export.block_ids), export.limit, first + most)
+            if stop <= first:
+                return True
+            span = slice(first * DIGEST_NBYTES, stop * DIGEST_NBYTES)
+            skip = export.from_block * DIGEST_NBYTES
+            if export.hashes[span] != export.wanted[span.start - skip : span.stop - skip]:
+                self._fail(export, "hash")
+                return True
+            stage = self._stage_blocks(export.block_ids[first:stop], export.by_place)
+            if stage is None:
+                return False
+            export.staged.append(Batch(export.key, export.peer, first, stop - first, stage))
+            export.num_staged = stop
+        return True
+
+    def _stage_blocks(self, block_ids: Sequence[int], by_place: bool) -> Stage | None:
+        if not by_place:
+            return self._memory.stage(block_ids)
+        assert self._memory.shared is not None
+        nbytes = self._memory.block_nbytes
+        return InPlace(wire.read_places(wire.join_places(block_ids), nbytes, self._memory.shared), nbytes)
+
+    def _may_end(self, export: _Export) -> bool:
+        if export.state is State.ENDING or export.meta is None or export.end_sent:
+            return False
+        if export.total != len(export.block_ids):
+            self._fail(export, "length")
+            return False
+        return export.num_sent == export.total
+
+    def _take_turn(self, export: _Export) -> None:
+        if export.state is State.ATTACHED and not export.has_turn:
+            export.has_turn = True
+            self._turns.append(export)
+
+    def _watch(self, export: _Export, stage: Stage, is_read: Callable[[], bool]) -> None:
+        export.num_read += 1
+        self._read.append((export, stage, is_read))
+
+    def _renew(self, export: _Export) -> None:
+        self._leases.renew(export.key)
+        self._stats.leases_held = len(self._leases)
+
+    def _fail(self, export: _Export, kind: str) -> None:
+        """End an export whose blocks are not what the peer asked for."""
+        self._stats.integrity_failures[kind] += 1
+        self._end(export, "failed", tell=kind)
+
+    def _end(self, export: _Export, reason: str, *, tell: str = "") -> None:
+        """Send nothing more; release now, or when the sockets are done."""
+        if export.state is State.ENDING:
+            return
+        export.state, export.reason = State.ENDING, reason
+        self._leases.end(export.key)
+        self._stats.leases_held = len(self._leases)
+        if tell and export.peer:
+            self._reply(export.peer, wire.Fail(*export.key, tell), export.secret)
+        while export.staged:  # a copy that has begun cannot be called back
+            stage = export.staged.popleft().stage
+            assert stage is not None
+            self._watch(export, stage, stage.is_ready)
+        self._release_if_done(export)
+
+    def _release_if_done(self, export: _Export) -> None:
+        if export.state is not State.ENDING or export.num_read:
+            return
+        del self._exports[export.key]
+        self._epochs.end(export.key)
+        self._stats.held_bytes -= len(export.block_ids) * self._memory.block_nbytes
+        self._stats.releases[export.reason] += 1
+        num_sent = max(0, export.num_sent - export.from_block)
+        self.events.append(Released(*export.key, export.reason, num_sent))
+
+    def _reply(self, peer: bytes, message: wire.ToImporter, secret: bytes) -> None:
+        self.replies.append((peer, wire.seal(message, secret)))
+
+
+def _blocks_within(nbytes: int, block_nbytes: int) -> int:
+    """Blocks of a message of `nbytes`: at least one, at most what the format has room for."""
+    return max(1, min(wire.MAX_BATCH_BLOCKS, nbytes // block_nbytes))

@@ -1,0 +1,448 @@
+"""The importer's protocol: what is fetched, from whom, what has landed. No sockets, no threads.
+
+A deadline here measures silence, never work: an exporter that answers pings may compute for as long as it likes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from baton.kvtransfer import wire
+from baton.kvtransfer.epochs import Epochs
+from baton.kvtransfer.memory import BlockMemory, Landing
+from baton.kvtransfer.settings import TransferConfig, TransferStats
+from baton.kvtransfer.wire import DIGEST_NBYTES, Key, Ticket, digests
+
+LANDED_BLOCKS = 64
+"""Between two words of progress, unless nothing more is granted: each wakes the engine's thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """So many of the wanted blocks, from the first without a gap, are verified and in place."""
+
+    request_id: bytes
+    epoch: int
+    num_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """All wanted blocks are in place. `meta` is what the other leg gave to `finish`."""
+
+    request_id: bytes
+    epoch: int
+    num_blocks: int
+    meta: bytes
+    incarnation: str
+    """Of the worker that they came from."""
+    seconds: float
+    """From the first block to the last."""
+    exposed_s: float
+    """Of the wait, the part after the prompt was computed."""
+
+
+@dataclass(frozen=True, slots=True)
+class FetchFailed:
+    """No more will come; the first `num_blocks` wanted blocks are good, what follows must be computed."""
+
+    request_id: bytes
+    epoch: int
+    num_blocks: int
+    reason: str
+    """cancelled, silent, unreachable, refused, restarted, lost, layout, checksum, hash, size, length, or the exporter's
+    own words"""
+
+
+Event = Landed | Fetched | FetchFailed
+
+_AWAITED, _TAKEN, _IN_PLACE = 0, 1, 2
+
+
+class State(Enum):
+    """Where an import stands. `Fetched` and `FetchFailed` are its last: then nothing writes into its blocks.
+
+      fetch: FETCH, repeated      any answer
+    ────────────────────> ASKING ───────────> ATTACHED ──────────────────> Fetched
+                            │                    │      END, and all wanted blocks in place
+                            │                    │  cancelled, silent, lost, or a block that is not what was asked for
+                            └─────> FAILED <─────┘
+                                      │  what was taken over is in place
+                                      v
+                                  FetchFailed
+    """
+
+    ASKING = auto()
+    ATTACHED = auto()
+    FAILED = auto()
+
+
+@dataclass(slots=True, eq=False)
+class _Peer:
+    """An exporter to fetch from."""
+
+    heard_at: float
+    ping_at: float
+    imports: set[Key] = field(default_factory=set)
+
+
+@dataclass(slots=True, eq=False)
+class _Import:
+    key: Key
+    ticket: Ticket
+    from_block: int
+    hashes: bytes
+    shared: memoryview | None
+    """The exporter's memory, if it is read here."""
+    started_at: float
+    state: State = State.ASKING
+    block_ids: list[int] = field(default_factory=list)
+    condition: bytearray = field(default_factory=bytearray)
+    """Of each wanted block: awaited, taken (verified, the memory has its bytes) or in place."""
+    num_taken: int = 0
+    num_landed: int = 0
+    num_told: int = 0
+    """Blocks that the last `Landed` counted."""
+    landings: deque[tuple[Sequence[int], Landing]] = field(default_factory=deque)
+    told_limit: int = 0
+    renew_at: float = 0.0
+    end: wire.End | None = None
+    computed_at: float = 0.0
+    first_block_at: float | None = None
+    last_block_at: float = 0.0
+    owed_since: float | None = None
+    """Since when blocks that the exporter has sent are missing, and none came."""
+    failure: str = ""
+
+    @property
+    def num_wanted(self) -> int:
+        return len(self.condition)
+
+    @property
+    def limit(self) -> int:
+        return self.from_block + len(self.block_ids)
+
+
+class Imports:
+    """All imports of one worker. Owned by one thread; the clock is given."""
+
+    def __init__(
+        self,
+        memory: BlockMemory,
+        layout: str,
+        incarnation: str,
+        config: TransferConfig,
+        stats: TransferStats,
+        clock: Callable[[], float],
+    ) -> None:
+        self._memory = memory
+        self._layout = layout
+        self._hello = wire.seal(wire.Hello(wire.VERSION, incarnation, layout))
+        self._config = config
+        self._stats = stats
+        self._clock = clock
+        self._imports: dict[Key, _Import] = {}
+        self._epochs = Epochs(clock)
+        self._peers: dict[str, _Peer] = {}
+        self._landing: list[_Import] = []
+        self._sweep_at = 0.0
+        # An exporter answers a FETCH that it can place at once, and one that it cannot place after park_s at the latest.
+        self._patience_s = config.park_s + config.silence_s
+        self._step_s = min(config.renew_s, config.silence_s / 3) / 4
+        self.requests: deque[tuple[str, bytes]] = deque()
+        """Headers to send, by exporter. Each may be lost: it is repeated."""
+        self.events: deque[Event] = deque()
+
+    @property
+    def num_open(self) -> int:
+        """Imports that have not ended."""
+        return len(self._imports)
+
+    @property
+    def is_landing(self) -> bool:
+        """Whether the memory still works on blocks that were taken over."""
+        return bool(self._landing)
+
+    # What the leg says
+
+    def fetch(
+        self,
+        key: Key,
+        ticket: Ticket,
+        from_block: int,
+        hashes: bytes,
+        block_ids: Sequence[int] = (),
+        shared: memoryview | None = None,
+    ) -> None:
+        """Ask for the blocks with these hashes; the first is block `from_block` of the prompt.
+
+        `shared` is the exporter's memory, if it can be read here.
+        """
+        now = self._clock()
+        peer = self._peers.setdefault(ticket.source, _Peer(heard_at=now, ping_at=now))
+        peer.imports.add(key)
+        it = self._imports[key] = _Import(key, ticket, from_block, hashes, shared, started_at=now)
+        it.condition = bytearray(len(hashes) // DIGEST_NBYTES)
+        self._epochs.open(key)
+        if ticket.layout != self._layout:
+            self._spoil(it, "layout")
+            return
+        self.grant(key, block_ids)
+        self._ping(ticket.source, peer)
+        self._ask(it)
+
+    def grant(self, key: Key, block_ids: Sequence[int]) -> None:
+        """Let the next wanted blocks land in these places."""
+        it = self._imports.get(key)
+        if it is None or it.state is State.FAILED:
+            return
+        room = it.num_wanted - len(it.block_ids)
+        it.block_ids += block_ids[:room]
+        self._stats.reserved_bytes += min(room, len(block_ids)) * self._memory.block_nbytes
+        if it.state is State.ATTACHED:
+            self._ask(it)
+
+    def cancel(self, key: Key) -> None:
+        """Give up; ends as failed, with what is good until then."""
+        it = self._imports.get(key)
+        if it is not None:
+            self._fail(it, "cancelled")
+
+    def close(self) -> None:
+        """Give up everything; `sweep` until nothing is open."""
+        for key in list(self._imports):
+            self.cancel(key)
+
+    def lose(self, source: str) -> None:
+        """Note that an exporter cannot be reached at all."""
+        for it in self._imports_from(source):
+            self._fail(it, "unreachable", tell=False)
+
+    # What exporters say
+
+    def receive(self, source: str, frames: Sequence[wire.Buffer]) -> None:
+        """Act on one message; a bad one is counted and does nothing."""
+        try:
+            self._act(source, frames)
+        except wire.BadFrame as bad:
+            self._stats.dropped[bad.reason] += 1
+
+    def _act(self, source: str, frames: Sequence[wire.Buffer]) -> None:
+        message, sealed = wire.parse(frames[0], wire.TO_IMPORTER)
+        if len(frames) > 1 and not isinstance(message, wire.Blocks):
+            raise wire.BadFrame("garbage", "payload after a message that has none")
+        peer = self._peers.get(source)
+        if peer is not None:
+            peer.heard_at = self._clock()
+        if isinstance(message, wire.Welcome):
+            if not wire.is_authentic(sealed, b""):
+                raise wire.BadFrame("garbage", "damaged WELCOME")
+            self._on_welcome(source, message)
+            return
+        it = self._find(source, message, sealed)
+        if it.state is State.ASKING:
+            it.state = State.ATTACHED
+            if it.limit > it.told_limit:
+                self._ask(it)
+        match message:
+            case wire.Blocks():
+                self._on_blocks(it, message, frames[1:])
+            case wire.State():
+                self._note_owed(it, message.num_sent - it.from_block)
+            case wire.End():
+                self._on_end(it, message)
+            case wire.Fail():
+                reason = message.reason if wire.is_authentic(sealed, it.ticket.secret) else "unknown"
+                self._fail(it, reason, tell=False)
+
+    def _find(self, source: str, message: wire.OfTicket, sealed: wire.Sealed) -> _Import:
+        key = message.request_id, message.epoch
+        it = self._imports.get(key)
+        if it is None or it.state is State.FAILED:
+            raise wire.BadFrame("late" if it else self._epochs.why_unknown(key))
+        if it.ticket.source != source:
+            raise wire.BadFrame("stranger", "the ticket is another exporter's")
+        # An exporter that knows no ticket has no secret to seal with. What it says can cost a transfer, never content.
+        unknown = isinstance(message, wire.Fail) and wire.is_authentic(sealed, b"")
+        if not unknown and not wire.is_authentic(sealed, it.ticket.secret):
+            raise wire.BadFrame("forged")
+        return it
+
+    def _on_welcome(self, source: str, welcome: wire.Welcome) -> None:
+        for it in self._imports_from(source):
+            if welcome.version != wire.VERSION or welcome.layout != self._layout:
+                self._spoil(it, "layout")
+            elif welcome.incarnation != it.ticket.source_incarnation:
+                self._fail(it, "restarted", tell=False)
+
+    def _on_blocks(self, it: _Import, message: wire.Blocks, payload: Sequence[wire.Buffer]) -> None:
+        first, num_blocks = message.first_block - it.from_block, message.num_blocks
+        if first < 0 or first + num_blocks > len(it.block_ids):
+            raise wire.BadFrame("over_credit")
+        if message.layout != self._layout:
+            self._spoil(it, "layout")
+            return
+        if message.hashes != it.hashes[first * DIGEST_NBYTES : (first + num_blocks) * DIGEST_NBYTES]:
+            self._spoil(it, "hash")
+            return
+        new = [at for at in range(num_blocks) if it.condition[first + at] == _AWAITED]
+        if not new:
+            raise wire.BadFrame("duplicate")
+        try:
+            if message.places and it.shared is not None and not payload:
+                blocks = wire.read_places(message.places, self._memory.block_nbytes, it.shared)
+            else:
+                blocks = wire.split_payload(num_blocks, self._memory.block_nbytes, payload)
+        except wire.BadFrame:
+            self._spoil(it, "size")
+            return
+        landing = self._memory.land([it.block_ids[first + at] for at in new], [blocks[at] for at in new])
+        sums, expected = digests(landing.checksums), digests(message.checksums)
+        num_good = next((i for i, at in enumerate(new) if sums[i] != expected[at]), len(new))
+        self._take(it, [first + at for at in new[:num_good]], landing)
+        if num_good < len(new):
+            self._spoil(it, "checksum")
+        else:
+            self._advance(it)
+
+    def _take(self, it: _Import, good: Sequence[int], landing: Landing) -> None:
+        """Note which of a landing's blocks are verified; its other blocks are being written all the same."""
+        it.landings.append((good, landing))
+        for at in good:
+            it.condition[at] = _TAKEN
+        it.num_taken += len(good)
+        self._stats.bytes_received += len(good) * self._memory.block_nbytes
+        it.last_block_at = self._clock()
+        if it.first_block_at is None:
+            it.first_block_at = it.last_block_at
+        if it.owed_since is not None:
+            it.owed_since = it.last_block_at
+
+    def _on_end(self, it: _Import, end: wire.End) -> None:
+        if end.num_blocks != it.from_block + it.num_wanted:
+            self._spoil(it, "length")
+            return
+        if it.end is None:
+            it.end = end
+            it.computed_at = self._clock() - end.age_s
+        self._note_owed(it, it.num_wanted)
+        self._advance(it)
+
+    # Time
+
+    def sweep(self) -> None:
+        """Renew what is wanted, end what is lost, count what has landed.
+
+        Read every socket at least once between two sweeps, or an exporter that was not heard out is taken for silent.
+        """
+        for it in self._landing:
+            if it.landings:
+                self._advance(it)
+        self._landing = [it for it in self._landing if it.landings]
+        now = self._clock()
+        if now < self._sweep_at:
+            return
+        self._sweep_at = now + self._step_s
+        for source, peer in list(self._peers.items()):
+            if now - peer.heard_at > self._config.silence_s:
+                for it in self._imports_from(source):
+                    self._fail(it, "silent")
+            elif now >= peer.ping_at:
+                self._ping(source, peer)
+        for it in list(self._imports.values()):
+            if it.state is State.FAILED:
+                continue
+            if it.owed_since is not None and now - it.owed_since > self._config.stall_s:
+                self._fail(it, "lost")
+            elif it.state is State.ASKING and now - it.started_at > self._patience_s:
+                self._fail(it, "refused")
+            elif now >= it.renew_at:
+                self._ask(it)
+        self._epochs.sweep()
+
+    def seconds_to_sweep(self) -> float:
+        """Seconds that a sweep can wait, if nothing happens."""
+        return max(0.0, self._sweep_at - self._clock()) if self._imports else 1.0
+
+    # Inside
+
+    def _imports_from(self, source: str) -> list[_Import]:
+        peer = self._peers.get(source)
+        return [] if peer is None else [self._imports[key] for key in peer.imports]
+
+    def _note_owed(self, it: _Import, num_sent: int) -> None:
+        if num_sent <= it.num_taken:
+            it.owed_since = None
+        elif it.owed_since is None:
+            it.owed_since = self._clock()
+
+    def _advance(self, it: _Import) -> None:
+        """Count what is in place, and end the import when that is all."""
+        while it.landings and it.landings[0][1].is_ready():
+            for at in it.landings.popleft()[0]:
+                it.condition[at] = _IN_PLACE
+        if it.landings and it not in self._landing:
+            self._landing.append(it)
+        while it.num_landed < it.num_wanted and it.condition[it.num_landed] == _IN_PLACE:
+            it.num_landed += 1
+        if it.state is State.FAILED:
+            if not it.landings:
+                self._close(it, FetchFailed(*it.key, it.num_landed, it.failure), it.failure)
+            return
+        num_untold = it.num_landed - it.num_told
+        if num_untold >= LANDED_BLOCKS or (num_untold and it.num_landed == len(it.block_ids)):
+            it.num_told = it.num_landed
+            self.events.append(Landed(*it.key, it.num_landed))
+        if it.end is not None and it.num_landed == it.num_wanted:
+            self._complete(it, it.end.meta)
+
+    def _complete(self, it: _Import, meta: bytes) -> None:
+        seconds = 0.0 if it.first_block_at is None else it.last_block_at - it.first_block_at
+        exposed_s = max(0.0, self._clock() - max(it.computed_at, it.started_at))
+        self._request(it, wire.Done(*it.key))
+        event = Fetched(*it.key, it.num_landed, meta, it.ticket.source_incarnation, seconds, exposed_s)
+        self._close(it, event, "done")
+
+    def _spoil(self, it: _Import, kind: str) -> None:
+        """End an import whose exporter is authentic but whose blocks are not what was asked for."""
+        self._stats.integrity_failures[kind] += 1
+        self._fail(it, kind)
+
+    def _fail(self, it: _Import, reason: str, *, tell: bool = True) -> None:
+        if it.state is State.FAILED:
+            return
+        it.state, it.failure = State.FAILED, reason
+        if tell:
+            self._request(it, wire.Cancel(*it.key))
+        self._advance(it)
+
+    def _close(self, it: _Import, event: Event, outcome: str) -> None:
+        del self._imports[it.key]
+        self._epochs.end(it.key)
+        peer = self._peers[it.ticket.source]
+        peer.imports.discard(it.key)
+        if not peer.imports:
+            del self._peers[it.ticket.source]
+        self._stats.reserved_bytes -= len(it.block_ids) * self._memory.block_nbytes
+        self._stats.fetches[outcome] += 1
+        self.events.append(event)
+
+    def _ask(self, it: _Import) -> None:
+        """Send FETCH until it is answered, and CREDIT from then on."""
+        it.renew_at = self._clock() + self._config.renew_s
+        it.told_limit = it.limit
+        if it.state is State.ATTACHED:
+            self._request(it, wire.Credit(*it.key, it.limit))
+        else:
+            by_place = it.shared is not None
+            self._request(it, wire.Fetch(*it.key, self._layout, it.from_block, it.limit, it.hashes, by_place))
+
+    def _ping(self, source: str, peer: _Peer) -> None:
+        peer.ping_at = self._clock() + self._config.silence_s / 3
+        self.requests.append((source, self._hello))
+
+    def _request(self, it: _Import, message: wire.ToExporter) -> None:
+        self.requests.append((it.ticket.source, wire.seal(message, it.ticket.secret)))
