@@ -20,8 +20,8 @@ import uvicorn
 
 from baton.bench.fake_worker import FakeSettings
 from baton.registry import Registry
-from baton.router.app import RouterState
 from baton.router.config import RouterConfig
+from baton.router.router_state import RouterState
 from baton.router.server import make_server
 
 from .tokenizer_folder import make_tokenizer_folder

@@ -28,10 +28,11 @@ from baton.protocol import SamplingParams
 from baton.router.admission import Admission
 from baton.router.config import RouterConfig
 from baton.router.dispatch import Dispatcher
-from baton.router.flow import Generation, GenerationFlow
+from baton.router.flow import Generation, GenerationFlow, Usage
 from baton.router.index import PrefixIndex
 from baton.router.pool import Worker, WorkerPool
 from baton.router.workers import WorkerGone
+from baton.text import AnswerText
 
 pytestmark = pytest.mark.asyncio
 PROMPT = list(range(10, 30))
@@ -62,7 +63,7 @@ class Heard:
     is_ended: bool = False
 
     def push(
-        self, choice: int, text: str, token: Token, finish_reason: str | None, stop_reason: int | str | None
+        self, choice: int, shown: Any, token: Token, finish_reason: str | None, stop_reason: int | str | None
     ) -> None:
         assert choice not in self.finished
         assert not self.is_ended
@@ -71,7 +72,7 @@ class Heard:
         if finish_reason is not None:
             self.finished[choice] = finish_reason
 
-    def end(self) -> None:
+    def end(self, usage: Usage) -> None:
         assert not self.is_ended
         self.is_ended = True
 
@@ -111,9 +112,9 @@ class World:
 
     def begin(self, **params: Any) -> GenerationFlow:
         params = {"max_tokens": len(ANSWER), "detokenize": False} | params
-        flow = GenerationFlow(self.dispatcher, Generation(PROMPT, SamplingParams(**params)), self.heard, None)
-        self.dispatcher.begin(flow)
-        return flow
+        sampling = SamplingParams(**params)
+        texts = [AnswerText(None, PROMPT, sampling) for _ in range(sampling.n)]
+        return self.dispatcher.start(Generation(PROMPT, sampling), texts, self.heard)
 
     def say(self, worker: Worker, flow: GenerationFlow, at: int, **changes: Any) -> None:
         """Let a worker say the answer's token at a position."""
@@ -309,10 +310,8 @@ async def test_a_cancel_reaches_both_workers_once(world: World) -> None:
 
 async def test_a_deadline_ends_a_request(world: World) -> None:
     decode = world.join("d", "decode")
-    flow = GenerationFlow(
-        world.dispatcher, Generation(PROMPT, SamplingParams(detokenize=False), deadline=0.0), world.heard, None
-    )
-    world.dispatcher.begin(flow)
+    generation = Generation(PROMPT, SamplingParams(), deadline=0.0)
+    world.dispatcher.start(generation, [AnswerText(None, PROMPT, generation.params)], world.heard)
     await asyncio.sleep(0.02)
     assert world.heard.error is not None
     assert world.heard.error.status == 504

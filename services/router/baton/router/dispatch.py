@@ -10,6 +10,7 @@ import math
 import random
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from baton.metrics import RouterMetrics
 from baton.router.admission import Admission, Demand
 from baton.router.config import RouterConfig
 from baton.router.costs import like_peers
-from baton.router.flow import Generation, GenerationFlow
+from baton.router.flow import ChoiceText, Generation, GenerationFlow, Sink
 from baton.router.index import Applied, PrefixIndex
 from baton.router.policy import Candidate, Decision, Shape, choose
 from baton.router.pool import Worker, WorkerPool
@@ -76,8 +77,8 @@ class Dispatcher:
 
     # -- requests -----------------------------------------------------------------------------------------
 
-    def begin(self, flow: GenerationFlow) -> None:
-        """Take a request in, and send it on its way.
+    def start(self, generation: Generation, texts: Sequence[ChoiceText], sink: Sink) -> GenerationFlow:
+        """Take a request in, and send it on its way; `texts` has one entry a choice.
 
         Raises:
             QueueFull: refused before it queues, with the seconds after which to try again.
@@ -87,6 +88,7 @@ class Dispatcher:
         if self.last_facts is None:
             raise Unavailable("No decode worker is ready. Try again in a few seconds.")
         block_size = self.last_facts.block_size
+        flow = GenerationFlow(self, generation, texts, sink)
         demand = self._demand(flow, block_size)
         capacities = [w.load.kv_total_blocks for w in self.pool.workers.values() if w.can_decode]
         least = math.ceil((flow.num_prompt_tokens + 1) / block_size)
@@ -102,6 +104,7 @@ class Dispatcher:
         self.flows[flow.request_id] = flow
         self.timeline.add(flow.record)
         flow.start()
+        return flow
 
     def route(self, flow: GenerationFlow, avoid: Worker | None) -> Decision | None:
         """Decide where a request goes now; None with no worker to take it."""
@@ -246,11 +249,11 @@ class Dispatcher:
 
     def _hashes(self, worker: Worker, flow: GenerationFlow) -> list[bytes]:
         """Give the prompt's block hashes as this worker computes them; the same for all of one build."""
-        facts = worker.info.model
-        hashes = flow.hashes.get(facts.cache_parts)
+        facts, generation = worker.info.model, flow.generation
+        hashes = generation.hashes.get(facts.cache_parts)
         if hashes is None:
-            hashes = hash_prompt(flow.generation, facts.cache_parts, self.config.cache_key, facts.block_size)
-            flow.hashes[facts.cache_parts] = hashes
+            hashes = hash_prompt(generation, facts.cache_parts, self.config.cache_key, facts.block_size)
+            generation.hashes[facts.cache_parts] = hashes
         return hashes
 
     def _note(self, flow: GenerationFlow, decision: Decision) -> None:

@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from baton.errors import BatonError, InvalidRequest, Unavailable
 from baton.logs import get_logger
@@ -28,7 +28,6 @@ from baton.router.policy import Decision
 from baton.router.pool import Worker
 from baton.router.timeline import RequestRecord, RequestState
 from baton.router.workers import WorkerGone
-from baton.text import AnswerText, Tokenizer
 
 if TYPE_CHECKING:
     from baton.router.dispatch import Dispatcher
@@ -54,16 +53,33 @@ class WorkersFailed(BatonError):
     retryable = True
 
 
+class ChoiceText(Protocol):
+    """What one choice's tokens become. The flow never looks into what is shown."""
+
+    def push(self, token_id: int, finish_reason: str | None) -> tuple[Any, str | None]:
+        """Take a token; return what can be shown by now, and the stop string if one has ended the choice."""
+        ...
+
+
+class Usage(NamedTuple):
+    """Tokens of one prompt and its choices, however many workers took part."""
+
+    num_prompt: int
+    num_cached: int
+    """Tokens of the prompt that were not computed for this request."""
+    num_completion: int
+
+
 class Sink(Protocol):
     """Who takes an answer: a stream or a collector. Calls never block and never raise."""
 
     def push(
-        self, choice: int, text: str, token: Token, finish_reason: str | None, stop_reason: int | str | None
+        self, choice: int, shown: Any, token: Token, finish_reason: str | None, stop_reason: int | str | None
     ) -> None:
-        """Take one token, its text, and the end of its choice if it is one."""
+        """Take one token, what the choice's text shows for it, and the end of the choice if it is one."""
         ...
 
-    def end(self) -> None:
+    def end(self, usage: Usage) -> None:
         """Every choice has ended."""
         ...
 
@@ -85,6 +101,8 @@ class Generation:
     public_id: str = ""
     """What the client sees; never a key between services."""
     seed: int = field(default=0)
+    hashes: dict[tuple[str, ...], list[bytes]] = field(default_factory=dict)
+    """The prompt's block hashes by cache parts, as far as they are known."""
 
     def __post_init__(self) -> None:
         if self.params.seed is not None:
@@ -96,7 +114,7 @@ class Generation:
 class _Choice:
     __slots__ = ("early", "emitted", "index", "is_done", "last_at", "text")
 
-    def __init__(self, index: int, text: AnswerText) -> None:
+    def __init__(self, index: int, text: ChoiceText) -> None:
         self.index = index
         self.text = text
         self.emitted: list[int] = []
@@ -126,7 +144,6 @@ class GenerationFlow:
         "epoch",
         "first_token_at",
         "generation",
-        "hashes",
         "is_over",
         "num_cached",
         "num_replays",
@@ -135,7 +152,7 @@ class GenerationFlow:
         "sent_at",
     )
 
-    def __init__(self, dispatcher: Dispatcher, generation: Generation, sink: Sink, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, dispatcher: Dispatcher, generation: Generation, texts: Sequence[ChoiceText], sink: Sink) -> None:
         self.request_id = uuid.uuid4().hex
         self.generation = generation
         self.epoch = 0
@@ -148,16 +165,11 @@ class GenerationFlow:
         self.sent_at = 0.0
         self.first_token_at = 0.0
         self.is_over = False
-        self.hashes: dict[tuple[str, ...], list[bytes]] = {}
-        """The prompt's block hashes by cache parts; filled by the dispatcher."""
         self._dispatcher = dispatcher
         self._metrics = dispatcher.metrics
         self._sink = sink
         self._num_prompt = len(generation.prompt_ids)
-        self._choices = [
-            _Choice(i, AnswerText(tokenizer, generation.prompt_ids, generation.params))
-            for i in range(generation.params.n)
-        ]
+        self._choices = [_Choice(i, text) for i, text in enumerate(texts)]
         self._num_open = len(self._choices)
         self._prefill: Worker | None = None
         self._decode: Worker | None = None
@@ -312,10 +324,10 @@ class GenerationFlow:
         choice.last_at = now
         finish_reason: str | None = token.finish_reason
         stop_reason: int | str | None = token.stop_reason
-        text, stop = choice.text.push(token.token_id, finish_reason)
+        shown, stop = choice.text.push(token.token_id, finish_reason)
         if stop is not None:
             finish_reason, stop_reason = "stop", stop
-        self._sink.push(choice.index, text, token, finish_reason, stop_reason)
+        self._sink.push(choice.index, shown, token, finish_reason, stop_reason)
         if finish_reason is not None:
             self._close_choice(choice, finish_reason, is_known_to_worker=stop is None)
 
@@ -354,7 +366,7 @@ class GenerationFlow:
         # what the prefill worker saw end, or a stop string ended, still runs on the decode worker
         if self._num_open == 0:
             self._finish("finished", cancel_decode=not (is_known_to_worker and self._decode_gave_token))
-            self._sink.end()
+            self._sink.end(Usage(self._num_prompt, self.num_cached, self.num_completion_tokens))
         elif not is_known_to_worker:
             self._tell(self._decode, Cancel(self.request_id, self.epoch, choice.index))
 
@@ -477,15 +489,3 @@ def _error_of(error: LegError, request_id: str) -> BatonError:
         return Unavailable(f"No worker can take the request now: {error.kind}. Try again later.")
     _log.error("leg_failed", request_id=request_id, kind=error.kind, reason=error.message)
     return BatonError("The request failed inside a worker. Its reason is in the log under the request's id.")
-
-
-def usage_of(flows: Sequence[GenerationFlow], *, count_completion: bool = True) -> dict[str, object]:
-    """Give the OpenAI usage object of all prompts of a request, however many workers took part."""
-    prompt = sum(flow.num_prompt_tokens for flow in flows)
-    completion = sum(flow.num_completion_tokens for flow in flows) if count_completion else 0
-    return {
-        "prompt_tokens": prompt,
-        "total_tokens": prompt + completion,
-        "completion_tokens": completion,
-        "prompt_tokens_details": {"cached_tokens": sum(flow.num_cached for flow in flows)},
-    }

@@ -28,13 +28,13 @@ def main() -> None:
 
 
 def make_frame(value: Any) -> bytes:
-    """Give a value with its length before it."""
+    """Encode a value, with its length before it."""
     body = msgspec.msgpack.encode(value)
     return len(body).to_bytes(4, "little") + body
 
 
 def read_frame(source: BinaryIO) -> bytes | None:
-    """Give the next frame's body; None at the end."""
+    """Read the next frame's body; None at the end."""
     head = source.read(4)
     if len(head) < 4:
         return None

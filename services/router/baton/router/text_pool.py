@@ -56,13 +56,13 @@ class TextPool:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Give the token ids of a text."""
+        """Return the token ids of a text."""
         if len(text) <= _INLINE_LEN:
             return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return await self.run(lambda: self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
     def token_text(self, token_id: int) -> str:
-        """Give one token as text, as logprobs show it."""
+        """Return one token as text, as logprobs show it."""
         text = self._token_texts.get(token_id)
         if text is None:
             text = self._token_texts[token_id] = self.tokenizer.token_text(token_id)

@@ -36,30 +36,7 @@ _RESERVED = frozenset(
     )
 )
 """What a template sees from elsewhere."""
-_SAMPLING_FIELDS = (
-    "n",
-    "temperature",
-    "top_p",
-    "seed",
-    "stop",
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "min_tokens",
-    "ignore_eos",
-    "stop_token_ids",
-    "include_stop_str_in_output",
-    "skip_special_tokens",
-    "spaces_between_special_tokens",
-    "prompt_logprobs",
-    "allowed_token_ids",
-    "bad_words",
-)
-"""Fields that go to `SamplingParams` as they are."""
-
+_PARAMS = frozenset(SamplingParams.__struct_fields__)
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, le=_INT31)]
 TokenIds = Annotated[list[TokenId], Field(max_length=MAX_LIST)]
@@ -119,7 +96,7 @@ Prompts = list[str] | list[list[int]]
 
 
 def _check_prompt(value: Any) -> Prompts:
-    """Give a list of prompts, all texts or all token ids."""
+    """Return a list of prompts, all texts or all token ids."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, list) and value:
@@ -170,8 +147,22 @@ class ResponseFormat(_Closed):
     json_schema: dict[str, Any] | None = None
 
 
-class _Sampling(_Closed):
-    """What both kinds of request share. None is the same as leaving a field out, as clients do both."""
+class Ignored(_Closed):
+    """OpenAI's fields that ask for nothing we could fail to do: taken, and without effect."""
+
+    user: Annotated[str, Field(max_length=4096)] | None = None
+    metadata: dict[str, Any] | None = None
+    service_tier: Annotated[str, Field(max_length=64)] | None = None
+    safety_identifier: Annotated[str, Field(max_length=4096)] | None = None
+    prompt_cache_key: Annotated[str, Field(max_length=4096)] | None = None
+    prompt_cache_retention: Annotated[str, Field(max_length=64)] | None = None
+
+
+class _Sampling(Ignored):
+    """What both kinds of request share. None is the same as leaving a field out, as clients do both.
+
+    A field that `SamplingParams` has too goes there by its name.
+    """
 
     model: Annotated[str, Field(max_length=1024)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
@@ -203,14 +194,7 @@ class _Sampling(_Closed):
     add_special_tokens: bool | None = None
     return_token_ids: bool | None = None
     response_format: ResponseFormat | None = None
-    # without effect: `refusals.IGNORED` says why
-    user: Annotated[str, Field(max_length=4096)] | None = None
-    metadata: dict[str, Any] | None = None
     store: bool | None = None
-    service_tier: Annotated[str, Field(max_length=64)] | None = None
-    safety_identifier: Annotated[str, Field(max_length=4096)] | None = None
-    prompt_cache_key: Annotated[str, Field(max_length=4096)] | None = None
-    prompt_cache_retention: Annotated[str, Field(max_length=64)] | None = None
 
     @property
     def include_usage(self) -> bool:
@@ -219,8 +203,13 @@ class _Sampling(_Closed):
 
     @property
     def continuous_usage(self) -> bool:
-        """Whether each chunk carries the usage so far."""
+        """Whether each event carries the usage so far."""
         return self.include_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
+    @property
+    def answers_nothing(self) -> bool:
+        """Whether only the prompt is asked back, with its scores: max_tokens=0 with echo."""
+        return False
 
     def check_unserved(self) -> None:
         """Refuse what is well-formed but not done here."""
@@ -235,8 +224,10 @@ class _Sampling(_Closed):
         if self.stream_options is not None and not self.stream:
             raise refuse("stream_options", "set", "stream is not set", "Set stream, or leave it out.")
 
-    def _params(self, **more: Any) -> dict[str, Any]:
-        given = {name: getattr(self, name) for name in _SAMPLING_FIELDS} | more
+    def _params(self, **others: Any) -> dict[str, Any]:
+        """Return the fields that the engine takes; `others` are no fields of ours, or mean something else here."""
+        names = type(self).model_fields.keys() & _PARAMS
+        given = {name: getattr(self, name) for name in names} | others
         return {name: value for name, value in given.items() if value is not None}
 
 
@@ -254,7 +245,7 @@ class CompletionRequest(_Sampling):
         return self.max_tokens == 0
 
     def sampling_params(self) -> SamplingParams:
-        """Give what the engine is asked for."""
+        """Return what the engine is asked for."""
         self.check_unserved()
         if self.answers_nothing and not self.echo:
             raise refuse("max_tokens", 0, "it must be at least 1, or 0 with echo")
@@ -263,12 +254,8 @@ class CompletionRequest(_Sampling):
         prompt_logprobs = self.prompt_logprobs
         if self.echo and self.logprobs is not None and prompt_logprobs is None:
             prompt_logprobs = self.logprobs
-        params = self._params(
-            best_of=self.best_of, logprobs=self.logprobs, prompt_logprobs=prompt_logprobs, min_tokens=self.min_tokens
-        )
-        if self.max_tokens is not None:
-            params["max_tokens"] = max(self.max_tokens, 1)
-        return SamplingParams(**params)
+        max_tokens = None if self.max_tokens is None else max(self.max_tokens, 1)
+        return SamplingParams(**self._params(prompt_logprobs=prompt_logprobs, max_tokens=max_tokens))
 
 
 class FunctionCall(_Closed):
@@ -304,7 +291,7 @@ class Message(_Closed):
     tool_call_id: Annotated[str, Field(max_length=256)] | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
-    # what the SDK gives back of an earlier answer
+    # what the SDK sends back of an earlier answer
     refusal: str | None = None
     annotations: list[Any] | None = None
     audio: None = None
@@ -317,7 +304,7 @@ class Message(_Closed):
         return self
 
     def for_template(self) -> dict[str, Any]:
-        """Give the message as templates read it: arguments of calls as objects."""
+        """Return the message as templates read it: arguments of calls as objects."""
         message: dict[str, Any] = {"role": self.role, "content": self.content if self.content is not None else ""}
         if isinstance(self.content, list):
             message["content"] = [{"type": "text", "text": part.text} for part in self.content]
@@ -374,15 +361,8 @@ class ChatRequest(_Sampling):
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
-    @property
-    def used_tools(self) -> list[dict[str, Any]] | None:
-        """Give the tools that the template shows."""
-        if not self.tools or self.tool_choice == "none":
-            return None
-        return [tool.model_dump(exclude_none=True) for tool in self.tools]
-
     def sampling_params(self) -> SamplingParams:
-        """Give what the engine is asked for."""
+        """Return what the engine is asked for."""
         self.check_unserved()
         self._check_tools()
         if self.modalities and "audio" in self.modalities:
@@ -392,11 +372,11 @@ class ChatRequest(_Sampling):
         if self.max_tokens == 0:
             raise refuse("max_tokens", 0, "it must be at least 1", "Leave it out to run to the end of the context.")
         max_tokens = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
-        params = self._params(logprobs=(self.top_logprobs or 0) if self.logprobs else None)
+        params = self._params(logprobs=(self.top_logprobs or 0) if self.logprobs else None, max_tokens=None)
         return SamplingParams(**params, max_tokens=max_tokens)
 
-    def render_options(self) -> dict[str, Any]:
-        """Give how the template is to be rendered."""
+    def for_template(self) -> dict[str, Any]:
+        """Return the conversation and how it is to be rendered, as `TextPool.render_chat` takes them."""
         continues = bool(self.continue_final_message)
         if continues and self.add_generation_prompt:
             raise refuse(
@@ -410,11 +390,14 @@ class ChatRequest(_Sampling):
             )
         if self.reasoning_effort is not None:
             kwargs.setdefault("reasoning_effort", self.reasoning_effort)
+        tools = [] if self.tool_choice == "none" else self.tools or []
         add = self.add_generation_prompt
         return {
-            "kwargs": kwargs,
+            "messages": [message.for_template() for message in self.messages],
+            "tools": [tool.model_dump(exclude_none=True) for tool in tools] or None,
             "add_generation_prompt": (not continues) if add is None else add,
             "continue_final_message": continues,
+            "kwargs": kwargs,
         }
 
     def _check_tools(self) -> None:

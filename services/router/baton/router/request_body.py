@@ -1,0 +1,65 @@
+"""Read a request's body, bounded in size and time, as one of the API's closed models."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect, Request
+
+from baton.errors import InvalidRequest
+from baton.router.config import RouterConfig
+from baton.router.openai.refusals import refuse_validation
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class BodyTooLong(InvalidRequest):
+    """The body exceeds the limit."""
+
+    status = 413
+
+
+class BodyTooSlow(InvalidRequest):
+    """The body did not arrive in time."""
+
+    status = 408
+
+
+async def read_body(http: Request, model: type[_Model], config: RouterConfig) -> _Model:
+    """Read and check a body.
+
+    Raises:
+        InvalidRequest: too long, too slow, not JSON, or not what the model takes.
+    """
+    limit = config.max_body_nbytes
+    declared = http.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared[:20]) > limit:
+        raise _too_long(int(declared[:20]), limit)
+    parts, nbytes = [], 0
+    try:
+        async with asyncio.timeout(config.body_timeout_s):
+            async for part in http.stream():
+                nbytes += len(part)
+                if nbytes > limit:
+                    raise _too_long(nbytes, limit)
+                parts.append(part)
+    except ClientDisconnect:  # also after a chunk that is none: the protocol has answered already
+        raise InvalidRequest("The body broke off.") from None
+    except TimeoutError:
+        raise BodyTooSlow(f"The body did not arrive within {config.body_timeout_s:g} s.") from None
+    try:
+        return model.model_validate_json(b"".join(parts))
+    except ValidationError as error:
+        raise refuse_validation(error) from None
+    except (RecursionError, ValueError) as error:
+        raise InvalidRequest(f"The body is not valid: {type(error).__name__}.") from None
+
+
+def _too_long(nbytes: int, limit: int) -> BodyTooLong:
+    return BodyTooLong(
+        f"The body of {nbytes} bytes is not valid: at most {limit} bytes are taken. Send less, or raise "
+        f"--max-body-nbytes.",
+        code="body_too_long",
+    )
