@@ -20,8 +20,8 @@ class HermesParser:
 
     def __init__(self) -> None:
         self._held = ""
-        self._space = ""
-        """White space after a call."""
+        self._space: str | None = None
+        """White space after a call, until text follows; None: what comes is shown as it is."""
         self._is_inside = False
         self._num_calls = 0
 
@@ -77,7 +77,8 @@ class HermesParser:
         return True
 
     def _say(self, parts: list[Part], text: str) -> None:
-        text = self._space + text
-        self._space = text if self._num_calls and not text.strip() else ""
-        if text and not self._space:
+        if self._space is not None:
+            text = self._space + text
+            self._space = None if text.strip() else text
+        if text and self._space is None:
             parts.append(text)
