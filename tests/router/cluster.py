@@ -104,6 +104,12 @@ class Cluster:
         state: RouterState = app.app.state.router
         return state
 
+    @property
+    def connections(self) -> set[Any]:
+        """The server's side of each open connection."""
+        connections: set[Any] = self._server.server_state.connections
+        return connections
+
     def start(self) -> None:
         """Start the router; workers are waited for by `wait_for_workers`."""
         self._thread.start()
