@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.decoders import DecodeStream
@@ -75,27 +75,15 @@ class Tokenizer:
         return self._hf
 
     @property
-    def backend(self) -> Any:
-        """The `tokenizers.Tokenizer` underneath."""
-        return self._backend
-
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether `render_chat` can work."""
-        return bool(self.chat_templates)
-
-    @property
     def eos_token_id(self) -> int | None:
         """The tokenizer's own end of text."""
         eos = self.special_tokens.get("eos_token")
-        token_id: int | None = None if eos is None else self._backend.token_to_id(eos)
-        return token_id
+        return None if eos is None else cast(int | None, self._backend.token_to_id(eos))
 
     @property
     def vocab_size(self) -> int:
         """Entries, added tokens included; the model may have more, as padding."""
-        size: int = self._backend.get_vocab_size(with_added_tokens=True)
-        return size
+        return int(self._backend.get_vocab_size(with_added_tokens=True))
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of `text`, with the tokenizer's own bos and eos if it adds them.
@@ -107,8 +95,7 @@ class Tokenizer:
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of whole token ids; for a stream use `Detokenizer`."""
-        text: str = self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
-        return text
+        return str(self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
 
     def token_text(self, token_id: int) -> str:
         """Return one token as text, special tokens included, as logprobs show it."""
@@ -128,7 +115,8 @@ class Tokenizer:
         Raises:
             InvalidRequest: the model has no template, or the template refuses these messages.
         """
-        if not self.has_chat_template:
+        source = self.chat_template_source(with_tools=bool(tools))
+        if source is None:
             raise InvalidRequest(
                 "messages cannot be rendered: this model's tokenizer has no chat template. "
                 "Use generate (or /v1/completions), or give a chat template.",
@@ -141,7 +129,9 @@ class Tokenizer:
                 "continue_final_message", True, "it excludes add_generation_prompt", "Set one of the two to false."
             )
         try:
-            text = self.chat_template(with_tools=bool(tools)).render(
+            if source not in self._compiled:
+                self._compiled[source] = ChatTemplate(source, self.special_tokens)
+            text = self._compiled[source].render(
                 messages,
                 tools=tools,
                 add_generation_prompt=add_generation_prompt,
@@ -161,14 +151,6 @@ class Tokenizer:
         if "default" in self.chat_templates or not self.chat_templates:
             return self.chat_templates.get("default")
         return next(iter(self.chat_templates.values()))
-
-    def chat_template(self, *, with_tools: bool = False) -> ChatTemplate:
-        """Return the compiled template; there must be one."""
-        source = self.chat_template_source(with_tools=with_tools)
-        assert source is not None
-        if source not in self._compiled:
-            self._compiled[source] = ChatTemplate(source, self.special_tokens)
-        return self._compiled[source]
 
     def new_stream(self, prompt_ids: Sequence[int], *, skip_special_tokens: bool = True) -> Detokenizer:
         """Start the text of one answer, after `prompt_ids`."""
@@ -271,9 +253,9 @@ class Detokenizer:
         """Return what is left at the end: an answer may stop inside a character."""
         if not self._unflushed:
             return ""
-        text: str = self._backend.decode(self._unflushed, skip_special_tokens=self._skip)
+        text = self._backend.decode(self._unflushed, skip_special_tokens=self._skip)
         self._unflushed.clear()
-        return text
+        return str(text)
 
 
 class StopMatcher:

@@ -11,16 +11,14 @@ from starlette.responses import Response
 from baton.registry import Registry
 from baton.router.auth import Authenticator, require_key
 from baton.router.config import RouterConfig
-from baton.router.debug import debug_routes
 from baton.router.envelope import Envelope
 from baton.router.error_answers import answer_errors
-from baton.router.health import baton_version, health_routes, monitoring_routes
 from baton.router.json_response import JSON
 from baton.router.openai.chat import chat_routes
 from baton.router.openai.completions import completion_routes
 from baton.router.openai.models import model_routes
-from baton.router.openai.tokens import token_routes
 from baton.router.openapi_file import openapi_document
+from baton.router.operations import baton_version, health_routes, monitoring_routes
 from baton.router.page.routes import page_routes
 from baton.router.router_state import RouterState
 
@@ -56,7 +54,7 @@ def create_app(config: RouterConfig, registry: Registry | None = None) -> Envelo
 
     for routes in (page_routes(), health_routes(router)):
         app.include_router(routes)
-    private = (chat_routes, completion_routes, model_routes, token_routes, monitoring_routes, debug_routes)
+    private = (chat_routes, completion_routes, model_routes, monitoring_routes)
     for routes in (*(make(router) for make in private), described):
         app.include_router(routes, dependencies=[Depends(require_key)])
     answer_errors(app)

@@ -23,7 +23,7 @@ def main() -> None:
     templates: dict[str, ChatTemplate] = {}
     while (frame := read_frame(source)) is not None:
         request = msgspec.msgpack.decode(frame)
-        sink.write(make_frame(_answer(request, templates)))
+        sink.write(make_frame(_answer(request, templates) if request else {}))  # an empty one asks: are you there?
         sink.flush()
 
 

@@ -7,6 +7,7 @@ lets others run. Templates render in a process that is ended when it takes too l
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,11 +39,12 @@ class TextPool:
         self._all = [_Renderer() for _ in range(2)]
         for renderer in self._all:
             self._renderers.put_nowait(renderer)
-        self._token_texts: dict[int, str] = {}
+        self.token_text = functools.cache(tokenizer.token_text)
+        """One token as text, as log-probabilities show it."""
 
     async def start(self) -> None:
         """Start the first renderer, so that the first request does not wait for it."""
-        if self.tokenizer.has_chat_template:
+        if self.tokenizer.chat_template_source() is not None:
             await self._all[0].ready()
 
     async def close(self) -> None:
@@ -60,13 +62,6 @@ class TextPool:
         if len(text) <= _INLINE_LEN:
             return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return await self.run(lambda: self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
-
-    def token_text(self, token_id: int) -> str:
-        """Return one token as text, as logprobs show it."""
-        text = self._token_texts.get(token_id)
-        if text is None:
-            text = self._token_texts[token_id] = self.tokenizer.token_text(token_id)
-        return text
 
     async def render_chat(
         self,
@@ -133,10 +128,8 @@ class _Renderer:
                 start_new_session=True,  # Ctrl-C is for the router, which ends it in order
             )
             # its first answer tells that Python and Jinja are loaded: that time is not the template's
-            hello: dict[str, Any] = {"template": "", "special_tokens": {}, "messages": [], "tools": None, "kwargs": {}}
-            hello |= {"max_len": 1, "add_generation_prompt": False, "continue_final_message": False}
             async with asyncio.timeout(_START_S):
-                await self._exchange(self._process, make_frame(hello))
+                await self._exchange(self._process, make_frame(None))
         return self._process
 
     async def render(self, frame: bytes, timeout_s: float) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from typing import Any
@@ -11,7 +10,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from baton.router.caller import read_caller
+from baton.router.http_request import read_body, read_caller
 from baton.router.json_response import JSON
 from baton.router.openai.bodies import CollectSink, chat_choice
 from baton.router.openai.events import AnswerEvents, ChatEvents
@@ -21,7 +20,6 @@ from baton.router.openai.open_request import OpenRequest
 from baton.router.openai.parsers import PARSERS
 from baton.router.openai.requests import ChatRequest
 from baton.router.openapi_file import operation
-from baton.router.request_body import read_body
 from baton.router.router_state import RouterState
 
 
@@ -55,11 +53,9 @@ def chat_routes(router: RouterState) -> APIRouter:
             stream.headers.update(await opened.start([ChatEvents(events, prompt_ids)], new_parser))
             return stream
 
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        sink = CollectSink(params.n, opened.tally, done, opened.cancel)
+        sink = CollectSink(params.n, opened.tally, opened.done, opened.cancel)
         headers = await opened.start([sink], new_parser)
-        if not await opened.wait(done, http):
-            return Response(status_code=499)  # nobody reads it
+        await opened.wait(http)
         choices = [chat_choice(request, i, choice, token_text) for i, choice in enumerate(sink.choices)]
         body: dict[str, Any] = frame | {"choices": choices, "usage": opened.tally.usage()}
         if request.prompt_logprobs is not None:

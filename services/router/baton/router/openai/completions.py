@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 
@@ -10,7 +9,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from baton.router.caller import read_caller
+from baton.router.http_request import read_body, read_caller
 from baton.router.json_response import JSON
 from baton.router.openai.bodies import CollectSink, completion_choice
 from baton.router.openai.events import AnswerEvents, CompletionEvents
@@ -18,7 +17,6 @@ from baton.router.openai.models import check_model
 from baton.router.openai.open_request import OpenRequest
 from baton.router.openai.requests import CompletionRequest
 from baton.router.openapi_file import operation
-from baton.router.request_body import read_body
 from baton.router.router_state import RouterState
 
 
@@ -59,11 +57,9 @@ def completion_routes(router: RouterState) -> APIRouter:
             stream.headers.update(await opened.start(sinks))
             return stream
 
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        collectors = [CollectSink(params.n, opened.tally, done, opened.cancel) for _ in prompts]
+        collectors = [CollectSink(params.n, opened.tally, opened.done, opened.cancel) for _ in prompts]
         headers = await opened.start(collectors)
-        if not await opened.wait(done, http):
-            return Response(status_code=499)  # nobody reads it
+        await opened.wait(http)
         choices = [
             completion_choice(request, i * params.n + j, choice, collector, token_text, prompts[i], echoes[i])
             for i, collector in enumerate(collectors)

@@ -1,16 +1,19 @@
-"""The models that are served, by the names that clients may send."""
+"""What is asked of a model beside answers: its names, and its tokenizer."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from fastapi import APIRouter
+from starlette.requests import Request
 from starlette.responses import Response
 
 from baton.errors import InvalidRequest
 from baton.router.config import RouterConfig
+from baton.router.http_request import read_body
 from baton.router.json_response import JSON
-from baton.router.openapi_file import errors
+from baton.router.openai.requests import DetokenizeRequest, TokenizeRequest
+from baton.router.openapi_file import errors, operation
 from baton.router.router_state import RouterState
 
 
@@ -21,7 +24,7 @@ class UnknownModel(InvalidRequest):
 
 
 def model_routes(router: RouterState) -> APIRouter:
-    """Serve /v1/models."""
+    """Serve /v1/models, /tokenize and /detokenize."""
     routes = APIRouter()
 
     @routes.get("/v1/models", summary="Name the models that are served")
@@ -31,6 +34,36 @@ def model_routes(router: RouterState) -> APIRouter:
     @routes.get("/v1/models/{name:path}", summary="Describe one model", responses=errors(404))
     async def model(name: str) -> Response:
         return JSON(_card(router, check_model(router.config, name)))
+
+    @routes.post("/tokenize", summary="Turn text or messages into token ids", **operation(TokenizeRequest))
+    async def tokenize(http: Request) -> Response:
+        body = await read_body(http, TokenizeRequest, router.config)
+        check_model(router.config, body.model)
+        if body.messages is None:
+            add = body.add_special_tokens is not False
+            token_ids = await router.text.encode(body.prompt or "", add_special_tokens=add)
+        else:
+            token_ids = await router.text.render_chat(**body.for_template())
+        facts = router.dispatcher.last_facts
+        answer = {
+            "count": len(token_ids),
+            "max_model_len": None if facts is None else facts.max_model_len,
+            "tokens": token_ids,
+            "token_strs": [router.text.token_text(t) for t in token_ids] if body.return_token_strs else None,
+        }
+        return JSON(answer)
+
+    @routes.post("/detokenize", summary="Turn token ids into text", **operation(DetokenizeRequest))
+    async def detokenize(http: Request) -> Response:
+        body = await read_body(http, DetokenizeRequest, router.config)
+        check_model(router.config, body.model)
+        size = router.tokenizer.vocab_size
+        for token_id in body.tokens:
+            if token_id >= size:
+                raise InvalidRequest(
+                    f"tokens={token_id} is not valid: token ids of this tokenizer are 0 to {size - 1}.", field="tokens"
+                )
+        return JSON({"prompt": await router.text.run(router.tokenizer.decode, body.tokens)})
 
     return routes
 

@@ -6,15 +6,16 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from baton.errors import ContextTooLong, InvalidRequest, Unavailable
 from baton.messages import ModelFacts
 from baton.protocol import SamplingParams, check_prompt
 from baton.router.auth import salt_of
-from baton.router.caller import Caller
 from baton.router.dispatch import hash_prompt
 from baton.router.flow import ChoiceText, Generation, GenerationFlow, Sink
+from baton.router.http_request import Caller
 from baton.router.openai.parts import AnswerParser, AnswerParts
 from baton.router.openai.requests import ChatRequest, CompletionRequest
 from baton.router.openai.tally import Tally
@@ -56,6 +57,8 @@ class OpenRequest:
             Generation(prompt_ids, params, salt, request.priority or 0, deadline, caller.public_id)
             for prompt_ids in prompts
         ]
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Set when a whole answer is there."""
         self.tally = Tally(sum(map(len, prompts)), len(prompts), hides_completion=request.answers_nothing)
         self._router = router
         self._explains = caller.explain
@@ -81,18 +84,16 @@ class OpenRequest:
             raise
         return self._route_headers() if self._explains else {}
 
-    async def wait(self, done: asyncio.Future[None], http: Request) -> bool:
-        """Wait for a whole answer; False if the client has left, who then needs none."""
+    async def wait(self, http: Request) -> None:
+        """Wait until the sinks have the whole answer, or the client has left and needs none."""
         left = asyncio.get_running_loop().create_task(_left(http))
         try:
-            await asyncio.wait((done, left), return_when=asyncio.FIRST_COMPLETED)
-            if done.done():
-                done.result()
-                return True
-            self._router.metrics.client_disconnects.inc()
-            self.cancel()
-            return False
-        except asyncio.CancelledError:
+            await asyncio.wait((self.done, left), return_when=asyncio.FIRST_COMPLETED)
+            if not self.done.done():
+                self._router.metrics.client_disconnects.inc()
+                raise HTTPException(499, "The client has left.")  # nobody reads it
+            self.done.result()
+        except BaseException:
             self.cancel()
             raise
         finally:

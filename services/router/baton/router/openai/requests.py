@@ -23,7 +23,7 @@ MAX_TOOLS = 128
 
 _INT31 = 2**31 - 1
 _RESERVED = frozenset(
-    (
+    [
         "messages",
         "tools",
         "documents",
@@ -33,7 +33,7 @@ _RESERVED = frozenset(
         "eos_token",
         "add_generation_prompt",
         "continue_final_message",
-    )
+    ]
 )
 """What a template sees from elsewhere."""
 _PARAMS = frozenset(SamplingParams.__struct_fields__)
@@ -345,21 +345,49 @@ class Tool(_Closed):
     function: FunctionDefinition
 
 
-class ChatRequest(_Sampling):
+class _Rendered(_Closed):
+    """A conversation, and how the model's template renders it."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    def for_template(self) -> dict[str, Any]:
+        """Return what `TextPool.render_chat` takes."""
+        continues = bool(self.continue_final_message)
+        if continues and self.add_generation_prompt:
+            raise refuse(
+                "continue_final_message", True, "it excludes add_generation_prompt", "Set one of the two to false."
+            )
+        kwargs = dict(self.chat_template_kwargs or {})
+        for name in sorted(_RESERVED & kwargs.keys()):
+            raise InvalidRequest(
+                f"chat_template_kwargs={name!r} is not valid: it is not for a request to set there. Leave it out.",
+                field="chat_template_kwargs",
+            )
+        add = self.add_generation_prompt
+        return {
+            "messages": [message.for_template() for message in self.messages or ()],
+            "tools": [tool.model_dump(exclude_none=True) for tool in self.tools or ()] or None,
+            "add_generation_prompt": (not continues) if add is None else add,
+            "continue_final_message": continues,
+            "kwargs": kwargs,
+        }
+
+
+class ChatRequest(_Sampling, _Rendered):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Annotated[int, Field(ge=1, le=_INT31)] | None = None
     logprobs: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     modalities: Annotated[list[Literal["text", "audio"]], Field(max_length=2)] | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
 
     def sampling_params(self) -> SamplingParams:
         """Return what the engine is asked for."""
@@ -376,29 +404,13 @@ class ChatRequest(_Sampling):
         return SamplingParams(**params, max_tokens=max_tokens)
 
     def for_template(self) -> dict[str, Any]:
-        """Return the conversation and how it is to be rendered, as `TextPool.render_chat` takes them."""
-        continues = bool(self.continue_final_message)
-        if continues and self.add_generation_prompt:
-            raise refuse(
-                "continue_final_message", True, "it excludes add_generation_prompt", "Set one of the two to false."
-            )
-        kwargs = dict(self.chat_template_kwargs or {})
-        for name in sorted(_RESERVED & kwargs.keys()):
-            raise InvalidRequest(
-                f"chat_template_kwargs={name!r} is not valid: it is not for a request to set there. Leave it out.",
-                field="chat_template_kwargs",
-            )
+        """Return what `TextPool.render_chat` takes."""
+        arguments = super().for_template()
+        if self.tool_choice == "none":
+            arguments["tools"] = None
         if self.reasoning_effort is not None:
-            kwargs.setdefault("reasoning_effort", self.reasoning_effort)
-        tools = [] if self.tool_choice == "none" else self.tools or []
-        add = self.add_generation_prompt
-        return {
-            "messages": [message.for_template() for message in self.messages],
-            "tools": [tool.model_dump(exclude_none=True) for tool in tools] or None,
-            "add_generation_prompt": (not continues) if add is None else add,
-            "continue_final_message": continues,
-            "kwargs": kwargs,
-        }
+            arguments["kwargs"].setdefault("reasoning_effort", self.reasoning_effort)
+        return arguments
 
     def _check_tools(self) -> None:
         if self.tool_choice in (None, "auto", "none"):
@@ -411,17 +423,12 @@ class ChatRequest(_Sampling):
         raise refuse("tool_choice", str(self.tool_choice)[:64], "it must be none or auto")
 
 
-class TokenizeRequest(_Closed):
+class TokenizeRequest(_Rendered):
     """POST /tokenize: a text, or messages."""
 
     model: Annotated[str, Field(max_length=1024)] | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
-    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
     add_special_tokens: bool | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
     return_token_strs: bool | None = None
 
     @model_validator(mode="after")

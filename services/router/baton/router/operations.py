@@ -1,15 +1,17 @@
-"""What the page and a puzzled operator ask: where requests went and why, when they did what, how workers stand."""
+"""What operators, their tools and the page ask: how the router and its workers are, and where requests went and why."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import time
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from baton.errors import InvalidRequest
+from baton.metrics import CONTENT_TYPE
 from baton.router.json_response import JSON
 from baton.router.openai.refusals import error_object
 from baton.router.openapi_file import errors
@@ -19,9 +21,43 @@ from baton.router.router_state import RouterState
 from baton.router.timeline import CAPACITY
 
 
-def debug_routes(router: RouterState) -> APIRouter:
-    """Serve /debug."""
+def health_routes(router: RouterState) -> APIRouter:
+    """Serve what needs no key."""
     routes = APIRouter()
+
+    @routes.get("/health", summary="Whether the event loop is alive")
+    async def health() -> Response:
+        return JSON({"status": "ok"})
+
+    @routes.get("/ready", summary="Whether requests would be served now", responses=errors(503))
+    async def ready() -> Response:
+        workers = {"prefill": 0, "decode": 0}
+        for worker in router.pool.workers.values():
+            workers["prefill"] += worker.can_prefill
+            workers["decode"] += worker.can_decode
+        if not workers["decode"]:
+            reason = "no decode worker is alive"
+            if router.discovery.is_cut_off:
+                reason += ", and Redis, which names workers, does not answer"
+            return JSON(error_object(f"The router is not ready: {reason}.", 503), status_code=503)
+        return JSON({"status": "ready", "workers": workers})
+
+    return routes
+
+
+def monitoring_routes(router: RouterState) -> APIRouter:
+    """Serve what needs a key."""
+    routes = APIRouter()
+
+    @routes.get("/version", summary="Name the version that runs")
+    async def version() -> Response:
+        return JSON({"version": baton_version()})
+
+    @routes.get("/metrics", summary="Every series, for Prometheus", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        router.dispatcher.count()
+        router.metrics.streams_open.set(len(router.streams))
+        return Response(router.metrics.render(), headers={"content-type": CONTENT_TYPE})
 
     @routes.get("/debug/route", summary="Explain where a request went", responses=errors(400, 404))
     async def debug_route(http: Request) -> Response:
@@ -48,6 +84,14 @@ def debug_routes(router: RouterState) -> APIRouter:
         return JSON({"now": time.time(), "requests": router.dispatcher.last_requests(int(text))})
 
     return routes
+
+
+def baton_version() -> str:
+    """Name the version that runs."""
+    try:
+        return importlib.metadata.version("batonllm")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+unknown"
 
 
 def _trace(trace: Any) -> dict[str, Any]:
