@@ -12,10 +12,10 @@ from baton.messages import Token
 from baton.router.flow import Usage
 from baton.router.openai.bodies import CollectSink, chat_choice
 from baton.router.openai.events import AnswerEvents, ChatEvents
+from baton.router.openai.open_request import Tally
 from baton.router.openai.parsers import PARSERS
 from baton.router.openai.parts import CallArguments, CallBegins, Part, Reasoning, Refusal
 from baton.router.openai.requests import ChatRequest
-from baton.router.openai.tally import Tally
 
 CALL = '<tool_call>{"name": "sum", "arguments": {"a": 1}}</tool_call>'
 
@@ -85,7 +85,8 @@ class FakeStream:
     def push(self, data: bytes) -> None:
         self.data += data
 
-    def close(self) -> None:
+    def close(self, last: bytes) -> None:
+        self.push(last)
         self.is_closed = True
 
     @property

@@ -12,8 +12,7 @@ from baton.registry import Registry
 from baton.router.auth import Authenticator, require_key
 from baton.router.config import RouterConfig
 from baton.router.envelope import Envelope
-from baton.router.error_answers import answer_errors
-from baton.router.json_response import JSON
+from baton.router.json_answers import JSON, answer_errors
 from baton.router.openai.chat import chat_routes
 from baton.router.openai.completions import completion_routes
 from baton.router.openai.models import model_routes

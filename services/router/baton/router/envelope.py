@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 from baton.logs import get_logger
 from baton.metrics import RouterMetrics
 from baton.router.config import RouterConfig
-from baton.router.json_response import send_json
+from baton.router.json_answers import send_json
 from baton.router.openai.refusals import error_object, failure_object
 
 _log = get_logger("http")

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from baton.errors import BatonError
 from baton.metrics import RouterMetrics
 from baton.router.config import RouterConfig
-from baton.router.json_response import send_json
+from baton.router.json_answers import send_json
 from baton.router.openai.refusals import error_object, error_of
 
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -93,8 +93,10 @@ class EventStream(Response):
             self._is_fresh = True
             self._table.flush_soon(self)
 
-    def close(self) -> None:
-        """Nothing follows."""
+    def close(self, last: bytes = b"") -> None:
+        """Nothing follows but `last`."""
+        if last:
+            self.push(last)
         if self._takes_data:
             self.state = _ENDING
         self._wake()
@@ -103,9 +105,9 @@ class EventStream(Response):
         """End with an error: as an answer of its own while the head is not sent, else as the last event."""
         if self.state is _WAITING:
             self._refusal = error
+            self.close()
         else:
-            self.push(_error_event(error_of(error)))
-        self.close()
+            self.close(_error_event(error_of(error)))
 
     # -- for the table ------------------------------------------------------------------------------------
 

@@ -79,12 +79,16 @@ class Caller:
     explain: bool
 
 
-def read_caller(http: Request) -> Caller:
-    """Read the headers that matter.
+async def read_request(http: Request, model: type[_Model], config: RouterConfig) -> tuple[_Model, Caller]:
+    """Read and check a body, and the headers that say how it is to be served.
 
     Raises:
-        InvalidRequest: x-request-timeout is not a number of seconds.
+        InvalidRequest: as `read_body`; or x-request-timeout is not a number of seconds.
     """
+    return await read_body(http, model, config), _read_caller(http)
+
+
+def _read_caller(http: Request) -> Caller:
     text = http.headers.get("x-request-timeout")
     timeout_s = None
     if text is not None:

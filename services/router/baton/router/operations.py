@@ -12,7 +12,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from baton.errors import InvalidRequest
 from baton.metrics import CONTENT_TYPE
-from baton.router.json_response import JSON
+from baton.router.json_answers import JSON
 from baton.router.openai.refusals import error_object
 from baton.router.openapi_file import errors
 from baton.router.policy import Option

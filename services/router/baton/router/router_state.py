@@ -31,11 +31,12 @@ class RouterState:
             ConfigError: the tokenizer cannot be loaded, or the URL of Redis is none.
         """
         self.config = config
-        self.metrics = RouterMetrics(config.model_names[0])
+        self.model_names = config.model_names
+        self.metrics = RouterMetrics(self.model_names[0])
         template = None if config.chat_template is None else Path(config.chat_template).read_text(encoding="utf-8")
         self.tokenizer = Tokenizer(config.tokenizer or config.model, config.revision, template)
         if registry is None and config.redis_url is not None:
-            registry = RedisRegistry(config.redis_url, config.model_names[0], config.redis_password)
+            registry = RedisRegistry(config.redis_url, self.model_names[0], config.redis_password)
         self._registry = registry
         self.started_at = int(time.time())
 

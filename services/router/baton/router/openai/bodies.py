@@ -10,9 +10,9 @@ from baton.errors import BatonError
 from baton.messages import Token, TokenLogprobs
 from baton.router.flow import Usage
 from baton.router.openai.logprobs import TokenText, chat_logprob, completion_logprobs, prompt_logprobs_table
-from baton.router.openai.parts import CallArguments, CallBegins, Part, Reasoning, finish_reason_of
+from baton.router.openai.open_request import Tally
+from baton.router.openai.parts import CallArguments, CallBegins, Part, Reasoning
 from baton.router.openai.requests import ChatRequest, CompletionRequest
-from baton.router.openai.tally import Tally
 
 
 class Collected:
@@ -106,7 +106,7 @@ def chat_choice(request: ChatRequest, index: int, choice: Collected, token_text:
         "index": index,
         "message": choice.message(),
         "logprobs": {"content": rows} if request.logprobs else None,
-        "finish_reason": finish_reason_of(choice.finish_reason, has_calls=bool(choice.calls)),
+        "finish_reason": "tool_calls" if choice.finish_reason == "stop" and choice.calls else choice.finish_reason,
         "stop_reason": choice.stop_reason,
     }
     if request.return_token_ids:

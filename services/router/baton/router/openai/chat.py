@@ -10,8 +10,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from baton.router.http_request import read_body, read_caller
-from baton.router.json_response import JSON
+from baton.router.http_request import read_request
+from baton.router.json_answers import JSON
 from baton.router.openai.bodies import CollectSink, chat_choice
 from baton.router.openai.events import AnswerEvents, ChatEvents
 from baton.router.openai.logprobs import prompt_logprobs_table
@@ -29,9 +29,8 @@ def chat_routes(router: RouterState) -> APIRouter:
 
     @routes.post("/v1/chat/completions", summary="Answer a conversation", **operation(ChatRequest))
     async def chat(http: Request) -> Response:
-        request = await read_body(http, ChatRequest, router.config)
-        caller = read_caller(http)
-        model = check_model(router.config, request.model)
+        request, caller = await read_request(http, ChatRequest, router.config)
+        model = check_model(router, request.model)
         params = request.sampling_params()
         began = time.monotonic()
         shown = request.for_template()

@@ -9,8 +9,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from baton.router.http_request import read_body, read_caller
-from baton.router.json_response import JSON
+from baton.router.http_request import read_request
+from baton.router.json_answers import JSON
 from baton.router.openai.bodies import CollectSink, completion_choice
 from baton.router.openai.events import AnswerEvents, CompletionEvents
 from baton.router.openai.models import check_model
@@ -26,9 +26,8 @@ def completion_routes(router: RouterState) -> APIRouter:
 
     @routes.post("/v1/completions", summary="Go on from one or more prompts", **operation(CompletionRequest))
     async def completions(http: Request) -> Response:
-        request = await read_body(http, CompletionRequest, router.config)
-        caller = read_caller(http)
-        model = check_model(router.config, request.model)
+        request, caller = await read_request(http, CompletionRequest, router.config)
+        model = check_model(router, request.model)
         params = request.sampling_params()
         began = time.monotonic()
         add = request.add_special_tokens is not False

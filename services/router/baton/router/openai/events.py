@@ -16,9 +16,9 @@ from baton.messages import Token
 from baton.router.event_stream import EventStream
 from baton.router.flow import Usage
 from baton.router.openai.logprobs import TokenText, chat_logprob, completion_logprobs
-from baton.router.openai.parts import CallArguments, CallBegins, Part, Reasoning, finish_reason_of
+from baton.router.openai.open_request import Tally
+from baton.router.openai.parts import CallArguments, CallBegins, Part, Reasoning
 from baton.router.openai.requests import ChatRequest, CompletionRequest
-from baton.router.openai.tally import Tally
 
 _DONE = b"data: [DONE]\n\n"
 
@@ -39,12 +39,14 @@ class AnswerEvents:
         self.head = b"data: " + orjson.dumps(frame)[:-1] + b',"choices":['
         self.push = stream.push
         self.token_text = token_text
-        self.running = copy.copy(tally) if request.continuous_usage else None
+        options = request.stream_options
+        self._with_usage = bool(options and options.include_usage)
+        in_each = self._with_usage and options and options.continuous_usage_stats
+        self.running = copy.copy(tally) if in_each else None
         """The usage so far, counted token by token, for clients that want it in each event."""
         self.with_token_ids = bool(request.return_token_ids)
         self.with_logprobs = request.logprobs is not None and request.logprobs is not False
         self.is_plain = not (self.running or self.with_token_ids or self.with_logprobs)
-        self._with_usage = request.include_usage
         self._tail = b'],"usage":null}\n\n' if self._with_usage else b"]}\n\n"
         self._stream = stream
         self._tally = tally
@@ -57,10 +59,8 @@ class AnswerEvents:
     def end(self, usage: Usage) -> None:
         """A prompt's answer has ended."""
         if self._tally.end(usage):
-            if self._with_usage:
-                self.push(self.head + self._usage_tail(self._tally))
-            self.push(_DONE)
-            self._stream.close()
+            last = self.head + self._usage_tail(self._tally) if self._with_usage else b""
+            self._stream.close(last + _DONE)
 
     def fail(self, error: BatonError) -> None:
         """A prompt has failed, and all others with it."""
@@ -106,8 +106,8 @@ class ChatEvents:
         else:
             self._write_parts(choice, (shown,) if isinstance(shown, str) else shown, token)
         if finish_reason is not None:
-            ended = finish_reason_of(finish_reason, has_calls=choice in self._with_calls).encode()
-            rest = b'"finish_reason":"%b","stop_reason":%b}' % (ended, orjson.dumps(stop_reason))
+            ended = "tool_calls" if finish_reason == "stop" and choice in self._with_calls else finish_reason
+            rest = b'"finish_reason":"%b","stop_reason":%b}' % (ended.encode(), orjson.dumps(stop_reason))
             self._push(answer.head + b'{"index":%d,"delta":{},"logprobs":null,' % choice + rest + answer.tail())
 
     def _write_parts(self, choice: int, parts: Sequence[Part], token: Token) -> None:

@@ -9,9 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from baton.errors import InvalidRequest
-from baton.router.config import RouterConfig
 from baton.router.http_request import read_body
-from baton.router.json_response import JSON
+from baton.router.json_answers import JSON
 from baton.router.openai.requests import DetokenizeRequest, TokenizeRequest
 from baton.router.openapi_file import errors, operation
 from baton.router.router_state import RouterState
@@ -29,16 +28,16 @@ def model_routes(router: RouterState) -> APIRouter:
 
     @routes.get("/v1/models", summary="Name the models that are served")
     async def models() -> Response:
-        return JSON({"object": "list", "data": [_card(router, name) for name in router.config.model_names]})
+        return JSON({"object": "list", "data": [_card(router, name) for name in router.model_names]})
 
     @routes.get("/v1/models/{name:path}", summary="Describe one model", responses=errors(404))
     async def model(name: str) -> Response:
-        return JSON(_card(router, check_model(router.config, name)))
+        return JSON(_card(router, check_model(router, name)))
 
     @routes.post("/tokenize", summary="Turn text or messages into token ids", **operation(TokenizeRequest))
     async def tokenize(http: Request) -> Response:
         body = await read_body(http, TokenizeRequest, router.config)
-        check_model(router.config, body.model)
+        check_model(router, body.model)
         if body.messages is None:
             add = body.add_special_tokens is not False
             token_ids = await router.text.encode(body.prompt or "", add_special_tokens=add)
@@ -56,7 +55,7 @@ def model_routes(router: RouterState) -> APIRouter:
     @routes.post("/detokenize", summary="Turn token ids into text", **operation(DetokenizeRequest))
     async def detokenize(http: Request) -> Response:
         body = await read_body(http, DetokenizeRequest, router.config)
-        check_model(router.config, body.model)
+        check_model(router, body.model)
         size = router.tokenizer.vocab_size
         for token_id in body.tokens:
             if token_id >= size:
@@ -68,13 +67,13 @@ def model_routes(router: RouterState) -> APIRouter:
     return routes
 
 
-def check_model(config: RouterConfig, name: str | None) -> str:
+def check_model(router: RouterState, name: str | None) -> str:
     """Return the name to answer under.
 
     Raises:
         UnknownModel: no such model is served here.
     """
-    names = config.model_names
+    names = router.model_names
     if name is None:
         return names[0]
     if name not in names:

@@ -10,20 +10,53 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from baton.errors import ContextTooLong, InvalidRequest, Unavailable
-from baton.messages import ModelFacts
+from baton.messages import ModelFacts, Token
 from baton.protocol import SamplingParams, check_prompt
 from baton.router.auth import salt_of
 from baton.router.dispatch import hash_prompt
-from baton.router.flow import ChoiceText, Generation, GenerationFlow, Sink
+from baton.router.flow import ChoiceText, Generation, GenerationFlow, Sink, Usage
 from baton.router.http_request import Caller
 from baton.router.openai.parts import AnswerParser, AnswerParts
 from baton.router.openai.requests import ChatRequest, CompletionRequest
-from baton.router.openai.tally import Tally
 from baton.router.router_state import RouterState
 from baton.text import AnswerText, bad_words_ids
 
 _INLINE_TOKENS = 4096
 """Prompts up to here are hashed on the loop: a fifth of a millisecond."""
+
+
+class Tally:
+    """Counts tokens, and prompts whose answers have not ended."""
+
+    def __init__(self, num_prompt: int, num_open: int, *, hides_completion: bool) -> None:
+        self._num_prompt = num_prompt
+        """Tokens of all prompts."""
+        self._num_open = num_open
+        self._hides_completion = hides_completion
+        self._num_cached = 0
+        self._num_completion = 0
+
+    def count(self, token: Token, first_of: int) -> None:
+        """Count one token; with a prompt's first one its length, else 0."""
+        self._num_completion += 1
+        self._num_cached += min(token.num_cached, first_of)
+
+    def end(self, usage: Usage) -> bool:
+        """Count a prompt whose answer has ended; whether all have."""
+        self._num_cached += usage.num_cached
+        self._num_completion += usage.num_completion
+        self._num_open -= 1
+        return self._num_open == 0
+
+    def usage(self) -> dict[str, object]:
+        """Return OpenAI's usage object."""
+        completion = 0 if self._hides_completion else self._num_completion
+        return {
+            "prompt_tokens": self._num_prompt,
+            "total_tokens": self._num_prompt + completion,
+            "completion_tokens": completion,
+            "prompt_tokens_details": {"cached_tokens": self._num_cached},
+        }
 
 
 class OpenRequest:
@@ -59,7 +92,7 @@ class OpenRequest:
         ]
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Set when a whole answer is there."""
-        self.tally = Tally(sum(map(len, prompts)), len(prompts), hides_completion=request.answers_nothing)
+        self.tally = Tally(sum(map(len, prompts)), len(prompts), hides_completion=request.max_tokens == 0)
         self._router = router
         self._explains = caller.explain
         self._flows: list[GenerationFlow] = []

@@ -78,8 +78,3 @@ class AnswerParts:
 def new_call_id() -> str:
     """Make the id under which a client answers a call."""
     return f"call_{uuid.uuid4().hex[:24]}"
-
-
-def finish_reason_of(finish_reason: str, *, has_calls: bool) -> str:
-    """Return how a choice ended, as clients are told."""
-    return "tool_calls" if has_calls and finish_reason == "stop" else finish_reason

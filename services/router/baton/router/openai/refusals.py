@@ -14,11 +14,6 @@ UNSERVED: dict[str, str] = {
     "web_search_options": "web search is not served",
     "functions": "it is deprecated; use tools",
     "function_call": "it is deprecated; use tool_choice",
-    "structured_outputs": "structured outputs are not served by this build",
-    "guided_json": "structured outputs are not served by this build",
-    "guided_regex": "structured outputs are not served by this build",
-    "guided_choice": "structured outputs are not served by this build",
-    "guided_grammar": "structured outputs are not served by this build",
     "prompt_embeds": "prompts are text or token ids",
     "use_beam_search": "beam search is not served; use n",
     "length_penalty": "beam search is not served",
@@ -30,6 +25,10 @@ UNSERVED: dict[str, str] = {
     "mm_processor_kwargs": "only text is served",
     "media_io_kwargs": "only text is served",
     "verbosity_level": "no model served here knows it",
+    **dict.fromkeys(
+        ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
+        "structured outputs are not served by this build",
+    ),
 }
 """Fields that other servers know, with the reason why a request with one is refused."""
 

@@ -196,21 +196,6 @@ class _Sampling(Ignored):
     response_format: ResponseFormat | None = None
     store: bool | None = None
 
-    @property
-    def include_usage(self) -> bool:
-        """Whether a stream ends with its usage."""
-        return bool(self.stream_options and self.stream_options.include_usage)
-
-    @property
-    def continuous_usage(self) -> bool:
-        """Whether each event carries the usage so far."""
-        return self.include_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
-
-    @property
-    def answers_nothing(self) -> bool:
-        """Whether only the prompt is asked back, with its scores: max_tokens=0 with echo."""
-        return False
-
     def check_unserved(self) -> None:
         """Refuse what is well-formed but not done here."""
         if self.store:

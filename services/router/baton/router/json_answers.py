@@ -1,17 +1,40 @@
-"""How errors are answered: one error object, whatever failed."""
+"""JSON as an answer, and one error object for whatever failed."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
+import orjson
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Send
 
 from baton.errors import BatonError
 from baton.router.admission import Refused
 from baton.router.auth import NotAuthorized
-from baton.router.json_response import JSON
 from baton.router.openai.refusals import error_object, error_of, failure_object
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+
+class JSON(Response):
+    """A JSON body."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return orjson.dumps(content)
+
+
+async def send_json(send: Send, status: int, content: Any, *, before: Headers = (), after: Headers = ()) -> None:
+    """Answer where there is no framework, with more headers before and after those of the body."""
+    body = orjson.dumps(content)
+    own = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": [*before, *own, *after]})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 def answer_errors(app: FastAPI) -> None:
