@@ -80,6 +80,7 @@ class ChatEvents:
         self._heads: dict[int, bytes] = {}
         self._with_calls: set[int] = set()
         self._push = answer.push
+        self._running = answer.running
         self._is_plain = answer.is_plain
         self._plain_end = b'},"logprobs":null,"finish_reason":null}' + answer.tail()
         self.end, self.fail = answer.end, answer.fail
@@ -93,12 +94,11 @@ class ChatEvents:
         stop_reason: int | str | None,
     ) -> None:
         """Write a token's events, the first one of its choice before and the last one after them."""
-        answer = self._answer
-        if answer.running is not None:
-            answer.running.count(token, 0 if self._heads else len(self._prompt_ids))
+        if self._running is not None:
+            self._running.count(token, 0 if self._heads else len(self._prompt_ids))
         head = self._heads.get(choice)
         if head is None:
-            head = self._heads[choice] = answer.head + b'{"index":%d,"delta":{"content":' % choice
+            head = self._heads[choice] = self._answer.head + b'{"index":%d,"delta":{"content":' % choice
             self._write_delta(choice, {"role": "assistant", "content": ""})
         if self._is_plain and type(shown) is str:
             if shown:
@@ -108,7 +108,9 @@ class ChatEvents:
         if finish_reason is not None:
             ended = "tool_calls" if finish_reason == "stop" and choice in self._with_calls else finish_reason
             rest = b'"finish_reason":"%b","stop_reason":%b}' % (ended.encode(), orjson.dumps(stop_reason))
-            self._push(answer.head + b'{"index":%d,"delta":{},"logprobs":null,' % choice + rest + answer.tail())
+            self._push(
+                self._answer.head + b'{"index":%d,"delta":{},"logprobs":null,' % choice + rest + self._answer.tail()
+            )
 
     def _write_parts(self, choice: int, parts: Sequence[Part], token: Token) -> None:
         """Write a token's parts; its score and its id go with its first text."""
@@ -161,6 +163,7 @@ class CompletionEvents:
         self._lens: dict[int, int] = {}
         """Characters of each choice so far, for the offsets in its log-probabilities."""
         self._push = answer.push
+        self._running = answer.running
         self._is_plain = answer.is_plain and not self._hides_answer
         self._plain_end = b',"logprobs":null,"finish_reason":null,"stop_reason":null}' + answer.tail()
         self.end, self.fail = answer.end, answer.fail
@@ -169,28 +172,27 @@ class CompletionEvents:
         self, choice: int, shown: str, token: Token, finish_reason: str | None, stop_reason: int | str | None
     ) -> None:
         """Write a token's events, the echoed prompt before the first and the end after the last one of its choice."""
-        answer = self._answer
-        if answer.running is not None:
-            answer.running.count(token, 0 if self._heads else len(self._prompt_ids))
+        if self._running is not None:
+            self._running.count(token, 0 if self._heads else len(self._prompt_ids))
         head = self._heads.get(choice)
         if head is None:
-            head = self._heads[choice] = answer.head + b'{"index":%d,"text":' % (self._offset + choice)
+            head = self._heads[choice] = self._answer.head + b'{"index":%d,"text":' % (self._offset + choice)
             if self._echo is not None:
                 self._write_echo(choice, self._echo, token)
         if self._is_plain:
             if shown:
                 self._push(b"".join((head, orjson.dumps(shown), self._plain_end)))
-        elif not self._hides_answer and (shown or answer.with_logprobs or answer.with_token_ids):
+        elif not self._hides_answer and (shown or self._answer.with_logprobs or self._answer.with_token_ids):
             table = None
-            if token.logprobs is not None and answer.with_logprobs:
+            if token.logprobs is not None and self._answer.with_logprobs:
                 offset = self._lens.get(choice, 0)
-                table = completion_logprobs([token.logprobs], answer.token_text, offset)
+                table = completion_logprobs([token.logprobs], self._answer.token_text, offset)
                 self._lens[choice] = offset + len(table["tokens"][0])
             self._write(choice, shown, table, [token.token_id])
         if finish_reason is not None:
             ended = "length" if self._hides_answer else finish_reason
             rest = b'"finish_reason":"%b","stop_reason":%b}' % (ended.encode(), orjson.dumps(stop_reason))
-            self._push(head + b'"","logprobs":null,' + rest + answer.tail())
+            self._push(head + b'"","logprobs":null,' + rest + self._answer.tail())
 
     def _write_echo(self, choice: int, text: str, token: Token) -> None:
         """Write the prompt; its scores come with choice 0's first token."""
