@@ -29,9 +29,10 @@ from baton.router.admission import Admission, Refused
 from baton.router.auth import PUBLIC_PATHS, Authenticator, NotAuthorized, require_key
 from baton.router.config import RouterConfig
 from baton.router.discovery import Discovery
-from baton.router.dispatch import Dispatcher
+from baton.router.dispatcher import Dispatcher
 from baton.router.envelope import Envelope
 from baton.router.index import PrefixIndex
+from baton.router.journal import CAPACITY
 from baton.router.openai.answers import Answers, Caller, Pending
 from baton.router.openai.refusals import error_object, error_of, refuse_validation
 from baton.router.openai.requests import ChatRequest, CompletionRequest, DetokenizeRequest, Message, TokenizeRequest
@@ -39,7 +40,6 @@ from baton.router.page.routes import page_routes
 from baton.router.pool import Worker, WorkerPool
 from baton.router.sse import OpenStreams
 from baton.router.text_pool import TextPool
-from baton.router.timeline import CAPACITY
 from baton.text import Tokenizer
 
 _log = get_logger("app")
@@ -122,7 +122,7 @@ class RouterState:
         self.streams = OpenStreams(config, self.metrics)
         self.text = TextPool(self.tokenizer, config)
         self.answers = Answers(config, self.text, self.dispatcher, self.streams)
-        self.discovery = Discovery(self._registry, self.pool, self.index, self.dispatcher, self.metrics)
+        self.discovery = Discovery(self._registry, self.pool, self.index, self.metrics)
         await self.text.start()
         self.discovery.start()
         self.pool.start(self.dispatcher)
@@ -260,7 +260,7 @@ def _routes(state: RouterState, app: FastAPI) -> APIRouter:
         request_id = request.query_params.get("id")
         if not request_id:
             raise InvalidRequest("id is missing. Give the request's x-request-id.", field="id")
-        traces = state.dispatcher.traces(request_id)
+        traces = state.dispatcher.journal.routes(request_id)
         if not traces:
             error = error_object("No such request is remembered here.", 404, param="id", code="not_found")
             return JSON(error, status_code=404)
@@ -268,7 +268,8 @@ def _routes(state: RouterState, app: FastAPI) -> APIRouter:
 
     @routes.get("/debug/workers", summary="Show the workers as the router sees them")
     async def debug_workers() -> Response:
-        return JSON({"workers": [_worker(worker) for worker in state.pool.workers.values()]})
+        awaited = state.dispatcher.num_awaited
+        return JSON({"workers": [_worker(worker, awaited(worker)) for worker in state.pool.workers.values()]})
 
     @routes.get("/debug/requests", summary="Show when the last requests did what", responses=_errors(400))
     async def debug_requests(request: Request) -> Response:
@@ -470,7 +471,7 @@ def _trace(trace: Any) -> dict[str, Any]:
     }
 
 
-def _worker(worker: Worker) -> dict[str, Any]:
+def _worker(worker: Worker, num_awaited: int) -> dict[str, Any]:
     """Say what a worker last told of itself, how many of our requests have a leg there, and how many wait for it."""
     info, load = worker.info, worker.load
     used = load.kv_total_blocks - load.kv_free_blocks
@@ -482,8 +483,8 @@ def _worker(worker: Worker) -> dict[str, Any]:
         "running": load.num_running,
         "waiting": load.num_waiting,
         "waiting_tokens": load.waiting_tokens,
-        "in_flight": len(worker.flows),
-        "awaited": sum(flow.waits_for(worker) for flow in worker.flows),
+        "in_flight": len(worker.request_ids),
+        "awaited": num_awaited,
         "prefill_rate": load.prefill_rate,
         "decode_step_ms": load.decode_step_ms,
         "http": info.http,

@@ -18,10 +18,11 @@ from baton.errors import BatonError
 from baton.messages import Token, TokenLogprobs
 from baton.metrics import RouterMetrics
 from baton.router.config import RouterConfig
-from baton.router.flow import GenerationFlow, usage_of
+from baton.router.dispatcher import Running
 from baton.router.openai.chunks import DONE, KEEP_ALIVE, ChatChunks, CompletionChunks, error_event
 from baton.router.openai.refusals import error_object, error_of
 from baton.router.openai.tools import ToolCall, ToolCallParser
+from baton.router.sink import Usage
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Any]
@@ -308,27 +309,30 @@ async def _send_error(send: Send, error: BatonError, headers: Iterable[tuple[byt
 
 
 class Answer:
-    """All flows of one HTTP request: it ends when the last of them does, and fails as one."""
+    """All prompts of one HTTP request: it ends when the last of them does, and fails as one."""
 
-    def __init__(self) -> None:
-        self.flows: list[GenerationFlow] = []
-        self.num_open = 0
+    def __init__(self, num_prompts: int) -> None:
+        self.running: list[Running] = []
+        self.num_open = num_prompts
         self.hides_tokens = False
         """The client asked for the prompts only: what was generated is not counted."""
 
-    def add(self, flow: GenerationFlow) -> None:
-        """Take in a prompt's flow."""
-        self.flows.append(flow)
-        self.num_open += 1
-
     def cancel(self) -> None:
         """Nobody waits any more."""
-        for flow in self.flows:
-            flow.cancel()
+        for running in self.running:
+            running.cancel()
 
     def usage(self) -> dict[str, object]:
-        """Give the usage of all of it."""
-        return usage_of(self.flows, count_completion=not self.hides_tokens)
+        """The OpenAI usage object of all of it, so far."""
+        usages = [running.job.usage for running in self.running]
+        prompt = sum(usage.num_prompt for usage in usages)
+        completion = 0 if self.hides_tokens else sum(usage.num_completion for usage in usages)
+        return {
+            "prompt_tokens": prompt,
+            "total_tokens": prompt + completion,
+            "completion_tokens": completion,
+            "prompt_tokens_details": {"cached_tokens": sum(usage.num_cached for usage in usages)},
+        }
 
 
 class StreamSink:
@@ -397,7 +401,7 @@ class StreamSink:
                 finish_reason = "length"
             self._stream.push(self._chunks.finish(index, finish_reason, stop_reason))
 
-    def end(self) -> None:
+    def end(self, _usage: Usage) -> None:
         self._answer.num_open -= 1
         if self._answer.num_open == 0:
             if self._with_usage:
@@ -467,7 +471,7 @@ class CollectSink:
         if finish_reason is not None:
             collected.finish_reason, collected.stop_reason = finish_reason, stop_reason
 
-    def end(self) -> None:
+    def end(self, _usage: Usage) -> None:
         self._answer.num_open -= 1
         if self._answer.num_open == 0 and not self._done.done():
             self._done.set_result(None)

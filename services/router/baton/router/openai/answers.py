@@ -16,8 +16,8 @@ from baton.messages import ModelFacts, Token
 from baton.protocol import SamplingParams, check_prompt
 from baton.router.auth import salt_of
 from baton.router.config import RouterConfig
-from baton.router.dispatch import Dispatcher, hash_prompt
-from baton.router.flow import Generation, GenerationFlow, Sink
+from baton.router.dispatcher import Dispatcher
+from baton.router.generation import Generation, hash_prompt
 from baton.router.openai.chunks import (
     ChatChunks,
     CompletionChunks,
@@ -27,9 +27,10 @@ from baton.router.openai.chunks import (
 )
 from baton.router.openai.requests import ChatRequest, CompletionRequest
 from baton.router.openai.tools import parse_tool_calls
+from baton.router.sink import Sink
 from baton.router.sse import Answer, Collected, CollectSink, OpenStreams, StreamSink
 from baton.router.text_pool import TextPool
-from baton.text import bad_words_ids
+from baton.text import AnswerText, bad_words_ids
 
 _INLINE_TOKENS = 4096
 """Prompts up to here are hashed on the loop: a fifth of a millisecond."""
@@ -177,26 +178,27 @@ class Answers:
             for prompt_ids in prompts
         ]
 
-    async def _begin(self, generations: Sequence[Generation], sinks: Sequence[Sink], answer: Answer) -> None:
+    async def _begin(self, generations: Sequence[Generation], sinks: Sequence[Sink[str]], answer: Answer) -> None:
         """Send all prompts on their way, or none."""
-        for generation, sink in zip(generations, sinks, strict=True):
-            answer.add(GenerationFlow(self._dispatcher, generation, sink, self._text.tokenizer))
         try:
-            for flow in answer.flows:
-                if flow.num_prompt_tokens > _INLINE_TOKENS:
-                    await self._hash_aside(flow)
-                self._dispatcher.begin(flow)
+            for generation, sink in zip(generations, sinks, strict=True):
+                if len(generation.prompt_ids) > _INLINE_TOKENS:
+                    await self._hash_aside(generation)
+                prompt_ids, params = generation.prompt_ids, generation.params
+                texts = [AnswerText(self._text.tokenizer, prompt_ids, params) for _ in range(params.n)]
+                answer.running.append(self._dispatcher.start(generation, texts, sink))
         except BaseException:
             answer.cancel()
             raise
 
-    async def _hash_aside(self, flow: GenerationFlow) -> None:
+    async def _hash_aside(self, generation: Generation) -> None:
         """Hash a long prompt's blocks in a thread."""
-        facts = self._dispatcher.pool.facts
+        pool = self._dispatcher.pool
+        facts = pool.facts
         if facts is not None:
-            for parts in self._dispatcher.cache_parts():
-                args = (flow.generation, parts, self._config.cache_key, facts.block_size)
-                flow.hashes[parts] = await self._text.run(hash_prompt, *args)
+            for parts in pool.cache_parts():
+                args = (generation, parts, self._config.cache_key, facts.block_size)
+                generation.hashes[parts] = await self._text.run(hash_prompt, *args)
 
     async def _stream(
         self,
@@ -205,7 +207,7 @@ class Answers:
         chunks: ChatChunks | CompletionChunks,
         caller: Caller,
     ) -> Response:
-        answer = Answer()
+        answer = Answer(len(generations))
         stream = self._streams.open(answer.cancel)
         if request.continuous_usage:
             chunks.running_usage = answer.usage
@@ -240,7 +242,7 @@ class Answers:
         caller: Caller,
         make_body: Callable[[list[CollectSink], Answer], dict[str, Any]],
     ) -> Pending:
-        answer = Answer()
+        answer = Answer(len(generations))
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         sinks = [CollectSink(answer, done, generation.params.n) for generation in generations]
         await self._begin(generations, sinks, answer)
@@ -252,7 +254,7 @@ class Answers:
 
     def _route_headers(self, answer: Answer, caller: Caller) -> dict[str, str]:
         """Give the route of the first prompt, for those who asked for it."""
-        decision = answer.flows[0].decision
+        decision = answer.running[0].decision
         if not caller.explain or decision is None:
             return {}
         chosen = decision.chosen
