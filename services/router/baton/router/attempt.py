@@ -6,6 +6,7 @@ Pure: it knows no clock, no metrics, no log and no client; it takes tokens and a
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass, field
 
 from baton.messages import Ticket, Token
 
@@ -53,15 +54,13 @@ _DECODE_GAVE = {_PREFILLING: _OVERTAKEN, _HANDED: _DECODING}
 _PREFILL_GAVE = {_PREFILLING: _HANDED, _OVERTAKEN: _DECODING}
 
 
+@dataclass(slots=True, eq=False)
 class Choice:
     """The tokens of one choice that the client has. Lives as long as the request."""
 
-    __slots__ = ("index", "is_done", "tokens")
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-        self.tokens: list[int] = []
-        self.is_done = False
+    index: int
+    tokens: list[int] = field(default_factory=list)
+    is_done: bool = False
 
 
 #        with a prefill worker P                       without
@@ -75,33 +74,26 @@ class Choice:
 #                         gone and nothing is missing     └────────┘
 #
 #    every state ── the last choice ended; a worker failed, is lost, or broke a rule; the client left ──▶ CLOSED
+@dataclass(slots=True, eq=False)
 class Attempt:
     """One epoch: its workers by id, its ticket, its state.
 
     `choices` are the request's own: an accepted token is appended to its choice.
     """
 
-    __slots__ = ("choices", "decode", "early", "epoch", "num_prompt", "prefill", "state", "ticket")
+    epoch: int
+    num_prompt: int
+    """Prompt tokens: where an answer's positions begin."""
+    choices: list[Choice]
+    decode: str
+    prefill: str | None = None
+    ticket: Ticket | None = None
+    state: State = field(init=False)
+    early: dict[int, Token] = field(default_factory=dict)
+    """Tokens of choice 0 that came before the first one, by their place in the answer."""
 
-    def __init__(
-        self,
-        epoch: int,
-        num_prompt: int,
-        choices: list[Choice],
-        decode: str,
-        prefill: str | None = None,
-        ticket: Ticket | None = None,
-    ) -> None:
-        self.epoch = epoch
-        self.num_prompt = num_prompt
-        """Prompt tokens: where an answer's positions begin."""
-        self.choices = choices
-        self.decode = decode
-        self.prefill = prefill
-        self.ticket = ticket
-        self.state = _HANDED if prefill is None else _PREFILLING
-        self.early: dict[int, Token] = {}
-        """Tokens of choice 0 that came before the first one, by their place in the answer."""
+    def __post_init__(self) -> None:
+        self.state = _HANDED if self.prefill is None else _PREFILLING
 
     @property
     def decode_gave_token(self) -> bool:

@@ -154,7 +154,7 @@ class Dispatcher:
         self.journal.add(running.record)
         if generation.deadline is not None:
             delay = max(generation.deadline - time.time(), 0.0)
-            running.deadline = self._loop.call_later(delay, self._fail, running, DeadlinePassed())
+            running.deadline = self._loop.call_later(delay, lambda: self._fail(running, DeadlinePassed()))
         self._place(running)
         return running
 
@@ -172,14 +172,14 @@ class Dispatcher:
         self._parked.pop(job.request_id, None)
         metrics.request_success.inc(over.finish_reason)
         metrics.e2e_request_latency_seconds.observe(now - running.arrived_at)
-        metrics.prompt_tokens.value += len(job.generation.prompt_ids)
+        metrics.prompt_tokens.value += job.usage.num_prompt
         if running.first_token_at:
             metrics.phase_seconds.observe("generate", now - running.first_token_at)
             self._num_with_token -= 1
         if running.demand is not None:
             self._admission.release(running.demand)
         status = 200 if over.error is None else over.error.status
-        running.record.end(over.state, status, job.num_tokens, now)
+        running.record.end(over.state, status, job.usage.num_completion, now)
         job.end(over)
 
     def _fail(self, running: Running, error: BatonError) -> None:
@@ -297,12 +297,12 @@ class Dispatcher:
             if running is None:
                 self.metrics.stale_messages.inc()
                 continue
-            job = running.job
-            num_known = job.num_tokens
+            usage = running.job.usage
+            num_known = usage.num_completion
             try:
-                step = job.take(token, worker_id)
-                if job.num_tokens != num_known:
-                    self._count_tokens(running, token.choice, job.num_tokens - num_known, now)
+                step = running.job.take(token, worker_id)
+                if usage.num_completion != num_known:
+                    self._count_tokens(running, token.choice, usage.num_completion - num_known, now)
                 if step is not GO:
                     self._act(running, step)
             except Exception:  # one request's failure is not the others'
@@ -324,14 +324,14 @@ class Dispatcher:
             metrics.inter_token_latency_seconds.observe(now - last_at)
         elif not running.first_token_at:
             running.first_token_at = now
-            num_cached = running.job.usage.num_cached
-            metrics.prefix_cache_queries.value += len(running.job.generation.prompt_ids)
-            metrics.prefix_cache_hits.value += num_cached
+            usage = running.job.usage
+            metrics.prefix_cache_queries.value += usage.num_prompt
+            metrics.prefix_cache_hits.value += usage.num_cached
             metrics.time_to_first_token_seconds.observe(now - running.arrived_at)
             metrics.phase_seconds.observe("first_token", now - running.sent_at)
             if not running.is_over:
                 self._num_with_token += 1
-                running.record.first_token(now, num_cached)
+                running.record.first_token(now, usage.num_cached)
                 assert running.demand is not None
                 self._admission.on_first_token(running.demand)
         for _ in range(count - 1):  # those that had waited for it
@@ -395,7 +395,7 @@ class Dispatcher:
     def last_requests(self, count: int) -> list[dict[str, Any]]:
         """Describe when the newest requests did what, as JSON."""
         for running in self.flows.values():
-            running.record.num_completion_tokens = running.job.num_tokens
+            running.record.num_completion_tokens = running.job.usage.num_completion
         return [record.describe() for record in self.journal.newest(count)]
 
 

@@ -39,26 +39,14 @@ class DeadlinePassed(BatonError):
 class Flow(Generic[_Shown]):
     """One generation: its choices, their text and their sink. A Job."""
 
-    __slots__ = (
-        "_choices",
-        "_num_cached",
-        "_num_open",
-        "_sink",
-        "_texts",
-        "attempt",
-        "generation",
-        "is_over",
-        "num_tokens",
-        "request_id",
-    )
+    __slots__ = ("_choices", "_num_open", "_sink", "_texts", "attempt", "generation", "is_over", "request_id", "usage")
 
     def __init__(self, generation: Generation, texts: Sequence[ChoiceText[_Shown]], sink: Sink[_Shown]) -> None:
         """`texts` has one entry a choice; `sink` takes what they show, which is not looked into here."""
         self.request_id = uuid.uuid4().hex
         self.generation = generation
         self.attempt: Attempt | None = None
-        self.num_tokens = 0
-        self._num_cached = 0
+        self.usage = Usage(len(generation.prompt_ids))
         self.is_over = False
         self._texts = texts
         self._sink = sink
@@ -70,17 +58,12 @@ class Flow(Generic[_Shown]):
         """Tokens of the choice that has most."""
         return max(len(choice.tokens) for choice in self._choices)
 
-    @property
-    def usage(self) -> Usage:
-        """What it has taken and given so far."""
-        return Usage(len(self.generation.prompt_ids), self._num_cached, self.num_tokens)
-
     # -- an attempt ---------------------------------------------------------------------------------------
 
     def begin(self, decode: WorkerInfo, prefill: WorkerInfo | None) -> list[tuple[str, Start]]:
         """Make the next attempt: what is left, after the tokens that the client has."""
         epoch = 0 if self.attempt is None else self.attempt.epoch + 1
-        num_prompt = len(self.generation.prompt_ids)
+        num_prompt = self.usage.num_prompt
         if prefill is None:
             self.attempt = Attempt(epoch, num_prompt, self._choices, decode.worker_id)
             return [(decode.worker_id, self._start("decode", self.attempt))]
@@ -136,9 +119,10 @@ class Flow(Generic[_Shown]):
 
     def _show(self, token: Token) -> Next:
         """Show an accepted token to the client."""
-        if not self.num_tokens:
-            self._num_cached = min(token.num_cached, len(self.generation.prompt_ids))
-        self.num_tokens += 1
+        usage = self.usage
+        if not usage.num_completion:
+            usage.num_cached = min(token.num_cached, usage.num_prompt)
+        usage.num_completion += 1
         finish_reason: str | None = token.finish_reason
         stop_reason: int | str | None = token.stop_reason
         index = token.choice

@@ -75,13 +75,8 @@ class Job(Protocol):
     generation: Generation
     attempt: Attempt | None
     """The last one; None before the first."""
-    num_tokens: int
-    """Tokens given to the client."""
-
-    @property
-    def usage(self) -> Usage:
-        """What it has taken and given so far."""
-        ...
+    usage: Usage
+    """Grows with each token."""
 
     @property
     def num_emitted(self) -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 import time
+from collections.abc import Sequence
+from statistics import fmean
 
 from baton.metrics import RouterMetrics
 from baton.router.config import RouterConfig
-from baton.router.costs import like_peers
 from baton.router.generation import Generation, hash_prompt
 from baton.router.index import PrefixIndex
 from baton.router.policy import Candidate, Decision, Shape, choose
@@ -92,3 +94,14 @@ class Placement:
             free_blocks=load.kv_free_blocks if load.kv_total_blocks else 1 << 30,
             total_blocks=load.kv_total_blocks or 1 << 30,
         )
+
+
+def like_peers(candidates: Sequence[Candidate], default_prefill_rate: float) -> list[Candidate]:
+    """Take a worker that has not reported yet for one like the others; a better guess would draw all requests to it."""
+    rates = [c.prefill_rate for c in candidates if c.prefill_rate]
+    rate = fmean(rates) if rates else default_prefill_rate
+    steps = [c.step_ms for c in candidates if c.can_decode and c.step_ms]
+    step_ms = fmean(steps) if steps else 0.0
+    return [
+        dataclasses.replace(c, prefill_rate=c.prefill_rate or rate, step_ms=c.step_ms or step_ms) for c in candidates
+    ]

@@ -12,14 +12,14 @@ Shown_co = TypeVar("Shown_co", covariant=True)
 Shown_contra = TypeVar("Shown_contra", contravariant=True)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Usage:
-    """Tokens of one prompt and its answers, however many workers took part."""
+    """Tokens of one prompt and its answers so far, however many workers took part."""
 
     num_prompt: int
-    num_cached: int
+    num_cached: int = 0
     """Prompt tokens that were not computed for this request, wherever they lay."""
-    num_completion: int
+    num_completion: int = 0
     """Tokens given to the client, over all choices."""
 
 
