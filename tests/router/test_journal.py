@@ -1,6 +1,5 @@
 """When the last requests did what: over HTTP, in front of fake workers, and what its records keep."""
 
-import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ def ask(serving: Cluster, public_id: str, **body: Any) -> httpx.Response:
         f"{serving.url}/v1/completions",
         json={"prompt": PROMPT, "max_tokens": 5} | body,
         headers={"x-request-id": public_id},
+        timeout=60,
     )
 
 
@@ -109,25 +109,12 @@ def test_a_limit_that_is_none_is_refused_by_name(serving: Cluster, limit: str) -
 
 
 def test_a_replay_shows_both_attempts_and_why(tmp_path: Path) -> None:
-    workers = [{"worker_id": name, "legs": ["decode"], "step_ms": 5.0} for name in ("d0", "d1")]
-    with cluster(tmp_path, workers) as made:
-
-        async def run() -> int:
-            chunks = await made.async_client().completions.create(
-                model="tiny", prompt=PROMPT, max_tokens=40, stream=True
-            )
-            count = 0
-            async for chunk in chunks:
-                if count == 5:
-                    (attempt,) = requests_of(made)[0]["attempts"]
-                    await asyncio.to_thread(made.workers[attempt["decode"]].kill)
-                count += bool(chunk.choices and chunk.choices[0].text)
-            return count
-
-        asyncio.run(run())
+    dying, other = {"worker_id": "d0", "die_after_tokens": 5}, {"worker_id": "d1"}
+    with cluster(tmp_path, [dying, other], policy="round-robin") as made:  # d0 comes first
+        assert ask(made, "replayed", max_tokens=40).status_code == 200
         shown = requests_of(made)[0]
         first, second = shown["attempts"]
-        assert {first["decode"], second["decode"]} == {"d0", "d1"}
+        assert (first["decode"], second["decode"]) == ("d0", "d1")
         assert (first["epoch"], second["epoch"]) == (0, 1)
         assert (first["replay_reason"], second["replay_reason"]) == ("decode_lost", None)
         assert first["ended_ms"] <= second["sent_ms"] <= second["ended_ms"] == shown["total_ms"]
