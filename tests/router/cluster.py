@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import socket
@@ -9,11 +10,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import msgspec
 import openai
 import uvicorn
@@ -110,10 +110,20 @@ class Cluster:
         connections: set[Any] = self._server.server_state.connections
         return connections
 
+    def ask(self, question: Callable[[RouterState], Any], *, until: bool = False) -> Any:
+        """Ask the router on its own thread, between two of its events; with `until` again and again until it holds."""
+
+        async def call() -> Any:
+            while not (answer := question(self.state)) and until:
+                await asyncio.sleep(0.001)
+            return answer
+
+        return asyncio.run_coroutine_threadsafe(call(), self.state.dispatcher._loop).result(60)
+
     def start(self) -> None:
         """Start the router; workers are waited for by `wait_for_workers`."""
         self._thread.start()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not self._server.started and time.monotonic() < deadline:
             time.sleep(0.01)
         assert self._server.started
@@ -136,10 +146,8 @@ class Cluster:
         return openai.OpenAI(base_url=f"{self.url}/v1", **(defaults | options))
 
     def async_client(self) -> openai.AsyncOpenAI:
-        """Give the real SDK, for many streams."""
-        limits = httpx.Limits(max_connections=None)
-        http = httpx.AsyncClient(limits=limits, timeout=60)
-        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="unused", max_retries=0, http_client=http)
+        """The real SDK, for many streams."""
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="unused", max_retries=0, timeout=60)
 
 
 @contextlib.contextmanager
@@ -168,7 +176,7 @@ def cluster(
         made.stop()
 
 
-def wait_until(holds: Any, timeout_s: float = 15.0) -> None:
+def wait_until(holds: Any, timeout_s: float = 60.0) -> None:
     """Wait for something that another thread or process brings about."""
     deadline = time.monotonic() + timeout_s
     while not holds():

@@ -446,7 +446,7 @@ def test_a_client_that_leaves_cancels_its_request_on_both_workers(serving: Clust
     body = json.dumps({"prompt": PROMPT, "max_tokens": 1900, "ignore_eos": True, "stream": stream}).encode()
     with socket.create_connection(("127.0.0.1", serving.config.port)) as client:
         client.sendall(b"POST /v1/completions HTTP/1.1\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
-        wait_until(lambda: any(flow.has_token for flow in list(serving.state.dispatcher.flows.values())))
+        wait_until(lambda: any(flow.first_token_at for flow in list(serving.state.dispatcher.flows.values())))
     wait_until(lambda: not serving.state.dispatcher.flows)
     wait_until(lambda: serving.state.pool.workers["d0"].load.num_running == 0)
 

@@ -12,13 +12,13 @@ from starlette.responses import PlainTextResponse, Response
 
 from baton.errors import InvalidRequest
 from baton.metrics import CONTENT_TYPE
+from baton.router.journal import CAPACITY
 from baton.router.json_answers import JSON
 from baton.router.openai.refusals import error_object
 from baton.router.openapi_file import errors
 from baton.router.policy import Option
 from baton.router.pool import Worker
 from baton.router.router_state import RouterState
-from baton.router.timeline import CAPACITY
 
 
 def health_routes(router: RouterState) -> APIRouter:
@@ -64,7 +64,7 @@ def monitoring_routes(router: RouterState) -> APIRouter:
         public_id = http.query_params.get("id")
         if not public_id:
             raise InvalidRequest("id is missing. Give the request's x-request-id.", field="id")
-        traces = router.dispatcher.traces(public_id)
+        traces = router.dispatcher.journal.routes(public_id)
         if not traces:
             error = error_object("No such request is remembered here.", 404, param="id", code="not_found")
             return JSON(error, status_code=404)
@@ -72,7 +72,8 @@ def monitoring_routes(router: RouterState) -> APIRouter:
 
     @routes.get("/debug/workers", summary="Show the workers as the router sees them")
     async def debug_workers() -> Response:
-        return JSON({"workers": [_worker(worker) for worker in router.pool.workers.values()]})
+        awaited = router.dispatcher.num_awaited
+        return JSON({"workers": [_worker(worker, awaited(worker)) for worker in router.pool.workers.values()]})
 
     @routes.get("/debug/requests", summary="Show when the last requests did what", responses=errors(400))
     async def debug_requests(http: Request) -> Response:
@@ -110,7 +111,7 @@ def _option(option: Option) -> dict[str, Any]:
     }
 
 
-def _worker(worker: Worker) -> dict[str, Any]:
+def _worker(worker: Worker, num_awaited: int) -> dict[str, Any]:
     """Say what a worker last told of itself, how many of our requests have a leg there, and how many wait for it."""
     info, load = worker.info, worker.load
     used = load.kv_total_blocks - load.kv_free_blocks
@@ -122,8 +123,8 @@ def _worker(worker: Worker) -> dict[str, Any]:
         "running": load.num_running,
         "waiting": load.num_waiting,
         "waiting_tokens": load.waiting_tokens,
-        "in_flight": len(worker.flows),
-        "awaited": sum(flow.waits_for(worker) for flow in worker.flows),
+        "in_flight": len(worker.request_ids),
+        "awaited": num_awaited,
         "prefill_rate": load.prefill_rate,
         "decode_step_ms": load.decode_step_ms,
         "http": info.http,

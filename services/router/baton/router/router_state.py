@@ -13,7 +13,7 @@ from baton.registry import RedisRegistry, Registry
 from baton.router.admission import Admission
 from baton.router.config import RouterConfig
 from baton.router.discovery import Discovery
-from baton.router.dispatch import Dispatcher
+from baton.router.dispatcher import Dispatcher
 from baton.router.event_stream import OpenStreams
 from baton.router.index import PrefixIndex
 from baton.router.pool import WorkerPool
@@ -48,7 +48,7 @@ class RouterState:
         self.dispatcher = Dispatcher(config, self.pool, self.index, self.metrics, Admission(config, self.metrics))
         self.streams = OpenStreams(config, self.metrics)
         self.text = TextPool(self.tokenizer, config)
-        self.discovery = Discovery(self._registry, self.pool, self.index, self.dispatcher, self.metrics)
+        self.discovery = Discovery(self._registry, self.pool, self.index, self.metrics)
         await self.text.start()
         self.discovery.start()
         self.pool.start(self.dispatcher)

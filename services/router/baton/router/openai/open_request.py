@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -13,12 +14,13 @@ from baton.errors import ContextTooLong, InvalidRequest, Unavailable
 from baton.messages import ModelFacts, Token
 from baton.protocol import SamplingParams, check_prompt
 from baton.router.auth import salt_of
-from baton.router.dispatch import hash_prompt
-from baton.router.flow import ChoiceText, Generation, GenerationFlow, Sink, Usage
+from baton.router.dispatcher import Running
+from baton.router.generation import Generation, hash_prompt
 from baton.router.http_request import Caller
-from baton.router.openai.parts import AnswerParser, AnswerParts
+from baton.router.openai.parts import AnswerParser, AnswerParts, Shown
 from baton.router.openai.requests import ChatRequest, CompletionRequest
 from baton.router.router_state import RouterState
+from baton.router.sink import ChoiceText, Sink, Usage
 from baton.text import AnswerText, bad_words_ids
 
 _INLINE_TOKENS = 4096
@@ -95,15 +97,15 @@ class OpenRequest:
         self.tally = Tally(sum(map(len, prompts)), len(prompts), hides_completion=request.max_tokens == 0)
         self._router = router
         self._explains = caller.explain
-        self._flows: list[GenerationFlow] = []
+        self._running: list[Running] = []
 
     def cancel(self) -> None:
         """Nobody waits any more."""
-        for flow in self._flows:
-            flow.cancel()
+        for running in self._running:
+            running.cancel()
 
     async def start(
-        self, sinks: Sequence[Sink], new_parser: Callable[[], AnswerParser] | None = None
+        self, sinks: Sequence[Sink[Any]], new_parser: Callable[[], AnswerParser] | None = None
     ) -> dict[str, str]:
         """Send all prompts on their way, or none; return headers with the route, for those who asked for it."""
         try:
@@ -111,7 +113,7 @@ class OpenRequest:
                 if len(generation.prompt_ids) > _INLINE_TOKENS:
                     await self._hash_aside(generation)
                 texts = [self._text(generation, new_parser) for _ in range(generation.params.n)]
-                self._flows.append(self._router.dispatcher.start(generation, texts, sink))
+                self._running.append(self._router.dispatcher.start(generation, texts, sink))
         except BaseException:
             self.cancel()
             raise
@@ -132,7 +134,7 @@ class OpenRequest:
         finally:
             left.cancel()
 
-    def _text(self, generation: Generation, new_parser: Callable[[], AnswerParser] | None) -> ChoiceText:
+    def _text(self, generation: Generation, new_parser: Callable[[], AnswerParser] | None) -> ChoiceText[Shown]:
         text = AnswerText(self._router.tokenizer, generation.prompt_ids, generation.params)
         return text if new_parser is None else AnswerParts(text, new_parser())
 
@@ -141,13 +143,13 @@ class OpenRequest:
         router = self._router
         facts = router.pool.facts
         if facts is not None:
-            for parts in router.dispatcher.cache_parts():
+            for parts in router.pool.cache_parts():
                 args = (generation, parts, router.config.cache_key, facts.block_size)
                 generation.hashes[parts] = await router.text.run(hash_prompt, *args)
 
     def _route_headers(self) -> dict[str, str]:
         """Describe the route of the first prompt."""
-        decision = self._flows[0].decision
+        decision = self._running[0].decision
         if decision is None:
             return {}
         chosen = decision.chosen

@@ -43,6 +43,8 @@ class CallArguments(msgspec.Struct, frozen=True, gc=False):
 
 
 Part = Text | Reasoning | Refusal | CallBegins | CallArguments
+Shown = Text | list[Part]
+"""What is shown of one token: its text alone, or its parts."""
 
 
 class AnswerParser(Protocol):
