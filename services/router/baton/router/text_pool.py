@@ -18,7 +18,6 @@ import msgspec
 from baton.errors import InvalidRequest
 from baton.logs import get_logger
 from baton.router.config import RouterConfig
-from baton.router.render import make_frame
 from baton.text import Tokenizer
 
 _INLINE_LEN = 1500
@@ -94,7 +93,7 @@ class TextPool:
             "max_len": self._config.max_rendered_nbytes,
         }
         try:
-            frame = make_frame(request)
+            body = msgspec.msgpack.encode(request)
         except (OverflowError, RecursionError, TypeError):
             raise InvalidRequest(
                 "messages cannot be rendered: they (or tools, or chat_template_kwargs) hold a number beyond 64 bits, or "
@@ -103,7 +102,7 @@ class TextPool:
             ) from None
         renderer = await self._renderers.get()
         try:
-            answer = await renderer.render(frame, self._config.template_timeout_s)
+            answer = await renderer.render(body, self._config.template_timeout_s)
         finally:
             self._renderers.put_nowait(renderer)
         if "error" in answer:
@@ -129,14 +128,14 @@ class _Renderer:
             )
             # its first answer tells that Python and Jinja are loaded: that time is not the template's
             async with asyncio.timeout(_START_S):
-                await self._exchange(self._process, make_frame(None))
+                await self._exchange(self._process, msgspec.msgpack.encode(None))
         return self._process
 
-    async def render(self, frame: bytes, timeout_s: float) -> dict[str, Any]:
+    async def render(self, body: bytes, timeout_s: float) -> dict[str, Any]:
         try:
             process = await self.ready()
             async with asyncio.timeout(timeout_s):
-                return await self._exchange(process, frame)
+                return await self._exchange(process, body)
         except TimeoutError:
             _log.warning("template_timeout", timeout_s=timeout_s)
             await self.stop()
@@ -154,10 +153,10 @@ class _Renderer:
             process.kill()
             await process.wait()
 
-    async def _exchange(self, process: asyncio.subprocess.Process, frame: bytes) -> dict[str, Any]:
+    async def _exchange(self, process: asyncio.subprocess.Process, body: bytes) -> dict[str, Any]:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(frame)
+        process.stdin.writelines((len(body).to_bytes(4, "little"), body))
         await process.stdin.drain()
         nbytes = int.from_bytes(await process.stdout.readexactly(4), "little")
         answer: dict[str, Any] = msgspec.msgpack.decode(await process.stdout.readexactly(nbytes))
