@@ -51,29 +51,10 @@ class WorkersFailed(BatonError):
 class Running:
     """A request on its way: its job, and what the dispatcher keeps beside it. The handle of whoever started it."""
 
-    __slots__ = (
-        "_dispatcher",
-        "arrived_at",
-        "deadline",
-        "decision",
-        "demand",
-        "first_token_at",
-        "is_over",
-        "job",
-        "last_token_at",
-        "num_counted",
-        "num_replays",
-        "record",
-        "sent_at",
-        "timer",
-        "workers",
-    )
-
     def __init__(self, dispatcher: Dispatcher, job: Job) -> None:
-        generation = job.generation
         self.job = job
         self.arrived_at = time.monotonic()
-        self.record = RequestRecord(generation.public_id, len(generation.prompt_ids), self.arrived_at)
+        self.record = RequestRecord(job.generation.public_id, job.usage.num_prompt, self.arrived_at)
         self.demand: Demand | None = None
         """What admission counts for it; None before it is taken in."""
         self.decision: Decision | None = None
@@ -86,9 +67,8 @@ class Running:
         self.num_replays = 0
         self.num_counted = 0
         """Tokens to the client that are in the metrics."""
-        self.sent_at = 0.0
-        self.first_token_at = 0.0
-        self.last_token_at = [0.0] * generation.params.n
+        self.sent_at = self.first_token_at = 0.0
+        self.last_token_at = [0.0] * job.generation.params.n
         """By choice."""
         self.is_over = False
         self._dispatcher = dispatcher

@@ -39,8 +39,6 @@ class DeadlinePassed(BatonError):
 class Flow(Generic[_Shown]):
     """One generation: its choices, their text and their sink. A Job."""
 
-    __slots__ = ("_choices", "_num_open", "_sink", "_texts", "attempt", "generation", "is_over", "request_id", "usage")
-
     def __init__(self, generation: Generation, texts: Sequence[ChoiceText[_Shown]], sink: Sink[_Shown]) -> None:
         """`texts` has one entry a choice; `sink` takes what they show, which is not looked into here."""
         self.request_id = uuid.uuid4().hex
@@ -124,7 +122,7 @@ class Flow(Generic[_Shown]):
             return NOTHING_NEW
         if finish_reason is not None:
             return self._end_choice(attempt, index, finish_reason, runs_on=stop is not None)
-        return self._take_early(attempt) if attempt.early else GO
+        return self._take_early(attempt) if attempt.early and index == 0 else GO
 
     def _take_early(self, attempt: Attempt) -> Next:
         """Take the tokens that waited for the last one; what is left then has a gap before it."""

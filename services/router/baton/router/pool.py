@@ -110,20 +110,6 @@ class LinkModel:
 class Worker:
     """One live incarnation of a worker."""
 
-    __slots__ = (
-        "can_decode",
-        "can_prefill",
-        "client",
-        "info",
-        "is_live",
-        "load",
-        "moved_at",
-        "request_ids",
-        "sent_tokens",
-        "steps",
-        "worker_id",
-    )
-
     def __init__(self, client: WorkerClient, info: WorkerInfo, load: Load) -> None:
         self.client = client
         self.info = info
