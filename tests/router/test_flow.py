@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +65,7 @@ class Heard:
     is_ended: bool = False
     usage: Usage | None = None
     over: asyncio.Event = field(default_factory=asyncio.Event)
+    on_push: Callable[[], None] = lambda: None
 
     def push(
         self, choice: int, text: str, token: Token, finish_reason: str | None, stop_reason: int | str | None
@@ -75,6 +76,7 @@ class Heard:
         self.tokens.setdefault(choice, []).append(token.token_id)
         if finish_reason is not None:
             self.finished[choice] = finish_reason
+        self.on_push()
 
     def end(self, usage: Usage) -> None:
         assert not self.is_ended
@@ -197,6 +199,44 @@ async def test_tokens_that_overtake_the_first_one_wait_for_it(world: World) -> N
     assert world.heard.tokens == {}
     world.say(prefill, running, 0)
     assert world.heard.tokens == {0: ANSWER[:4]}
+
+
+async def test_another_choices_tokens_do_not_disturb_those_that_wait_for_the_first_one(world: World) -> None:
+    prefill, decode = world.join("p", "prefill"), world.join("d", "decode")
+    running = world.begin(n=2)
+    for at in range(3):
+        world.say(decode, running, at + 1)
+        world.say(decode, running, at, choice=1)
+    assert (world.heard.tokens, epoch_of(running)) == ({1: ANSWER[:3]}, 0)
+    world.say(prefill, running, 0)
+    assert world.heard.tokens == {0: ANSWER[:4], 1: ANSWER[:3]}
+
+
+async def test_a_prefill_worker_lost_before_its_first_token_is_replaced_though_decode_has_answered(
+    world: World,
+) -> None:
+    prefill, decode = world.join("p", "prefill"), world.join("d", "decode")
+    running = world.begin(max_tokens=2)
+    world.say(decode, running, 1, finish_reason="length")
+    world.pool.lose(prefill, "test")
+    assert epoch_of(running) == 1
+    for at in range(2):
+        world.say(decode, running, at, finish_reason="length" if at else None)
+    assert world.heard.tokens == {0: ANSWER[:2]}
+    assert world.heard.is_ended
+    world.check_nothing_is_left()
+
+
+async def test_a_sink_that_ends_its_request_from_within_ends_it_once(world: World) -> None:
+    decode = world.join("d", "decode")
+    running = world.begin()
+    world.heard.on_push = running.cancel
+    world.say(decode, running, 0)
+    assert running.is_over
+    assert not world.heard.is_ended
+    assert (world.dispatcher._num_with_token, running.record.state) == (0, "cancelled")
+    assert isinstance(sent(decode)[-1], Cancel)
+    world.check_nothing_is_left()
 
 
 async def test_a_repeat_is_dropped_and_another_token_at_a_known_place_is_an_integrity_failure(world: World) -> None:

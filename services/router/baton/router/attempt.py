@@ -20,7 +20,7 @@ class Verdict(enum.Enum):
     ACCEPTED = "accepted"
     """The next one of its choice."""
     EARLY = "early"
-    """Kept until the prefill worker's first token is here; see `next_early`."""
+    """Kept in `early`, until the prefill worker's first token is here."""
     REPEAT = "repeat"
     """Known already, or of a choice that has ended."""
     GAP = "gap"
@@ -118,11 +118,12 @@ class Attempt:
         is_decode = worker == self.decode
         if not is_decode and worker != self.prefill:
             return _STALE
-        if not 0 <= token.choice < len(self.choices):
+        index = token.choice
+        if not 0 <= index < len(self.choices):
             return _UNKNOWN
         if state is not _DECODING:
             self.state = (_DECODE_GAVE if is_decode else _PREFILL_GAVE).get(state, state)
-        choice = self.choices[token.choice]
+        choice = self.choices[index]
         if choice.is_done:  # ended here, by a stop string; the worker will hear of it
             return _REPEAT
         tokens = choice.tokens
@@ -133,14 +134,6 @@ class Attempt:
         if at > len(tokens):
             return self._keep_early(token, at)
         return _REPEAT if at >= 0 and tokens[at] == token.token_id else _MISMATCH
-
-    def next_early(self) -> Token | None:
-        """Accept the early token that is next now, and return it; None if there is none."""
-        choice = self.choices[0]
-        token = None if choice.is_done else self.early.pop(len(choice.tokens), None)
-        if token is not None:
-            choice.tokens.append(token.token_id)
-        return token
 
     def lose_prefill(self) -> bool:
         """Go on without the prefill worker; False if something is missing that only it could give."""

@@ -29,7 +29,7 @@ from baton.router.config import RouterConfig
 from baton.router.flow import DeadlinePassed, Flow
 from baton.router.generation import Generation
 from baton.router.index import PrefixIndex
-from baton.router.job import GO, STALE, ChoiceOver, Job, Next, Over, Replay
+from baton.router.job import GO, NOTHING_NEW, STALE, ChoiceOver, Job, Next, Over, Replay
 from baton.router.journal import Journal, RequestRecord
 from baton.router.placement import Placement
 from baton.router.policy import Decision
@@ -51,28 +51,10 @@ class WorkersFailed(BatonError):
 class Running:
     """A request on its way: its job, and what the dispatcher keeps beside it. The handle of whoever started it."""
 
-    __slots__ = (
-        "_dispatcher",
-        "arrived_at",
-        "deadline",
-        "decision",
-        "demand",
-        "first_token_at",
-        "is_over",
-        "job",
-        "last_token_at",
-        "num_replays",
-        "record",
-        "sent_at",
-        "timer",
-        "workers",
-    )
-
     def __init__(self, dispatcher: Dispatcher, job: Job) -> None:
-        generation = job.generation
         self.job = job
         self.arrived_at = time.monotonic()
-        self.record = RequestRecord(generation.public_id, len(generation.prompt_ids), self.arrived_at)
+        self.record = RequestRecord(job.generation.public_id, job.usage.num_prompt, self.arrived_at)
         self.demand: Demand | None = None
         """What admission counts for it; None before it is taken in."""
         self.decision: Decision | None = None
@@ -83,9 +65,10 @@ class Running:
         self.timer: asyncio.TimerHandle | None = None
         """Of a retry, or of the wait for a worker."""
         self.num_replays = 0
-        self.sent_at = 0.0
-        self.first_token_at = 0.0
-        self.last_token_at = [0.0] * generation.params.n
+        self.num_counted = 0
+        """Tokens to the client that are in the metrics."""
+        self.sent_at = self.first_token_at = 0.0
+        self.last_token_at = [0.0] * job.generation.params.n
         """By choice."""
         self.is_over = False
         self._dispatcher = dispatcher
@@ -215,7 +198,7 @@ class Dispatcher:
         for worker_id, start in starts:
             worker = workers[worker_id]
             try:
-                worker.send(start)
+                worker.client.send(start)
             except WorkerGone:
                 lost = worker
                 break
@@ -246,7 +229,7 @@ class Dispatcher:
         if not worker.is_live:
             return
         try:
-            worker.send(cancel)
+            worker.client.send(cancel)
         except WorkerGone:
             _log.info("cancel_not_taken", worker_id=worker.worker_id, request_id=cancel.request_id)
 
@@ -292,18 +275,22 @@ class Dispatcher:
             running = flows.get(computed.request_id)
             if running is not None:
                 running.record.computed(worker_id, computed, now)
+        num_tokens, observe_gap = self.metrics.generation_tokens, self.metrics.inter_token_latency_seconds.observe
         for token in outputs.tokens:
             running = flows.get(token.request_id)
             if running is None:
                 self.metrics.stale_messages.inc()
                 continue
-            usage = running.job.usage
-            num_known = usage.num_completion
             try:
                 step = running.job.take(token, worker_id)
-                if usage.num_completion != num_known:
-                    self._count_tokens(running, token.choice, usage.num_completion - num_known, now)
-                if step is not GO:
+                last_at = running.last_token_at
+                if step is GO and last_at[token.choice]:  # the way of nearly every token
+                    num_tokens.value += 1
+                    running.num_counted += 1
+                    observe_gap(now - last_at[token.choice])
+                    last_at[token.choice] = now
+                else:
+                    self._count_tokens(running, token.choice, now)
                     self._act(running, step)
             except Exception:  # one request's failure is not the others'
                 _log.exception("request_failed", request_id=token.request_id)
@@ -315,16 +302,19 @@ class Dispatcher:
         if self._parked:
             self._unpark()
 
-    def _count_tokens(self, running: Running, choice: int, count: int, now: float) -> None:
-        """Count the tokens that one choice has got at once."""
-        metrics = self.metrics
+    def _count_tokens(self, running: Running, choice: int, now: float) -> None:
+        """Count the tokens that a choice has got at once, if any."""
+        usage, metrics = running.job.usage, self.metrics
+        count = usage.num_completion - running.num_counted
+        if count == 0:
+            return
+        running.num_counted += count
         metrics.generation_tokens.value += count
         last_at, running.last_token_at[choice] = running.last_token_at[choice], now
         if last_at:
             metrics.inter_token_latency_seconds.observe(now - last_at)
         elif not running.first_token_at:
             running.first_token_at = now
-            usage = running.job.usage
             metrics.prefix_cache_queries.value += usage.num_prompt
             metrics.prefix_cache_hits.value += usage.num_cached
             metrics.time_to_first_token_seconds.observe(now - running.arrived_at)
@@ -355,7 +345,7 @@ class Dispatcher:
 
     def _act_on_leg(self, running: Running, worker: Worker, step: Next) -> None:
         """Do what a job asks for when a worker's leg has ended without its tokens."""
-        if step is GO:  # the other worker has all that it needs
+        if step is NOTHING_NEW:  # the other worker has all that it needs
             worker.request_ids.discard(running.job.request_id)
             running.workers.remove(worker)
         else:

@@ -16,13 +16,13 @@ from baton.logs import get_logger
 from baton.messages import ChoiceStart, Leg, LegError, Start, Ticket, Token, WorkerInfo
 from baton.router.attempt import Attempt, Choice, Verdict
 from baton.router.generation import Generation
-from baton.router.job import GO, STALE, ChoiceOver, Next, Over, Replay
+from baton.router.job import GO, NOTHING_NEW, STALE, ChoiceOver, Go, Next, Over, Replay
 from baton.router.sink import ChoiceText, Sink, Usage
 
 _log = get_logger("flow")
 _USERS_KINDS = ("invalid_request", "context_too_long", "unsupported")
 _BUSY_KINDS = ("queue_full", "out_of_blocks")
-_ACCEPTED, _EARLY, _REPEAT, _STALE = Verdict.ACCEPTED, Verdict.EARLY, Verdict.REPEAT, Verdict.STALE
+_ACCEPTED = Verdict.ACCEPTED
 _Shown = TypeVar("_Shown")
 
 
@@ -38,8 +38,6 @@ class DeadlinePassed(BatonError):
 
 class Flow(Generic[_Shown]):
     """One generation: its choices, their text and their sink. A Job."""
-
-    __slots__ = ("_choices", "_num_open", "_sink", "_texts", "attempt", "generation", "is_over", "request_id", "usage")
 
     def __init__(self, generation: Generation, texts: Sequence[ChoiceText[_Shown]], sink: Sink[_Shown]) -> None:
         """`texts` has one entry a choice; `sink` takes what they show, which is not looked into here."""
@@ -106,49 +104,50 @@ class Flow(Generic[_Shown]):
         if attempt is None:
             return STALE
         verdict = attempt.take(token, worker)
-        if verdict is _ACCEPTED:
-            step = self._show(token)
-            return self._show_early(attempt, step) if attempt.early else step
-        if verdict is _REPEAT or verdict is _EARLY:
-            return GO
-        if verdict is _STALE:
-            return STALE
-        if verdict is Verdict.GAP:
-            return Replay("gap", attempt.decode)
-        return Replay("integrity", worker, mismatch_at=token.position if verdict is Verdict.MISMATCH else None)
-
-    def _show(self, token: Token) -> Next:
-        """Show an accepted token to the client."""
+        if verdict is not _ACCEPTED:
+            return _refusal(verdict, token, worker, attempt)
         usage = self.usage
         if not usage.num_completion:
             usage.num_cached = min(token.num_cached, usage.num_prompt)
         usage.num_completion += 1
-        finish_reason: str | None = token.finish_reason
-        stop_reason: int | str | None = token.stop_reason
         index = token.choice
+        finish_reason: str | None = token.finish_reason
         shown, stop = self._texts[index].push(token.token_id, finish_reason)
-        if stop is not None:
-            finish_reason, stop_reason = "stop", stop
-        self._sink.push(index, shown, token, finish_reason, stop_reason)
-        if finish_reason is None or self.is_over:  # a sink whose client is gone ends the request from within
-            return GO
+        if stop is None:
+            self._sink.push(index, shown, token, finish_reason, token.stop_reason)
+        else:
+            finish_reason = "stop"
+            self._sink.push(index, shown, token, finish_reason, stop)
+        if self.is_over:  # a sink whose client is gone ends the request from within
+            return NOTHING_NEW
+        if finish_reason is not None:
+            return self._end_choice(attempt, index, finish_reason, runs_on=stop is not None)
+        return self._take_early(attempt) if attempt.early and index == 0 else GO
+
+    def _take_early(self, attempt: Attempt) -> Next:
+        """Take the tokens that waited for the last one; what is left then has a gap before it."""
+        early, attempt.early = attempt.early, {}
+        num_shown = 1
+        while early:
+            token = early.pop(len(self._choices[0].tokens), None)
+            if token is None:
+                return Replay("gap", attempt.decode)
+            step = self.take(token, attempt.decode)
+            if step is not GO:
+                return step
+            num_shown += 1
+        return Go(num_shown)
+
+    def _end_choice(self, attempt: Attempt, index: int, finish_reason: str, *, runs_on: bool) -> Next:
+        """Close a choice; `runs_on` if the worker does not know that it has ended."""
         self._choices[index].is_done = True
         self._num_open -= 1
-        assert self.attempt is not None
-        # what the prefill worker saw end, or a stop string ended, still runs on the decode worker
-        if self._num_open == 0:
-            return Over("finished", finish_reason, runs_on=stop is not None or not self.attempt.decode_gave_token)
-        return ChoiceOver(index, finish_reason, runs_on=stop is not None)
-
-    def _show_early(self, attempt: Attempt, step: Next) -> Next:
-        """Show the tokens that waited for this one; what is left then has a gap before it."""
-        while step is GO and not self.is_over:
-            token = attempt.next_early()
-            if token is None:
-                return Replay("gap", attempt.decode) if attempt.early else GO
-            step = self._show(token)
-        attempt.early.clear()
-        return step
+        if index == 0:
+            attempt.early.clear()
+        if self._num_open:
+            return ChoiceOver(index, finish_reason, runs_on)
+        # what only the prefill worker saw end still runs on the decode worker
+        return Over("finished", finish_reason, runs_on or not attempt.decode_gave_token)
 
     # -- failures -----------------------------------------------------------------------------------------
 
@@ -160,7 +159,7 @@ class Flow(Generic[_Shown]):
         if not error.retryable:
             return Over("failed", "error", error=_error_of(error, self.request_id))
         if worker == attempt.prefill and attempt.lose_prefill():  # its KV has arrived already
-            return GO
+            return NOTHING_NEW
         return Replay(error.kind, worker, is_busy=error.kind in _BUSY_KINDS)
 
     def leg_lost(self, worker: str) -> Next:
@@ -169,7 +168,7 @@ class Flow(Generic[_Shown]):
         assert attempt is not None
         if worker != attempt.prefill:
             return Replay("decode_lost", worker)
-        return GO if attempt.lose_prefill() else Replay("prefill_lost", worker)
+        return NOTHING_NEW if attempt.lose_prefill() else Replay("prefill_lost", worker)
 
     def end(self, over: Over) -> None:
         """Tell the client, unless it has left."""
@@ -178,6 +177,17 @@ class Flow(Generic[_Shown]):
             self._sink.fail(over.error)
         elif over.state == "finished":
             self._sink.end(self.usage)
+
+
+def _refusal(verdict: Verdict, token: Token, worker: str, attempt: Attempt) -> Next:
+    """Return what follows from a token that is not the next one."""
+    if verdict is Verdict.STALE:
+        return STALE
+    if verdict is Verdict.EARLY or verdict is Verdict.REPEAT:
+        return NOTHING_NEW
+    if verdict is Verdict.GAP:
+        return Replay("gap", attempt.decode)
+    return Replay("integrity", worker, mismatch_at=token.position if verdict is Verdict.MISMATCH else None)
 
 
 def _error_of(error: LegError, request_id: str) -> BatonError:

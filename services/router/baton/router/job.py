@@ -22,6 +22,9 @@ EndState = Literal["finished", "failed", "cancelled"]
 class Go:
     """Nothing is to be done."""
 
+    num_shown: int
+    """Tokens that went to the client."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stale:
@@ -64,7 +67,9 @@ class Over:
 
 
 Next = Go | Stale | ChoiceOver | Replay | Over
-GO = Go()
+GO = Go(1)
+"""What nearly every token leads to."""
+NOTHING_NEW = Go(0)
 STALE = Stale()
 
 

@@ -24,7 +24,6 @@ from baton.messages import (
     ModelFacts,
     Outputs,
     ToRouter,
-    ToWorker,
     Transfer,
     Welcome,
     WorkerInfo,
@@ -32,7 +31,7 @@ from baton.messages import (
 from baton.metrics import RouterMetrics
 from baton.router.config import RouterConfig
 from baton.router.policy import Link
-from baton.router.workers import WorkerClient, WorkerGone
+from baton.router.workers import WorkerClient
 
 _log = get_logger("pool")
 _KEEP = 0.98
@@ -111,20 +110,6 @@ class LinkModel:
 class Worker:
     """One live incarnation of a worker."""
 
-    __slots__ = (
-        "can_decode",
-        "can_prefill",
-        "client",
-        "info",
-        "is_live",
-        "load",
-        "moved_at",
-        "request_ids",
-        "sent_tokens",
-        "steps",
-        "worker_id",
-    )
-
     def __init__(self, client: WorkerClient, info: WorkerInfo, load: Load) -> None:
         self.client = client
         self.info = info
@@ -141,12 +126,6 @@ class Worker:
         self.moved_at = time.monotonic()
         """When it last told of a new step, or had nothing of ours to do."""
         self.report(load)
-
-    def send(self, message: ToWorker) -> None:
-        """Queue a message; see `WorkerClient.send`."""
-        if not self.is_live:
-            raise WorkerGone(self.info.worker_id)
-        self.client.send(message)
 
     def report(self, load: Load) -> None:
         """Take the worker's own word on its load."""
