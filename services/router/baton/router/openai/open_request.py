@@ -78,7 +78,7 @@ class OpenRequest:
             InvalidRequest: the model cannot do it, or its context does not hold it.
             Unavailable: no worker has come yet.
         """
-        facts = router.pool.facts or router.dispatcher.last_facts
+        facts = router.dispatcher.last_facts  # those of all workers are alike, but for the parts of their hash chains
         if facts is None:
             raise Unavailable("No decode worker is ready. Try again in a few seconds.")
         if params.bad_words:
@@ -96,6 +96,7 @@ class OpenRequest:
         """Set when a whole answer is there."""
         self.tally = Tally(sum(map(len, prompts)), len(prompts), hides_completion=request.max_tokens == 0)
         self._router = router
+        self._block_size = facts.block_size
         self._explains = caller.explain
         self._running: list[Running] = []
 
@@ -141,11 +142,9 @@ class OpenRequest:
     async def _hash_aside(self, generation: Generation) -> None:
         """Hash a long prompt's blocks in a thread."""
         router = self._router
-        facts = router.pool.facts
-        if facts is not None:
-            for parts in router.pool.cache_parts():
-                args = (generation, parts, router.config.cache_key, facts.block_size)
-                generation.hashes[parts] = await router.text.run(hash_prompt, *args)
+        for parts in router.pool.cache_parts():
+            args = (generation, parts, router.config.cache_key, self._block_size)
+            generation.hashes[parts] = await router.text.run(hash_prompt, *args)
 
     def _route_headers(self) -> dict[str, str]:
         """Describe the route of the first prompt."""
