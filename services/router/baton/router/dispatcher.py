@@ -283,12 +283,11 @@ class Dispatcher:
                 continue
             try:
                 step = running.job.take(token, worker_id)
-                last_at = running.last_token_at
-                if step is GO and last_at[token.choice]:  # the way of nearly every token
+                if step is GO and (last_at := running.last_token_at[token.choice]):  # the way of nearly every token
                     num_tokens.value += 1
                     running.num_counted += 1
-                    observe_gap(now - last_at[token.choice])
-                    last_at[token.choice] = now
+                    observe_gap(now - last_at)
+                    running.last_token_at[token.choice] = now
                 else:
                     self._count_tokens(running, token.choice, now)
                     self._act(running, step)
