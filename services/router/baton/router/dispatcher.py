@@ -79,7 +79,10 @@ class Running:
 
 
 class Dispatcher:
-    """Drives requests through their legs; the one place where jobs, workers and timers meet."""
+    """Drives requests through their legs.
+
+    Longer than most classes, since it alone acts: whatever a worker, a client or a clock does to a request meets here.
+    """
 
     def __init__(
         self,
