@@ -32,7 +32,7 @@ FIRST_WORD, LAST_WORD = 5, 5 + 94
 
 
 def free_port() -> int:
-    """Give a port that nobody listens on now."""
+    """Find a port that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -129,7 +129,7 @@ class Cluster:
         assert self._server.started
 
     def wait_for_workers(self, count: int) -> None:
-        """Wait until the router sees so many."""
+        """Wait until the router sees them."""
         wait_until(lambda: len(self.state.pool.workers) == count)
 
     def stop(self) -> None:
@@ -141,7 +141,7 @@ class Cluster:
             worker.stop()
 
     def client(self, **options: Any) -> openai.OpenAI:
-        """Give the real SDK."""
+        """The real SDK."""
         defaults: dict[str, Any] = {"api_key": "unused", "max_retries": 0, "timeout": 30}
         return openai.OpenAI(base_url=f"{self.url}/v1", **(defaults | options))
 

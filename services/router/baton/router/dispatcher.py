@@ -79,7 +79,10 @@ class Running:
 
 
 class Dispatcher:
-    """Drives requests through their legs; the one place where jobs, workers and timers meet."""
+    """Drives requests through their legs.
+
+    Longer than most classes, since it alone acts: whatever a worker, a client or a clock does to a request meets here.
+    """
 
     def __init__(
         self,
@@ -283,12 +286,11 @@ class Dispatcher:
                 continue
             try:
                 step = running.job.take(token, worker_id)
-                last_at = running.last_token_at
-                if step is GO and last_at[token.choice]:  # the way of nearly every token
+                if step is GO and (last_at := running.last_token_at[token.choice]):  # the way of nearly every token
                     num_tokens.value += 1
                     running.num_counted += 1
-                    observe_gap(now - last_at[token.choice])
-                    last_at[token.choice] = now
+                    observe_gap(now - last_at)
+                    running.last_token_at[token.choice] = now
                 else:
                     self._count_tokens(running, token.choice, now)
                     self._act(running, step)

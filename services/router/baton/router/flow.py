@@ -118,11 +118,13 @@ class Flow(Generic[_Shown]):
         else:
             finish_reason = "stop"
             self._sink.push(index, shown, token, finish_reason, stop)
+        if finish_reason is None and not attempt.early:
+            return GO
         if self.is_over:  # a sink whose client is gone ends the request from within
             return NOTHING_NEW
         if finish_reason is not None:
             return self._end_choice(attempt, index, finish_reason, runs_on=stop is not None)
-        return self._take_early(attempt) if attempt.early and index == 0 else GO
+        return self._take_early(attempt) if index == 0 else GO
 
     def _take_early(self, attempt: Attempt) -> Next:
         """Take the tokens that waited for the last one; what is left then has a gap before it."""

@@ -55,7 +55,7 @@ class PoolListener(Protocol):
 
 
 class StepModel:
-    """A worker's decode step as a line: so many ms, and so many more with each sequence in the batch."""
+    """A worker's decode step as a line: its ms at the mean batch, and the ms that one sequence more adds."""
 
     __slots__ = ("_cov", "_mean_ms", "_mean_n", "_num", "_var")
 
@@ -76,7 +76,7 @@ class StepModel:
         self._cov = keep * (self._cov + (1 - keep) * dn * dms)
 
     def predict(self, num_running: int) -> float:
-        """Give the ms of a step with so many sequences; 0 before the first report."""
+        """Predict the ms of a step; 0 before the first report."""
         if self._num == 0:
             return 0.0
         slope = self._cov / self._var if self._var > 0.5 else 0.0
@@ -103,7 +103,7 @@ class LinkModel:
 
     @property
     def link(self) -> Link:
-        """Give the present estimate."""
+        """The present estimate."""
         return Link(ms_per_token=self._exposed_ms / max(self._tokens, 1.0))
 
 
