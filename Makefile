@@ -22,7 +22,6 @@ check: install
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/vulture
 
 fix: install
 	$(BIN)/ruff format $(SOURCES)

@@ -52,7 +52,7 @@ class ChatTemplate:
         continue_final_message: bool = False,
         **kwargs: Any,
     ) -> str:
-        """Give the text of a conversation.
+        """Return the text of a conversation.
 
         Raises:
             TemplateRefused: the template raised, or nothing is there to continue.
@@ -164,7 +164,7 @@ def _plain(value: Any) -> Any:
 
 
 def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
-    """Give a message's reasoning under each name that templates read."""
+    """Put a message's reasoning under each name that templates read."""
     reasoning = next((message[key] for key in _REASONING_FIELDS if message.get(key) is not None), None)
     if reasoning is None:
         return message

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.decoders import DecodeStream
@@ -75,30 +75,18 @@ class Tokenizer:
         return self._hf
 
     @property
-    def backend(self) -> Any:
-        """The `tokenizers.Tokenizer` underneath."""
-        return self._backend
-
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether `render_chat` can work."""
-        return bool(self.chat_templates)
-
-    @property
     def eos_token_id(self) -> int | None:
         """The tokenizer's own end of text."""
         eos = self.special_tokens.get("eos_token")
-        token_id: int | None = None if eos is None else self._backend.token_to_id(eos)
-        return token_id
+        return None if eos is None else cast(int | None, self._backend.token_to_id(eos))
 
     @property
     def vocab_size(self) -> int:
         """Entries, added tokens included; the model may have more, as padding."""
-        size: int = self._backend.get_vocab_size(with_added_tokens=True)
-        return size
+        return int(self._backend.get_vocab_size(with_added_tokens=True))
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Give the token ids of `text`, with the tokenizer's own bos and eos if it adds them.
+        """Return the token ids of `text`, with the tokenizer's own bos and eos if it adds them.
 
         Other threads run meanwhile: of the library's calls only the batched ones release the interpreter.
         """
@@ -106,12 +94,11 @@ class Tokenizer:
         return ids
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
-        """Give the text of whole token ids; for a stream use `Detokenizer`."""
-        text: str = self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
-        return text
+        """Return the text of whole token ids; for a stream use `Detokenizer`."""
+        return str(self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
 
     def token_text(self, token_id: int) -> str:
-        """Give one token as text, special tokens included, as logprobs show it."""
+        """Return one token as text, special tokens included, as logprobs show it."""
         return self.decode([token_id], skip_special_tokens=False)
 
     def render_chat(
@@ -128,7 +115,8 @@ class Tokenizer:
         Raises:
             InvalidRequest: the model has no template, or the template refuses these messages.
         """
-        if not self.has_chat_template:
+        source = self.chat_template_source(with_tools=bool(tools))
+        if source is None:
             raise InvalidRequest(
                 "messages cannot be rendered: this model's tokenizer has no chat template. "
                 "Use generate (or /v1/completions), or give a chat template.",
@@ -141,7 +129,9 @@ class Tokenizer:
                 "continue_final_message", True, "it excludes add_generation_prompt", "Set one of the two to false."
             )
         try:
-            text = self.chat_template(with_tools=bool(tools)).render(
+            if source not in self._compiled:
+                self._compiled[source] = ChatTemplate(source, self.special_tokens)
+            text = self._compiled[source].render(
                 messages,
                 tools=tools,
                 add_generation_prompt=add_generation_prompt,
@@ -155,20 +145,12 @@ class Tokenizer:
         return self.encode(text, add_special_tokens=False)
 
     def chat_template_source(self, *, with_tools: bool = False) -> str | None:
-        """Give the template that serves; some checkpoints have another one for tools."""
+        """Return the template that serves; some checkpoints have another one for tools."""
         if with_tools and "tool_use" in self.chat_templates:
             return self.chat_templates["tool_use"]
         if "default" in self.chat_templates or not self.chat_templates:
             return self.chat_templates.get("default")
         return next(iter(self.chat_templates.values()))
-
-    def chat_template(self, *, with_tools: bool = False) -> ChatTemplate:
-        """Give the compiled template; there must be one."""
-        source = self.chat_template_source(with_tools=with_tools)
-        assert source is not None
-        if source not in self._compiled:
-            self._compiled[source] = ChatTemplate(source, self.special_tokens)
-        return self._compiled[source]
 
     def new_stream(self, prompt_ids: Sequence[int], *, skip_special_tokens: bool = True) -> Detokenizer:
         """Start the text of one answer, after `prompt_ids`."""
@@ -184,7 +166,7 @@ class _TokenizerFiles:
 
     @classmethod
     def find(cls, path: str | Path, revision: str | None) -> _TokenizerFiles | None:
-        """Give the files of a folder or hub id; None if it has no tokenizer.json."""
+        """Find the files of a folder or hub id; None if it has no tokenizer.json."""
         folder = Path(path)
         if not folder.is_dir():
             folder = fetch_snapshot(str(path), revision, _TOKENIZER_FILES, field="tokenizer")
@@ -199,7 +181,7 @@ class _TokenizerFiles:
             raise ModelLoadError(f"tokenizer={str(self.tokenizer)!r} cannot be read: {_first_line(error)}") from error
 
     def special_tokens(self) -> dict[str, str]:
-        """Give bos_token, eos_token and so on, as chat templates name them."""
+        """Return bos_token, eos_token and so on, as chat templates name them."""
         tokens: dict[str, str] = {}
         for name in ("special_tokens_map.json", "tokenizer_config.json"):
             for key, value in self._read_json(name).items():
@@ -209,7 +191,7 @@ class _TokenizerFiles:
         return tokens
 
     def chat_templates(self) -> dict[str, str]:
-        """Give the templates by name; a file of its own goes before the entry in tokenizer_config.json."""
+        """Return the templates by name; a file of its own goes before the entry in tokenizer_config.json."""
         if "chat_template.jinja" in self.others:
             return {"default": self.others["chat_template.jinja"].read_text(encoding="utf-8")}
         source = self._read_json("tokenizer_config.json").get("chat_template")
@@ -258,7 +240,7 @@ class Detokenizer:
         self._unflushed: list[int] = []
 
     def push(self, token_id: int) -> str:
-        """Give the text that this token completes; empty when it completes none."""
+        """Take a token; return the text that it completes; empty when it completes none."""
         piece: str | None = self._stream.step(self._backend, token_id)
         if piece is None:
             self._unflushed.append(token_id)
@@ -268,12 +250,12 @@ class Detokenizer:
         return piece
 
     def flush(self) -> str:
-        """Give what is left at the end: an answer may stop inside a character."""
+        """Return what is left at the end: an answer may stop inside a character."""
         if not self._unflushed:
             return ""
-        text: str = self._backend.decode(self._unflushed, skip_special_tokens=self._skip)
+        text = self._backend.decode(self._unflushed, skip_special_tokens=self._skip)
         self._unflushed.clear()
-        return text
+        return str(text)
 
 
 class StopMatcher:
@@ -283,10 +265,9 @@ class StopMatcher:
         self._stops = tuple(stops)
         self._include = include_in_output
         self._held = ""
-        self._reach = max((len(stop) for stop in stops), default=1) - 1
 
     def push(self, piece: str) -> tuple[str, str | None]:
-        """Take a piece; give the text that is safe to show, and the stop string if one has come."""
+        """Take a piece; return the text that is safe to show, and the stop string if one has come."""
         if not self._stops:
             return piece, None
         text = self._held + piece
@@ -294,22 +275,23 @@ class StopMatcher:
         if stop is not None:
             self._held = ""
             return text[: start + len(stop)] if self._include else text[:start], stop
-        keep = self._longest_tail(text)
+        keep = held_back(text, self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], None
 
     def flush(self) -> str:
-        """Give what was held back, at an end that no stop string made."""
+        """Return what was held back, at an end that no stop string made."""
         held, self._held = self._held, ""
         return held
 
-    def _longest_tail(self, text: str) -> int:
-        """Length of the longest end of `text` that begins a stop string."""
-        for size in range(min(self._reach, len(text)), 0, -1):
-            tail = text[-size:]
-            if any(stop.startswith(tail) for stop in self._stops):
-                return size
-        return 0
+
+def held_back(text: str, words: Sequence[str]) -> int:
+    """Length of the longest end of `text` that begins one of `words`, and is not all of it."""
+    for size in range(min(max(map(len, words)) - 1, len(text)), 0, -1):
+        tail = text[-size:]
+        if any(word.startswith(tail) for word in words):
+            return size
+    return 0
 
 
 class AnswerText:
@@ -330,7 +312,7 @@ class AnswerText:
         self._num_tokens = 0
 
     def push(self, token_id: int, finish_reason: str | None) -> tuple[str, str | None]:
-        """Take a token; give the text that is safe to show, and the stop string if one has ended the answer.
+        """Take a token; return the text that is safe to show, and the stop string if one has ended the answer.
 
         With a finish_reason everything that was held back comes out. The token that ended the answer by itself
         (end of text, stop_token_ids) stays out of the text unless the request includes stops. Stop strings count

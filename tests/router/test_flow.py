@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest_asyncio
 
 from baton.errors import BatonError
 from baton.messages import (
+    WORKER_SILENCE_S,
     Cancel,
     Ended,
     LegError,
@@ -27,11 +28,13 @@ from baton.metrics import RouterMetrics
 from baton.protocol import SamplingParams
 from baton.router.admission import Admission
 from baton.router.config import RouterConfig
-from baton.router.dispatch import Dispatcher
-from baton.router.flow import Generation, GenerationFlow
+from baton.router.dispatcher import Dispatcher, Running
+from baton.router.generation import Generation
 from baton.router.index import PrefixIndex
 from baton.router.pool import Worker, WorkerPool
+from baton.router.sink import Usage
 from baton.router.workers import WorkerGone
+from baton.text import AnswerText
 
 pytestmark = pytest.mark.asyncio
 PROMPT = list(range(10, 30))
@@ -60,6 +63,9 @@ class Heard:
     finished: dict[int, str] = field(default_factory=dict)
     error: BatonError | None = None
     is_ended: bool = False
+    usage: Usage | None = None
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    on_push: Callable[[], None] = lambda: None
 
     def push(
         self, choice: int, text: str, token: Token, finish_reason: str | None, stop_reason: int | str | None
@@ -70,14 +76,18 @@ class Heard:
         self.tokens.setdefault(choice, []).append(token.token_id)
         if finish_reason is not None:
             self.finished[choice] = finish_reason
+        self.on_push()
 
-    def end(self) -> None:
+    def end(self, usage: Usage) -> None:
         assert not self.is_ended
         self.is_ended = True
+        self.usage = usage
+        self.over.set()
 
     def fail(self, error: BatonError) -> None:
         assert self.error is None
         self.error = error
+        self.over.set()
 
 
 class World:
@@ -109,17 +119,16 @@ class World:
         self.dispatcher.on_worker_joined(worker)
         return worker
 
-    def begin(self, **params: Any) -> GenerationFlow:
-        params = {"max_tokens": len(ANSWER), "detokenize": False} | params
-        flow = GenerationFlow(self.dispatcher, Generation(PROMPT, SamplingParams(**params)), self.heard, None)
-        self.dispatcher.begin(flow)
-        return flow
+    def begin(self, *, deadline: float | None = None, **params: Any) -> Running:
+        sampling = SamplingParams(**{"max_tokens": len(ANSWER), "detokenize": False} | params)
+        texts = [AnswerText(None, PROMPT, sampling) for _ in range(sampling.n)]
+        return self.dispatcher.start(Generation(PROMPT, sampling, deadline=deadline), texts, self.heard)
 
-    def say(self, worker: Worker, flow: GenerationFlow, at: int, **changes: Any) -> None:
+    def say(self, worker: Worker, running: Running, at: int, **changes: Any) -> None:
         """Let a worker say the answer's token at a position."""
         fields: dict[str, Any] = {
-            "request_id": flow.request_id,
-            "epoch": flow.epoch,
+            "request_id": running.job.request_id,
+            "epoch": epoch_of(running),
             "choice": 0,
             "position": len(PROMPT) + at,
             "token_id": ANSWER[at],
@@ -128,13 +137,13 @@ class World:
         token = Token(**(fields | changes))
         self.dispatcher.on_outputs(worker, Outputs("w", "i", [token], worker.load))
 
-    def end(self, worker: Worker, flow: GenerationFlow, kind: str, *, retryable: bool = True) -> None:
-        ended = Ended(flow.request_id, flow.epoch, LegError(kind, "why", retryable))
+    def end(self, worker: Worker, running: Running, kind: str, *, retryable: bool = True) -> None:
+        ended = Ended(running.job.request_id, epoch_of(running), LegError(kind, "why", retryable))
         self.dispatcher.on_outputs(worker, Outputs("w", "i", [], worker.load, [ended]))
 
     def check_nothing_is_left(self) -> None:
         assert not self.dispatcher.flows
-        assert all(not worker.flows for worker in self.pool.workers.values())
+        assert all(not worker.request_ids for worker in self.pool.workers.values())
         admission = self.dispatcher._admission
         assert (admission.num_requests, admission.waiting_tokens, admission.blocks) == (0, 0, 0)
 
@@ -146,6 +155,11 @@ async def world() -> AsyncIterator[World]:
     await world.pool.close()
 
 
+def epoch_of(running: Running) -> int:
+    assert running.job.attempt is not None
+    return running.job.attempt.epoch
+
+
 def sent(worker: Worker) -> list[Any]:
     client: Any = worker.client
     messages: list[Any] = client.sent
@@ -154,24 +168,24 @@ def sent(worker: Worker) -> list[Any]:
 
 async def test_both_legs_start_at_once_under_one_ticket(world: World) -> None:
     prefill, decode = world.join("p", "prefill"), world.join("d", "decode")
-    flow = world.begin()
+    running = world.begin()
     (on_p,), (on_d,) = sent(prefill), sent(decode)
-    assert (on_p.role, on_d.role) == ("prefill", "decode")
+    assert (on_p.leg, on_d.leg) == ("prefill", "decode")
     assert on_p.ticket == on_d.ticket
-    assert on_p.ticket.request_id.hex() == flow.request_id
+    assert on_p.ticket.request_id.hex() == running.job.request_id
     assert on_p.ticket.source == "tcp://kv"
     assert on_p.seed == on_d.seed
 
 
 async def test_the_first_token_comes_from_prefill_and_the_rest_from_decode(world: World) -> None:
     prefill, decode = world.join("p", "prefill"), world.join("d", "decode")
-    flow = world.begin()
-    world.say(prefill, flow, 0, num_cached=16)
+    running = world.begin()
+    world.say(prefill, running, 0, num_cached=16)
     for at in range(1, 8):
-        world.say(decode, flow, at)
+        world.say(decode, running, at)
     assert world.heard.tokens == {0: ANSWER}
     assert world.heard.is_ended
-    assert flow.num_cached == 16
+    assert world.heard.usage == Usage(len(PROMPT), 16, len(ANSWER))
     world.check_nothing_is_left()
     assert isinstance(sent(prefill)[-1], Cancel)  # what it held for the fetch is free at once
     assert not any(isinstance(m, Cancel) for m in sent(decode))
@@ -179,55 +193,93 @@ async def test_the_first_token_comes_from_prefill_and_the_rest_from_decode(world
 
 async def test_tokens_that_overtake_the_first_one_wait_for_it(world: World) -> None:
     prefill, decode = world.join("p", "prefill"), world.join("d", "decode")
-    flow = world.begin()
+    running = world.begin()
     for at in (1, 2, 3):
-        world.say(decode, flow, at)
+        world.say(decode, running, at)
     assert world.heard.tokens == {}
-    world.say(prefill, flow, 0)
+    world.say(prefill, running, 0)
     assert world.heard.tokens == {0: ANSWER[:4]}
+
+
+async def test_another_choices_tokens_do_not_disturb_those_that_wait_for_the_first_one(world: World) -> None:
+    prefill, decode = world.join("p", "prefill"), world.join("d", "decode")
+    running = world.begin(n=2)
+    for at in range(3):
+        world.say(decode, running, at + 1)
+        world.say(decode, running, at, choice=1)
+    assert (world.heard.tokens, epoch_of(running)) == ({1: ANSWER[:3]}, 0)
+    world.say(prefill, running, 0)
+    assert world.heard.tokens == {0: ANSWER[:4], 1: ANSWER[:3]}
+
+
+async def test_a_prefill_worker_lost_before_its_first_token_is_replaced_though_decode_has_answered(
+    world: World,
+) -> None:
+    prefill, decode = world.join("p", "prefill"), world.join("d", "decode")
+    running = world.begin(max_tokens=2)
+    world.say(decode, running, 1, finish_reason="length")
+    world.pool.lose(prefill, "test")
+    assert epoch_of(running) == 1
+    for at in range(2):
+        world.say(decode, running, at, finish_reason="length" if at else None)
+    assert world.heard.tokens == {0: ANSWER[:2]}
+    assert world.heard.is_ended
+    world.check_nothing_is_left()
+
+
+async def test_a_sink_that_ends_its_request_from_within_ends_it_once(world: World) -> None:
+    decode = world.join("d", "decode")
+    running = world.begin()
+    world.heard.on_push = running.cancel
+    world.say(decode, running, 0)
+    assert running.is_over
+    assert not world.heard.is_ended
+    assert (world.dispatcher._num_with_token, running.record.state) == (0, "cancelled")
+    assert isinstance(sent(decode)[-1], Cancel)
+    world.check_nothing_is_left()
 
 
 async def test_a_repeat_is_dropped_and_another_token_at_a_known_place_is_an_integrity_failure(world: World) -> None:
     prefill, decode = world.join("p", "prefill"), world.join("d", "decode")
-    flow = world.begin()
-    world.say(prefill, flow, 0)
-    world.say(decode, flow, 0)
+    running = world.begin()
+    world.say(prefill, running, 0)
+    world.say(decode, running, 0)
     assert world.heard.tokens == {0: ANSWER[:1]}
-    assert flow.epoch == 0
-    world.say(decode, flow, 0, token_id=399)
-    assert flow.epoch == 1
+    assert epoch_of(running) == 0
+    world.say(decode, running, 0, token_id=399)
+    assert epoch_of(running) == 1
     assert world.metrics.replays.value("integrity") == 1
     assert b'baton:kv_integrity_failures_total{model_name="m"} 1.0' in world.metrics.render()
 
 
 async def test_a_gap_is_replayed(world: World) -> None:
     decode = world.join("d", "decode")
-    flow = world.begin()
-    world.say(decode, flow, 0)
-    world.say(decode, flow, 2)
-    assert flow.epoch == 1
+    running = world.begin()
+    world.say(decode, running, 0)
+    world.say(decode, running, 2)
+    assert epoch_of(running) == 1
     start = sent(decode)[-1]
     assert start.choices[0].emitted == ANSWER[:1]
     for at in range(1, 8):
-        world.say(decode, flow, at)
+        world.say(decode, running, at)
     assert world.heard.tokens == {0: ANSWER}
 
 
 async def test_a_dead_decode_worker_is_replaced_and_the_stream_goes_on_at_the_next_token(world: World) -> None:
     first = world.join("d0", "decode")
-    flow = world.begin()
+    running = world.begin()
     second = world.join("d1", "decode")
     for at in range(3):
-        world.say(first, flow, at)
-    old_epoch = flow.epoch
+        world.say(first, running, at)
+    old_epoch = epoch_of(running)
     world.pool.lose(first, "test")
     start = sent(second)[-1]
-    assert (start.epoch, start.role, start.ticket) == (1, "decode", None)
+    assert (start.epoch, start.leg, start.ticket) == (1, "decode", None)
     assert start.choices[0].emitted == ANSWER[:3]
-    world.say(first, flow, 3, epoch=old_epoch, token_id=399)  # late, from the dead
-    world.say(second, flow, 3, epoch=old_epoch, token_id=399)
+    world.say(first, running, 3, epoch=old_epoch, token_id=399)  # late, from the dead
+    world.say(second, running, 3, epoch=old_epoch, token_id=399)
     for at in range(3, 8):
-        world.say(second, flow, at)
+        world.say(second, running, at)
     assert world.heard.tokens == {0: ANSWER}
     assert world.heard.is_ended
     world.check_nothing_is_left()
@@ -235,25 +287,25 @@ async def test_a_dead_decode_worker_is_replaced_and_the_stream_goes_on_at_the_ne
 
 async def test_a_dead_prefill_worker_is_replaced_unless_its_kv_has_arrived(world: World) -> None:
     prefill, decode = world.join("p0", "prefill"), world.join("d", "decode")
-    flow = world.begin()
+    running = world.begin()
     other = world.join("p1", "prefill")
     world.pool.lose(prefill, "test")
-    assert flow.epoch == 1
-    assert sent(other)[-1].role == "prefill"
+    assert epoch_of(running) == 1
+    assert sent(other)[-1].leg == "prefill"
     assert [m.epoch for m in sent(decode) if isinstance(m, Cancel)] == [0]
-    world.say(other, flow, 0)
-    world.say(decode, flow, 1)
+    world.say(other, running, 0)
+    world.say(decode, running, 1)
     world.pool.lose(other, "test")
-    assert flow.epoch == 1
+    assert epoch_of(running) == 1
     for at in range(2, 8):
-        world.say(decode, flow, at)
+        world.say(decode, running, at)
     assert world.heard.tokens == {0: ANSWER}
 
 
 async def test_the_same_seed_serves_every_epoch(world: World) -> None:
     decode = world.join("d", "decode")
-    flow = world.begin(temperature=1.0)
-    world.end(decode, flow, "draining")
+    running = world.begin(temperature=1.0)
+    world.end(decode, running, "draining")
     starts = [m for m in sent(decode) if isinstance(m, Start)]
     assert len(starts) == 2
     assert len({start.seed for start in starts}) == 1
@@ -261,9 +313,9 @@ async def test_the_same_seed_serves_every_epoch(world: World) -> None:
 
 async def test_after_the_last_replay_comes_one_error(world: World) -> None:
     decode = world.join("d", "decode")
-    flow = world.begin()
+    running = world.begin()
     for _ in range(4):
-        world.end(decode, flow, "internal")
+        world.end(decode, running, "internal")
     assert world.heard.error is not None
     assert world.heard.error.status == 503
     assert not world.heard.is_ended
@@ -272,17 +324,17 @@ async def test_after_the_last_replay_comes_one_error(world: World) -> None:
 
 async def test_handing_over_while_draining_costs_no_replay(world: World) -> None:
     decode = world.join("d", "decode")
-    flow = world.begin()
+    running = world.begin()
     for _ in range(10):
-        world.end(decode, flow, "draining")
-    assert flow.num_replays == 0
-    assert not flow.is_over
+        world.end(decode, running, "draining")
+    assert running.num_replays == 0
+    assert not running.is_over
 
 
 async def test_a_users_mistake_found_by_a_worker_is_told_and_not_replayed(world: World) -> None:
     decode = world.join("d", "decode")
-    flow = world.begin()
-    world.end(decode, flow, "context_too_long", retryable=False)
+    running = world.begin()
+    world.end(decode, running, "context_too_long", retryable=False)
     assert world.heard.error is not None
     assert world.heard.error.status == 400
     world.check_nothing_is_left()
@@ -290,30 +342,27 @@ async def test_a_users_mistake_found_by_a_worker_is_told_and_not_replayed(world:
 
 async def test_internal_reasons_are_not_told_to_clients(world: World) -> None:
     decode = world.join("d", "decode")
-    flow = world.begin()
-    world.end(decode, flow, "internal", retryable=False)
+    running = world.begin()
+    world.end(decode, running, "internal", retryable=False)
     assert world.heard.error is not None
     assert "why" not in str(world.heard.error)
 
 
 async def test_a_cancel_reaches_both_workers_once(world: World) -> None:
     prefill, decode = world.join("p", "prefill"), world.join("d", "decode")
-    flow = world.begin()
-    flow.cancel()
-    flow.cancel()
+    running = world.begin()
+    running.cancel()
+    running.cancel()
     for worker in (prefill, decode):
-        assert [m for m in sent(worker) if isinstance(m, Cancel)] == [Cancel(flow.request_id, 0)]
+        assert [m for m in sent(worker) if isinstance(m, Cancel)] == [Cancel(running.job.request_id, 0)]
     assert world.heard.tokens == {}
     world.check_nothing_is_left()
 
 
 async def test_a_deadline_ends_a_request(world: World) -> None:
     decode = world.join("d", "decode")
-    flow = GenerationFlow(
-        world.dispatcher, Generation(PROMPT, SamplingParams(detokenize=False), deadline=0.0), world.heard, None
-    )
-    world.dispatcher.begin(flow)
-    await asyncio.sleep(0.02)
+    world.begin(deadline=0.0)
+    await world.heard.over.wait()
     assert world.heard.error is not None
     assert world.heard.error.status == 504
     assert isinstance(sent(decode)[-1], Cancel)
@@ -322,13 +371,13 @@ async def test_a_deadline_ends_a_request(world: World) -> None:
 
 async def test_choices_are_forked_on_decode_and_each_ends_by_itself(world: World) -> None:
     prefill, decode = world.join("p", "prefill"), world.join("d", "decode")
-    flow = world.begin(n=3)
+    running = world.begin(n=3)
     assert [choice.index for choice in sent(decode)[0].choices] == [0, 1, 2]
-    world.say(prefill, flow, 0)
+    world.say(prefill, running, 0)
     for at in range(8):
         for choice in range(3):
             if (choice, at) != (0, 0):
-                world.say(decode, flow, at, choice=choice)
+                world.say(decode, running, at, choice=choice)
     assert world.heard.tokens == dict.fromkeys(range(3), ANSWER)
     assert world.heard.is_ended
     world.check_nothing_is_left()
@@ -336,10 +385,10 @@ async def test_choices_are_forked_on_decode_and_each_ends_by_itself(world: World
 
 async def test_a_replay_carries_only_what_is_unfinished(world: World) -> None:
     first = world.join("d0", "decode")
-    flow = world.begin(n=2)
+    running = world.begin(n=2)
     second = world.join("d1", "decode")
-    world.say(first, flow, 0, finish_reason="stop")
-    world.say(first, flow, 0, choice=1)
+    world.say(first, running, 0, finish_reason="stop")
+    world.say(first, running, 0, choice=1)
     world.pool.lose(first, "test")
     (choice,) = sent(second)[-1].choices
     assert (choice.index, choice.emitted) == (1, ANSWER[:1])
@@ -347,13 +396,13 @@ async def test_a_replay_carries_only_what_is_unfinished(world: World) -> None:
 
 async def test_without_a_worker_a_request_waits_for_one(world: World) -> None:
     decode = world.join("d", "decode")
-    flow = world.begin()
-    world.say(decode, flow, 0)
+    running = world.begin()
+    world.say(decode, running, 0)
     world.pool.lose(decode, "test")
-    assert not flow.is_over
+    assert not running.is_over
     again = world.join("d", "decode")
     assert sent(again)[-1].choices[0].emitted == ANSWER[:1]
-    flow.cancel()
+    running.cancel()
     world.check_nothing_is_left()
 
 
@@ -362,7 +411,7 @@ async def test_waiting_for_a_worker_is_bounded() -> None:
     decode = world.join("d", "decode")
     world.begin()
     world.pool.lose(decode, "test")
-    await asyncio.sleep(0.1)
+    await world.heard.over.wait()
     assert world.heard.error is not None
     assert world.heard.error.status == 503
     world.check_nothing_is_left()
@@ -373,30 +422,41 @@ async def test_a_worker_that_takes_no_message_is_lost_and_another_asked(world: W
     deaf, other = world.join("d0", "decode"), world.join("d1", "decode")
     deaf.client.is_gone = True  # type: ignore[attr-defined]
     for _ in range(4):
-        flow = world.begin()
+        running = world.begin()
         assert isinstance(sent(other)[-1], Start)
-        flow.cancel()
+        running.cancel()
         world.heard = Heard()
     assert "d0" not in world.pool.workers or not sent(deaf)
 
 
 async def test_a_worker_that_answers_but_does_no_step_is_taken_as_dead_until_it_does() -> None:
-    world = World(stall_s=0.0)
+    world = World(stall_s=60.0)
     stuck = world.join("d0", "decode")
-    world.pool._of_client[stuck.client] = stuck
+    client: Any = stuck.client
+    world.pool._of_client[client] = stuck
+    client.last_heard = now = asyncio.get_running_loop().time()
+    stuck.moved_at -= 61.0
+    world.pool.lose_silent(now)
+    assert "d0" in world.pool.workers  # nobody waits for it
     world.begin()
-    stuck.client.last_heard = 1e12
-    beat = asyncio.create_task(world.pool._keep_in_touch())
-    for _ in range(100):
-        await asyncio.sleep(0.01)
-        if "d0" not in world.pool.workers:
-            break
-    beat.cancel()
-    world.pool.on_message(stuck.client, Welcome(stuck.info, stuck.load))
+    world.pool.lose_silent(now)
     assert "d0" not in world.pool.workers
-    world.pool.on_message(stuck.client, Welcome(stuck.info, Load(num_steps=1)))
+    world.pool.on_message(client, Welcome(stuck.info, stuck.load))
+    assert "d0" not in world.pool.workers
+    world.pool.on_message(client, Welcome(stuck.info, Load(num_steps=1)))
     assert "d0" in world.pool.workers
     await world.pool.close()
+
+
+async def test_a_silent_worker_is_lost(world: World) -> None:
+    worker = world.join("d0", "decode")
+    client: Any = worker.client
+    world.pool._of_client[client] = worker
+    client.last_heard = 100.0
+    world.pool.lose_silent(100.0 + WORKER_SILENCE_S)
+    assert worker.is_live
+    world.pool.lose_silent(100.1 + WORKER_SILENCE_S)
+    assert not worker.is_live
 
 
 async def test_a_worker_that_drains_gets_nothing_new(world: World) -> None:

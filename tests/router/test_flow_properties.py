@@ -5,7 +5,7 @@ import asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from .test_flow import ANSWER, World
+from .test_flow import ANSWER, World, epoch_of
 
 
 @settings(max_examples=150, deadline=None)
@@ -17,10 +17,11 @@ def test_whatever_workers_do_the_client_sees_each_token_once_in_order(data: st.D
         world = World(path="remote", max_replays=100)
         world.join("p0", "prefill")
         world.join("d0", "decode")
-        flow = world.begin()
+        num_choices = data.draw(st.integers(1, 2))
+        running = world.begin(n=num_choices)
         count = 1
         for _ in range(data.draw(st.integers(0, 60))):
-            if flow.is_over:
+            if running.is_over:
                 break
             act = data.draw(st.sampled_from(["next", "next", "next", "repeat", "skip", "stale", "die", "fail", "join"]))
             live = list(world.pool.workers.values())
@@ -29,23 +30,24 @@ def test_whatever_workers_do_the_client_sees_each_token_once_in_order(data: st.D
                 world.join(f"w{count}", *data.draw(st.sampled_from([("prefill",), ("decode",)])))
                 continue
             worker = data.draw(st.sampled_from(live))
-            known = len(world.heard.tokens.get(0, []))
+            choice = data.draw(st.integers(0, num_choices - 1))
+            known = len(world.heard.tokens.get(choice, []))
             if act == "next":
-                world.say(worker, flow, min(known, len(ANSWER) - 1))
+                world.say(worker, running, min(known, len(ANSWER) - 1), choice=choice)
             elif act == "repeat" and known:
-                world.say(worker, flow, data.draw(st.integers(0, known - 1)), finish_reason=None)
+                world.say(worker, running, data.draw(st.integers(0, known - 1)), choice=choice, finish_reason=None)
             elif act == "skip":
-                world.say(worker, flow, min(known + 1, len(ANSWER) - 1))
+                world.say(worker, running, min(known + 1, len(ANSWER) - 1), choice=choice)
             elif act == "stale":
-                world.say(worker, flow, min(known, 7), epoch=flow.epoch - 1, token_id=399)
+                world.say(worker, running, min(known, 7), epoch=epoch_of(running) - 1, token_id=399)
             elif act == "die":
                 world.pool.lose(worker, "test")
             elif act == "fail":
-                world.end(worker, flow, "internal")
-        heard = world.heard.tokens.get(0, [])
-        assert heard == ANSWER[: len(heard)]
-        assert world.heard.is_ended == (len(heard) == len(ANSWER))
-        flow.cancel()
+                world.end(worker, running, "internal")
+        heard = [world.heard.tokens.get(choice, []) for choice in range(num_choices)]
+        assert all(tokens == ANSWER[: len(tokens)] for tokens in heard)
+        assert world.heard.is_ended == all(len(tokens) == len(ANSWER) for tokens in heard)
+        running.cancel()
         world.check_nothing_is_left()
         await world.pool.close()
 

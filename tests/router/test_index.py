@@ -25,7 +25,7 @@ def test_the_longest_cached_beginning_counts() -> None:
     index.apply(entry(1, [HASHES[0], HASHES[1], HASHES[3]]))
     assert index.num_cached("w", HASHES) == 2
     assert index.num_cached("unknown", HASHES) == 0
-    assert list(index.workers_with(HASHES[3])) == ["w"]
+    assert index.num_cached("w", HASHES[3:4]) == 1
 
 
 def test_evictions_apply_before_stores() -> None:
@@ -85,4 +85,4 @@ def test_entries_in_any_order_and_any_number_leave_what_the_worker_has(
         index.apply(step)
     index.apply(log.snapshot())
     expected = log.snapshot().stored
-    assert {h for h in HASHES if list(index.workers_with(h))} == set(expected)
+    assert {h for h in HASHES if index.num_cached("w", [h])} == set(expected)

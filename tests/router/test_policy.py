@@ -7,8 +7,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.router.costs import LinkModel, StepModel, like_peers
+from baton.router.placement import like_peers
 from baton.router.policy import Candidate, Link, Shape, choose
+from baton.router.pool import LinkModel, StepModel
 
 
 def make(worker_id: str, legs: str, **changes: Any) -> Candidate:

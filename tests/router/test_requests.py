@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from baton.errors import InvalidRequest
-from baton.router.openai.refusals import IGNORED, UNSERVED, refuse_validation
-from baton.router.openai.requests import ChatRequest, CompletionRequest
+from baton.router.openai.refusals import UNSERVED, refuse_validation
+from baton.router.openai.requests import ChatRequest, CompletionRequest, Ignored
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 COMPLETION = {"prompt": "hi"}
@@ -157,7 +157,11 @@ def test_not_a_number_is_refused() -> None:
 
 def test_fields_without_effect_are_taken() -> None:
     values = {"metadata": {}, "parallel_tool_calls": True}
-    body = CHAT | {name: values.get(name, "x") for name in IGNORED} | {"store": False}
+    body = (
+        CHAT
+        | {name: values.get(name, "x") for name in [*Ignored.model_fields, "parallel_tool_calls"]}
+        | {"store": False}
+    )
     ChatRequest.model_validate_json(json.dumps(body)).sampling_params()
 
 

@@ -27,7 +27,7 @@ class Authenticator:
         self._salt_key = salt_key.encode()
 
     def authorize(self, authorization: str | None) -> bytes:
-        """Give the tenant's salt for its KV; empty when no keys are set and all share one cache.
+        """Return the tenant's salt for its KV; empty when no keys are set and all share one cache.
 
         Raises:
             NotAuthorized: the header is missing, malformed or holds no known key.

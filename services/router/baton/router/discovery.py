@@ -13,8 +13,7 @@ from baton.errors import ConfigError
 from baton.logs import get_logger
 from baton.metrics import RouterMetrics
 from baton.registry import Registry, RegistryDown
-from baton.router.dispatch import Dispatcher
-from baton.router.index import Applied, PrefixIndex
+from baton.router.index import PrefixIndex
 from baton.router.pool import WorkerPool
 
 _POLL_S = 0.1
@@ -26,18 +25,10 @@ _log = get_logger("discovery")
 class Discovery:
     """Reads the registry in a loop of its own."""
 
-    def __init__(
-        self,
-        registry: Registry | None,
-        pool: WorkerPool,
-        index: PrefixIndex,
-        dispatcher: Dispatcher,
-        metrics: RouterMetrics,
-    ) -> None:
+    def __init__(self, registry: Registry | None, pool: WorkerPool, index: PrefixIndex, metrics: RouterMetrics) -> None:
         self._registry = registry
         self._pool = pool
         self._index = index
-        self._dispatcher = dispatcher
         self._metrics = metrics
         self._task: asyncio.Task[None] | None = None
         self._named: set[str] = set()
@@ -108,11 +99,10 @@ class Discovery:
         self._named = named | (self._named & set(self._pool.endpoints()))
 
     async def _read_logs(self, registry: Registry) -> None:
-        for worker_id in list(self._dispatcher.wants_snapshot):
+        for worker_id in list(self._index.wants_snapshot):
             snapshot = await registry.read_snapshot(worker_id)
-            self._dispatcher.wants_snapshot.discard(worker_id)
+            self._index.wants_snapshot.discard(worker_id)
             if snapshot is not None:
                 self._index.apply(snapshot)
         for entry in await registry.read_blocks(self._index.positions()):
-            if self._index.apply(entry) is Applied.GAP:
-                self._dispatcher.wants_snapshot.add(entry.worker_id)
+            self._index.apply(entry)

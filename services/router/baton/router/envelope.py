@@ -6,13 +6,13 @@ import re
 import uuid
 from typing import Any
 
-import orjson
+from starlette.types import Receive, Scope, Send
 
 from baton.logs import get_logger
 from baton.metrics import RouterMetrics
 from baton.router.config import RouterConfig
-from baton.router.openai.refusals import error_object
-from baton.router.sse import Receive, Scope, Send
+from baton.router.json_answers import send_json
+from baton.router.openai.refusals import error_object, failure_object
 
 _log = get_logger("http")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/@+=-]{1,128}")
@@ -49,28 +49,17 @@ class Envelope:
                 message["headers"] = [*message.get("headers", ()), header]
             await send(message)
 
-        # a stream's chunks go by without another call on their way
+        # a stream's events go by without another call on their way
         scope["baton.send"] = send
         if nbytes > self._max_head:
             error = error_object(f"The request's head of {nbytes} bytes exceeds the limit of {self._max_head}.", 431)
-            await _send_json(send_with_id, 431, error)
+            await send_json(send_with_id, 431, error)
         else:
             try:
                 await self.app(scope, receive, send_with_id)
             except Exception:
                 _log.exception("request_failed", request_id=request_id, path=scope["path"][:200])
                 if status == 0:
-                    await _send_json(
-                        send_with_id,
-                        500,
-                        error_object(f"The router failed. The log has the reason under {request_id}.", 500),
-                    )
+                    await send_json(send_with_id, 500, failure_object(request_id))
         route = scope.get("route")
         self._metrics.http_requests.inc(getattr(route, "path", "none"), str(status))
-
-
-async def _send_json(send: Send, status: int, content: Any) -> None:
-    body = orjson.dumps(content)
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -7,7 +7,7 @@ overtake the other. A hint, never a promise: what it says wrong costs time, not 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from baton.messages import Blocks
 
@@ -37,12 +37,15 @@ class PrefixIndex:
 
     def __init__(self) -> None:
         self._workers: dict[str, _WorkerBlocks] = {}
+        self.wants_snapshot: set[str] = set()
+        """Workers whose log has a gap; whoever reads the registry clears it."""
 
     def __len__(self) -> int:
         return sum(len(worker.hashes) for worker in self._workers.values())
 
     def expect(self, worker_id: str, incarnation: str) -> None:
         """Begin (or go on) to follow a live worker; another incarnation starts with nothing."""
+        self.wants_snapshot.add(worker_id)
         known = self._workers.get(worker_id)
         if known is None or known.incarnation != incarnation:
             self._workers[worker_id] = _WorkerBlocks(incarnation)
@@ -50,9 +53,10 @@ class PrefixIndex:
     def forget(self, worker_id: str) -> None:
         """Drop a worker that is gone."""
         self._workers.pop(worker_id, None)
+        self.wants_snapshot.discard(worker_id)
 
     def positions(self) -> dict[str, int]:
-        """Give, for each followed worker, the last entry applied: where to read on."""
+        """The last entry applied, by worker: where to read on."""
         return {worker_id: worker.sequence for worker_id, worker in self._workers.items()}
 
     def apply(self, entry: Blocks) -> Applied:
@@ -69,6 +73,7 @@ class PrefixIndex:
         if entry.sequence <= worker.sequence:
             return Applied.KNOWN
         if entry.sequence != worker.sequence + 1:
+            self.wants_snapshot.add(entry.worker_id)
             return Applied.GAP
         worker.hashes.difference_update(entry.evicted)
         worker.hashes.update(entry.stored)
@@ -76,7 +81,7 @@ class PrefixIndex:
         return Applied.TAKEN
 
     def num_cached(self, worker_id: str, hashes: Sequence[bytes]) -> int:
-        """Give how many blocks from the start of a chain a worker has."""
+        """Count the blocks from the start of a chain that a worker has."""
         worker = self._workers.get(worker_id)
         if worker is None or not worker.hashes:
             return 0
@@ -87,7 +92,3 @@ class PrefixIndex:
                 break
             count += 1
         return count
-
-    def workers_with(self, block_hash: bytes) -> Iterable[str]:
-        """Give the workers that have a block; for /debug and tests."""
-        return [worker_id for worker_id, worker in self._workers.items() if block_hash in worker.hashes]

@@ -79,7 +79,7 @@ class Option:
 
     @property
     def path(self) -> str:
-        """Give "remote" with a prefill worker, else "local"."""
+        """ "remote" with a prefill worker, else "local"."""
         return "local" if self.prefill is None else "remote"
 
 

@@ -1,7 +1,8 @@
-"""WorkerPool: the live workers, their load, and what of ours is in flight to each.
+"""WorkerPool: the live workers, and what is known of each.
 
-A worker lives from its first Welcome until it has been silent for 3 s, says another incarnation, or does not take a message.
-Redis only names endpoints. The pool tells a listener who came, who went, and what tokens arrived; it knows no requests.
+A worker lives from its first Welcome until it has been silent for 3 s, says another incarnation, does no step, or does not
+take a message. Redis only names endpoints. The pool tells a listener who came, who went, and what arrived; it knows no
+requests but by their ids.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import msgspec
 import zmq
@@ -23,74 +24,116 @@ from baton.messages import (
     ModelFacts,
     Outputs,
     ToRouter,
-    ToWorker,
     Transfer,
     Welcome,
     WorkerInfo,
 )
 from baton.metrics import RouterMetrics
 from baton.router.config import RouterConfig
-from baton.router.costs import LinkModel, StepModel
 from baton.router.policy import Link
-from baton.router.workers import WorkerClient, WorkerGone
-
-if TYPE_CHECKING:
-    from baton.router.flow import GenerationFlow
+from baton.router.workers import WorkerClient
 
 _log = get_logger("pool")
+_KEEP = 0.98
+"""Weight of the past in a moving mean: about fifty reports."""
 
 
 class PoolListener(Protocol):
-    """Who hears of workers and tokens."""
+    """Who hears of workers and of what they say."""
 
     def on_worker_joined(self, worker: Worker) -> None: ...
 
-    def on_worker_lost(self, worker: Worker, reason: str) -> None: ...
+    def on_worker_lost(self, worker: Worker) -> None: ...
 
     def on_outputs(self, worker: Worker, outputs: Outputs) -> None: ...
 
     def on_blocks(self, entry: Blocks) -> None: ...
 
+    def num_awaited(self, worker: Worker) -> int:
+        """How many requests wait for this worker's next token."""
+        ...
+
+
+class StepModel:
+    """A worker's decode step as a line: its ms at the mean batch, and the ms that one sequence more adds."""
+
+    __slots__ = ("_cov", "_mean_ms", "_mean_n", "_num", "_var")
+
+    def __init__(self) -> None:
+        self._num = 0
+        self._mean_n = self._mean_ms = self._var = self._cov = 0.0
+
+    def observe(self, num_running: int, step_ms: float) -> None:
+        """Take a worker's report; reports of an idle worker say nothing."""
+        if step_ms <= 0 or num_running <= 0:
+            return
+        keep = min(_KEEP, self._num / (self._num + 1))
+        self._num += 1
+        dn, dms = num_running - self._mean_n, step_ms - self._mean_ms
+        self._mean_n += (1 - keep) * dn
+        self._mean_ms += (1 - keep) * dms
+        self._var = keep * (self._var + (1 - keep) * dn * dn)
+        self._cov = keep * (self._cov + (1 - keep) * dn * dms)
+
+    def predict(self, num_running: int) -> float:
+        """Predict the ms of a step; 0 before the first report."""
+        if self._num == 0:
+            return 0.0
+        slope = self._cov / self._var if self._var > 0.5 else 0.0
+        # where nothing is learned of it yet, a sequence more costs a little: else all would go to one worker
+        slope = max(slope, 0.002 * self._mean_ms)
+        return max(self._mean_ms + slope * (num_running - self._mean_n), 0.1 * self._mean_ms)
+
+
+class LinkModel:
+    """What transfers of one pair of workers add after the prefill, per token and fixed."""
+
+    __slots__ = ("_exposed_ms", "_tokens")
+
+    def __init__(self) -> None:
+        prior = Link()
+        self._tokens = 1000.0
+        self._exposed_ms = prior.ms_per_token * self._tokens
+
+    def observe(self, num_tokens: int, exposed_seconds: float) -> None:
+        """Take one transfer's report."""
+        exposed_ms = max(1000 * exposed_seconds - Link().fixed_ms, 0.0)
+        self._tokens = 0.9 * self._tokens + 0.1 * num_tokens
+        self._exposed_ms = 0.9 * self._exposed_ms + 0.1 * exposed_ms
+
+    @property
+    def link(self) -> Link:
+        """The present estimate."""
+        return Link(ms_per_token=self._exposed_ms / max(self._tokens, 1.0))
+
 
 class Worker:
     """One live incarnation of a worker."""
 
-    __slots__ = ("client", "flows", "info", "is_live", "load", "moved_at", "sent_tokens", "steps")
-
     def __init__(self, client: WorkerClient, info: WorkerInfo, load: Load) -> None:
         self.client = client
         self.info = info
+        self.worker_id = info.worker_id
         self.load = load
         self.is_live = True
-        self.flows: set[GenerationFlow] = set()
-        """Requests with an open leg here."""
+        self.can_prefill = self.can_decode = False
+        """Whether new prompts may go there for another worker; whether new requests may end there."""
+        self.request_ids: set[str] = set()
+        """Requests with an open leg here; kept by whoever sends them."""
         self.sent_tokens = 0
         """Prompt tokens sent since its last report, which does not count them yet."""
         self.steps = StepModel()
         self.moved_at = time.monotonic()
         """When it last told of a new step, or had nothing of ours to do."""
-
-    @property
-    def can_prefill(self) -> bool:
-        """Whether new prompts may go there for another worker."""
-        return "prefill" in self.info.legs and bool(self.info.kv) and not self.load.draining
-
-    @property
-    def can_decode(self) -> bool:
-        """Whether new requests may end there."""
-        return "decode" in self.info.legs and not self.load.draining
-
-    def send(self, message: ToWorker) -> None:
-        """Queue a message; see `WorkerClient.send`."""
-        if not self.is_live:
-            raise WorkerGone(self.info.worker_id)
-        self.client.send(message)
+        self.report(load)
 
     def report(self, load: Load) -> None:
         """Take the worker's own word on its load."""
-        if load.num_steps != self.load.num_steps or not self.flows:
+        if load.num_steps != self.load.num_steps or not self.request_ids:
             self.moved_at = time.monotonic()
         self.load = load
+        self.can_prefill = not load.draining and "prefill" in self.info.legs and bool(self.info.kv)
+        self.can_decode = not load.draining and "decode" in self.info.legs
         self.sent_tokens = 0
         self.steps.observe(load.num_running, load.decode_step_ms)
 
@@ -151,7 +194,7 @@ class WorkerPool:
             del self._clients[endpoint]
 
     def endpoints(self) -> Iterable[str]:
-        """Give the endpoints we talk to."""
+        """The endpoints we talk to."""
         return list(self._clients)
 
     # -- what is known ------------------------------------------------------------------------------------
@@ -169,6 +212,10 @@ class WorkerPool:
         """Whether any worker takes requests now."""
         return any(worker.can_decode for worker in self.workers.values())
 
+    def cache_parts(self) -> set[tuple[str, ...]]:
+        """The parts by which live workers' hash chains start: one set of parts, but for rolling upgrades."""
+        return {worker.info.model.cache_parts for worker in self.workers.values()}
+
     def lose(self, worker: Worker, reason: str) -> None:
         """Take a worker as dead: it answers no more, or took no message."""
         if not worker.is_live:
@@ -181,10 +228,10 @@ class WorkerPool:
             del self.links[pair], self._link_models[pair]
         if worker.client.endpoint in self._clients:
             worker.client.reopen()
-        _log.warning("worker_lost", worker_id=worker.info.worker_id, reason=reason, in_flight=len(worker.flows))
+        _log.warning("worker_lost", worker_id=worker.info.worker_id, reason=reason, in_flight=len(worker.request_ids))
         self._count_workers()
         if self._listener is not None:
-            self._listener.on_worker_lost(worker, reason)
+            self._listener.on_worker_lost(worker)
 
     # -- what workers say ---------------------------------------------------------------------------------
 
@@ -227,7 +274,6 @@ class WorkerPool:
         if other is not None:  # the same id at another endpoint: the newer one is the living one
             self.lose(other, "replaced")
         joined = Worker(client, info, message.load)
-        joined.report(message.load)
         self.workers[info.worker_id] = self._of_client[client] = joined
         _log.info("worker_joined", worker_id=info.worker_id, legs=",".join(info.legs), endpoint=client.endpoint)
         self._count_workers()
@@ -267,21 +313,23 @@ class WorkerPool:
                 next_hello = now + HELLO_INTERVAL_S
                 for client in list(self._clients.values()):
                     client.hello(self._router_id, self.wants_blocks)
-            if stalled:
-                continue  # we were silent ourselves: what has arrived meanwhile is still unread
-            for client, worker in list(self._of_client.items()):
-                if now - client.last_heard > WORKER_SILENCE_S:
-                    self.lose(worker, "silent")
-                elif self._is_stalled(worker):
-                    # its sockets answer, its loop does not: it is let in again when it has done a step
-                    self._stalled[worker.info.incarnation] = worker.load.num_steps
-                    self.lose(worker, "stalled")
+            if not stalled:  # else we were silent ourselves: what has arrived meanwhile is still unread
+                self.lose_silent(now)
+
+    def lose_silent(self, now: float) -> None:
+        """Lose the workers that say nothing any more by `now` of the loop's clock, or do no step."""
+        for client, worker in list(self._of_client.items()):
+            if now - client.last_heard > WORKER_SILENCE_S:
+                self.lose(worker, "silent")
+            elif self._is_stalled(worker):
+                # its sockets answer, its loop does not: it is let in again when it has done a step
+                self._stalled[worker.info.incarnation] = worker.load.num_steps
+                self.lose(worker, "stalled")
 
     def _is_stalled(self, worker: Worker) -> bool:
         """Whether requests wait for a step that does not come; a prompt's KV that is held waits for nothing."""
-        if time.monotonic() - worker.moved_at <= self._config.stall_s:
-            return False
-        return any(flow.waits_for(worker) for flow in worker.flows)
+        has_moved = time.monotonic() - worker.moved_at <= self._config.stall_s
+        return not has_moved and self._listener is not None and self._listener.num_awaited(worker) > 0
 
     def _count_workers(self) -> None:
         for leg in ("prefill", "decode"):

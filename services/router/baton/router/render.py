@@ -21,20 +21,15 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_NBYTES, _MEMORY_NBYTES))
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     templates: dict[str, ChatTemplate] = {}
-    while (frame := read_frame(source)) is not None:
+    while (frame := _read_frame(source)) is not None:
         request = msgspec.msgpack.decode(frame)
-        sink.write(make_frame(_answer(request, templates)))
+        answer = msgspec.msgpack.encode(_answer(request, templates) if request else {})  # None asks: are you there?
+        sink.write(len(answer).to_bytes(4, "little") + answer)
         sink.flush()
 
 
-def make_frame(value: Any) -> bytes:
-    """Give a value with its length before it."""
-    body = msgspec.msgpack.encode(value)
-    return len(body).to_bytes(4, "little") + body
-
-
-def read_frame(source: BinaryIO) -> bytes | None:
-    """Give the next frame's body; None at the end."""
+def _read_frame(source: BinaryIO) -> bytes | None:
+    """Read the next frame's body; None at the end."""
     head = source.read(4)
     if len(head) < 4:
         return None

@@ -7,6 +7,7 @@ lets others run. Templates render in a process that is ended when it takes too l
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,6 @@ import msgspec
 from baton.errors import InvalidRequest
 from baton.logs import get_logger
 from baton.router.config import RouterConfig
-from baton.router.render import make_frame
 from baton.text import Tokenizer
 
 _INLINE_LEN = 1500
@@ -38,11 +38,12 @@ class TextPool:
         self._all = [_Renderer() for _ in range(2)]
         for renderer in self._all:
             self._renderers.put_nowait(renderer)
-        self._token_texts: dict[int, str] = {}
+        self.token_text = functools.cache(tokenizer.token_text)
+        """One token as text, as log-probabilities show it."""
 
     async def start(self) -> None:
         """Start the first renderer, so that the first request does not wait for it."""
-        if self.tokenizer.has_chat_template:
+        if self.tokenizer.chat_template_source() is not None:
             await self._all[0].ready()
 
     async def close(self) -> None:
@@ -56,17 +57,10 @@ class TextPool:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Give the token ids of a text."""
+        """Return the token ids of a text."""
         if len(text) <= _INLINE_LEN:
             return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return await self.run(lambda: self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
-
-    def token_text(self, token_id: int) -> str:
-        """Give one token as text, as logprobs show it."""
-        text = self._token_texts.get(token_id)
-        if text is None:
-            text = self._token_texts[token_id] = self.tokenizer.token_text(token_id)
-        return text
 
     async def render_chat(
         self,
@@ -99,7 +93,7 @@ class TextPool:
             "max_len": self._config.max_rendered_nbytes,
         }
         try:
-            frame = make_frame(request)
+            body = msgspec.msgpack.encode(request)
         except (OverflowError, RecursionError, TypeError):
             raise InvalidRequest(
                 "messages cannot be rendered: they (or tools, or chat_template_kwargs) hold a number beyond 64 bits, or "
@@ -108,7 +102,7 @@ class TextPool:
             ) from None
         renderer = await self._renderers.get()
         try:
-            answer = await renderer.render(frame, self._config.template_timeout_s)
+            answer = await renderer.render(body, self._config.template_timeout_s)
         finally:
             self._renderers.put_nowait(renderer)
         if "error" in answer:
@@ -133,17 +127,15 @@ class _Renderer:
                 start_new_session=True,  # Ctrl-C is for the router, which ends it in order
             )
             # its first answer tells that Python and Jinja are loaded: that time is not the template's
-            hello: dict[str, Any] = {"template": "", "special_tokens": {}, "messages": [], "tools": None, "kwargs": {}}
-            hello |= {"max_len": 1, "add_generation_prompt": False, "continue_final_message": False}
             async with asyncio.timeout(_START_S):
-                await self._exchange(self._process, make_frame(hello))
+                await self._exchange(self._process, msgspec.msgpack.encode(None))
         return self._process
 
-    async def render(self, frame: bytes, timeout_s: float) -> dict[str, Any]:
+    async def render(self, body: bytes, timeout_s: float) -> dict[str, Any]:
         try:
             process = await self.ready()
             async with asyncio.timeout(timeout_s):
-                return await self._exchange(process, frame)
+                return await self._exchange(process, body)
         except TimeoutError:
             _log.warning("template_timeout", timeout_s=timeout_s)
             await self.stop()
@@ -161,10 +153,10 @@ class _Renderer:
             process.kill()
             await process.wait()
 
-    async def _exchange(self, process: asyncio.subprocess.Process, frame: bytes) -> dict[str, Any]:
+    async def _exchange(self, process: asyncio.subprocess.Process, body: bytes) -> dict[str, Any]:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(frame)
+        process.stdin.writelines((len(body).to_bytes(4, "little"), body))
         await process.stdin.drain()
         nbytes = int.from_bytes(await process.stdout.readexactly(4), "little")
         answer: dict[str, Any] = msgspec.msgpack.decode(await process.stdout.readexactly(nbytes))

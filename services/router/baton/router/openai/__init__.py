@@ -1,1 +1,1 @@
-"""The OpenAI API as this server speaks it: requests, answers, chunks, refusals."""
+"""The OpenAI API as this server speaks it: requests, answers, events, refusals."""

@@ -8,30 +8,12 @@ from pydantic import ValidationError
 
 from baton.errors import BatonError, InvalidRequest, UnsupportedFeature
 
-IGNORED = frozenset(
-    {
-        "user",
-        "metadata",
-        "service_tier",
-        "safety_identifier",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "parallel_tool_calls",
-    }
-)
-"""OpenAI's fields that ask for nothing we could fail to do: taken, and without effect."""
-
 UNSERVED: dict[str, str] = {
     "audio": "audio is not served; only text is",
     "prediction": "predicted outputs are not served",
     "web_search_options": "web search is not served",
     "functions": "it is deprecated; use tools",
     "function_call": "it is deprecated; use tool_choice",
-    "structured_outputs": "structured outputs are not served by this build",
-    "guided_json": "structured outputs are not served by this build",
-    "guided_regex": "structured outputs are not served by this build",
-    "guided_choice": "structured outputs are not served by this build",
-    "guided_grammar": "structured outputs are not served by this build",
     "prompt_embeds": "prompts are text or token ids",
     "use_beam_search": "beam search is not served; use n",
     "length_penalty": "beam search is not served",
@@ -43,6 +25,10 @@ UNSERVED: dict[str, str] = {
     "mm_processor_kwargs": "only text is served",
     "media_io_kwargs": "only text is served",
     "verbosity_level": "no model served here knows it",
+    **dict.fromkeys(
+        ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
+        "structured outputs are not served by this build",
+    ),
 }
 """Fields that other servers know, with the reason why a request with one is refused."""
 
@@ -50,24 +36,29 @@ _TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permi
 
 
 def error_type(status: int) -> str:
-    """Give OpenAI's word for a status."""
+    """Return OpenAI's word for a status."""
     if status in _TYPES:
         return _TYPES[status]
     return "invalid_request_error" if status < 500 else "server_error"
 
 
 def error_object(message: str, status: int, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """Give the body of an error answer."""
+    """Return the body of an error answer."""
     return {"error": {"message": message, "type": error_type(status), "param": param, "code": code}}
 
 
 def error_of(error: BatonError) -> dict[str, Any]:
-    """Give the error object of one of our errors."""
+    """Return the error object of one of our errors."""
     field = error.field if isinstance(error, InvalidRequest) else None
     code = error.code if isinstance(error, InvalidRequest) else None
     if isinstance(error, UnsupportedFeature) and code is None:
         code = "unsupported_parameter"
     return error_object(str(error), error.status, param=field, code=code)
+
+
+def failure_object(public_id: str) -> dict[str, Any]:
+    """Say that a mistake of ours ended a request."""
+    return error_object(f"The router failed. The log has the reason under {public_id}.", 500)
 
 
 def refuse_validation(error: ValidationError) -> InvalidRequest:
@@ -94,7 +85,7 @@ def refuse_validation(error: ValidationError) -> InvalidRequest:
 
 
 def show(value: object) -> str:
-    """Give a value as short text; never fails, whatever was sent."""
+    """Return a value as short text; never fails, whatever was sent."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 256:
         return f"a number of {value.bit_length()} bits"
     if isinstance(value, str):

@@ -23,7 +23,7 @@ MAX_TOOLS = 128
 
 _INT31 = 2**31 - 1
 _RESERVED = frozenset(
-    (
+    [
         "messages",
         "tools",
         "documents",
@@ -33,33 +33,10 @@ _RESERVED = frozenset(
         "eos_token",
         "add_generation_prompt",
         "continue_final_message",
-    )
+    ]
 )
 """What a template sees from elsewhere."""
-_SAMPLING_FIELDS = (
-    "n",
-    "temperature",
-    "top_p",
-    "seed",
-    "stop",
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "min_tokens",
-    "ignore_eos",
-    "stop_token_ids",
-    "include_stop_str_in_output",
-    "skip_special_tokens",
-    "spaces_between_special_tokens",
-    "prompt_logprobs",
-    "allowed_token_ids",
-    "bad_words",
-)
-"""Fields that go to `SamplingParams` as they are."""
-
+_PARAMS = frozenset(SamplingParams.__struct_fields__)
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, le=_INT31)]
 TokenIds = Annotated[list[TokenId], Field(max_length=MAX_LIST)]
@@ -119,7 +96,7 @@ Prompts = list[str] | list[list[int]]
 
 
 def _check_prompt(value: Any) -> Prompts:
-    """Give a list of prompts, all texts or all token ids."""
+    """Return a list of prompts, all texts or all token ids."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, list) and value:
@@ -170,8 +147,22 @@ class ResponseFormat(_Closed):
     json_schema: dict[str, Any] | None = None
 
 
-class _Sampling(_Closed):
-    """What both kinds of request share. None is the same as leaving a field out, as clients do both."""
+class Ignored(_Closed):
+    """OpenAI's fields that ask for nothing we could fail to do: taken, and without effect."""
+
+    user: Annotated[str, Field(max_length=4096)] | None = None
+    metadata: dict[str, Any] | None = None
+    service_tier: Annotated[str, Field(max_length=64)] | None = None
+    safety_identifier: Annotated[str, Field(max_length=4096)] | None = None
+    prompt_cache_key: Annotated[str, Field(max_length=4096)] | None = None
+    prompt_cache_retention: Annotated[str, Field(max_length=64)] | None = None
+
+
+class _Sampling(Ignored):
+    """What both kinds of request share. None is the same as leaving a field out, as clients do both.
+
+    A field that `SamplingParams` has too goes there by its name.
+    """
 
     model: Annotated[str, Field(max_length=1024)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
@@ -203,24 +194,7 @@ class _Sampling(_Closed):
     add_special_tokens: bool | None = None
     return_token_ids: bool | None = None
     response_format: ResponseFormat | None = None
-    # without effect: `refusals.IGNORED` says why
-    user: Annotated[str, Field(max_length=4096)] | None = None
-    metadata: dict[str, Any] | None = None
     store: bool | None = None
-    service_tier: Annotated[str, Field(max_length=64)] | None = None
-    safety_identifier: Annotated[str, Field(max_length=4096)] | None = None
-    prompt_cache_key: Annotated[str, Field(max_length=4096)] | None = None
-    prompt_cache_retention: Annotated[str, Field(max_length=64)] | None = None
-
-    @property
-    def include_usage(self) -> bool:
-        """Whether a stream ends with its usage."""
-        return bool(self.stream_options and self.stream_options.include_usage)
-
-    @property
-    def continuous_usage(self) -> bool:
-        """Whether each chunk carries the usage so far."""
-        return self.include_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
     def check_unserved(self) -> None:
         """Refuse what is well-formed but not done here."""
@@ -235,8 +209,10 @@ class _Sampling(_Closed):
         if self.stream_options is not None and not self.stream:
             raise refuse("stream_options", "set", "stream is not set", "Set stream, or leave it out.")
 
-    def _params(self, **more: Any) -> dict[str, Any]:
-        given = {name: getattr(self, name) for name in _SAMPLING_FIELDS} | more
+    def _params(self, **others: Any) -> dict[str, Any]:
+        """Return the fields that the engine takes; `others` are no fields of ours, or mean something else here."""
+        names = type(self).model_fields.keys() & _PARAMS
+        given = {name: getattr(self, name) for name in names} | others
         return {name: value for name, value in given.items() if value is not None}
 
 
@@ -254,7 +230,7 @@ class CompletionRequest(_Sampling):
         return self.max_tokens == 0
 
     def sampling_params(self) -> SamplingParams:
-        """Give what the engine is asked for."""
+        """Return what the engine is asked for."""
         self.check_unserved()
         if self.answers_nothing and not self.echo:
             raise refuse("max_tokens", 0, "it must be at least 1, or 0 with echo")
@@ -263,12 +239,8 @@ class CompletionRequest(_Sampling):
         prompt_logprobs = self.prompt_logprobs
         if self.echo and self.logprobs is not None and prompt_logprobs is None:
             prompt_logprobs = self.logprobs
-        params = self._params(
-            best_of=self.best_of, logprobs=self.logprobs, prompt_logprobs=prompt_logprobs, min_tokens=self.min_tokens
-        )
-        if self.max_tokens is not None:
-            params["max_tokens"] = max(self.max_tokens, 1)
-        return SamplingParams(**params)
+        max_tokens = None if self.max_tokens is None else max(self.max_tokens, 1)
+        return SamplingParams(**self._params(prompt_logprobs=prompt_logprobs, max_tokens=max_tokens))
 
 
 class FunctionCall(_Closed):
@@ -304,7 +276,7 @@ class Message(_Closed):
     tool_call_id: Annotated[str, Field(max_length=256)] | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
-    # what the SDK gives back of an earlier answer
+    # what the SDK sends back of an earlier answer
     refusal: str | None = None
     annotations: list[Any] | None = None
     audio: None = None
@@ -317,7 +289,7 @@ class Message(_Closed):
         return self
 
     def for_template(self) -> dict[str, Any]:
-        """Give the message as templates read it: arguments of calls as objects."""
+        """Return the message as templates read it: arguments of calls as objects."""
         message: dict[str, Any] = {"role": self.role, "content": self.content if self.content is not None else ""}
         if isinstance(self.content, list):
             message["content"] = [{"type": "text", "text": part.text} for part in self.content]
@@ -358,45 +330,17 @@ class Tool(_Closed):
     function: FunctionDefinition
 
 
-class ChatRequest(_Sampling):
-    """POST /v1/chat/completions."""
+class _Rendered(_Closed):
+    """A conversation, and how the model's template renders it."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
-    max_completion_tokens: Annotated[int, Field(ge=1, le=_INT31)] | None = None
-    logprobs: bool | None = False
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
-    modalities: Annotated[list[Literal["text", "audio"]], Field(max_length=2)] | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
-    @property
-    def used_tools(self) -> list[dict[str, Any]] | None:
-        """Give the tools that the template shows."""
-        if not self.tools or self.tool_choice == "none":
-            return None
-        return [tool.model_dump(exclude_none=True) for tool in self.tools]
-
-    def sampling_params(self) -> SamplingParams:
-        """Give what the engine is asked for."""
-        self.check_unserved()
-        self._check_tools()
-        if self.modalities and "audio" in self.modalities:
-            raise UnsupportedFeature("modalities=['audio'] is not valid: only text is served.", field="modalities")
-        if self.top_logprobs is not None and not self.logprobs:
-            raise refuse("top_logprobs", self.top_logprobs, "logprobs is not set", "Set logprobs.")
-        if self.max_tokens == 0:
-            raise refuse("max_tokens", 0, "it must be at least 1", "Leave it out to run to the end of the context.")
-        max_tokens = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
-        params = self._params(logprobs=(self.top_logprobs or 0) if self.logprobs else None)
-        return SamplingParams(**params, max_tokens=max_tokens)
-
-    def render_options(self) -> dict[str, Any]:
-        """Give how the template is to be rendered."""
+    def for_template(self) -> dict[str, Any]:
+        """Return what `TextPool.render_chat` takes."""
         continues = bool(self.continue_final_message)
         if continues and self.add_generation_prompt:
             raise refuse(
@@ -408,14 +352,50 @@ class ChatRequest(_Sampling):
                 f"chat_template_kwargs={name!r} is not valid: it is not for a request to set there. Leave it out.",
                 field="chat_template_kwargs",
             )
-        if self.reasoning_effort is not None:
-            kwargs.setdefault("reasoning_effort", self.reasoning_effort)
         add = self.add_generation_prompt
         return {
-            "kwargs": kwargs,
+            "messages": [message.for_template() for message in self.messages or ()],
+            "tools": [tool.model_dump(exclude_none=True) for tool in self.tools or ()] or None,
             "add_generation_prompt": (not continues) if add is None else add,
             "continue_final_message": continues,
+            "kwargs": kwargs,
         }
+
+
+class ChatRequest(_Sampling, _Rendered):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    max_completion_tokens: Annotated[int, Field(ge=1, le=_INT31)] | None = None
+    logprobs: bool | None = False
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    modalities: Annotated[list[Literal["text", "audio"]], Field(max_length=2)] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+
+    def sampling_params(self) -> SamplingParams:
+        """Return what the engine is asked for."""
+        self.check_unserved()
+        self._check_tools()
+        if self.modalities and "audio" in self.modalities:
+            raise UnsupportedFeature("modalities=['audio'] is not valid: only text is served.", field="modalities")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise refuse("top_logprobs", self.top_logprobs, "logprobs is not set", "Set logprobs.")
+        if self.max_tokens == 0:
+            raise refuse("max_tokens", 0, "it must be at least 1", "Leave it out to run to the end of the context.")
+        max_tokens = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+        params = self._params(logprobs=(self.top_logprobs or 0) if self.logprobs else None, max_tokens=None)
+        return SamplingParams(**params, max_tokens=max_tokens)
+
+    def for_template(self) -> dict[str, Any]:
+        """Return what `TextPool.render_chat` takes."""
+        arguments = super().for_template()
+        if self.tool_choice == "none":
+            arguments["tools"] = None
+        if self.reasoning_effort is not None:
+            arguments["kwargs"].setdefault("reasoning_effort", self.reasoning_effort)
+        return arguments
 
     def _check_tools(self) -> None:
         if self.tool_choice in (None, "auto", "none"):
@@ -428,17 +408,12 @@ class ChatRequest(_Sampling):
         raise refuse("tool_choice", str(self.tool_choice)[:64], "it must be none or auto")
 
 
-class TokenizeRequest(_Closed):
+class TokenizeRequest(_Rendered):
     """POST /tokenize: a text, or messages."""
 
     model: Annotated[str, Field(max_length=1024)] | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
-    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
     add_special_tokens: bool | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
     return_token_strs: bool | None = None
 
     @model_validator(mode="after")

@@ -1,6 +1,5 @@
 """When the last requests did what: over HTTP, in front of fake workers, and what its records keep."""
 
-import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from baton.router.policy import Option
-from baton.router.timeline import CAPACITY, MAX_ATTEMPTS, RequestRecord, Timeline
+from baton.router.journal import MAX_ATTEMPTS, NUM_RECORDS, Journal, RequestRecord
+from baton.router.policy import Decision, Option
 
 from .cluster import Cluster, cluster, wait_until
 
@@ -37,6 +36,7 @@ def ask(serving: Cluster, public_id: str, **body: Any) -> httpx.Response:
         f"{serving.url}/v1/completions",
         json={"prompt": PROMPT, "max_tokens": 5} | body,
         headers={"x-request-id": public_id},
+        timeout=60,
     )
 
 
@@ -109,25 +109,12 @@ def test_a_limit_that_is_none_is_refused_by_name(serving: Cluster, limit: str) -
 
 
 def test_a_replay_shows_both_attempts_and_why(tmp_path: Path) -> None:
-    workers = [{"worker_id": name, "legs": ["decode"], "step_ms": 5.0} for name in ("d0", "d1")]
-    with cluster(tmp_path, workers) as made:
-
-        async def run() -> int:
-            chunks = await made.async_client().completions.create(
-                model="tiny", prompt=PROMPT, max_tokens=40, stream=True
-            )
-            count = 0
-            async for chunk in chunks:
-                if count == 5:
-                    (attempt,) = requests_of(made)[0]["attempts"]
-                    await asyncio.to_thread(made.workers[attempt["decode"]].kill)
-                count += bool(chunk.choices and chunk.choices[0].text)
-            return count
-
-        asyncio.run(run())
+    dying, other = {"worker_id": "d0", "die_after_tokens": 5}, {"worker_id": "d1"}
+    with cluster(tmp_path, [dying, other], policy="round-robin") as made:  # d0 comes first
+        assert ask(made, "replayed", max_tokens=40).status_code == 200
         shown = requests_of(made)[0]
         first, second = shown["attempts"]
-        assert {first["decode"], second["decode"]} == {"d0", "d1"}
+        assert (first["decode"], second["decode"]) == ("d0", "d1")
         assert (first["epoch"], second["epoch"]) == (0, 1)
         assert (first["replay_reason"], second["replay_reason"]) == ("decode_lost", None)
         assert first["ended_ms"] <= second["sent_ms"] <= second["ended_ms"] == shown["total_ms"]
@@ -145,13 +132,32 @@ def test_a_request_that_failed_shows_the_status_of_its_error(tmp_path: Path) -> 
 
 
 def test_memory_is_bounded_over_requests_and_over_attempts() -> None:
-    timeline = Timeline()
-    for i in range(CAPACITY + 5):
-        timeline.add(RequestRecord(str(i), str(i), 1, 0.0))
-    kept = [record.public_id for record in timeline.newest(1000)]
-    assert kept == [str(i) for i in range(CAPACITY + 4, 4, -1)]
-    record = next(timeline.newest(1))
+    journal = Journal()
+    for i in range(NUM_RECORDS + 5):
+        journal.add(RequestRecord(str(i), 1, 0.0))
+    kept = [record.public_id for record in journal.newest(NUM_RECORDS + 5)]
+    assert kept == [str(i) for i in range(NUM_RECORDS + 4, 4, -1)]
+    (record,) = journal.newest(1)
+    option = Option("d0", None, 0.0)
     for epoch in range(MAX_ATTEMPTS + 3):
-        record.sent(epoch, Option("d0", None, 0.0), 1.0)
+        record.placed(epoch, Decision(option, [option]), 1.0)
         record.replayed("draining", 2.0)
     assert [attempt.epoch for attempt in record.attempts] == list(range(3, MAX_ATTEMPTS + 3))
+
+
+def test_the_routes_of_an_id_are_those_of_all_its_requests_in_order() -> None:
+    journal, option = Journal(), Option("d0", None, 0.0)
+    for public_id in ("mine", "other", "mine"):
+        record = RequestRecord(public_id, 1, 0.0)
+        journal.add(record)
+        record.placed(0, Decision(option, [option]), 1.0)
+    mine = [record for record in journal.newest(3) if record.public_id == "mine"]
+    assert journal.routes("mine") == [mine[1].attempts[0], mine[0].attempts[0]]
+    assert journal.routes("nobody") == []
+
+
+def test_an_attempt_that_no_worker_took_has_a_route_and_no_place_in_the_timeline() -> None:
+    record, option = RequestRecord("id", 1, 0.5), Option("d0", None, 0.0)
+    record.placed(0, Decision(option, [option]), 0.0)
+    record.placed(1, Decision(option, [option]), 1.0)
+    assert [shown["epoch"] for shown in record.describe()["attempts"]] == [1]

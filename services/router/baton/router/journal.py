@@ -1,27 +1,30 @@
-"""Timeline: when the last requests did what, and where, for /debug/requests. Times and counts only, never text or tokens.
+"""Journal: where the last requests went and why, and when they did what. For /debug/route and /debug/requests.
 
-A flow writes its record at its stations, and workers' reports add spans: a handful of times a request, nothing a token.
-Durations are the workers' own; they are laid so that they end when their report came here.
+Times and counts only, never text or tokens. The dispatcher writes a record at a request's stations, and workers' reports
+add spans: a handful of times a request, nothing a token. Durations are the workers' own; they are laid so that they end
+when their report came here.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal
 
 from baton.messages import Computed, Transfer
-from baton.router.policy import Option
+from baton.router.job import EndState
+from baton.router.policy import Decision
 
 CAPACITY = 200
+"""Requests that are shown."""
+NUM_RECORDS = 1024
+"""Requests whose route is remembered."""
 MAX_ATTEMPTS = 16
-"""A request may be handed over by draining workers any number of times."""
+"""A request may be handed over by draining workers any number of times, and a client may send the same id for ever."""
 
 SpanKind = Literal["queue", "prefill", "transfer", "decode"]
-RequestState = Literal["waiting", "running", "finished", "failed", "cancelled"]
 
 
 @dataclass(slots=True)
@@ -41,13 +44,15 @@ class Span:
 
 
 @dataclass(slots=True)
-class Attempt:
+class AttemptRecord:
     """One epoch: where the request was sent, and what came of it."""
 
     epoch: int
-    decode: str
-    prefill: str | None
+    decision: Decision
     sent_at: float
+    """0: a worker did not take its message."""
+    at: float = field(default_factory=time.time)
+    """Unix time of the decision."""
     spans: list[Span] = field(default_factory=list)
     transfer: Span | None = None
     ended_at: float = 0.0
@@ -63,27 +68,26 @@ class Attempt:
 
 @dataclass(slots=True, eq=False)
 class RequestRecord:
-    """One request, as far as it has come. Owned by its flow."""
+    """One request, as far as it has come."""
 
-    request_id: str
     public_id: str
     num_prompt_tokens: int
     arrived_at: float
     unix_time: float = field(default_factory=time.time)
-    state: RequestState = "waiting"
+    state: Literal["waiting", "running"] | EndState = "waiting"
     status: int = 200
     """Of the error that ended it, else 200."""
     first_token_at: float = 0.0
     ended_at: float = 0.0
     num_cached: int = 0
     num_completion_tokens: int = 0
-    attempts: list[Attempt] = field(default_factory=list)
+    attempts: list[AttemptRecord] = field(default_factory=list)
 
-    def sent(self, epoch: int, option: Option, now: float) -> None:
-        """Its legs are on their way."""
+    def placed(self, epoch: int, decision: Decision, sent_at: float) -> None:
+        """It has its workers; `sent_at` is 0 if one of them did not take its message."""
         if len(self.attempts) == MAX_ATTEMPTS:
             del self.attempts[0]
-        self.attempts.append(Attempt(epoch, option.decode, option.prefill, now))
+        self.attempts.append(AttemptRecord(epoch, decision, sent_at))
 
     def computed(self, worker: str, report: Computed, now: float) -> None:
         """A worker has its first token of this request."""
@@ -91,7 +95,8 @@ class RequestRecord:
         if attempt is None:
             return
         began = now - report.seconds
-        if worker == attempt.decode and attempt.transfer is not None:
+        decodes = worker == attempt.decision.chosen.decode
+        if decodes and attempt.transfer is not None:
             # the worker's own clock knows better when the last block came than we, who heard of it
             fetched = began - report.waited_seconds
             attempt.transfer.move_to_end_at(fetched)
@@ -102,7 +107,7 @@ class RequestRecord:
         since = attempt.sent_at if attempt.epoch else self.arrived_at
         attempt.spans.append(Span("queue", worker, min(since, began), began))
         attempt.spans.append(Span("prefill", worker, began, now, report.num_tokens))
-        if worker == attempt.decode:
+        if decodes:
             attempt.spans.append(Span("decode", worker, now))
 
     def transferred(self, worker: str, report: Transfer, now: float) -> None:
@@ -123,14 +128,15 @@ class RequestRecord:
             self.attempts[-1].replay_reason = reason
             self.attempts[-1].end(now)
 
-    def end(self, state: RequestState, num_completion_tokens: int, now: float) -> None:
+    def end(self, state: EndState, status: int, num_completion_tokens: int, now: float) -> None:
         """It is over."""
-        self.state, self.num_completion_tokens, self.ended_at = state, num_completion_tokens, now
+        self.state, self.status, self.ended_at = state, status, now
+        self.num_completion_tokens = num_completion_tokens
         if self.attempts:
             self.attempts[-1].end(now)
 
-    def describe(self, num_completion_tokens: int) -> dict[str, Any]:
-        """Give it as JSON; times in ms from its arrival."""
+    def describe(self) -> dict[str, Any]:
+        """Return it as JSON; times in ms from its arrival."""
 
         def ms(at: float) -> float | None:
             return round(1000 * (at - self.arrived_at), 3) if at else None
@@ -142,14 +148,14 @@ class RequestRecord:
             "status": self.status,
             "prompt_tokens": self.num_prompt_tokens,
             "cached_tokens": self.num_cached,
-            "completion_tokens": num_completion_tokens,
+            "completion_tokens": self.num_completion_tokens,
             "first_token_ms": ms(self.first_token_at),
             "total_ms": ms(self.ended_at),
             "attempts": [
                 {
                     "epoch": attempt.epoch,
-                    "prefill": attempt.prefill,
-                    "decode": attempt.decode,
+                    "prefill": attempt.decision.chosen.prefill,
+                    "decode": attempt.decision.chosen.decode,
                     "sent_ms": ms(attempt.sent_at),
                     "ended_ms": ms(attempt.ended_at),
                     "replay_reason": attempt.replay_reason,
@@ -166,24 +172,30 @@ class RequestRecord:
                     ],
                 }
                 for attempt in self.attempts
+                if attempt.sent_at
             ],
         }
 
-    def _attempt(self, epoch: int) -> Attempt | None:
+    def _attempt(self, epoch: int) -> AttemptRecord | None:
         last = self.attempts[-1] if self.attempts else None
         return last if last is not None and last.epoch == epoch else None
 
 
-class Timeline:
+class Journal:
     """The last requests, newest first."""
 
     def __init__(self) -> None:
-        self._records: deque[RequestRecord] = deque(maxlen=CAPACITY)
+        self._records: deque[RequestRecord] = deque(maxlen=NUM_RECORDS)
 
     def add(self, record: RequestRecord) -> None:
-        """Take in a request that arrived; it may forget the oldest."""
+        """Take in a request that arrived; the oldest may be forgotten."""
         self._records.appendleft(record)
 
-    def newest(self, count: int) -> Iterator[RequestRecord]:
-        """Give so many, if there are."""
-        return islice(self._records, count)
+    def newest(self, count: int) -> list[RequestRecord]:
+        """Return the newest records, at most `count`."""
+        return list(islice(self._records, count))
+
+    def routes(self, public_id: str) -> list[AttemptRecord]:
+        """Return the attempts of the requests with this id, oldest first."""
+        attempts = [each for record in self._records if record.public_id == public_id for each in record.attempts]
+        return sorted(attempts, key=lambda attempt: attempt.at)[-MAX_ATTEMPTS:]

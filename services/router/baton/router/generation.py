@@ -1,0 +1,41 @@
+"""Generation: what is asked for, one prompt and how to go on from it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from baton.block_hash import cache_root, hash_blocks
+from baton.protocol import SamplingParams
+
+
+@dataclass(slots=True)
+class Generation:
+    """What is asked for. Fixed over replays."""
+
+    prompt_ids: list[int]
+    params: SamplingParams
+    salt: bytes = b""
+    priority: int = 0
+    deadline: float | None = None
+    """Unix time, seconds."""
+    public_id: str = ""
+    """What the client sees; never a key between services."""
+    seed: int = 0
+    hashes: dict[tuple[str, ...], list[bytes]] = field(default_factory=dict)
+    """The prompt's block hashes by cache parts, as far as they were needed."""
+
+    def __post_init__(self) -> None:
+        if self.params.seed is not None:
+            self.seed = self.params.seed
+        else:  # minted once, so that a replay samples the same
+            self.seed = int.from_bytes(os.urandom(8), "little") >> 1
+
+
+def hash_prompt(generation: Generation, parts: tuple[str, ...], key: str, block_size: int) -> list[bytes]:
+    """Hash a prompt's full blocks, as a worker of these cache parts does. For any thread."""
+    hashes: list[bytes] = []
+    if generation.params.prompt_logprobs is None:  # scoring a prompt computes all of it
+        root = cache_root(key.encode(), *parts, generation.salt)
+        hash_blocks(root, hashes, generation.prompt_ids, block_size)
+    return hashes

@@ -1,0 +1,103 @@
+"""What is read of an HTTP request: its body, bounded in size and time, as a closed model; and who asks."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect, Request
+
+from baton.errors import InvalidRequest
+from baton.router.config import RouterConfig
+from baton.router.openai.refusals import refuse_validation
+
+_Model = TypeVar("_Model", bound=BaseModel)
+_MAX_TIMEOUT_S = 24 * 3600.0
+_TIMEOUT = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?", re.ASCII)
+
+
+class BodyTooLong(InvalidRequest):
+    """The body exceeds the limit."""
+
+    status = 413
+
+
+class BodyTooSlow(InvalidRequest):
+    """The body did not arrive in time."""
+
+    status = 408
+
+
+async def read_body(http: Request, model: type[_Model], config: RouterConfig) -> _Model:
+    """Read and check a body.
+
+    Raises:
+        InvalidRequest: too long, too slow, not JSON, or not what the model takes.
+    """
+    limit = config.max_body_nbytes
+    declared = http.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared[:20]) > limit:
+        raise _too_long(int(declared[:20]), limit)
+    parts, nbytes = [], 0
+    try:
+        async with asyncio.timeout(config.body_timeout_s):
+            async for part in http.stream():
+                nbytes += len(part)
+                if nbytes > limit:
+                    raise _too_long(nbytes, limit)
+                parts.append(part)
+    except ClientDisconnect:  # also after a chunk that is none: the protocol has answered already
+        raise InvalidRequest("The body broke off.") from None
+    except TimeoutError:
+        raise BodyTooSlow(f"The body did not arrive within {config.body_timeout_s:g} s.") from None
+    try:
+        return model.model_validate_json(b"".join(parts))
+    except ValidationError as error:
+        raise refuse_validation(error) from None
+    except (RecursionError, ValueError) as error:
+        raise InvalidRequest(f"The body is not valid: {type(error).__name__}.") from None
+
+
+def _too_long(nbytes: int, limit: int) -> BodyTooLong:
+    return BodyTooLong(
+        f"The body of {nbytes} bytes is not valid: at most {limit} bytes are taken. Send less, or raise "
+        f"--max-body-nbytes.",
+        code="body_too_long",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, and under which conditions."""
+
+    public_id: str
+    tenant: bytes
+    timeout_s: float | None
+    explain: bool
+
+
+async def read_request(http: Request, model: type[_Model], config: RouterConfig) -> tuple[_Model, Caller]:
+    """Read and check a body, and the headers that say how it is to be served.
+
+    Raises:
+        InvalidRequest: as `read_body`; or x-request-timeout is not a number of seconds.
+    """
+    return await read_body(http, model, config), _read_caller(http)
+
+
+def _read_caller(http: Request) -> Caller:
+    text = http.headers.get("x-request-timeout")
+    timeout_s = None
+    if text is not None:
+        timeout_s = float(text) if _TIMEOUT.fullmatch(text) else 0.0
+        if not 0 < timeout_s <= _MAX_TIMEOUT_S:
+            raise InvalidRequest(
+                f"x-request-timeout={text[:40]!r} is not valid: it must be seconds, above 0 and at most "
+                f"{_MAX_TIMEOUT_S:g}.",
+                field="x-request-timeout",
+            )
+    explain = http.headers.get("x-baton-explain") in ("1", "true")
+    return Caller(http.scope["state"]["request_id"], http.state.tenant, timeout_s, explain)

@@ -1,0 +1,72 @@
+"""JSON as an answer, and one error object for whatever failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import orjson
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Send
+
+from baton.errors import BatonError
+from baton.router.admission import Refused
+from baton.router.auth import NotAuthorized
+from baton.router.openai.refusals import error_object, error_of, failure_object
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+
+class JSON(Response):
+    """A JSON body."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return orjson.dumps(content)
+
+
+async def send_json(send: Send, status: int, content: Any, *, before: Headers = (), after: Headers = ()) -> None:
+    """Answer where there is no framework, with more headers before and after those of the body."""
+    body = orjson.dumps(content)
+    own = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": [*before, *own, *after]})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Answer every exception of an application with an error object."""
+    app.add_exception_handler(BatonError, _on_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(Exception, _on_failure)
+
+
+async def _on_error(_http: Request, error: Exception) -> Response:
+    assert isinstance(error, BatonError)
+    headers = {}
+    if isinstance(error, Refused):
+        headers["retry-after"] = str(error.retry_after_s)
+    elif error.retryable:
+        headers["retry-after"] = "1"
+    if isinstance(error, NotAuthorized):
+        headers["www-authenticate"] = "Bearer"
+    return JSON(error_of(error), status_code=error.status, headers=headers)
+
+
+async def _on_http_error(http: Request, error: Exception) -> Response:
+    """What the framework refuses: unknown paths and methods."""
+    assert isinstance(error, HTTPException)
+    path = http.scope["path"][:80]
+    missing = f"There is no {path} here."
+    if path in ("/chat/completions", "/completions", "/models"):
+        missing += f" There is /v1{path}: end the base URL with /v1."
+    message = {404: missing, 405: f"{http.method} is not served on {path}."}.get(error.status_code, str(error.detail))
+    return JSON(error_object(message, error.status_code), status_code=error.status_code, headers=error.headers)
+
+
+async def _on_failure(http: Request, _error: Exception) -> Response:
+    """A mistake of ours; the envelope logs it."""
+    return JSON(failure_object(http.scope["state"]["request_id"]), status_code=500)

@@ -1,0 +1,145 @@
+"""An answer as one JSON body: a sink that keeps tokens and parts, and the bodies that are made of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from baton.errors import BatonError
+from baton.messages import Token, TokenLogprobs
+from baton.router.openai.logprobs import TokenText, chat_logprob, completion_logprobs, prompt_logprobs_table
+from baton.router.openai.open_request import Tally
+from baton.router.openai.parts import CallArguments, CallBegins, Part, Reasoning
+from baton.router.openai.requests import ChatRequest, CompletionRequest
+from baton.router.sink import Usage
+
+
+class Collected:
+    """One choice of a whole answer."""
+
+    def __init__(self) -> None:
+        self.text: list[str] = []
+        self.reasoning: list[str] = []
+        self.refusal: list[str] = []
+        self.calls: list[dict[str, Any]] = []
+        self.token_ids: list[int] = []
+        self.logprobs: list[TokenLogprobs | None] = []
+        self.finish_reason = ""
+        self.stop_reason: int | str | None = None
+
+    def add(self, part: Part) -> None:
+        """Take a part."""
+        if isinstance(part, str):
+            self.text.append(part)
+        elif isinstance(part, CallBegins):
+            function = {"name": part.name, "arguments": part.arguments}
+            self.calls.append({"id": part.call_id, "type": "function", "function": function})
+        elif isinstance(part, CallArguments):
+            self.calls[part.index]["function"]["arguments"] += part.arguments
+        else:
+            (self.reasoning if isinstance(part, Reasoning) else self.refusal).append(part.text)
+
+    def message(self) -> dict[str, Any]:
+        """Return it as an assistant's message."""
+        content: str | None = "".join(self.text)
+        if self.calls and content is not None and not content.strip():
+            content = None
+        message: dict[str, Any] = {"role": "assistant", "content": content}
+        if self.reasoning:
+            message["reasoning_content"] = "".join(self.reasoning)
+        if self.refusal:
+            message["refusal"] = "".join(self.refusal)
+        if self.calls:
+            message["tool_calls"] = self.calls
+        return message
+
+
+class CollectSink:
+    """A prompt's tokens, kept until the whole answer is there; `done` when that of every prompt is."""
+
+    def __init__(self, n: int, tally: Tally, done: asyncio.Future[None], on_failed: Callable[[], None]) -> None:
+        self.choices = [Collected() for _ in range(n)]
+        self.prompt_logprobs: list[TokenLogprobs | None] | None = None
+        self._tally = tally
+        self._done = done
+        self._on_failed = on_failed
+
+    def push(
+        self,
+        choice: int,
+        shown: str | list[Part],
+        token: Token,
+        finish_reason: str | None,
+        stop_reason: int | str | None,
+    ) -> None:
+        """Keep a token."""
+        collected = self.choices[choice]
+        if type(shown) is str:
+            collected.text.append(shown)
+        else:
+            for part in shown:
+                collected.add(part)
+        collected.token_ids.append(token.token_id)
+        collected.logprobs.append(token.logprobs)
+        if token.prompt_logprobs is not None:
+            self.prompt_logprobs = token.prompt_logprobs
+        if finish_reason is not None:
+            collected.finish_reason, collected.stop_reason = finish_reason, stop_reason
+
+    def end(self, usage: Usage) -> None:
+        """Every choice has ended."""
+        if self._tally.end(usage) and not self._done.done():
+            self._done.set_result(None)
+
+    def fail(self, error: BatonError) -> None:
+        """The prompt has failed, and all others with it."""
+        if not self._done.done():
+            self._done.set_exception(error)
+        self._on_failed()
+
+
+def chat_choice(request: ChatRequest, index: int, choice: Collected, token_text: TokenText) -> dict[str, Any]:
+    """Return a chat's choice."""
+    rows = [chat_logprob(row, token_text) for row in choice.logprobs if row is not None]
+    entry = {
+        "index": index,
+        "message": choice.message(),
+        "logprobs": {"content": rows} if request.logprobs else None,
+        "finish_reason": "tool_calls" if choice.finish_reason == "stop" and choice.calls else choice.finish_reason,
+        "stop_reason": choice.stop_reason,
+    }
+    if request.return_token_ids:
+        entry["token_ids"] = choice.token_ids
+    return entry
+
+
+def completion_choice(
+    request: CompletionRequest,
+    index: int,
+    choice: Collected,
+    sink: CollectSink,
+    token_text: TokenText,
+    prompt_ids: list[int],
+    echo: str | None,
+) -> dict[str, Any]:
+    """Return a prompt's choice, after the prompt's text if that is echoed."""
+    text, token_ids, rows = "".join(choice.text), choice.token_ids, choice.logprobs
+    if request.answers_nothing:
+        text, token_ids, rows = "", [], []
+    if echo is not None:
+        text, token_ids = echo + text, prompt_ids + token_ids
+        rows = (sink.prompt_logprobs or [None] * len(prompt_ids)) + rows
+    scores = None if request.logprobs is None else completion_logprobs(rows, token_text, 0, token_ids)
+    entry = {
+        "index": index,
+        "text": text,
+        "logprobs": scores,
+        "finish_reason": "length" if request.answers_nothing else choice.finish_reason,
+        "stop_reason": choice.stop_reason,
+    }
+    if request.prompt_logprobs is not None:
+        entry["prompt_logprobs"] = prompt_logprobs_table(sink.prompt_logprobs, token_text)
+    if request.return_token_ids:
+        entry["token_ids"], entry["prompt_token_ids"] = choice.token_ids, prompt_ids
+    return entry

@@ -1,0 +1,66 @@
+"""POST /v1/chat/completions: check, render, send on its way; then a stream of events, or one body."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from baton.router.http_request import read_request
+from baton.router.json_answers import JSON
+from baton.router.openai.bodies import CollectSink, chat_choice
+from baton.router.openai.events import AnswerEvents, ChatEvents
+from baton.router.openai.logprobs import prompt_logprobs_table
+from baton.router.openai.models import check_model
+from baton.router.openai.open_request import OpenRequest
+from baton.router.openai.parsers import PARSERS
+from baton.router.openai.requests import ChatRequest
+from baton.router.openapi_file import operation
+from baton.router.router_state import RouterState
+
+
+def chat_routes(router: RouterState) -> APIRouter:
+    """Serve chats."""
+    routes = APIRouter()
+
+    @routes.post("/v1/chat/completions", summary="Answer a conversation", **operation(ChatRequest))
+    async def chat(http: Request) -> Response:
+        request, caller = await read_request(http, ChatRequest, router.config)
+        model = check_model(router, request.model)
+        params = request.sampling_params()
+        began = time.monotonic()
+        shown = request.for_template()
+        prompt_ids = await router.text.render_chat(**shown)
+        router.metrics.phase_seconds.observe("tokenize", time.monotonic() - began)
+
+        opened = OpenRequest(router, request, params, [prompt_ids], caller)
+        new_parser = PARSERS["hermes"] if shown["tools"] else None
+        token_text = router.text.token_text
+        frame = {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "object": "chat.completion.chunk" if request.stream else "chat.completion",
+            "created": int(time.time()),
+            "model": model,
+        }
+        if request.stream:
+            stream = router.streams.open(opened.cancel)
+            events = AnswerEvents(request, frame, stream, opened.tally, token_text, opened.cancel)
+            stream.headers.update(await opened.start([ChatEvents(events, prompt_ids)], new_parser))
+            return stream
+
+        sink = CollectSink(params.n, opened.tally, opened.done, opened.cancel)
+        headers = await opened.start([sink], new_parser)
+        await opened.wait(http)
+        choices = [chat_choice(request, i, choice, token_text) for i, choice in enumerate(sink.choices)]
+        body: dict[str, Any] = frame | {"choices": choices, "usage": opened.tally.usage()}
+        if request.prompt_logprobs is not None:
+            body["prompt_logprobs"] = prompt_logprobs_table(sink.prompt_logprobs, token_text)
+        if request.return_token_ids:
+            body["prompt_token_ids"] = prompt_ids
+        return JSON(body, headers=headers)
+
+    return routes

@@ -1,0 +1,69 @@
+"""POST /v1/completions: check, tokenize, send on its way; then a stream of events, or one body."""
+
+from __future__ import annotations
+
+import time
+import uuid
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from baton.router.http_request import read_request
+from baton.router.json_answers import JSON
+from baton.router.openai.bodies import CollectSink, completion_choice
+from baton.router.openai.events import AnswerEvents, CompletionEvents
+from baton.router.openai.models import check_model
+from baton.router.openai.open_request import OpenRequest
+from baton.router.openai.requests import CompletionRequest
+from baton.router.openapi_file import operation
+from baton.router.router_state import RouterState
+
+
+def completion_routes(router: RouterState) -> APIRouter:
+    """Serve completions."""
+    routes = APIRouter()
+
+    @routes.post("/v1/completions", summary="Go on from one or more prompts", **operation(CompletionRequest))
+    async def completions(http: Request) -> Response:
+        request, caller = await read_request(http, CompletionRequest, router.config)
+        model = check_model(router, request.model)
+        params = request.sampling_params()
+        began = time.monotonic()
+        add = request.add_special_tokens is not False
+        prompts = [
+            await router.text.encode(prompt, add_special_tokens=add) if isinstance(prompt, str) else prompt
+            for prompt in request.prompt
+        ]
+        router.metrics.phase_seconds.observe("tokenize", time.monotonic() - began)
+
+        opened = OpenRequest(router, request, params, prompts, caller)
+        token_text = router.text.token_text
+        echoes = [router.tokenizer.decode(prompt) if request.echo else None for prompt in prompts]
+        frame = {
+            "id": f"cmpl-{uuid.uuid4().hex}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": model,
+        }
+        if request.stream:
+            stream = router.streams.open(opened.cancel)
+            events = AnswerEvents(request, frame, stream, opened.tally, token_text, opened.cancel)
+            sinks = [
+                CompletionEvents(events, request, prompt, offset=i * params.n, echo=echoes[i])
+                for i, prompt in enumerate(prompts)
+            ]
+            stream.headers.update(await opened.start(sinks))
+            return stream
+
+        collectors = [CollectSink(params.n, opened.tally, opened.done, opened.cancel) for _ in prompts]
+        headers = await opened.start(collectors)
+        await opened.wait(http)
+        choices = [
+            completion_choice(request, i * params.n + j, choice, collector, token_text, prompts[i], echoes[i])
+            for i, collector in enumerate(collectors)
+            for j, choice in enumerate(collector.choices)
+        ]
+        return JSON(frame | {"choices": choices, "usage": opened.tally.usage()}, headers=headers)
+
+    return routes

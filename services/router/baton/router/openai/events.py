@@ -1,0 +1,208 @@
+"""An answer as server-sent events: sinks that write a fixed frame for each choice and the parts between.
+
+A token of plain text builds one string and nothing else.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from baton.errors import BatonError
+from baton.messages import Token
+from baton.router.event_stream import EventStream
+from baton.router.openai.logprobs import TokenText, chat_logprob, completion_logprobs
+from baton.router.openai.open_request import Tally
+from baton.router.openai.parts import CallArguments, CallBegins, Part, Reasoning
+from baton.router.openai.requests import ChatRequest, CompletionRequest
+from baton.router.sink import Usage
+
+_DONE = b"data: [DONE]\n\n"
+
+
+class AnswerEvents:
+    """What the events of one HTTP request share, of however many prompts: their frame, the usage, the end."""
+
+    def __init__(
+        self,
+        request: ChatRequest | CompletionRequest,
+        frame: Mapping[str, Any],
+        stream: EventStream,
+        tally: Tally,
+        token_text: TokenText,
+        on_failed: Callable[[], None],
+    ) -> None:
+        """Write `frame`, the fields that all events share, before their choices."""
+        self.head = b"data: " + orjson.dumps(frame)[:-1] + b',"choices":['
+        self.push = stream.push
+        self.token_text = token_text
+        options = request.stream_options
+        self._with_usage = bool(options and options.include_usage)
+        in_each = self._with_usage and options and options.continuous_usage_stats
+        self.running = copy.copy(tally) if in_each else None
+        """The usage so far, counted token by token, for clients that want it in each event."""
+        self.with_token_ids = bool(request.return_token_ids)
+        self.with_logprobs = request.logprobs is not None and request.logprobs is not False
+        self.is_plain = not (self.running or self.with_token_ids or self.with_logprobs)
+        self._tail = b'],"usage":null}\n\n' if self._with_usage else b"]}\n\n"
+        self._stream = stream
+        self._tally = tally
+        self._on_failed = on_failed
+
+    def tail(self) -> bytes:
+        """Return what ends an event."""
+        return self._tail if self.running is None else self._usage_tail(self.running)
+
+    def end(self, usage: Usage) -> None:
+        """A prompt's answer has ended."""
+        if self._tally.end(usage):
+            last = self.head + self._usage_tail(self._tally) if self._with_usage else b""
+            self._stream.close(last + _DONE)
+
+    def fail(self, error: BatonError) -> None:
+        """A prompt has failed, and all others with it."""
+        self._stream.fail(error)
+        self._on_failed()
+
+    def _usage_tail(self, tally: Tally) -> bytes:
+        return b'],"usage":' + orjson.dumps(tally.usage()) + b"}\n\n"
+
+
+class ChatEvents:
+    """A sink: a chat as events of chat.completion.chunk."""
+
+    def __init__(self, answer: AnswerEvents, prompt_ids: Sequence[int]) -> None:
+        self._answer = answer
+        self._prompt_ids = prompt_ids
+        self._heads: dict[int, bytes] = {}
+        self._with_calls: set[int] = set()
+        self._push = answer.push
+        self._running = answer.running
+        self._is_plain = answer.is_plain
+        self._plain_end = b'},"logprobs":null,"finish_reason":null}' + answer.tail()
+        self.end, self.fail = answer.end, answer.fail
+
+    def push(
+        self,
+        choice: int,
+        shown: str | list[Part],
+        token: Token,
+        finish_reason: str | None,
+        stop_reason: int | str | None,
+    ) -> None:
+        """Write a token's events, the first one of its choice before and the last one after them."""
+        if self._running is not None:
+            self._running.count(token, 0 if self._heads else len(self._prompt_ids))
+        head = self._heads.get(choice)
+        if head is None:
+            head = self._heads[choice] = self._answer.head + b'{"index":%d,"delta":{"content":' % choice
+            self._write_delta(choice, {"role": "assistant", "content": ""})
+        if self._is_plain and type(shown) is str:
+            if shown:
+                self._push(b"".join((head, orjson.dumps(shown), self._plain_end)))
+        else:
+            self._write_parts(choice, (shown,) if isinstance(shown, str) else shown, token)
+        if finish_reason is not None:
+            ended = "tool_calls" if finish_reason == "stop" and choice in self._with_calls else finish_reason
+            rest = b'"finish_reason":"%b","stop_reason":%b}' % (ended.encode(), orjson.dumps(stop_reason))
+            self._push(
+                self._answer.head + b'{"index":%d,"delta":{},"logprobs":null,' % choice + rest + self._answer.tail()
+            )
+
+    def _write_parts(self, choice: int, parts: Sequence[Part], token: Token) -> None:
+        """Write a token's parts; its score and its id go with its first text."""
+        answer = self._answer
+        scores, ids = b"null", b""
+        if token.logprobs is not None and answer.with_logprobs:
+            scores = orjson.dumps({"content": [chat_logprob(token.logprobs, answer.token_text)]})
+        if answer.with_token_ids:
+            ids = b',"token_ids":[%d]' % token.token_id
+        is_due = answer.with_logprobs or answer.with_token_ids
+        for part in [*parts, ""] if is_due else parts:
+            if not isinstance(part, str):
+                self._write_delta(choice, self._delta(choice, part))
+            elif part or is_due:
+                end = b'},"logprobs":%b,"finish_reason":null%b}' % (scores, ids)
+                self._push(self._heads[choice] + orjson.dumps(part) + end + answer.tail())
+                scores, ids, is_due = b"null", b"", False
+
+    def _delta(self, choice: int, part: Part) -> dict[str, Any]:
+        if isinstance(part, CallBegins):
+            self._with_calls.add(choice)
+            function = {"name": part.name, "arguments": part.arguments}
+            call = {"index": part.index, "id": part.call_id, "type": "function", "function": function}
+            return {"tool_calls": [call]}
+        if isinstance(part, CallArguments):
+            return {"tool_calls": [{"index": part.index, "function": {"arguments": part.arguments}}]}
+        assert not isinstance(part, str)
+        return {"reasoning_content" if isinstance(part, Reasoning) else "refusal": part.text}
+
+    def _write_delta(self, choice: int, delta: dict[str, Any]) -> None:
+        head = self._answer.head + b'{"index":%d,"delta":' % choice
+        end = b',"logprobs":null,"finish_reason":null}' + self._answer.tail()
+        self._push(head + orjson.dumps(delta) + end)
+
+
+class CompletionEvents:
+    """A sink: one prompt's choices as streamed events of text_completion."""
+
+    def __init__(
+        self, answer: AnswerEvents, request: CompletionRequest, prompt_ids: list[int], *, offset: int, echo: str | None
+    ) -> None:
+        """Number the choices from `offset` on; `echo` is the prompt's text, where it stands before the answers."""
+        self._answer = answer
+        self._prompt_ids = prompt_ids
+        self._offset = offset
+        self._echo = echo
+        self._echo_scores: dict[str, Any] | None = None
+        self._hides_answer = request.answers_nothing
+        self._heads: dict[int, bytes] = {}
+        self._lens: dict[int, int] = {}
+        """Characters of each choice so far, for the offsets in its log-probabilities."""
+        self._push = answer.push
+        self._running = answer.running
+        self._is_plain = answer.is_plain and not self._hides_answer
+        self._plain_end = b',"logprobs":null,"finish_reason":null,"stop_reason":null}' + answer.tail()
+        self.end, self.fail = answer.end, answer.fail
+
+    def push(
+        self, choice: int, shown: str, token: Token, finish_reason: str | None, stop_reason: int | str | None
+    ) -> None:
+        """Write a token's events, the echoed prompt before the first and the end after the last one of its choice."""
+        if self._running is not None:
+            self._running.count(token, 0 if self._heads else len(self._prompt_ids))
+        head = self._heads.get(choice)
+        if head is None:
+            head = self._heads[choice] = self._answer.head + b'{"index":%d,"text":' % (self._offset + choice)
+            if self._echo is not None:
+                self._write_echo(choice, self._echo, token)
+        if self._is_plain:
+            if shown:
+                self._push(b"".join((head, orjson.dumps(shown), self._plain_end)))
+        elif not self._hides_answer and (shown or self._answer.with_logprobs or self._answer.with_token_ids):
+            table = None
+            if token.logprobs is not None and self._answer.with_logprobs:
+                offset = self._lens.get(choice, 0)
+                table = completion_logprobs([token.logprobs], self._answer.token_text, offset)
+                self._lens[choice] = offset + len(table["tokens"][0])
+            self._write(choice, shown, table, [token.token_id])
+        if finish_reason is not None:
+            ended = "length" if self._hides_answer else finish_reason
+            rest = b'"finish_reason":"%b","stop_reason":%b}' % (ended.encode(), orjson.dumps(stop_reason))
+            self._push(head + b'"","logprobs":null,' + rest + self._answer.tail())
+
+    def _write_echo(self, choice: int, text: str, token: Token) -> None:
+        """Write the prompt; its scores come with choice 0's first token."""
+        answer = self._answer
+        if answer.with_logprobs and self._echo_scores is None and token.prompt_logprobs is not None:
+            self._echo_scores = completion_logprobs(token.prompt_logprobs, answer.token_text, 0, self._prompt_ids)
+        self._lens[choice] = len(text)
+        self._write(choice, text, self._echo_scores, self._prompt_ids)
+
+    def _write(self, choice: int, text: str, logprobs: dict[str, Any] | None, token_ids: list[int]) -> None:
+        ids = b',"token_ids":' + orjson.dumps(token_ids) if self._answer.with_token_ids else b""
+        end = b',"logprobs":%b,"finish_reason":null,"stop_reason":null%b}' % (orjson.dumps(logprobs), ids)
+        self._push(self._heads[choice] + orjson.dumps(text) + end + self._answer.tail())

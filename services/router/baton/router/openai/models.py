@@ -1,0 +1,96 @@
+"""What is asked of a model beside answers: its names, and its tokenizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from baton.errors import InvalidRequest
+from baton.router.http_request import read_body
+from baton.router.json_answers import JSON
+from baton.router.openai.requests import DetokenizeRequest, TokenizeRequest
+from baton.router.openapi_file import errors, operation
+from baton.router.router_state import RouterState
+
+
+class UnknownModel(InvalidRequest):
+    """The request names a model that is not served."""
+
+    status = 404
+
+
+def model_routes(router: RouterState) -> APIRouter:
+    """Serve /v1/models, /tokenize and /detokenize."""
+    routes = APIRouter()
+
+    @routes.get("/v1/models", summary="Name the models that are served")
+    async def models() -> Response:
+        return JSON({"object": "list", "data": [_card(router, name) for name in router.model_names]})
+
+    @routes.get("/v1/models/{name:path}", summary="Describe one model", responses=errors(404))
+    async def model(name: str) -> Response:
+        return JSON(_card(router, check_model(router, name)))
+
+    @routes.post("/tokenize", summary="Turn text or messages into token ids", **operation(TokenizeRequest))
+    async def tokenize(http: Request) -> Response:
+        body = await read_body(http, TokenizeRequest, router.config)
+        check_model(router, body.model)
+        if body.messages is None:
+            add = body.add_special_tokens is not False
+            token_ids = await router.text.encode(body.prompt or "", add_special_tokens=add)
+        else:
+            token_ids = await router.text.render_chat(**body.for_template())
+        facts = router.dispatcher.last_facts
+        answer = {
+            "count": len(token_ids),
+            "max_model_len": None if facts is None else facts.max_model_len,
+            "tokens": token_ids,
+            "token_strs": [router.text.token_text(t) for t in token_ids] if body.return_token_strs else None,
+        }
+        return JSON(answer)
+
+    @routes.post("/detokenize", summary="Turn token ids into text", **operation(DetokenizeRequest))
+    async def detokenize(http: Request) -> Response:
+        body = await read_body(http, DetokenizeRequest, router.config)
+        check_model(router, body.model)
+        size = router.tokenizer.vocab_size
+        for token_id in body.tokens:
+            if token_id >= size:
+                raise InvalidRequest(
+                    f"tokens={token_id} is not valid: token ids of this tokenizer are 0 to {size - 1}.", field="tokens"
+                )
+        return JSON({"prompt": await router.text.run(router.tokenizer.decode, body.tokens)})
+
+    return routes
+
+
+def check_model(router: RouterState, name: str | None) -> str:
+    """Return the name to answer under.
+
+    Raises:
+        UnknownModel: no such model is served here.
+    """
+    names = router.model_names
+    if name is None:
+        return names[0]
+    if name not in names:
+        raise UnknownModel(
+            f"model={name[:80]!r} is not valid: served here: {', '.join(names)}.", field="model", code="model_not_found"
+        )
+    return name
+
+
+def _card(router: RouterState, name: str) -> dict[str, Any]:
+    facts = router.dispatcher.last_facts
+    return {
+        "id": name,
+        "object": "model",
+        "created": router.started_at,
+        "owned_by": "baton",
+        "root": router.config.model,
+        "parent": None,
+        "max_model_len": None if facts is None else facts.max_model_len,
+    }

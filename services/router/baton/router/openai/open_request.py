@@ -1,0 +1,190 @@
+"""OpenRequest: one HTTP request's prompts on their way: checked, begun and cancelled together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from baton.errors import ContextTooLong, InvalidRequest, Unavailable
+from baton.messages import ModelFacts, Token
+from baton.protocol import SamplingParams, check_prompt
+from baton.router.auth import salt_of
+from baton.router.dispatcher import Running
+from baton.router.generation import Generation, hash_prompt
+from baton.router.http_request import Caller
+from baton.router.openai.parts import AnswerParser, AnswerParts, Shown
+from baton.router.openai.requests import ChatRequest, CompletionRequest
+from baton.router.router_state import RouterState
+from baton.router.sink import ChoiceText, Sink, Usage
+from baton.text import AnswerText, bad_words_ids
+
+_INLINE_TOKENS = 4096
+"""Prompts up to here are hashed on the loop: a fifth of a millisecond."""
+
+
+class Tally:
+    """Counts tokens, and prompts whose answers have not ended."""
+
+    def __init__(self, num_prompt: int, num_open: int, *, hides_completion: bool) -> None:
+        self._num_prompt = num_prompt
+        """Tokens of all prompts."""
+        self._num_open = num_open
+        self._hides_completion = hides_completion
+        self._num_cached = 0
+        self._num_completion = 0
+
+    def count(self, token: Token, first_of: int) -> None:
+        """Count one token; with a prompt's first one its length, else 0."""
+        self._num_completion += 1
+        self._num_cached += min(token.num_cached, first_of)
+
+    def end(self, usage: Usage) -> bool:
+        """Count a prompt whose answer has ended; whether all have."""
+        self._num_cached += usage.num_cached
+        self._num_completion += usage.num_completion
+        self._num_open -= 1
+        return self._num_open == 0
+
+    def usage(self) -> dict[str, object]:
+        """Return OpenAI's usage object."""
+        completion = 0 if self._hides_completion else self._num_completion
+        return {
+            "prompt_tokens": self._num_prompt,
+            "total_tokens": self._num_prompt + completion,
+            "completion_tokens": completion,
+            "prompt_tokens_details": {"cached_tokens": self._num_cached},
+        }
+
+
+class OpenRequest:
+    """What chat and completions do alike."""
+
+    def __init__(
+        self,
+        router: RouterState,
+        request: ChatRequest | CompletionRequest,
+        params: SamplingParams,
+        prompts: Sequence[list[int]],
+        caller: Caller,
+    ) -> None:
+        """Check prompts and parameters against the model.
+
+        Raises:
+            InvalidRequest: the model cannot do it, or its context does not hold it.
+            Unavailable: no worker has come yet.
+        """
+        facts = router.dispatcher.last_facts  # those of all workers are alike, but for the parts of their hash chains
+        if facts is None:
+            raise Unavailable("No decode worker is ready. Try again in a few seconds.")
+        if params.bad_words:
+            params = params.replace(bad_words_ids=bad_words_ids(router.tokenizer, params.bad_words))
+        params.check_vocab(facts.vocab_size, facts.eos_token_ids)
+        _check_all_lengths(prompts, params, facts)
+        limit_s = router.config.request_timeout_s
+        deadline = time.time() + min(caller.timeout_s or limit_s, limit_s)
+        salt = salt_of(caller.tenant, request.cache_salt)
+        self.generations = [
+            Generation(prompt_ids, params, salt, request.priority or 0, deadline, caller.public_id)
+            for prompt_ids in prompts
+        ]
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Set when a whole answer is there."""
+        self.tally = Tally(sum(map(len, prompts)), len(prompts), hides_completion=request.max_tokens == 0)
+        self._router = router
+        self._block_size = facts.block_size
+        self._explains = caller.explain
+        self._running: list[Running] = []
+
+    def cancel(self) -> None:
+        """Nobody waits any more."""
+        for running in self._running:
+            running.cancel()
+
+    async def start(
+        self, sinks: Sequence[Sink[Any]], new_parser: Callable[[], AnswerParser] | None = None
+    ) -> dict[str, str]:
+        """Send all prompts on their way, or none; return headers with the route, for those who asked for it."""
+        try:
+            for generation, sink in zip(self.generations, sinks, strict=True):
+                if len(generation.prompt_ids) > _INLINE_TOKENS:
+                    await self._hash_aside(generation)
+                texts = [self._text(generation, new_parser) for _ in range(generation.params.n)]
+                self._running.append(self._router.dispatcher.start(generation, texts, sink))
+        except BaseException:
+            self.cancel()
+            raise
+        return self._route_headers() if self._explains else {}
+
+    async def wait(self, http: Request) -> None:
+        """Wait until the sinks have the whole answer, or the client has left and needs none."""
+        left = asyncio.get_running_loop().create_task(_left(http))
+        try:
+            await asyncio.wait((self.done, left), return_when=asyncio.FIRST_COMPLETED)
+            if not self.done.done():
+                self._router.metrics.client_disconnects.inc()
+                raise HTTPException(499, "The client has left.")  # nobody reads it
+            self.done.result()
+        except BaseException:
+            self.cancel()
+            raise
+        finally:
+            left.cancel()
+
+    def _text(self, generation: Generation, new_parser: Callable[[], AnswerParser] | None) -> ChoiceText[Shown]:
+        text = AnswerText(self._router.tokenizer, generation.prompt_ids, generation.params)
+        return text if new_parser is None else AnswerParts(text, new_parser())
+
+    async def _hash_aside(self, generation: Generation) -> None:
+        """Hash a long prompt's blocks in a thread."""
+        router = self._router
+        for parts in router.pool.cache_parts():
+            args = (generation, parts, router.config.cache_key, self._block_size)
+            generation.hashes[parts] = await router.text.run(hash_prompt, *args)
+
+    def _route_headers(self) -> dict[str, str]:
+        """Describe the route of the first prompt."""
+        decision = self._running[0].decision
+        if decision is None:
+            return {}
+        chosen = decision.chosen
+        parts = [f"path={chosen.path}", f"decode={chosen.decode}"]
+        if chosen.prefill is not None:
+            parts.append(f"prefill={chosen.prefill}")
+        parts.append(f"cost_ms={chosen.cost_ms:.3f}")
+        parts += [f"{name}={value:.3f}" for name, value in chosen.terms.items()]
+        return {"x-baton-route": "; ".join(parts)}
+
+
+async def _left(http: Request) -> None:
+    """Return when the client has left."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _check_all_lengths(prompts: Sequence[list[int]], params: SamplingParams, facts: ModelFacts) -> None:
+    for index, prompt_ids in enumerate(prompts):
+        try:
+            _check_lengths(prompt_ids, params, facts)
+        except InvalidRequest as error:
+            if len(prompts) == 1:
+                raise
+            raise type(error)(f"prompt {index}: {error}", field=error.field, code=error.code) from None
+
+
+def _check_lengths(prompt_ids: list[int], params: SamplingParams, facts: ModelFacts) -> None:
+    """Refuse a prompt, or a prompt with its answer, that the context does not hold."""
+    check_prompt(prompt_ids, facts.vocab_size, facts.max_model_len)
+    wanted = len(prompt_ids) + (params.max_tokens or 1)
+    if wanted > facts.max_model_len:
+        raise ContextTooLong(
+            f"max_tokens={params.max_tokens} is not valid: with the prompt's {len(prompt_ids)} tokens it makes {wanted}, "
+            f"and the context is {facts.max_model_len} tokens. Lower max_tokens or shorten the prompt, or raise "
+            f"--max-model-len if the model allows it.",
+            field="max_tokens",
+            code="context_length_exceeded",
+        )

@@ -1,0 +1,64 @@
+"""The OpenAPI file. Bodies are checked by us, so the framework does not know their models and learns them here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from baton.router.auth import PUBLIC_PATHS
+from baton.router.openai.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+
+_MODELS = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
+_TEXT = {"type": "string"}
+_TEXT_OR_NULL = {"type": ["string", "null"]}
+_ERROR_SCHEMA = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {"message": _TEXT, "type": _TEXT, "param": _TEXT_OR_NULL, "code": _TEXT_OR_NULL},
+        }
+    },
+}
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Describe the errors that a route may answer with."""
+    content = {"application/json": {"schema": _ERROR_SCHEMA}}
+    return {status: {"description": "Refused", "content": content} for status in statuses}
+
+
+def operation(model: type[BaseModel]) -> dict[str, Any]:
+    """Describe a route's body and answers."""
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    answers: dict[int | str, dict[str, Any]] = {
+        200: {"description": "The answer, or its events", "content": {"application/json": {}, "text/event-stream": {}}}
+    }
+    return {
+        "responses": answers | errors(400, 404, 408, 413, 429, 499, 503, 504),
+        "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
+    }
+
+
+def openapi_document(app: FastAPI) -> dict[str, Any]:
+    """Describe all routes."""
+    document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    _, models = models_json_schema(
+        [(model, "validation") for model in _MODELS], ref_template="#/components/schemas/{model}"
+    )
+    components = document.setdefault("components", {})
+    components.setdefault("schemas", {}).update(models["$defs"])
+    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path, operations in document["paths"].items():
+        for described in operations.values():
+            if path not in PUBLIC_PATHS:
+                described["security"] = [{"key": []}]
+                described["responses"].update({str(status): answer for status, answer in errors(401, 431).items()})
+            described["responses"].pop("422", None)
+    return document

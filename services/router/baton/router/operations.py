@@ -1,0 +1,133 @@
+"""What operators, their tools and the page ask: how the router and its workers are, and where requests went and why."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from baton.errors import InvalidRequest
+from baton.metrics import CONTENT_TYPE
+from baton.router.journal import CAPACITY
+from baton.router.json_answers import JSON
+from baton.router.openai.refusals import error_object
+from baton.router.openapi_file import errors
+from baton.router.policy import Option
+from baton.router.pool import Worker
+from baton.router.router_state import RouterState
+
+
+def health_routes(router: RouterState) -> APIRouter:
+    """Serve what needs no key."""
+    routes = APIRouter()
+
+    @routes.get("/health", summary="Whether the event loop is alive")
+    async def health() -> Response:
+        return JSON({"status": "ok"})
+
+    @routes.get("/ready", summary="Whether requests would be served now", responses=errors(503))
+    async def ready() -> Response:
+        workers = {"prefill": 0, "decode": 0}
+        for worker in router.pool.workers.values():
+            workers["prefill"] += worker.can_prefill
+            workers["decode"] += worker.can_decode
+        if not workers["decode"]:
+            reason = "no decode worker is alive"
+            if router.discovery.is_cut_off:
+                reason += ", and Redis, which names workers, does not answer"
+            return JSON(error_object(f"The router is not ready: {reason}.", 503), status_code=503)
+        return JSON({"status": "ready", "workers": workers})
+
+    return routes
+
+
+def monitoring_routes(router: RouterState) -> APIRouter:
+    """Serve what needs a key."""
+    routes = APIRouter()
+
+    @routes.get("/version", summary="Name the version that runs")
+    async def version() -> Response:
+        return JSON({"version": baton_version()})
+
+    @routes.get("/metrics", summary="Every series, for Prometheus", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        router.dispatcher.count()
+        router.metrics.streams_open.set(len(router.streams))
+        return Response(router.metrics.render(), headers={"content-type": CONTENT_TYPE})
+
+    @routes.get("/debug/route", summary="Explain where a request went", responses=errors(400, 404))
+    async def debug_route(http: Request) -> Response:
+        public_id = http.query_params.get("id")
+        if not public_id:
+            raise InvalidRequest("id is missing. Give the request's x-request-id.", field="id")
+        traces = router.dispatcher.journal.routes(public_id)
+        if not traces:
+            error = error_object("No such request is remembered here.", 404, param="id", code="not_found")
+            return JSON(error, status_code=404)
+        return JSON({"id": public_id, "routes": [_trace(trace) for trace in traces]})
+
+    @routes.get("/debug/workers", summary="Show the workers as the router sees them")
+    async def debug_workers() -> Response:
+        awaited = router.dispatcher.num_awaited
+        return JSON({"workers": [_worker(worker, awaited(worker)) for worker in router.pool.workers.values()]})
+
+    @routes.get("/debug/requests", summary="Show when the last requests did what", responses=errors(400))
+    async def debug_requests(http: Request) -> Response:
+        text = http.query_params.get("limit", str(CAPACITY))
+        if not (text.isascii() and text.isdigit() and len(text) <= 3 and 1 <= int(text) <= CAPACITY):
+            raise InvalidRequest(
+                f"limit={text[:40]!r} is not valid: it must be a number from 1 to {CAPACITY}.", field="limit"
+            )
+        return JSON({"now": time.time(), "requests": router.dispatcher.last_requests(int(text))})
+
+    return routes
+
+
+def baton_version() -> str:
+    """Name the version that runs."""
+    try:
+        return importlib.metadata.version("batonllm")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+unknown"
+
+
+def _trace(trace: Any) -> dict[str, Any]:
+    decision = trace.decision
+    considered = [_option(option) for option in decision.considered]
+    return {"at": trace.at, "epoch": trace.epoch, "chosen": _option(decision.chosen), "considered": considered}
+
+
+def _option(option: Option) -> dict[str, Any]:
+    return {
+        "path": option.path,
+        "decode": option.decode,
+        "prefill": option.prefill,
+        "cost_ms": option.cost_ms,
+        "terms": dict(option.terms),
+    }
+
+
+def _worker(worker: Worker, num_awaited: int) -> dict[str, Any]:
+    """Say what a worker last told of itself, how many of our requests have a leg there, and how many wait for it."""
+    info, load = worker.info, worker.load
+    used = load.kv_total_blocks - load.kv_free_blocks
+    return {
+        "id": info.worker_id,
+        "legs": info.legs,
+        "state": "draining" if load.draining else "live",
+        "kv_usage": used / load.kv_total_blocks if load.kv_total_blocks else 0.0,
+        "running": load.num_running,
+        "waiting": load.num_waiting,
+        "waiting_tokens": load.waiting_tokens,
+        "in_flight": len(worker.request_ids),
+        "awaited": num_awaited,
+        "prefill_rate": load.prefill_rate,
+        "decode_step_ms": load.decode_step_ms,
+        "http": info.http,
+        "control": info.control,
+        "incarnation": info.incarnation,
+    }

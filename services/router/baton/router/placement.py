@@ -1,0 +1,107 @@
+"""Placement: brings a request, the workers and the index together for `policy.choose`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+import time
+from collections.abc import Sequence
+from statistics import fmean
+
+from baton.metrics import RouterMetrics
+from baton.router.config import RouterConfig
+from baton.router.generation import Generation, hash_prompt
+from baton.router.index import PrefixIndex
+from baton.router.policy import Candidate, Decision, Shape, choose
+from baton.router.pool import Worker, WorkerPool
+
+
+class Placement:
+    """Decides where requests go now."""
+
+    def __init__(
+        self, config: RouterConfig, pool: WorkerPool, index: PrefixIndex, metrics: RouterMetrics, rng: random.Random
+    ) -> None:
+        self._config = config
+        self._pool = pool
+        self._index = index
+        self._metrics = metrics
+        self._turn = 0
+        self._rng = rng
+
+    def place(self, generation: Generation, num_emitted: int, avoid: str | None) -> Decision | None:
+        """Choose the workers of a request whose client has `num_emitted` tokens; None with no worker to take it.
+
+        `avoid` is passed over where another worker can decode.
+        """
+        started = time.perf_counter()
+        workers = [w for w in self._pool.workers.values() if w.can_decode or w.can_prefill]
+        if avoid is not None and any(w.can_decode and w.worker_id != avoid for w in workers):
+            workers = [w for w in workers if w.worker_id != avoid]
+        if not workers:
+            return None
+        config = self._config
+        block_size = workers[0].info.model.block_size
+        num_tokens = len(generation.prompt_ids) + num_emitted
+        candidates = [self._candidate(worker, generation) for worker in workers]
+        decision = choose(
+            config.policy,
+            Shape(num_tokens, block_size, math.ceil((num_tokens + 1) / block_size)),
+            like_peers(candidates, config.default_prefill_rate),
+            self._pool.links,
+            # what was emitted is only at a decode worker's to compute: the first token is known already
+            path="local" if num_emitted else config.path,
+            interference_weight=config.interference_weight,
+            turn=self._turn,
+            rng=self._rng,
+        )
+        if decision is None:
+            return None
+        self._turn += 1
+        chosen = decision.chosen
+        computing = chosen.prefill or chosen.decode
+        cached = next(c.cached_blocks for c in candidates if c.worker_id == computing)
+        self._pool.workers[computing].sent_tokens += max(len(generation.prompt_ids) - cached * block_size, 1)
+        self._metrics.route_decisions.inc(chosen.path)
+        self._metrics.phase_seconds.observe("route", time.perf_counter() - started)
+        return decision
+
+    def prefill_rate(self) -> float:
+        """Prompt tokens a second of all workers that compute prompts."""
+        default = self._config.default_prefill_rate
+        workers = self._pool.workers.values()
+        rates = [w.load.prefill_rate or default for w in workers if w.can_prefill]
+        return sum(rates) or sum(w.load.prefill_rate or default for w in workers)
+
+    def _candidate(self, worker: Worker, generation: Generation) -> Candidate:
+        load, facts = worker.load, worker.info.model
+        running = max(load.num_running + load.num_waiting, len(worker.request_ids))
+        hashes = generation.hashes.get(facts.cache_parts)
+        if hashes is None:  # the same for all workers of one build
+            hashes = hash_prompt(generation, facts.cache_parts, self._config.cache_key, facts.block_size)
+            generation.hashes[facts.cache_parts] = hashes
+        return Candidate(
+            worker_id=worker.worker_id,
+            can_prefill=worker.can_prefill,
+            can_decode=worker.can_decode,
+            layout=worker.info.layout,
+            queue_tokens=load.waiting_tokens + worker.sent_tokens,
+            prefill_rate=load.prefill_rate,
+            cached_blocks=self._index.num_cached(worker.worker_id, hashes),
+            num_running=running,
+            step_ms=worker.steps.predict(running + generation.params.n),
+            free_blocks=load.kv_free_blocks if load.kv_total_blocks else 1 << 30,
+            total_blocks=load.kv_total_blocks or 1 << 30,
+        )
+
+
+def like_peers(candidates: Sequence[Candidate], default_prefill_rate: float) -> list[Candidate]:
+    """Take a worker that has not reported yet for one like the others; a better guess would draw all requests to it."""
+    rates = [c.prefill_rate for c in candidates if c.prefill_rate]
+    rate = fmean(rates) if rates else default_prefill_rate
+    steps = [c.step_ms for c in candidates if c.can_decode and c.step_ms]
+    step_ms = fmean(steps) if steps else 0.0
+    return [
+        dataclasses.replace(c, prefill_rate=c.prefill_rate or rate, step_ms=c.step_ms or step_ms) for c in candidates
+    ]

@@ -1,0 +1,69 @@
+"""RouterState: a router's objects, from start to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+import uuid
+from pathlib import Path
+
+from baton.metrics import RouterMetrics
+from baton.registry import Registry
+from baton.router.admission import Admission
+from baton.router.config import RouterConfig
+from baton.router.discovery import Discovery
+from baton.router.dispatcher import Dispatcher
+from baton.router.event_stream import OpenStreams
+from baton.router.index import PrefixIndex
+from baton.router.pool import WorkerPool
+from baton.router.text_pool import TextPool
+from baton.text import Tokenizer
+
+
+class RouterState:
+    """What routes are served with."""
+
+    def __init__(self, config: RouterConfig, registry: Registry | None = None) -> None:
+        """Load the tokenizer; connections begin with `start`.
+
+        Raises:
+            ConfigError: the tokenizer cannot be loaded, or the URL of Redis is none.
+        """
+        self.config = config
+        self.model_names = config.model_names
+        self.metrics = RouterMetrics(self.model_names[0])
+        template = None if config.chat_template is None else Path(config.chat_template).read_text(encoding="utf-8")
+        self.tokenizer = Tokenizer(config.tokenizer or config.model, config.revision, template)
+        if registry is None and config.redis_url is not None:
+            registry = Registry(config.redis_url, self.model_names[0], config.redis_password)
+        self._registry = registry
+        self.started_at = int(time.time())
+
+    async def start(self) -> None:
+        """Begin to talk to workers and Redis."""
+        config = self.config
+        self.index = PrefixIndex()
+        self.pool = WorkerPool(config, uuid.uuid4().hex, self.metrics)
+        self.dispatcher = Dispatcher(config, self.pool, self.index, self.metrics, Admission(config, self.metrics))
+        self.streams = OpenStreams(config, self.metrics)
+        self.text = TextPool(self.tokenizer, config)
+        self.discovery = Discovery(self._registry, self.pool, self.index, self.metrics)
+        await self.text.start()
+        self.discovery.start()
+        self.pool.start(self.dispatcher)
+        self.streams.start()
+        # What was loaded stays, so collections need not walk it. Rarer ones, of 50,000 objects, were measured too:
+        # each stopped all streams for 30 to 70 ms.
+        gc.collect()
+        gc.freeze()
+
+    async def stop(self) -> None:
+        """Let go of everything; open requests are cancelled on their workers."""
+        for flow in list(self.dispatcher.flows.values()):
+            flow.cancel()
+        await asyncio.sleep(0.05)  # let the cancels leave
+        await self.discovery.close()
+        await self.streams.close()
+        await self.pool.close()
+        await self.text.close()
