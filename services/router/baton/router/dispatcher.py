@@ -179,7 +179,8 @@ class Dispatcher:
         running.timer = None
         job = running.job
         while not running.is_over:
-            decision = self._placement.place(job.generation, job.num_emitted, avoid)
+            num_emitted = 0 if job.attempt is None else job.num_emitted
+            decision = self._placement.place(job.generation, num_emitted, avoid)
             if decision is None:
                 wait_s = self.config.worker_wait_s
                 error = Unavailable(f"No decode worker came within {wait_s:g} s. Try again later.")

@@ -20,6 +20,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from baton.router.config import PathMode, PolicyName
 
@@ -76,11 +77,8 @@ class Option:
     prefill: str | None
     cost_ms: float
     terms: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def path(self) -> str:
-        """ "remote" with a prefill worker, else "local"."""
-        return "local" if self.prefill is None else "remote"
+    path: Literal["local", "remote"] = "local"
+    """Remote with a prefill worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +144,7 @@ def _remote(shape: Shape, prefill: Candidate, decode: Candidate, link: Link) -> 
         "wait_blocks": _wait_blocks(shape, decode),
         "pace": PACE_STEPS * decode.step_ms,
     }
-    return Option(decode.worker_id, prefill.worker_id, sum(terms.values()), terms)
+    return Option(decode.worker_id, prefill.worker_id, sum(terms.values()), terms, "remote")
 
 
 def _local(shape: Shape, decode: Candidate, weight: float) -> Option:
