@@ -235,14 +235,14 @@ def test_a_failing_step_leaves_the_engine_whole(
     subject = case("qwen3")
     llm = subject.llm(max_num_batched_tokens=64)
     llm.engine._runs_behind = runs_behind
-    launch, calls = llm.engine.runner.launch, iter(range(10_000))
+    forward, calls = llm.engine.runner.forward, iter(range(10_000))
 
     def failing(*args: Any) -> Any:
         if next(calls) == 9:
             raise KeyboardInterrupt
-        return launch(*args)
+        return forward(*args)
 
-    monkeypatch.setattr(llm.engine.runner, "launch", failing)
+    monkeypatch.setattr(llm.engine.runner, "forward", failing)
     with pytest.raises(KeyboardInterrupt):
         subject.answer(llm)
     assert not llm.engine.has_work

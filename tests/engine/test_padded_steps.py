@@ -144,6 +144,7 @@ def _batch(num_decodes: int, chunks: list[int]) -> HostBatch:
         query_lens=query_lens,
         num_decodes=num_decodes,
         sampled=[],
+        sampled_rows=tokens[:0],
         sampled_at=tokens[:0],
         prompt_tokens=[],
         prompt_targets=[],

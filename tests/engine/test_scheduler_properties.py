@@ -60,17 +60,20 @@ class Launched:
     plan: StepPlan
     tables: list[list[int]]
     known: list[list[int]]
+    guesses: dict[Sequence, list[int]]
 
 
 class FakeEngine:
     """The loop around a scheduler, with up to `behind` steps in flight while the next is planned."""
 
-    def __init__(self, config: SchedulerConfig, num_blocks: int, behind: int) -> None:
+    def __init__(self, config: SchedulerConfig, num_blocks: int, behind: int, num_guessed: int = 0) -> None:
         self.pool = BlockPool(num_blocks)
         self.cache = PrefixCache(self.pool)
         self.scheduler = Scheduler(config, self.pool, self.cache)
         self.block_size = config.block_size
         self.behind = behind
+        self.num_guessed = num_guessed
+        self.rng = random.Random(0)
         self.kv: dict[int, int] = {}  # slot -> KV
         self.sampled: dict[tuple[Sequence, int], int] = {}  # (sequence, position) -> token, on the device
         self.launched: deque[Launched] = deque()
@@ -100,13 +103,36 @@ class FakeEngine:
         plan = scheduler.plan()
         if plan is not None:
             self.check_plan(plan)
-            self.launched.append(
-                Launched(plan, self.copy_tables(plan), [list(sequence.token_ids) for sequence in plan.sequences])
-            )
+            guesses = self.guess(plan)
+            known = [list(sequence.token_ids) for sequence in plan.sequences]
+            self.launched.append(Launched(plan, self.copy_tables(plan), known, guesses))
         elif not self.launched and not scheduler.receiving and not scheduler.held:
             assert not scheduler.has_work, "stuck: work, and no plan"
         if self.launched and (plan is None or len(self.launched) > self.behind):
             self.collect()
+
+    def guess(self, plan: StepPlan) -> dict[Sequence, list[int]]:
+        """Have some decodes verify guessed tokens in the same step, as far as tokens and blocks reach."""
+        guesses: dict[Sequence, list[int]] = {}
+        for sequence in plan.sequences[: plan.num_decodes] if self.num_guessed else []:
+            at = plan.sequences.index(sequence)
+            start = plan.starts[at]
+            wanted = min(self.num_guessed, self.scheduler.config.max_num_batched_tokens - plan.num_tokens)
+            fitting = self.scheduler._blocks.grow(sequence, min(start + 1 + wanted, sequence.max_len - 1))
+            if sequence.num_pending > 1 or not plan.num_samples[at] or fitting <= start + 1:
+                continue
+            plan.num_decodes -= 1
+            plan.num_tokens -= 1
+            for column in (plan.sequences, plan.starts, plan.num_new, plan.num_samples):
+                del column[at]
+            sequence.num_computed, sequence.num_pending = start, sequence.num_pending - 1
+            sequence.num_in_flight -= 1
+            plan.add(sequence, fitting - start, fitting - start)
+            right = alone(sequence.token_ids, fitting)[start + 1 :]
+            guesses[sequence] = [id if self.rng.random() < 0.7 else 0 for id in right]
+            guesses[sequence] += [0] * (fitting - start - 1 - len(right))
+        assert plan.num_tokens == sum(plan.num_new) <= self.scheduler.config.max_num_batched_tokens
+        return guesses
 
     def copy_tables(self, plan: StepPlan) -> list[list[int]]:
         """Give the rows' block tables, of which only what was added travels, as long as nothing is preempted."""
@@ -121,10 +147,10 @@ class FakeEngine:
     def collect(self) -> None:
         """Execute the oldest launched step and commit it; finish what has reached its end."""
         launched = self.launched.popleft()
-        token_ids = self.execute(launched)
+        token_lists = self.execute(launched)
         self.num_steps += 1
-        self.scheduler.commit(launched.plan, token_ids)
-        for sequence, samples in zip(launched.plan.sequences, launched.plan.samples, strict=True):
+        self.scheduler.commit(launched.plan, token_lists)
+        for sequence, samples in zip(launched.plan.sequences, launched.plan.num_samples, strict=True):
             if samples and sequence.state is SequenceState.RUNNING and self.ended(sequence):
                 self.scheduler.finish(sequence)
                 self.completed.append(sequence)
@@ -132,24 +158,28 @@ class FakeEngine:
     def ended(self, sequence: Sequence) -> bool:
         return sequence.is_full or sequence.token_ids[-1] == EOS
 
-    def execute(self, launched: Launched) -> list[int]:
-        plan, sampled = launched.plan, []
-        rows = zip(plan.sequences, plan.starts, plan.num_new, plan.samples, strict=True)
-        for (sequence, start, num_new, samples), table, known in zip(
+    def execute(self, launched: Launched) -> list[list[int]]:
+        plan, token_lists = launched.plan, []
+        rows = zip(plan.sequences, plan.starts, plan.num_new, plan.num_samples, strict=True)
+        for (sequence, start, num_new, num_samples), table, known in zip(
             rows, launched.tables, launched.known, strict=True
         ):
             end = start + num_new
-            token_ids = known[:end] + [self.sampled[sequence, at] for at in range(len(known), end)]
+            guesses = launched.guesses.get(sequence, [])
+            token_ids = known[:end] + [self.sampled[sequence, at] for at in range(len(known), end - len(guesses))]
+            token_ids += guesses
             for position in range(start, end):
                 assert not self.is_findable(table[position // self.block_size]), "written while findable"
                 previous = self.kv[self.slot(table, position - 1)] if position else 0
                 self.kv[self.slot(table, position)] = kv_of(previous, token_ids[position])
             found = [self.kv[self.slot(table, position)] for position in range(end)]
             assert found == chain(token_ids), f"{sequence}: its blocks hold something else"
-            if samples:
-                sampled.append(found[-1] % VOCAB)
-                self.sampled[sequence, end] = sampled[-1]
-        return sampled
+            if num_samples:
+                sampled = [value % VOCAB for value in found[end - num_samples :]]
+                num_right = next((i for i, id in enumerate(guesses) if id != sampled[i] or id == EOS), len(guesses))
+                token_lists.append(sampled[: num_right + 1])
+                self.sampled[sequence, end - num_samples + len(token_lists[-1])] = token_lists[-1][-1]
+        return token_lists
 
     def slot(self, table: list[int], position: int) -> int:
         block_id = table[position // self.block_size]
@@ -172,12 +202,11 @@ class FakeEngine:
         config = self.scheduler.config
         assert 0 < len(plan.sequences) <= config.max_num_seqs
         assert plan.num_tokens == sum(plan.num_new) <= config.max_num_batched_tokens
-        assert plan.num_samples == sum(plan.samples)
         assert len(set(plan.sequences)) == len(plan.sequences)
         assert plan.num_decodes == plan.num_new.count(1)
         assert all(count == 1 for count in plan.num_new[: plan.num_decodes]), "decodes come first"
         for sequence, start, num_new, samples in zip(
-            plan.sequences, plan.starts, plan.num_new, plan.samples, strict=True
+            plan.sequences, plan.starts, plan.num_new, plan.num_samples, strict=True
         ):
             assert sequence.state is SequenceState.RUNNING
             assert sequence.num_computed == start + num_new <= sequence.max_len - 1
@@ -236,6 +265,8 @@ class FakeEngine:
         assert not self.scheduler.held | self.scheduler.receiving
 
 
+Drawn = tuple[SchedulerConfig, int, int, int]
+
 prompts = st.builds(
     lambda shared, own: ([1, 2, 3, 4, 5, 6] * 4)[:shared] + own,
     st.integers(0, 20),
@@ -245,8 +276,8 @@ prompts = st.builds(
 
 
 @st.composite
-def configs(draw: st.DrawFn) -> tuple[SchedulerConfig, int, int]:
-    """Draw a scheduler's bounds, the size of the pool and how many steps the host is behind."""
+def configs(draw: st.DrawFn) -> Drawn:
+    """Draw a scheduler's bounds, the size of the pool, how many steps the host is behind, and tokens guessed a row."""
     max_num_seqs = draw(st.integers(1, 6))
     block_size = draw(st.sampled_from([1, 2, 4]))
     max_model_len = 44
@@ -260,7 +291,8 @@ def configs(draw: st.DrawFn) -> tuple[SchedulerConfig, int, int]:
         enable_prefix_caching=draw(st.sampled_from([True, True, False])),
         max_prefill_chunk=draw(st.sampled_from([None, 1, 5])),
     )
-    return config, 1 + least + draw(st.sampled_from([0, 1, 5, 2 * least])), draw(st.integers(0, 2))
+    num_blocks = 1 + least + draw(st.sampled_from([0, 1, 5, 2 * least]))
+    return config, num_blocks, draw(st.integers(0, 2)), draw(st.sampled_from([0, 0, 1, 5]))
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -269,7 +301,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     engine: FakeEngine
 
     @initialize(drawn=configs())
-    def start(self, drawn: tuple[SchedulerConfig, int, int]) -> None:
+    def start(self, drawn: Drawn) -> None:
         self.engine = FakeEngine(*drawn)
         self.aborted: set[Sequence] = set()
 
@@ -384,9 +416,7 @@ TestAnyOrderOfEvents = SchedulerMachine.TestCase
     drawn=configs(),
     requests=st.lists(st.tuples(prompts, st.integers(1, 16), st.integers(0, 2)), min_size=1, max_size=12),
 )
-def test_tokens_are_those_of_each_sequence_alone(
-    drawn: tuple[SchedulerConfig, int, int], requests: list[tuple[list[int], int, int]]
-) -> None:
+def test_tokens_are_those_of_each_sequence_alone(drawn: Drawn, requests: list[tuple[list[int], int, int]]) -> None:
     engine = FakeEngine(*drawn)
     for prompt, max_new, priority in requests:
         engine.scheduler.add(engine.new(prompt, max_new, priority))

@@ -104,14 +104,14 @@ def test_without_prefix_caching_kv_travels_all_the_same(make_table: MakeTable) -
 def test_a_step_that_fails_ends_its_requests_as_retryable_and_the_worker_lives(make_table: MakeTable) -> None:
     table = make_table()
     wanted = ask_alone(table, prompt_of(50, 30))
-    launch, failures = table.engine.runner.launch, iter([True])
+    forward, failures = table.engine.runner.forward, iter([True])
 
     def fail_once(plan: Any) -> Any:
         if next(failures, False):
             raise RuntimeError("the device said no")
-        return launch(plan)
+        return forward(plan)
 
-    table.engine.runner.launch = fail_once  # type: ignore[method-assign]
+    table.engine.runner.forward = fail_once  # type: ignore[method-assign]
     ids = [table.start(prompt_of(51 + i, 30), GREEDY) for i in range(3)]
     turn_until([table], lambda: all(table.errors(i) for i in ids), "all are told")
     assert {error for i in ids for error in table.errors(i)} == {"internal retryable"}
@@ -125,7 +125,7 @@ def test_steps_that_keep_failing_end_the_process(make_table: MakeTable) -> None:
     def fail(plan: Any) -> Any:
         raise RuntimeError("the device said no")
 
-    table.engine.runner.launch = fail  # type: ignore[method-assign]
+    table.engine.runner.forward = fail  # type: ignore[method-assign]
     for i in range(2):
         table.start(prompt_of(60 + i, 30), GREEDY)
         table.loop.turn()

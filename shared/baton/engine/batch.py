@@ -35,15 +35,16 @@ class HostBatch:
     query_start: np.ndarray  # [num_seqs + 1]
     query_lens: np.ndarray  # [num_seqs]
     num_decodes: int
-    sampled: list[Sequence]  # the sequences that get a token
-    sampled_at: np.ndarray  # [num_samples] their places among the plan's sequences
+    sampled: list[Sequence]  # [num_samples] whose token is sampled; a row with several samples is named as often
+    sampled_rows: np.ndarray  # [num_samples] its row among the plan's
+    sampled_at: np.ndarray  # [num_samples] the token after which it is sampled
     prompt_tokens: list[int]  # tokens whose successor is a prompt token that wants its log-probability
     prompt_targets: list[tuple[Sequence, int]]  # that prompt token: its sequence and position
 
     @property
     def sampled_positions(self) -> list[int]:
-        """The position of the token that each sampled sequence gets."""
-        positions: list[int] = self.seq_lens[self.sampled_at].tolist()
+        """Position of each sampled token."""
+        positions: list[int] = (self.positions[self.sampled_at] + 1).tolist()
         return positions
 
 
@@ -98,7 +99,7 @@ class BatchBuilder:
             token_rows = np.repeat(rows, query_lens)
         block_ids = self._host_table[token_rows, positions // self._block_size].astype(np.int64)
         token_ids, sources = self._tokens(plan)
-        sampled_at = np.flatnonzero(plan.samples)
+        sampled_rows, sampled_at = _samples(plan.num_samples, query_start)
         prompt_tokens, prompt_targets = _prompt_logprob_targets(plan, query_start)
         return HostBatch(
             token_ids=np.array(token_ids),
@@ -110,7 +111,8 @@ class BatchBuilder:
             query_start=query_start,
             query_lens=query_lens,
             num_decodes=plan.num_decodes,
-            sampled=[sequences[i] for i in sampled_at],
+            sampled=[sequences[i] for i in sampled_rows],
+            sampled_rows=sampled_rows,
             sampled_at=sampled_at,
             prompt_tokens=prompt_tokens,
             prompt_targets=prompt_targets,
@@ -144,9 +146,8 @@ class BatchBuilder:
 
     def send_wanted(self, batch: HostBatch) -> WantedRows:
         """Send where the wanted hidden states of a step are, in one copy."""
-        sampled = batch.query_start[1:][batch.sampled_at] - 1
-        kept_by = batch.rows[batch.sampled_at]
-        return WantedRows(*self._sent((sampled, kept_by, np.array(batch.prompt_tokens, dtype=np.int64))))
+        kept_by = batch.rows[batch.sampled_rows]
+        return WantedRows(*self._sent((batch.sampled_at, kept_by, np.array(batch.prompt_tokens, dtype=np.int64))))
 
     def _sent(self, parts: tuple[np.ndarray, ...]) -> tuple[Tensor, ...]:
         packed = upload(np.concatenate(parts), self._device)
@@ -194,6 +195,14 @@ class BatchBuilder:
 def known_tokens(token_ids: Tensor, sources: Tensor, last_tokens: Tensor) -> Tensor:
     """Put the rows' last tokens where the host did not know them."""
     return torch.where(sources >= 0, last_tokens[sources.clamp(min=0)], token_ids)
+
+
+def _samples(num_samples: list[int], query_start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """List the row of each sample, and the token whose hidden state it is drawn from."""
+    counts = np.array(num_samples)
+    rows = np.repeat(np.arange(len(counts)), counts)
+    after = np.cumsum(counts)[rows] - np.arange(len(rows))  # of the row's samples, this one and those behind it
+    return rows, query_start[1:][rows] - after
 
 
 def _prompt_logprob_targets(plan: StepPlan, query_start: np.ndarray) -> tuple[list[int], list[tuple[Sequence, int]]]:

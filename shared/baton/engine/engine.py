@@ -1,8 +1,17 @@
 """The engine: requests in, tokens out, one step at a time.
 
-A library: callers add requests and call `step` in a loop; it calls nobody, opens nothing and knows no text. On a
-GPU the host runs one step behind: while the device computes step k + 1, the host collects the tokens of step k,
-checks what ended and hands them out. On a CPU each step is collected at once.
+A library: callers add requests and call `step` in a loop; it calls nobody, opens nothing and knows no text. On a CPU
+each step is collected at once. On a GPU the host is one step behind:
+
+    Engine.step()   |  step k                           |  step k + 1                       |
+    host            |  plan k | forward k | sample k    |  plan k+1 | forward k+1 | sample.. |  collect k | commit k
+    device          |     ... k - 1 ...   |  forward k, sample k  |  forward k+1, sample k+1  |
+    known to host   |  tokens up to k - 2, k - 1 pending          |  up to k - 1, k pending   |  up to k
+
+`forward` and `sample` only launch. A token that the host does not know yet stays on the device, at its sequence's row,
+where the next step finds it. So nothing on the way down may need its value: what depends on it (stop tokens, hashes,
+blocks that a window has passed) is done in `commit`, and blocks change hands only when no launched step may use them.
+Between `forward` and `sample` the device has work, so that a mask made there costs no time.
 """
 
 from __future__ import annotations
@@ -310,7 +319,7 @@ class Engine:
         self.num_steps += 1
         self.num_chunk_tokens += plan.num_tokens - plan.num_decodes
         self.admitted = [self._owner[sequence][0] for sequence in plan.admitted]
-        return self.runner.launch(plan)
+        return self.runner.sample(self.runner.forward(plan))
 
     def _collect(self) -> list[TokenOutput]:
         """Take in the step in flight, if there is one."""
@@ -319,33 +328,38 @@ class Engine:
             return []
         self.num_collected += 1
         result = self.runner.collect(step)
-        self.scheduler.commit(step.plan, result.token_ids)
+        self.scheduler.commit(step.plan, result.token_lists)
         for sequence, position, row in result.prompt_logprobs:
             owner = self._owner.get(sequence)
             if owner is not None:
                 scores = self._requests[owner[0]].prompt_logprobs
                 assert scores is not None
                 scores[position] = row
-        return [
-            self._take(sequence, token_id, row)
-            for sequence, token_id, row in zip(result.sequences, result.token_ids, result.logprobs, strict=True)
-            if sequence in self._owner  # not ended since the step was launched
-        ]
+        outputs: list[TokenOutput] = []
+        for sequence, token_ids, rows in zip(result.sequences, result.token_lists, result.logprobs, strict=True):
+            position = len(sequence.token_ids) - len(token_ids)
+            for token_id, logprobs in zip(token_ids, rows, strict=True):
+                if sequence not in self._owner:  # it has ended, here or since the step was launched
+                    break
+                outputs.append(self._take(sequence, position, token_id, logprobs))
+                position += 1
+        return outputs
 
-    def _take(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> TokenOutput:
+    def _take(self, sequence: Sequence, position: int, token_id: int, logprobs: TokenLogprobs | None) -> TokenOutput:
         """Hand out a token that was appended to its sequence, and end the sequence if it is the last."""
         request_id, choice = self._owner[sequence]
         request = self._requests[request_id]
-        reason, stop_reason = self._end_of(sequence, token_id)
+        num_output = position + 1 - sequence.num_prompt_tokens
+        reason, stop_reason = self._end_of(sequence, num_output, token_id)
         output = TokenOutput(
             request_id=request_id,
             choice=choice,
-            position=len(sequence.token_ids) - 1,
+            position=position,
             token_id=token_id,
             finish_reason=reason,
             stop_reason=stop_reason,
             logprobs=logprobs,
-            prompt_logprobs=request.prompt_logprobs if choice == 0 and sequence.num_output_tokens == 1 else None,
+            prompt_logprobs=request.prompt_logprobs if choice == 0 and num_output == 1 else None,
             num_cached_tokens=sequence.num_cached,
         )
         if reason is not None and not request.holds_prompt:
@@ -355,15 +369,16 @@ class Engine:
             self.runner.release(sequence)
         return output
 
-    def _end_of(self, sequence: Sequence, token_id: int) -> tuple[FinishReason | None, int | None]:
+    def _end_of(self, sequence: Sequence, num_output: int, token_id: int) -> tuple[FinishReason | None, int | None]:
         params = sequence.params
-        if sequence.num_output_tokens >= params.min_tokens:
+        if num_output >= params.min_tokens:
             if not params.ignore_eos and token_id in self.model.spec.eos_token_ids:
                 return FinishReason.STOP, None
             if token_id in params.stop_token_ids:
                 return FinishReason.STOP, token_id
         max_len = self._max_len(sequence.num_prompt_tokens, params)
-        return (FinishReason.LENGTH, None) if len(sequence.token_ids) >= max_len else (None, None)
+        is_full = sequence.num_prompt_tokens + num_output >= max_len
+        return (FinishReason.LENGTH, None) if is_full else (None, None)
 
     def _max_len(self, prompt_len: int, params: SamplingParams) -> int:
         """Give where a request's own limits, or the context, end its sequence."""

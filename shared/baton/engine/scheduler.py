@@ -2,10 +2,10 @@
 
 The loop around it, synchronous or one step behind:
 
-    plan = scheduler.plan()             # takes blocks, advances num_computed
-    launch(plan)                        # or not yet collected ...
-    scheduler.commit(plan, token_ids)   # ... when the next plan is made; plans are committed in their order
-    scheduler.finish(sequence)          # stop, length, abort, deadline, error: one way out, from any state
+    plan = scheduler.plan()              # takes blocks, advances num_computed
+    launch(plan)                         # or not yet collected ...
+    scheduler.commit(plan, token_lists)  # ... when the next plan is made; plans are committed in their order
+    scheduler.finish(sequence)           # stop, length, abort, deadline, error: one way out, from any state
 
 Order of service is rank: priority (lower first), then arrival. Running sequences go first, those with one token to
 compute before those with more; then the queue is admitted, in order. Why nobody starves: the first by rank can
@@ -72,8 +72,9 @@ class StepPlan:
     """Tokens that the row computes."""
     starts: list[int] = field(default_factory=list)
     """Tokens computed before: the position of the row's first new token."""
-    samples: list[bool] = field(default_factory=list)
-    """Whether the row reaches the sequence's last token, so that the next one is sampled."""
+    num_samples: list[int] = field(default_factory=list)
+    """Tokens that are sampled, after the last ones that the row computes: 1 where it reaches the sequence's last token,
+    else 0; with n guessed tokens behind that one, n + 1."""
     admitted: list[Sequence] = field(default_factory=list)
     """Sequences that left the queue for this step."""
     preempted: list[Sequence] = field(default_factory=list)
@@ -81,13 +82,11 @@ class StepPlan:
     num_tokens: int = 0
     num_decodes: int = 0
     """Rows with exactly one new token."""
-    num_samples: int = 0
 
-    def add(self, sequence: Sequence, num_new: int) -> None:
+    def add(self, sequence: Sequence, num_new: int, num_samples: int) -> None:
         """Add a row and count its tokens as computed; the blocks are there already."""
         start = sequence.num_computed
         sequence.num_computed = start + num_new
-        samples = sequence.num_computed == sequence.num_tokens
         at = len(self.sequences)
         if num_new == 1:
             at = self.num_decodes
@@ -95,12 +94,10 @@ class StepPlan:
         self.sequences.insert(at, sequence)
         self.num_new.insert(at, num_new)
         self.starts.insert(at, start)
-        self.samples.insert(at, samples)
+        self.num_samples.insert(at, num_samples)
         self.num_tokens += num_new
         sequence.num_in_flight += 1
-        if samples:
-            self.num_samples += 1
-            sequence.num_pending += 1
+        sequence.num_pending += num_samples > 0
 
 
 class Scheduler:
@@ -242,30 +239,35 @@ class Scheduler:
         self._in_flight.append(plan)
         return plan
 
-    def commit(self, plan: StepPlan, token_ids: list[int]) -> None:
-        """Take in a step's result: one token for each row that samples, in row order.
+    def commit(self, plan: StepPlan, token_lists: list[list[int]]) -> None:
+        """Take in a step's result: for each row that samples, in row order, the tokens that go on its sequence.
 
-        Rows of sequences that have finished meanwhile are ignored. Plans are committed in the order they were made.
+        One token at least. Fewer than the row samples: guesses behind them were wrong, so what was computed of those
+        is taken back; their blocks stay. Rows of sequences that have finished meanwhile are ignored. Plans are
+        committed in the order they were made.
         """
         oldest = self._in_flight.popleft()
         assert oldest is plan, "plans are committed in their order"
-        assert len(token_ids) == plan.num_samples
         block_size = self.config.block_size
-        tokens = iter(token_ids)
-        for sequence, start, num_new, samples in zip(
-            plan.sequences, plan.starts, plan.num_new, plan.samples, strict=True
+        token_ids = iter(token_lists)
+        for sequence, start, num_new, num_samples in zip(
+            plan.sequences, plan.starts, plan.num_new, plan.num_samples, strict=True
         ):
             sequence.num_in_flight -= 1
             end = start + num_new
+            if num_samples:
+                sequence.num_pending -= 1
+                accepted = next(token_ids)
+                if sequence.state is RUNNING:
+                    sequence.token_ids += accepted
+                if num_samples > 1:
+                    end -= num_samples - len(accepted)
+                    sequence.num_computed = end
             if end // block_size > sequence.num_indexed:
                 self._blocks.index(sequence, end)
-            if samples:
-                sequence.num_pending -= 1
-                token_id = next(tokens)
-                if sequence.state is RUNNING:
-                    sequence.token_ids.append(token_id)
             if not sequence.num_in_flight and sequence.state is SequenceState.FINISHED:
                 self._blocks.release(sequence)
+        assert next(token_ids, None) is None, "more lists than rows that sample"
         for i in range(plan.num_decodes, len(plan.sequences)):
             self._blocks.land(plan.sequences[i], plan.starts[i], plan.num_new[i])
 
@@ -346,9 +348,9 @@ class Scheduler:
             sequence.num_in_flight += 1
             sequences.append(sequence)
             starts.append(start)
-        plan.num_decodes = plan.num_samples = plan.num_tokens = num = len(sequences)
+        plan.num_decodes = plan.num_tokens = num = len(sequences)
         plan.num_new = [1] * num
-        plan.samples = [True] * num
+        plan.num_samples = [1] * num
         return longer
 
     def _plan_chunk(self, plan: StepPlan, sequence: Sequence, num_left: int) -> int:
@@ -357,7 +359,7 @@ class Scheduler:
         It has a slot for one token already. More blocks are not worth a preemption.
         """
         num_new = min(sequence.num_tokens - sequence.num_computed, num_left)
-        if not num_new:
+        if num_new <= 0:  # below 0: guesses are being verified, and how many are right is not known
             return 0
         num_new = self._blocks.grow(sequence, sequence.num_computed + num_new) - sequence.num_computed
         self._add_chunk(plan, sequence, num_new)
@@ -411,7 +413,7 @@ class Scheduler:
     def _add_chunk(self, plan: StepPlan, sequence: Sequence, num_new: int) -> None:
         if num_new > 1:
             self._blocks.launch(sequence, sequence.num_computed, num_new)
-        plan.add(sequence, num_new)
+        plan.add(sequence, num_new, int(sequence.num_computed + num_new == sequence.num_tokens))
 
     # -- room ---------------------------------------------------------------------------------------------
 

@@ -93,7 +93,7 @@ class Sequence:
         self.num_computed = 0
         """Tokens whose KV is in the blocks, or is being written there by a launched step."""
         self.num_pending = 0
-        """Tokens that a launched step samples and the host does not know yet."""
+        """Tokens that launched steps are certain to add and the host does not know yet, one a row that samples."""
         self.num_in_flight = 0
         """Launched steps, not yet committed, with a row for this sequence."""
         self.block_ids: list[int] = []
