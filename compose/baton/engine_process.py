@@ -188,7 +188,7 @@ class EngineProcess:
 
 def _warm_up(engine: Engine) -> None:
     """Run a prompt and some tokens: the first steps of a process take ten times as long as those that follow."""
-    prompt_len = min(64, engine.max_model_len - 4, engine.pool.num_total * engine.config.block_size - 4)
+    prompt_len = min(64, engine.max_model_len - 4, engine.memory.num_tokens - 4)
     if prompt_len < 1:
         return
     params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
@@ -206,7 +206,7 @@ def _memory(engine: Engine, config: TransferConfig, *, is_read: bool) -> BlockMe
         return DeviceMemory(CudaCopies(runner.kv), frame_nbytes=config.frame_nbytes)
     fd = None
     if is_read:
-        kv, fd = runner.layout.allocate_shared(len(runner.kv))
+        kv, fd = runner.kv_spec.allocate_shared(len(runner.kv))
         runner.use_kv(kv)
     return HostMemory(runner.kv.view(torch.uint8).numpy(), len(runner.kv), fd=fd)
 

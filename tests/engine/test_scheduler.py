@@ -207,7 +207,7 @@ def test_a_known_beginning_is_not_computed_again() -> None:
     b = sequence("b", [*range(8), 60, 61])
     scheduler.add(b)
     assert step(scheduler)["b"] == (8, 2)
-    assert b.block_ids[:2] == a.block_ids[:2]
+    assert b.tables[0][:2] == a.tables[0][:2]
     assert (a.num_cached, b.num_cached) == (0, 8)
     assert scheduler.cache is not None
     assert (scheduler.cache.num_queries, scheduler.cache.num_hits) == (19, 8)
@@ -375,7 +375,7 @@ def test_the_last_by_rank_gives_its_blocks_to_the_first() -> None:
     plan = planned(scheduler)
     assert rows(plan) == {"a": (8, 1)}
     assert plan.preempted == [b]
-    assert (b.state, b.num_computed, b.block_ids, b.token_ids) == (SequenceState.WAITING, 0, [], tokens)
+    assert (b.state, b.num_computed, b.tables, b.token_ids) == (SequenceState.WAITING, 0, [], tokens)
     assert (b.num_preemptions, scheduler.num_preemptions) == (1, 1)
     assert a.num_preemptions == 0
 
@@ -496,7 +496,7 @@ def test_a_held_sequence_keeps_its_blocks_and_stays_out_of_plans() -> None:
     run_until_computed(scheduler, a)
     scheduler.hold(a)
     assert scheduler.plan() is None
-    assert scheduler.pool.num_held == len(a.block_ids) == 3
+    assert scheduler.pool.num_held == len(a.tables[0]) == 3
 
 
 def test_discarding_a_failed_step_sends_its_sequences_back_to_the_queue() -> None:
@@ -524,9 +524,9 @@ def test_imported_kv_is_not_computed_again() -> None:
     scheduler.receive(a)
     assert scheduler.plan() is None
     assert len(scheduler.reserve(a, 2)) == 2
-    assert len(scheduler.reserve(a, 5)) == 1, "no more than its prompt needs"
-    scheduler.admit(a, 10, [77])
-    assert step(scheduler) == {"a": (10, 1)}
+    assert scheduler.reserve(a, 5) == [], "no more than its prompt fills"
+    assert scheduler.admit(a, 2, [77]) == 8
+    assert step(scheduler) == {"a": (8, 3)}
     scheduler.add(sequence("b", a.token_ids[:9]))
     assert step(scheduler)["b"] == (8, 1), "what was verified and admitted can be found"
 
@@ -536,7 +536,7 @@ def test_a_transfer_that_stops_halfway_is_completed_here() -> None:
     a = sequence("a", 10)
     scheduler.receive(a)
     scheduler.reserve(a, 2)
-    scheduler.admit(a, 8)
+    scheduler.admit(a, 2)
     assert step(scheduler) == {"a": (8, 2)}
 
 
@@ -545,7 +545,7 @@ def test_without_a_token_from_elsewhere_the_last_position_is_computed_in_a_block
     a = sequence("a", 8)
     scheduler.receive(a)
     scheduler.reserve(a, 2)
-    scheduler.admit(a, 8)
+    scheduler.admit(a, 2)
     assert a.num_indexed == 1, "nobody may find a block that is written again"
     assert step(scheduler) == {"a": (7, 1)}
 
@@ -553,8 +553,8 @@ def test_without_a_token_from_elsewhere_the_last_position_is_computed_in_a_block
 def test_only_the_missing_blocks_are_to_be_received() -> None:
     scheduler = make()
     run_until_computed(scheduler, sequence("a", list(range(9))))
-    b = sequence("b", [*range(8), 50, 51])
-    scheduler.receive(b)
+    b = sequence("b", [*range(8), 50, 51, 52, 53, 54])
+    assert scheduler.receive(b) == (2, b.block_hashes[2:])
     assert (b.num_computed, b.num_cached) == (8, 8)
     assert len(scheduler.reserve(b, 5)) == 1
 
@@ -574,7 +574,7 @@ def test_imported_blocks_of_one_who_waits_are_taken_back_before_an_older_one_is_
     b = sequence("b", 12, max_new=4, arrival=2)
     scheduler.receive(b)
     scheduler.reserve(b, 3)
-    scheduler.admit(b, 12, [77])
+    scheduler.admit(b, 3, [77])
     scheduler.add(sequence("a", 12, max_new=4, arrival=1))
     plan = planned(scheduler)
     assert plan.preempted == [b]
@@ -589,13 +589,13 @@ def test_imported_blocks_of_one_who_waits_are_taken_before_those_of_an_older_one
     b = sequence("b", 8, max_new=4)
     scheduler.receive(b)
     scheduler.reserve(b, 2)
-    scheduler.admit(b, 8, [77])
+    scheduler.admit(b, 2, [77])
     for _ in range(5):
         step(scheduler)
     plan = planned(scheduler)
     assert plan.preempted == [b]
     assert rows(plan) == {"a": (8, 1)}
-    assert b.block_ids == []
+    assert b.num_slots == 0
 
 
 def test_when_the_last_one_running_gives_way_an_older_one_is_admitted_at_once() -> None:
@@ -605,14 +605,14 @@ def test_when_the_last_one_running_gives_way_an_older_one_is_admitted_at_once() 
     a = sequence("a", 8, max_new=4)
     scheduler.receive(a)
     assert len(scheduler.reserve(a, 2)) == 2
-    scheduler.admit(a, 6)
+    scheduler.admit(a, 2)
     for _ in range(5):
         step(scheduler)
-    b_and_a_fill_the_pool = (len(b.block_ids), len(a.block_ids), scheduler.pool.num_available)
+    b_and_a_fill_the_pool = (len(b.tables[0]), len(a.tables[0]), scheduler.pool.num_available)
     assert b_and_a_fill_the_pool == (2, 2, 0)
     plan = planned(scheduler)
     assert plan.preempted == [b]
-    assert rows(plan) == {"a": (6, 2)}
+    assert rows(plan) == {"a": (7, 1)}
 
 
 # -- several samples a row --------------------------------------------------------------------------------
@@ -632,11 +632,11 @@ def test_wrong_guesses_are_taken_back_and_their_blocks_stay() -> None:
     a = sequence("a", 7)
     run_until_computed(scheduler, a)
     plan = verify_guesses(scheduler, a, 6)
-    assert (a.num_computed, len(a.block_ids)) == (14, 4)
+    assert (a.num_computed, len(a.tables[0])) == (14, 4)
     assert scheduler.plan() is None, "how many of them are right is not known"
     scheduler.commit(plan, [[11, 12]])
     assert a.token_ids[-3:] == [5, 11, 12]
-    assert (a.num_computed, a.num_indexed, a.num_pending, len(a.block_ids)) == (9, 2, 0, 4)
+    assert (a.num_computed, a.num_indexed, a.num_pending, len(a.tables[0])) == (9, 2, 0, 4)
     assert step(scheduler) == {"a": (9, 1)}
 
 

@@ -17,10 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from baton.block_hash import block_name
 from baton.engine.block_pool import BlockPool
 from baton.engine.prefix_cache import PrefixCache
 from baton.engine.scheduler import Scheduler, SchedulerConfig, StepPlan
 from baton.engine.sequence import Sequence, SequenceState
+from baton.engine.windows import Reach
 from baton.protocol import SamplingParams
 
 VOCAB = 50
@@ -58,7 +60,7 @@ class Launched:
     """A step as the device got it: tables and known tokens as they were at launch."""
 
     plan: StepPlan
-    tables: list[list[int]]
+    tables: list[list[list[int]]]  # a row, a group
     known: list[list[int]]
     guesses: dict[Sequence, list[int]]
 
@@ -74,12 +76,13 @@ class FakeEngine:
         self.behind = behind
         self.num_guessed = num_guessed
         self.rng = random.Random(0)
+        self.reach = self.scheduler.reach
         self.kv: dict[int, int] = {}  # slot -> KV
         self.sampled: dict[tuple[Sequence, int], int] = {}  # (sequence, position) -> token, on the device
         self.launched: deque[Launched] = deque()
         self.sequences: list[Sequence] = []  # all that are not given back
         self.num_created = 0
-        self.copied: dict[Sequence, list[int]] = {}  # block tables as the device has them, grown at their ends
+        self.copied: dict[Sequence, list[list[int]]] = {}  # tables as the device has them, grown at their ends
         self.completed: list[Sequence] = []
         self.num_steps = 0
 
@@ -134,15 +137,19 @@ class FakeEngine:
         assert plan.num_tokens == sum(plan.num_new) <= self.scheduler.config.max_num_batched_tokens
         return guesses
 
-    def copy_tables(self, plan: StepPlan) -> list[list[int]]:
-        """Give the rows' block tables, of which only what was added travels, as long as nothing is preempted."""
+    def copy_tables(self, plan: StepPlan) -> list[list[list[int]]]:
+        """Copy the rows' block tables, of which only what was added travels, as long as nothing is preempted."""
         for sequence in plan.preempted:
             self.copied.pop(sequence, None)
         for sequence in plan.sequences:
-            table = self.copied.setdefault(sequence, [])
-            table += sequence.block_ids[len(table) :]
-            assert table == sequence.block_ids, "it lost its blocks and the plan does not say so"
-        return [list(self.copied[sequence]) for sequence in plan.sequences]
+            tables = self.copied.setdefault(sequence, [[] for _ in sequence.tables])
+            for group, (table, own) in enumerate(zip(tables, sequence.tables, strict=True)):
+                table += own[len(table) :]
+                first = sequence.num_passed[group]
+                assert table[first:] == own[first:], "it lost its blocks and the plan does not say so"
+                assert not any(own[:first])
+                assert all(own[first:])
+        return [[list(table) for table in self.copied[sequence]] for sequence in plan.sequences]
 
     def collect(self) -> None:
         """Execute the oldest launched step and commit it; finish what has reached its end."""
@@ -161,21 +168,24 @@ class FakeEngine:
     def execute(self, launched: Launched) -> list[list[int]]:
         plan, token_lists = launched.plan, []
         rows = zip(plan.sequences, plan.starts, plan.num_new, plan.num_samples, strict=True)
-        for (sequence, start, num_new, num_samples), table, known in zip(
+        for (sequence, start, num_new, num_samples), tables, known in zip(
             rows, launched.tables, launched.known, strict=True
         ):
             end = start + num_new
             guesses = launched.guesses.get(sequence, [])
             token_ids = known[:end] + [self.sampled[sequence, at] for at in range(len(known), end - len(guesses))]
             token_ids += guesses
-            for position in range(start, end):
-                assert not self.is_findable(table[position // self.block_size]), "written while findable"
-                previous = self.kv[self.slot(table, position - 1)] if position else 0
-                self.kv[self.slot(table, position)] = kv_of(previous, token_ids[position])
-            found = [self.kv[self.slot(table, position)] for position in range(end)]
-            assert found == chain(token_ids), f"{sequence}: its blocks hold something else"
+            values = chain(token_ids)
+            for group, table in enumerate(tables):
+                for position in range(start, end):
+                    assert not self.is_findable(table[position // self.block_size]), "written while findable"
+                    previous = self.kv[self.slot(table, position - 1)] if position else 0
+                    self.kv[self.slot(table, position)] = kv_of(previous, token_ids[position])
+                seen = range(max(0, start - (self.reach.windows[group] or end) + 1), end)
+                found = [self.kv[self.slot(table, position)] for position in seen]
+                assert found == values[seen.start :], f"{sequence}: its blocks hold something else"
             if num_samples:
-                sampled = [value % VOCAB for value in found[end - num_samples :]]
+                sampled = [value % VOCAB for value in values[end - num_samples :]]
                 num_right = next((i for i, id in enumerate(guesses) if id != sampled[i] or id == EOS), len(guesses))
                 token_lists.append(sampled[: num_right + 1])
                 self.sampled[sequence, end - num_samples + len(token_lists[-1])] = token_lists[-1][-1]
@@ -189,12 +199,19 @@ class FakeEngine:
     def is_findable(self, block_id: int) -> bool:
         return block_id in self.cache._hash_of
 
-    def import_kv(self, sequence: Sequence, end: int) -> None:
-        """Write the KV of a receiving sequence's tokens up to `end`, as a transfer does: at once."""
+    def missing(self, sequence: Sequence) -> list[tuple[int, int]]:
+        """List the (block, group) that a receiving sequence has asked for, in the order of their places."""
+        last = len(sequence.token_ids) // self.block_size
+        return list(self.reach.wanted(sequence.num_computed // self.block_size, last, last))
+
+    def import_kv(self, sequence: Sequence, num_blocks: int) -> None:
+        """Write the KV of the first blocks that a sequence receives, as a transfer does: at once."""
         values = chain(sequence.token_ids)
-        for position in range(sequence.num_computed, end):
-            assert not self.is_findable(sequence.block_ids[position // self.block_size])
-            self.kv[self.slot(sequence.block_ids, position)] = values[position]
+        for at, group in self.missing(sequence)[:num_blocks]:
+            block_id = sequence.tables[group][at]
+            assert not self.is_findable(block_id)
+            for offset in range(self.block_size):
+                self.kv[block_id * self.block_size + offset] = values[at * self.block_size + offset]
 
     # -- what must hold -----------------------------------------------------------------------------------
 
@@ -211,22 +228,33 @@ class FakeEngine:
             assert sequence.state is SequenceState.RUNNING
             assert sequence.num_computed == start + num_new <= sequence.max_len - 1
             assert samples == (start + num_new == sequence.num_tokens - 1 and sequence.num_pending > 0)
-            assert sequence.num_computed <= len(sequence.block_ids) * self.block_size
+            assert sequence.num_computed <= sequence.num_slots
+            assert all(len(table) * self.block_size == sequence.num_slots for table in sequence.tables)
 
     def check_blocks(self) -> None:
         """Compare the pool's counts with who holds what; free + cached + held = total."""
         self.pool.verify()
         self.sequences = [s for s in self.sequences if s.state is not SequenceState.FINISHED or s.num_in_flight]
-        owners = Counter(block_id for sequence in self.sequences for block_id in sequence.block_ids)
+        owners = Counter(id for sequence in self.sequences for table in sequence.tables for id in table if id)
         for block_id in range(1, self.pool.num_total + 1):
             assert self.pool.num_references(block_id) == owners[block_id]
         for sequence in self.sequences:
-            assert len(set(sequence.block_ids)) == len(sequence.block_ids), "a block twice in one table"
-            for at, block_id in enumerate(sequence.block_ids):
+            held = [(at, id) for table in sequence.tables for at, id in enumerate(table) if id]
+            assert len({block_id for _, block_id in held}) == len(held), "a block twice in one sequence"
+            for at, block_id in held:
                 if owners[block_id] > 1:
                     assert at < sequence.num_indexed, "shared, and not through the prefix cache"
+            if sequence.state is SequenceState.RUNNING and not sequence.num_in_flight:
+                self.check_windows(sequence)
         pool = self.pool
         assert pool.num_free + pool.num_cached + pool.num_held == pool.num_total
+
+    def check_windows(self, sequence: Sequence) -> None:
+        """Nothing is held of what no later step reads, beyond the block in which the window ends."""
+        for group in self.reach.windowed:
+            first = self.reach.first_block(group, sequence.num_computed // self.block_size)
+            window = self.reach.windows[group] or 0
+            assert sequence.num_passed[group] >= first >= (sequence.num_computed - window) // self.block_size - 1
 
     def check_queues(self) -> None:
         scheduler = self.scheduler
@@ -246,11 +274,13 @@ class FakeEngine:
         for sequence in self.sequences:
             values = chain(sequence.token_ids)
             for at, block_hash in enumerate(sequence.block_hashes):
-                if block_hash in block_of:
-                    first = at * self.block_size
-                    slot = block_of[block_hash] * self.block_size
-                    stored = [self.kv[slot + offset] for offset in range(self.block_size)]
-                    assert stored == values[first : first + self.block_size]
+                for group in range(self.reach.num_groups):
+                    name = block_name(block_hash, group)
+                    if name in block_of:
+                        first = at * self.block_size
+                        slot = block_of[name] * self.block_size
+                        stored = [self.kv[slot + offset] for offset in range(self.block_size)]
+                        assert stored == values[first : first + self.block_size]
 
     def check_completed(self) -> None:
         for sequence in self.completed:
@@ -281,10 +311,13 @@ def configs(draw: st.DrawFn) -> Drawn:
     max_num_seqs = draw(st.integers(1, 6))
     block_size = draw(st.sampled_from([1, 2, 4]))
     max_model_len = 44
-    least = -(-(max_model_len - 1) // block_size)
+    windows = draw(st.sampled_from([(None,), (None,), (7,), (None, 7), (4, 9), (None, None, 12)]))
+    max_num_batched_tokens = max_num_seqs + draw(st.sampled_from([0, 3, 10, 60]))
+    least = Reach(block_size, windows, max_num_batched_tokens).num_held(max_model_len - 1)
     config = SchedulerConfig(
         max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_seqs + draw(st.sampled_from([0, 3, 10, 60])),
+        max_num_batched_tokens=max_num_batched_tokens,
+        windows=windows,
         max_model_len=max_model_len,
         block_size=block_size,
         enable_chunked_prefill=draw(st.booleans()),
@@ -335,9 +368,15 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(prompt=prompts, max_new=st.integers(1, 15), priority=st.integers(0, 2))
     def receive(self, prompt: list[int], max_new: int, priority: int) -> None:
         sequence = self.engine.new(prompt, max_new, priority)
-        self.engine.scheduler.receive(sequence)
-        found = [self.engine.kv[self.engine.slot(sequence.block_ids, p)] for p in range(sequence.num_computed)]
-        assert found == chain(prompt)[: sequence.num_computed], "what is findable is there already"
+        first, names = self.engine.scheduler.receive(sequence)
+        missing, reach = self.engine.missing(sequence), self.engine.reach
+        last = len(prompt) // self.engine.block_size
+        assert names == [block_name(sequence.block_hashes[at], group) for at, group in missing]
+        assert list(reach.wanted(0, last, last))[first:] == missing
+        for group, table in enumerate(sequence.tables):
+            begin = reach.first_block(group, sequence.num_computed // self.engine.block_size) * self.engine.block_size
+            found = [self.engine.kv[self.engine.slot(table, p)] for p in range(begin, sequence.num_computed)]
+            assert found == chain(prompt)[begin : sequence.num_computed], "what is findable is there already"
 
     @precondition(lambda self: self.some(SequenceState.RECEIVING))
     @rule(data=st.data(), num_blocks=st.integers(0, 10))
@@ -345,17 +384,20 @@ class SchedulerMachine(RuleBasedStateMachine):
         sequence = self.pick(data, SequenceState.RECEIVING)
         granted = self.engine.scheduler.reserve(sequence, num_blocks)
         assert len(granted) <= num_blocks
-        assert len(sequence.block_ids) * self.engine.block_size < len(sequence.token_ids) + self.engine.block_size
+        places = [(at, group) for at, group in self.engine.missing(sequence) if len(sequence.tables[group]) > at]
+        assert places == self.engine.missing(sequence)[: len(places)]
+        end = [sequence.tables[group][at] for at, group in places]
+        assert end[len(end) - len(granted) :] == granted
 
     @precondition(lambda self: self.some(SequenceState.RECEIVING))
     @rule(data=st.data(), missing=st.integers(0, 30), seeded=st.booleans())
     def admit(self, data: st.DataObject, missing: int, seeded: bool) -> None:
         sequence = self.pick(data, SequenceState.RECEIVING)
-        slots = len(sequence.block_ids) * self.engine.block_size
-        end = max(sequence.num_computed, min(slots, len(sequence.token_ids)) - missing)
-        self.engine.import_kv(sequence, end)
+        granted = sum(len(sequence.tables[group]) > at for at, group in self.engine.missing(sequence))
+        num_good = max(0, granted - missing)
+        self.engine.import_kv(sequence, num_good)
         token_ids = [chain(sequence.token_ids)[-1] % VOCAB] if seeded else []
-        self.engine.scheduler.admit(sequence, end, token_ids)
+        self.engine.scheduler.admit(sequence, num_good, token_ids)
         if seeded and self.engine.ended(sequence):
             self.engine.scheduler.finish(sequence)
             self.engine.completed.append(sequence)
@@ -395,7 +437,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         for sequence in [*engine.scheduler.held]:
             engine.scheduler.finish(sequence)
         for sequence in [*engine.scheduler.receiving]:
-            engine.scheduler.admit(sequence, sequence.num_computed)
+            engine.scheduler.admit(sequence, 0)
         left = [s for s in engine.sequences if s.state is not SequenceState.FINISHED]
         bound = 10 + 3 * sum(s.max_len for s in left)
         while engine.scheduler.has_work:

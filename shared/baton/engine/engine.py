@@ -29,7 +29,7 @@ from baton.block_hash import cache_root
 from baton.config import EngineConfig
 from baton.engine.block_pool import BlockPool
 from baton.engine.device import pick_device, prepare_kernels
-from baton.engine.kv_cache import KVLayout
+from baton.engine.kv_cache import KVCacheSpec
 from baton.engine.memory import MemoryPlan, largest_steps_tried, plan_memory, with_kv_of
 from baton.engine.model_runner import LaunchedStep, ModelRunner
 from baton.engine.prefix_cache import PrefixCache
@@ -73,6 +73,7 @@ class _Request:
     later: dict[int, Sequence]  # choices that wait for the prompt's KV to arrive
     holds_prompt: bool
     prompt_logprobs: list[TokenLogprobs | None] | None
+    num_listed: int = 0  # blocks of tokens that `Engine.computed` has been through
 
 
 class Engine:
@@ -83,7 +84,7 @@ class Engine:
         model: CausalLM,
         config: EngineConfig,
         memory: MemoryPlan,
-        layout: KVLayout,
+        kv_spec: KVCacheSpec,
         *,
         cache_key: bytes = b"",
         identity: str = "",
@@ -96,11 +97,11 @@ class Engine:
         self.cache = PrefixCache(self.pool)
         self.scheduler = Scheduler(_scheduler_config(config, memory), self.pool, self.cache)
         self.runner = ModelRunner(
-            model, layout, memory.num_blocks, max_num_seqs=config.max_num_seqs, max_model_len=memory.max_model_len
+            model, kv_spec, memory.num_blocks, max_num_seqs=config.max_num_seqs, max_model_len=memory.max_model_len
         )
         self.cache_parts = (
             identity or f"{config.model}@{config.revision}",
-            layout.describe(),
+            kv_spec.describe(),
             rotation_kind(model.spec),
             *(("deterministic",) if config.deterministic else ()),
         )
@@ -137,10 +138,10 @@ class Engine:
         spec = read_spec(folder)
         dtype = _dtype(config, device, spec)
         max_model_len = config.max_model_len or spec.max_model_len
-        layout = KVLayout.of(spec, config.block_size, dtype)
+        kv_spec = KVCacheSpec.of(spec, config.block_size, dtype, max_model_len)
         memory = plan_memory(
             config,
-            layout,
+            kv_spec,
             weights_nbytes=weights_nbytes(spec, dtype, max_model_len),
             max_model_len=max_model_len,
             device=device,
@@ -164,10 +165,10 @@ class Engine:
         identity = model_identity(folder, dummy_seed=config.seed if config.load_format == "dummy" else None)
         with largest_steps_tried(config):
             if device.type == "cuda":
-                memory = measure_memory(cls, model, config, memory, layout)
+                memory = measure_memory(cls, model, config, memory, kv_spec)
                 if progress:
                     print(f"measured: {memory.describe()}", file=sys.stderr)
-            engine = cls(model, config, memory, layout, cache_key=cache_key, identity=identity)
+            engine = cls(model, config, memory, kv_spec, cache_key=cache_key, identity=identity)
             if device.type == "cuda" and not config.enforce_eager and not references:
                 engine.runner.capture_graphs(max_num_tokens=config.max_num_batched_tokens, progress=progress)
         return engine
@@ -217,11 +218,12 @@ class Engine:
         seed: int | None = None,
         priority: int = 0,
         salt: bytes = b"",
-    ) -> Sequence:
-        """Take in a request whose prompt is computed elsewhere; it runs after `admit`.
+    ) -> tuple[int, list[bytes]]:
+        """Take in a request whose prompt's KV comes from elsewhere; it runs after `admit`.
 
-        Gives the sequence of its first choice: `num_computed` says what the prefix cache has, `block_hashes` name all
-        full blocks of its tokens. Other choices follow on `admit` and find the prompt in the prefix cache.
+        Returns the names of the blocks that the prefix cache lacks, in the order of their places from `reserve`, and how
+        many of the list of all come before them; a source lists the same for the same tokens. Other choices than the
+        first follow on `admit` and find the prompt in the prefix cache.
 
         Raises:
             ContextTooLong: it could never run here.
@@ -230,29 +232,43 @@ class Engine:
         (lead, first), *later = request.choices.items()
         request.choices, request.later = {lead: first}, dict(later)
         try:
-            self.scheduler.receive(first)
+            return self.scheduler.receive(first)
         except Exception:
             self.abort(request_id)
             raise
-        return first
 
     def reserve(self, request_id: str, num_blocks: int) -> list[int]:
-        """Grant a receiving request up to so many more blocks; none if they are short now, or it has ended."""
+        """Grant a receiving request up to `num_blocks` more blocks; none if they are short now, or it has ended."""
         request = self._requests.get(request_id)
         return [] if request is None else self.scheduler.reserve(_lead(request), num_blocks)
 
-    def admit(self, request_id: str, num_computed: int, token_ids: Iterable[int] = ()) -> None:
-        """Start a receiving request with the KV of its first `num_computed` tokens, good in its blocks.
+    def admit(self, request_id: str, num_blocks: int, token_ids: Iterable[int] = ()) -> int:
+        """Start a receiving request with the KV of the first `num_blocks` that `receive` named, good in their places.
 
-        `token_ids` were sampled elsewhere for its first choice and are not given out again.
+        `token_ids` were sampled elsewhere for its first choice and are not given out again. Returns how many tokens need
+        not be computed thanks to those blocks.
         """
         request = self._requests.get(request_id)
         if request is None:
-            return
-        self.scheduler.admit(_lead(request), num_computed, token_ids)
+            return 0
+        num_fetched = self.scheduler.admit(_lead(request), num_blocks, token_ids)
         for choice in list(request.later):
             sequence = request.choices[choice] = request.later.pop(choice)
             self.scheduler.follow(sequence)
+        return num_fetched
+
+    def computed(self, request_id: str) -> tuple[list[int], list[bytes]]:
+        """List blocks of a request that `holds_prompt` that were computed since the last call, and their names.
+
+        All calls together list what `receive` does for the same tokens where nothing is cached.
+        """
+        request = self._requests.get(request_id)
+        if request is None:
+            return [], []
+        sequence, first = _lead(request), request.num_listed
+        last = (sequence.max_len - 1) // self.config.block_size
+        request.num_listed = max(first, min(last, sequence.num_indexed))
+        return self.scheduler.complete(sequence, first, last)
 
     def abort(self, request_id: str) -> None:
         """End a request wherever it stands; its blocks come back. Unknown or ended ones are ignored."""
@@ -431,12 +447,12 @@ class Engine:
 
 
 def _lead(request: _Request) -> Sequence:
-    """Give the sequence of a receiving request for which KV arrives."""
+    """The sequence whose prompt's KV moves: of a request that receives it, or holds it for others."""
     return next(iter(request.choices.values()))
 
 
 def measure_memory(
-    kind: type[Engine], model: CausalLM, config: EngineConfig, memory: MemoryPlan, layout: KVLayout
+    kind: type[Engine], model: CausalLM, config: EngineConfig, memory: MemoryPlan, kv_spec: KVCacheSpec
 ) -> MemoryPlan:
     """Run the largest step that a plan can hold, and give the KV cache what that leaves.
 
@@ -446,9 +462,9 @@ def measure_memory(
     num_tokens = config.max_num_batched_tokens
     prompt_len = min(num_tokens, memory.max_model_len - 1)
     num_prompts = -(-num_tokens // prompt_len)
-    blocks = num_prompts * (prompt_len // config.block_size + 2) + 1
+    blocks = num_prompts * memory.reach.num_held(prompt_len + 2 * config.block_size) + 1
     small = dataclasses.replace(memory, num_blocks=min(blocks, memory.num_blocks))
-    probe = kind(model, dataclasses.replace(config, max_num_waiting=num_prompts), small, layout)
+    probe = kind(model, dataclasses.replace(config, max_num_waiting=num_prompts), small, kv_spec)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     params = SamplingParams(max_tokens=2, temperature=1.0, ignore_eos=True, detokenize=False)
@@ -481,6 +497,7 @@ def _scheduler_config(config: EngineConfig, memory: MemoryPlan) -> SchedulerConf
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=memory.max_model_len,
         block_size=config.block_size,
+        windows=memory.reach.windows,
         max_num_waiting=config.max_num_waiting,
         enable_chunked_prefill=config.enable_chunked_prefill,
         enable_prefix_caching=config.enable_prefix_caching,

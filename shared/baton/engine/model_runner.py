@@ -16,7 +16,7 @@ from torch import Tensor
 
 from baton.engine.batch import BatchBuilder, HostBatch
 from baton.engine.cuda_graphs import StepGraphs
-from baton.engine.kv_cache import KVLayout
+from baton.engine.kv_cache import KVCacheSpec
 from baton.engine.padded_step import StepShapes
 from baton.engine.sampler import Sampler, TokenLogprobs
 from baton.engine.scheduler import StepPlan
@@ -62,19 +62,14 @@ class ModelRunner:
     """Owns the model, the KV tensor and the device's side of a batch."""
 
     def __init__(
-        self, model: CausalLM, layout: KVLayout, num_blocks: int, *, max_num_seqs: int, max_model_len: int
+        self, model: CausalLM, kv_spec: KVCacheSpec, num_blocks: int, *, max_num_seqs: int, max_model_len: int
     ) -> None:
         self.model = model
         self.device = model.device
-        self.layout = layout
-        self.use_kv(layout.allocate(num_blocks, self.device))
+        self.kv_spec = kv_spec
+        self.use_kv(kv_spec.allocate(num_blocks, self.device))
         self._max_num_seqs = max_num_seqs
-        self._batches = BatchBuilder(
-            num_rows=max_num_seqs,
-            max_blocks=-(-max_model_len // layout.block_size),
-            block_size=layout.block_size,
-            device=self.device,
-        )
+        self._batches = BatchBuilder(kv_spec, num_rows=max_num_seqs, max_model_len=max_model_len, device=self.device)
         self.sampler = Sampler(
             vocab_size=model.spec.vocab_size,
             eos_token_ids=model.spec.eos_token_ids,
@@ -84,15 +79,20 @@ class ModelRunner:
         self._graphs: StepGraphs | None = None
 
     def use_kv(self, kv: Tensor) -> None:
-        """Keep KV in this tensor from now on, [num_blocks, layers, 2, block_size, kv_heads, head_dim]; before any step."""
+        """Keep KV in this tensor from now on, as `KVCacheSpec.allocate` makes it; before any step."""
         self.kv = kv
-        self.caches = kv.unbind(1)
+        self.caches = self.kv_spec.caches(kv)
 
     @torch.inference_mode()
     def capture_graphs(self, *, max_num_tokens: int, progress: bool) -> None:
         """Capture steps; from then on those that fit run as CUDA graphs."""
         num_parameters = self.model.nbytes // self.model.dtype.itemsize
-        shapes = StepShapes(num_parameters, max_num_seqs=self._max_num_seqs, max_num_tokens=max_num_tokens)
+        shapes = StepShapes(
+            num_parameters,
+            max_num_seqs=self._max_num_seqs,
+            max_num_tokens=max_num_tokens,
+            num_groups=len(self.kv_spec.groups),
+        )
         graphs = StepGraphs(self.model, self.caches, self._batches, shapes)
         graphs.capture(progress=progress)
         self._graphs = graphs

@@ -37,7 +37,6 @@ log = get_logger("decode")
 class _Import:
     run: Run
     ticket: Ticket
-    from_block: int
     num_wanted: int
     num_granted: int = 0
     num_landed: int = 0
@@ -60,7 +59,6 @@ class DecodeLeg:
         self._importer = importer
         self._runs = runs
         self._outbox = outbox
-        self._block_size = engine.config.block_size
         self._imports: dict[tuple[bytes, int], _Import] = {}
         self._fetched: dict[Run, int] = {}
         """Prompt tokens of a run whose KV came from elsewhere."""
@@ -130,7 +128,7 @@ class DecodeLeg:
 
     def _receive(self, run: Run, ticket: Ticket) -> None:
         start = run.start
-        sequence = self._engine.receive(
+        from_block, wanted = self._engine.receive(
             run.engine_id,
             start.token_ids,
             # who computed the prompt scored it
@@ -140,10 +138,7 @@ class DecodeLeg:
             priority=start.priority,
             salt=start.salt,
         )
-        sequence.extend_hashes(self._block_size)
-        from_block = sequence.num_computed // self._block_size
-        wanted = sequence.block_hashes[from_block:]
-        importing = _Import(run, ticket, from_block, len(wanted), lead=start.choices[0].index)
+        importing = _Import(run, ticket, len(wanted), lead=start.choices[0].index)
         try:
             self._importer.fetch(ticket, from_block, wanted, self._places(importing))
         except (BatonError, ValueError) as error:  # no such source, or none that can be reached
@@ -188,10 +183,8 @@ class DecodeLeg:
         except (msgspec.MsgspecError, UnicodeDecodeError):
             self._admit_failed(importing, event.num_blocks, "meta")
             return
-        num_blocks = importing.from_block + event.num_blocks
-        self._engine.admit(run.engine_id, num_blocks * self._block_size, [first.token_id])
+        num_fetched = self._engine.admit(run.engine_id, event.num_blocks, [first.token_id])
         run.queued_at = time.monotonic()
-        num_fetched = event.num_blocks * self._block_size
         self._fetched[run] = num_fetched
         self._outbox.transfer(
             run,
@@ -230,9 +223,8 @@ class DecodeLeg:
             self._engine.abort(run.engine_id)
             self._close(run)
             return
-        self._engine.admit(run.engine_id, (importing.from_block + num_blocks) * self._block_size)
+        self._fetched[run] = self._engine.admit(run.engine_id, num_blocks)
         run.queued_at = time.monotonic()
-        self._fetched[run] = num_blocks * self._block_size
         self._finish_choices(run, importing.stopped_choices)
 
     def _finish_choices(self, run: Run, choices: list[int]) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from baton.engine.engine import Engine, TokenOutput
-from baton.engine.sequence import Sequence
 from baton.errors import BatonError
 from baton.kvtransfer.exporter import Exporter
 from baton.messages import Leg as LegName
@@ -36,8 +35,6 @@ class _Export:
     run: Run
     ticket: Ticket | None
     choice: int
-    num_blocks: int
-    """Full blocks of the prompt and of what was emitted before."""
     block_ids: list[int] = field(default_factory=list)
     """Published, each with a reference of ours."""
     is_computed: bool = False
@@ -59,7 +56,6 @@ class PrefillLeg:
         self._outbox = outbox
         self._layout = layout
         self._incarnation = incarnation
-        self._block_size = engine.config.block_size
         self._computing: dict[Run, _Export] = {}
         self._by_ticket: dict[tuple[bytes, int], _Export] = {}
 
@@ -79,8 +75,7 @@ class PrefillLeg:
             salt=start.salt,
             holds_prompt=True,
         )
-        num_blocks = (len(start.token_ids) + len(lead.emitted)) // self._block_size
-        export = self._computing[run] = _Export(run, ticket, lead.index, num_blocks)
+        export = self._computing[run] = _Export(run, ticket, lead.index)
         if ticket is not None:
             try:
                 self._exporter.offer(ticket)
@@ -135,22 +130,14 @@ class PrefillLeg:
         return sum(len(export.block_ids) for export in self._by_ticket.values() if export.is_given_up)
 
     def _publish(self, export: _Export) -> None:
-        """Give the exporter the prompt's blocks that are full and computed since the last time."""
-        sequence = self._engine.sequence_of(export.run.engine_id, export.choice)
-        if sequence is None or export.ticket is None:
+        """Hand the exporter the prompt's blocks that were computed since the last time."""
+        if export.ticket is None:
             return
-        first, last = len(export.block_ids), min(sequence.num_indexed, export.num_blocks)
-        if last <= first:
-            return
-        block_ids = sequence.block_ids[first:last]
-        self._engine.pool.share(block_ids)
-        export.block_ids += block_ids
-        hashes = self._hashes(sequence)[first:last]
-        self._exporter.publish(export.ticket.request_id, export.ticket.epoch, block_ids, hashes)
-
-    def _hashes(self, sequence: Sequence) -> list[bytes]:
-        sequence.extend_hashes(self._block_size)  # with prefix caching off, nobody else has
-        return sequence.block_hashes
+        block_ids, names = self._engine.computed(export.run.engine_id)
+        if block_ids:
+            self._engine.pool.share(block_ids)
+            export.block_ids += block_ids
+            self._exporter.publish(export.ticket.request_id, export.ticket.epoch, block_ids, names)
 
     def _end_computing(self, export: _Export) -> None:
         del self._computing[export.run]
