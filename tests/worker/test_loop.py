@@ -24,8 +24,8 @@ MakeTable = Callable[..., TableTop]
 def make_table(tiny_checkpoint: Callable[[str], Path]) -> Iterator[MakeTable]:
     tables: list[TableTop] = []
 
-    def make(num_blocks: int = 64, **settings: Any) -> TableTop:
-        tables.append(TableTop(tiny_checkpoint("llama"), num_blocks, **settings))
+    def make(num_blocks: int = 64, family: str = "llama", **settings: Any) -> TableTop:
+        tables.append(TableTop(tiny_checkpoint(family), num_blocks, **settings))
         return tables[-1]
 
     yield make
@@ -65,6 +65,24 @@ def test_more_prompts_than_the_decode_worker_has_blocks_for_all_end_right(make_t
         wanted = ask_alone(alone, prompt)
         assert first == wanted[:1]
         assert rest in (wanted, wanted[1:])
+    turn_until([prefill, decode], lambda: is_quiet(prefill, decode), "everything is back")
+
+
+@pytest.mark.parametrize(("family", "num_blocks"), [("mistral", 4), ("gemma2", 9 + 2 * 3)])
+def test_of_layers_with_a_window_only_its_blocks_travel(make_table: MakeTable, family: str, num_blocks: int) -> None:
+    prefill, decode, alone = (make_table(400, family, block_size=4, max_num_batched_tokens=16) for _ in range(3))
+    prompt = prompt_of(40, 38)  # 9 full blocks; a window of 13 begins in the 4th from the end, one of 12 in the 3rd
+    request_id = start_pair(prefill, decode, prompt)
+    turn_until([prefill, decode], lambda: len(decode.ids(request_id)) >= 11, "it ends")
+    assert prefill.ids(request_id) + decode.ids(request_id) == ask_alone(alone, prompt)
+    turn_until([prefill, decode], lambda: is_quiet(prefill, decode), "everything is back")
+    outputs = [message for _, message in decode.mailbox.posted if isinstance(message, Outputs)]
+    (transfer,) = (transfer for message in outputs for transfer in message.transfers)
+    assert (transfer.num_tokens, transfer.nbytes) == (36, num_blocks * decode.engine.memory.block_nbytes)
+    longer = prompt + decode.ids(request_id)[:7] + prompt_of(41, 30)  # its beginning is cached on both
+    request_id = start_pair(prefill, decode, longer)
+    turn_until([prefill, decode], lambda: len(decode.ids(request_id)) >= 11, "it ends")
+    assert prefill.ids(request_id) + decode.ids(request_id) == ask_alone(alone, longer)
     turn_until([prefill, decode], lambda: is_quiet(prefill, decode), "everything is back")
 
 
