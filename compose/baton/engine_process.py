@@ -20,6 +20,7 @@ import zmq
 from baton.config import EngineConfig
 from baton.decode.leg import DecodeLeg
 from baton.engine.engine import Engine
+from baton.engine.load import load_engine
 from baton.errors import BatonError, ConfigError
 from baton.kvtransfer.cuda_copies import CudaCopies
 from baton.kvtransfer.device_memory import DeviceMemory
@@ -74,7 +75,7 @@ class EngineProcess:
     def run(self) -> int:
         """Serve; give the exit status."""
         try:
-            engine = Engine.load(EngineConfig(**self._assignment.engine), cache_key=self._config.cache_key.encode())
+            engine = load_engine(EngineConfig(**self._assignment.engine), cache_key=self._config.cache_key.encode())
             engine.scheduler.max_prefill_chunk = self._config.max_prefill_chunk
             _warm_up(engine)
             mailbox = Mailbox(self._wakeup)

@@ -174,8 +174,7 @@ def test_layers_with_a_window_hold_no_more_than_it_and_a_chunk(
     engine.add("a", prompt, GREEDY)
     while engine.has_work:
         _keep(engine.step(), answers)
-        sequence = engine.sequence_of("a")
-        for group, table in enumerate(sequence.tables if sequence else []):
+        for group, table in enumerate(engine.scheduler.running[0].tables if engine.scheduler.running else []):
             most[group] = max(most[group], len(table) - table.count(0))
     assert answers["a"] == subject.answers[-1]
     whole = reach.num_blocks(len(prompt) + NUM_TOKENS - 1)

@@ -52,12 +52,6 @@ class PrefixCache:
             block_ids.append(block_id)
         return block_ids
 
-    def match(self, hashes: Iterable[bytes]) -> list[int]:
-        """Look up and share in one step: the caller owns a reference to each block given."""
-        block_ids = self.lookup(hashes)
-        self._pool.share(block_ids)
-        return block_ids
-
     def insert(self, block_hash: bytes, block_id: int, *, is_told: bool = True) -> None:
         """Make a held block findable; `is_told`: readers of the events hear of it.
 

@@ -171,7 +171,7 @@ class Sampler:
         return batch
 
     def _counts_of(self, sequences: list[Sequence], places: Tensor) -> Tensor:
-        """Give the counts, with a row made for each sequence that is new to its place.
+        """The counts, with a row made for each sequence that is new to its place.
 
         Such a one has nothing in flight, so the host knows all of its tokens.
         """
@@ -217,7 +217,7 @@ class Sampler:
 
 
 def seed_of(request_id: str, engine_seed: int) -> int:
-    """Give the seed of a request that brings none: its own, and the same in every run."""
+    """Derive the seed of a request that brings none: its own, and the same in every run."""
     digest = hashlib.blake2b(f"{engine_seed}/{request_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 

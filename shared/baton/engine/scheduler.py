@@ -332,7 +332,7 @@ class Scheduler:
     # -- planning -----------------------------------------------------------------------------------------
 
     def _plan_decodes(self, plan: StepPlan) -> list[Sequence]:
-        """Give every running sequence a slot, in order; plan those that lack one token, give those that lack more.
+        """Find every running sequence a slot, in order; plan those that lack one token, return those that lack more.
 
         The loop of 256 iterations, hence written out: it is `StepPlan.add` for rows known to be of one token.
         """
@@ -411,7 +411,7 @@ class Scheduler:
             num_left -= num_new
 
     def _first_chunk_len(self, num_lacking: int, num_left: int) -> int:
-        """Give how many of the tokens that a sequence lacks the rest of the budget takes.
+        """How many of the tokens that a sequence lacks fit the rest of the budget.
 
         Without chunked prefill all or none, except for what is longer than any step.
         """
@@ -444,7 +444,7 @@ class Scheduler:
         return True
 
     def _last_imported(self) -> Sequence | None:
-        """Give the last of the queue that holds blocks: imported ones, as nothing else waits with blocks."""
+        """The last of the queue that holds blocks: imported ones, as nothing else waits with blocks."""
         return next((sequence for sequence in reversed(self.waiting) if sequence.num_slots), None)
 
     def _reclaim_imported(self, plan: StepPlan, first: Sequence) -> bool:

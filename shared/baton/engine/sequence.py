@@ -8,12 +8,9 @@ may touch the sequence, not what its next tokens are. The scheduler writes every
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING
 
 from baton.block_hash import hash_blocks
-
-if TYPE_CHECKING:
-    from baton.protocol import SamplingParams
+from baton.protocol import SamplingParams
 
 
 class SequenceState(Enum):
