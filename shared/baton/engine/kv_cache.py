@@ -19,8 +19,9 @@ from torch import Tensor
 from baton.models.spec import ModelSpec
 
 KVKind = Literal["full", "window", "latent", "state"]
-"""What a layer keeps: K and V of all tokens, of the last ones, one vector a token, one state a sequence. Today's families
-have the first two."""
+"""What a layer keeps: K and V of all tokens, of the last ones, one vector a token, one state a sequence.
+
+Today's families have the first two."""
 
 
 @dataclass(frozen=True, slots=True)

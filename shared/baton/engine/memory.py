@@ -52,24 +52,25 @@ class MemoryPlan:
         reach, num_blocks = self.reach, self.num_blocks - 1
         if reach.num_held(2**31) <= num_blocks:  # windows everywhere: as long as you like
             return 2**31
-        return (
-            bisect_right(range(num_blocks), num_blocks, key=lambda n: reach.num_held((n + 1) * reach.block_size))
-        ) * reach.block_size
+        size = reach.block_size
+        return size * bisect_right(range(num_blocks), num_blocks, key=lambda n: reach.num_held((n + 1) * size))
 
     def describe(self) -> str:
         """The line that is printed at start."""
         num_blocks, reach = self.num_blocks - 1, self.reach
+        longest = reach.num_held(self.max_model_len)
         line = (
             f"weights {_size(self.weights_nbytes)}, KV {_size(self.kv_nbytes)} "
             f"({num_blocks} blocks of {self.block_size} tokens), longest context {self.max_model_len} tokens, "
-            f"{num_blocks * self.block_size / reach.num_held(self.max_model_len) / self.block_size:.1f} streams of that length or "
-            f"{num_blocks // reach.num_held(1024)} of 1024 tokens"
+            f"{num_blocks / longest:.1f} streams of that length or {num_blocks // reach.num_held(1024)} of 1024 tokens"
         )
         if not reach.windowed:
             return line
         windows = ", ".join("all" if window is None else str(window) for window in reach.windows)
         whole = reach.num_groups * reach.num_blocks(self.max_model_len)
-        return f"{line}; groups of layers that see {windows} tokens: {reach.num_held(self.max_model_len)} blocks for the longest context, not {whole}"
+        return (
+            f"{line}; as groups of layers see {windows} tokens, the longest context takes {longest} blocks, not {whole}"
+        )
 
 
 def plan_memory(
