@@ -70,7 +70,9 @@ class BatchBuilder:
         self._group_of = [group for group, _ in spec.places]  # by layer
         max_blocks = -(-max_model_len // spec.block_size)
         self._host_tables = np.zeros((len(spec.groups), num_rows, max_blocks), dtype=np.int32)
-        self.tables = upload(self._host_tables, device)  # [num_groups, num_rows, max_blocks]; on a CPU the same memory
+        self._host_flat = self._host_tables.reshape(len(spec.groups), -1)
+        tables = upload(self._host_tables, device)  # [num_groups, num_rows, max_blocks]; on a CPU the same memory
+        self._flat, self.tables = tables.view(-1), tables.unbind()
         self.last_tokens = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self._filled = [0] * num_rows  # leading blocks that the tables have
         self._passed = np.zeros((len(spec.groups), num_rows), dtype=np.int64)  # leading blocks of them that are 0
@@ -105,7 +107,8 @@ class BatchBuilder:
         else:
             positions = np.arange(num_tokens) + np.repeat(starts - query_start[:-1], query_lens)
             token_rows = np.repeat(rows, query_lens)
-        block_ids = self._host_tables[:, token_rows, positions // self._block_size].astype(np.int64)
+        places = token_rows * self._host_tables.shape[2] + positions // self._block_size
+        block_ids = self._host_flat.take(places, axis=1).astype(np.int64)
         token_ids, sources = self._tokens(plan)
         sampled_rows, sampled_at = _samples(plan.num_samples, query_start)
         prompt_tokens, prompt_targets = _prompt_logprob_targets(plan, query_start)
@@ -132,12 +135,12 @@ class BatchBuilder:
             batch.token_ids,
             batch.sources,
             batch.positions,
-            batch.slots.ravel(),
             batch.query_start,
             batch.seq_lens,
             batch.rows,
+            *batch.slots,
         )
-        token_ids, sources, positions, slots, query_start, seq_lens, rows = self._sent(parts)
+        token_ids, sources, positions, query_start, seq_lens, rows, *slots = self._sent(parts)
         max_blocks = -(-int(batch.seq_lens.max()) // self._block_size)
         by_layer = self.attention_batches(
             rows,
@@ -154,15 +157,15 @@ class BatchBuilder:
         return Step(token_ids, positions, caches, by_layer)
 
     def attention_batches(
-        self, rows: Tensor, slots: Tensor, *, max_blocks: int | None = None, **lens: Any
+        self, rows: Tensor, slots: Sequences[Tensor], *, max_blocks: int | None = None, **lens: Any
     ) -> list[AttentionBatch]:
         """Make each layer's batch, one for all layers of a KV group; `lens` are the fields that groups share.
 
-        rows: [num_seqs] of the tables. slots: [num_groups * num_tokens].
+        rows: [num_seqs] of the tables. slots: [num_tokens] each, by group.
         """
         by_group = [
             AttentionBatch(block_table=table.index_select(0, rows)[:, :max_blocks], slots=own, **lens)
-            for table, own in zip(self.tables, slots.chunk(len(self.tables)), strict=True)
+            for table, own in zip(self.tables, slots, strict=True)
         ]
         return [by_group[group] for group in self._group_of]
 
@@ -204,7 +207,7 @@ class BatchBuilder:
         places = np.concatenate([np.arange(at, at + len(block_ids)) for at, block_ids in self._added])
         values = np.concatenate([block_ids for _, block_ids in self._added])
         sent = upload(np.stack((places, values)), self._device)
-        self.tables.view(-1)[sent[0]] = sent[1].to(torch.int32)
+        self._flat[sent[0]] = sent[1].to(torch.int32)
         self._added.clear()
 
     def _tokens(self, plan: StepPlan) -> tuple[list[int], list[int]]:
@@ -230,6 +233,8 @@ def known_tokens(token_ids: Tensor, sources: Tensor, last_tokens: Tensor) -> Ten
 
 def _samples(num_samples: list[int], query_start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """List the row of each sample, and the token whose hidden state it is drawn from."""
+    if num_samples.count(1) == len(num_samples):
+        return np.arange(len(num_samples)), query_start[1:] - 1
     counts = np.array(num_samples)
     rows = np.repeat(np.arange(len(counts)), counts)
     after = np.cumsum(counts)[rows] - np.arange(len(rows))  # of the row's samples, this one and those behind it

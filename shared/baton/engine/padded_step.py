@@ -117,7 +117,7 @@ def forward(
     token_ids, sources, positions, slots, seq_lens, rows, query_start = packed.split_with_sizes(shape.lens)
     by_layer = batches.attention_batches(
         rows,
-        slots,
+        slots.chunk(shape.num_groups),
         query_start=query_start.int(),
         seq_lens=seq_lens.int(),
         num_decodes=shape.num_decodes,
