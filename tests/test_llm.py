@@ -262,14 +262,14 @@ def test_choices_that_wait_for_a_prompts_kv_are_not_refused_when_it_has_come(
 
 
 def test_ctrl_c_gives_all_blocks_back(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    launch, calls = llm.engine.runner.launch, iter(range(100))
+    forward, calls = llm.engine.runner.forward, iter(range(100))
 
     def interrupted(*args: Any) -> Any:
         if next(calls) == 3:
             os.kill(os.getpid(), signal.SIGINT)
-        return launch(*args)
+        return forward(*args)
 
-    monkeypatch.setattr(llm.engine.runner, "launch", interrupted)
+    monkeypatch.setattr(llm.engine.runner, "forward", interrupted)
     with pytest.raises(KeyboardInterrupt):
         llm.generate(QUESTIONS, GREEDY.replace(ignore_eos=True), use_tqdm=False)
     monkeypatch.undo()

@@ -21,6 +21,7 @@ from baton.config import EngineConfig
 from baton.curve import CurveKeys
 from baton.decode.leg import DecodeLeg
 from baton.engine.engine import Engine
+from baton.engine.load import load_engine
 from baton.errors import BatonError, ConfigError
 from baton.kvtransfer.cuda_copies import CudaCopies
 from baton.kvtransfer.device_memory import DeviceMemory
@@ -74,7 +75,7 @@ class EngineProcess:
     def run(self) -> int:
         """Serve; return the exit status."""
         try:
-            engine = Engine.load(EngineConfig(**self._assignment.engine), cache_key=self._config.cache_key.encode())
+            engine = load_engine(EngineConfig(**self._assignment.engine), cache_key=self._config.cache_key.encode())
             engine.scheduler.max_prefill_chunk = self._config.max_prefill_chunk
             _warm_up(engine)
             mailbox = Mailbox(self._wakeup)
@@ -186,7 +187,7 @@ class EngineProcess:
 
 def _warm_up(engine: Engine) -> None:
     """Run a prompt and some tokens: the first steps of a process take ten times as long as those that follow."""
-    prompt_len = min(64, engine.max_model_len - 4, engine.pool.num_total * engine.config.block_size - 4)
+    prompt_len = min(64, engine.max_model_len - 4, engine.memory.num_tokens - 4)
     if prompt_len < 1:
         return
     params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
@@ -204,7 +205,7 @@ def _memory(engine: Engine, config: TransferConfig, *, is_read: bool) -> BlockMe
         return DeviceMemory(CudaCopies(runner.kv), frame_nbytes=config.frame_nbytes)
     fd = None
     if is_read:
-        kv, fd = runner.layout.allocate_shared(len(runner.kv))
+        kv, fd = runner.kv_spec.allocate_shared(len(runner.kv))
         runner.use_kv(kv)
     return HostMemory(runner.kv.view(torch.uint8).numpy(), len(runner.kv), fd=fd)
 

@@ -36,7 +36,7 @@ def cache_root(key: bytes, *parts: str | bytes) -> bytes:
 
 
 def hash_block(root: bytes, parent: bytes | None, token_ids: Iterable[int]) -> bytes:
-    """Give the hash of one block after `parent` (None: it is the first). Hash whole chains with `hash_blocks`."""
+    """Hash one block after `parent` (None: it is the first). Hash whole chains with `hash_blocks`."""
     return blake2b((parent or _NO_PARENT) + _encode(token_ids), key=root, digest_size=HASH_NBYTES).digest()
 
 
@@ -67,8 +67,13 @@ def _encode_spans(spans: Sequence[Span], start: int, block_size: int) -> bytes:
     )
 
 
+def block_name(block_hash: bytes, group: int) -> bytes:
+    """Name the block that has these tokens' KV for one group of layers, 16 bytes; for group 0 it is the hash itself."""
+    return blake2b(block_hash, digest_size=HASH_NBYTES, salt=group.to_bytes(2)).digest() if group else block_hash
+
+
 def _encode(token_ids: Iterable[int]) -> bytes:
-    """Give 4 little-endian bytes a token."""
+    """Encode as 4 little-endian bytes a token."""
     encoded = array("I", token_ids)
     if sys.byteorder == "big":
         encoded.byteswap()

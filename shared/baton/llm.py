@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from baton.config import EngineConfig, demo_model_path
 from baton.engine.engine import Engine, TokenOutput
+from baton.engine.load import load_engine
 from baton.errors import ConfigError, InvalidRequest, UnsupportedFeature, refuse
 from baton.messages import TokenLogprobs
 from baton.models.config import read_json
@@ -106,15 +107,15 @@ class LLM:
         self._tokenizer = None
         if not skip_tokenizer_init and (tokenizer is not None or not is_dummy):
             self._tokenizer = Tokenizer(config.tokenizer or folder, chat_template=chat_template)
-        self.engine = Engine.load(config, folder=folder, progress=use_tqdm)
+        self.engine = load_engine(config, folder=folder, progress=use_tqdm)
         self._request_ids = itertools.count()
 
     def get_tokenizer(self) -> Any:
-        """Give the `transformers` tokenizer."""
+        """The `transformers` tokenizer."""
         return self._text().hf
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """Give what the checkpoint's generation_config.json asks for."""
+        """What the checkpoint's generation_config.json asks for."""
         return self._default_sampling
 
     def generate(
@@ -319,7 +320,7 @@ class _Answer:
         return choice.finish_reason is not None
 
     def finish(self) -> RequestOutput:
-        """Give the whole answer."""
+        """End the answer and return it."""
         self.output.finished = True
         return self.output
 

@@ -109,21 +109,6 @@ def test_a_use_makes_a_cached_block_the_last_to_go() -> None:
     assert evicted == second
 
 
-def test_a_generation_moves_on_when_content_is_given_up_and_only_then() -> None:
-    pool = BlockPool(2)
-    (block_id,) = pool.allocate(1)
-    generation = pool.generation(block_id)
-    pool.mark(block_id)
-    pool.release([block_id])
-    pool.share([block_id])
-    pool.release([block_id])
-    assert pool.generation(block_id) == generation, "its content is still there"
-    pool.allocate(1)
-    assert pool.generation(block_id) == generation + 1, "evicted"
-    pool.release([block_id])
-    assert pool.generation(block_id) == generation + 2, "freed"
-
-
 class PoolMachine(RuleBasedStateMachine):
     """Pool and index against a model: who holds what, what each block contains, and what was used when."""
 
@@ -133,8 +118,6 @@ class PoolMachine(RuleBasedStateMachine):
         self.cache = PrefixCache(self.pool, record_events=True)
         self.owners: list[list[int]] = []  # each a table of block ids
         self.content: dict[int, int] = {}  # block id -> what its holder wrote
-        self.generations = [0] * num_blocks
-        self.given_up: Counter[int] = Counter()
         self.told: set[bytes] = set()  # what the events say
         self.num_written = 0
 
@@ -143,7 +126,6 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(count=st.integers(0, 6))
     def allocate(self, count: int) -> None:
-        known = dict(self.cache._hash_of)
         if count > self.pool.num_available:
             with pytest.raises(OutOfBlocks):
                 self.pool.allocate(count)
@@ -154,8 +136,6 @@ class PoolMachine(RuleBasedStateMachine):
         assert not held & set(block_ids), "a block owned twice"
         assert self.pool.num_cached == num_cached - max(0, count - num_free), "evicted without need"
         for block_id in block_ids:
-            if block_id in known:
-                self.given_up[block_id] += 1
             self.num_written += 1
             self.content[block_id] = self.num_written
         self.owners.append(block_ids)
@@ -165,10 +145,6 @@ class PoolMachine(RuleBasedStateMachine):
     def release(self, data: st.DataObject) -> None:
         table = self.owners.pop(data.draw(st.integers(0, len(self.owners) - 1)))
         self.pool.release(table)
-        held = {block_id for other in self.owners for block_id in other}
-        for block_id in table:
-            if block_id not in held and block_id not in self.cache._hash_of:
-                self.given_up[block_id] += 1
 
     @precondition(lambda self: any(getattr(self, "owners", [])))
     @rule(data=st.data())
@@ -195,17 +171,14 @@ class PoolMachine(RuleBasedStateMachine):
         hashes = data.draw(st.lists(st.sampled_from(self.cache.hashes()), min_size=1, unique=True))
         expected = [self.cache._block_of[block_hash] for block_hash in hashes]
         assert self.cache.lookup([*hashes, b"unknown"]) == expected
-        block_ids = self.cache.match([*hashes, b"unknown", hashes[0]])
+        block_ids = self.cache.lookup([*hashes, b"unknown", hashes[0]])
+        self.pool.share(block_ids)
         assert block_ids == expected
         assert [self.hash_of(self.content[block_id]) for block_id in block_ids] == hashes
         self.owners.append(block_ids)
 
     @rule()
     def clear(self) -> None:
-        held = {block_id for table in self.owners for block_id in table}
-        for block_id in self.cache._hash_of:
-            if block_id not in held:
-                self.given_up[block_id] += 1
         self.cache.clear()
         assert self.pool.num_cached == 0
 
@@ -217,7 +190,6 @@ class PoolMachine(RuleBasedStateMachine):
         references = Counter(block_id for table in self.owners for block_id in table)
         for block_id in range(self.pool.num_total + 1):
             assert self.pool.num_references(block_id) == references[block_id]
-            assert self.pool.generation(block_id) == self.given_up[block_id]
         assert self.pool.num_held == len(references)
         assert self.pool.num_free + self.pool.num_cached + self.pool.num_held == self.pool.num_total
 

@@ -16,7 +16,10 @@ import torch
 from tests.tiny_models import FAMILIES, load_tiny
 
 from baton.engine.engine import TokenOutput
+from baton.engine.kv_cache import KVCacheSpec
+from baton.engine.windows import Reach
 from baton.llm import LLM, SamplingParams
+from baton.models.config import read_spec
 
 NUM_TOKENS = 64
 PROMPT_LENS = (1, 2, 15, 16, 17, 40, 100, 150)
@@ -48,6 +51,18 @@ class Case:
             **settings,
         }
         return LLM(self.folder, skip_tokenizer_init=True, use_tqdm=False, **settings)
+
+    def small_llm(self, *, max_num_batched_tokens: int, block_size: int, **settings: Any) -> LLM:
+        """Load with hardly more blocks than one sequence of 256 tokens needs."""
+        spec = KVCacheSpec.of(read_spec(self.folder), block_size, torch.float32, 256)
+        reach = Reach(block_size, spec.windows, max_num_batched_tokens)
+        return self.llm(
+            num_gpu_blocks_override=reach.num_held(256) + 2 * reach.num_groups,
+            max_model_len=256,
+            max_num_batched_tokens=max_num_batched_tokens,
+            block_size=block_size,
+            **settings,
+        )
 
     def answer(self, llm: LLM, params: SamplingParams = GREEDY) -> list[list[int]]:
         outputs = llm.generate([{"prompt_token_ids": ids} for ids in self.prompts], params, use_tqdm=False)
@@ -128,7 +143,7 @@ def test_a_cached_prefix_changes_no_token(case: Callable[[str], Case], family: s
 @pytest.mark.parametrize("family", MAIN)
 def test_preemption_and_resumption_change_no_token(case: Callable[[str], Case], family: str) -> None:
     subject = case(family)
-    llm = subject.llm(num_gpu_blocks_override=18, enable_prefix_caching=False, max_model_len=256)
+    llm = subject.small_llm(enable_prefix_caching=False, max_num_batched_tokens=32, block_size=16)
     assert subject.answer(llm) == subject.answers
     assert llm.engine.scheduler.num_preemptions > 0
 
@@ -137,11 +152,34 @@ def test_preemption_and_resumption_change_no_token(case: Callable[[str], Case], 
 def test_a_host_one_step_behind_changes_no_token(case: Callable[[str], Case], family: str) -> None:
     # what a GPU always does; the steps are those of the CPU
     subject = case(family)
-    llm = subject.llm(num_gpu_blocks_override=34, max_model_len=256, max_num_batched_tokens=48, block_size=8)
+    llm = subject.small_llm(max_num_batched_tokens=12 if family == "mistral" else 48, block_size=8)
     llm.engine._runs_behind = True
     assert subject.answer(llm) == subject.answers
     assert llm.engine.scheduler.num_preemptions > 0
     assert llm.engine.pool.num_held == 0
+
+
+@pytest.mark.parametrize(("family", "num_groups"), [("mistral", 1), ("gemma2", 3), ("qwen2-sliding", 3)])
+@pytest.mark.parametrize("runs_behind", [False, True])
+def test_layers_with_a_window_hold_no_more_than_it_and_a_chunk(
+    case: Callable[[str], Case], family: str, num_groups: int, runs_behind: bool
+) -> None:
+    subject = case(family)
+    engine = subject.llm(block_size=4, max_num_batched_tokens=8, max_num_seqs=1, enable_prefix_caching=False).engine
+    engine._runs_behind = runs_behind
+    reach = engine.scheduler.reach
+    assert reach.num_groups == num_groups
+    assert str(reach.num_held(engine.max_model_len)) in engine.memory.describe()
+    prompt, answers, most = subject.prompts[-1], {"a": list[int]()}, [0] * num_groups
+    engine.add("a", prompt, GREEDY)
+    while engine.has_work:
+        _keep(engine.step(), answers)
+        for group, table in enumerate(engine.scheduler.running[0].tables if engine.scheduler.running else []):
+            most[group] = max(most[group], len(table) - table.count(0))
+    assert answers["a"] == subject.answers[-1]
+    whole = reach.num_blocks(len(prompt) + NUM_TOKENS - 1)
+    for held, window in zip(most, reach.windows, strict=True):
+        assert held >= whole - 1 if window is None else held <= (window + 8 * (1 + runs_behind)) // 4 + 2 < whole // 4
 
 
 @pytest.mark.parametrize("block_size", [1, 4, 64])
@@ -235,14 +273,14 @@ def test_a_failing_step_leaves_the_engine_whole(
     subject = case("qwen3")
     llm = subject.llm(max_num_batched_tokens=64)
     llm.engine._runs_behind = runs_behind
-    launch, calls = llm.engine.runner.launch, iter(range(10_000))
+    forward, calls = llm.engine.runner.forward, iter(range(10_000))
 
     def failing(*args: Any) -> Any:
         if next(calls) == 9:
             raise KeyboardInterrupt
-        return launch(*args)
+        return forward(*args)
 
-    monkeypatch.setattr(llm.engine.runner, "launch", failing)
+    monkeypatch.setattr(llm.engine.runner, "forward", failing)
     with pytest.raises(KeyboardInterrupt):
         subject.answer(llm)
     assert not llm.engine.has_work

@@ -68,7 +68,8 @@ def test_answers_are_those_of_steps_as_they_are(tiny_checkpoint: Callable[[str],
         return found
 
     padded = load()
-    graphs = Uncaptured(padded, StepShapes(1, max_num_seqs=4, max_num_tokens=64))
+    num_groups = len(padded.engine.runner.kv_spec.groups)
+    graphs = Uncaptured(padded, StepShapes(1, max_num_seqs=4, max_num_tokens=64, num_groups=num_groups))
     padded.engine.runner._graphs = graphs
     for found, expected in zip(answers(padded), answers(load()), strict=True):
         assert found[0] == expected[0]
@@ -145,6 +146,7 @@ def _batch(num_decodes: int, chunks: list[int]) -> HostBatch:
         query_lens=query_lens,
         num_decodes=num_decodes,
         sampled=[],
+        sampled_rows=tokens[:0],
         sampled_at=tokens[:0],
         prompt_tokens=[],
         prompt_targets=[],

@@ -42,7 +42,7 @@ def rows(plan: StepPlan | None) -> dict[str, tuple[int, int]]:
 
 def step(scheduler: Scheduler, token_id: int = 5) -> dict[str, tuple[int, int]]:
     plan = planned(scheduler)
-    scheduler.commit(plan, [token_id] * plan.num_samples)
+    scheduler.commit(plan, [[token_id]] * sum(plan.num_samples))
     return rows(plan)
 
 
@@ -60,10 +60,10 @@ def test_a_long_prompt_is_computed_in_chunks_and_sampled_at_its_end() -> None:
     scheduler = make()
     a = sequence("a", 40)
     scheduler.add(a)
-    for start, count, samples in [(0, 16, False), (16, 16, False), (32, 8, True)]:
+    for start, count, samples in [(0, 16, 0), (16, 16, 0), (32, 8, 1)]:
         plan = planned(scheduler)
-        assert (plan.starts, plan.num_new, plan.samples) == ([start], [count], [samples])
-        scheduler.commit(plan, [5] * samples)
+        assert (plan.starts, plan.num_new, plan.num_samples) == ([start], [count], [samples])
+        scheduler.commit(plan, [[5]] * samples)
     assert a.token_ids[-1] == 5
     assert step(scheduler) == {"a": (40, 1)}
 
@@ -75,8 +75,8 @@ def test_decodes_come_first_and_prompts_fill_what_is_left() -> None:
     scheduler.add(sequence("c", 20))
     plan = planned(scheduler)
     assert rows(plan) == {"a": (3, 1), "b": (3, 1), "c": (0, 14)}
-    assert (plan.num_tokens, plan.num_decodes, plan.num_samples) == (16, 2, 2)
-    assert plan.samples == [True, True, False]
+    assert (plan.num_tokens, plan.num_decodes) == (16, 2)
+    assert plan.num_samples == [1, 1, 0]
 
 
 def test_a_chunk_of_one_token_stands_among_the_decodes() -> None:
@@ -87,7 +87,7 @@ def test_a_chunk_of_one_token_stands_among_the_decodes() -> None:
     plan = planned(scheduler)
     assert [s.sequence_id for s in plan.sequences] == ["a", "c", "b"]
     assert (plan.num_new, plan.num_decodes) == ([1, 1, 14], 2)
-    assert plan.samples == [True, False, True]
+    assert plan.num_samples == [1, 0, 1]
 
 
 def test_a_prompt_begun_goes_on_before_a_new_one_starts() -> None:
@@ -207,7 +207,7 @@ def test_a_known_beginning_is_not_computed_again() -> None:
     b = sequence("b", [*range(8), 60, 61])
     scheduler.add(b)
     assert step(scheduler)["b"] == (8, 2)
-    assert b.block_ids[:2] == a.block_ids[:2]
+    assert b.tables[0][:2] == a.tables[0][:2]
     assert (a.num_cached, b.num_cached) == (0, 8)
     assert scheduler.cache is not None
     assert (scheduler.cache.num_queries, scheduler.cache.num_hits) == (19, 8)
@@ -299,7 +299,7 @@ def test_a_prefix_on_its_way_is_waited_for_over_launched_steps() -> None:
     first = planned(scheduler)
     second = planned(scheduler)
     assert rows(second) == {"a": (17, 1)}
-    scheduler.commit(first, [5])
+    scheduler.commit(first, [[5]])
     assert rows(scheduler.plan()) == {"a": (18, 1), "b": (16, 1)}
 
 
@@ -314,8 +314,8 @@ def test_the_next_step_is_planned_before_the_last_ones_token_is_known() -> None:
     second = planned(scheduler)
     assert rows(second) == {"a": (3, 1)}
     assert (a.num_tokens, a.num_pending, a.num_in_flight) == (5, 2, 2)
-    scheduler.commit(first, [7])
-    scheduler.commit(second, [8])
+    scheduler.commit(first, [[7]])
+    scheduler.commit(second, [[8]])
     assert a.token_ids[-2:] == [7, 8]
     assert (a.num_tokens, a.num_pending, a.num_in_flight) == (5, 0, 0)
 
@@ -327,7 +327,7 @@ def test_nothing_is_planned_past_the_longest_length() -> None:
     plans = [planned(scheduler), planned(scheduler)]
     assert scheduler.plan() is None
     for plan in plans:
-        scheduler.commit(plan, [5])
+        scheduler.commit(plan, [[5]])
     assert a.is_full
 
 
@@ -336,11 +336,11 @@ def test_what_finishes_under_a_launched_step_keeps_its_blocks_until_that_has_end
     a = sequence("a", 3)
     scheduler.add(a)
     first, second = planned(scheduler), planned(scheduler)
-    scheduler.commit(first, [5])
+    scheduler.commit(first, [[5]])
     scheduler.finish(a)
     assert scheduler.num_running == 0
     assert scheduler.pool.num_held == 1
-    scheduler.commit(second, [6])
+    scheduler.commit(second, [[6]])
     assert a.token_ids[-1] == 5, "the late token is ignored"
     assert scheduler.pool.num_held == 0
     assert not scheduler.has_work
@@ -352,7 +352,7 @@ def test_plans_are_committed_in_their_order() -> None:
     planned(scheduler)
     second = planned(scheduler)
     with pytest.raises(AssertionError, match="in their order"):
-        scheduler.commit(second, [5])
+        scheduler.commit(second, [[5]])
 
 
 # -- too few blocks ---------------------------------------------------------------------------------------
@@ -375,7 +375,7 @@ def test_the_last_by_rank_gives_its_blocks_to_the_first() -> None:
     plan = planned(scheduler)
     assert rows(plan) == {"a": (8, 1)}
     assert plan.preempted == [b]
-    assert (b.state, b.num_computed, b.block_ids, b.token_ids) == (SequenceState.WAITING, 0, [], tokens)
+    assert (b.state, b.num_computed, b.tables, b.token_ids) == (SequenceState.WAITING, 0, [], tokens)
     assert (b.num_preemptions, scheduler.num_preemptions) == (1, 1)
     assert a.num_preemptions == 0
 
@@ -406,7 +406,7 @@ def test_with_a_step_in_flight_preemption_waits_for_it() -> None:
     scheduler, _a, b = fill(num_steps=4)
     in_flight = planned(scheduler)
     assert scheduler.plan() is None
-    scheduler.commit(in_flight, [5, 5])
+    scheduler.commit(in_flight, [[5], [5]])
     plan = planned(scheduler)
     assert plan.preempted == [b]
     assert rows(plan) == {"a": (8, 1)}
@@ -422,7 +422,7 @@ def test_one_that_waits_for_a_preemption_is_not_kept_waiting_by_those_that_still
     assert rows(plans[1]) == {"b": (6, 1)}
     for plan in plans:
         assert scheduler.plan() is None, "though b could go on"
-        scheduler.commit(plan, [5] * plan.num_samples)
+        scheduler.commit(plan, [[5]] * sum(plan.num_samples))
     plan = planned(scheduler)
     assert plan.preempted == [b]
     assert rows(plan) == {"a": (8, 1)}
@@ -434,7 +434,7 @@ def test_a_preemption_in_a_plan_without_rows_is_told_by_the_next() -> None:
     run_until_computed(scheduler, held, a)
     scheduler.hold(held)
     while scheduler.plan() is not None:
-        scheduler.commit(scheduler._in_flight[0], [5])
+        scheduler.commit(scheduler._in_flight[0], [[5]])
     assert a.state is SequenceState.WAITING
     assert scheduler.plan() is None
     scheduler.finish(held)
@@ -496,7 +496,7 @@ def test_a_held_sequence_keeps_its_blocks_and_stays_out_of_plans() -> None:
     run_until_computed(scheduler, a)
     scheduler.hold(a)
     assert scheduler.plan() is None
-    assert scheduler.pool.num_held == len(a.block_ids) == 3
+    assert scheduler.pool.num_held == len(a.tables[0]) == 3
 
 
 def test_discarding_a_failed_step_sends_its_sequences_back_to_the_queue() -> None:
@@ -524,9 +524,9 @@ def test_imported_kv_is_not_computed_again() -> None:
     scheduler.receive(a)
     assert scheduler.plan() is None
     assert len(scheduler.reserve(a, 2)) == 2
-    assert len(scheduler.reserve(a, 5)) == 1, "no more than its prompt needs"
-    scheduler.admit(a, 10, [77])
-    assert step(scheduler) == {"a": (10, 1)}
+    assert scheduler.reserve(a, 5) == [], "no more than its prompt fills"
+    assert scheduler.admit(a, 2, [77]) == 8
+    assert step(scheduler) == {"a": (8, 3)}
     scheduler.add(sequence("b", a.token_ids[:9]))
     assert step(scheduler)["b"] == (8, 1), "what was verified and admitted can be found"
 
@@ -536,7 +536,7 @@ def test_a_transfer_that_stops_halfway_is_completed_here() -> None:
     a = sequence("a", 10)
     scheduler.receive(a)
     scheduler.reserve(a, 2)
-    scheduler.admit(a, 8)
+    scheduler.admit(a, 2)
     assert step(scheduler) == {"a": (8, 2)}
 
 
@@ -545,7 +545,7 @@ def test_without_a_token_from_elsewhere_the_last_position_is_computed_in_a_block
     a = sequence("a", 8)
     scheduler.receive(a)
     scheduler.reserve(a, 2)
-    scheduler.admit(a, 8)
+    scheduler.admit(a, 2)
     assert a.num_indexed == 1, "nobody may find a block that is written again"
     assert step(scheduler) == {"a": (7, 1)}
 
@@ -553,8 +553,8 @@ def test_without_a_token_from_elsewhere_the_last_position_is_computed_in_a_block
 def test_only_the_missing_blocks_are_to_be_received() -> None:
     scheduler = make()
     run_until_computed(scheduler, sequence("a", list(range(9))))
-    b = sequence("b", [*range(8), 50, 51])
-    scheduler.receive(b)
+    b = sequence("b", [*range(8), 50, 51, 52, 53, 54])
+    assert scheduler.receive(b) == (2, b.block_hashes[2:])
     assert (b.num_computed, b.num_cached) == (8, 8)
     assert len(scheduler.reserve(b, 5)) == 1
 
@@ -574,7 +574,7 @@ def test_imported_blocks_of_one_who_waits_are_taken_back_before_an_older_one_is_
     b = sequence("b", 12, max_new=4, arrival=2)
     scheduler.receive(b)
     scheduler.reserve(b, 3)
-    scheduler.admit(b, 12, [77])
+    scheduler.admit(b, 3, [77])
     scheduler.add(sequence("a", 12, max_new=4, arrival=1))
     plan = planned(scheduler)
     assert plan.preempted == [b]
@@ -589,13 +589,13 @@ def test_imported_blocks_of_one_who_waits_are_taken_before_those_of_an_older_one
     b = sequence("b", 8, max_new=4)
     scheduler.receive(b)
     scheduler.reserve(b, 2)
-    scheduler.admit(b, 8, [77])
+    scheduler.admit(b, 2, [77])
     for _ in range(5):
         step(scheduler)
     plan = planned(scheduler)
     assert plan.preempted == [b]
     assert rows(plan) == {"a": (8, 1)}
-    assert b.block_ids == []
+    assert b.num_slots == 0
 
 
 def test_when_the_last_one_running_gives_way_an_older_one_is_admitted_at_once() -> None:
@@ -605,11 +605,45 @@ def test_when_the_last_one_running_gives_way_an_older_one_is_admitted_at_once() 
     a = sequence("a", 8, max_new=4)
     scheduler.receive(a)
     assert len(scheduler.reserve(a, 2)) == 2
-    scheduler.admit(a, 6)
+    scheduler.admit(a, 2)
     for _ in range(5):
         step(scheduler)
-    b_and_a_fill_the_pool = (len(b.block_ids), len(a.block_ids), scheduler.pool.num_available)
+    b_and_a_fill_the_pool = (len(b.tables[0]), len(a.tables[0]), scheduler.pool.num_available)
     assert b_and_a_fill_the_pool == (2, 2, 0)
     plan = planned(scheduler)
     assert plan.preempted == [b]
-    assert rows(plan) == {"a": (6, 2)}
+    assert rows(plan) == {"a": (7, 1)}
+
+
+# -- several samples a row --------------------------------------------------------------------------------
+
+
+def verify_guesses(scheduler: Scheduler, s: Sequence, num_guessed: int) -> StepPlan:
+    """Plan one row that computes a sequence's last token and guesses behind it."""
+    plan = StepPlan()
+    assert scheduler._blocks.grow(s, s.num_computed + 1 + num_guessed) == s.num_computed + 1 + num_guessed
+    plan.add(s, 1 + num_guessed, 1 + num_guessed)
+    scheduler._in_flight.append(plan)
+    return plan
+
+
+def test_wrong_guesses_are_taken_back_and_their_blocks_stay() -> None:
+    scheduler = make(block_size=4)
+    a = sequence("a", 7)
+    run_until_computed(scheduler, a)
+    plan = verify_guesses(scheduler, a, 6)
+    assert (a.num_computed, len(a.tables[0])) == (14, 4)
+    assert scheduler.plan() is None, "how many of them are right is not known"
+    scheduler.commit(plan, [[11, 12]])
+    assert a.token_ids[-3:] == [5, 11, 12]
+    assert (a.num_computed, a.num_indexed, a.num_pending, len(a.tables[0])) == (9, 2, 0, 4)
+    assert step(scheduler) == {"a": (9, 1)}
+
+
+def test_right_guesses_count_as_computed() -> None:
+    scheduler = make(block_size=4)
+    a = sequence("a", 7)
+    run_until_computed(scheduler, a)
+    scheduler.commit(verify_guesses(scheduler, a, 4), [[1, 2, 3, 4, 9]])
+    assert (a.num_computed, a.num_indexed, a.num_tokens) == (12, 3, 13)
+    assert step(scheduler) == {"a": (12, 1)}

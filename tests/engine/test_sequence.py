@@ -61,5 +61,5 @@ def test_hashes_from_elsewhere_are_taken_as_they_are_and_continued() -> None:
 def test_it_starts_with_nothing_computed() -> None:
     sequence = make([1])
     assert sequence.state is SequenceState.NEW
-    assert (sequence.num_computed, sequence.block_ids, sequence.num_preemptions) == (0, [], 0)
+    assert (sequence.num_computed, sequence.tables, sequence.num_preemptions) == (0, [], 0)
     assert "new" in repr(sequence)

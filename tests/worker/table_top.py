@@ -13,7 +13,7 @@ import torch
 
 from baton.config import EngineConfig
 from baton.decode.leg import DecodeLeg
-from baton.engine.engine import Engine
+from baton.engine.load import load_engine
 from baton.kvtransfer.exporter import Exporter
 from baton.kvtransfer.importer import Importer
 from baton.kvtransfer.loop import TransferThread
@@ -53,7 +53,7 @@ class TableTop:
     def __init__(self, model: Path, num_blocks: int, **engine_settings: Any) -> None:
         settings: dict[str, Any] = {"max_num_seqs": 16, "max_num_batched_tokens": 64, **engine_settings}
         config = EngineConfig(model=str(model), num_gpu_blocks_override=num_blocks, **settings)
-        self.engine = Engine.load(config, progress=False)
+        self.engine = load_engine(config, progress=False)
         incarnation = uuid.uuid4().hex
         self.layout = layout_fingerprint(self.engine.memory.block_nbytes, *self.engine.cache_parts)
         self.wakeup, self.runs, self.outbox = Wakeup(), Runs(), Outbox()

@@ -24,8 +24,8 @@ MakeTable = Callable[..., TableTop]
 def make_table(tiny_checkpoint: Callable[[str], Path]) -> Iterator[MakeTable]:
     tables: list[TableTop] = []
 
-    def make(num_blocks: int = 64, **settings: Any) -> TableTop:
-        tables.append(TableTop(tiny_checkpoint("llama"), num_blocks, **settings))
+    def make(num_blocks: int = 64, family: str = "llama", **settings: Any) -> TableTop:
+        tables.append(TableTop(tiny_checkpoint(family), num_blocks, **settings))
         return tables[-1]
 
     yield make
@@ -68,6 +68,24 @@ def test_more_prompts_than_the_decode_worker_has_blocks_for_all_end_right(make_t
     turn_until([prefill, decode], lambda: is_quiet(prefill, decode), "everything is back")
 
 
+@pytest.mark.parametrize(("family", "num_blocks"), [("mistral", 4), ("gemma2", 9 + 2 * 3)])
+def test_of_layers_with_a_window_only_its_blocks_travel(make_table: MakeTable, family: str, num_blocks: int) -> None:
+    prefill, decode, alone = (make_table(400, family, block_size=4, max_num_batched_tokens=16) for _ in range(3))
+    prompt = prompt_of(40, 38)  # 9 full blocks; a window of 13 begins in the 4th from the end, one of 12 in the 3rd
+    request_id = start_pair(prefill, decode, prompt)
+    turn_until([prefill, decode], lambda: len(decode.ids(request_id)) >= 11, "it ends")
+    assert prefill.ids(request_id) + decode.ids(request_id) == ask_alone(alone, prompt)
+    turn_until([prefill, decode], lambda: is_quiet(prefill, decode), "everything is back")
+    outputs = [message for _, message in decode.mailbox.posted if isinstance(message, Outputs)]
+    (transfer,) = (transfer for message in outputs for transfer in message.transfers)
+    assert (transfer.num_tokens, transfer.nbytes) == (36, num_blocks * decode.engine.memory.block_nbytes)
+    longer = prompt + decode.ids(request_id)[:7] + prompt_of(41, 30)  # its beginning is cached on both
+    request_id = start_pair(prefill, decode, longer)
+    turn_until([prefill, decode], lambda: len(decode.ids(request_id)) >= 11, "it ends")
+    assert prefill.ids(request_id) + decode.ids(request_id) == ask_alone(alone, longer)
+    turn_until([prefill, decode], lambda: is_quiet(prefill, decode), "everything is back")
+
+
 def test_prompts_that_preempt_one_another_send_the_right_kv(make_table: MakeTable) -> None:
     prefill, decode, alone = make_table(17), make_table(200), make_table(200)
     prompts = [prompt_of(20 + i, 200) for i in range(5)]  # 13 blocks each, for a pool of 17
@@ -104,14 +122,14 @@ def test_without_prefix_caching_kv_travels_all_the_same(make_table: MakeTable) -
 def test_a_step_that_fails_ends_its_requests_as_retryable_and_the_worker_lives(make_table: MakeTable) -> None:
     table = make_table()
     wanted = ask_alone(table, prompt_of(50, 30))
-    launch, failures = table.engine.runner.launch, iter([True])
+    forward, failures = table.engine.runner.forward, iter([True])
 
     def fail_once(plan: Any) -> Any:
         if next(failures, False):
             raise RuntimeError("the device said no")
-        return launch(plan)
+        return forward(plan)
 
-    table.engine.runner.launch = fail_once  # type: ignore[method-assign]
+    table.engine.runner.forward = fail_once  # type: ignore[method-assign]
     ids = [table.start(prompt_of(51 + i, 30), GREEDY) for i in range(3)]
     turn_until([table], lambda: all(table.errors(i) for i in ids), "all are told")
     assert {error for i in ids for error in table.errors(i)} == {"internal retryable"}
@@ -125,7 +143,7 @@ def test_steps_that_keep_failing_end_the_process(make_table: MakeTable) -> None:
     def fail(plan: Any) -> Any:
         raise RuntimeError("the device said no")
 
-    table.engine.runner.launch = fail  # type: ignore[method-assign]
+    table.engine.runner.forward = fail  # type: ignore[method-assign]
     for i in range(2):
         table.start(prompt_of(60 + i, 30), GREEDY)
         table.loop.turn()

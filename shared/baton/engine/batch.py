@@ -1,18 +1,21 @@
 """A step plan becomes device tensors.
 
-Each running sequence owns a row: of the block table, which lives on the device and gets only what was added, and of
-the buffer where the device keeps its last token. So a step's host work grows with sequences, not with their lengths,
+Each running sequence owns a row: of the block tables, which live on the device and get only what was added, and of the
+buffer where the device keeps its last token. So a step's host work grows with sequences, not with their lengths,
 and a step's inputs cross to the device in one copy.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Sequences
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from baton.engine.kv_cache import KVCacheSpec
 from baton.engine.scheduler import StepPlan
 from baton.engine.sequence import Sequence
 from baton.engine.upload import upload
@@ -29,21 +32,22 @@ class HostBatch:
         np.ndarray
     )  # [num_tokens] row whose last token, known to the device only, is this one; -1: token_ids has it
     positions: np.ndarray  # [num_tokens]
-    slots: np.ndarray  # [num_tokens] where each token's K and V go
+    slots: np.ndarray  # [num_groups, num_tokens] where each token's K and V go
     rows: np.ndarray  # [num_seqs] of the block table
     seq_lens: np.ndarray  # [num_seqs] context with this step's tokens
     query_start: np.ndarray  # [num_seqs + 1]
     query_lens: np.ndarray  # [num_seqs]
     num_decodes: int
-    sampled: list[Sequence]  # the sequences that get a token
-    sampled_at: np.ndarray  # [num_samples] their places among the plan's sequences
+    sampled: list[Sequence]  # [num_samples] whose token is sampled; a row with several samples is named as often
+    sampled_rows: np.ndarray  # [num_samples] its row among the plan's
+    sampled_at: np.ndarray  # [num_samples] the token after which it is sampled
     prompt_tokens: list[int]  # tokens whose successor is a prompt token that wants its log-probability
     prompt_targets: list[tuple[Sequence, int]]  # that prompt token: its sequence and position
 
     @property
     def sampled_positions(self) -> list[int]:
-        """The position of the token that each sampled sequence gets."""
-        positions: list[int] = self.seq_lens[self.sampled_at].tolist()
+        """Position of each sampled token."""
+        positions: list[int] = (self.positions[self.sampled_at] + 1).tolist()
         return positions
 
 
@@ -57,18 +61,24 @@ class WantedRows:
 
 
 class BatchBuilder:
-    """Turn plans into inputs; owns the rows and the block table."""
+    """Turn plans into inputs; owns the rows and the block tables."""
 
-    def __init__(self, *, num_rows: int, max_blocks: int, block_size: int, device: torch.device) -> None:
-        self._block_size = block_size
+    def __init__(self, spec: KVCacheSpec, *, num_rows: int, max_model_len: int, device: torch.device) -> None:
+        self._block_size = spec.block_size
         self._device = device
-        self._host_table = np.zeros((num_rows, max_blocks), dtype=np.int32)
-        self.table = upload(self._host_table, device)  # on a CPU the same memory
+        self._windowed = [group for group, window in enumerate(spec.windows) if window is not None]
+        self._group_of = [group for group, _ in spec.places]  # by layer
+        max_blocks = -(-max_model_len // spec.block_size)
+        self._host_tables = np.zeros((len(spec.groups), num_rows, max_blocks), dtype=np.int32)
+        self._host_flat = self._host_tables.reshape(len(spec.groups), -1)
+        tables = upload(self._host_tables, device)  # [num_groups, num_rows, max_blocks]; on a CPU the same memory
+        self._flat, self.tables = tables.view(-1), tables.unbind()
         self.last_tokens = torch.zeros(num_rows, dtype=torch.int64, device=device)
-        self._filled = [0] * num_rows
+        self._filled = [0] * num_rows  # leading blocks that the tables have
+        self._passed = np.zeros((len(spec.groups), num_rows), dtype=np.int64)  # leading blocks of them that are 0
         self._rows: dict[Sequence, int] = {}
         self._free_rows = list(range(num_rows - 1, -1, -1))
-        self._added: list[tuple[int, list[int]]] = []  # (place in the flat table, block ids) not yet on the device
+        self._added: list[tuple[int, list[int]]] = []  # (place in the flat tables, block ids) not yet on the device
 
     @property
     def num_rows_used(self) -> int:
@@ -80,10 +90,11 @@ class BatchBuilder:
         row = self._rows.pop(sequence, None)
         if row is not None:
             self._filled[row] = 0
+            self._passed[:, row] = 0
             self._free_rows.append(row)
 
     def lay_out(self, plan: StepPlan) -> HostBatch:
-        """Lay out a plan's tokens, decodes first, and bring the device's block table up to date."""
+        """Lay out a plan's tokens, decodes first, and bring the device's block tables up to date."""
         sequences = plan.sequences
         rows = np.array([self._row(sequence) for sequence in sequences])
         self._send_added()
@@ -96,9 +107,10 @@ class BatchBuilder:
         else:
             positions = np.arange(num_tokens) + np.repeat(starts - query_start[:-1], query_lens)
             token_rows = np.repeat(rows, query_lens)
-        block_ids = self._host_table[token_rows, positions // self._block_size].astype(np.int64)
+        places = token_rows * self._host_tables.shape[2] + positions // self._block_size
+        block_ids = self._host_flat.take(places, axis=1).astype(np.int64)
         token_ids, sources = self._tokens(plan)
-        sampled_at = np.flatnonzero(plan.samples)
+        sampled_rows, sampled_at = _samples(plan.num_samples, query_start)
         prompt_tokens, prompt_targets = _prompt_logprob_targets(plan, query_start)
         return HostBatch(
             token_ids=np.array(token_ids),
@@ -110,43 +122,57 @@ class BatchBuilder:
             query_start=query_start,
             query_lens=query_lens,
             num_decodes=plan.num_decodes,
-            sampled=[sequences[i] for i in sampled_at],
+            sampled=[sequences[i] for i in sampled_rows],
+            sampled_rows=sampled_rows,
             sampled_at=sampled_at,
             prompt_tokens=prompt_tokens,
             prompt_targets=prompt_targets,
         )
 
-    def send(self, batch: HostBatch, caches: tuple[Tensor, ...]) -> Step:
+    def send(self, batch: HostBatch, caches: Sequences[Tensor]) -> Step:
         """Send a step's inputs to the device, in one copy."""
         parts = (
             batch.token_ids,
             batch.sources,
             batch.positions,
-            batch.slots,
             batch.query_start,
             batch.seq_lens,
             batch.rows,
+            *batch.slots,
         )
-        token_ids, sources, positions, slots, query_start, seq_lens, rows = self._sent(parts)
+        token_ids, sources, positions, query_start, seq_lens, rows, *slots = self._sent(parts)
         max_blocks = -(-int(batch.seq_lens.max()) // self._block_size)
-        attention = AttentionBatch(
-            block_table=self.table.index_select(0, rows)[:, :max_blocks],
+        by_layer = self.attention_batches(
+            rows,
+            slots,
+            max_blocks=max_blocks,
             query_start=query_start.to(torch.int32),
             seq_lens=seq_lens.to(torch.int32),
-            slots=slots,
             num_decodes=batch.num_decodes,
             query_lens_host=batch.query_lens.tolist(),
             seq_lens_host=batch.seq_lens.tolist(),
         )
         if (batch.sources >= 0).any():
             token_ids = known_tokens(token_ids, sources, self.last_tokens)
-        return Step(token_ids, positions, caches, [attention] * len(caches))
+        return Step(token_ids, positions, caches, by_layer)
+
+    def attention_batches(
+        self, rows: Tensor, slots: Sequences[Tensor], *, max_blocks: int | None = None, **lens: Any
+    ) -> list[AttentionBatch]:
+        """Make each layer's batch, one for all layers of a KV group; `lens` are the fields that groups share.
+
+        rows: [num_seqs] of the tables. slots: [num_tokens] each, by group.
+        """
+        by_group = [
+            AttentionBatch(block_table=table.index_select(0, rows)[:, :max_blocks], slots=own, **lens)
+            for table, own in zip(self.tables, slots, strict=True)
+        ]
+        return [by_group[group] for group in self._group_of]
 
     def send_wanted(self, batch: HostBatch) -> WantedRows:
         """Send where the wanted hidden states of a step are, in one copy."""
-        sampled = batch.query_start[1:][batch.sampled_at] - 1
-        kept_by = batch.rows[batch.sampled_at]
-        return WantedRows(*self._sent((sampled, kept_by, np.array(batch.prompt_tokens, dtype=np.int64))))
+        kept_by = batch.rows[batch.sampled_rows]
+        return WantedRows(*self._sent((batch.sampled_at, kept_by, np.array(batch.prompt_tokens, dtype=np.int64))))
 
     def _sent(self, parts: tuple[np.ndarray, ...]) -> tuple[Tensor, ...]:
         packed = upload(np.concatenate(parts), self._device)
@@ -156,15 +182,24 @@ class BatchBuilder:
         row = self._rows.get(sequence)
         if row is None:
             row = self._rows[sequence] = self._free_rows.pop()
-        filled = self._filled[row]
-        block_ids = sequence.block_ids
-        if filled < len(block_ids):
-            added = block_ids[filled:]
-            self._host_table[row, filled : len(block_ids)] = added
-            self._filled[row] = len(block_ids)
-            if self._device.type != "cpu":
-                self._added.append((row * self._host_table.shape[1] + filled, added))
+        filled, num_blocks = self._filled[row], len(sequence.tables[0])
+        if filled < num_blocks:
+            self._filled[row] = num_blocks
+            for group, table in enumerate(sequence.tables):
+                self._put(group, row, filled, table[filled:])
+            for group in self._windowed:
+                # what a window has passed, at the pace of what is added: until then nobody reads it either
+                first, last = int(self._passed[group, row]), min(filled, sequence.num_passed[group])
+                if first < last:
+                    self._put(group, row, first, [0] * (last - first))
+                    self._passed[group, row] = last
         return row
+
+    def _put(self, group: int, row: int, at: int, block_ids: list[int]) -> None:
+        self._host_tables[group, row, at : at + len(block_ids)] = block_ids
+        if self._device.type != "cpu":
+            _, num_rows, max_blocks = self._host_tables.shape
+            self._added.append(((group * num_rows + row) * max_blocks + at, block_ids))
 
     def _send_added(self) -> None:
         if not self._added:
@@ -172,11 +207,11 @@ class BatchBuilder:
         places = np.concatenate([np.arange(at, at + len(block_ids)) for at, block_ids in self._added])
         values = np.concatenate([block_ids for _, block_ids in self._added])
         sent = upload(np.stack((places, values)), self._device)
-        self.table.view(-1)[sent[0]] = sent[1].to(torch.int32)
+        self._flat[sent[0]] = sent[1].to(torch.int32)
         self._added.clear()
 
     def _tokens(self, plan: StepPlan) -> tuple[list[int], list[int]]:
-        """Give the step's token ids, and for each the row that has it if only the device knows it."""
+        """List the step's token ids, and for each the row that has it if only the device knows it."""
         token_ids: list[int] = []
         sources: list[int] = []
         for sequence, start, count in zip(plan.sequences, plan.starts, plan.num_new, strict=True):
@@ -194,6 +229,16 @@ class BatchBuilder:
 def known_tokens(token_ids: Tensor, sources: Tensor, last_tokens: Tensor) -> Tensor:
     """Put the rows' last tokens where the host did not know them."""
     return torch.where(sources >= 0, last_tokens[sources.clamp(min=0)], token_ids)
+
+
+def _samples(num_samples: list[int], query_start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """List the row of each sample, and the token whose hidden state it is drawn from."""
+    if num_samples.count(1) == len(num_samples):
+        return np.arange(len(num_samples)), query_start[1:] - 1
+    counts = np.array(num_samples)
+    rows = np.repeat(np.arange(len(counts)), counts)
+    after = np.cumsum(counts)[rows] - np.arange(len(rows))  # of the row's samples, this one and those behind it
+    return rows, query_start[1:][rows] - after
 
 
 def _prompt_logprob_targets(plan: StepPlan, query_start: np.ndarray) -> tuple[list[int], list[tuple[Sequence, int]]]:

@@ -17,7 +17,7 @@ from baton.errors import OutOfBlocks
 class BlockPool:
     """Hand out blocks 1 to num_blocks - 1, count their references, evict the least recently used."""
 
-    __slots__ = ("_cached", "_free", "_generations", "_marked", "_refs", "num_total", "on_evict")
+    __slots__ = ("_cached", "_free", "_marked", "_refs", "num_total", "on_evict")
 
     def __init__(self, num_blocks: int) -> None:
         if num_blocks < 2:
@@ -25,7 +25,6 @@ class BlockPool:
         self.num_total = num_blocks - 1
         self._refs = [0] * num_blocks
         self._marked = bytearray(num_blocks)
-        self._generations = [0] * num_blocks
         self._free = list(range(num_blocks - 1, 0, -1))  # a stack: block 1 is taken first
         self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
         self.on_evict: Callable[[int], None] = _ignore
@@ -50,13 +49,6 @@ class BlockPool:
     def num_available(self) -> int:
         """Blocks that `allocate` could hand out now."""
         return len(self._free) + len(self._cached)
-
-    def generation(self, block_id: int) -> int:
-        """Give a number that moves on each time the block's content is given up.
-
-        A reader that found it unchanged after reading has read what it meant to read.
-        """
-        return self._generations[block_id]
 
     def num_references(self, block_id: int) -> int:
         """Count those who hold the block."""
@@ -112,7 +104,6 @@ class BlockPool:
             if marked[block_id]:
                 self._cached[block_id] = None
             else:
-                self._generations[block_id] += 1
                 self._free.append(block_id)
 
     def mark(self, block_id: int) -> None:
@@ -125,7 +116,6 @@ class BlockPool:
         self._marked[block_id] = 0
         if not self._refs[block_id]:
             del self._cached[block_id]
-            self._generations[block_id] += 1
             self._free.append(block_id)
 
     def verify(self) -> None:
@@ -149,7 +139,6 @@ class BlockPool:
             block_id, _none = self._cached.popitem(last=False)
             self.on_evict(block_id)
             self._marked[block_id] = 0
-            self._generations[block_id] += 1
             self._free.append(block_id)
 
 

@@ -56,7 +56,7 @@ class StepGraphs:
             )
 
     def run(self, batch: HostBatch) -> Tensor | None:
-        """Run a step; gives hidden states [num_tokens, hidden_size], valid until the next run. None: no shape fits it."""
+        """Run a step; its hidden states [num_tokens, hidden_size] are valid until the next run. None: no shape fits it."""
         shape = self._shapes.fit(batch)
         if shape is None:
             return None

@@ -31,7 +31,7 @@ class DeviceFacts:
 
 
 def pick_device(config: EngineConfig) -> torch.device:
-    """Give the device that the settings ask for."""
+    """Choose the device that the settings ask for."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device='cuda' is not valid: torch sees no GPU here. Use --device cpu or auto.")
     if config.device == "auto":

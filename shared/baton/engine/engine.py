@@ -1,41 +1,38 @@
 """The engine: requests in, tokens out, one step at a time.
 
-A library: callers add requests and call `step` in a loop; it calls nobody, opens nothing and knows no text. On a
-GPU the host runs one step behind: while the device computes step k + 1, the host collects the tokens of step k,
-checks what ended and hands them out. On a CPU each step is collected at once.
+A library: callers add requests and call `step` in a loop; it calls nobody, opens nothing and knows no text. On a CPU
+each step is collected at once. On a GPU the host is one step behind:
+
+    Engine.step()   |  step k                           |  step k + 1                       |
+    host            |  plan k | forward k | sample k    |  plan k+1 | forward k+1 | sample.. |  collect k | commit k
+    device          |     ... k - 1 ...   |  forward k, sample k  |  forward k+1, sample k+1  |
+    known to host   |  tokens up to k - 2, k - 1 pending          |  up to k - 1, k pending   |  up to k
+
+`forward` and `sample` only launch. A token that the host does not know yet stays on the device, at its sequence's row,
+where the next step finds it. So nothing on the way down may need its value: what depends on it (stop tokens, hashes,
+blocks that a window has passed) is done in `commit`, and blocks change hands only when no launched step may use them.
+Between `forward` and `sample` the device has work, so that a mask made there costs no time.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import gc
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-
-import torch
 
 from baton.block_hash import cache_root
 from baton.config import EngineConfig
 from baton.engine.block_pool import BlockPool
-from baton.engine.device import pick_device, prepare_kernels
-from baton.engine.kv_cache import KVLayout
-from baton.engine.memory import MemoryPlan, largest_steps_tried, plan_memory, with_kv_of
+from baton.engine.kv_cache import KVCacheSpec
+from baton.engine.memory import MemoryPlan
 from baton.engine.model_runner import LaunchedStep, ModelRunner
 from baton.engine.prefix_cache import PrefixCache
-from baton.engine.sampler import SAMPLING_NBYTES, seed_of
+from baton.engine.sampler import seed_of
 from baton.engine.scheduler import Scheduler, SchedulerConfig
 from baton.engine.sequence import Sequence
 from baton.errors import refuse
 from baton.messages import TokenLogprobs
 from baton.models.causal_lm import CausalLM
-from baton.models.config import read_spec
-from baton.models.hub import locate
-from baton.models.identity import model_identity
-from baton.models.loader import load_model, resolve_dtype, weights_nbytes
 from baton.models.rope import rotation_kind
-from baton.models.spec import ModelSpec
 from baton.protocol import FinishReason, SamplingParams
 
 
@@ -65,6 +62,7 @@ class _Request:
     later: dict[int, Sequence]  # choices that wait for the prompt's KV to arrive
     holds_prompt: bool
     prompt_logprobs: list[TokenLogprobs | None] | None
+    num_listed: int = 0  # blocks of tokens that `Engine.computed` has been through
 
 
 class Engine:
@@ -75,7 +73,7 @@ class Engine:
         model: CausalLM,
         config: EngineConfig,
         memory: MemoryPlan,
-        layout: KVLayout,
+        kv_spec: KVCacheSpec,
         *,
         cache_key: bytes = b"",
         identity: str = "",
@@ -88,11 +86,11 @@ class Engine:
         self.cache = PrefixCache(self.pool)
         self.scheduler = Scheduler(_scheduler_config(config, memory), self.pool, self.cache)
         self.runner = ModelRunner(
-            model, layout, memory.num_blocks, max_num_seqs=config.max_num_seqs, max_model_len=memory.max_model_len
+            model, kv_spec, memory.num_blocks, max_num_seqs=config.max_num_seqs, max_model_len=memory.max_model_len
         )
         self.cache_parts = (
             identity or f"{config.model}@{config.revision}",
-            layout.describe(),
+            kv_spec.describe(),
             rotation_kind(model.spec),
             *(("deterministic",) if config.deterministic else ()),
         )
@@ -110,59 +108,6 @@ class Engine:
         """Tokens of them that were prompts' chunks, not single next tokens."""
         self.num_collected = 0
         """Steps whose result was taken in."""
-
-    @classmethod
-    def load(
-        cls, config: EngineConfig, *, folder: Path | None = None, progress: bool = True, cache_key: bytes = b""
-    ) -> Engine:
-        """Check what fits, print the plan, load the model, make the cache.
-
-        `folder` has the model's files, if they have been located already. `cache_key` is the deployment's secret
-        for block hashes; workers and routers of one share it.
-
-        Raises:
-            ModelLoadError, OutOfMemory, ConfigError: before anything large is read wherever possible.
-        """
-        device = pick_device(config)
-        if folder is None:
-            folder = locate(str(config.model), config.revision, weights=config.load_format != "dummy")
-        spec = read_spec(folder)
-        dtype = _dtype(config, device, spec)
-        max_model_len = config.max_model_len or spec.max_model_len
-        layout = KVLayout.of(spec, config.block_size, dtype)
-        memory = plan_memory(
-            config,
-            layout,
-            weights_nbytes=weights_nbytes(spec, dtype, max_model_len),
-            max_model_len=max_model_len,
-            device=device,
-        )
-        if progress:
-            name = f"{spec.family} on {device} in {str(dtype).removeprefix('torch.')}"
-            print(f"{name}: {memory.describe()}", file=sys.stderr)
-        references = prepare_kernels(config, spec, dtype, max_model_len, device)
-        if references and progress:
-            print(f"in plain torch, and so without CUDA graphs: {', '.join(references)}", file=sys.stderr)
-        model = load_model(
-            folder,
-            dtype=dtype,
-            device=device,
-            load_format=config.load_format,
-            seed=config.seed,
-            progress=progress and sys.stderr.isatty(),
-            max_model_len=max_model_len,
-            deterministic=config.deterministic,
-        )
-        identity = model_identity(folder, dummy_seed=config.seed if config.load_format == "dummy" else None)
-        with largest_steps_tried(config):
-            if device.type == "cuda":
-                memory = measure_memory(cls, model, config, memory, layout)
-                if progress:
-                    print(f"measured: {memory.describe()}", file=sys.stderr)
-            engine = cls(model, config, memory, layout, cache_key=cache_key, identity=identity)
-            if device.type == "cuda" and not config.enforce_eager and not references:
-                engine.runner.capture_graphs(max_num_tokens=config.max_num_batched_tokens, progress=progress)
-        return engine
 
     # -- requests -----------------------------------------------------------------------------------------
 
@@ -209,11 +154,12 @@ class Engine:
         seed: int | None = None,
         priority: int = 0,
         salt: bytes = b"",
-    ) -> Sequence:
-        """Take in a request whose prompt is computed elsewhere; it runs after `admit`.
+    ) -> tuple[int, list[bytes]]:
+        """Take in a request whose prompt's KV comes from elsewhere; it runs after `admit`.
 
-        Gives the sequence of its first choice: `num_computed` says what the prefix cache has, `block_hashes` name all
-        full blocks of its tokens. Other choices follow on `admit` and find the prompt in the prefix cache.
+        Returns the names of the blocks that the prefix cache lacks, in the order of their places from `reserve`, and how
+        many of the list of all come before them; a source lists the same for the same tokens. Other choices than the
+        first follow on `admit` and find the prompt in the prefix cache.
 
         Raises:
             ContextTooLong: it could never run here.
@@ -222,29 +168,43 @@ class Engine:
         (lead, first), *later = request.choices.items()
         request.choices, request.later = {lead: first}, dict(later)
         try:
-            self.scheduler.receive(first)
+            return self.scheduler.receive(first)
         except Exception:
             self.abort(request_id)
             raise
-        return first
 
     def reserve(self, request_id: str, num_blocks: int) -> list[int]:
-        """Grant a receiving request up to so many more blocks; none if they are short now, or it has ended."""
+        """Grant a receiving request up to `num_blocks` more blocks; none if they are short now, or it has ended."""
         request = self._requests.get(request_id)
         return [] if request is None else self.scheduler.reserve(_lead(request), num_blocks)
 
-    def admit(self, request_id: str, num_computed: int, token_ids: Iterable[int] = ()) -> None:
-        """Start a receiving request with the KV of its first `num_computed` tokens, good in its blocks.
+    def admit(self, request_id: str, num_blocks: int, token_ids: Iterable[int] = ()) -> int:
+        """Start a receiving request with the KV of the first `num_blocks` that `receive` named, good in their places.
 
-        `token_ids` were sampled elsewhere for its first choice and are not given out again.
+        `token_ids` were sampled elsewhere for its first choice and are not given out again. Returns how many tokens need
+        not be computed thanks to those blocks.
         """
         request = self._requests.get(request_id)
         if request is None:
-            return
-        self.scheduler.admit(_lead(request), num_computed, token_ids)
+            return 0
+        num_fetched = self.scheduler.admit(_lead(request), num_blocks, token_ids)
         for choice in list(request.later):
             sequence = request.choices[choice] = request.later.pop(choice)
             self.scheduler.follow(sequence)
+        return num_fetched
+
+    def computed(self, request_id: str) -> tuple[list[int], list[bytes]]:
+        """List blocks of a request that `holds_prompt` that were computed since the last call, and their names.
+
+        All calls together list what `receive` does for the same tokens where nothing is cached.
+        """
+        request = self._requests.get(request_id)
+        if request is None:
+            return [], []
+        sequence, first = _lead(request), request.num_listed
+        last = (sequence.max_len - 1) // self.config.block_size
+        request.num_listed = max(first, min(last, sequence.num_indexed))
+        return self.scheduler.complete(sequence, first, last)
 
     def abort(self, request_id: str) -> None:
         """End a request wherever it stands; its blocks come back. Unknown or ended ones are ignored."""
@@ -263,11 +223,6 @@ class Engine:
             self._end(sequence)
         if not request.choices and not request.later:
             del self._requests[request_id]
-
-    def sequence_of(self, request_id: str, choice: int = 0) -> Sequence | None:
-        """Give a running choice's sequence, to be read; None when it has ended."""
-        request = self._requests.get(request_id)
-        return None if request is None else request.choices.get(choice)
 
     @property
     def num_free_seats(self) -> int:
@@ -311,7 +266,7 @@ class Engine:
         self.num_steps += 1
         self.num_chunk_tokens += plan.num_tokens - plan.num_decodes
         self.admitted = [self._owner[sequence][0] for sequence in plan.admitted]
-        return self.runner.launch(plan)
+        return self.runner.sample(self.runner.forward(plan))
 
     def _collect(self) -> list[TokenOutput]:
         """Take in the step in flight, if there is one."""
@@ -320,33 +275,38 @@ class Engine:
             return []
         self.num_collected += 1
         result = self.runner.collect(step)
-        self.scheduler.commit(step.plan, result.token_ids)
+        self.scheduler.commit(step.plan, result.token_lists)
         for sequence, position, row in result.prompt_logprobs:
             owner = self._owner.get(sequence)
             if owner is not None:
                 scores = self._requests[owner[0]].prompt_logprobs
                 assert scores is not None
                 scores[position] = row
-        return [
-            self._take(sequence, token_id, row)
-            for sequence, token_id, row in zip(result.sequences, result.token_ids, result.logprobs, strict=True)
-            if sequence in self._owner  # not ended since the step was launched
-        ]
+        outputs: list[TokenOutput] = []
+        for sequence, token_ids, rows in zip(result.sequences, result.token_lists, result.logprobs, strict=True):
+            position = len(sequence.token_ids) - len(token_ids)
+            for token_id, logprobs in zip(token_ids, rows, strict=True):
+                if sequence not in self._owner:  # it has ended, here or since the step was launched
+                    break
+                outputs.append(self._take(sequence, position, token_id, logprobs))
+                position += 1
+        return outputs
 
-    def _take(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> TokenOutput:
+    def _take(self, sequence: Sequence, position: int, token_id: int, logprobs: TokenLogprobs | None) -> TokenOutput:
         """Hand out a token that was appended to its sequence, and end the sequence if it is the last."""
         request_id, choice = self._owner[sequence]
         request = self._requests[request_id]
-        reason, stop_reason = self._end_of(sequence, token_id)
+        num_output = position + 1 - sequence.num_prompt_tokens
+        reason, stop_reason = self._end_of(sequence, num_output, token_id)
         output = TokenOutput(
             request_id=request_id,
             choice=choice,
-            position=len(sequence.token_ids) - 1,
+            position=position,
             token_id=token_id,
             finish_reason=reason,
             stop_reason=stop_reason,
             logprobs=logprobs,
-            prompt_logprobs=request.prompt_logprobs if choice == 0 and sequence.num_output_tokens == 1 else None,
+            prompt_logprobs=request.prompt_logprobs if choice == 0 and num_output == 1 else None,
             num_cached_tokens=sequence.num_cached,
         )
         if reason is not None and not request.holds_prompt:
@@ -356,18 +316,19 @@ class Engine:
             self.runner.release(sequence)
         return output
 
-    def _end_of(self, sequence: Sequence, token_id: int) -> tuple[FinishReason | None, int | None]:
+    def _end_of(self, sequence: Sequence, num_output: int, token_id: int) -> tuple[FinishReason | None, int | None]:
         params = sequence.params
-        if sequence.num_output_tokens >= params.min_tokens:
+        if num_output >= params.min_tokens:
             if not params.ignore_eos and token_id in self.model.spec.eos_token_ids:
                 return FinishReason.STOP, None
             if token_id in params.stop_token_ids:
                 return FinishReason.STOP, token_id
         max_len = self._max_len(sequence.num_prompt_tokens, params)
-        return (FinishReason.LENGTH, None) if len(sequence.token_ids) >= max_len else (None, None)
+        is_full = sequence.num_prompt_tokens + num_output >= max_len
+        return (FinishReason.LENGTH, None) if is_full else (None, None)
 
     def _max_len(self, prompt_len: int, params: SamplingParams) -> int:
-        """Give where a request's own limits, or the context, end its sequence."""
+        """Where a request's own limits, or the context, end its sequence."""
         wanted = self.max_model_len if params.max_tokens is None else prompt_len + params.max_tokens
         return min(self.max_model_len, wanted)
 
@@ -417,48 +378,8 @@ class Engine:
 
 
 def _lead(request: _Request) -> Sequence:
-    """Give the sequence of a receiving request for which KV arrives."""
+    """The sequence whose prompt's KV moves: of a request that receives it, or holds it for others."""
     return next(iter(request.choices.values()))
-
-
-def measure_memory(
-    kind: type[Engine], model: CausalLM, config: EngineConfig, memory: MemoryPlan, layout: KVLayout
-) -> MemoryPlan:
-    """Run the largest step that a plan can hold, and give the KV cache what that leaves.
-
-    Kernels are compiled on the way, so that the first request does not wait for them.
-    """
-    device = model.device
-    num_tokens = config.max_num_batched_tokens
-    prompt_len = min(num_tokens, memory.max_model_len - 1)
-    num_prompts = -(-num_tokens // prompt_len)
-    blocks = num_prompts * (prompt_len // config.block_size + 2) + 1
-    small = dataclasses.replace(memory, num_blocks=min(blocks, memory.num_blocks))
-    probe = kind(model, dataclasses.replace(config, max_num_waiting=num_prompts), small, layout)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    params = SamplingParams(max_tokens=2, temperature=1.0, ignore_eos=True, detokenize=False)
-    for i in range(num_prompts):
-        probe.add(str(i), [i % model.spec.vocab_size] * prompt_len, params)
-    while probe.has_work:
-        probe.step()
-    torch.cuda.synchronize(device)
-    step_nbytes = torch.cuda.max_memory_allocated(device) - before
-    del probe
-    gc.collect()
-    torch.cuda.empty_cache()
-    sampling_nbytes = config.max_num_seqs * model.spec.vocab_size * SAMPLING_NBYTES
-    return with_kv_of(config, memory, model.nbytes, step_nbytes + sampling_nbytes, device)
-
-
-def _dtype(config: EngineConfig, device: torch.device, spec: ModelSpec) -> torch.dtype:
-    """On a CPU float32 is both exact and fastest; on a GPU the checkpoint's 16 bits."""
-    if config.dtype != "auto":
-        return resolve_dtype(config.dtype, spec)
-    if device.type == "cpu":
-        return torch.float32
-    stored = resolve_dtype(None, spec)
-    return torch.bfloat16 if stored == torch.float32 else stored
 
 
 def _scheduler_config(config: EngineConfig, memory: MemoryPlan) -> SchedulerConfig:
@@ -467,6 +388,7 @@ def _scheduler_config(config: EngineConfig, memory: MemoryPlan) -> SchedulerConf
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=memory.max_model_len,
         block_size=config.block_size,
+        windows=memory.reach.windows,
         max_num_waiting=config.max_num_waiting,
         enable_chunked_prefill=config.enable_chunked_prefill,
         enable_prefix_caching=config.enable_prefix_caching,

@@ -1,65 +1,118 @@
-"""The paged KV tensor, its layout, and how many blocks fit.
+"""The paged KV tensor: which layers share a block, and what a sequence holds of each group of layers.
 
-Block-major: one block holds every layer's K and V of its tokens contiguously, so that it moves between
-workers as one piece; attention reads a layer through strides.
+Block-major: one block holds the K and V of its tokens, for all layers of one group, contiguously, so that it moves
+between workers as one piece; attention reads a layer through strides. A group has layers of one kind. All groups' blocks
+are of one size and come from one pool, so memory goes where it is needed.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+from collections import defaultdict
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from baton.models.spec import ModelSpec
 
+KVKind = Literal["full", "window", "latent", "state"]
+"""What a layer keeps: K and V of all tokens, of the last ones, one vector a token, one state a sequence.
+
+Today's families have the first two."""
+
 
 @dataclass(frozen=True, slots=True)
-class KVLayout:
-    """Shape and type of one block; two workers exchange blocks only when these are equal."""
+class KVGroup:
+    """Layers whose KV of the same tokens lies in one block."""
 
-    num_layers: int
-    block_size: int
-    num_kv_heads: int
-    head_dim: int
+    layers: tuple[int, ...]
+    kind: KVKind
+    block_shape: tuple[int, ...]
+    """Of one layer: [2 (K and V), block_size, kv_heads, head_dim]."""
     dtype: torch.dtype
+    window: int | None = None
+    """Positions that a query sees, its own included; None: all."""
+
+
+@dataclass(frozen=True, slots=True)
+class KVCacheSpec:
+    """The groups of a model's layers; two workers exchange blocks only when these are equal."""
+
+    groups: tuple[KVGroup, ...]
+    block_size: int
 
     @classmethod
-    def of(cls, spec: ModelSpec, block_size: int, dtype: torch.dtype) -> KVLayout:
-        """Derive the layout that a model needs."""
-        return cls(spec.num_layers, block_size, spec.num_kv_heads, spec.head_dim, dtype)
+    def of(cls, spec: ModelSpec, block_size: int, dtype: torch.dtype, max_model_len: int) -> KVCacheSpec:
+        """Group a model's layers by their window in contexts of `max_model_len`, those that see all first.
+
+        Groups have as many layers as the smallest kind, or as the largest where that wastes less than a third.
+        """
+        by_window: dict[int | None, list[int]] = defaultdict(list)
+        for layer, window in enumerate(spec.windows_within(max_model_len)):
+            by_window[window].append(layer)
+        fewest, most = min(map(len, by_window.values())), max(map(len, by_window.values()))
+        size = most if 2 * most < 3 * fewest else fewest
+        shape = (2, block_size, spec.num_kv_heads, spec.head_dim)
+        groups = [
+            KVGroup(tuple(layers[at : at + size]), "full" if window is None else "window", shape, dtype, window)
+            for window, layers in sorted(by_window.items(), key=lambda item: item[0] or 0)
+            for at in range(0, len(layers), size)
+        ]
+        return cls(tuple(groups), block_size)
 
     @property
-    def block_shape(self) -> tuple[int, int, int, int, int]:
-        """[layers, 2 (K and V), block_size, kv_heads, head_dim]."""
-        return (self.num_layers, 2, self.block_size, self.num_kv_heads, self.head_dim)
+    def windows(self) -> tuple[int | None, ...]:
+        """Each group's window."""
+        return tuple(group.window for group in self.groups)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of all groups."""
+        return self.groups[0].dtype
+
+    @property
+    def block_shape(self) -> tuple[int, ...]:
+        """[layers of a group, 2 (K and V), block_size, kv_heads, head_dim]."""
+        return (max(len(group.layers) for group in self.groups), *self.groups[0].block_shape)
 
     @property
     def block_nbytes(self) -> int:
-        """Bytes of one block, all layers."""
-        return self.block_size * self.token_nbytes
+        """Bytes of one block."""
+        nbytes = self.dtype.itemsize
+        for length in self.block_shape:
+            nbytes *= length
+        return nbytes
 
     @property
-    def token_nbytes(self) -> int:
-        """Bytes of KV that one token takes."""
-        return self.num_layers * 2 * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+    def places(self) -> list[tuple[int, int]]:
+        """Of each layer: its group, and its place in that group's blocks."""
+        found = {layer: (g, at) for g, group in enumerate(self.groups) for at, layer in enumerate(group.layers)}
+        return [found[layer] for layer in range(len(found))]
 
     def describe(self) -> str:
-        """Give the layout as one line of text, which is also what fingerprints and cache keys are made of."""
+        """Write the spec as one line, of which fingerprints and cache keys are made."""
         shape = "x".join(map(str, self.block_shape))
-        return f"block-major {shape} {str(self.dtype).removeprefix('torch.')}"
+        line = f"block-major {shape} {str(self.dtype).removeprefix('torch.')}"
+        if self.windows == (None,):
+            return line
+        return "; ".join([line, *(f"{group.window or 'all'}: {group.layers}" for group in self.groups)])
+
+    def caches(self, kv: Tensor) -> list[Tensor]:
+        """View the cache by layer: [num_blocks, 2, block_size, kv_heads, head_dim] each."""
+        return [kv[:, at] for _, at in self.places]
 
     def allocate(self, num_blocks: int, device: torch.device) -> Tensor:
-        """Make the cache: [num_blocks, layers, 2, block_size, kv_heads, head_dim].
+        """Make the cache: [num_blocks, *block_shape].
 
         Zeroed, because padding rows read the scratch block and what they read must be finite.
         """
         return torch.zeros((num_blocks, *self.block_shape), dtype=self.dtype, device=device)
 
     def allocate_shared(self, num_blocks: int) -> tuple[Tensor, int]:
-        """Make the cache on a CPU where other processes can map it too; give its file's descriptor.
+        """Make the cache on a CPU where other processes can map it too; return its file's descriptor with it.
 
         The file has no name: it goes with the last process that has it open or mapped. It may be sealed.
         """

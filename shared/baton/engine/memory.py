@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ import psutil
 import torch
 
 from baton.config import EngineConfig
-from baton.engine.kv_cache import KVLayout
+from baton.engine.kv_cache import KVCacheSpec
+from baton.engine.windows import Reach
 from baton.errors import OutOfMemory
 
 GIB = 2**30
@@ -31,8 +33,13 @@ class MemoryPlan:
     weights_nbytes: int
     block_nbytes: int
     num_blocks: int  # one of them is scratch
-    block_size: int
     max_model_len: int
+    reach: Reach
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of a block."""
+        return self.reach.block_size
 
     @property
     def kv_nbytes(self) -> int:
@@ -41,21 +48,33 @@ class MemoryPlan:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens whose KV fits at once."""
-        return (self.num_blocks - 1) * self.block_size
+        """Tokens of the longest sequence whose KV fits."""
+        reach, num_blocks = self.reach, self.num_blocks - 1
+        if reach.num_held(2**31) <= num_blocks:  # windows everywhere: as long as you like
+            return 2**31
+        size = reach.block_size
+        return size * bisect_right(range(num_blocks), num_blocks, key=lambda n: reach.num_held((n + 1) * size))
 
     def describe(self) -> str:
-        """Give the plan as the line that is printed at start."""
-        streams = self.num_tokens / self.max_model_len
-        return (
+        """The line that is printed at start."""
+        num_blocks, reach = self.num_blocks - 1, self.reach
+        longest = reach.num_held(self.max_model_len)
+        line = (
             f"weights {_size(self.weights_nbytes)}, KV {_size(self.kv_nbytes)} "
-            f"({self.num_blocks - 1} blocks of {self.block_size} tokens), longest context {self.max_model_len} tokens, "
-            f"{streams:.1f} streams of that length or {self.num_tokens // 1024} of 1024 tokens"
+            f"({num_blocks} blocks of {self.block_size} tokens), longest context {self.max_model_len} tokens, "
+            f"{num_blocks / longest:.1f} streams of that length or {num_blocks // reach.num_held(1024)} of 1024 tokens"
+        )
+        if not reach.windowed:
+            return line
+        windows = ", ".join("all" if window is None else str(window) for window in reach.windows)
+        whole = reach.num_groups * reach.num_blocks(self.max_model_len)
+        return (
+            f"{line}; as groups of layers see {windows} tokens, the longest context takes {longest} blocks, not {whole}"
         )
 
 
 def plan_memory(
-    config: EngineConfig, layout: KVLayout, *, weights_nbytes: int, max_model_len: int, device: torch.device
+    config: EngineConfig, kv_spec: KVCacheSpec, *, weights_nbytes: int, max_model_len: int, device: torch.device
 ) -> MemoryPlan:
     """Decide the number of KV blocks.
 
@@ -70,8 +89,9 @@ def plan_memory(
             f"(--gpu-memory-utilization {config.gpu_memory_utilization}, less what other programs hold). Raise that share, "
             f"stop what else runs there, or use a smaller model, a 16-bit --dtype or a larger device."
         )
-    num_blocks = _num_blocks(config, layout, limit - weights_nbytes, device)
-    plan = MemoryPlan(weights_nbytes, layout.block_nbytes, num_blocks, layout.block_size, max_model_len)
+    num_blocks = _num_blocks(config, kv_spec, limit - weights_nbytes, device)
+    reach = Reach(kv_spec.block_size, kv_spec.windows, config.max_num_batched_tokens)
+    plan = MemoryPlan(weights_nbytes, kv_spec.block_nbytes, num_blocks, max_model_len, reach)
     if weights_nbytes + plan.kv_nbytes > limit:
         raise OutOfMemory(
             f"weights ({_size(weights_nbytes)}) and KV cache ({_size(plan.kv_nbytes)}) exceed the {_size(limit)} of "
@@ -102,7 +122,7 @@ def with_kv_of(
         raise OutOfMemory(
             f"a step of {config.max_num_batched_tokens} tokens takes {_size(step_nbytes)} beside the weights "
             f"({_size(weights_nbytes)}), which leaves {_size(max(0, spare))} for the KV cache; it needs "
-            f"{_size(max(plan.kv_nbytes, memory.max_model_len * memory.block_nbytes // memory.block_size))}. Lower "
+            f"{_size(max(plan.kv_nbytes, memory.reach.num_held(memory.max_model_len) * memory.block_nbytes))}. Lower "
             f"--max-num-batched-tokens or --max-model-len, or raise --gpu-memory-utilization."
         )
     return plan
@@ -126,7 +146,7 @@ def largest_steps_tried(config: EngineConfig) -> Iterator[None]:
 
 
 def device_limit(config: EngineConfig, device: torch.device) -> int:
-    """Give the bytes that may still be taken on a device: our share of the whole, less what we have, if that is free.
+    """Bytes that may still be taken on a device: our share of the whole, less what we have, if that is free.
 
     What other processes have is theirs: two workers of one GPU are given half of it each.
     """
@@ -138,13 +158,13 @@ def device_limit(config: EngineConfig, device: torch.device) -> int:
     return int(available * config.gpu_memory_utilization)
 
 
-def _num_blocks(config: EngineConfig, layout: KVLayout, spare: int, device: torch.device) -> int:
+def _num_blocks(config: EngineConfig, kv_spec: KVCacheSpec, spare: int, device: torch.device) -> int:
     if config.num_gpu_blocks_override is not None:
         return config.num_gpu_blocks_override + 1
     nbytes = config.kv_cache_memory_bytes
     if nbytes is None:
         nbytes = min(spare, CPU_KV_NBYTES) if device.type == "cpu" else spare
-    return nbytes // layout.block_nbytes
+    return nbytes // kv_spec.block_nbytes
 
 
 def _cgroup_available() -> int:

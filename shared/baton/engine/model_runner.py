@@ -1,4 +1,4 @@
-"""Run one step on the device: inputs, forward pass, logits, draw.
+"""Run one step on the device: inputs and forward pass, then logits and draw, then the way back to the host.
 
 Knows nothing of requests, text or who asked; the scheduler decided what to compute, this computes it. One path
 serves prefill chunks, decodes and mixtures.
@@ -7,6 +7,7 @@ serves prefill chunks, decodes and mixtures.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from baton.engine.batch import BatchBuilder, HostBatch
 from baton.engine.cuda_graphs import StepGraphs
-from baton.engine.kv_cache import KVLayout
+from baton.engine.kv_cache import KVCacheSpec
 from baton.engine.padded_step import StepShapes
 from baton.engine.sampler import Sampler
 from baton.engine.scheduler import StepPlan
@@ -30,23 +31,31 @@ SCORED_AT_ONCE = 256
 
 
 @dataclass(slots=True)
-class LaunchedStep:
-    """A step that the device is running, or has run."""
+class ForwardedStep:
+    """A step whose hidden states the device is computing."""
 
     plan: StepPlan
-    sequences: list[Sequence]  # those that get a token
+    batch: HostBatch
+    hidden: Tensor  # [num_tokens, hidden_size], until the next `forward`
+
+
+@dataclass(slots=True)
+class LaunchedStep:
+    """A step that the device is running to its end, or has run."""
+
+    plan: StepPlan
+    batch: HostBatch
     sampled: Download  # token ids; then chosen log-probabilities, ranks, top ids and theirs, if any row asked
-    prompt_targets: list[tuple[Sequence, int]]
     prompt_logprobs: Download  # the last four, for prompt tokens
 
 
 @dataclass(slots=True)
 class StepResult:
-    """What a finished step gave, on the host."""
+    """A finished step, on the host. The lists of samples are one for each row that samples, in row order."""
 
     sequences: list[Sequence]
-    token_ids: list[int]
-    logprobs: list[TokenLogprobs | None]
+    token_lists: list[list[int]]
+    logprobs: list[list[TokenLogprobs | None]]
     prompt_logprobs: list[tuple[Sequence, int, TokenLogprobs]]  # (sequence, position, at that position)
 
 
@@ -54,19 +63,14 @@ class ModelRunner:
     """Owns the model, the KV tensor and the device's side of a batch."""
 
     def __init__(
-        self, model: CausalLM, layout: KVLayout, num_blocks: int, *, max_num_seqs: int, max_model_len: int
+        self, model: CausalLM, kv_spec: KVCacheSpec, num_blocks: int, *, max_num_seqs: int, max_model_len: int
     ) -> None:
         self.model = model
         self.device = model.device
-        self.layout = layout
-        self.use_kv(layout.allocate(num_blocks, self.device))
+        self.kv_spec = kv_spec
+        self.use_kv(kv_spec.allocate(num_blocks, self.device))
         self._max_num_seqs = max_num_seqs
-        self._batches = BatchBuilder(
-            num_rows=max_num_seqs,
-            max_blocks=-(-max_model_len // layout.block_size),
-            block_size=layout.block_size,
-            device=self.device,
-        )
+        self._batches = BatchBuilder(kv_spec, num_rows=max_num_seqs, max_model_len=max_model_len, device=self.device)
         self.sampler = Sampler(
             vocab_size=model.spec.vocab_size,
             eos_token_ids=model.spec.eos_token_ids,
@@ -76,22 +80,27 @@ class ModelRunner:
         self._graphs: StepGraphs | None = None
 
     def use_kv(self, kv: Tensor) -> None:
-        """Keep KV in this tensor from now on, [num_blocks, layers, 2, block_size, kv_heads, head_dim]; before any step."""
+        """Keep KV in this tensor from now on, as `KVCacheSpec.allocate` makes it; before any step."""
         self.kv = kv
-        self.caches = kv.unbind(1)
+        self.caches = self.kv_spec.caches(kv)
 
     @torch.inference_mode()
     def capture_graphs(self, *, max_num_tokens: int, progress: bool) -> None:
         """Capture steps; from then on those that fit run as CUDA graphs."""
         num_parameters = self.model.nbytes // self.model.dtype.itemsize
-        shapes = StepShapes(num_parameters, max_num_seqs=self._max_num_seqs, max_num_tokens=max_num_tokens)
+        shapes = StepShapes(
+            num_parameters,
+            max_num_seqs=self._max_num_seqs,
+            max_num_tokens=max_num_tokens,
+            num_groups=len(self.kv_spec.groups),
+        )
         graphs = StepGraphs(self.model, self.caches, self._batches, shapes)
         graphs.capture(progress=progress)
         self._graphs = graphs
 
     @torch.inference_mode()
-    def launch(self, plan: StepPlan) -> LaunchedStep:
-        """Start a step. On a GPU this returns while it runs; `collect` waits for it."""
+    def forward(self, plan: StepPlan) -> ForwardedStep:
+        """Start a step's forward pass. On a GPU this returns while it runs."""
         for sequence in plan.preempted:
             self._batches.release(sequence)
             self.sampler.preempt(sequence)
@@ -99,16 +108,26 @@ class ModelRunner:
         hidden = None if self._graphs is None else self._graphs.run(batch)
         if hidden is None:
             hidden = self.model.forward(self._batches.send(batch, self.caches))
+        return ForwardedStep(plan, batch, hidden)
+
+    @torch.inference_mode()
+    def sample(self, step: ForwardedStep, masks: Tensor | None = None) -> LaunchedStep:
+        """Start the draw of a step's tokens and their way to the host; `collect` waits for them.
+
+        masks: [num_samples, ceil(vocab_size / 32)] int32 on the device: the tokens that each sample may be, token t
+        at bit t % 32 of word t // 32. None: all may be any.
+        """
+        batch, hidden = step.batch, step.hidden
         wanted = self._batches.send_wanted(batch)
         prompt = Download()
         if batch.prompt_targets:
             prompt = self._score_prompt(hidden[wanted.scored], batch.prompt_targets)
         if batch.sampled:
             rows = hidden if len(batch.sampled) == len(hidden) else hidden[wanted.sampled]
-            sampled = self._draw(rows, batch, wanted.kept_by)
+            sampled = self._draw(rows, batch, wanted.kept_by, masks)
         else:  # something to wait for: who hears that a step was collected may read its KV
             sampled = Download(hidden[:0])
-        return LaunchedStep(plan, batch.sampled, sampled, batch.prompt_targets, prompt)
+        return LaunchedStep(step.plan, batch, sampled, prompt)
 
     def _score_prompt(self, hidden: Tensor, targets: list[tuple[Sequence, int]]) -> Download:
         """Score prompt tokens, a few at a time: a whole chunk's logits would be the largest tensor there is."""
@@ -120,30 +139,40 @@ class ModelRunner:
         ]
         return Download(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
 
-    def _draw(self, hidden: Tensor, batch: HostBatch, rows: Tensor) -> Download:
-        """Draw from hidden states, one a sampled sequence, and keep the tokens where the next step finds them."""
-        sampled = self.sampler.draw(self.model.logits(hidden), batch.sampled, batch.sampled_positions, rows)
+    def _draw(self, hidden: Tensor, batch: HostBatch, rows: Tensor, masks: Tensor | None) -> Download:
+        """Draw from hidden states, one a sample, and keep the tokens where the next step finds them.
+
+        Of a row with several samples any may be kept: the host knows its tokens before its next step.
+        """
+        logits = self.model.logits(hidden)
+        sampled = self.sampler.draw(logits, batch.sampled, batch.sampled_positions, rows, masks)
         self._batches.last_tokens[rows] = sampled[0]
         return Download(*sampled)
 
     def collect(self, step: LaunchedStep) -> StepResult:
         """Wait for a step and bring its tokens to the host."""
-        token_logprobs: list[TokenLogprobs | None] = []
+        batch = step.batch
         token_ids, *found = step.sampled.wait()
-        if step.sequences:
-            token_logprobs = [None] * len(token_ids)
-            if found:
-                rows = _rows_of(token_ids, found)
-                for i, sequence in enumerate(step.sequences):
-                    if sequence.params.logprobs is not None:
-                        token_logprobs[i] = _first(rows[i], sequence.params.logprobs)
+        logprobs: list[TokenLogprobs | None] = [None] * len(batch.sampled)
+        if found:
+            rows = _rows_of(token_ids, found)
+            for i, sequence in enumerate(batch.sampled):
+                if sequence.params.logprobs is not None:
+                    logprobs[i] = _first(rows[i], sequence.params.logprobs)
         prompt: list[tuple[Sequence, int, TokenLogprobs]] = []
-        if step.prompt_targets:
-            targets = [sequence.token_ids[position] for sequence, position in step.prompt_targets]
+        if batch.prompt_targets:
+            targets = [sequence.token_ids[position] for sequence, position in batch.prompt_targets]
             rows = _rows_of(targets, step.prompt_logprobs.wait())
-            for (sequence, position), row in zip(step.prompt_targets, rows, strict=True):
+            for (sequence, position), row in zip(batch.prompt_targets, rows, strict=True):
                 prompt.append((sequence, position, _first(row, sequence.params.prompt_logprobs or 0)))
-        return StepResult(step.sequences, token_ids, token_logprobs, prompt)
+        sampling = [(s, n) for s, n in zip(step.plan.sequences, step.plan.num_samples, strict=True) if n]
+        cuts = list(pairwise(accumulate((n for _, n in sampling), initial=0)))
+        return StepResult(
+            [sequence for sequence, _ in sampling],
+            [token_ids[first:last] for first, last in cuts],
+            [logprobs[first:last] for first, last in cuts],
+            prompt,
+        )
 
     @property
     def num_sequences(self) -> int:

@@ -17,7 +17,6 @@ import numpy as np
 from torch import Tensor
 
 from baton.engine.batch import BatchBuilder, HostBatch, known_tokens
-from baton.kernels.attention_batch import AttentionBatch
 from baton.models.causal_lm import CausalLM
 from baton.models.step import Step
 
@@ -37,6 +36,8 @@ class StepShape:
     num_tokens: int
     num_decodes: int
     num_chunks: int
+    num_groups: int = 1
+    """KV groups: a token has a slot in each."""
 
     @property
     def num_seqs(self) -> int:
@@ -45,14 +46,16 @@ class StepShape:
 
     @property
     def lens(self) -> list[int]:
-        """Lengths of a step's inputs: token ids, sources, positions, slots; sequence lengths, rows; query starts."""
-        return [self.num_tokens] * 4 + [self.num_seqs] * 2 + [self.num_seqs + 1]
+        """Lengths of a step's inputs: token ids, sources, positions; slots; sequence lengths, rows; query starts."""
+        num_slots = self.num_groups * self.num_tokens
+        return [self.num_tokens] * 3 + [num_slots] + [self.num_seqs] * 2 + [self.num_seqs + 1]
 
 
 class StepShapes:
     """The shapes of an engine's steps, close together where padding costs most."""
 
-    def __init__(self, num_parameters: int, *, max_num_seqs: int, max_num_tokens: int) -> None:
+    def __init__(self, num_parameters: int, *, max_num_seqs: int, max_num_tokens: int, num_groups: int = 1) -> None:
+        self._num_groups = num_groups
         decodes = (1, 2, 4, *range(8, 257, 8), *range(272, 513, 16), *range(544, max_num_seqs, 32))
         mixed = (16, 32, 64, 96, *range(128, 512, 32), *range(512, 2048, 128))
         bound = int(LAUNCH_BOUND_PRODUCTS / num_parameters) // 64 * 64
@@ -67,7 +70,7 @@ class StepShapes:
         return sorted(shapes, key=lambda shape: shape.num_tokens, reverse=True)
 
     def fit(self, batch: HostBatch) -> StepShape | None:
-        """Give the smallest shape with room for a step; None: none has."""
+        """Find the smallest shape with room for a step; None: none has."""
         num_tokens, num_chunks = len(batch.token_ids), len(batch.rows) - batch.num_decodes
         sizes = self._mixed if num_chunks else self._decodes
         at = bisect_left(sizes, num_tokens)
@@ -76,10 +79,10 @@ class StepShapes:
         return self._of_mixed(sizes[at]) if num_chunks else self._of_decodes(sizes[at])
 
     def _of_decodes(self, size: int) -> StepShape:
-        return StepShape(size, size, 0)
+        return StepShape(size, size, 0, self._num_groups)
 
     def _of_mixed(self, size: int) -> StepShape:
-        return StepShape(size, min(size, self._max_num_seqs), MAX_CHUNKS)
+        return StepShape(size, min(size, self._max_num_seqs), MAX_CHUNKS, self._num_groups)
 
 
 def _up_to(largest: int, sizes: tuple[int, ...]) -> list[int]:
@@ -97,7 +100,7 @@ def pack(batch: HostBatch, shape: StepShape) -> np.ndarray:
     sources[:num_tokens] = batch.sources
     sources[num_tokens:] = -1
     positions[:num_tokens] = batch.positions
-    slots[:num_tokens] = batch.slots
+    slots.reshape(shape.num_groups, -1)[:, :num_tokens] = batch.slots
     chunks = slice(shape.num_decodes, shape.num_decodes + len(batch.rows) - num_decodes)
     for padded, given in ((seq_lens, batch.seq_lens), (rows, batch.rows), (query_start, batch.query_start)):
         padded[:num_decodes] = given[:num_decodes]
@@ -112,14 +115,14 @@ def forward(
 ) -> Tensor:
     """Compute a padded step's hidden states, [num_tokens, hidden_size], knowing nothing of it but its shape."""
     token_ids, sources, positions, slots, seq_lens, rows, query_start = packed.split_with_sizes(shape.lens)
-    attention = AttentionBatch(
-        block_table=batches.table.index_select(0, rows),
+    by_layer = batches.attention_batches(
+        rows,
+        slots.chunk(shape.num_groups),
         query_start=query_start.int(),
         seq_lens=seq_lens.int(),
-        slots=slots,
         num_decodes=shape.num_decodes,
         query_lens_host=[1] * shape.num_seqs,
         seq_lens_host=[],
     )
     token_ids = known_tokens(token_ids, sources, batches.last_tokens)
-    return model.forward(Step(token_ids, positions, caches, [attention] * len(caches)))
+    return model.forward(Step(token_ids, positions, caches, by_layer))

@@ -19,13 +19,14 @@ CacheEvent = tuple[Literal["stored", "evicted"], bytes]
 class PrefixCache:
     """Find and remember blocks by hash; hash and block are a bijection."""
 
-    __slots__ = ("_block_of", "_events", "_hash_of", "_pool", "num_hits", "num_queries", "record_events")
+    __slots__ = ("_block_of", "_events", "_hash_of", "_pool", "_untold", "num_hits", "num_queries", "record_events")
 
     def __init__(self, pool: BlockPool, *, record_events: bool = False) -> None:
         self._pool = pool
         self._block_of: dict[bytes, int] = {}
         self._hash_of: dict[int, bytes] = {}
         self._events: list[CacheEvent] = []
+        self._untold: set[bytes] = set()
         self.record_events = record_events
         """Whether to keep what changes for `drain_events`; only with a reader, else the list would grow."""
         self.num_queries = 0
@@ -41,7 +42,7 @@ class PrefixCache:
         return block_hash in self._block_of
 
     def lookup(self, hashes: Iterable[bytes]) -> list[int]:
-        """Give the blocks of the longest known beginning of a chain. Takes no references."""
+        """Find the blocks of the longest known beginning of a chain. Takes no references."""
         block_ids: list[int] = []
         block_of = self._block_of
         for block_hash in hashes:
@@ -51,14 +52,8 @@ class PrefixCache:
             block_ids.append(block_id)
         return block_ids
 
-    def match(self, hashes: Iterable[bytes]) -> list[int]:
-        """Look up and share in one step: the caller owns a reference to each block given."""
-        block_ids = self.lookup(hashes)
-        self._pool.share(block_ids)
-        return block_ids
-
-    def insert(self, block_hash: bytes, block_id: int) -> None:
-        """Make a held block findable.
+    def insert(self, block_hash: bytes, block_id: int, *, is_told: bool = True) -> None:
+        """Make a held block findable; `is_told`: readers of the events hear of it.
 
         A hash that is known under another block keeps that one: block tables are append-only, so the second
         block stays where it is, unknown, and is free once released.
@@ -69,7 +64,9 @@ class PrefixCache:
         self._pool.mark(block_id)
         self._block_of[block_hash] = block_id
         self._hash_of[block_id] = block_hash
-        if self.record_events:
+        if not is_told:
+            self._untold.add(block_hash)
+        elif self.record_events:
             self._events.append(("stored", block_hash))
 
     def clear(self) -> None:
@@ -79,16 +76,18 @@ class PrefixCache:
             self._pool.unmark(block_id)
 
     def hashes(self) -> list[bytes]:
-        """Give all known hashes: the snapshot to which later events apply."""
-        return list(self._block_of)
+        """All known hashes that are told: the snapshot to which later events apply."""
+        return [block_hash for block_hash in self._block_of if block_hash not in self._untold]
 
     def drain_events(self) -> list[CacheEvent]:
-        """Give what was stored and evicted since the last call, in order."""
+        """Take what was stored and evicted since the last call, in order."""
         events, self._events = self._events, []
         return events
 
     def _forget(self, block_id: int) -> None:
         block_hash = self._hash_of.pop(block_id)
         del self._block_of[block_hash]
-        if self.record_events:
+        if block_hash in self._untold:
+            self._untold.remove(block_hash)
+        elif self.record_events:
             self._events.append(("evicted", block_hash))

@@ -107,22 +107,33 @@ class Sampler:
         self._counted.discard(sequence)
 
     def draw(
-        self, logits: Tensor, sequences: list[Sequence], positions: list[int], places: Tensor
+        self,
+        logits: Tensor,
+        sequences: list[Sequence],
+        positions: list[int],
+        places: Tensor,
+        masks: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Sample one token a row; everything stays on the device.
 
         logits: [rows, vocab] fp32, may be changed. sequences: one a row. positions: of the tokens to draw. places:
-        [rows] int64, where `last_tokens` has each sequence's.
-        Gives (token ids [rows],), and if any row asked for log-probabilities the four of `kernels.sample.logprobs`.
+        [rows] int64, where `last_tokens` has each sequence's. masks: as in `ModelRunner.sample`; log-probabilities
+        are those before it.
+
+        Returns:
+            (token ids [rows],), and if any row asked for log-probabilities the four of `kernels.sample.logprobs`.
         """
         rows = [self._rows[sequence] for sequence in sequences]
         num_top = max((s.params.logprobs for s in sequences if s.params.logprobs is not None), default=None)
         raw = logits
+        if masks is not None:
+            raw = logits if num_top is None else logits.clone()
+            logits.masked_fill_(~_unpacked(masks, self._vocab_size), -math.inf)
         if all(row.is_plain for row in rows):
             token_ids = greedy(logits)
         else:
             batch = self._batch(sequences, rows, positions, places)
-            if num_top is not None and batch.changes_logits:
+            if num_top is not None and batch.changes_logits and raw is logits:
                 raw = logits.clone()
             token_ids = sample(logits, batch)
             if batch.counts is not None:
@@ -151,7 +162,7 @@ class Sampler:
         return batch
 
     def _counts_of(self, sequences: list[Sequence], places: Tensor) -> Tensor:
-        """Give the counts, with a row made for each sequence that is new to its place.
+        """The counts, with a row made for each sequence that is new to its place.
 
         Such a one has nothing in flight, so the host knows all of its tokens.
         """
@@ -197,9 +208,15 @@ class Sampler:
 
 
 def seed_of(request_id: str, engine_seed: int) -> int:
-    """Give the seed of a request that brings none: its own, and the same in every run."""
+    """Derive the seed of a request that brings none: its own, and the same in every run."""
     digest = hashlib.blake2b(f"{engine_seed}/{request_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
+
+
+def _unpacked(masks: Tensor, vocab_size: int) -> Tensor:
+    """Turn 32 tokens a word into [rows, vocab_size] bool."""
+    bits = masks[:, :, None] >> torch.arange(32, dtype=torch.int32, device=masks.device) & 1
+    return bits.flatten(1)[:, :vocab_size].bool()
 
 
 def _is_plain(params: SamplingParams) -> bool:

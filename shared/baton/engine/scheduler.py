@@ -2,10 +2,10 @@
 
 The loop around it, synchronous or one step behind:
 
-    plan = scheduler.plan()             # takes blocks, advances num_computed
-    launch(plan)                        # or not yet collected ...
-    scheduler.commit(plan, token_ids)   # ... when the next plan is made; plans are committed in their order
-    scheduler.finish(sequence)          # stop, length, abort, deadline, error: one way out, from any state
+    plan = scheduler.plan()              # takes blocks, advances num_computed
+    launch(plan)                         # or not yet collected ...
+    scheduler.commit(plan, token_lists)  # ... when the next plan is made; plans are committed in their order
+    scheduler.finish(sequence)           # stop, length, abort, deadline, error: one way out, from any state
 
 Order of service is rank: priority (lower first), then arrival. Running sequences go first, those with one token to
 compute before those with more; then the queue is admitted, in order. Why nobody starves: the first by rank can
@@ -29,6 +29,7 @@ from baton.engine.block_pool import BlockPool
 from baton.engine.prefix_cache import PrefixCache
 from baton.engine.sequence import Sequence, SequenceState
 from baton.engine.sequence_blocks import SequenceBlocks
+from baton.engine.windows import Reach
 from baton.errors import ConfigError, ContextTooLong, QueueFull
 
 RUNNING = SequenceState.RUNNING
@@ -50,6 +51,8 @@ class SchedulerConfig:
     max_num_batched_tokens: int
     max_model_len: int
     block_size: int = 16
+    windows: tuple[int | None, ...] = (None,)
+    """Of each KV group: how many positions its layers see; None: all."""
     max_num_waiting: int = 65_536
     enable_chunked_prefill: bool = True
     enable_prefix_caching: bool = True
@@ -72,8 +75,9 @@ class StepPlan:
     """Tokens that the row computes."""
     starts: list[int] = field(default_factory=list)
     """Tokens computed before: the position of the row's first new token."""
-    samples: list[bool] = field(default_factory=list)
-    """Whether the row reaches the sequence's last token, so that the next one is sampled."""
+    num_samples: list[int] = field(default_factory=list)
+    """Tokens that are sampled, after the last ones that the row computes: 1 where it reaches the sequence's last token,
+    else 0; with n guessed tokens behind that one, n + 1."""
     admitted: list[Sequence] = field(default_factory=list)
     """Sequences that left the queue for this step."""
     preempted: list[Sequence] = field(default_factory=list)
@@ -81,13 +85,11 @@ class StepPlan:
     num_tokens: int = 0
     num_decodes: int = 0
     """Rows with exactly one new token."""
-    num_samples: int = 0
 
-    def add(self, sequence: Sequence, num_new: int) -> None:
+    def add(self, sequence: Sequence, num_new: int, num_samples: int) -> None:
         """Add a row and count its tokens as computed; the blocks are there already."""
         start = sequence.num_computed
         sequence.num_computed = start + num_new
-        samples = sequence.num_computed == sequence.num_tokens
         at = len(self.sequences)
         if num_new == 1:
             at = self.num_decodes
@@ -95,12 +97,10 @@ class StepPlan:
         self.sequences.insert(at, sequence)
         self.num_new.insert(at, num_new)
         self.starts.insert(at, start)
-        self.samples.insert(at, samples)
+        self.num_samples.insert(at, num_samples)
         self.num_tokens += num_new
         sequence.num_in_flight += 1
-        if samples:
-            self.num_samples += 1
-            sequence.num_pending += 1
+        sequence.num_pending += num_samples > 0
 
 
 class Scheduler:
@@ -122,7 +122,8 @@ class Scheduler:
         self.num_preemptions = 0
         self._in_flight: deque[StepPlan] = deque()
         self._must_collect = False
-        self._blocks = SequenceBlocks(pool, self.cache, config.block_size)
+        self.reach = Reach(config.block_size, config.windows, config.max_num_batched_tokens)
+        self._blocks = SequenceBlocks(pool, self.cache, self.reach)
         self._unreported: list[Sequence] = []
         self._num_arrivals = 0
 
@@ -172,11 +173,12 @@ class Scheduler:
         self._enter(sequence)
         self._queue(sequence)
 
-    def receive(self, sequence: Sequence) -> None:
+    def receive(self, sequence: Sequence) -> tuple[int, list[bytes]]:
         """Take in a sequence whose KV will come from elsewhere; it stays out of plans until `admit`.
 
-        Blocks that the prefix cache knows are shared at once, and `num_computed` says so: only what comes after
-        is to be fetched, into blocks granted by `reserve`.
+        Blocks that the prefix cache knows are shared at once, and `num_computed` says so: only what comes after is to be
+        fetched, into blocks granted by `reserve`. Returns the names of those blocks, in the order in which they are
+        granted, and the place of the first in the list of all that a receiver of this prompt may need.
 
         Raises:
             ContextTooLong: as `add`.
@@ -184,37 +186,41 @@ class Scheduler:
         self._enter(sequence)
         sequence.state = SequenceState.RECEIVING
         self.receiving.add(sequence)
-        self._blocks.share(sequence, self._blocks.known(sequence))
+        return self._blocks.expect(sequence)
 
     def reserve(self, sequence: Sequence, num_blocks: int) -> list[int]:
-        """Grant a receiving sequence up to so many more blocks for its prompt; maybe none.
+        """Grant a receiving sequence up to `num_blocks` more blocks for its prompt; maybe none.
 
         Never evicts what runs: a block's growth is kept back for each running sequence, and what the first of the
         queue needs if that is older. Two half-received sequences can wait for each other; then the caller admits
         one with what it has.
         """
         assert sequence.state is SequenceState.RECEIVING, sequence
-        spare = self.pool.num_available - len(self.running)
+        spare = self.pool.num_available - len(self.running) * self.reach.num_groups
         if self.waiting and self.waiting[0].rank < sequence.rank:
             spare -= self._blocks.num_missing(self.waiting[0])
-        block_ids = self.pool.allocate(max(0, min(num_blocks, self._blocks.num_missing(sequence), spare)))
-        sequence.block_ids.extend(block_ids)
-        return block_ids
+        return self._blocks.take_places(sequence, max(0, min(num_blocks, spare)))
 
-    def admit(self, sequence: Sequence, num_computed: int, token_ids: Iterable[int] = ()) -> None:
-        """Queue a receiving sequence whose first `num_computed` tokens have their KV in its blocks.
+    def admit(self, sequence: Sequence, num_blocks: int, token_ids: Iterable[int] = ()) -> int:
+        """Queue a receiving sequence; the first `num_blocks` of the blocks that `receive` named have their KV.
 
         `token_ids` were sampled elsewhere and are appended; if they end the sequence, the caller finishes it before
         the next plan. Whatever is not computed, is computed here, so an incomplete or failed transfer is admitted
-        with what is good of it.
+        with what is good of it. Returns how many tokens those blocks have brought.
         """
         assert sequence.state is SequenceState.RECEIVING, sequence
-        assert sequence.num_computed <= num_computed <= len(sequence.block_ids) * self.config.block_size
         self.receiving.remove(sequence)
+        num_known = sequence.num_computed
+        num_computed = self._blocks.arrived(sequence, num_blocks)
         sequence.token_ids.extend(token_ids)
         sequence.num_computed = min(num_computed, len(sequence.token_ids) - 1)  # the last is computed again
         self._blocks.index(sequence, sequence.num_computed)
         self._queue(sequence)
+        return num_computed - num_known
+
+    def complete(self, sequence: Sequence, first: int, last: int) -> tuple[list[int], list[bytes]]:
+        """List the computed blocks from block `first` on, and their names, as a receiver of `last` blocks expects them."""
+        return self._blocks.complete(sequence, first, last)
 
     # -- the step -----------------------------------------------------------------------------------------
 
@@ -242,30 +248,34 @@ class Scheduler:
         self._in_flight.append(plan)
         return plan
 
-    def commit(self, plan: StepPlan, token_ids: list[int]) -> None:
-        """Take in a step's result: one token for each row that samples, in row order.
+    def commit(self, plan: StepPlan, token_lists: list[list[int]]) -> None:
+        """Take in a step's result: for each row that samples, in row order, the tokens that go on its sequence.
 
-        Rows of sequences that have finished meanwhile are ignored. Plans are committed in the order they were made.
+        One token at least. Fewer than the row samples: guesses behind them were wrong, so what was computed of those
+        is taken back; their blocks stay. Rows of sequences that have finished meanwhile are ignored. Plans are
+        committed in the order they were made.
         """
         oldest = self._in_flight.popleft()
         assert oldest is plan, "plans are committed in their order"
-        assert len(token_ids) == plan.num_samples
-        block_size = self.config.block_size
-        tokens = iter(token_ids)
-        for sequence, start, num_new, samples in zip(
-            plan.sequences, plan.starts, plan.num_new, plan.samples, strict=True
+        token_ids = iter(token_lists)
+        for sequence, start, num_new, num_samples in zip(
+            plan.sequences, plan.starts, plan.num_new, plan.num_samples, strict=True
         ):
             sequence.num_in_flight -= 1
             end = start + num_new
-            if end // block_size > sequence.num_indexed:
-                self._blocks.index(sequence, end)
-            if samples:
+            if num_samples:
                 sequence.num_pending -= 1
-                token_id = next(tokens)
+                accepted = next(token_ids)
                 if sequence.state is RUNNING:
-                    sequence.token_ids.append(token_id)
+                    sequence.token_ids.extend(accepted)
+                if num_samples > 1:
+                    end -= num_samples - len(accepted)
+                    sequence.num_computed = end
+            if end >= sequence.next_full:
+                self._blocks.index(sequence, end)
             if not sequence.num_in_flight and sequence.state is SequenceState.FINISHED:
                 self._blocks.release(sequence)
+        assert next(token_ids, None) is None, "more lists than rows that sample"
         for i in range(plan.num_decodes, len(plan.sequences)):
             self._blocks.land(plan.sequences[i], plan.starts[i], plan.num_new[i])
 
@@ -322,22 +332,21 @@ class Scheduler:
     # -- planning -----------------------------------------------------------------------------------------
 
     def _plan_decodes(self, plan: StepPlan) -> list[Sequence]:
-        """Give every running sequence a slot, in order; plan those that lack one token, give those that lack more.
+        """Find every running sequence a slot, in order; plan those that lack one token, return those that lack more.
 
         The loop of 256 iterations, hence written out: it is `StepPlan.add` for rows known to be of one token.
         """
         sequences, starts = plan.sequences, plan.starts
-        block_size = self.config.block_size
         longer: list[Sequence] = []
         for sequence in self.running:  # preemption only shortens it, behind the one that asks
             num_tokens = len(sequence.token_ids) + sequence.num_pending
             if num_tokens >= sequence.max_len:
                 continue  # its last token is on the way; nothing comes after
             start = sequence.num_computed
-            if not start % block_size and len(sequence.block_ids) * block_size <= start:
+            if sequence.num_slots <= start:
                 if not self._make_room(sequence, plan):
                     continue
-                sequence.block_ids += self.pool.allocate(1)
+                self._blocks.grow(sequence, start + 1)
             if num_tokens - start != 1:
                 longer.append(sequence)
                 continue
@@ -346,9 +355,9 @@ class Scheduler:
             sequence.num_in_flight += 1
             sequences.append(sequence)
             starts.append(start)
-        plan.num_decodes = plan.num_samples = plan.num_tokens = num = len(sequences)
+        plan.num_decodes = plan.num_tokens = num = len(sequences)
         plan.num_new = [1] * num
-        plan.samples = [True] * num
+        plan.num_samples = [1] * num
         return longer
 
     def _plan_chunk(self, plan: StepPlan, sequence: Sequence, num_left: int) -> int:
@@ -357,7 +366,7 @@ class Scheduler:
         It has a slot for one token already. More blocks are not worth a preemption.
         """
         num_new = min(sequence.num_tokens - sequence.num_computed, num_left)
-        if not num_new:
+        if num_new <= 0:  # below 0: guesses are being verified, and how many are right is not known
             return 0
         num_new = self._blocks.grow(sequence, sequence.num_computed + num_new) - sequence.num_computed
         self._add_chunk(plan, sequence, num_new)
@@ -372,21 +381,22 @@ class Scheduler:
         """
         at = num_found = 0
         while num_left > 0 and at < len(self.waiting) and at <= MAX_DEFERRED and num_found < MAX_BLOCKS_FOUND:
-            num_kept = len(self.running)
-            if num_kept >= self.config.max_num_seqs or self.pool.num_available < num_kept:
+            num_kept = len(self.running) * self.reach.num_groups
+            if len(self.running) >= self.config.max_num_seqs or self.pool.num_available < num_kept:
                 return
             sequence = self.waiting[at]
             known = self._blocks.known(sequence)
-            num_found += len(known)
-            if self._blocks.is_landing(sequence, len(known)):
+            num_known = len(known[0]) if known else 0
+            num_found += num_known
+            if self._blocks.is_landing(sequence, num_known):
                 at += 1
                 continue
-            num_needed = self._blocks.num_missing(sequence) - len(known) + self.pool.num_unreferenced(known)
+            num_needed = self._blocks.num_needed(sequence, known)
             if self.pool.num_available < num_needed + num_kept:
                 if self.running or self._in_flight or not self._reclaim_imported(plan, sequence):
                     return
                 continue
-            num_computed = max(sequence.num_computed, len(known) * self.config.block_size)
+            num_computed = max(sequence.num_computed, num_known * self.config.block_size)
             num_new = self._first_chunk_len(len(sequence.token_ids) - num_computed, num_left)
             if not num_new:
                 return
@@ -394,14 +404,14 @@ class Scheduler:
             sequence.state = RUNNING
             plan.admitted.append(sequence)
             insort(self.running, sequence, key=_rank)
-            if not sequence.block_ids:
+            if not sequence.num_slots:
                 self._blocks.share(sequence, known)
             self._blocks.grow(sequence, num_computed + num_new)
             self._add_chunk(plan, sequence, num_new)
             num_left -= num_new
 
     def _first_chunk_len(self, num_lacking: int, num_left: int) -> int:
-        """Give how many of the tokens that a sequence lacks the rest of the budget takes.
+        """How many of the tokens that a sequence lacks fit the rest of the budget.
 
         Without chunked prefill all or none, except for what is longer than any step.
         """
@@ -411,16 +421,16 @@ class Scheduler:
     def _add_chunk(self, plan: StepPlan, sequence: Sequence, num_new: int) -> None:
         if num_new > 1:
             self._blocks.launch(sequence, sequence.num_computed, num_new)
-        plan.add(sequence, num_new)
+        plan.add(sequence, num_new, int(sequence.num_computed + num_new == sequence.num_tokens))
 
     # -- room ---------------------------------------------------------------------------------------------
 
     def _make_room(self, sequence: Sequence, plan: StepPlan) -> bool:
-        """Have a block available, by preempting the last by rank; False if that is the sequence itself.
+        """Have a block available for each KV group, by preempting the last by rank; False if that is the sequence itself.
 
         Also False while a step is in flight, which may write in any victim's blocks: the next plan waits for it.
         """
-        while not self.pool.num_available:
+        while self.pool.num_available < self.reach.num_groups:
             if self._in_flight:
                 self._must_collect = True
                 return False
@@ -434,8 +444,8 @@ class Scheduler:
         return True
 
     def _last_imported(self) -> Sequence | None:
-        """Give the last of the queue that holds blocks: imported ones, as nothing else waits with blocks."""
-        return next((sequence for sequence in reversed(self.waiting) if sequence.block_ids), None)
+        """The last of the queue that holds blocks: imported ones, as nothing else waits with blocks."""
+        return next((sequence for sequence in reversed(self.waiting) if sequence.num_slots), None)
 
     def _reclaim_imported(self, plan: StepPlan, first: Sequence) -> bool:
         """Take back the blocks of an imported sequence behind `first`; False if there is none."""
@@ -461,7 +471,7 @@ class Scheduler:
     def _enter(self, sequence: Sequence) -> None:
         """Check a new sequence against context and pool, give it its rank, hash its prompt."""
         assert 0 < len(sequence.token_ids) < sequence.max_len <= self.config.max_model_len, sequence
-        num_blocks = self._blocks.num_blocks(sequence.max_len - 1)  # the last token's KV is never needed
+        num_blocks = self.reach.num_held(sequence.max_len - 1)  # the last token's KV is never needed
         if num_blocks > self.pool.num_total:
             raise ContextTooLong(
                 f"{sequence.num_prompt_tokens} prompt tokens and up to {sequence.max_len - sequence.num_prompt_tokens} "

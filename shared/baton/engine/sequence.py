@@ -8,12 +8,9 @@ may touch the sequence, not what its next tokens are. The scheduler writes every
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING
 
 from baton.block_hash import hash_blocks
-
-if TYPE_CHECKING:
-    from baton.protocol import SamplingParams
+from baton.protocol import SamplingParams
 
 
 class SequenceState(Enum):
@@ -45,15 +42,17 @@ class Sequence:
     __slots__ = (
         "arrival",
         "block_hashes",
-        "block_ids",
         "max_len",
+        "next_full",
         "num_cached",
         "num_computed",
         "num_in_flight",
         "num_indexed",
+        "num_passed",
         "num_pending",
         "num_preemptions",
         "num_prompt_tokens",
+        "num_slots",
         "params",
         "priority",
         "rank",
@@ -61,6 +60,7 @@ class Sequence:
         "root",
         "sequence_id",
         "state",
+        "tables",
         "token_ids",
     )
 
@@ -93,14 +93,21 @@ class Sequence:
         self.num_computed = 0
         """Tokens whose KV is in the blocks, or is being written there by a launched step."""
         self.num_pending = 0
-        """Tokens that a launched step samples and the host does not know yet."""
+        """Tokens that launched steps are certain to add and the host does not know yet, one a row that samples."""
         self.num_in_flight = 0
         """Launched steps, not yet committed, with a row for this sequence."""
-        self.block_ids: list[int] = []
+        self.tables: list[list[int]] = []
+        """For each KV group the block of every `block_size` tokens; 0 where the group's window has passed."""
+        self.num_passed: list[int] = []
+        """For each KV group how many leading blocks its window has passed."""
+        self.num_slots = 0
+        """Tokens that the blocks have room for, in every group."""
         self.block_hashes: list[bytes] = [] if block_hashes is None else list(block_hashes)
         """One for each full block of known tokens, as far as they were needed; kept over preemption."""
         self.num_indexed = 0
         """Leading blocks that the prefix cache has seen."""
+        self.next_full = 0
+        """Tokens computed when the next block is full: a comparison in place of a division 256 times a step."""
         self.num_cached = 0
         """Prompt tokens served by the prefix cache at first admission, for a true usage."""
         self.num_preemptions = 0
@@ -127,5 +134,5 @@ class Sequence:
     def __repr__(self) -> str:
         return (
             f"Sequence({self.sequence_id}, {self.state.value}, tokens={len(self.token_ids)}+{self.num_pending}, "
-            f"computed={self.num_computed}, blocks={len(self.block_ids)})"
+            f"computed={self.num_computed}, slots={self.num_slots})"
         )

@@ -1,36 +1,48 @@
 """Which blocks a sequence's tokens lie in: shared, taken, made findable, given back.
 
-What stands between scheduler and pool. A block table only grows at its end, until all of it is released. A block is
-made findable once its tokens are all computed and known, and from then on nobody writes in it.
+What stands between scheduler and pool. A sequence has a block table for each KV group; they grow together, at their ends,
+until all is released. A block is made findable once its tokens are all computed and known, and from then on nobody writes
+in it. One that its group's window has passed is given back, and stays findable until it is evicted.
 """
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import islice, zip_longest
 
+from baton.block_hash import block_name
 from baton.engine.block_pool import BlockPool
 from baton.engine.prefix_cache import PrefixCache
 from baton.engine.sequence import Sequence
+from baton.engine.windows import Reach
 
 
 class SequenceBlocks:
-    """Every change of a sequence's block table. `cache` is None where prefixes are not shared."""
+    """Every change of a sequence's block tables. `cache` is None where prefixes are not shared."""
 
-    __slots__ = ("_landing", "block_size", "cache", "pool")
+    __slots__ = ("_landing", "block_size", "cache", "num_groups", "pool", "reach")
 
-    def __init__(self, pool: BlockPool, cache: PrefixCache | None, block_size: int) -> None:
+    def __init__(self, pool: BlockPool, cache: PrefixCache | None, reach: Reach) -> None:
         self.pool = pool
         self.cache = cache
-        self.block_size = block_size
+        self.reach = reach
+        self.block_size = reach.block_size
+        self.num_groups = reach.num_groups
         self._landing: set[bytes] = set()
 
-    def num_blocks(self, num_tokens: int) -> int:
-        """Give how many blocks so many tokens take."""
-        return -(-num_tokens // self.block_size)
-
     def num_missing(self, sequence: Sequence) -> int:
-        """Give how many blocks a sequence's known tokens lack."""
-        return max(0, self.num_blocks(len(sequence.token_ids)) - len(sequence.block_ids))
+        """Count the blocks that a sequence still needs for its known tokens."""
+        return max(0, self.reach.num_held(len(sequence.token_ids)) - len(self._held(sequence)))
+
+    def _held(self, sequence: Sequence) -> list[int]:
+        """List a sequence's blocks, those of earlier tokens first."""
+        if self.reach.windows == (None,) and sequence.tables:
+            return sequence.tables[0]
+        return [block_id for row in zip_longest(*sequence.tables, fillvalue=0) for block_id in row if block_id]
+
+    def num_needed(self, sequence: Sequence, known: list[list[int]]) -> int:
+        """Count the available blocks that a waiting sequence's known tokens take, where it can share `known`."""
+        shared = [block_id for table in known for block_id in table if block_id]
+        return max(0, self.num_missing(sequence) - len(shared)) + self.pool.num_unreferenced(shared)
 
     # -- sharing ------------------------------------------------------------------------------------------
 
@@ -39,51 +51,162 @@ class SequenceBlocks:
         if self.cache is not None:
             sequence.extend_hashes(self.block_size)
 
-    def known(self, sequence: Sequence) -> list[int]:
-        """Find the blocks at the beginning of a sequence that has none, leaving it a token to compute."""
-        if self.cache is None or sequence.block_ids or not sequence.reuse_prefix:
+    def known(self, sequence: Sequence) -> list[list[int]]:
+        """Find the longest beginning of a sequence whose KV is there in all groups; a token is left to compute.
+
+        Returns the tables that it would have; none where the sequence has blocks already.
+        """
+        if self.cache is None or sequence.num_slots or not sequence.reuse_prefix:
             return []
         self.hash(sequence)
-        num_full = (len(sequence.token_ids) - 1) // self.block_size
-        return self.cache.lookup(islice(sequence.block_hashes, num_full))
+        hashes, cache, reach = sequence.block_hashes, self.cache, self.reach
+        num_blocks = (len(sequence.token_ids) - 1) // self.block_size
+        tables: list[list[int]] = []
+        for group, window in enumerate(reach.windows):
+            if window is None:
+                names = islice(hashes, num_blocks)
+                tables.append(cache.lookup(block_name(each, group) for each in names) if group else cache.lookup(names))
+                num_blocks = len(tables[-1])
+        if num_blocks and not reach.windowed:
+            return [table[:num_blocks] for table in tables]
+        while num_blocks:
+            gap = self._last_gap(hashes, num_blocks)
+            if gap is None:
+                break
+            num_blocks = gap
+        if not num_blocks:
+            return []
+        tables = []
+        for group in range(self.num_groups):
+            first = reach.first_block(group, num_blocks)
+            found = cache.lookup(block_name(each, group) for each in islice(hashes, first, num_blocks))
+            tables.append([0] * first + found)
+        return tables
 
-    def share(self, sequence: Sequence, known: list[int]) -> None:
-        """Begin a sequence's table with blocks from the prefix cache; their tokens are computed."""
-        assert not sequence.block_ids, sequence
-        self.pool.share(known)
-        sequence.block_ids = known
-        sequence.num_indexed = len(known)
-        sequence.num_computed = len(known) * self.block_size
+    def _last_gap(self, hashes: list[bytes], num_blocks: int) -> int | None:
+        """Find the last block within the windows before `num_blocks` that is not known."""
+        assert self.cache is not None
+        gaps: list[int] = []
+        for group in self.reach.windowed:
+            within = range(num_blocks - 1, self.reach.first_block(group, num_blocks) - 1, -1)
+            gaps += islice((at for at in within if block_name(hashes[at], group) not in self.cache), 1)
+        return max(gaps, default=None)
+
+    def share(self, sequence: Sequence, known: list[list[int]]) -> None:
+        """Begin a sequence's tables with blocks from the prefix cache; their tokens are computed."""
+        assert not sequence.num_slots, sequence
+        sequence.tables = known or [[] for _ in range(self.num_groups)]
+        num_blocks = len(sequence.tables[0])
+        sequence.num_passed = [self.reach.first_block(group, num_blocks) for group in range(self.num_groups)]
+        self.pool.share(self._held(sequence))
+        self._indexed(sequence, num_blocks)
+        sequence.num_computed = sequence.num_slots = num_blocks * self.block_size
         if self.cache is not None and not sequence.num_preemptions:
             sequence.num_cached = sequence.num_computed
             self.cache.num_queries += len(sequence.token_ids)
             self.cache.num_hits += sequence.num_cached
 
     def index(self, sequence: Sequence, num_computed: int) -> None:
-        """Make the blocks findable whose tokens are all computed and known."""
+        """Make the blocks findable whose tokens are all computed and known; give back those that windows have passed."""
         num_full = min(num_computed, len(sequence.token_ids)) // self.block_size
         if num_full <= sequence.num_indexed:
             return
         if self.cache is not None:
             self.hash(sequence)
-            for i in range(sequence.num_indexed, num_full):
-                self.cache.insert(sequence.block_hashes[i], sequence.block_ids[i])
-        sequence.num_indexed = num_full
+            for group, table in enumerate(sequence.tables):
+                for at in range(sequence.num_indexed, num_full):
+                    if table[at]:
+                        self.cache.insert(block_name(sequence.block_hashes[at], group), table[at], is_told=not group)
+        self._indexed(sequence, num_full)
+        self._pass(sequence, num_full)
+
+    def _pass(self, sequence: Sequence, num_blocks: int) -> None:
+        """Give back the blocks that no later step reads, `num_blocks` being computed."""
+        for group in self.reach.windowed:
+            table, passed = sequence.tables[group], sequence.num_passed[group]
+            first = self.reach.first_block(group, num_blocks)
+            if first > passed:
+                self.pool.release([block_id for block_id in table[passed:first] if block_id])
+                table[passed:first] = [0] * (first - passed)
+                sequence.num_passed[group] = first
+
+    def _indexed(self, sequence: Sequence, num_blocks: int) -> None:
+        sequence.num_indexed = num_blocks
+        sequence.next_full = (num_blocks + 1) * self.block_size
 
     # -- taking and giving back ---------------------------------------------------------------------------
 
     def grow(self, sequence: Sequence, num_tokens: int) -> int:
-        """Take blocks until so many tokens fit, as far as there are any; give how many fit, at most that."""
-        missing = self.num_blocks(num_tokens) - len(sequence.block_ids)
+        """Take blocks until `num_tokens` fit, as far as there are any; return how many fit, at most that."""
+        num_groups = self.num_groups
+        missing = self.reach.num_blocks(num_tokens) - len(sequence.tables[0])
         if missing > 0:
-            sequence.block_ids += self.pool.allocate(min(missing, self.pool.num_available))
-        return min(num_tokens, len(sequence.block_ids) * self.block_size)
+            block_ids = self.pool.allocate(min(missing, self.pool.num_available // num_groups) * num_groups)
+            for group, table in enumerate(sequence.tables):
+                table += block_ids[group::num_groups]
+            sequence.num_slots = len(sequence.tables[0]) * self.block_size
+        return min(num_tokens, sequence.num_slots)
 
     def release(self, sequence: Sequence) -> None:
         """Give back all blocks of a sequence, and with them what was computed."""
-        self.pool.release(sequence.block_ids)
-        sequence.block_ids = []
-        sequence.num_computed = sequence.num_indexed = 0
+        self.pool.release(self._held(sequence))
+        sequence.tables = []
+        self._indexed(sequence, 0)
+        sequence.num_computed = sequence.num_slots = 0
+
+    # -- blocks from elsewhere and for elsewhere ----------------------------------------------------------
+
+    def expect(self, sequence: Sequence) -> tuple[int, list[bytes]]:
+        """Begin a sequence whose KV comes from elsewhere: share what is known, list the names of what is missing.
+
+        Returns them with their place in the list of all that the prompt's end needs.
+        """
+        self.share(sequence, self.known(sequence))
+        sequence.extend_hashes(self.block_size)
+        first, last = len(sequence.tables[0]), len(sequence.block_hashes)
+        for group in self.reach.windowed:
+            table = sequence.tables[group]
+            table += [0] * (self.reach.first_block(group, last) - len(table))
+        names = [block_name(sequence.block_hashes[at], group) for at, group in self.reach.wanted(first, last, last)]
+        return self.reach.num_wanted(0, last) - len(names), names
+
+    def take_places(self, sequence: Sequence, num_places: int) -> list[int]:
+        """Take blocks for the next of the names that `expect` listed, in their order."""
+        last = len(sequence.block_hashes)
+        left = sum(last - len(table) for table in sequence.tables)
+        block_ids = self.pool.allocate(min(num_places, left))
+        for block_id in block_ids:
+            min(sequence.tables, key=len).append(block_id)
+        return block_ids
+
+    def arrived(self, sequence: Sequence, num_names: int) -> int:
+        """Note how many of the names that `expect` listed have arrived; return how many tokens that makes computed.
+
+        Blocks that are of no use without others are given back.
+        """
+        known, last = sequence.num_slots // self.block_size, len(sequence.block_hashes)
+        whole = self.reach.num_wanted(known, last)
+        assert num_names <= whole
+        num_blocks = last if num_names == whole else self._usable(known, last, num_names)
+        for table in sequence.tables:
+            self.pool.release([block_id for block_id in table[num_blocks:] if block_id])
+            del table[num_blocks:]
+        self._pass(sequence, num_blocks)
+        sequence.num_slots = num_blocks * self.block_size
+        return sequence.num_slots
+
+    def _usable(self, known: int, last: int, num_names: int) -> int:
+        """Find how many leading blocks are of use if the last names are missing."""
+        if any(self.reach.first_block(group, last) > known for group in self.reach.windowed):
+            return known  # what a shorter beginning needs was not asked for
+        return known + num_names // self.num_groups
+
+    def complete(self, sequence: Sequence, first: int, last: int) -> tuple[list[int], list[bytes]]:
+        """List the findable blocks from `first` on, and their names, that a receiver needs at the end of `last` blocks."""
+        sequence.extend_hashes(self.block_size)  # with prefix caching off, nobody else has
+        wanted = list(self.reach.wanted(first, min(last, sequence.num_indexed), last))
+        block_ids = [sequence.tables[group][at] for at, group in wanted]
+        return block_ids, [block_name(sequence.block_hashes[at], group) for at, group in wanted]
 
     # -- prefixes on their way ----------------------------------------------------------------------------
 
@@ -105,7 +228,7 @@ class SequenceBlocks:
 
         Else equal prompts that come together, as the choices of one request do, would all be computed.
         """
-        if not self._landing or sequence.block_ids or not sequence.reuse_prefix:
+        if not self._landing or sequence.num_slots or not sequence.reuse_prefix:
             return False
         num_landing = 0
         for block_hash in islice(sequence.block_hashes, num_known, None):
@@ -115,5 +238,5 @@ class SequenceBlocks:
         return 2 * num_landing >= len(sequence.token_ids) - num_known * self.block_size
 
     def _full(self, sequence: Sequence, start: int, num_new: int) -> list[bytes]:
-        """Give the hashes of the blocks that these tokens fill."""
+        """Hashes of the blocks that these tokens fill."""
         return sequence.block_hashes[start // self.block_size : (start + num_new) // self.block_size]

@@ -52,8 +52,6 @@ class State(Enum):
 class _Receiving:
     run: Run
     key: Key
-    from_block: int
-    """Blocks before it were in the prefix cache."""
     num_wanted: int
     state: State = State.FETCHING
     num_granted: int = 0
@@ -76,7 +74,6 @@ class DecodeLeg:
         self._source = source
         self._runs = runs
         self._outbox = outbox
-        self._block_size = engine.config.block_size
         self._receiving: dict[Key, _Receiving] = {}
 
     def begin(self, run: Run) -> None:
@@ -143,9 +140,9 @@ class DecodeLeg:
     # -- what the engine is told of a receiving request ------------------------------------------------------
 
     def _wanted(self, run: Run) -> tuple[int, Sequence[bytes]]:
-        """Take the request in; return the first block that the prefix cache lacks, and the names from there on."""
+        """Take the request in; return how many of its blocks come before those that the prefix cache lacks, and their names."""
         start = run.start
-        sequence = self._engine.receive(
+        return self._engine.receive(
             run.engine_id,
             start.token_ids,
             # who computed the prompt scored it
@@ -155,9 +152,6 @@ class DecodeLeg:
             priority=start.priority,
             salt=start.salt,
         )
-        sequence.extend_hashes(self._block_size)
-        from_block = sequence.num_computed // self._block_size
-        return from_block, sequence.block_hashes[from_block:]
 
     def _places(self, receiving: _Receiving) -> list[int]:
         """Reserve the next blocks of a fetch, as far as the window and the pool reach."""
@@ -169,15 +163,14 @@ class DecodeLeg:
     def _admit(self, receiving: _Receiving, num_good: int, token_ids: Iterable[int] = ()) -> None:
         """Let it run with the first `num_good` of the wanted blocks."""
         run = receiving.run
-        self._engine.admit(run.engine_id, (receiving.from_block + num_good) * self._block_size, token_ids)
+        run.num_fetched = self._engine.admit(run.engine_id, num_good, token_ids)
         run.queued_at = time.monotonic()
-        run.num_fetched = num_good * self._block_size
 
     # -- receiving --------------------------------------------------------------------------------------------
 
     def _receive(self, run: Run, ticket: Ticket) -> None:
         from_block, names = self._wanted(run)
-        receiving = _Receiving(run, (ticket.request_id, ticket.epoch), from_block, len(names))
+        receiving = _Receiving(run, (ticket.request_id, ticket.epoch), len(names))
         try:
             self._source.fetch(ticket, from_block, names, self._places(receiving))
         except (BatonError, ValueError) as error:

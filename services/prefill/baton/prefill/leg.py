@@ -53,8 +53,6 @@ class _Prompt:
     ticket: Ticket | None
     """None: there was none, or it is released."""
     choice: int
-    num_blocks: int
-    """Full blocks of the prompt and of what was emitted before."""
     state: State = State.COMPUTING
     block_ids: list[int] = field(default_factory=list)
     """Published, each with a reference of ours."""
@@ -80,7 +78,6 @@ class PrefillLeg:
         self._outbox = outbox
         self._layout = layout
         self._incarnation = incarnation
-        self._block_size = engine.config.block_size
         self._prompts: dict[Run, _Prompt] = {}
         self._by_ticket: dict[Key, _Prompt] = {}
 
@@ -100,8 +97,7 @@ class PrefillLeg:
             salt=start.salt,
             holds_prompt=True,
         )
-        num_blocks = (len(start.token_ids) + len(lead.emitted)) // self._block_size
-        prompt = _Prompt(run, ticket, lead.index, num_blocks)
+        prompt = _Prompt(run, ticket, lead.index)
         if ticket is not None:
             try:
                 self._exporter.offer(ticket)
@@ -151,23 +147,14 @@ class PrefillLeg:
         return sum(len(it.block_ids) for it in self._by_ticket.values() if it.state is State.GIVEN_UP)
 
     def _publish(self, prompt: _Prompt) -> None:
-        """Pass on the prompt's blocks that are full and computed since the last time."""
+        """Pass on the prompt's blocks that were computed since the last time."""
         if prompt.ticket is None or prompt.state is not State.COMPUTING:
             return
-        block_ids, names = self._newly_complete(prompt)
+        block_ids, names = self._engine.computed(prompt.run.engine_id)
         if block_ids:
             self._engine.pool.share(block_ids)
             prompt.block_ids += block_ids
             self._exporter.publish(*prompt.key, block_ids, names)
-
-    def _newly_complete(self, prompt: _Prompt) -> tuple[list[int], list[bytes]]:
-        """Blocks that were not published yet, in order, and their names."""
-        sequence = self._engine.sequence_of(prompt.run.engine_id, prompt.choice)
-        if sequence is None:
-            return [], []
-        sequence.extend_hashes(self._block_size)  # with prefix caching off, nobody else has
-        new = slice(len(prompt.block_ids), min(sequence.num_indexed, prompt.num_blocks))
-        return sequence.block_ids[new], sequence.block_hashes[new]
 
     def _leave_engine(self, prompt: _Prompt, state: State) -> None:
         if prompt.state is State.COMPUTING:

@@ -1,0 +1,115 @@
+"""From settings to a running engine: check what fits, load the model, measure its largest step, capture steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import sys
+from pathlib import Path
+
+import torch
+
+from baton.config import EngineConfig
+from baton.engine.device import pick_device, prepare_kernels
+from baton.engine.engine import Engine
+from baton.engine.kv_cache import KVCacheSpec
+from baton.engine.memory import MemoryPlan, largest_steps_tried, plan_memory, with_kv_of
+from baton.engine.sampler import SAMPLING_NBYTES
+from baton.models.causal_lm import CausalLM
+from baton.models.config import read_spec
+from baton.models.hub import locate
+from baton.models.identity import model_identity
+from baton.models.loader import load_model, resolve_dtype, weights_nbytes
+from baton.models.spec import ModelSpec
+from baton.protocol import SamplingParams
+
+
+def load_engine(
+    config: EngineConfig, *, folder: Path | None = None, progress: bool = True, cache_key: bytes = b""
+) -> Engine:
+    """Check what fits, print the plan, load the model, make the cache.
+
+    `folder` has the model's files, if they have been located already. `cache_key` is the deployment's secret
+    for block hashes; workers and routers of one share it.
+
+    Raises:
+        ModelLoadError, OutOfMemory, ConfigError: before anything large is read wherever possible.
+    """
+    device = pick_device(config)
+    if folder is None:
+        folder = locate(str(config.model), config.revision, weights=config.load_format != "dummy")
+    spec = read_spec(folder)
+    dtype = _dtype(config, device, spec)
+    max_model_len = config.max_model_len or spec.max_model_len
+    kv_spec = KVCacheSpec.of(spec, config.block_size, dtype, max_model_len)
+    memory = plan_memory(
+        config,
+        kv_spec,
+        weights_nbytes=weights_nbytes(spec, dtype, max_model_len),
+        max_model_len=max_model_len,
+        device=device,
+    )
+    if progress:
+        name = f"{spec.family} on {device} in {str(dtype).removeprefix('torch.')}"
+        print(f"{name}: {memory.describe()}", file=sys.stderr)
+    references = prepare_kernels(config, spec, dtype, max_model_len, device)
+    if references and progress:
+        print(f"in plain torch, and so without CUDA graphs: {', '.join(references)}", file=sys.stderr)
+    model = load_model(
+        folder,
+        dtype=dtype,
+        device=device,
+        load_format=config.load_format,
+        seed=config.seed,
+        progress=progress and sys.stderr.isatty(),
+        max_model_len=max_model_len,
+        deterministic=config.deterministic,
+    )
+    identity = model_identity(folder, dummy_seed=config.seed if config.load_format == "dummy" else None)
+    with largest_steps_tried(config):
+        if device.type == "cuda":
+            memory = _measured(model, config, memory, kv_spec)
+            if progress:
+                print(f"measured: {memory.describe()}", file=sys.stderr)
+        engine = Engine(model, config, memory, kv_spec, cache_key=cache_key, identity=identity)
+        if device.type == "cuda" and not config.enforce_eager and not references:
+            engine.runner.capture_graphs(max_num_tokens=config.max_num_batched_tokens, progress=progress)
+    return engine
+
+
+def _measured(model: CausalLM, config: EngineConfig, memory: MemoryPlan, kv_spec: KVCacheSpec) -> MemoryPlan:
+    """Run the largest step that a plan can hold, and leave the KV cache the rest.
+
+    Kernels are compiled on the way, so that the first request does not wait for them.
+    """
+    device = model.device
+    num_tokens = config.max_num_batched_tokens
+    prompt_len = min(num_tokens, memory.max_model_len - 1)
+    num_prompts = -(-num_tokens // prompt_len)
+    blocks = num_prompts * memory.reach.num_held(prompt_len + 2 * config.block_size) + 1
+    small = dataclasses.replace(memory, num_blocks=min(blocks, memory.num_blocks))
+    probe = Engine(model, dataclasses.replace(config, max_num_waiting=num_prompts), small, kv_spec)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    params = SamplingParams(max_tokens=2, temperature=1.0, ignore_eos=True, detokenize=False)
+    for i in range(num_prompts):
+        probe.add(str(i), [i % model.spec.vocab_size] * prompt_len, params)
+    while probe.has_work:
+        probe.step()
+    torch.cuda.synchronize(device)
+    step_nbytes = torch.cuda.max_memory_allocated(device) - before
+    del probe
+    gc.collect()
+    torch.cuda.empty_cache()
+    sampling_nbytes = config.max_num_seqs * model.spec.vocab_size * SAMPLING_NBYTES
+    return with_kv_of(config, memory, model.nbytes, step_nbytes + sampling_nbytes, device)
+
+
+def _dtype(config: EngineConfig, device: torch.device, spec: ModelSpec) -> torch.dtype:
+    """On a CPU float32 is both exact and fastest; on a GPU the checkpoint's 16 bits."""
+    if config.dtype != "auto":
+        return resolve_dtype(config.dtype, spec)
+    if device.type == "cpu":
+        return torch.float32
+    stored = resolve_dtype(None, spec)
+    return torch.bfloat16 if stored == torch.float32 else stored
