@@ -14,7 +14,12 @@ from baton.protocol import SamplingParams
 
 
 class SequenceState(Enum):
-    """Where a sequence stands with the scheduler."""
+    """Where a sequence stands with the scheduler.
+
+    NEW ── add ──────> WAITING ── plan ──> RUNNING ── hold ──> HELD         any ── finish ──> FINISHED
+     └─ receive ─> RECEIVING ─ admit ─^       │
+                       WAITING <── preempt ───┘
+    """
 
     NEW = "new"
     """Not the scheduler's yet, or refused by it."""
