@@ -26,7 +26,7 @@ from baton.kvtransfer.cuda_copies import CudaCopies
 from baton.kvtransfer.device_memory import DeviceMemory
 from baton.kvtransfer.exporter import Exporter
 from baton.kvtransfer.importer import Importer
-from baton.kvtransfer.loop import Part, TransferThread
+from baton.kvtransfer.loop import TransferThread
 from baton.kvtransfer.memory import BlockMemory, HostMemory
 from baton.kvtransfer.settings import TransferConfig, TransferStats
 from baton.kvtransfer.transports.ipc import IpcTransport
@@ -89,8 +89,7 @@ class EngineProcess:
             self._link.close()
             return 2
         mailbox.info = info
-        parts: list[Part] = [part for part in (self._exporter, self._importer) if part is not None]
-        transfers = TransferThread(*parts).start()
+        transfers = TransferThread(*(it for it in (self._exporter, self._importer) if it is not None)).start()
         self._loop = WorkerLoop(
             engine,
             legs,

@@ -18,6 +18,8 @@ from baton.kvtransfer.wire import DIGEST_NBYTES, Key, Ticket, digests
 
 LANDED_BLOCKS = 64
 """Between two words of progress, unless nothing more is granted: each wakes the engine's thread."""
+LANDING_S = 0.001
+"""Until the memory is asked again whether blocks are in place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,6 @@ class _Peer:
 
     heard_at: float
     ping_at: float
-    imports: set[Key] = field(default_factory=set)
 
 
 @dataclass(slots=True, eq=False)
@@ -102,7 +103,6 @@ class _Import:
     block_ids: list[int] = field(default_factory=list)
     condition: bytearray = field(default_factory=bytearray)
     """Of each wanted block: awaited, taken (verified, the memory has its bytes) or in place."""
-    num_taken: int = 0
     num_landed: int = 0
     num_told: int = 0
     """Blocks that the last `Landed` counted."""
@@ -120,6 +120,10 @@ class _Import:
     @property
     def num_wanted(self) -> int:
         return len(self.condition)
+
+    @property
+    def num_taken(self) -> int:
+        return len(self.condition) - self.condition.count(_AWAITED)
 
     @property
     def limit(self) -> int:
@@ -147,7 +151,6 @@ class Imports:
         self._imports: dict[Key, _Import] = {}
         self._epochs = Epochs(clock)
         self._peers: dict[str, _Peer] = {}
-        self._landing: list[_Import] = []
         self._sweep_at = 0.0
         # An exporter answers a FETCH that it can place at once, and one that it cannot place after park_s at the latest.
         self._patience_s = config.park_s + config.silence_s
@@ -160,11 +163,6 @@ class Imports:
     def num_open(self) -> int:
         """Imports that have not ended."""
         return len(self._imports)
-
-    @property
-    def is_landing(self) -> bool:
-        """Whether the memory still works on blocks that were taken over."""
-        return bool(self._landing)
 
     # What the leg says
 
@@ -183,7 +181,6 @@ class Imports:
         """
         now = self._clock()
         peer = self._peers.setdefault(ticket.source, _Peer(heard_at=now, ping_at=now))
-        peer.imports.add(key)
         it = self._imports[key] = _Import(key, ticket, from_block, hashes, shared, started_at=now)
         it.condition = bytearray(len(hashes) // DIGEST_NBYTES)
         self._epochs.open(key)
@@ -199,9 +196,7 @@ class Imports:
         it = self._imports.get(key)
         if it is None or it.state is State.FAILED:
             return
-        room = it.num_wanted - len(it.block_ids)
-        it.block_ids += block_ids[:room]
-        self._stats.reserved_bytes += min(room, len(block_ids)) * self._memory.block_nbytes
+        it.block_ids += block_ids[: it.num_wanted - len(it.block_ids)]
         if it.state is State.ATTACHED:
             self._ask(it)
 
@@ -238,7 +233,7 @@ class Imports:
         if peer is not None:
             peer.heard_at = self._clock()
         if isinstance(message, wire.Welcome):
-            if not wire.is_authentic(sealed, b""):
+            if not sealed.is_authentic(b""):
                 raise wire.BadFrame("garbage", "damaged WELCOME")
             self._on_welcome(source, message)
             return
@@ -255,7 +250,7 @@ class Imports:
             case wire.End():
                 self._on_end(it, message)
             case wire.Fail():
-                reason = message.reason if wire.is_authentic(sealed, it.ticket.secret) else "unknown"
+                reason = message.reason if sealed.is_authentic(it.ticket.secret) else "unknown"
                 self._fail(it, reason, tell=False)
 
     def _find(self, source: str, message: wire.OfTicket, sealed: wire.Sealed) -> _Import:
@@ -266,8 +261,8 @@ class Imports:
         if it.ticket.source != source:
             raise wire.BadFrame("stranger", "the ticket is another exporter's")
         # An exporter that knows no ticket has no secret to seal with. What it says can cost a transfer, never content.
-        unknown = isinstance(message, wire.Fail) and wire.is_authentic(sealed, b"")
-        if not unknown and not wire.is_authentic(sealed, it.ticket.secret):
+        unknown = isinstance(message, wire.Fail) and sealed.is_authentic(b"")
+        if not unknown and not sealed.is_authentic(it.ticket.secret):
             raise wire.BadFrame("forged")
         return it
 
@@ -313,7 +308,6 @@ class Imports:
         it.landings.append((good, landing))
         for at in good:
             it.condition[at] = _TAKEN
-        it.num_taken += len(good)
         self._stats.bytes_received += len(good) * self._memory.block_nbytes
         it.last_block_at = self._clock()
         if it.first_block_at is None:
@@ -338,10 +332,8 @@ class Imports:
 
         Read every socket at least once between two sweeps, or an exporter that was not heard out is taken for silent.
         """
-        for it in self._landing:
-            if it.landings:
-                self._advance(it)
-        self._landing = [it for it in self._landing if it.landings]
+        for it in self._landing():
+            self._advance(it)
         now = self._clock()
         if now < self._sweep_at:
             return
@@ -364,14 +356,19 @@ class Imports:
         self._epochs.sweep()
 
     def seconds_to_sweep(self) -> float:
-        """Seconds that a sweep can wait, if nothing happens."""
+        """Seconds that the next turn can wait, if nothing happens."""
+        if self._landing():
+            return LANDING_S
         return max(0.0, self._sweep_at - self._clock()) if self._imports else 1.0
 
     # Inside
 
     def _imports_from(self, source: str) -> list[_Import]:
-        peer = self._peers.get(source)
-        return [] if peer is None else [self._imports[key] for key in peer.imports]
+        return [it for it in self._imports.values() if it.ticket.source == source]
+
+    def _landing(self) -> list[_Import]:
+        """Imports for which the memory still works on blocks that were taken over."""
+        return [it for it in self._imports.values() if it.landings]
 
     def _note_owed(self, it: _Import, num_sent: int) -> None:
         if num_sent <= it.num_taken:
@@ -384,8 +381,6 @@ class Imports:
         while it.landings and it.landings[0][1].is_ready():
             for at in it.landings.popleft()[0]:
                 it.condition[at] = _IN_PLACE
-        if it.landings and it not in self._landing:
-            self._landing.append(it)
         while it.num_landed < it.num_wanted and it.condition[it.num_landed] == _IN_PLACE:
             it.num_landed += 1
         if it.state is State.FAILED:
@@ -422,11 +417,8 @@ class Imports:
     def _close(self, it: _Import, event: Event, outcome: str) -> None:
         del self._imports[it.key]
         self._epochs.end(it.key)
-        peer = self._peers[it.ticket.source]
-        peer.imports.discard(it.key)
-        if not peer.imports:
+        if not self._imports_from(it.ticket.source):
             del self._peers[it.ticket.source]
-        self._stats.reserved_bytes -= len(it.block_ids) * self._memory.block_nbytes
         self._stats.fetches[outcome] += 1
         self.events.append(event)
 
