@@ -24,6 +24,7 @@ from baton.kvtransfer.imports import Event, Fetched, FetchFailed, Imports, Lande
 from baton.kvtransfer.memory import Landing, Stage
 from baton.kvtransfer.parked import MAX_PARKED, MAX_PARKED_NBYTES
 from baton.kvtransfer.settings import TransferConfig, TransferStats
+from baton.kvtransfer.side import Side
 
 from .blocks import LAYOUT, SECRET, Clock, TestTicket, block_hashes, request_id
 
@@ -116,8 +117,13 @@ class World:
         if by_place:
             self.exporter_memory.shared = self.exporter_memory.bytes.reshape(-1).data
         self.sent_stats, self.got_stats = TransferStats(), TransferStats()
-        self.exports = Exports(self.exporter_memory, LAYOUT, "exporter-1", CONFIG, self.sent_stats, self.clock)
-        self.imports = Imports(self.importer_memory, LAYOUT, "importer-1", CONFIG, self.got_stats, self.clock)
+        common: dict[str, Any] = {"layout": LAYOUT, "config": CONFIG, "clock": self.clock}
+        self.exports = Exports(
+            Side(memory=self.exporter_memory, incarnation="exporter-1", stats=self.sent_stats, **common)
+        )
+        self.imports = Imports(
+            Side(memory=self.importer_memory, incarnation="importer-1", stats=self.got_stats, **common)
+        )
         self.network: list[Message] = []
         self.released: Counter[wire.Key] = Counter()
         self.ended: dict[wire.Key, Event] = {}

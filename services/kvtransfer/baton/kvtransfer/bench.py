@@ -33,6 +33,7 @@ from baton.kvtransfer.imports import Fetched, FetchFailed
 from baton.kvtransfer.loop import TransferThread
 from baton.kvtransfer.memory import BlockMemory, Bytes, HostMemory
 from baton.kvtransfer.settings import MIB, TransferConfig
+from baton.kvtransfer.side import Side
 from baton.kvtransfer.sockets import RECEIVE_QUEUE, SEND_QUEUE
 from baton.kvtransfer.transports.ipc import IpcTransport
 from baton.kvtransfer.transports.shm import ShmTransport
@@ -102,6 +103,18 @@ class Plan(msgspec.Struct, frozen=True):
         shape = self.num_blocks * self.num_transfers, self.block_nbytes
         kv = torch.full(shape, fill, dtype=torch.uint8, device="cuda")
         return DeviceMemory(CudaCopies(kv), frame_nbytes=self.frame_nbytes)
+
+    def side(self, memory: BlockMemory, transport: Transport, on_event: Callable[[], None] = lambda: None) -> Side:
+        """Put an exporter's or importer's side together."""
+        layout = layout_fingerprint(self.block_nbytes)
+        return Side(
+            memory=memory,
+            layout=layout,
+            incarnation="bench",
+            transports=(transport,),
+            config=self.config,
+            on_event=on_event,
+        )
 
     def block_ids(self, transfer: int) -> list[int]:
         """Blocks of one transfer; the next set of transfers has the same again."""
@@ -223,14 +236,7 @@ class _Importing:
         self._pull.connect(bare)
         self._layout = layout_fingerprint(plan.block_nbytes)
         self._stirs = threading.Event()
-        self._importer = Importer(
-            plan.memory(0),
-            self._layout,
-            incarnation="importer",
-            config=plan.config,
-            transports=(_transport(plan),),
-            on_event=self._stirs.set,
-        )
+        self._importer = Importer(plan.side(plan.memory(0), _transport(plan), self._stirs.set))
         self._thread = TransferThread(self._importer).start()
 
     def bare_round(self) -> None:
@@ -279,7 +285,7 @@ def _serve_exporter(plan: Plan) -> None:
     push.setsockopt(zmq.SNDHWM, SEND_QUEUE)
     bare = TcpTransport() if plan.scheme == "tcp" else IpcTransport()
     layout = layout_fingerprint(plan.block_nbytes)
-    exporter = Exporter(memory, layout, incarnation="bench", config=plan.config, transports=(_transport(plan, memory),))
+    exporter = Exporter(plan.side(memory, _transport(plan, memory)))
     thread = TransferThread(exporter).start()
     print(json.dumps({"bare": bare.bind(push, 0), "endpoint": exporter.endpoint}), flush=True)
     for line in sys.stdin:

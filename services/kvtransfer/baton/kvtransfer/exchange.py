@@ -13,9 +13,8 @@ import zmq
 
 from baton.kvtransfer.exports import Exports, Released
 from baton.kvtransfer.imports import Event, Imports, Landed
-from baton.kvtransfer.memory import BlockMemory
-from baton.kvtransfer.settings import TransferConfig
-from baton.kvtransfer.transports.transport import Socket, Transport
+from baton.kvtransfer.side import Side
+from baton.kvtransfer.transports.transport import Socket
 from baton.kvtransfer.wire import Key
 from baton.wakeup import Wakeup
 
@@ -28,24 +27,14 @@ class Exchange(ABC, Generic[E]):
     Only `close` waits for anything. What may be sent and what counts is decided in `exports.py` and `imports.py`.
     """
 
-    def __init__(
-        self,
-        protocol: Exports | Imports,
-        events: deque[E],
-        memory: BlockMemory,
-        transports: Sequence[Transport],
-        config: TransferConfig,
-        on_event: Callable[[], None] | None,
-    ) -> None:
-        """`events` is filled by the protocol; `on_event` is called, in the transferring thread, when there are some."""
+    def __init__(self, side: Side, protocol: Exports | Imports, events: deque[E]) -> None:
+        """`events` are the protocol's."""
         self.wakeup = Wakeup()
+        self.stats = side.stats
+        self._side = side
         self._protocol = protocol
         self._events = events
-        self._memory = memory
-        self._transports = tuple(transports)
-        self._config = config
-        self._context: zmq.Context[Any] = zmq.Context(io_threads=config.num_stripes)
-        self._on_event = on_event
+        self._context: zmq.Context[Any] = zmq.Context(io_threads=side.config.num_stripes)
         self._commands: deque[Callable[[], None]] = deque()
         self._open: set[Key] = set()
 
@@ -134,5 +123,5 @@ class Exchange(ABC, Generic[E]):
             self._commands.popleft()()
 
     def _announce(self) -> None:
-        if self._events and self._on_event is not None:
-            self._on_event()
+        if self._events:
+            self._side.on_event()

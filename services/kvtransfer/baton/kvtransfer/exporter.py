@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import time
 import weakref
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Sequence
 from functools import partial
 
 import zmq
 
-from baton.curve import CurveKeys
 from baton.kvtransfer import wire
 from baton.kvtransfer.exchange import Exchange
 from baton.kvtransfer.exports import Batch, Exports, Released
-from baton.kvtransfer.memory import BlockMemory, check_block_ids
-from baton.kvtransfer.settings import TransferConfig, TransferStats
+from baton.kvtransfer.memory import check_block_ids
+from baton.kvtransfer.side import Side
 from baton.kvtransfer.sockets import make_router, receive, send
-from baton.kvtransfer.transports.transport import Endpoint, Socket, Transport, host_id
+from baton.kvtransfer.transports.transport import Endpoint, Socket, host_id
 from baton.kvtransfer.wire import Buffer, Ticket
 
 MESSAGES_A_TURN = 256
@@ -27,34 +25,22 @@ CLOSE_S = 5.0
 class Exporter(Exchange[Released]):
     """Serve the fetches of a worker's KV. `endpoint` is the text to announce."""
 
-    def __init__(
-        self,
-        memory: BlockMemory,
-        layout: str,
-        *,
-        incarnation: str,
-        transports: Sequence[Transport],
-        config: TransferConfig | None = None,
-        keys: CurveKeys | None = None,
-        stats: TransferStats | None = None,
-        on_event: Callable[[], None] | None = None,
-    ) -> None:
-        """Listen on all transports. `on_event` is called, in the transferring thread, when there are events to take.
+    def __init__(self, side: Side) -> None:
+        """Listen on all transports.
 
         Raises:
             ConfigError: an address cannot be bound, or is a wildcard and there are no keys.
         """
-        self.stats, config = stats or TransferStats(), config or TransferConfig()
-        self._exports = Exports(memory, layout, incarnation, config, self.stats, time.monotonic)
-        super().__init__(self._exports, self._exports.events, memory, transports, config, on_event)
-        self._guardian = keys.guard(self._context) if keys is not None else None
-        self._routers = [make_router(self._context, config, keys) for _ in range(config.num_stripes)]
+        self._exports = Exports(side)
+        super().__init__(side, self._exports, self._exports.events)
+        self._guardian = side.keys.guard(self._context) if side.keys is not None else None
+        self._routers = [make_router(self._context, side) for _ in range(side.config.num_stripes)]
         self._next_stripe = 0
         self._num_payloads = 0
         try:
             addresses = {
                 transport.scheme: tuple(transport.bind(router, i) for i, router in enumerate(self._routers))
-                for transport in self._transports
+                for transport in side.transports
             }
         except BaseException:
             self._close_sockets()
@@ -79,7 +65,7 @@ class Exporter(Exchange[Released]):
         """Add the next blocks of a prompt and their hashes: computed, and not to change until released."""
         if len(block_ids) != len(hashes):
             raise ValueError(f"{len(block_ids)} blocks, but {len(hashes)} hashes")
-        check_block_ids(self._memory, block_ids)
+        check_block_ids(self._side.memory, block_ids)
         self._tell(self._exports.publish, (request_id, epoch), list(block_ids), wire.join_hashes(hashes))
 
     def finish(self, request_id: bytes, epoch: int, meta: bytes = b"") -> None:
@@ -166,7 +152,7 @@ class Exporter(Exchange[Released]):
             self._guardian.stop()
         for router in self._routers:
             router.close(linger=0)
-        for transport in self._transports:
+        for transport in self._side.transports:
             transport.close()
         self._context.term()
 

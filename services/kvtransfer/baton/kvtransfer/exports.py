@@ -15,9 +15,10 @@ from enum import Enum, auto
 from baton.kvtransfer import wire
 from baton.kvtransfer.epochs import Epochs
 from baton.kvtransfer.lease import LeaseBook
-from baton.kvtransfer.memory import BlockMemory, Stage
+from baton.kvtransfer.memory import Stage
 from baton.kvtransfer.parked import ParkedFetches
-from baton.kvtransfer.settings import MIB, TransferConfig, TransferStats
+from baton.kvtransfer.settings import MIB
+from baton.kvtransfer.side import Side
 from baton.kvtransfer.wire import DIGEST_NBYTES, Key
 
 STAGES_AHEAD = 2
@@ -98,32 +99,22 @@ class _Export:
 
 
 class Exports:
-    """All exports of one worker. Owned by one thread; the clock is given."""
+    """All exports of one worker. Owned by one thread."""
 
-    def __init__(
-        self,
-        memory: BlockMemory,
-        layout: str,
-        incarnation: str,
-        config: TransferConfig,
-        stats: TransferStats,
-        clock: Callable[[], float],
-    ) -> None:
-        self._memory = memory
-        self._layout = layout
-        self._incarnation = incarnation
-        self._stats = stats
-        self._clock = clock
+    def __init__(self, side: Side) -> None:
+        self._side = side
+        self._memory = side.memory
+        self._clock = side.clock
         self._exports: dict[Key, _Export] = {}
-        self._epochs = Epochs(clock)
-        self._leases: LeaseBook[Key] = LeaseBook(config.lease_s, clock)
-        self._parked = ParkedFetches(config.park_s, clock)
+        self._epochs = Epochs(side.clock)
+        self._leases: LeaseBook[Key] = LeaseBook(side.config.lease_s, side.clock)
+        self._parked = ParkedFetches(side.config.park_s, side.clock)
         self._turns: dict[_Export, None] = {}
         """Exports that may have something to send, in turn."""
         self._read: list[tuple[_Export, Stage, Callable[[], bool]]] = []
         """What the sockets, or a staging copy, still read, and how to ask whether they are done."""
-        self._batch_blocks = _blocks_within(config.frame_nbytes, memory.block_nbytes)
-        self._placed_blocks = _blocks_within(PLACED_NBYTES, memory.block_nbytes)
+        self._batch_blocks = _blocks_within(side.config.frame_nbytes, side.memory.block_nbytes)
+        self._placed_blocks = _blocks_within(PLACED_NBYTES, side.memory.block_nbytes)
         self.replies: deque[tuple[bytes, bytes]] = deque()
         """Headers to send, by peer. Each may be lost: the peer asks again."""
         self.events: deque[Released] = deque()
@@ -179,7 +170,7 @@ class Exports:
         try:
             self._act(peer, frames)
         except wire.BadFrame as bad:
-            self._stats.dropped[bad.reason] += 1
+            self._side.stats.dropped[bad.reason] += 1
 
     def _act(self, peer: bytes, frames: Sequence[wire.Buffer]) -> None:
         if len(frames) != 1:
@@ -188,7 +179,7 @@ class Exports:
         if isinstance(message, wire.Hello):
             if not sealed.is_authentic(b""):
                 raise wire.BadFrame("garbage", "damaged HELLO")
-            self._reply(peer, wire.Welcome(wire.VERSION, self._incarnation, self._layout), b"")
+            self._reply(peer, wire.Welcome(wire.VERSION, self._side.incarnation, self._side.layout), b"")
             return
         key = message.request_id, message.epoch
         export = self._exports.get(key)
@@ -226,7 +217,7 @@ class Exports:
             export.peer, export.wanted, export.from_block = peer, fetch.hashes, fetch.from_block
             export.num_staged = export.num_sent = fetch.from_block
             export.shared = self._memory.shared if fetch.by_place else None
-        if export.state is State.ATTACHED and fetch.layout != self._layout:
+        if export.state is State.ATTACHED and fetch.layout != self._side.layout:
             self._fail(export, "layout")
         else:
             self._on_credit(export, fetch.limit)
@@ -278,14 +269,14 @@ class Exports:
         first, stop = batch.first_block, batch.first_block + batch.num_blocks
         export.staged.popleft()
         export.num_sent = stop
-        self._stats.bytes_sent += batch.num_blocks * self._memory.block_nbytes
+        self._side.stats.bytes_sent += batch.num_blocks * self._memory.block_nbytes
         self._watch(export, batch.stage, is_read)
         hashes = bytes(export.hashes[first * DIGEST_NBYTES : stop * DIGEST_NBYTES])
         checksums, payload = batch.stage.read()
         places = b""
         if export.shared is not None:
             places, payload = wire.join_places(export.block_ids[first:stop]), ()
-        message = wire.Blocks(*export.key, self._layout, first, hashes, checksums, places)
+        message = wire.Blocks(*export.key, self._side.layout, first, hashes, checksums, places)
         return wire.seal(message, export.secret), payload
 
     def sweep(self) -> None:
@@ -293,7 +284,7 @@ class Exports:
         for key in self._leases.sweep():
             self._end(self._exports[key], "expired", tell="expired")
         for key, peer in self._parked.sweep():
-            self._stats.dropped["never_offered"] += 1
+            self._side.stats.dropped["never_offered"] += 1
             self._reply(peer, wire.Fail(*key, "unknown"), b"")
         self._epochs.sweep()
         watched, self._read = self._read, []
@@ -356,7 +347,7 @@ class Exports:
 
     def _fail(self, export: _Export, kind: str) -> None:
         """End an export whose blocks are not what the peer asked for."""
-        self._stats.integrity_failures[kind] += 1
+        self._side.stats.integrity_failures[kind] += 1
         self._end(export, "failed", tell=kind)
 
     def _end(self, export: _Export, reason: str, *, tell: str = "") -> None:
@@ -377,7 +368,7 @@ class Exports:
             return
         del self._exports[export.key]
         self._epochs.end(export.key)
-        self._stats.releases[export.reason] += 1
+        self._side.stats.releases[export.reason] += 1
         num_sent = max(0, export.num_sent - export.from_block)
         self.events.append(Released(*export.key, export.reason, num_sent))
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import zmq
 
-from baton.curve import CurveKeys
 from baton.errors import ConfigError
 from baton.kvtransfer import wire
 from baton.kvtransfer.exchange import Exchange
 from baton.kvtransfer.imports import Event, Imports
-from baton.kvtransfer.memory import BlockMemory, check_block_ids
-from baton.kvtransfer.settings import TransferConfig, TransferStats
+from baton.kvtransfer.memory import check_block_ids
+from baton.kvtransfer.side import Side
 from baton.kvtransfer.sockets import keep_message_memory, make_dealer, receive, send
 from baton.kvtransfer.transports.transport import Endpoint, Socket, Transport, choose
 from baton.kvtransfer.wire import Key, Ticket
@@ -45,27 +44,11 @@ class _Link:
 class Importer(Exchange[Event]):
     """Fetch blocks from the exporters of other workers."""
 
-    def __init__(
-        self,
-        memory: BlockMemory,
-        layout: str,
-        *,
-        incarnation: str,
-        transports: Sequence[Transport],
-        config: TransferConfig | None = None,
-        keys: CurveKeys | None = None,
-        stats: TransferStats | None = None,
-        on_event: Callable[[], None] | None = None,
-    ) -> None:
-        """Make ready; connect to an exporter when the first ticket names it.
-
-        `on_event` is called, in the transferring thread, when there are events to take.
-        """
+    def __init__(self, side: Side) -> None:
+        """Make ready; connect to an exporter when the first ticket names it."""
         keep_message_memory()
-        self.stats, config = stats or TransferStats(), config or TransferConfig()
-        self._imports = Imports(memory, layout, incarnation, config, self.stats, time.monotonic)
-        super().__init__(self._imports, self._imports.events, memory, transports, config, on_event)
-        self._keys = keys
+        self._imports = Imports(side)
+        super().__init__(side, self._imports, self._imports.events)
         self._links: dict[str, _Link] = {}
 
     # For the engine's thread
@@ -84,18 +67,18 @@ class Importer(Exchange[Event]):
         joined = wire.join_hashes(hashes)
         if not 0 <= from_block <= wire.MAX_BLOCKS - len(hashes):
             raise ValueError(f"from_block={from_block} and {len(hashes)} more are above {wire.MAX_BLOCKS} blocks")
-        check_block_ids(self._memory, block_ids)
+        check_block_ids(self._side.memory, block_ids)
         endpoint = Endpoint.parse(ticket.source)
-        transport = choose(self._transports, endpoint)
+        transport = choose(self._side.transports, endpoint)
         self._begin(key)
-        self._memory.expect(block_ids)
+        self._side.memory.expect(block_ids)
         self._tell(self._connect, ticket.source, transport, endpoint.addresses[transport.scheme])
         self._tell(self._fetch, key, ticket, from_block, joined, list(block_ids))
 
     def grant(self, request_id: bytes, epoch: int, block_ids: Sequence[int]) -> None:
         """Let the next wanted blocks land in these places: the credit. They belong to the import until it ends."""
-        check_block_ids(self._memory, block_ids)
-        self._memory.expect(block_ids)
+        check_block_ids(self._side.memory, block_ids)
+        self._side.memory.expect(block_ids)
         self._tell(self._imports.grant, (request_id, epoch), list(block_ids))
 
     def cancel(self, request_id: bytes, epoch: int) -> None:
@@ -145,7 +128,7 @@ class Importer(Exchange[Event]):
         try:
             link.shared = transport.map(addresses[0])
             for address in addresses:
-                dealer = make_dealer(self._context, self._config, self._keys, routing_id, self._memory.block_nbytes)
+                dealer = make_dealer(self._context, self._side, routing_id)
                 link.dealers.append(dealer)
                 transport.connect(dealer, address)
         except (ConfigError, zmq.ZMQError) as error:  # it went with its process, or is no address
@@ -157,8 +140,8 @@ class Importer(Exchange[Event]):
             transport=transport.scheme,
             source=addresses[0],
             num_sockets=len(addresses),
-            is_encrypted=self._keys is not None,
-            block_nbytes=self._memory.block_nbytes,
+            is_encrypted=self._side.keys is not None,
+            block_nbytes=self._side.memory.block_nbytes,
         )
         self._links[source] = link
 

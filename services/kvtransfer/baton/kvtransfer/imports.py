@@ -6,14 +6,14 @@ A deadline here measures silence, never work: an exporter that answers pings may
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from baton.kvtransfer import wire
 from baton.kvtransfer.epochs import Epochs
-from baton.kvtransfer.memory import BlockMemory, Landing
-from baton.kvtransfer.settings import TransferConfig, TransferStats
+from baton.kvtransfer.memory import Landing
+from baton.kvtransfer.side import Side
 from baton.kvtransfer.wire import DIGEST_NBYTES, Key, Ticket, digests
 
 LANDED_BLOCKS = 64
@@ -131,25 +131,16 @@ class _Import:
 
 
 class Imports:
-    """All imports of one worker. Owned by one thread; the clock is given."""
+    """All imports of one worker. Owned by one thread."""
 
-    def __init__(
-        self,
-        memory: BlockMemory,
-        layout: str,
-        incarnation: str,
-        config: TransferConfig,
-        stats: TransferStats,
-        clock: Callable[[], float],
-    ) -> None:
-        self._memory = memory
-        self._layout = layout
-        self._hello = wire.seal(wire.Hello(wire.VERSION, incarnation, layout))
-        self._config = config
-        self._stats = stats
-        self._clock = clock
+    def __init__(self, side: Side) -> None:
+        self._side = side
+        self._memory = side.memory
+        self._config = config = side.config
+        self._clock = side.clock
+        self._hello = wire.seal(wire.Hello(wire.VERSION, side.incarnation, side.layout))
         self._imports: dict[Key, _Import] = {}
-        self._epochs = Epochs(clock)
+        self._epochs = Epochs(side.clock)
         self._peers: dict[str, _Peer] = {}
         self._sweep_at = 0.0
         # An exporter answers a FETCH that it can place at once, and one that it cannot place after park_s at the latest.
@@ -184,7 +175,7 @@ class Imports:
         it = self._imports[key] = _Import(key, ticket, from_block, hashes, shared, started_at=now)
         it.condition = bytearray(len(hashes) // DIGEST_NBYTES)
         self._epochs.open(key)
-        if ticket.layout != self._layout:
+        if ticket.layout != self._side.layout:
             self._spoil(it, "layout")
             return
         self.grant(key, block_ids)
@@ -223,7 +214,7 @@ class Imports:
         try:
             self._act(source, frames)
         except wire.BadFrame as bad:
-            self._stats.dropped[bad.reason] += 1
+            self._side.stats.dropped[bad.reason] += 1
 
     def _act(self, source: str, frames: Sequence[wire.Buffer]) -> None:
         message, sealed = wire.parse(frames[0], wire.TO_IMPORTER)
@@ -268,7 +259,7 @@ class Imports:
 
     def _on_welcome(self, source: str, welcome: wire.Welcome) -> None:
         for it in self._imports_from(source):
-            if welcome.version != wire.VERSION or welcome.layout != self._layout:
+            if welcome.version != wire.VERSION or welcome.layout != self._side.layout:
                 self._spoil(it, "layout")
             elif welcome.incarnation != it.ticket.source_incarnation:
                 self._fail(it, "restarted", tell=False)
@@ -277,7 +268,7 @@ class Imports:
         first, num_blocks = message.first_block - it.from_block, message.num_blocks
         if first < 0 or first + num_blocks > len(it.block_ids):
             raise wire.BadFrame("over_credit")
-        if message.layout != self._layout:
+        if message.layout != self._side.layout:
             self._spoil(it, "layout")
             return
         if message.hashes != it.hashes[first * DIGEST_NBYTES : (first + num_blocks) * DIGEST_NBYTES]:
@@ -308,7 +299,7 @@ class Imports:
         it.landings.append((good, landing))
         for at in good:
             it.condition[at] = _TAKEN
-        self._stats.bytes_received += len(good) * self._memory.block_nbytes
+        self._side.stats.bytes_received += len(good) * self._memory.block_nbytes
         it.last_block_at = self._clock()
         if it.first_block_at is None:
             it.first_block_at = it.last_block_at
@@ -403,7 +394,7 @@ class Imports:
 
     def _spoil(self, it: _Import, kind: str) -> None:
         """End an import whose exporter is authentic but whose blocks are not what was asked for."""
-        self._stats.integrity_failures[kind] += 1
+        self._side.stats.integrity_failures[kind] += 1
         self._fail(it, kind)
 
     def _fail(self, it: _Import, reason: str, *, tell: bool = True) -> None:
@@ -419,7 +410,7 @@ class Imports:
         self._epochs.end(it.key)
         if not self._imports_from(it.ticket.source):
             del self._peers[it.ticket.source]
-        self._stats.fetches[outcome] += 1
+        self._side.stats.fetches[outcome] += 1
         self.events.append(event)
 
     def _ask(self, it: _Import) -> None:
@@ -430,7 +421,7 @@ class Imports:
             self._request(it, wire.Credit(*it.key, it.limit))
         else:
             by_place = it.shared is not None
-            self._request(it, wire.Fetch(*it.key, self._layout, it.from_block, it.limit, it.hashes, by_place))
+            self._request(it, wire.Fetch(*it.key, self._side.layout, it.from_block, it.limit, it.hashes, by_place))
 
     def _ping(self, source: str, peer: _Peer) -> None:
         peer.ping_at = self._clock() + self._config.silence_s / 3

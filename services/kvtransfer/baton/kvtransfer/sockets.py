@@ -8,9 +8,9 @@ from typing import Any
 
 import zmq
 
-from baton.curve import CurveKeys
 from baton.kvtransfer import wire
-from baton.kvtransfer.settings import MIB, TransferConfig
+from baton.kvtransfer.settings import MIB
+from baton.kvtransfer.side import Side
 from baton.kvtransfer.transports.transport import Socket
 
 Context = zmq.Context[Any]
@@ -39,32 +39,31 @@ def keep_message_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 64 * MIB)
 
 
-def make_router(context: Context, config: TransferConfig, keys: CurveKeys | None) -> Socket:
+def make_router(context: Context, side: Side) -> Socket:
     """Make an exporter's socket: what cannot be sent says so, and is not dropped."""
-    router = _make(context, zmq.ROUTER, config)
+    router = _make(context, zmq.ROUTER, side)
     router.setsockopt(zmq.ROUTER_MANDATORY, 1)
     router.setsockopt(zmq.ROUTER_HANDOVER, 1)  # an importer that reconnects takes its id, 16 random bytes, along
     router.setsockopt(zmq.SNDHWM, SEND_QUEUE)
     router.setsockopt(zmq.RCVHWM, 1024)
     router.setsockopt(zmq.MAXMSGSIZE, wire.MAX_HEADER_NBYTES)
-    if keys is not None:
-        keys.serve(router)
+    if side.keys is not None:
+        side.keys.serve(router)
     return router
 
 
-def make_dealer(
-    context: Context, config: TransferConfig, keys: CurveKeys | None, routing_id: bytes, block_nbytes: int
-) -> Socket:
+def make_dealer(context: Context, side: Side, routing_id: bytes) -> Socket:
     """Make an importer's socket, known to the exporter by `routing_id`."""
-    dealer = _make(context, zmq.DEALER, config)
+    dealer = _make(context, zmq.DEALER, side)
     dealer.setsockopt(zmq.ROUTING_ID, routing_id)
     dealer.setsockopt(zmq.SNDHWM, 4096)
     dealer.setsockopt(zmq.RCVHWM, RECEIVE_QUEUE)
-    dealer.setsockopt(zmq.MAXMSGSIZE, max(wire.MAX_HEADER_NBYTES, config.frame_nbytes, block_nbytes))
+    largest = max(wire.MAX_HEADER_NBYTES, side.config.frame_nbytes, side.memory.block_nbytes)
+    dealer.setsockopt(zmq.MAXMSGSIZE, largest)
     dealer.setsockopt(zmq.RECONNECT_IVL, 50)
     dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
-    if keys is not None:
-        keys.connect(dealer)
+    if side.keys is not None:
+        side.keys.connect(dealer)
     return dealer
 
 
@@ -95,14 +94,14 @@ def send(socket: Socket, *parts: bytes, flags: int = 0) -> bool:
     return True
 
 
-def _make(context: Context, kind: int, config: TransferConfig) -> Socket:
+def _make(context: Context, kind: int, side: Side) -> Socket:
     socket: Socket = context.socket(kind)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
     # Blocks stay queued for an importer that is stopped, or lives and does not read, as long as its connection does.
     # The exporter cuts one whose pings stay out for the time it named; one that never reads gets no answer to its own
     # pings, and cuts itself. That time is the lease: what is not renewed is not read any more either.
-    lease_ms = int(config.lease_s * 1000)
+    lease_ms = int(side.config.lease_s * 1000)
     socket.setsockopt(zmq.HEARTBEAT_IVL, max(1, lease_ms // HEARTBEATS_A_LEASE))
     socket.setsockopt(zmq.HEARTBEAT_TTL, lease_ms)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, lease_ms)
