@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import zmq
 
 from baton.kvtransfer.exports import Exports, Released
 from baton.kvtransfer.imports import Event, Imports, Landed
 from baton.kvtransfer.side import Side
+from baton.kvtransfer.sockets import Act, receive
 from baton.kvtransfer.transports.transport import Socket
 from baton.kvtransfer.wire import Key
 from baton.wakeup import Wakeup
@@ -26,6 +27,9 @@ class Exchange(ABC, Generic[E]):
 
     Only `close` waits for anything. What may be sent and what counts is decided in `exports.py` and `imports.py`.
     """
+
+    _messages_a_turn: ClassVar[int]
+    """Of one socket, before the others have theirs."""
 
     def __init__(self, side: Side, protocol: Exports | Imports, events: deque[E]) -> None:
         """`events` are the protocol's."""
@@ -73,8 +77,8 @@ class Exchange(ABC, Generic[E]):
     # For the thread that transfers
 
     @abstractmethod
-    def sockets(self) -> Sequence[Socket]:
-        """Sockets on which peers speak."""
+    def sockets(self) -> Mapping[Socket, Act]:
+        """Sockets on which peers speak, and what acts on their messages."""
 
     def service(self, stirred: Container[Socket | int]) -> float:
         """Do all that can be done now; return the seconds until there may be more, if no socket stirs before.
@@ -85,7 +89,10 @@ class Exchange(ABC, Generic[E]):
         if self.wakeup.fileno() in stirred:
             self.wakeup.clear()
         self._obey()
-        more = self._receive(stirred)
+        more = False
+        for socket, act in self.sockets().items():
+            if socket in stirred:
+                more |= receive(socket, self._messages_a_turn, act)
         self._protocol.sweep()
         more |= self._send()
         self._announce()
@@ -98,10 +105,6 @@ class Exchange(ABC, Generic[E]):
         self._disconnect()
         self._announce()
         self.wakeup.close()
-
-    @abstractmethod
-    def _receive(self, stirred: Container[Socket | int]) -> bool:
-        """Act on what peers say; True: there may be more."""
 
     @abstractmethod
     def _send(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Container, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import zmq
@@ -13,17 +13,18 @@ from baton.kvtransfer.exchange import Exchange
 from baton.kvtransfer.exports import Batch, Exports, Released
 from baton.kvtransfer.memory import check_block_ids
 from baton.kvtransfer.side import Side
-from baton.kvtransfer.sockets import make_router, receive, send
+from baton.kvtransfer.sockets import Act, make_router, send
 from baton.kvtransfer.transports.transport import Endpoint, Socket, host_id
 from baton.kvtransfer.wire import Buffer, Ticket
 
-MESSAGES_A_TURN = 256
 BATCHES_A_TURN = 32
 CLOSE_S = 5.0
 
 
 class Exporter(Exchange[Released]):
     """Serve the fetches of a worker's KV. `endpoint` is the text to announce."""
+
+    _messages_a_turn = 256
 
     def __init__(self, side: Side) -> None:
         """Listen on all transports.
@@ -80,16 +81,9 @@ class Exporter(Exchange[Released]):
 
     # For the thread that transfers
 
-    def sockets(self) -> Sequence[Socket]:
+    def sockets(self) -> Mapping[Socket, Act]:
         """Sockets on which importers ask."""
-        return self._routers
-
-    def _receive(self, stirred: Container[Socket | int]) -> bool:
-        more = False
-        for router in self._routers:
-            if router in stirred:
-                more |= receive(router, MESSAGES_A_TURN, self._on_message)
-        return more
+        return dict.fromkeys(self._routers, self._on_message)
 
     def _on_message(self, frames: Sequence[Buffer]) -> None:
         self._exports.receive(bytes(frames[0]), frames[1:])

@@ -37,7 +37,6 @@ class Released:
     epoch: int
     reason: str
     """fetched, expired, cancelled, or failed"""
-    num_blocks_sent: int
 
 
 @dataclass(slots=True, eq=False)
@@ -369,8 +368,7 @@ class Exports:
         del self._exports[export.key]
         self._epochs.end(export.key)
         self._side.stats.releases[export.reason] += 1
-        num_sent = max(0, export.num_sent - export.from_block)
-        self.events.append(Released(*export.key, export.reason, num_sent))
+        self.events.append(Released(*export.key, export.reason))
 
     def _reply(self, peer: bytes, message: wire.ToImporter, secret: bytes) -> None:
         self.replies.append((peer, wire.seal(message, secret)))

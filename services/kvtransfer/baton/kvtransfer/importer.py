@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,14 +16,12 @@ from baton.kvtransfer.exchange import Exchange
 from baton.kvtransfer.imports import Event, Imports
 from baton.kvtransfer.memory import check_block_ids
 from baton.kvtransfer.side import Side
-from baton.kvtransfer.sockets import keep_message_memory, make_dealer, receive, send
+from baton.kvtransfer.sockets import Act, keep_message_memory, make_dealer, send
 from baton.kvtransfer.transports.transport import Endpoint, Socket, Transport, choose
 from baton.kvtransfer.wire import Key, Ticket
 from baton.logs import get_logger
 
 log = get_logger("kvtransfer")
-MESSAGES_A_TURN = 8
-"""Of one socket before the others have theirs: as much as a few tens of MiB."""
 IDLE_S = 60.0
 CLOSE_S = 1.0
 CLOSE_LINGER_MS = 200
@@ -43,6 +41,8 @@ class _Link:
 
 class Importer(Exchange[Event]):
     """Fetch blocks from the exporters of other workers."""
+
+    _messages_a_turn = 8  # as much as a few tens of MiB
 
     def __init__(self, side: Side) -> None:
         """Make ready; connect to an exporter when the first ticket names it."""
@@ -87,22 +87,15 @@ class Importer(Exchange[Event]):
 
     # For the thread that transfers
 
-    def sockets(self) -> Sequence[Socket]:
+    def sockets(self) -> Mapping[Socket, Act]:
         """Sockets on which exporters answer."""
-        return [dealer for link in self._links.values() for dealer in link.dealers]
+        receive = self._imports.receive
+        return {dealer: partial(receive, source) for source, link in self._links.items() for dealer in link.dealers}
 
     def _fetch(self, key: Key, ticket: Ticket, from_block: int, hashes: bytes, block_ids: Sequence[int]) -> None:
         link = self._links.get(ticket.source)
         shared = None if link is None else link.shared
         self._imports.fetch(key, ticket, from_block, hashes, block_ids, shared)
-
-    def _receive(self, stirred: Container[Socket | int]) -> bool:
-        more = False
-        for source, link in self._links.items():
-            for dealer in link.dealers:
-                if dealer in stirred:
-                    more |= receive(dealer, MESSAGES_A_TURN, partial(self._imports.receive, source))
-        return more
 
     def _send(self) -> bool:
         now = time.monotonic()
