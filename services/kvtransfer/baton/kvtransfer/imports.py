@@ -61,8 +61,6 @@ class FetchFailed:
 
 Event = Landed | Fetched | FetchFailed
 
-_AWAITED, _TAKEN, _IN_PLACE = 0, 1, 2
-
 
 class State(Enum):
     """Where an import stands. `Fetched` and `FetchFailed` are its last: then nothing writes into its blocks.
@@ -101,12 +99,14 @@ class _Import:
     started_at: float
     state: State = State.ASKING
     block_ids: list[int] = field(default_factory=list)
-    condition: bytearray = field(default_factory=bytearray)
-    """Of each wanted block: awaited, taken (verified, the memory has its bytes) or in place."""
+    is_taken: bytearray = field(default_factory=bytearray)
+    """1 for each wanted block that is verified: the memory has its bytes."""
     num_landed: int = 0
+    """Blocks, from the first without a gap, that are in place."""
     num_told: int = 0
     """Blocks that the last `Landed` counted."""
-    landings: deque[tuple[Sequence[int], Landing]] = field(default_factory=deque)
+    landings: deque[tuple[int, Landing]] = field(default_factory=deque)
+    """What the memory still works on, and the first block of each."""
     told_limit: int = 0
     renew_at: float = 0.0
     end: wire.End | None = None
@@ -119,11 +119,7 @@ class _Import:
 
     @property
     def num_wanted(self) -> int:
-        return len(self.condition)
-
-    @property
-    def num_taken(self) -> int:
-        return len(self.condition) - self.condition.count(_AWAITED)
+        return len(self.is_taken)
 
     @property
     def limit(self) -> int:
@@ -173,7 +169,7 @@ class Imports:
         now = self._clock()
         peer = self._peers.setdefault(ticket.source, _Peer(heard_at=now, ping_at=now))
         it = self._imports[key] = _Import(key, ticket, from_block, hashes, shared, started_at=now)
-        it.condition = bytearray(len(hashes) // DIGEST_NBYTES)
+        it.is_taken = bytearray(len(hashes) // DIGEST_NBYTES)
         self._epochs.open(key)
         if ticket.layout != self._side.layout:
             self._spoil(it, "layout")
@@ -274,7 +270,7 @@ class Imports:
         if message.hashes != it.hashes[first * DIGEST_NBYTES : (first + num_blocks) * DIGEST_NBYTES]:
             self._spoil(it, "hash")
             return
-        new = [at for at in range(num_blocks) if it.condition[first + at] == _AWAITED]
+        new = [at for at in range(num_blocks) if not it.is_taken[first + at]]
         if not new:
             raise wire.BadFrame("duplicate")
         try:
@@ -288,17 +284,16 @@ class Imports:
         landing = self._memory.land([it.block_ids[first + at] for at in new], [blocks[at] for at in new])
         sums, expected = digests(landing.checksums), digests(message.checksums)
         num_good = next((i for i, at in enumerate(new) if sums[i] != expected[at]), len(new))
-        self._take(it, [first + at for at in new[:num_good]], landing)
+        it.landings.append((first + new[0], landing))  # those that are not good are being written all the same
+        self._take(it, [first + at for at in new[:num_good]])
         if num_good < len(new):
             self._spoil(it, "checksum")
         else:
             self._advance(it)
 
-    def _take(self, it: _Import, good: Sequence[int], landing: Landing) -> None:
-        """Note which of a landing's blocks are verified; its other blocks are being written all the same."""
-        it.landings.append((good, landing))
+    def _take(self, it: _Import, good: Sequence[int]) -> None:
         for at in good:
-            it.condition[at] = _TAKEN
+            it.is_taken[at] = 1
         self._side.stats.bytes_received += len(good) * self._memory.block_nbytes
         it.last_block_at = self._clock()
         if it.first_block_at is None:
@@ -362,7 +357,7 @@ class Imports:
         return [it for it in self._imports.values() if it.landings]
 
     def _note_owed(self, it: _Import, num_sent: int) -> None:
-        if num_sent <= it.num_taken:
+        if num_sent <= it.is_taken.count(1):
             it.owed_since = None
         elif it.owed_since is None:
             it.owed_since = self._clock()
@@ -370,9 +365,9 @@ class Imports:
     def _advance(self, it: _Import) -> None:
         """Count what is in place, and end the import when that is all."""
         while it.landings and it.landings[0][1].is_ready():
-            for at in it.landings.popleft()[0]:
-                it.condition[at] = _IN_PLACE
-        while it.num_landed < it.num_wanted and it.condition[it.num_landed] == _IN_PLACE:
+            it.landings.popleft()
+        stop = min((first for first, _ in it.landings), default=it.num_wanted)
+        while it.num_landed < stop and it.is_taken[it.num_landed]:
             it.num_landed += 1
         if it.state is State.FAILED:
             if not it.landings:
