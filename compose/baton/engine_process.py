@@ -11,7 +11,6 @@ import socket
 import sys
 import uuid
 from types import FrameType
-from typing import Any
 
 import msgspec
 import torch
@@ -27,9 +26,10 @@ from baton.kvtransfer.cuda_copies import CudaCopies
 from baton.kvtransfer.device_memory import DeviceMemory
 from baton.kvtransfer.exporter import Exporter
 from baton.kvtransfer.importer import Importer
-from baton.kvtransfer.loop import Part, TransferThread
+from baton.kvtransfer.loop import TransferThread
 from baton.kvtransfer.memory import BlockMemory, HostMemory
 from baton.kvtransfer.settings import TransferConfig, TransferStats
+from baton.kvtransfer.side import Side
 from baton.kvtransfer.transports.ipc import IpcTransport
 from baton.kvtransfer.transports.shm import ShmTransport
 from baton.kvtransfer.transports.tcp import TcpTransport
@@ -90,8 +90,7 @@ class EngineProcess:
             self._link.close()
             return 2
         mailbox.info = info
-        parts: list[Part] = [part for part in (self._exporter, self._importer) if part is not None]
-        transfers = TransferThread(*parts).start()
+        transfers = TransferThread(*(it for it in (self._exporter, self._importer) if it is not None)).start()
         self._loop = WorkerLoop(
             engine,
             legs,
@@ -123,26 +122,28 @@ class EngineProcess:
         transfers = TransferConfig(lease_s=config.lease_s, renew_s=min(2.0, config.lease_s / 4))
         memory = _memory(engine, transfers, is_read="prefill" in names)
         legs: list[Leg] = []
-        common: dict[str, Any] = {
-            "incarnation": self._incarnation,
-            "config": transfers,
-            "transports": (
+        side = Side(
+            memory=memory,
+            layout=layout,
+            incarnation=self._incarnation,
+            transports=(
                 *_host_transports(memory, listens="prefill" in names),
                 TcpTransport(config.host, port=config.kv_port, announce=config.announce_host),
             ),
-            "keys": self._keys() if config.encrypt_kv else None,
-            "stats": self._kv_stats,
-            "on_event": self._wakeup.set,
-        }
+            keys=self._keys() if config.encrypt_kv else None,
+            config=transfers,
+            stats=self._kv_stats,
+            on_event=self._wakeup.set,
+        )
         if "prefill" in names:
-            self._exporter = Exporter(memory, layout, **common)
+            self._exporter = Exporter(side)
             legs.append(
                 PrefillLeg(
                     engine, self._exporter, self._runs, self._outbox, layout=layout, incarnation=self._incarnation
                 )
             )
         if "decode" in names:
-            self._importer = Importer(memory, layout, **common)
+            self._importer = Importer(side)
             legs.append(DecodeLeg(engine, self._importer, self._runs, self._outbox))
         info = WorkerInfo(
             worker_id=self._assignment.worker_id,

@@ -35,7 +35,7 @@ def test_staged_blocks_are_read_when_their_copy_has_ended() -> None:
     assert not stage.is_ready()
     copies.work()
     assert stage.is_ready()
-    assert b"".join(stage.views) == copies.bytes[[7, 2, 3]].tobytes()
+    assert b"".join(stage.read()[1]) == copies.bytes[[7, 2, 3]].tobytes()
 
 
 def test_no_more_is_staged_than_there_are_slots_until_one_is_released() -> None:

@@ -89,4 +89,4 @@ def test_copies_run_beside_a_busy_engine() -> None:
     while not stage.is_ready():
         pass
     assert not torch.cuda.current_stream().query(), "the copy waited for the engine"
-    assert b"".join(stage.views) == want[[6, 1, 2]].view(torch.uint8).numpy().tobytes()
+    assert b"".join(stage.read()[1]) == want[[6, 1, 2]].view(torch.uint8).numpy().tobytes()

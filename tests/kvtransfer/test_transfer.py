@@ -23,9 +23,10 @@ from baton.kvtransfer.exporter import Exporter
 from baton.kvtransfer.exports import Released
 from baton.kvtransfer.importer import Importer
 from baton.kvtransfer.imports import Event, Fetched, FetchFailed
-from baton.kvtransfer.loop import Part, TransferThread
-from baton.kvtransfer.memory import BlockMemory, HostMemory, Stage, sum_blocks
+from baton.kvtransfer.loop import TransferThread
+from baton.kvtransfer.memory import BlockMemory, HostMemory, Stage
 from baton.kvtransfer.settings import TransferConfig
+from baton.kvtransfer.side import Side
 from baton.kvtransfer.transports.ipc import IpcTransport
 from baton.kvtransfer.transports.shm import ShmTransport
 from baton.kvtransfer.transports.tcp import TcpTransport
@@ -54,21 +55,15 @@ class Workers:
         self.threads: list[TransferThread] = []
 
     def exporter(self, memory: BlockMemory, **options: Any) -> Exporter:
-        defaults: dict[str, Any] = {
-            "incarnation": "exporter-1",
-            "config": CONFIG,
-            "transports": transports(self.scheme, memory),
-        }
-        return self._start(Exporter(memory, options.pop("layout", LAYOUT), **defaults | options))
+        return self._start(Exporter(self._side(memory, transports(self.scheme, memory), "exporter-1", options)))
 
     def importer(self, memory: BlockMemory, *, running: bool = True, **options: Any) -> Importer:
-        defaults: dict[str, Any] = {
-            "incarnation": "importer-1",
-            "config": CONFIG,
-            "transports": transports(self.scheme),
-        }
-        importer = Importer(memory, options.pop("layout", LAYOUT), **defaults | options)
+        importer = Importer(self._side(memory, transports(self.scheme), "importer-1", options))
         return self._start(importer) if running else importer
+
+    def _side(self, memory: BlockMemory, ways: Sequence[Transport], incarnation: str, options: dict[str, Any]) -> Side:
+        defaults = {"layout": LAYOUT, "incarnation": incarnation, "config": CONFIG, "transports": ways}
+        return Side(memory=memory, **defaults | options)
 
     def _start(self, part: Any) -> Any:
         thread = TransferThread(part).start()
@@ -76,7 +71,7 @@ class Workers:
         self.threads.append(thread)
         return part
 
-    def stop(self, part: Part | None = None) -> None:
+    def stop(self, part: Exporter | Importer | None = None) -> None:
         for thread in list(self.threads):
             if part is None or thread.part is part:  # type: ignore[attr-defined]
                 thread.stop()
@@ -129,7 +124,6 @@ def offer_all(exporter: Exporter, ticket: TestTicket, number: int, block_ids: li
 
 
 def assert_nothing_is_left(*parts: Exporter | Importer) -> None:
-    wait_until(lambda: all(part.stats.stranded_bytes == 0 and part.stats.leases_held == 0 for part in parts))
     assert all(part.num_open == 0 for part in parts)
 
 
@@ -157,7 +151,7 @@ def test_blocks_arrive_as_they_are_computed_and_reserved(workers: Workers) -> No
     (end,) = ends_of(importer)
     assert isinstance(end, Fetched)
     assert (end.num_blocks, end.meta) == (30, b"meta")
-    assert releases_of(exporter) == [Released(ticket.request_id, 0, "fetched", 30)]
+    assert releases_of(exporter) == [Released(ticket.request_id, 0, "fetched")]
     assert exporter.stats.bytes_sent == importer.stats.bytes_received == 30 * BLOCK_NBYTES
     assert_nothing_is_left(exporter, importer)
 
@@ -214,34 +208,20 @@ def test_64_transfers_side_by_side_do_not_mix(workers: Workers) -> None:
 
 
 def test_a_block_that_changes_while_it_is_sent_is_not_used(tcp_workers: Workers) -> None:
-    class TornStage:
+    class TornStage(Stage):
         """Shows the checksum other bytes than the socket."""
 
-        def __init__(self, views: Sequence[memoryview], block_nbytes: int) -> None:
-            self._views = [bytearray(view) for view in views]
-            self._block_nbytes = block_nbytes
-            self._num_looks = 0
-
-        @property
-        def views(self) -> Sequence[memoryview]:
-            self._num_looks += 1
-            if self._num_looks == 2:
-                self._views[0][9] ^= 1
-            return [memoryview(view) for view in self._views]
-
-        def is_ready(self) -> bool:
-            return True
-
-        def sum(self) -> bytes:
-            return sum_blocks(self.views, self._block_nbytes)
-
-        def release(self) -> None:
-            pass
+        def read(self) -> tuple[bytes, Sequence[memoryview]]:
+            checksums, views = super().read()
+            torn = [bytearray(view) for view in views]
+            torn[0][9] ^= 1
+            return checksums, [memoryview(view) for view in torn]
 
     class TornMemory(HostMemory):
-        def stage(self, block_ids: Sequence[int]) -> Stage:
+        def stage(self, block_ids: Sequence[int]) -> Stage | None:
             stage = super().stage(block_ids)
-            return TornStage(stage.views, self.block_nbytes) if 17 in block_ids else stage
+            assert stage is not None
+            return TornStage(stage.read()[1], self.block_nbytes) if 17 in block_ids else stage
 
     theirs, ours = Blocks(20, seed=2), Blocks(20)
     exporter = tcp_workers.exporter(TornMemory(theirs.bytes, 20))
@@ -288,7 +268,7 @@ def test_a_withdrawn_ticket_ends_on_both_sides(workers: Workers) -> None:
     exporter.withdraw(ticket.request_id, 4)
     exporter.publish(ticket.request_id, 4, range(6, 9), block_hashes(1, 9)[6:])
     assert ends_of(importer)[0] == FetchFailed(ticket.request_id, 4, 6, "cancelled")
-    assert releases_of(exporter) == [Released(ticket.request_id, 4, "cancelled", 6)]
+    assert releases_of(exporter) == [Released(ticket.request_id, 4, "cancelled")]
     assert_nothing_is_left(exporter, importer)
 
 
@@ -409,20 +389,21 @@ import numpy as np
 from baton.kvtransfer.exporter import Exporter
 from baton.kvtransfer.importer import Importer
 from baton.kvtransfer.loop import TransferThread
-from baton.kvtransfer.settings import TransferConfig
+from baton.kvtransfer.side import Side
 from tests.kvtransfer.blocks import Blocks, TestTicket, block_hashes, request_id
 from tests.kvtransfer.test_transfer import HASTY, LAYOUT, transports
 
 part_name, scheme, endpoint = sys.argv[1:]
 if part_name == "exporter":
     memory = Blocks(20, seed=11).memory
-    part = Exporter(memory, LAYOUT, incarnation="exporter-1", config=HASTY, transports=transports(scheme, memory))
+    part = Exporter(Side(memory=memory, layout=LAYOUT, incarnation="exporter-1", config=HASTY,
+                         transports=transports(scheme, memory)))
     part.offer(TestTicket(request_id(1)))
     part.publish(request_id(1), 0, range(7), block_hashes(1, 7))
     endpoint = part.endpoint
 else:
-    part = Importer(Blocks(20).memory, LAYOUT, incarnation="importer-1", config=HASTY,
-                    transports=transports(scheme))
+    part = Importer(Side(memory=Blocks(20).memory, layout=LAYOUT, incarnation="importer-1", config=HASTY,
+                         transports=transports(scheme)))
     part.fetch(TestTicket(request_id(1), source=endpoint), 0, block_hashes(1, 20), range(20))
 TransferThread(part).start()
 print(endpoint, flush=True)
@@ -486,7 +467,7 @@ def test_an_exporter_that_came_back_is_not_the_one_that_was_asked(tcp_workers: W
     importer.fetch(ticket, 0, block_hashes(1, 20), range(20))
     offer = replace(ticket)
     first.offer(offer)
-    wait_until(lambda: first.stats.leases_held == 1)
+    wait_until(lambda: first._exports.num_open == 1)
     port = int(Endpoint.parse(first.endpoint).addresses["tcp"][0].rpartition(":")[2])
     config = replace(HASTY, num_sockets=1)
     tcp_workers.stop(first)
@@ -504,7 +485,7 @@ def test_closing_releases_every_ticket_once(workers: Workers) -> None:
         ticket = TestTicket(request_id(number), source=exporter.endpoint)
         exporter.offer(ticket)
         importer.fetch(ticket, 0, block_hashes(number, 4), range(4))
-    wait_until(lambda: exporter.stats.leases_held == 5)
+    wait_until(lambda: exporter._exports.num_open == 5)
     workers.stop()
     assert sorted(released.request_id for released in exporter.events()) == [request_id(n) for n in range(5)]
     assert len([event for event in importer.events() if isinstance(event, FetchFailed)]) == 5
@@ -531,22 +512,21 @@ def test_only_holders_of_the_keys_connect(workers: Workers) -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "*", "::"])
 def test_a_wildcard_without_keys_is_refused(host: str) -> None:
-    memory = Blocks(4).memory
+    way = TcpTransport(host, announce="127.0.0.1")
+    side = Side(memory=Blocks(4).memory, layout=LAYOUT, incarnation="x", transports=(way,))
     with pytest.raises(ConfigError, match="encrypt-kv"):
-        Exporter(memory, LAYOUT, incarnation="x", transports=(TcpTransport(host, announce="127.0.0.1"),))
+        Exporter(side)
     with pytest.raises(ConfigError, match="announce"):
         TcpTransport(host)
     keys = CurveKeys.generate()
-    exporter = Exporter(
-        memory, LAYOUT, incarnation="x", transports=(TcpTransport(host, announce="127.0.0.1"),), keys=keys
-    )
+    exporter = Exporter(replace(side, keys=keys))
     exporter.close()
 
 
 def test_a_pair_on_one_host_meets_over_shared_memory_and_others_over_what_reaches() -> None:
     memory = Blocks(4).memory
     ours = (ShmTransport(memory.fd), IpcTransport(), TcpTransport())
-    exporter = Exporter(memory, LAYOUT, incarnation="x", transports=ours)
+    exporter = Exporter(Side(memory=memory, layout=LAYOUT, incarnation="x", transports=ours))
     endpoint = Endpoint.parse(exporter.endpoint)
     assert choose(ours, endpoint).scheme == "shm"
     socket, _, _ = endpoint.addresses["shm"][0].rpartition("#")
@@ -572,7 +552,7 @@ def test_a_pair_on_one_host_meets_over_shared_memory_and_others_over_what_reache
 def test_an_importer_cannot_write_into_the_memory_that_it_maps() -> None:
     memory = Blocks(4, seed=3).memory
     transport = ShmTransport(memory.fd)
-    exporter = Exporter(memory, LAYOUT, incarnation="x", transports=(transport,))
+    exporter = Exporter(Side(memory=memory, layout=LAYOUT, incarnation="x", transports=(transport,)))
     mapped = ShmTransport().map(Endpoint.parse(exporter.endpoint).addresses["shm"][0])
     assert mapped == memory.shared
     assert mapped.readonly
@@ -583,7 +563,7 @@ def test_an_importer_cannot_write_into_the_memory_that_it_maps() -> None:
 def test_only_memory_that_keeps_its_size_is_mapped(kind: str, tmp_path: Path) -> None:
     memory = Blocks(4).memory
     ours = (ShmTransport(memory.fd), IpcTransport())
-    exporter = Exporter(memory, LAYOUT, incarnation="x", transports=ours)
+    exporter = Exporter(Side(memory=memory, layout=LAYOUT, incarnation="x", transports=ours))
     endpoint = Endpoint.parse(exporter.endpoint)
     path = tmp_path / "file"
     if kind in ("unsealed", "empty"):
@@ -607,7 +587,7 @@ def test_only_memory_that_keeps_its_size_is_mapped(kind: str, tmp_path: Path) ->
 def test_memory_that_others_map_cannot_be_cut_short() -> None:
     memory = Blocks(4).memory
     assert memory.fd is not None
-    exporter = Exporter(memory, LAYOUT, incarnation="x", transports=(ShmTransport(memory.fd),))
+    exporter = Exporter(Side(memory=memory, layout=LAYOUT, incarnation="x", transports=(ShmTransport(memory.fd),)))
     with pytest.raises(PermissionError):
         os.ftruncate(memory.fd, 0)
     exporter.close()
@@ -630,7 +610,7 @@ def test_an_exporter_with_an_address_that_is_none_fails_its_fetch_alone(tcp_work
 
 @pytest.mark.parametrize("text", ["", "host:x", "tcp://1.2.3.4:5", "host:x;nonsense", "host:x" + ";tcp://a:1" * 17])
 def test_what_is_no_endpoint_is_refused(text: str) -> None:
-    importer = Importer(Blocks(4).memory, LAYOUT, incarnation="x")
+    importer = Importer(Side(memory=Blocks(4).memory, layout=LAYOUT, incarnation="x", transports=(TcpTransport(),)))
     with pytest.raises(ConfigError):
         importer.fetch(TestTicket(request_id(1), source=text), 0, [])
     assert importer.num_open == 0
@@ -638,8 +618,8 @@ def test_what_is_no_endpoint_is_refused(text: str) -> None:
 
 
 def test_misuse_is_refused_where_it_happens() -> None:
-    exporter = Exporter(Blocks(4).memory, LAYOUT, incarnation="x")
-    importer = Importer(Blocks(4).memory, LAYOUT, incarnation="x")
+    exporter = Exporter(Side(memory=Blocks(4).memory, layout=LAYOUT, incarnation="x", transports=(TcpTransport(),)))
+    importer = Importer(Side(memory=Blocks(4).memory, layout=LAYOUT, incarnation="x", transports=(TcpTransport(),)))
     ticket = TestTicket(request_id(1), source=exporter.endpoint)
     exporter.offer(ticket)
     importer.fetch(ticket, 0, block_hashes(1, 2))

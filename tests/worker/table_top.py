@@ -19,6 +19,8 @@ from baton.kvtransfer.importer import Importer
 from baton.kvtransfer.loop import TransferThread
 from baton.kvtransfer.memory import HostMemory
 from baton.kvtransfer.settings import TransferConfig
+from baton.kvtransfer.side import Side
+from baton.kvtransfer.transports.ipc import IpcTransport
 from baton.kvtransfer.wire import layout_fingerprint
 from baton.messages import Blocks, ChoiceStart, Load, ModelFacts, Outputs, Start, Ticket, WorkerInfo
 from baton.prefill.leg import PrefillLeg
@@ -60,9 +62,15 @@ class TableTop:
         kv = self.engine.runner.kv
         memory = HostMemory(kv.view(torch.uint8).numpy(), len(kv))
         transfer = TransferConfig(lease_s=3.0, renew_s=0.5, num_sockets=1)
-        common: dict[str, Any] = {"incarnation": incarnation, "config": transfer, "on_event": self.wakeup.set}
-        self.exporter = Exporter(memory, self.layout, **common)
-        self.importer = Importer(memory, self.layout, **common)
+        side = Side(
+            memory=memory,
+            layout=self.layout,
+            incarnation=incarnation,
+            transports=(IpcTransport(),),
+            config=transfer,
+            on_event=self.wakeup.set,
+        )
+        self.exporter, self.importer = Exporter(side), Importer(side)
         self.thread = TransferThread(self.exporter, self.importer).start()
         legs: list[Leg] = [
             PrefillLeg(self.engine, self.exporter, self.runs, self.outbox, layout=self.layout, incarnation=incarnation),

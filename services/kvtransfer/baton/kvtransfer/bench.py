@@ -31,9 +31,10 @@ from baton.kvtransfer.exporter import Exporter
 from baton.kvtransfer.importer import Importer
 from baton.kvtransfer.imports import Fetched, FetchFailed
 from baton.kvtransfer.loop import TransferThread
-from baton.kvtransfer.memory import BlockMemory, HostMemory
+from baton.kvtransfer.memory import BlockMemory, Bytes, HostMemory
 from baton.kvtransfer.settings import MIB, TransferConfig
-from baton.kvtransfer.sockets import Context, make_context
+from baton.kvtransfer.side import Side
+from baton.kvtransfer.sockets import RECEIVE_QUEUE, SEND_QUEUE
 from baton.kvtransfer.transports.ipc import IpcTransport
 from baton.kvtransfer.transports.shm import ShmTransport
 from baton.kvtransfer.transports.tcp import TcpTransport
@@ -80,12 +81,16 @@ class Plan(msgspec.Struct, frozen=True):
         """Make a memory of all transfers' blocks, each page touched."""
         num_blocks = self.num_blocks * self.num_transfers
         if self.scheme != "shm":
-            return HostMemory(np.full(num_blocks * self.block_nbytes, fill, dtype=np.uint8), num_blocks)
+            return HostMemory(self.host_array(fill), num_blocks)
         fd = os.memfd_create("baton-bench", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, num_blocks * self.block_nbytes)
         shared = np.frombuffer(mmap.mmap(fd, 0), dtype=np.uint8)
         shared[:] = fill
         return HostMemory(shared, num_blocks, fd=fd)
+
+    def host_array(self, fill: int) -> Bytes:
+        """Make the bytes of all transfers' blocks."""
+        return np.full(self.num_blocks * self.num_transfers * self.block_nbytes, fill, dtype=np.uint8)
 
     def memory(self, fill: int) -> BlockMemory:
         """Make such a memory where the plan says."""
@@ -98,6 +103,18 @@ class Plan(msgspec.Struct, frozen=True):
         shape = self.num_blocks * self.num_transfers, self.block_nbytes
         kv = torch.full(shape, fill, dtype=torch.uint8, device="cuda")
         return DeviceMemory(CudaCopies(kv), frame_nbytes=self.frame_nbytes)
+
+    def side(self, memory: BlockMemory, transport: Transport, on_event: Callable[[], None] = lambda: None) -> Side:
+        """Put an exporter's or importer's side together."""
+        layout = layout_fingerprint(self.block_nbytes)
+        return Side(
+            memory=memory,
+            layout=layout,
+            incarnation="bench",
+            transports=(transport,),
+            config=self.config,
+            on_event=on_event,
+        )
 
     def block_ids(self, transfer: int) -> list[int]:
         """Blocks of one transfer; the next set of transfers has the same again."""
@@ -213,20 +230,13 @@ class _Importing:
         self._plan = plan
         self._child = child
         self._endpoint = endpoint
-        self._context = make_context(plan.config)
+        self._context = zmq.Context(io_threads=plan.config.num_stripes)
         self._pull = self._context.socket(zmq.PULL)
-        self._pull.setsockopt(zmq.RCVHWM, plan.config.receive_queue)
+        self._pull.setsockopt(zmq.RCVHWM, RECEIVE_QUEUE)
         self._pull.connect(bare)
         self._layout = layout_fingerprint(plan.block_nbytes)
         self._stirs = threading.Event()
-        self._importer = Importer(
-            plan.memory(0),
-            self._layout,
-            incarnation="importer",
-            config=plan.config,
-            transports=(_transport(plan),),
-            on_event=self._stirs.set,
-        )
+        self._importer = Importer(plan.side(plan.memory(0), _transport(plan), self._stirs.set))
         self._thread = TransferThread(self._importer).start()
 
     def bare_round(self) -> None:
@@ -269,18 +279,18 @@ class _Importing:
 
 def _serve_exporter(plan: Plan) -> None:
     """Be the other process: send what the lines of the standard input ask for."""
-    memory, bare_memory = plan.memory(1), plan.host_memory(1)
-    context: Context = make_context(plan.config)
+    memory, bare_blocks = plan.memory(1), plan.host_array(1).data
+    context = zmq.Context(io_threads=plan.config.num_stripes)
     push = context.socket(zmq.PUSH)
-    push.setsockopt(zmq.SNDHWM, plan.config.send_queue)
+    push.setsockopt(zmq.SNDHWM, SEND_QUEUE)
     bare = TcpTransport() if plan.scheme == "tcp" else IpcTransport()
     layout = layout_fingerprint(plan.block_nbytes)
-    exporter = Exporter(memory, layout, incarnation="bench", config=plan.config, transports=(_transport(plan, memory),))
+    exporter = Exporter(plan.side(memory, _transport(plan, memory)))
     thread = TransferThread(exporter).start()
     print(json.dumps({"bare": bare.bind(push, 0), "endpoint": exporter.endpoint}), flush=True)
     for line in sys.stdin:
         if line.startswith("bare"):
-            _send_bare(plan, bare_memory, push)
+            _send_bare(plan, bare_blocks, push)
             continue
         exporter.events()
         for transfer in range(plan.total_transfers):
@@ -294,15 +304,12 @@ def _serve_exporter(plan: Plan) -> None:
     context.term()
 
 
-def _send_bare(plan: Plan, memory: HostMemory, push: zmq.Socket[bytes]) -> None:
+def _send_bare(plan: Plan, blocks: memoryview, push: zmq.Socket[bytes]) -> None:
     frame_blocks = max(1, plan.frame_nbytes // plan.block_nbytes)
     num_blocks = plan.num_blocks * plan.num_transfers
     for _ in range(plan.repeats):
         for first in range(0, num_blocks, frame_blocks):
-            stage = memory.stage(range(first, min(num_blocks, first + frame_blocks)))
-            assert stage is not None
-            (view,) = stage.views
-            push.send(view, copy=False)
+            push.send(blocks[first * plan.block_nbytes : (first + frame_blocks) * plan.block_nbytes], copy=False)
 
 
 def _request_id(index: int, transfer: int) -> bytes:

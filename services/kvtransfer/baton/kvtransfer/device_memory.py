@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from baton.kvtransfer.memory import Bytes, copy_and_sum, sum_blocks
+from baton.kvtransfer.memory import Bytes, Landing, Stage, copy_and_sum
 from baton.kvtransfer.settings import MIB
 
 RING_NBYTES = 64 * MIB
@@ -77,18 +77,15 @@ class DeviceMemory:
         if block_ids:
             self._marks.update(dict.fromkeys(block_ids, self._copies.mark()))
 
-    def stage(self, block_ids: Sequence[int]) -> _Stage | None:
+    def stage(self, block_ids: Sequence[int]) -> Stage | None:
         """Start a copy into a free slot."""
         if not self._reading:
             return None
         slot = self._reading.pop()
         taken = slot[: len(block_ids) * self.block_nbytes]
-        return _Stage(self, slot, taken.data, self._copies.to_host(block_ids, taken))
+        return _Copied(self, slot, taken.data, self._copies.to_host(block_ids, taken))
 
-    def _give_back(self, slot: Bytes) -> None:
-        self._reading.append(slot)
-
-    def land(self, block_ids: Sequence[int], blocks: Sequence[memoryview]) -> _Landing:
+    def land(self, block_ids: Sequence[int], blocks: Sequence[memoryview]) -> Landing:
         """Copy the bytes into slots, and start the copies from there."""
         checksums = []
         for first in range(0, len(block_ids), self._slot_blocks):
@@ -100,7 +97,7 @@ class DeviceMemory:
             after = {mark for mark in (self._marks.pop(block_id, None) for block_id in ids) if mark}
             mark = self._copies.to_device(slot[: len(ids) * self.block_nbytes], ids, after)
             self._written.append((mark, slot))
-        return _Landing(b"".join(checksums), mark)
+        return Landing(b"".join(checksums), mark.query)
 
     def _slot_to_write(self) -> Bytes:
         while self._written and self._written[0][0].query():
@@ -112,32 +109,15 @@ class DeviceMemory:
         return slot
 
 
-class _Stage:
-    __slots__ = ("_mark", "_memory", "_slot", "views")
-
+class _Copied(Stage):
     def __init__(self, memory: DeviceMemory, slot: Bytes, view: memoryview, mark: Mark) -> None:
+        super().__init__((view,), memory.block_nbytes)
         self._memory = memory
         self._slot = slot
         self._mark = mark
-        self.views: Sequence[memoryview] = (view,)
 
     def is_ready(self) -> bool:
         return self._mark.query()
-
-    def sum(self) -> bytes:
-        return sum_blocks(self.views, self._memory.block_nbytes)
 
     def release(self) -> None:
-        self.views = ()
-        self._memory._give_back(self._slot)
-
-
-class _Landing:
-    __slots__ = ("_mark", "checksums")
-
-    def __init__(self, checksums: bytes, mark: Mark) -> None:
-        self.checksums = checksums
-        self._mark = mark
-
-    def is_ready(self) -> bool:
-        return self._mark.query()
+        self._memory._reading.append(self._slot)

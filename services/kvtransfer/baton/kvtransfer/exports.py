@@ -15,13 +15,16 @@ from enum import Enum, auto
 from baton.kvtransfer import wire
 from baton.kvtransfer.epochs import Epochs
 from baton.kvtransfer.lease import LeaseBook
-from baton.kvtransfer.memory import BlockMemory, InPlace, Stage
+from baton.kvtransfer.memory import Stage
 from baton.kvtransfer.parked import ParkedFetches
-from baton.kvtransfer.settings import MIB, TransferConfig, TransferStats
+from baton.kvtransfer.settings import MIB
+from baton.kvtransfer.side import Side
 from baton.kvtransfer.wire import DIGEST_NBYTES, Key
 
 STAGES_AHEAD = 2
 """Batches of one export that are staged before the first is sent: one copies while one waits for the socket."""
+BUSY_S = 0.002
+"""Until a peer that was full, or a staging copy, is asked again; most sends that end wake by themselves."""
 PLACED_NBYTES = 8 * MIB
 """Of one message that only says where its blocks lie: some milliseconds of the importer's work."""
 
@@ -34,7 +37,6 @@ class Released:
     epoch: int
     reason: str
     """fetched, expired, cancelled, or failed"""
-    num_blocks_sent: int
 
 
 @dataclass(slots=True, eq=False)
@@ -45,7 +47,7 @@ class Batch:
     peer: bytes
     first_block: int
     num_blocks: int
-    stage: Stage | None
+    stage: Stage
 
 
 class State(Enum):
@@ -77,15 +79,14 @@ class _Export:
     peer: bytes = b""
     wanted: bytes = b""
     from_block: int = 0
-    by_place: bool = False
-    """Whether the peer reads the blocks where they lie."""
+    shared: memoryview | None = None
+    """Our memory, if the peer reads the blocks where they lie."""
     limit: int = 0
     num_staged: int = 0
     num_sent: int = 0
     num_read: int = 0
     """Batches that the sockets, or a staging copy, still read."""
     staged: deque[Batch] = field(default_factory=deque)
-    has_turn: bool = False
     end_sent: bool = False
     reason: str = ""
     """Why it is ending."""
@@ -97,31 +98,22 @@ class _Export:
 
 
 class Exports:
-    """All exports of one worker. Owned by one thread; the clock is given."""
+    """All exports of one worker. Owned by one thread."""
 
-    def __init__(
-        self,
-        memory: BlockMemory,
-        layout: str,
-        incarnation: str,
-        config: TransferConfig,
-        stats: TransferStats,
-        clock: Callable[[], float],
-    ) -> None:
-        self._memory = memory
-        self._layout = layout
-        self._incarnation = incarnation
-        self._stats = stats
-        self._clock = clock
+    def __init__(self, side: Side) -> None:
+        self._side = side
+        self._memory = side.memory
+        self._clock = side.clock
         self._exports: dict[Key, _Export] = {}
-        self._epochs = Epochs(clock)
-        self._leases: LeaseBook[Key] = LeaseBook(config.lease_s, clock)
-        self._parked = ParkedFetches(config, clock)
-        self._turns: deque[_Export] = deque()
+        self._epochs = Epochs(side.clock)
+        self._leases: LeaseBook[Key] = LeaseBook(side.config.lease_s, side.clock)
+        self._parked = ParkedFetches(side.config.park_s, side.clock)
+        self._turns: dict[_Export, None] = {}
+        """Exports that may have something to send, in turn."""
         self._read: list[tuple[_Export, Stage, Callable[[], bool]]] = []
         """What the sockets, or a staging copy, still read, and how to ask whether they are done."""
-        self._batch_blocks = _blocks_within(config.frame_nbytes, memory.block_nbytes)
-        self._placed_blocks = _blocks_within(PLACED_NBYTES, memory.block_nbytes)
+        self._batch_blocks = _blocks_within(side.config.frame_nbytes, side.memory.block_nbytes)
+        self._placed_blocks = _blocks_within(PLACED_NBYTES, side.memory.block_nbytes)
         self.replies: deque[tuple[bytes, bytes]] = deque()
         """Headers to send, by peer. Each may be lost: the peer asks again."""
         self.events: deque[Released] = deque()
@@ -130,11 +122,6 @@ class Exports:
     def num_open(self) -> int:
         """Exports that are not released yet."""
         return len(self._exports)
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether something waits for the sockets or the memory, so that asking again soon is worth it."""
-        return bool(self._read or self._turns)
 
     # What the leg says
 
@@ -145,10 +132,9 @@ class Exports:
         if not self._epochs.open(key):
             self._end(export, "cancelled")
             return
-        self._renew(export)
-        for peer, sealed in self._parked.take(key):
-            assert isinstance(sealed.message, wire.Fetch)
-            self._on_fetch(export, peer, sealed.message, sealed)
+        self._leases.renew(key)
+        for peer, header in self._parked.take(key):
+            self.receive(peer, [header])
 
     def publish(self, key: Key, block_ids: Sequence[int], hashes: bytes) -> None:
         """Add the next blocks of a prompt, computed and whole; they must not change until released."""
@@ -156,7 +142,6 @@ class Exports:
         if export is not None:
             export.block_ids += block_ids
             export.hashes += hashes
-            self._stats.held_bytes += len(block_ids) * self._memory.block_nbytes
             self._take_turn(export)
 
     def finish(self, key: Key, meta: bytes) -> None:
@@ -184,25 +169,25 @@ class Exports:
         try:
             self._act(peer, frames)
         except wire.BadFrame as bad:
-            self._stats.dropped[bad.reason] += 1
+            self._side.stats.dropped[bad.reason] += 1
 
     def _act(self, peer: bytes, frames: Sequence[wire.Buffer]) -> None:
         if len(frames) != 1:
             raise wire.BadFrame("garbage", "a message to an exporter has one frame")
         message, sealed = wire.parse(frames[0], wire.TO_EXPORTER)
         if isinstance(message, wire.Hello):
-            if not wire.is_authentic(sealed, b""):
+            if not sealed.is_authentic(b""):
                 raise wire.BadFrame("garbage", "damaged HELLO")
-            self._reply(peer, wire.Welcome(wire.VERSION, self._incarnation, self._layout), b"")
+            self._reply(peer, wire.Welcome(wire.VERSION, self._side.incarnation, self._side.layout), b"")
             return
         key = message.request_id, message.epoch
         export = self._exports.get(key)
         if export is None:
-            self._on_unknown(key, peer, message, sealed)
-        elif isinstance(message, wire.Fetch):
-            self._on_fetch(export, peer, message, sealed)
-        elif not wire.is_authentic(sealed, export.secret):
+            self._on_unknown(key, peer, message, bytes(frames[0]))
+        elif not sealed.is_authentic(export.secret):
             raise wire.BadFrame("forged")
+        elif isinstance(message, wire.Fetch):
+            self._on_fetch(export, peer, message)
         elif peer != export.peer and not (isinstance(message, wire.Cancel) and not export.peer):
             raise wire.BadFrame("stranger", "the right secret, but another peer has the ticket")
         elif isinstance(message, wire.Credit):
@@ -210,44 +195,37 @@ class Exports:
         else:
             self._end(export, "fetched" if isinstance(message, wire.Done) and export.end_sent else "cancelled")
 
-    def _on_unknown(self, key: Key, peer: bytes, message: wire.OfTicket, sealed: wire.Sealed) -> None:
+    def _on_unknown(self, key: Key, peer: bytes, message: wire.OfTicket, header: bytes) -> None:
         reason = self._epochs.why_unknown(key)
         if isinstance(message, wire.Cancel) and self._parked.cancel(key, peer):
             return
         if isinstance(message, wire.Fetch) and reason == "stranger":
-            if not self._parked.add(key, peer, sealed):
+            if not self._parked.add(key, peer, header):
                 raise wire.BadFrame("parked_full")
             return
         if isinstance(message, wire.Fetch | wire.Credit):
             self._reply(peer, wire.Fail(*key, "unknown"), b"")
         raise wire.BadFrame(reason)
 
-    def _on_fetch(self, export: _Export, peer: bytes, fetch: wire.Fetch, sealed: wire.Sealed) -> None:
-        if not wire.is_authentic(sealed, export.secret):
-            self._stats.dropped["forged"] += 1
-            return
+    def _on_fetch(self, export: _Export, peer: bytes, fetch: wire.Fetch) -> None:
         if export.peer not in (b"", peer):
-            self._stats.dropped["stranger"] += 1
             self._reply(peer, wire.Fail(*export.key, "taken"), export.secret)
-            return
-        if export.state is State.ENDING:
-            self._reply(peer, wire.Fail(*export.key, export.reason), export.secret)
-            return
+            raise wire.BadFrame("stranger")
         if export.state is State.OFFERED:
             export.state = State.ATTACHED
             export.peer, export.wanted, export.from_block = peer, fetch.hashes, fetch.from_block
             export.num_staged = export.num_sent = fetch.from_block
-            export.by_place = fetch.by_place and self._memory.shared is not None
-        if fetch.layout != self._layout:
+            export.shared = self._memory.shared if fetch.by_place else None
+        if export.state is State.ATTACHED and fetch.layout != self._side.layout:
             self._fail(export, "layout")
-            return
-        self._on_credit(export, fetch.limit)
+        else:
+            self._on_credit(export, fetch.limit)
 
     def _on_credit(self, export: _Export, limit: int) -> None:
         if export.state is State.ENDING:
             self._reply(export.peer, wire.Fail(*export.key, export.reason), export.secret)
             return
-        self._renew(export)
+        self._leases.renew(export.key)
         export.limit = max(export.limit, min(limit, export.total))
         export.end_sent = False  # who still asks has not had END, or will drop a second one
         state = wire.State(*export.key, min(len(export.block_ids), wire.MAX_BLOCKS), export.num_sent)
@@ -259,60 +237,53 @@ class Exports:
     def ready_batches(self) -> Iterator[Batch]:
         """Yield at most one message of each export that has one, in turn.
 
-        Before taking the next, call `seal` and `sent` for what the socket takes, `refused` for what it does not take
-        now: that comes again.
+        Before the next, `take` what a socket takes; what none takes now comes again.
         """
-        for _ in range(len(self._turns)):
-            export = self._turns.popleft()
-            export.has_turn = False
+        for export in list(self._turns):
+            del self._turns[export]
             if export.state is State.ENDING:
                 continue
-            room = self._stage(export)
-            if not room or export.staged:
+            has_room = self._stage(export)
+            if not has_room or export.staged:
                 self._take_turn(export)
             if export.staged:
-                batch = export.staged[0]
-                if batch.stage is not None and batch.stage.is_ready():
-                    yield batch
+                if export.staged[0].stage.is_ready():
+                    yield export.staged[0]
             elif self._may_end(export):
-                yield Batch(export.key, export.peer, export.total, 0, None)
+                yield Batch(export.key, export.peer, export.total, 0, Stage((), 0))
+                if not export.end_sent:
+                    self._take_turn(export)
 
-    def seal(self, batch: Batch) -> tuple[bytes, Sequence[memoryview]]:
-        """Make the header of a batch that a socket will take; return it with the payload frames."""
+    def take(self, batch: Batch, is_read: Callable[[], bool]) -> tuple[bytes, Sequence[memoryview]]:
+        """Return the header and the payload of a batch that a socket has begun to take.
+
+        `is_read` will tell whether the sockets are done with the payload.
+        """
         export = self._exports[batch.key]
-        if batch.stage is None:
+        if not batch.num_blocks:
             assert export.meta is not None
+            export.end_sent = True
             age_s = min(1e6, max(0.0, self._clock() - export.finished_at))
             return wire.seal(wire.End(*export.key, export.total, age_s, export.meta), export.secret), ()
-        stop = batch.first_block + batch.num_blocks
-        hashes = export.hashes[batch.first_block * DIGEST_NBYTES : stop * DIGEST_NBYTES]
-        checksums = batch.stage.sum()
-        places = wire.join_places(export.block_ids[batch.first_block : stop]) if export.by_place else b""
-        message = wire.Blocks(*export.key, self._layout, batch.first_block, bytes(hashes), checksums, places)
-        return wire.seal(message, export.secret), () if export.by_place else batch.stage.views
-
-    def sent(self, batch: Batch, is_read: Callable[[], bool]) -> None:
-        """Note that the sockets took a batch; `is_read` tells whether they are done with its payload."""
-        export = self._exports[batch.key]
-        if batch.stage is None:
-            export.end_sent = True
-            return
+        first, stop = batch.first_block, batch.first_block + batch.num_blocks
         export.staged.popleft()
-        export.num_sent = batch.first_block + batch.num_blocks
-        self._stats.bytes_sent += batch.num_blocks * self._memory.block_nbytes
+        export.num_sent = stop
+        self._side.stats.bytes_sent += batch.num_blocks * self._memory.block_nbytes
         self._watch(export, batch.stage, is_read)
-        self._take_turn(export)
-
-    def refused(self, batch: Batch) -> None:
-        """Note that the socket could not take a batch now."""
-        self._take_turn(self._exports[batch.key])
+        hashes = bytes(export.hashes[first * DIGEST_NBYTES : stop * DIGEST_NBYTES])
+        checksums, payload = batch.stage.read()
+        places = b""
+        if export.shared is not None:
+            places, payload = wire.join_places(export.block_ids[first:stop]), ()
+        message = wire.Blocks(*export.key, self._side.layout, first, hashes, checksums, places)
+        return wire.seal(message, export.secret), payload
 
     def sweep(self) -> None:
         """End what has expired; release what is no longer read."""
         for key in self._leases.sweep():
             self._end(self._exports[key], "expired", tell="expired")
         for key, peer in self._parked.sweep():
-            self._stats.dropped["never_offered"] += 1
+            self._side.stats.dropped["never_offered"] += 1
             self._reply(peer, wire.Fail(*key, "unknown"), b"")
         self._epochs.sweep()
         watched, self._read = self._read, []
@@ -325,7 +296,9 @@ class Exports:
                 self._read.append((export, stage, is_read))
 
     def seconds_to_sweep(self) -> float:
-        """Seconds that a sweep can wait, if nothing happens."""
+        """Seconds that the next turn can wait, if nothing happens."""
+        if self._read or self._turns:
+            return BUSY_S
         return min(1.0, self._leases.seconds_left(), self._parked.seconds_left())
 
     # Inside
@@ -334,7 +307,7 @@ class Exports:
         """Stage what credits allow; False: the memory has no room now."""
         while len(export.staged) < STAGES_AHEAD:
             first = export.num_staged
-            most = self._placed_blocks if export.by_place else self._batch_blocks
+            most = self._batch_blocks if export.shared is None else self._placed_blocks
             stop = min(len(export.block_ids), export.limit, first + most)
             if stop <= first:
                 return True
@@ -343,19 +316,17 @@ class Exports:
             if export.hashes[span] != export.wanted[span.start - skip : span.stop - skip]:
                 self._fail(export, "hash")
                 return True
-            stage = self._stage_blocks(export.block_ids[first:stop], export.by_place)
+            block_ids, nbytes = export.block_ids[first:stop], self._memory.block_nbytes
+            stage = (
+                self._memory.stage(block_ids)
+                if export.shared is None
+                else Stage([export.shared[at * nbytes : (at + 1) * nbytes] for at in block_ids], nbytes)
+            )
             if stage is None:
                 return False
             export.staged.append(Batch(export.key, export.peer, first, stop - first, stage))
             export.num_staged = stop
         return True
-
-    def _stage_blocks(self, block_ids: Sequence[int], by_place: bool) -> Stage | None:
-        if not by_place:
-            return self._memory.stage(block_ids)
-        assert self._memory.shared is not None
-        nbytes = self._memory.block_nbytes
-        return InPlace(wire.read_places(wire.join_places(block_ids), nbytes, self._memory.shared), nbytes)
 
     def _may_end(self, export: _Export) -> bool:
         if export.state is State.ENDING or export.meta is None or export.end_sent:
@@ -366,21 +337,16 @@ class Exports:
         return export.num_sent == export.total
 
     def _take_turn(self, export: _Export) -> None:
-        if export.state is State.ATTACHED and not export.has_turn:
-            export.has_turn = True
-            self._turns.append(export)
+        if export.state is State.ATTACHED:
+            self._turns[export] = None
 
     def _watch(self, export: _Export, stage: Stage, is_read: Callable[[], bool]) -> None:
         export.num_read += 1
         self._read.append((export, stage, is_read))
 
-    def _renew(self, export: _Export) -> None:
-        self._leases.renew(export.key)
-        self._stats.leases_held = len(self._leases)
-
     def _fail(self, export: _Export, kind: str) -> None:
         """End an export whose blocks are not what the peer asked for."""
-        self._stats.integrity_failures[kind] += 1
+        self._side.stats.integrity_failures[kind] += 1
         self._end(export, "failed", tell=kind)
 
     def _end(self, export: _Export, reason: str, *, tell: str = "") -> None:
@@ -389,12 +355,10 @@ class Exports:
             return
         export.state, export.reason = State.ENDING, reason
         self._leases.end(export.key)
-        self._stats.leases_held = len(self._leases)
         if tell and export.peer:
             self._reply(export.peer, wire.Fail(*export.key, tell), export.secret)
         while export.staged:  # a copy that has begun cannot be called back
             stage = export.staged.popleft().stage
-            assert stage is not None
             self._watch(export, stage, stage.is_ready)
         self._release_if_done(export)
 
@@ -403,10 +367,8 @@ class Exports:
             return
         del self._exports[export.key]
         self._epochs.end(export.key)
-        self._stats.held_bytes -= len(export.block_ids) * self._memory.block_nbytes
-        self._stats.releases[export.reason] += 1
-        num_sent = max(0, export.num_sent - export.from_block)
-        self.events.append(Released(*export.key, export.reason, num_sent))
+        self._side.stats.releases[export.reason] += 1
+        self.events.append(Released(*export.key, export.reason))
 
     def _reply(self, peer: bytes, message: wire.ToImporter, secret: bytes) -> None:
         self.replies.append((peer, wire.seal(message, secret)))

@@ -6,18 +6,20 @@ A deadline here measures silence, never work: an exporter that answers pings may
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from baton.kvtransfer import wire
 from baton.kvtransfer.epochs import Epochs
-from baton.kvtransfer.memory import BlockMemory, Landing
-from baton.kvtransfer.settings import TransferConfig, TransferStats
+from baton.kvtransfer.memory import Landing
+from baton.kvtransfer.side import Side
 from baton.kvtransfer.wire import DIGEST_NBYTES, Key, Ticket, digests
 
 LANDED_BLOCKS = 64
 """Between two words of progress, unless nothing more is granted: each wakes the engine's thread."""
+LANDING_S = 0.001
+"""Until the memory is asked again whether blocks are in place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +61,6 @@ class FetchFailed:
 
 Event = Landed | Fetched | FetchFailed
 
-_AWAITED, _TAKEN, _IN_PLACE = 0, 1, 2
-
 
 class State(Enum):
     """Where an import stands. `Fetched` and `FetchFailed` are its last: then nothing writes into its blocks.
@@ -86,7 +86,6 @@ class _Peer:
 
     heard_at: float
     ping_at: float
-    imports: set[Key] = field(default_factory=set)
 
 
 @dataclass(slots=True, eq=False)
@@ -100,13 +99,14 @@ class _Import:
     started_at: float
     state: State = State.ASKING
     block_ids: list[int] = field(default_factory=list)
-    condition: bytearray = field(default_factory=bytearray)
-    """Of each wanted block: awaited, taken (verified, the memory has its bytes) or in place."""
-    num_taken: int = 0
+    is_taken: bytearray = field(default_factory=bytearray)
+    """1 for each wanted block that is verified: the memory has its bytes."""
     num_landed: int = 0
+    """Blocks, from the first without a gap, that are in place."""
     num_told: int = 0
     """Blocks that the last `Landed` counted."""
-    landings: deque[tuple[Sequence[int], Landing]] = field(default_factory=deque)
+    landings: deque[tuple[int, Landing]] = field(default_factory=deque)
+    """What the memory still works on, and the first block of each."""
     told_limit: int = 0
     renew_at: float = 0.0
     end: wire.End | None = None
@@ -119,7 +119,7 @@ class _Import:
 
     @property
     def num_wanted(self) -> int:
-        return len(self.condition)
+        return len(self.is_taken)
 
     @property
     def limit(self) -> int:
@@ -127,27 +127,17 @@ class _Import:
 
 
 class Imports:
-    """All imports of one worker. Owned by one thread; the clock is given."""
+    """All imports of one worker. Owned by one thread."""
 
-    def __init__(
-        self,
-        memory: BlockMemory,
-        layout: str,
-        incarnation: str,
-        config: TransferConfig,
-        stats: TransferStats,
-        clock: Callable[[], float],
-    ) -> None:
-        self._memory = memory
-        self._layout = layout
-        self._hello = wire.seal(wire.Hello(wire.VERSION, incarnation, layout))
-        self._config = config
-        self._stats = stats
-        self._clock = clock
+    def __init__(self, side: Side) -> None:
+        self._side = side
+        self._memory = side.memory
+        self._config = config = side.config
+        self._clock = side.clock
+        self._hello = wire.seal(wire.Hello(wire.VERSION, side.incarnation, side.layout))
         self._imports: dict[Key, _Import] = {}
-        self._epochs = Epochs(clock)
+        self._epochs = Epochs(side.clock)
         self._peers: dict[str, _Peer] = {}
-        self._landing: list[_Import] = []
         self._sweep_at = 0.0
         # An exporter answers a FETCH that it can place at once, and one that it cannot place after park_s at the latest.
         self._patience_s = config.park_s + config.silence_s
@@ -160,11 +150,6 @@ class Imports:
     def num_open(self) -> int:
         """Imports that have not ended."""
         return len(self._imports)
-
-    @property
-    def is_landing(self) -> bool:
-        """Whether the memory still works on blocks that were taken over."""
-        return bool(self._landing)
 
     # What the leg says
 
@@ -183,11 +168,10 @@ class Imports:
         """
         now = self._clock()
         peer = self._peers.setdefault(ticket.source, _Peer(heard_at=now, ping_at=now))
-        peer.imports.add(key)
         it = self._imports[key] = _Import(key, ticket, from_block, hashes, shared, started_at=now)
-        it.condition = bytearray(len(hashes) // DIGEST_NBYTES)
+        it.is_taken = bytearray(len(hashes) // DIGEST_NBYTES)
         self._epochs.open(key)
-        if ticket.layout != self._layout:
+        if ticket.layout != self._side.layout:
             self._spoil(it, "layout")
             return
         self.grant(key, block_ids)
@@ -199,9 +183,7 @@ class Imports:
         it = self._imports.get(key)
         if it is None or it.state is State.FAILED:
             return
-        room = it.num_wanted - len(it.block_ids)
-        it.block_ids += block_ids[:room]
-        self._stats.reserved_bytes += min(room, len(block_ids)) * self._memory.block_nbytes
+        it.block_ids += block_ids[: it.num_wanted - len(it.block_ids)]
         if it.state is State.ATTACHED:
             self._ask(it)
 
@@ -228,7 +210,7 @@ class Imports:
         try:
             self._act(source, frames)
         except wire.BadFrame as bad:
-            self._stats.dropped[bad.reason] += 1
+            self._side.stats.dropped[bad.reason] += 1
 
     def _act(self, source: str, frames: Sequence[wire.Buffer]) -> None:
         message, sealed = wire.parse(frames[0], wire.TO_IMPORTER)
@@ -238,7 +220,7 @@ class Imports:
         if peer is not None:
             peer.heard_at = self._clock()
         if isinstance(message, wire.Welcome):
-            if not wire.is_authentic(sealed, b""):
+            if not sealed.is_authentic(b""):
                 raise wire.BadFrame("garbage", "damaged WELCOME")
             self._on_welcome(source, message)
             return
@@ -255,7 +237,7 @@ class Imports:
             case wire.End():
                 self._on_end(it, message)
             case wire.Fail():
-                reason = message.reason if wire.is_authentic(sealed, it.ticket.secret) else "unknown"
+                reason = message.reason if sealed.is_authentic(it.ticket.secret) else "unknown"
                 self._fail(it, reason, tell=False)
 
     def _find(self, source: str, message: wire.OfTicket, sealed: wire.Sealed) -> _Import:
@@ -266,14 +248,14 @@ class Imports:
         if it.ticket.source != source:
             raise wire.BadFrame("stranger", "the ticket is another exporter's")
         # An exporter that knows no ticket has no secret to seal with. What it says can cost a transfer, never content.
-        unknown = isinstance(message, wire.Fail) and wire.is_authentic(sealed, b"")
-        if not unknown and not wire.is_authentic(sealed, it.ticket.secret):
+        unknown = isinstance(message, wire.Fail) and sealed.is_authentic(b"")
+        if not unknown and not sealed.is_authentic(it.ticket.secret):
             raise wire.BadFrame("forged")
         return it
 
     def _on_welcome(self, source: str, welcome: wire.Welcome) -> None:
         for it in self._imports_from(source):
-            if welcome.version != wire.VERSION or welcome.layout != self._layout:
+            if welcome.version != wire.VERSION or welcome.layout != self._side.layout:
                 self._spoil(it, "layout")
             elif welcome.incarnation != it.ticket.source_incarnation:
                 self._fail(it, "restarted", tell=False)
@@ -282,13 +264,13 @@ class Imports:
         first, num_blocks = message.first_block - it.from_block, message.num_blocks
         if first < 0 or first + num_blocks > len(it.block_ids):
             raise wire.BadFrame("over_credit")
-        if message.layout != self._layout:
+        if message.layout != self._side.layout:
             self._spoil(it, "layout")
             return
         if message.hashes != it.hashes[first * DIGEST_NBYTES : (first + num_blocks) * DIGEST_NBYTES]:
             self._spoil(it, "hash")
             return
-        new = [at for at in range(num_blocks) if it.condition[first + at] == _AWAITED]
+        new = [at for at in range(num_blocks) if not it.is_taken[first + at]]
         if not new:
             raise wire.BadFrame("duplicate")
         try:
@@ -302,19 +284,17 @@ class Imports:
         landing = self._memory.land([it.block_ids[first + at] for at in new], [blocks[at] for at in new])
         sums, expected = digests(landing.checksums), digests(message.checksums)
         num_good = next((i for i, at in enumerate(new) if sums[i] != expected[at]), len(new))
-        self._take(it, [first + at for at in new[:num_good]], landing)
+        it.landings.append((first + new[0], landing))  # those that are not good are being written all the same
+        self._take(it, [first + at for at in new[:num_good]])
         if num_good < len(new):
             self._spoil(it, "checksum")
         else:
             self._advance(it)
 
-    def _take(self, it: _Import, good: Sequence[int], landing: Landing) -> None:
-        """Note which of a landing's blocks are verified; its other blocks are being written all the same."""
-        it.landings.append((good, landing))
+    def _take(self, it: _Import, good: Sequence[int]) -> None:
         for at in good:
-            it.condition[at] = _TAKEN
-        it.num_taken += len(good)
-        self._stats.bytes_received += len(good) * self._memory.block_nbytes
+            it.is_taken[at] = 1
+        self._side.stats.bytes_received += len(good) * self._memory.block_nbytes
         it.last_block_at = self._clock()
         if it.first_block_at is None:
             it.first_block_at = it.last_block_at
@@ -338,10 +318,8 @@ class Imports:
 
         Read every socket at least once between two sweeps, or an exporter that was not heard out is taken for silent.
         """
-        for it in self._landing:
-            if it.landings:
-                self._advance(it)
-        self._landing = [it for it in self._landing if it.landings]
+        for it in self._landing():
+            self._advance(it)
         now = self._clock()
         if now < self._sweep_at:
             return
@@ -364,17 +342,22 @@ class Imports:
         self._epochs.sweep()
 
     def seconds_to_sweep(self) -> float:
-        """Seconds that a sweep can wait, if nothing happens."""
+        """Seconds that the next turn can wait, if nothing happens."""
+        if self._landing():
+            return LANDING_S
         return max(0.0, self._sweep_at - self._clock()) if self._imports else 1.0
 
     # Inside
 
     def _imports_from(self, source: str) -> list[_Import]:
-        peer = self._peers.get(source)
-        return [] if peer is None else [self._imports[key] for key in peer.imports]
+        return [it for it in self._imports.values() if it.ticket.source == source]
+
+    def _landing(self) -> list[_Import]:
+        """Imports for which the memory still works on blocks that were taken over."""
+        return [it for it in self._imports.values() if it.landings]
 
     def _note_owed(self, it: _Import, num_sent: int) -> None:
-        if num_sent <= it.num_taken:
+        if num_sent <= it.is_taken.count(1):
             it.owed_since = None
         elif it.owed_since is None:
             it.owed_since = self._clock()
@@ -382,11 +365,9 @@ class Imports:
     def _advance(self, it: _Import) -> None:
         """Count what is in place, and end the import when that is all."""
         while it.landings and it.landings[0][1].is_ready():
-            for at in it.landings.popleft()[0]:
-                it.condition[at] = _IN_PLACE
-        if it.landings and it not in self._landing:
-            self._landing.append(it)
-        while it.num_landed < it.num_wanted and it.condition[it.num_landed] == _IN_PLACE:
+            it.landings.popleft()
+        stop = min((first for first, _ in it.landings), default=it.num_wanted)
+        while it.num_landed < stop and it.is_taken[it.num_landed]:
             it.num_landed += 1
         if it.state is State.FAILED:
             if not it.landings:
@@ -408,7 +389,7 @@ class Imports:
 
     def _spoil(self, it: _Import, kind: str) -> None:
         """End an import whose exporter is authentic but whose blocks are not what was asked for."""
-        self._stats.integrity_failures[kind] += 1
+        self._side.stats.integrity_failures[kind] += 1
         self._fail(it, kind)
 
     def _fail(self, it: _Import, reason: str, *, tell: bool = True) -> None:
@@ -422,12 +403,9 @@ class Imports:
     def _close(self, it: _Import, event: Event, outcome: str) -> None:
         del self._imports[it.key]
         self._epochs.end(it.key)
-        peer = self._peers[it.ticket.source]
-        peer.imports.discard(it.key)
-        if not peer.imports:
+        if not self._imports_from(it.ticket.source):
             del self._peers[it.ticket.source]
-        self._stats.reserved_bytes -= len(it.block_ids) * self._memory.block_nbytes
-        self._stats.fetches[outcome] += 1
+        self._side.stats.fetches[outcome] += 1
         self.events.append(event)
 
     def _ask(self, it: _Import) -> None:
@@ -438,7 +416,7 @@ class Imports:
             self._request(it, wire.Credit(*it.key, it.limit))
         else:
             by_place = it.shared is not None
-            self._request(it, wire.Fetch(*it.key, self._layout, it.from_block, it.limit, it.hashes, by_place))
+            self._request(it, wire.Fetch(*it.key, self._side.layout, it.from_block, it.limit, it.hashes, by_place))
 
     def _ping(self, source: str, peer: _Peer) -> None:
         peer.ping_at = self._clock() + self._config.silence_s / 3

@@ -8,7 +8,8 @@ are where the engine reads them when the landing says so. On a CPU (here) both a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,32 +28,38 @@ PIECE_NBYTES = 256 << 10
 than one pass after the other over 2 MiB."""
 
 
-class Stage(Protocol):
-    """Blocks on their way to where the host can read them."""
+class Stage:
+    """Blocks on their way to where the host can read them; here those that are read where they lie."""
+
+    def __init__(self, views: Sequence[memoryview], block_nbytes: int) -> None:
+        self._views = views
+        self._block_nbytes = block_nbytes
 
     def is_ready(self) -> bool:
-        """Whether `views` may be read."""
+        """Whether they may be read."""
+        return True
 
-    @property
-    def views(self) -> Sequence[memoryview]:
-        """The bytes of the blocks, in order: a view for each run that lies side by side. Stable until released."""
+    def read(self) -> tuple[bytes, Sequence[memoryview]]:
+        """Sum the blocks, 16 bytes each; return that and their bytes, a view for each run that lies side by side.
 
-    def sum(self) -> bytes:
-        """Sum the blocks that `views` show, 16 bytes each."""
+        Called once at most. The views are stable until released.
+        """
+        nbytes = self._block_nbytes
+        blocks = (view[at : at + nbytes] for view in self._views for at in range(0, len(view), nbytes))
+        return b"".join(map(checksum, blocks)), self._views
 
     def release(self) -> None:
         """Nobody reads the views any more."""
 
 
-class Landing(Protocol):
+@dataclass(frozen=True, slots=True)
+class Landing:
     """Blocks on their way to where the engine reads them."""
 
-    @property
-    def checksums(self) -> bytes:
-        """Of the bytes that were taken over, 16 a block. Whoever uses a block compares them first."""
-
-    def is_ready(self) -> bool:
-        """Whether nothing writes into the blocks any more, and the engine may read them."""
+    checksums: bytes
+    """Of the bytes that were taken over, 16 a block. Whoever uses a block compares them first."""
+    is_ready: Callable[[], bool] = lambda: True
+    """Whether nothing writes into the blocks any more, and the engine may read them."""
 
 
 class BlockMemory(Protocol):
@@ -105,121 +112,59 @@ class HostMemory:
     def stage(self, block_ids: Sequence[int]) -> Stage | None:
         """View the blocks where they lie, or a copy side by side if they are small and scattered."""
         nbytes, found = self.block_nbytes, runs(block_ids)
-        if len(found) > 1 and len(block_ids) * nbytes < len(found) * GATHER_NBYTES:
-            return self._gather(block_ids)
-        return InPlace([self._bytes[first * nbytes : stop * nbytes] for first, stop in found], nbytes)
-
-    def _gather(self, block_ids: Sequence[int]) -> Stage | None:
+        if len(found) == 1 or len(block_ids) * nbytes >= len(found) * GATHER_NBYTES:
+            return Stage([self._bytes[first * nbytes : stop * nbytes] for first, stop in found], nbytes)
         if self._num_gathered == NUM_GATHERED:
             return None
         self._num_gathered += 1
         return _Gathered(self, block_ids)
 
-    def _copy(self, block_ids: Sequence[int]) -> tuple[Bytes, bytes]:
+    def land(self, block_ids: Sequence[int], blocks: Sequence[memoryview]) -> Landing:
+        """Copy the bytes to their blocks."""
+        pairs = zip(block_ids, blocks, strict=True)
+        return Landing(
+            b"".join(copy_and_sum(np.frombuffer(block, np.uint8), self._blocks[block_id]) for block_id, block in pairs)
+        )
+
+    def _gather(self, block_ids: Sequence[int]) -> tuple[bytes, Bytes]:
         """Copy blocks side by side into a room that is kept: new pages take the kernel as long as filling them.
 
         Each is summed right after it was copied.
         """
-        nbytes = self.block_nbytes
+        nbytes = len(block_ids) * self.block_nbytes
         room = self._spare.pop() if self._spare else np.empty(0, dtype=np.uint8)
-        if len(room) < len(block_ids) * nbytes:
-            room = np.empty(len(block_ids) * nbytes, dtype=np.uint8)
-        places = range(0, len(block_ids) * nbytes, nbytes)
-        return room, b"".join(
-            copy_and_sum(self._blocks[block_id], room[at : at + nbytes])
-            for block_id, at in zip(block_ids, places, strict=True)
-        )
+        if len(room) < nbytes:
+            room = np.empty(nbytes, dtype=np.uint8)
+        to = room[:nbytes].reshape(len(block_ids), -1)
+        return b"".join(copy_and_sum(self._blocks[block_id], to[at]) for at, block_id in enumerate(block_ids)), room
 
     def _give_back(self, room: Bytes | None) -> None:
         self._num_gathered -= 1
         if room is not None:
             self._spare.append(room)
 
-    def land(self, block_ids: Sequence[int], blocks: Sequence[memoryview]) -> Landing:
-        """Copy the bytes to their blocks."""
-        return _Landed(
-            b"".join(
-                copy_and_sum(np.frombuffer(block, dtype=np.uint8), self._blocks[block_id])
-                for block_id, block in zip(block_ids, blocks, strict=True)
-            )
-        )
 
-
-class InPlace:
-    """Blocks that are read where they lie."""
-
-    __slots__ = ("_block_nbytes", "views")
-
-    def __init__(self, views: Sequence[memoryview], block_nbytes: int) -> None:
-        self.views = views
-        self._block_nbytes = block_nbytes
-
-    def is_ready(self) -> bool:
-        """They always are."""
-        return True
-
-    def sum(self) -> bytes:
-        """Sum the blocks."""
-        return sum_blocks(self.views, self._block_nbytes)
-
-    def release(self) -> None:
-        """Drop the views."""
-        self.views = ()
-
-
-class _Gathered:
-    """Copied when first looked at, just before the copy is sent."""
-
-    __slots__ = ("_block_ids", "_checksums", "_memory", "_room")
+class _Gathered(Stage):
+    """Copied when read, just before the copy is sent."""
 
     def __init__(self, memory: HostMemory, block_ids: Sequence[int]) -> None:
+        super().__init__((), memory.block_nbytes)
         self._memory = memory
         self._block_ids = block_ids
         self._room: Bytes | None = None
-        self._checksums = b""
 
-    def is_ready(self) -> bool:
-        return True
-
-    @property
-    def views(self) -> Sequence[memoryview]:
-        return (self._copy()[: len(self._block_ids) * self._memory.block_nbytes].data,)
-
-    def sum(self) -> bytes:
-        self._copy()
-        return self._checksums
-
-    def _copy(self) -> Bytes:
-        if self._room is None:
-            self._room, self._checksums = self._memory._copy(self._block_ids)
-        return self._room
+    def read(self) -> tuple[bytes, Sequence[memoryview]]:
+        checksums, self._room = self._memory._gather(self._block_ids)
+        return checksums, (self._room[: len(self._block_ids) * self._block_nbytes].data,)
 
     def release(self) -> None:
-        room, self._room = self._room, None
-        self._memory._give_back(room)
-
-
-class _Landed:
-    __slots__ = ("checksums",)
-
-    def __init__(self, checksums: bytes) -> None:
-        self.checksums = checksums
-
-    def is_ready(self) -> bool:
-        return True
+        self._memory._give_back(self._room)
 
 
 def check_block_ids(memory: BlockMemory, block_ids: Sequence[int]) -> None:
     """Raise ValueError if one is no block of this memory."""
     if any(not 0 <= block_id < memory.num_blocks for block_id in block_ids):
         raise ValueError(f"block ids must be 0 to {memory.num_blocks - 1}")
-
-
-def sum_blocks(views: Sequence[memoryview], block_nbytes: int) -> bytes:
-    """Checksums of blocks, of which a view holds one or more."""
-    return b"".join(
-        checksum(view[at : at + block_nbytes]) for view in views for at in range(0, len(view), block_nbytes)
-    )
 
 
 def copy_and_sum(block: Bytes, to: Bytes) -> bytes:

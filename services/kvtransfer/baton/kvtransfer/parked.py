@@ -5,38 +5,39 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from baton.kvtransfer.lease import LeaseBook
-from baton.kvtransfer.settings import TransferConfig
-from baton.kvtransfer.wire import Key, Sealed
+from baton.kvtransfer.settings import MIB
+from baton.kvtransfer.wire import Key
+
+MAX_PARKED = 1024
+MAX_PARKED_NBYTES = 64 * MIB
 
 
 class ParkedFetches:
-    """The newest FETCH of each peer for each ticket."""
+    """The newest FETCH of each peer for each ticket: its header."""
 
-    def __init__(self, config: TransferConfig, clock: Callable[[], float]) -> None:
-        self._config = config
-        self._sealed: dict[tuple[Key, bytes], Sealed] = {}
+    def __init__(self, park_s: float, clock: Callable[[], float]) -> None:
+        self._headers: dict[tuple[Key, bytes], bytes] = {}
         self._nbytes = 0
-        self._leases: LeaseBook[tuple[Key, bytes]] = LeaseBook(config.park_s, clock)
+        self._leases: LeaseBook[tuple[Key, bytes]] = LeaseBook(park_s, clock)
 
     def __len__(self) -> int:
-        return len(self._sealed)
+        return len(self._headers)
 
-    def add(self, key: Key, peer: bytes, fetch: Sealed) -> bool:
+    def add(self, key: Key, peer: bytes, header: bytes) -> bool:
         """Keep a FETCH, in place of the one before; repeating it does not make it wait longer. False: no room."""
-        is_first = not self._drop(key, peer)
-        nbytes = self._nbytes + len(fetch.body)
-        if len(self._sealed) >= self._config.max_parked or nbytes > self._config.max_parked_nbytes:
-            self._leases.end((key, peer))
+        before = self._headers.get((key, peer))
+        self._headers[key, peer] = header
+        self._nbytes += len(header) - len(before or b"")
+        if len(self._headers) > MAX_PARKED or self._nbytes > MAX_PARKED_NBYTES:
+            self.cancel(key, peer)
             return False
-        self._sealed[key, peer] = fetch
-        self._nbytes = nbytes
-        if is_first:
+        if before is None:
             self._leases.renew((key, peer))
         return True
 
-    def take(self, key: Key) -> list[tuple[bytes, Sealed]]:
+    def take(self, key: Key) -> list[tuple[bytes, bytes]]:
         """Take out what waits for a ticket: peers and their FETCHes."""
-        waiting = [(peer, sealed) for (its, peer), sealed in self._sealed.items() if its == key]
+        waiting = [(peer, header) for (its, peer), header in self._headers.items() if its == key]
         for peer, _ in waiting:
             self.cancel(key, peer)
         return waiting
@@ -44,20 +45,17 @@ class ParkedFetches:
     def cancel(self, key: Key, peer: bytes) -> bool:
         """Forget a FETCH; False: there was none."""
         self._leases.end((key, peer))
-        return self._drop(key, peer)
+        header = self._headers.pop((key, peer), b"")
+        self._nbytes -= len(header)
+        return bool(header)
 
     def sweep(self) -> list[tuple[Key, bytes]]:
         """Forget those whose ticket did not come in time, and return whose they were."""
         late = self._leases.sweep()
         for key, peer in late:
-            self._drop(key, peer)
+            self.cancel(key, peer)
         return late
 
     def seconds_left(self) -> float:
         """Seconds until a sweep can find something."""
         return self._leases.seconds_left()
-
-    def _drop(self, key: Key, peer: bytes) -> bool:
-        fetch = self._sealed.pop((key, peer), None)
-        self._nbytes -= 0 if fetch is None else len(fetch.body)
-        return fetch is not None

@@ -19,30 +19,18 @@ class TransferConfig:
     num_sockets: int | None = setting(
         None, "sockets that the KV of a pair of workers is striped over; none: one for every four cores, at most 4"
     )
-    io_threads: int | None = setting(None, "ZeroMQ threads; none: as many as sockets")
     frame_nbytes: int = setting(2 * MIB, "most bytes of one message, unless one block is larger")
-    send_queue: int = setting(4, "messages that wait in one socket for one peer")
-    receive_queue: int = setting(2, "messages that wait in one socket to be read")
     lease_s: float = setting(10.0, "seconds that KV is held for a peer which is not heard of")
     renew_s: float = setting(2.0, "seconds between renewals of a lease")
     silence_s: float = setting(3.0, "seconds after which a silent peer is taken for dead")
     stall_s: float = setting(5.0, "seconds after which blocks that were sent and did not come are lost")
     park_s: float = setting(5.0, "seconds that a fetch may come before the request it belongs to")
-    max_parked: int = setting(1024, "fetches that may wait for their request")
-    max_parked_nbytes: int = setting(64 * MIB, "bytes of fetches that may wait for their request")
-
-    # Short queues on purpose: at 2 MiB a message both sides' queues stay in the last-level cache, and the allocator
-    # reuses a few hot pages. With 4 sockets of 8 and 4 messages of 4 MiB a 2-core host moved half as much.
 
     def __post_init__(self) -> None:
         if self.num_sockets is not None and not 1 <= self.num_sockets <= 16:
             raise ConfigError(f"num_sockets={self.num_sockets} is not valid: it must be 1 to 16.")
-        if self.io_threads is not None and not 1 <= self.io_threads <= 64:
-            raise ConfigError(f"io_threads={self.io_threads} is not valid: it must be 1 to 64.")
         if not 64 << 10 <= self.frame_nbytes <= 64 * MIB:
             raise ConfigError(f"frame_nbytes={self.frame_nbytes} is not valid: it must be 64 KiB to 64 MiB.")
-        if min(self.send_queue, self.receive_queue, self.max_parked, self.max_parked_nbytes) < 1:
-            raise ConfigError("send_queue, receive_queue, max_parked and max_parked_nbytes must be at least 1.")
         if not 0 < self.renew_s < self.lease_s:
             raise ConfigError(f"renew_s={self.renew_s} is not valid: it must be above 0, below lease_s={self.lease_s}.")
         if min(self.silence_s, self.stall_s, self.park_s) <= 0:
@@ -50,15 +38,13 @@ class TransferConfig:
 
     @property
     def num_stripes(self) -> int:
-        """Sockets to open. A second one on two cores only makes what waits outgrow the caches."""
+        """Sockets to open, and ZeroMQ's threads for them: one moves about as much as one pair of sockets takes.
+
+        A second one on two cores only makes what waits outgrow the caches.
+        """
         if self.num_sockets is not None:
             return self.num_sockets
         return max(1, min(4, len(os.sched_getaffinity(0)) // 4))
-
-    @property
-    def num_io_threads(self) -> int:
-        """ZeroMQ's threads to start; one moves about as much as one pair of sockets takes."""
-        return self.io_threads if self.io_threads is not None else self.num_stripes
 
 
 @dataclass(slots=True)
@@ -75,13 +61,3 @@ class TransferStats:
     """Authentic blocks that were not what was asked for: checksum, hash, layout, size."""
     dropped: Counter[str] = field(default_factory=Counter)
     """Frames that went no further: garbage, stranger, old_epoch, forged, layout, duplicate, over_credit, ..."""
-    leases_held: int = 0
-    held_bytes: int = 0
-    """Bytes of blocks that were published and are not released yet."""
-    reserved_bytes: int = 0
-    """Bytes of blocks that wait here for fetches that have not ended."""
-
-    @property
-    def stranded_bytes(self) -> int:
-        """Bytes that are kept for transfers; 0 when no transfer is open."""
-        return self.held_bytes + self.reserved_bytes

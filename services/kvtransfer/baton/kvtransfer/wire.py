@@ -44,6 +44,7 @@ before anything is allocated; whatever breaks a rule raises `BadFrame`, is count
 from __future__ import annotations
 
 import hmac
+import struct
 from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Annotated, NamedTuple, Protocol, TypeVar
@@ -185,11 +186,18 @@ _M = TypeVar("_M", ToExporter, ToImporter)
 
 
 class Sealed(NamedTuple):
-    """A decoded header and what is needed to know who sealed it."""
+    """The two parts of a header."""
 
-    message: ToExporter | ToImporter
     tag: bytes
     body: bytes
+
+    def is_authentic(self, secret: bytes) -> bool:
+        """Whether who sealed the header knew the secret; takes constant time."""
+        return hmac.compare_digest(self.tag, _tag(self.body, secret))
+
+
+checksum = xxh3_128_digest
+"""Of a block's bytes, to know that they have arrived."""
 
 
 def seal(message: ToExporter | ToImporter, secret: bytes = b"") -> bytes:
@@ -199,7 +207,7 @@ def seal(message: ToExporter | ToImporter, secret: bytes = b"") -> bytes:
 
 
 def parse(header: Buffer, decoder: msgspec.msgpack.Decoder[_M]) -> tuple[_M, Sealed]:
-    """Decode a header frame, without knowing yet who sealed it.
+    """Decode a header frame; who sealed it is to be checked with the secret of its ticket.
 
     Raises:
         BadFrame: it is no header of this version, or a field is out of its range.
@@ -207,9 +215,9 @@ def parse(header: Buffer, decoder: msgspec.msgpack.Decoder[_M]) -> tuple[_M, Sea
     if not TAG_NBYTES < len(header) <= MAX_HEADER_NBYTES:
         raise BadFrame("garbage", f"a header of {len(header)} bytes")
     frame = bytes(header)
-    body = frame[TAG_NBYTES:]
+    sealed = Sealed(frame[:TAG_NBYTES], frame[TAG_NBYTES:])
     try:
-        message = decoder.decode(body)
+        message = decoder.decode(sealed.body)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise BadFrame("garbage", str(error)) from None
     if isinstance(message, Fetch):
@@ -222,16 +230,11 @@ def parse(header: Buffer, decoder: msgspec.msgpack.Decoder[_M]) -> tuple[_M, Sea
         or len(message.places) not in (0, message.num_blocks * PLACE_NBYTES)
     ):
         raise BadFrame("garbage", "BLOCKS with unequal lists of hashes, checksums and places")
-    return message, Sealed(message, frame[:TAG_NBYTES], body)
-
-
-def is_authentic(sealed: Sealed, secret: bytes) -> bool:
-    """Whether who sealed this header knew the secret; takes constant time."""
-    return hmac.compare_digest(sealed.tag, _tag(sealed.body, secret))
+    return message, sealed
 
 
 def split_payload(num_blocks: int, block_nbytes: int, frames: Sequence[Buffer]) -> list[memoryview]:
-    """Cut the payload frames of a BLOCKS message into its blocks, without copying.
+    """Cut the payload of a BLOCKS message into its blocks, without copying.
 
     Raises:
         BadFrame: a frame is no whole number of blocks, or there are more or fewer blocks than announced.
@@ -249,7 +252,7 @@ def split_payload(num_blocks: int, block_nbytes: int, frames: Sequence[Buffer]) 
 
 def join_places(block_ids: Sequence[int]) -> bytes:
     """Put the numbers of blocks side by side, as BLOCKS carries them."""
-    return b"".join(block_id.to_bytes(PLACE_NBYTES, "big") for block_id in block_ids)
+    return struct.pack(f">{len(block_ids)}I", *block_ids)
 
 
 def read_places(places: bytes, block_nbytes: int, memory: memoryview) -> list[memoryview]:
@@ -258,18 +261,10 @@ def read_places(places: bytes, block_nbytes: int, memory: memoryview) -> list[me
     Raises:
         BadFrame: one lies beyond the memory.
     """
-    starts = [
-        int.from_bytes(places[at : at + PLACE_NBYTES], "big") * block_nbytes
-        for at in range(0, len(places), PLACE_NBYTES)
-    ]
+    starts = [block_id * block_nbytes for (block_id,) in struct.iter_unpack(">I", places)]
     if max(starts) + block_nbytes > len(memory):
         raise BadFrame("garbage", "a place beyond the memory")
     return [memory[start : start + block_nbytes] for start in starts]
-
-
-def checksum(block: Buffer) -> bytes:
-    """Sum a block's bytes, to know that they have arrived."""
-    return xxh3_128_digest(block)
 
 
 def digests(joined: bytes) -> list[bytes]:

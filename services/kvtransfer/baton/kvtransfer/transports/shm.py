@@ -26,8 +26,8 @@ class ShmTransport(IpcTransport):
 
     scheme = "shm"
 
-    def __init__(self, fd: int | None = None, folder: str | None = None) -> None:
-        super().__init__(folder)
+    def __init__(self, fd: int | None = None) -> None:
+        super().__init__()
         self._fd = fd
 
     def bind(self, socket: Socket, stripe: int) -> str:
@@ -52,11 +52,7 @@ class ShmTransport(IpcTransport):
         super().connect(socket, _split(address)[0])
 
     def map(self, address: str) -> memoryview:
-        """Map the exporter's blocks.
-
-        Raises:
-            ConfigError: they are gone, or cannot be mapped.
-        """
+        """Map the exporter's file, to be read only."""
         fd = _open(address)
         try:
             return memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ))

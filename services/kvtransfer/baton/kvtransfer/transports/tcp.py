@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import zmq
 
 from baton.errors import ConfigError
-from baton.kvtransfer.transports.transport import Socket
+from baton.kvtransfer.transports.transport import Socket, Transport
 
 WILDCARDS = frozenset({"*", "", "0.0.0.0", "::", "[::]"})
 
 
-class TcpTransport:
+class TcpTransport(Transport):
     """Listen on one address of this host, a port a stripe."""
 
     scheme = "tcp"
@@ -25,23 +25,15 @@ class TcpTransport:
         if self._announce in WILDCARDS:
             raise ConfigError(f"host={host!r} says where to listen, not where peers connect to: set announce.")
 
-    @property
-    def is_wildcard(self) -> bool:
-        """Whether every network of this host can connect."""
-        return self._host in WILDCARDS
-
     def bind(self, socket: Socket, stripe: int) -> str:
-        """Listen; return the address to announce.
-
-        Raises:
-            ConfigError: the address cannot be bound, or is a wildcard and the socket has no keys.
-        """
-        if self.is_wildcard and socket.getsockopt(zmq.MECHANISM) != zmq.CURVE:
+        """Listen; on every network only if the socket has keys."""
+        is_wildcard = self._host in WILDCARDS
+        if is_wildcard and socket.getsockopt(zmq.MECHANISM) != zmq.CURVE:
             raise ConfigError(
                 f"host={self._host!r} would let every network send KV: name one address, or encrypt with --encrypt-kv."
             )
         socket.setsockopt(zmq.IPV6, ":" in self._host)
-        host = "*" if self.is_wildcard else _bracketed(self._host)
+        host = "*" if is_wildcard else _bracketed(self._host)
         address = f"tcp://{host}:{self._port + stripe if self._port else '*'}"
         try:
             socket.bind(address)
@@ -58,13 +50,6 @@ class TcpTransport:
         """Connect to an exporter's address."""
         socket.setsockopt(zmq.IPV6, "[" in address)
         socket.connect(address)
-
-    def map(self, address: str) -> memoryview | None:
-        """Nothing: blocks come over the socket."""
-        return None
-
-    def close(self) -> None:
-        """Leave nothing: ports go with their sockets."""
 
 
 def _bracketed(host: str) -> str:

@@ -2,19 +2,19 @@
 
 An exporter listens on all of its transports at once and announces one text, its *endpoint*: every address of every
 stripe, and the host it runs on, as `host:4f0a...;ipc:///run/kv-1b-0;tcp://10.0.0.7:41001;...`. The importer takes the
-first of its own transports that says it can use it. `cuda_ipc` will join as one more which comes before `ipc`,
-reaches only its own host, and whose sockets carry where the bytes are instead of the bytes, as those of `shm` do.
+first of its own transports that says it can use it.
 """
 
 from __future__ import annotations
 
 import socket as system_socket
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import zmq
 
@@ -26,25 +26,36 @@ MAX_STRIPES = 16
 Socket = zmq.Socket[Any]
 
 
-class Transport(Protocol):
-    """One way to reach a worker; the socket's own options are set by who makes it."""
+class Transport(ABC):
+    """One way to reach a worker. Who makes a socket sets its other options."""
 
-    @property
-    def scheme(self) -> str: ...
+    scheme: ClassVar[str]
 
+    @abstractmethod
     def bind(self, socket: Socket, stripe: int) -> str:
-        """Listen on the socket; return the address to announce."""
+        """Listen on the socket; return the address to announce.
 
+        Raises:
+            ConfigError: that cannot be.
+        """
+
+    @abstractmethod
     def reaches(self, addresses: Sequence[str], *, same_host: bool) -> bool:
         """Whether this process can connect to these addresses."""
 
     def connect(self, socket: Socket, address: str) -> None:
         """Connect the socket to an exporter's address."""
+        socket.connect(address)
 
     def map(self, address: str) -> memoryview | None:
-        """Map the exporter's blocks, to read them where they lie; None: their bytes come over the socket."""
+        """Map the exporter's blocks, to read them where they lie; None: their bytes come over the socket.
 
-    def close(self) -> None:
+        Raises:
+            ConfigError: they are gone, or cannot be mapped.
+        """
+        return None
+
+    def close(self) -> None:  # noqa: B027
         """Remove what listening left behind."""
 
 
