@@ -13,10 +13,6 @@ from tests.tiny_models import save_tiny
 if TYPE_CHECKING:
     from tests.cluster import Cluster
 
-hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine takes long over any example
-hypothesis.settings.load_profile("patient")
-
-
 # Neither an example nor the drawing of examples is late on a machine that is merely slow.
 hypothesis.settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
