@@ -39,7 +39,7 @@ from baton.messages import ModelFacts, WorkerInfo
 from baton.prefill.leg import PrefillLeg
 from baton.protocol import SamplingParams
 from baton.wakeup import Wakeup
-from baton.worker.link import FaceLink, exit_now, receive_frame
+from baton.worker.link import FaceLink, receive_frame
 from baton.worker.loop import WorkerLoop
 from baton.worker.mailbox import Mailbox
 from baton.worker.runs import Leg, Outbox, Runs
@@ -60,7 +60,7 @@ class EngineProcess:
         self._runs, self._outbox = Runs(), Outbox()
         self._loop: WorkerLoop | None = None
         self._drain_asked = False
-        self._link = FaceLink(link.detach(), on_drain=self.drain, on_gone=exit_now)
+        self._link = FaceLink(link.detach(), on_drain=self.drain)
         self._exporter: Exporter | None = None
         self._importer: Importer | None = None
         self._kv_stats = TransferStats()

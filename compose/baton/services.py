@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import ipaddress
 import os
@@ -60,7 +61,7 @@ def run_router(config: RouterConfig) -> None:
 
 def run_worker(engine: EngineConfig, worker: WorkerConfig, legs: Sequence[Leg]) -> int:
     """Run a worker's face, which starts its engine process; return the exit status."""
-    from baton.worker.face import Face, run_face
+    from baton.worker.face import Face
 
     if worker.host == "auto":
         worker = dataclasses.replace(worker, host=own_address())
@@ -79,4 +80,4 @@ def run_worker(engine: EngineConfig, worker: WorkerConfig, legs: Sequence[Leg]) 
         registry=None if worker.redis_url is None else Registry(worker.redis_url, name, worker.redis_password),
     )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    return run_face(face)
+    return asyncio.run(face.serve())

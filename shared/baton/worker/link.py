@@ -65,13 +65,12 @@ def _receive_exactly(link: socket.socket, nbytes: int) -> bytes | None:
 class FaceLink:
     """The engine process's end."""
 
-    def __init__(self, fd: int, *, on_drain: Callable[[], None], on_gone: Callable[[], None]) -> None:
+    def __init__(self, fd: int, *, on_drain: Callable[[], None]) -> None:
         self._socket = socket.socket(fileno=fd)
         self._wakeup = Wakeup()
         self._queue: deque[ToFace] = deque()
         self._stats: Stats | None = None
         self._on_drain = on_drain
-        self._on_gone = on_gone
         self._is_closing = False
         self._thread = threading.Thread(target=self._run, name="face", daemon=True)
         self._thread.start()
@@ -110,7 +109,7 @@ class FaceLink:
             except OSError:
                 break
         if not self._is_closing:
-            self._on_gone()
+            os._exit(3)  # who asked for this process's work is gone
 
     def _send(self) -> None:
         while self._queue:
@@ -128,8 +127,3 @@ class FaceLink:
             _drain.decode(body)
             self._on_drain()
         return True
-
-
-def exit_now() -> None:
-    """End the process at once: who asked for its work is gone."""
-    os._exit(3)

@@ -17,6 +17,7 @@ from zmq.auth.thread import ThreadAuthenticator
 
 from baton.curve import CurveKeys
 from baton.errors import ConfigError
+from baton.listener import bracketed
 from baton.logs import get_logger
 from baton.messages import (
     LOAD_INTERVAL_S,
@@ -130,8 +131,7 @@ class Mailbox:
             raise ConfigError(f"the control socket cannot be bound to {endpoint}: {error}") from None
         bound = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         if announce and bound.startswith("tcp://"):
-            host = f"[{announce}]" if ":" in announce and not announce.startswith("[") else announce
-            return f"tcp://{host}:{bound.rpartition(':')[2]}"
+            return f"tcp://{bracketed(announce)}:{bound.rpartition(':')[2]}"
         return bound
 
     def start(self) -> None:
@@ -141,9 +141,7 @@ class Mailbox:
 
     def take(self) -> list[Arrival]:
         """Take what arrived since the last call."""
-        arrived: list[Arrival] = []
-        while self._arrived:
-            arrived.append(self._arrived.popleft())
+        arrived = [self._arrived.popleft() for _ in range(len(self._arrived))]
         if len(arrived) >= MAX_ARRIVED:
             self._wakeup.set()  # the thread had stopped reading
         return arrived
