@@ -17,24 +17,21 @@ import signal
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 
 import msgspec
 import uvicorn
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 
-from baton.config import EngineConfig
 from baton.errors import ConfigError
 from baton.keeper import keep
 from baton.listener import bind_tcp, bracketed
 from baton.logs import get_logger
-from baton.messages import Leg, Load, WorkerInfo
+from baton.messages import Load, WorkerInfo
 from baton.metrics import CONTENT_TYPE, LabelledCounter, WorkerMetrics
 from baton.registry import Registry
 from baton.worker.announcer import Announcer
 from baton.worker.link import MAX_NBYTES, frame, read_frame, to_face
-from baton.worker.settings import WorkerConfig
 from baton.worker.stats import Assignment, Drain, Failed, Logged, Ready, Stats
 
 HUNG_S = 10.0
@@ -50,29 +47,12 @@ log = get_logger("face")
 class Face:
     """One worker, seen from outside. Build it, then `await serve()`."""
 
-    def __init__(
-        self,
-        engine: EngineConfig,
-        worker: WorkerConfig,
-        *,
-        worker_id: str,
-        legs: Sequence[Leg],
-        model_name: str,
-        command: Sequence[str],
-        registry: Registry | None,
-    ) -> None:
+    def __init__(self, assignment: Assignment, command: Sequence[str], registry: Registry | None) -> None:
         """`command` starts the engine process; the descriptor of its link is appended to it."""
-        self._worker = worker
-        self._assignment = Assignment(
-            worker_id=worker_id,
-            legs=list(legs),
-            model_name=model_name,
-            http="",  # known once the port is
-            engine=asdict(engine),
-            worker=asdict(worker),
-        )
+        self._assignment = assignment
+        self._worker = assignment.worker
         self._command = list(command)
-        self._metrics = WorkerMetrics(model_name)
+        self._metrics = WorkerMetrics(assignment.model_name)
         self.info: WorkerInfo | None = None
         self._stats = Stats()
         self._heard_at = 0.0

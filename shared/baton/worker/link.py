@@ -27,7 +27,6 @@ MAX_LOGGED = 10_000
 """Entries of the block log that wait; what is lost beyond shows as a gap, which a snapshot heals."""
 
 to_face: msgspec.msgpack.Decoder[ToFace] = msgspec.msgpack.Decoder(ToFace)
-_drain: msgspec.msgpack.Decoder[Drain] = msgspec.msgpack.Decoder(Drain)
 
 
 def frame(message: ToFace | Assignment | Drain) -> bytes:
@@ -96,18 +95,18 @@ class FaceLink:
         poll = select.poll()
         poll.register(self._wakeup.fileno(), select.POLLIN)
         poll.register(self._socket, select.POLLIN)
-        while True:
-            is_closing = self._is_closing
-            try:
+        with contextlib.suppress(OSError):  # the other end is gone
+            while True:
+                is_closing = self._is_closing
                 self._send()
                 if is_closing:
                     return
                 ready = {fd for fd, _ in poll.poll(1_000)}
                 self._wakeup.clear()
-                if self._socket.fileno() in ready and not self._receive():
-                    break
-            except OSError:
-                break
+                if self._socket.fileno() in ready:
+                    if receive_frame(self._socket) is None:
+                        break
+                    self._on_drain()  # after the assignment the face says nothing else
         if not self._is_closing:
             os._exit(3)  # who asked for this process's work is gone
 
@@ -117,13 +116,3 @@ class FaceLink:
         stats, self._stats = self._stats, None
         if stats is not None:
             self._socket.sendall(frame(stats))
-
-    def _receive(self) -> bool:
-        """Read what the face says; False: it is gone."""
-        body = receive_frame(self._socket)
-        if body is None:
-            return False
-        with contextlib.suppress(msgspec.MsgspecError):
-            _drain.decode(body)
-            self._on_drain()
-        return True
