@@ -94,13 +94,11 @@ class Registry:
                 socket_timeout=_ANSWER_S,
                 socket_connect_timeout=_ANSWER_S,
                 retry=Retry(NoBackoff(), 0),
-                health_check_interval=0,
                 protocol=2,  # later ones answer XREAD in other shapes
             )
         except ValueError:  # whose text may hold a part of a password
-            raise ConfigError(
-                "redis_url is not valid: it must be as redis://HOST:6379, with %2F for a / in its password."
-            ) from None
+            form = "redis://HOST:6379, with %2F for a / in its password"
+            raise ConfigError(f"redis_url is not valid: it must be as {form}.") from None
         self._prefix = f"baton:{model_name}:"
 
     async def announce(self, info: WorkerInfo, load: Load) -> None:
