@@ -48,6 +48,9 @@ from baton.messages import (
 )
 from baton.registry import RENEW_S, BlockLog, Registry, RegistryDown
 
+SNAPSHOT_EVERY = 1_000
+"""Log entries between snapshots."""
+
 
 class FakeSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """How a fake worker behaves."""
@@ -429,7 +432,7 @@ class FakeWorker:
         announcer = self.announcer
         if announcer is not None:
             announcer.append(entry)
-            if self._log.wants_snapshot:
+            if entry.sequence % SNAPSHOT_EVERY == 0:
                 announcer.append(self._log.snapshot())
 
     announcer: Announcer | None = None

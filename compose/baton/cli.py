@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
+from typer import Argument, Option, Typer
 
 from baton.config import EngineConfig
 from baton.errors import BatonError
@@ -17,30 +17,30 @@ from baton.router.config import RouterConfig
 from baton.up_config import UpConfig
 from baton.worker.settings import WorkerConfig
 
-app = typer.Typer(
+app = Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="Serve large language models, prefill and decode apart."
 )
-bench = typer.Typer(no_args_is_help=True, help="Measure, beside the peer or the physical floor.")
+bench = Typer(no_args_is_help=True, help="Measure, beside the peer or the physical floor.")
 app.add_typer(bench, name="bench")
 
-Json = Annotated[Path | None, typer.Option("--json", help="also write the table to this file")]
+Json = Annotated[Path | None, Option("--json", help="also write the table to this file")]
 
 
 @bench.command("offline")
 def bench_offline(
-    model: Annotated[str | None, typer.Argument(help="hub id or folder; none: the bundled demo model")] = None,
+    model: Annotated[str | None, Argument(help="hub id or folder; none: the bundled demo model")] = None,
     suite: Annotated[
         Literal["cpu", "h200"],
-        typer.Option(help="cpu: a crowd and one stream, here; h200: the recorded GPU workloads, random weights"),
+        Option(help="cpu: a crowd and one stream, here; h200: the recorded GPU workloads, random weights"),
     ] = "cpu",
     compare: Annotated[
-        Literal["none", "transformers"], typer.Option(help="transformers: run it beside, in suite cpu")
+        Literal["none", "transformers"], Option(help="transformers: run it beside, in suite cpu")
     ] = "none",
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="where the model runs")] = "cpu",
+    device: Annotated[Literal["auto", "cpu", "cuda"], Option(help="where the model runs")] = "cpu",
     deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="with --deterministic; in suite h200 beside the default")
+        bool, Option("--deterministic", help="with --deterministic; in suite h200 beside the default")
     ] = False,
-    repeats: Annotated[int, typer.Option(min=1, help="timed runs; the median counts")] = 3,
+    repeats: Annotated[int, Option(min=1, help="timed runs; the median counts")] = 3,
     json_file: Json = None,
 ) -> None:
     """Offline throughput of a crowd of requests, and the speed of a single stream."""
@@ -59,20 +59,18 @@ def bench_offline(
 
 @bench.command("serve")
 def bench_serve(
-    url: Annotated[str, typer.Option(help="the server")] = "http://127.0.0.1:8000",
-    api_key: Annotated[str | None, typer.Option(help="key to send")] = None,
+    url: Annotated[str, Option(help="the server")] = "http://127.0.0.1:8000",
+    api_key: Annotated[str | None, Option(help="key to send")] = None,
     rate: Annotated[
-        list[float], typer.Option(min=0.001, help="requests a second, Poisson; inf: all at once; repeat for a sweep")
+        list[float], Option(min=0.001, help="requests a second, Poisson; inf: all at once; repeat for a sweep")
     ] = [math.inf],  # noqa: B006
-    num_prompts: Annotated[int, typer.Option(min=1, help="requests of each rate")] = 64,
-    input_len: Annotated[tuple[int, int], typer.Option(help="shortest and longest prompt, tokens")] = (50, 1000),
-    output_len: Annotated[tuple[int, int], typer.Option(help="shortest and longest answer, tokens")] = (20, 200),
-    trace: Annotated[
-        Path | None, typer.Option(help="JSON lines of timestamp, input_length, output_length, hash_ids")
-    ] = None,
-    trace_speed: Annotated[float, typer.Option(min=0.001, help="how many times as fast as recorded")] = 1.0,
-    vocab: Annotated[int, typer.Option(min=11, help="token ids are drawn below this")] = 4000,
-    seed: Annotated[int, typer.Option(help="of lengths, tokens and arrivals")] = 0,
+    num_prompts: Annotated[int, Option(min=1, help="requests of each rate")] = 64,
+    input_len: Annotated[tuple[int, int], Option(help="shortest and longest prompt, tokens")] = (50, 1000),
+    output_len: Annotated[tuple[int, int], Option(help="shortest and longest answer, tokens")] = (20, 200),
+    trace: Annotated[Path | None, Option(help="JSON lines of timestamp, input_length, output_length, hash_ids")] = None,
+    trace_speed: Annotated[float, Option(min=0.001, help="how many times as fast as recorded")] = 1.0,
+    vocab: Annotated[int, Option(min=11, help="token ids are drawn below this")] = 4000,
+    seed: Annotated[int, Option(help="of lengths, tokens and arrivals")] = 0,
     json_file: Json = None,
 ) -> None:
     """An open loop of requests against a running server: throughput, TTFT, TPOT, ITL; ends with 1 if one is lost."""
@@ -97,9 +95,9 @@ def bench_serve(
 
 @bench.command("router")
 def bench_router(
-    streams: Annotated[int, typer.Option(min=1, help="live streams at once")] = 1000,
-    rate: Annotated[float, typer.Option(min=1, help="requests a second of the second part")] = 200.0,
-    seconds: Annotated[float, typer.Option(min=1, help="length of each part")] = 10.0,
+    streams: Annotated[int, Option(min=1, help="live streams at once")] = 1000,
+    rate: Annotated[float, Option(min=1, help="requests a second of the second part")] = 200.0,
+    seconds: Annotated[float, Option(min=1, help="length of each part")] = 10.0,
     json_file: Json = None,
 ) -> None:
     """What the router adds, with a fake worker, beside a direct connection to that worker."""
@@ -110,8 +108,8 @@ def bench_router(
 
 @bench.command("transfer")
 def bench_transfer(
-    rounds: Annotated[int, typer.Option(min=1, help="rounds of each; the median counts")] = 7,
-    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="where the KV lies")] = "cpu",
+    rounds: Annotated[int, Option(min=1, help="rounds of each; the median counts")] = 7,
+    device: Annotated[Literal["cpu", "cuda"], Option(help="where the KV lies")] = "cpu",
     json_file: Json = None,
 ) -> None:
     """KV transfer, all checks on, beside two bare ZeroMQ sockets, taken in turn."""
@@ -123,12 +121,10 @@ def bench_transfer(
 @bench.command("kernels")
 def bench_kernels(
     only: Annotated[
-        list[str] | None, typer.Option(metavar="OP", help="this operation alone; repeat for more; none: all")
+        list[str] | None, Option(metavar="OP", help="this operation alone; repeat for more; none: all")
     ] = None,
-    write: Annotated[bool, typer.Option("--write", help="put the table into kernels/README.md")] = False,
-    sweep: Annotated[
-        bool, typer.Option("--sweep", help="instead: time other launches of the attention kernels")
-    ] = False,
+    write: Annotated[bool, Option("--write", help="put the table into kernels/README.md")] = False,
+    sweep: Annotated[bool, Option("--sweep", help="instead: time other launches of the attention kernels")] = False,
     json_file: Json = None,
 ) -> None:
     """Every kernel on this GPU: achieved, share of the copy or matrix peak, beside torch and what else is installed."""
@@ -145,7 +141,7 @@ def bench_kernels(
 def up(
     up_config: UpConfig,
     engine: EngineConfig,
-    model: Annotated[str | None, typer.Argument(help="hub id or folder; none: the bundled demo model")] = None,
+    model: Annotated[str | None, Argument(help="hub id or folder; none: the bundled demo model")] = None,
 ) -> None:
     """Serve a model on this machine: Redis, router, prefill and decode workers, until Ctrl-C."""
     import asyncio
@@ -157,10 +153,10 @@ def up(
 
 @app.command("top")
 def top(
-    url: Annotated[str, typer.Option(help="the router")] = "http://127.0.0.1:8000",
-    interval: Annotated[float, typer.Option(min=0.1, help="seconds between frames")] = 1.0,
-    once: Annotated[bool, typer.Option(help="print one frame and end")] = False,
-    api_key: Annotated[str | None, typer.Option(envvar="BATON_API_KEY", help="key to send")] = None,
+    url: Annotated[str, Option(help="the router")] = "http://127.0.0.1:8000",
+    interval: Annotated[float, Option(min=0.1, help="seconds between frames")] = 1.0,
+    once: Annotated[bool, Option(help="print one frame and end")] = False,
+    api_key: Annotated[str | None, Option(envvar="BATON_API_KEY", help="key to send")] = None,
 ) -> None:
     """Show workers and requests, live: queues, KV use, speeds, latencies."""
     import asyncio
@@ -195,7 +191,7 @@ def prefill(engine: EngineConfig, worker: WorkerConfig) -> None:
 def decode(
     engine: EngineConfig,
     worker: WorkerConfig,
-    also_prefill: Annotated[bool, typer.Option(help="serve prompts for other decode workers too")] = False,
+    also_prefill: Annotated[bool, Option(help="serve prompts for other decode workers too")] = False,
 ) -> None:
     """Serve requests to their end: fetch the prompt's KV or compute it, and generate."""
     from baton.services import run_worker
@@ -204,7 +200,7 @@ def decode(
 
 
 @app.command("secrets")
-def secrets(folder: Annotated[Path, typer.Argument(help="where the files go; those that are there stay")]) -> None:
+def secrets(folder: Annotated[Path, Argument(help="where the files go; those that are there stay")]) -> None:
     """Make the secrets that a deployment's services share, a file each."""
     from baton.secret_files import write_secrets
 

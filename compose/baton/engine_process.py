@@ -10,13 +10,11 @@ import signal
 import socket
 import sys
 import uuid
-from types import FrameType
 
 import msgspec
 import torch
 import zmq
 
-from baton.config import EngineConfig
 from baton.curve import CurveKeys
 from baton.decode.leg import DecodeLeg
 from baton.engine.engine import Engine
@@ -40,7 +38,7 @@ from baton.messages import ModelFacts, WorkerInfo
 from baton.prefill.leg import PrefillLeg
 from baton.protocol import SamplingParams
 from baton.wakeup import Wakeup
-from baton.worker.link import FaceLink, exit_now, receive_frame
+from baton.worker.link import FaceLink, receive_frame
 from baton.worker.loop import WorkerLoop
 from baton.worker.mailbox import Mailbox
 from baton.worker.runs import Leg, Outbox, Runs
@@ -55,13 +53,12 @@ class EngineProcess:
 
     def __init__(self, assignment: Assignment, link: socket.socket) -> None:
         self._assignment = assignment
-        self._config = msgspec.convert(assignment.worker, WorkerConfig)
-        self._incarnation = uuid.uuid4().hex
+        self._config = assignment.worker
         self._wakeup = Wakeup()
         self._runs, self._outbox = Runs(), Outbox()
         self._loop: WorkerLoop | None = None
         self._drain_asked = False
-        self._link = FaceLink(link.detach(), on_drain=self.drain, on_gone=exit_now)
+        self._link = FaceLink(link.detach(), on_drain=self.drain)
         self._exporter: Exporter | None = None
         self._importer: Importer | None = None
         self._kv_stats = TransferStats()
@@ -74,23 +71,20 @@ class EngineProcess:
 
     def run(self) -> int:
         """Serve; return the exit status."""
+        config = self._config
         try:
-            engine = load_engine(EngineConfig(**self._assignment.engine), cache_key=self._config.cache_key.encode())
-            engine.scheduler.max_prefill_chunk = self._config.max_prefill_chunk
+            engine = load_engine(self._assignment.engine, cache_key=config.cache_key.encode())
+            engine.scheduler.max_prefill_chunk = config.max_prefill_chunk
             _warm_up(engine)
             mailbox = Mailbox(self._wakeup)
-            control = mailbox.bind(
-                f"tcp://{self._config.host}:{self._config.control_port or '*'}",
-                announce=self._config.reached_at,
-                keys=self._keys(),
-            )
+            endpoint = f"tcp://{config.host}:{config.control_port or '*'}"
+            control = mailbox.bind(endpoint, announce=config.reached_at, keys=_keys(config))
             legs, info = self._join(engine, control)
         except ConfigError as error:
             self._link.post(Failed(str(error)))
             self._link.close()
             return 2
-        mailbox.info = info
-        transfers = TransferThread(*(it for it in (self._exporter, self._importer) if it is not None)).start()
+        transfers = TransferThread(*(part for part in (self._exporter, self._importer) if part is not None)).start()
         self._loop = WorkerLoop(
             engine,
             legs,
@@ -99,15 +93,15 @@ class EngineProcess:
             self._outbox,
             self._wakeup,
             info,
-            drain_s=self._config.drain_s,
+            drain_s=config.drain_s,
             tell_face=self._link.post,
             add_stats=self._add_transfer_stats,
         )
         if self._drain_asked:
             self._loop.drain()
-        mailbox.start()
+        mailbox.start(info)
         self._link.post(Ready(info))
-        log.info("ready", worker_id=info.worker_id, legs=",".join(info.legs), control=control)
+        log.info("ready", worker_id=info.worker_id, legs=",".join(info.legs), control=info.control)
         try:
             self._loop.run()
         finally:
@@ -117,37 +111,32 @@ class EngineProcess:
         return 0
 
     def _join(self, engine: Engine, control: str) -> tuple[list[Leg], WorkerInfo]:
-        config, names = self._config, self._assignment.legs
+        config, names, incarnation = self._config, self._assignment.legs, uuid.uuid4().hex
         layout = layout_fingerprint(engine.memory.block_nbytes, *engine.cache_parts)
         transfers = TransferConfig(lease_s=config.lease_s, renew_s=min(2.0, config.lease_s / 4))
         memory = _memory(engine, transfers, is_read="prefill" in names)
-        legs: list[Leg] = []
+        tcp = TcpTransport(config.host, port=config.kv_port, announce=config.announce_host)
         side = Side(
             memory=memory,
             layout=layout,
-            incarnation=self._incarnation,
-            transports=(
-                *_host_transports(memory, listens="prefill" in names),
-                TcpTransport(config.host, port=config.kv_port, announce=config.announce_host),
-            ),
-            keys=self._keys() if config.encrypt_kv else None,
+            incarnation=incarnation,
+            transports=(*_host_transports(memory, listens="prefill" in names), tcp),
+            keys=_keys(config) if config.encrypt_kv else None,
             config=transfers,
             stats=self._kv_stats,
             on_event=self._wakeup.set,
         )
+        legs: list[Leg] = []
         if "prefill" in names:
             self._exporter = Exporter(side)
-            legs.append(
-                PrefillLeg(
-                    engine, self._exporter, self._runs, self._outbox, layout=layout, incarnation=self._incarnation
-                )
-            )
+            leg = PrefillLeg(engine, self._exporter, self._runs, self._outbox, layout=layout, incarnation=incarnation)
+            legs.append(leg)
         if "decode" in names:
             self._importer = Importer(side)
             legs.append(DecodeLeg(engine, self._importer, self._runs, self._outbox))
         info = WorkerInfo(
             worker_id=self._assignment.worker_id,
-            incarnation=self._incarnation,
+            incarnation=incarnation,
             legs=tuple(names),
             control=control,
             kv="" if self._exporter is None else self._exporter.endpoint,
@@ -164,18 +153,6 @@ class EngineProcess:
         )
         return legs, info
 
-    def _keys(self) -> CurveKeys | None:
-        public, secret = self._config.curve_public_key, self._config.curve_secret_key
-        if public is None or secret is None:
-            if self._config.encrypt_kv:
-                raise ConfigError("encrypt_kv needs --curve-public-key and --curve-secret-key.")
-            return None
-        try:
-            zmq.curve_public(secret.encode())
-        except (zmq.ZMQError, ValueError):
-            raise ConfigError("curve_secret_key is not valid: it must be 40 characters of Z85.") from None
-        return CurveKeys(public.encode(), secret.encode())
-
     def _add_transfer_stats(self, stats: Stats) -> None:
         kv = self._kv_stats
         stats.kv_transfer_sent_bytes, stats.kv_transfer_bytes = kv.bytes_sent, kv.bytes_received
@@ -184,6 +161,18 @@ class EngineProcess:
         stats.kv_integrity_failures = sum(dict(kv.integrity_failures).values())
         stats.stale_messages += sum(dict(kv.dropped).values())
         stats.kv_leases_held = 0 if self._exporter is None else self._exporter.num_open
+
+
+def _keys(config: WorkerConfig) -> CurveKeys | None:
+    if config.curve_public_key is None or config.curve_secret_key is None:
+        if config.encrypt_kv:
+            raise ConfigError("encrypt_kv needs --curve-public-key and --curve-secret-key.")
+        return None
+    try:
+        zmq.curve_public(config.curve_secret_key.encode())
+    except (zmq.ZMQError, ValueError):
+        raise ConfigError("curve_secret_key is not valid: it must be 40 characters of Z85.") from None
+    return CurveKeys(config.curve_public_key.encode(), config.curve_secret_key.encode())
 
 
 def _warm_up(engine: Engine) -> None:
@@ -217,26 +206,17 @@ def _host_transports(memory: BlockMemory, *, listens: bool) -> tuple[Transport, 
     return (IpcTransport(),) if listens and fd is None else (ShmTransport(fd), IpcTransport())
 
 
-def _read_assignment(link: socket.socket) -> Assignment:
-    """Wait for the face's first message."""
-    frame = receive_frame(link)
-    if frame is None:
-        sys.exit(3)
-    return msgspec.msgpack.decode(frame, type=Assignment)
-
-
 def main() -> None:
     """Run the engine process of the face that started us."""
     link = socket.socket(fileno=int(sys.argv[1]))
-    assignment = _read_assignment(link)
-    setup_logs(assignment.worker_id, level=assignment.log_level)
+    frame = receive_frame(link)
+    if frame is None:  # the face is gone
+        sys.exit(3)
+    assignment = msgspec.msgpack.decode(frame, type=Assignment)
+    setup_logs(assignment.worker_id)
     process = EngineProcess(assignment, link)
-
-    def on_term(_signal: int, _frame: FrameType | None) -> None:
-        process.drain()
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the face's to act on
-    signal.signal(signal.SIGTERM, on_term)
+    signal.signal(signal.SIGTERM, lambda *_: process.drain())
     try:
         sys.exit(process.run())
     except BatonError as error:

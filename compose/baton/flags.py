@@ -7,10 +7,9 @@ precedence is YAML file (--config) < environment (BATON_X_FILE, a file with the 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -22,32 +21,31 @@ from baton.errors import ConfigError
 def with_flags(command: Callable[..., None]) -> Callable[..., None]:
     """Show each field of the command's dataclass parameters as a flag; call it with dataclasses made from them."""
     hints = get_type_hints(command, include_extras=True)
-    parameters: list[inspect.Parameter] = []
-    settings: dict[str, Any] = {}
-    named = {name for name, hint in hints.items() if not dataclasses.is_dataclass(hint)}
-    for parameter in inspect.signature(command).parameters.values():
-        hint = hints[parameter.name]
-        if dataclasses.is_dataclass(hint):
-            settings[parameter.name] = hint
-            parameters += _flags(hint, named | {p.name for p in parameters})
-        else:
-            parameters.append(parameter.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY))
-    parameters.append(_config_flag())
+    settings: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    flags: dict[str, inspect.Parameter] = {}
+    for kind in settings.values():
+        for name, flag in _flags(kind).items():
+            flags.setdefault(name, flag)
+    own = {
+        name: parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, parameter in inspect.signature(command).parameters.items()
+        if name not in settings
+    }
+    file = typer.Option(
+        "--config", help="YAML file of flags, without their dashes", is_eager=True, callback=_read_files
+    )
+    parameters = [*(flags | own).values(), _keyword("config_file", None, Annotated[Path | None, file])]
 
-    @functools.wraps(command)
     def run(**given: Any) -> None:
-        given.pop("config_file")
         values = {
             name: kind(**{f.name: _value(f, given[f.name]) for f in dataclasses.fields(kind)})
             for name, kind in settings.items()
         }
-        taken = {f.name for kind in settings.values() for f in dataclasses.fields(kind)}
-        own = {name: value for name, value in given.items() if name not in taken}
-        command(**values, **own)
+        command(**values, **{name: given[name] for name in own if name not in flags})
 
+    run.__doc__ = command.__doc__
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
-    del run.__wrapped__
     return run
 
 
@@ -70,28 +68,20 @@ def to_flags(**values: Any) -> list[str]:
     return arguments
 
 
-def _flags(kind: Any, taken: set[str]) -> Iterator[inspect.Parameter]:
-    hints = get_type_hints(kind)
+def _flags(kind: Any) -> dict[str, inspect.Parameter]:
+    hints, flags = get_type_hints(kind), {}
     for field in dataclasses.fields(kind):
-        if field.name in taken:
-            continue
         hint: Any = hints[field.name]
         default: Any = field.default
         if get_origin(hint) is tuple:
             hint, default = list[get_args(hint)[0]], list(default) or None  # type: ignore[misc]
         option = typer.Option(help=field.metadata["help"], envvar=f"BATON_{field.name.upper()}", show_envvar=False)
-        yield inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, option]
-        )
+        flags[field.name] = _keyword(field.name, default, Annotated[hint, option])
+    return flags
 
 
-def _config_flag() -> inspect.Parameter:
-    option = typer.Option(
-        "--config", help="YAML file of flags, without their dashes", is_eager=True, callback=_read_files
-    )
-    return inspect.Parameter(
-        "config_file", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Path | None, option]
-    )
+def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _read_files(context: typer.Context, file: Path | None) -> Path | None:
@@ -123,16 +113,15 @@ def _read_config(file: Path) -> dict[str, Any]:
 
 
 def _read_value(variable: str, file: str) -> str:
+    reason = "is empty"
     try:
-        value = Path(file).read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise ConfigError(
-            f"{variable}={file} cannot be read: {reason}. `baton secrets FOLDER` makes the secrets."
-        ) from None
-    if not value:
-        raise ConfigError(f"{variable}={file} is empty. `baton secrets FOLDER` makes the secrets.")
-    return value
+        if value := Path(file).read_text().strip():
+            return value
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror}"
+    except UnicodeDecodeError:
+        reason = "cannot be read: it is no text"
+    raise ConfigError(f"{variable}={file} {reason}. `baton secrets FOLDER` makes the secrets.")
 
 
 def _value(field: dataclasses.Field[Any], given: Any) -> Any:

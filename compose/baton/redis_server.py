@@ -18,14 +18,6 @@ def find_redis_server() -> str | None:
 
 def server_command(program: str, port: int, folder: str) -> Sequence[str]:
     """Return the command of a server that keeps nothing on disk and listens on the loopback only."""
-    settings = {
-        "port": str(port),
-        "bind": "127.0.0.1",
-        "protected-mode": "yes",
-        "daemonize": "no",
-        "save": "",
-        "appendonly": "no",
-        "dir": folder,
-        "logfile": f"{folder}/redis.log",
-    }
-    return [program, *(part for name, value in settings.items() for part in (f"--{name}", value))]
+    nothing_kept = ("--save", "", "--appendonly", "no", "--dir", folder, "--logfile", f"{folder}/redis.log")
+    here_only = ("--bind", "127.0.0.1", "--protected-mode", "yes", "--daemonize", "no")
+    return [program, "--port", str(port), *here_only, *nothing_kept]

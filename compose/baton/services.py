@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import ipaddress
 import os
@@ -20,7 +21,6 @@ from baton.router.config import RouterConfig
 from baton.worker.settings import WorkerConfig
 
 DEMO_NAME = "baton-demo"
-ENGINE_PROCESS = "baton.engine_process"
 
 
 def model_name(model: str | None, served: Sequence[str]) -> str:
@@ -60,7 +60,8 @@ def run_router(config: RouterConfig) -> None:
 
 def run_worker(engine: EngineConfig, worker: WorkerConfig, legs: Sequence[Leg]) -> int:
     """Run a worker's face, which starts its engine process; return the exit status."""
-    from baton.worker.face import Face, run_face
+    from baton.worker.face import Face
+    from baton.worker.stats import Assignment
 
     if worker.host == "auto":
         worker = dataclasses.replace(worker, host=own_address())
@@ -69,14 +70,8 @@ def run_worker(engine: EngineConfig, worker: WorkerConfig, legs: Sequence[Leg]) 
         engine = dataclasses.replace(engine, model=str(demo_model_path()))
     worker_id = worker.worker_id or f"{legs[0]}-{socket.gethostname()}-{secrets.token_hex(3)}"
     setup_logs(worker_id)
-    face = Face(
-        engine,
-        worker,
-        worker_id=worker_id,
-        legs=legs,
-        model_name=name,
-        command=[sys.executable, "-m", ENGINE_PROCESS],
-        registry=None if worker.redis_url is None else Registry(worker.redis_url, name, worker.redis_password),
-    )
+    assignment = Assignment(worker_id=worker_id, legs=list(legs), model_name=name, engine=engine, worker=worker)
+    registry = None if worker.redis_url is None else Registry(worker.redis_url, name, worker.redis_password)
+    face = Face(assignment, [sys.executable, "-m", "baton.engine_process"], registry)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    return run_face(face)
+    return asyncio.run(face.serve())

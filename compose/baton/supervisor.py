@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from baton.keeper import keep
 
@@ -40,10 +41,8 @@ class Child:
 class Supervisor:
     """Starts children and restarts those that die."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self) -> None:
         self._children: list[Child] = []
-        self._quiet = quiet
-        self._in_colour = sys.stderr.isatty()
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Holds the reason once a child cannot be kept."""
 
@@ -76,10 +75,9 @@ class Supervisor:
 
     def say(self, name: str, line: str) -> None:
         """Print one line under a name."""
-        width = max((len(child.name) for child in self._children), default=8)
-        prefix = f"{name:<{width}} |"
-        if self._in_colour:
-            names = [child.name for child in self._children]
+        names = [child.name for child in self._children]
+        prefix = f"{name:<{max(map(len, names), default=8)}} |"
+        if sys.stderr.isatty():
             colour = _COLOURS[names.index(name) % len(_COLOURS)] if name in names else 37
             prefix = f"\x1b[{colour}m{prefix}\x1b[0m"
         print(f"{prefix} {line}", file=sys.stderr, flush=True)
@@ -88,18 +86,16 @@ class Supervisor:
         def on_death(status: int, delay_s: float) -> None:
             self.say("up", f"{child.name} ended with status {status}; it starts again in {delay_s:g} s")
 
+        run, stopping = partial(self._run, child), child.stopping
+        failure = ""
         try:
-            status = await keep(
-                lambda: self._run(child),
-                until=child.stopping,
-                is_last=lambda status: status == WRONG_CONFIG,
-                on_death=on_death,
-            )
+            status = await keep(run, until=stopping, is_last=lambda status: status == WRONG_CONFIG, on_death=on_death)
+            if status == WRONG_CONFIG and not stopping.is_set():
+                failure = f"{child.name} cannot run as it is configured; see its last line above."
         except OSError as error:
-            self._fail(f"{child.name} cannot be started: {error}")
-            return
-        if status == WRONG_CONFIG and not child.stopping.is_set():
-            self._fail(f"{child.name} cannot run as it is configured; see its last line above.")
+            failure = f"{child.name} cannot be started: {error}"
+        if failure and not self.failure.done():
+            self.failure.set_exception(ChildFailed(failure))
 
     async def _run(self, child: Child) -> int:
         process = child.process = await asyncio.create_subprocess_exec(
@@ -119,13 +115,8 @@ class Supervisor:
                 continue  # a line without end: it is dropped
             if not line:
                 break
-            if not self._quiet:
-                self.say(child.name, _readable(line.decode(errors="replace").rstrip()))
+            self.say(child.name, _readable(line.decode(errors="replace").rstrip()))
         return await process.wait()
-
-    def _fail(self, reason: str) -> None:
-        if not self.failure.done():
-            self.failure.set_exception(ChildFailed(reason))
 
 
 def kill(child: Child) -> None:
@@ -141,13 +132,11 @@ def _readable(line: str) -> str:
         return line
     try:
         event = json.loads(line)
-        what = event.pop("event")
+        words = [str(event.pop("event"))]
     except (ValueError, KeyError):
         return line
-    for name in ("service", "timestamp", "part"):
-        event.pop(name, None)
-    level = event.pop("level", "info")
-    trace = event.pop("exception", "")
-    facts = " ".join(f"{name}={value}" for name, value in event.items())
-    shown = f"{what} {facts}".rstrip() if level in ("info", "debug") else f"{level.upper()} {what} {facts}".rstrip()
-    return f"{shown}\n{trace}" if trace else shown
+    level, trace = event.pop("level", "info"), event.pop("exception", "")
+    if level not in ("info", "debug"):
+        words.insert(0, level.upper())
+    words += [f"{name}={value}" for name, value in event.items() if name not in ("service", "timestamp", "part")]
+    return " ".join(words) + (f"\n{trace}" if trace else "")

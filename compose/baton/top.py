@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx
@@ -46,19 +47,16 @@ class Readings:
 
     def total(self, name: str, **labels: str) -> float:
         """Add up a series' samples that have these labels; 0 if there is none."""
-        return sum(
-            value
-            for its, value in self._samples.get(name, ())
-            if all(its.get(key) == wanted for key, wanted in labels.items())
-        )
+        return sum(value for its, value in self._samples.get(name, ()) if labels.items() <= its.items())
+
+    def moved(self, old: Readings, name: str, **labels: str) -> float:
+        """How much a counter has grown since; 0 if it began anew."""
+        return max(self.total(name, **labels) - old.total(name, **labels), 0.0)
 
     def buckets(self, name: str) -> list[tuple[float, float]]:
         """Return a histogram's upper edges and how many values were at most that."""
         samples = self._samples.get(f"{name}_bucket", ())
         return sorted((float(labels["le"]), value) for labels, value in samples)
-
-
-NOTHING = Readings("")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +71,22 @@ class Snapshot:
     """By incarnation; without those that could not be reached."""
 
 
+NOTHING = Readings("")
+THE_START = Snapshot(0.0, NOTHING, (), {})
+"""When nothing had been counted."""
+
+
 class Observer:
     """Asks the router, and the workers that it names."""
 
     def __init__(self, url: str, api_key: str | None) -> None:
         self._url = url.rstrip("/")
-        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-        self._router = httpx.AsyncClient(base_url=self._url, headers=headers, timeout=_TIMEOUT_S)
-        self._workers = httpx.AsyncClient(timeout=_TIMEOUT_S)
+        self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}  # for the router alone
+        self._client = httpx.AsyncClient(timeout=_TIMEOUT_S)
 
     async def close(self) -> None:
         """Close connections."""
-        await self._router.aclose()
-        await self._workers.aclose()
+        await self._client.aclose()
 
     async def look(self) -> Snapshot:
         """Read everything once.
@@ -100,33 +101,28 @@ class Observer:
         except (ValueError, KeyError, TypeError):
             raise ConfigError(f"url={self._url!r} is not valid: what answers there is no Baton router.") from None
         readings = await asyncio.gather(*(self._read(worker["http"]) for worker in workers))
-        of_worker = {
-            worker["incarnation"]: reading
-            for worker, reading in zip(workers, readings, strict=True)
-            if reading is not None
-        }
+        by_worker = zip((worker["incarnation"] for worker in workers), readings, strict=True)
+        of_worker = {incarnation: reading for incarnation, reading in by_worker if reading is not None}
         return Snapshot(time.monotonic(), Readings(metrics.text), workers, of_worker)
 
     async def _ask(self, path: str) -> httpx.Response:
         try:
-            answer = await self._router.get(path)
+            answer = await self._client.get(self._url + path, headers=self._headers)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise ConfigError(
-                f"url={self._url!r} does not answer: {str(error) or type(error).__name__}. Start a router (`baton up`), or "
-                f"name it with --url."
-            ) from None
+            reason = f"does not answer: {str(error) or type(error).__name__}"
+            way_out = "Start a router (`baton up`), or name it with --url."
+            raise ConfigError(f"url={self._url!r} {reason}. {way_out}") from None
         if answer.status_code == 401:
-            wanted = "knows no such key" if "authorization" in self._router.headers else "wants a key"
+            wanted = "knows no such key" if self._headers else "wants a key"
             raise ConfigError(f"The router at {self._url} {wanted}. Give its key with --api-key or BATON_API_KEY.")
         if answer.status_code != 200:
-            raise ConfigError(
-                f"url={self._url!r} is not valid: {path} answers {answer.status_code}, so this is no Baton router."
-            )
+            reason = f"{path} answers {answer.status_code}, so this is no Baton router."
+            raise ConfigError(f"url={self._url!r} is not valid: {reason}")
         return answer
 
     async def _read(self, http: str) -> Readings | None:
         with contextlib.suppress(httpx.HTTPError, httpx.InvalidURL, ValueError):
-            answer = await self._workers.get(f"{http}/metrics")
+            answer = await self._client.get(f"{http}/metrics")
             if answer.status_code == 200:
                 return Readings(answer.text)
         return None
@@ -143,9 +139,9 @@ async def run(url: str, *, api_key: str | None, interval_s: float, once: bool) -
         first = await observer.look()
         await asyncio.sleep(interval_s)
         if once or not console.is_terminal:
-            console.print(frame(url, first, await observer.look(), None))
+            console.print(frame(url, first, await observer.look(), THE_START))
             return
-        snapshots = deque([first], maxlen=max(2, math.ceil(WINDOW_S / interval_s) + 1))
+        snapshots = deque([first, first], maxlen=max(2, math.ceil(WINDOW_S / interval_s) + 1))
         with Live(console=console, screen=True, auto_refresh=False) as live:
             while True:
                 trouble = ""
@@ -153,9 +149,7 @@ async def run(url: str, *, api_key: str | None, interval_s: float, once: bool) -
                     snapshots.append(await observer.look())
                 except ConfigError as error:
                     trouble = str(error)
-                last = snapshots[-1]
-                before = snapshots[-2] if len(snapshots) > 1 else last
-                live.update(frame(url, before, last, snapshots[0], trouble), refresh=True)
+                live.update(frame(url, snapshots[-2], snapshots[-1], snapshots[0], trouble), refresh=True)
                 await asyncio.sleep(interval_s)
     finally:
         await observer.close()
@@ -164,22 +158,22 @@ async def run(url: str, *, api_key: str | None, interval_s: float, once: bool) -
 # -- one frame ------------------------------------------------------------------------------------------------
 
 
-def frame(url: str, before: Snapshot, now: Snapshot, since: Snapshot | None, trouble: str = "") -> RenderableType:
-    """Draw what is now, with speeds since `before` and latencies since `since`; None: since the router's start."""
-    parts: list[RenderableType] = [_headline(url, before, now)]
-    if trouble:
-        parts.append(Text(trouble, style="bold red"))
-    return Group(*parts, _latencies(now, since), _events(now, since), _workers(before, now))
+def frame(url: str, before: Snapshot, now: Snapshot, since: Snapshot, trouble: str = "") -> RenderableType:
+    """Draw what is now, with speeds since `before`, latencies and events since `since`."""
+    lines = [_headline(url, before, now), *([Text(trouble, style="bold red")] if trouble else [])]
+    return Group(*lines, _latencies(now, since), _events(now, since), _workers(before, now))
 
 
 def _headline(url: str, before: Snapshot, now: Snapshot) -> Text:
     router, seconds = now.router, now.at - before.at
-    tokens = router.total("generation_tokens_total") - before.router.total("generation_tokens_total")
-    ended = router.total("request_success_total") - before.router.total("request_success_total")
-    line = Text.assemble(("baton top  ", "bold"), (url, "dim"), "   ")
-    line.append(f"{router.total('num_requests_running'):.0f} running, ")
-    line.append(f"{router.total('num_requests_waiting'):.0f} waiting, ")
-    line.append(f"{_speed(ended, seconds)} requests/s, {_speed(tokens, seconds)} tokens/s")
+    tokens = router.moved(before.router, "generation_tokens_total")
+    ended = router.moved(before.router, "request_success_total")
+    line = Text.assemble(
+        ("baton top  ", "bold"),
+        (url, "dim"),
+        f"   {router.total('num_requests_running'):.0f} running, {router.total('num_requests_waiting'):.0f} waiting, "
+        f"{_speed(ended, seconds)} requests/s, {_speed(tokens, seconds)} tokens/s",
+    )
     up = router.total("registry_up")
     if not math.isnan(up):
         line.append("   Redis ")
@@ -187,35 +181,29 @@ def _headline(url: str, before: Snapshot, now: Snapshot) -> Text:
     return line
 
 
-def _latencies(now: Snapshot, since: Snapshot | None) -> Table:
+def _latencies(now: Snapshot, since: Snapshot) -> Table:
     table = _table(_window(now, since), "count", "p50", "p90", "p99", title="Requests")
-    old = NOTHING if since is None else since.router
     for title, name in (
         ("time to first token", "time_to_first_token_seconds"),
         ("inter-token latency", "inter_token_latency_seconds"),
         ("whole answer", "e2e_request_latency_seconds"),
     ):
-        buckets = _between(old.buckets(name), now.router.buckets(name))
+        buckets = _between(since.router.buckets(name), now.router.buckets(name))
         count = buckets[-1][1] if buckets else 0.0
         table.add_row(title, f"{count:.0f}", *(_time(quantile(buckets, q)) for q in (0.5, 0.9, 0.99)))
     return table
 
 
-def _window(now: Snapshot, since: Snapshot | None) -> str:
-    return "since the start" if since is None else f"last {now.at - since.at:.0f} s"
+def _window(now: Snapshot, since: Snapshot) -> str:
+    return "since the start" if since is THE_START else f"last {now.at - since.at:.0f} s"
 
 
-def _events(now: Snapshot, since: Snapshot | None) -> Text:
+def _events(now: Snapshot, since: Snapshot) -> Text:
     """Say what has happened since, each red if it should not."""
-    old = NOTHING if since is None else since.router
-
-    def count(name: str, **labels: str) -> float:
-        return max(now.router.total(name, **labels) - old.total(name, **labels), 0.0)
-
+    count = partial(now.router.moved, since.router)
     failures = count("kv_integrity_failures_total")
     for incarnation, reading in now.of_worker.items():
-        before = NOTHING if since is None else since.of_worker.get(incarnation, NOTHING)
-        failures += reading.total("kv_integrity_failures_total") - before.total("kv_integrity_failures_total")
+        failures += reading.moved(since.of_worker.get(incarnation, NOTHING), "kv_integrity_failures_total")
     line = Text(f"{_window(now, since)}   ", "dim")
     for title, value, is_wrong in (
         ("remote", count("route_decisions_total", path="remote"), False),
@@ -253,11 +241,7 @@ def _speeds(incarnation: str, before: Snapshot, now: Snapshot) -> list[str]:
     new = now.of_worker.get(incarnation)
     if new is None:
         return ["–"] * _TOLD_BY_WORKER
-    old, seconds = before.of_worker.get(incarnation, new), now.at - before.at
-
-    def moved(name: str, **labels: str) -> float:
-        return max(new.total(name, **labels) - old.total(name, **labels), 0.0)
-
+    moved, seconds = partial(new.moved, before.of_worker.get(incarnation, new)), now.at - before.at
     hits, queries = new.total("prefix_cache_hits_total"), new.total("prefix_cache_queries_total")
     return [
         _speed(moved("generation_tokens_total"), seconds),
@@ -306,7 +290,7 @@ def _between(old: Sequence[tuple[float, float]], new: Sequence[tuple[float, floa
 
 
 def _speed(count: float, seconds: float) -> str:
-    value = max(count, 0.0) / seconds if seconds > 0 else 0.0
+    value = count / seconds if seconds > 0 else 0.0
     return f"{value:,.0f}" if value >= 100 or not value else f"{value:.1f}"
 
 

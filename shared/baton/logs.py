@@ -8,28 +8,25 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any, Literal, cast
+from typing import cast
 
 import structlog
 from structlog.typing import FilteringBoundLogger, Processor
 
 
-def setup_logs(service: str, *, level: str = "info", form: Literal["auto", "text", "json"] = "auto") -> None:
+def setup_logs(service: str, *, level: str = "info") -> None:
     """Send every event of this process, the libraries' too, to standard error."""
     number = logging.getLevelNamesMapping()[level.upper()]
-    as_text = sys.stderr.isatty() if form == "auto" else form == "text"
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        _add_service(service),
+        lambda _logger, _method, event: {**event, "service": service},
     ]
-    render: list[Processor] = (
+    render: list[Processor] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    if sys.stderr.isatty():
         # The default traceback shows local variables, which may be a user's words, and takes seconds to draw.
-        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)]
-        if as_text
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    )
+        render = [structlog.dev.ConsoleRenderer(colors=True, exception_formatter=structlog.dev.plain_traceback)]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -50,11 +47,3 @@ def setup_logs(service: str, *, level: str = "info", form: Literal["auto", "text
 def get_logger(name: str) -> FilteringBoundLogger:
     """Make a logger whose events carry `name` as their part; works before `setup_logs` too."""
     return cast(FilteringBoundLogger, structlog.get_logger(part=name))
-
-
-def _add_service(service: str) -> Processor:
-    def add(_logger: Any, _method: str, event: Any) -> Any:
-        event.setdefault("service", service)
-        return event
-
-    return add

@@ -25,13 +25,11 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from baton.errors import BatonError, ConfigError
-from baton.messages import BadMessage, Blocks, Load, ModelFacts, WorkerInfo, decode_to_router, encode
+from baton.messages import BadMessage, Blocks, Load, WorkerInfo, decode_to_router, encode
 
 LEASE_S = 3.0
 RENEW_S = 1.0
-SNAPSHOT_EVERY = 1_000
-"""Log entries between snapshots."""
-_STREAM_LEN = 4 * SNAPSHOT_EVERY
+_STREAM_LEN = 4_000
 _ANSWER_S = 1.0
 """After so long Redis counts as gone for this call."""
 
@@ -52,29 +50,30 @@ class WorkerRecord:
 
 
 class BlockLog:
-    """A worker's side of its block log: numbers entries, and can tell the whole at any time."""
+    """The block log of one incarnation as it stands: its end, and all that is cached then."""
 
     def __init__(self, worker_id: str, incarnation: str) -> None:
         self._worker_id = worker_id
-        self._incarnation = incarnation
+        self.incarnation = incarnation
+        self.sequence = 0
+        """Of the last entry."""
         self._hashes: set[bytes] = set()
-        self._sequence = 0
 
     def entry(self, stored: list[bytes], evicted: list[bytes]) -> Blocks:
         """Make the next entry. Evictions are taken as earlier than stores: pass what is true at the end."""
-        self._hashes.difference_update(evicted)
-        self._hashes.update(stored)
-        self._sequence += 1
-        return Blocks(self._worker_id, self._incarnation, self._sequence, stored, evicted)
+        entry = Blocks(self._worker_id, self.incarnation, self.sequence + 1, stored, evicted)
+        self.add(entry)
+        return entry
 
-    @property
-    def wants_snapshot(self) -> bool:
-        """Whether it is time to write one."""
-        return self._sequence % SNAPSHOT_EVERY == 0
+    def add(self, entry: Blocks) -> None:
+        """Take in an entry."""
+        self._hashes.difference_update(entry.evicted)
+        self._hashes.update(entry.stored)
+        self.sequence = entry.sequence
 
     def snapshot(self) -> Blocks:
         """All hashes after the last entry."""
-        return Blocks(self._worker_id, self._incarnation, self._sequence, list(self._hashes), [], True)
+        return Blocks(self._worker_id, self.incarnation, self.sequence, list(self._hashes), [], True)
 
 
 class Registry:
@@ -95,13 +94,11 @@ class Registry:
                 socket_timeout=_ANSWER_S,
                 socket_connect_timeout=_ANSWER_S,
                 retry=Retry(NoBackoff(), 0),
-                health_check_interval=0,
                 protocol=2,  # later ones answer XREAD in other shapes
             )
         except ValueError:  # whose text may hold a part of a password
-            raise ConfigError(
-                "redis_url is not valid: it must be as redis://HOST:6379, with %2F for a / in its password."
-            ) from None
+            form = "redis://HOST:6379, with %2F for a / in its password"
+            raise ConfigError(f"redis_url is not valid: it must be as {form}.") from None
         self._prefix = f"baton:{model_name}:"
 
     async def announce(self, info: WorkerInfo, load: Load) -> None:
@@ -212,10 +209,10 @@ def _from_fields(row: Mapping[bytes, bytes]) -> WorkerRecord | None:
         text = {key.decode(): value.decode() for key, value in row.items()}
         info = msgspec.convert(
             {
+                **text,
                 "worker_id": text["id"],
                 "legs": [leg for leg in text["legs"].split(",") if leg],
-                "model": msgspec.json.decode(text["model"], type=ModelFacts),
-                **{name: text[name] for name in ("incarnation", "control", "kv", "layout", "http")},
+                "model": msgspec.json.decode(text["model"]),
             },
             WorkerInfo,
         )

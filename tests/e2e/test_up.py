@@ -88,7 +88,7 @@ def test_up_says_what_is_wrong_and_ends(tmp_path: Path) -> None:
 def test_a_plan_without_redis_tells_the_router_of_its_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("baton.up.find_redis_server", lambda: None)
     plan = make_plan(UpConfig(prefill=2, decode=3, port=free_ports(1)[0]), EngineConfig(), str(tmp_path))
-    assert plan.redis is None
+    assert not plan.redis
     assert "none found" in plan.notice
     assert list(plan.router.command).count("--worker") == 5
     assert [child.name for child in plan.workers] == [*("prefill-0", "prefill-1", "decode-0", "decode-1", "decode-2")]

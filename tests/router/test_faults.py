@@ -140,7 +140,7 @@ def test_a_slow_client_is_bounded_and_told(tmp_path: Path) -> None:
                 b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
             )
             slow = made.state.metrics.slow_clients
-            wait_until(lambda: slow._value.get() == 1, 60)
+            wait_until(lambda: slow.value == 1, 60)
             wait_until(lambda: not made.state.dispatcher.flows)
             wait_until(lambda: made.state.pool.workers["d0"].load.num_running == 0)
             client.settimeout(10)

@@ -43,8 +43,7 @@ def open_mailbox() -> Iterator[Open]:
         mailbox = Mailbox(Wakeup())
         opened.append(mailbox)
         endpoint = mailbox.bind("tcp://127.0.0.1:*", **keys)
-        mailbox.info = INFO
-        mailbox.start()
+        mailbox.start(INFO)
         return mailbox, endpoint
 
     yield make
@@ -92,8 +91,7 @@ async def test_a_router_reaches_a_worker_over_ipv6() -> None:
     mailbox = Mailbox(Wakeup())
     endpoint = mailbox.bind("tcp://::1:*", announce="::1")
     assert endpoint.startswith("tcp://[::1]:")
-    mailbox.info = INFO
-    mailbox.start()
+    mailbox.start(INFO)
     context: zmq.Context[Any] = zmq.Context()
     client = WorkerClient(context, endpoint, RouterConfig(), Events())
     try:

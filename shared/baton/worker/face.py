@@ -13,30 +13,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import uvicorn
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 
-from baton.config import EngineConfig
-from baton.errors import BatonError, ConfigError
+from baton.errors import ConfigError
 from baton.keeper import keep
-from baton.listener import bind_tcp
+from baton.listener import bind_tcp, bracketed
 from baton.logs import get_logger
-from baton.messages import Leg, Load, WorkerInfo
-from baton.metrics import CONTENT_TYPE, WorkerMetrics
+from baton.messages import Load, WorkerInfo
+from baton.metrics import CONTENT_TYPE, LabelledCounter, WorkerMetrics
 from baton.registry import Registry
 from baton.worker.announcer import Announcer
 from baton.worker.link import MAX_NBYTES, frame, read_frame, to_face
-from baton.worker.settings import WorkerConfig
 from baton.worker.stats import Assignment, Drain, Failed, Logged, Ready, Stats
 
 HUNG_S = 10.0
@@ -46,55 +41,24 @@ STALLED_S = 10.0
 DRAIN_MARGIN_S = 15.0
 """Beyond the worker's own drain time, for leases to run out, before the engine process is killed."""
 
-COUNTERS = (
-    "prefix_cache_queries",
-    "prefix_cache_hits",
-    "prompt_tokens",
-    "generation_tokens",
-    "num_preemptions",
-    "kv_transfer_bytes",
-    "kv_transfer_sent_bytes",
-    "kv_integrity_failures",
-    "stale_messages",
-)
-LABELLED_COUNTERS = ("prompt_tokens_by_source", "kv_fetches", "kv_releases")
-"""Both: fields of `Stats` and series of `WorkerMetrics`."""
-
 log = get_logger("face")
 
 
 class Face:
     """One worker, seen from outside. Build it, then `await serve()`."""
 
-    def __init__(
-        self,
-        engine: EngineConfig,
-        worker: WorkerConfig,
-        *,
-        worker_id: str,
-        legs: Sequence[Leg],
-        model_name: str,
-        command: Sequence[str],
-        registry: Registry | None,
-    ) -> None:
+    def __init__(self, assignment: Assignment, command: Sequence[str], registry: Registry | None) -> None:
         """`command` starts the engine process; the descriptor of its link is appended to it."""
-        self._engine = engine
-        self._worker = worker
-        self._worker_id = worker_id
-        self._legs = list(legs)
-        self._model_name = model_name
+        self._assignment = assignment
+        self._worker = assignment.worker
         self._command = list(command)
-        self._metrics = WorkerMetrics(model_name)
-        self._process: asyncio.subprocess.Process | None = None
-        self._link: asyncio.StreamWriter | None = None
-        self._http = ""
+        self._metrics = WorkerMetrics(assignment.model_name)
         self.info: WorkerInfo | None = None
         self._stats = Stats()
         self._heard_at = 0.0
         self._moved_at = 0.0
         self._draining = asyncio.Event()
-        self._announcer = None if registry is None else Announcer(registry, self._serving, self._draining)
-        self._exit_status = 0
+        self._announcer = Announcer(registry, self._serving, self._draining)
         self._failure: str | None = None
         self.app = self._make_app()
 
@@ -166,12 +130,18 @@ class Face:
         if stats.load.num_steps != before.load.num_steps or not stats.load.num_running + stats.load.num_waiting:
             self._moved_at = time.monotonic()
         self._heard_at = time.monotonic()
-        for name in COUNTERS:
-            getattr(metrics, name).inc(getattr(stats, name) - getattr(before, name))
-        for name in LABELLED_COUNTERS:
-            counts, old = getattr(stats, name), getattr(before, name)
-            for label, count in counts.items():
-                getattr(metrics, name).inc(label, by=count - old.get(label, 0))
+        metrics.prefix_cache_queries.inc(stats.prefix_cache_queries - before.prefix_cache_queries)
+        metrics.prefix_cache_hits.inc(stats.prefix_cache_hits - before.prefix_cache_hits)
+        metrics.prompt_tokens.inc(stats.prompt_tokens - before.prompt_tokens)
+        metrics.generation_tokens.inc(stats.generation_tokens - before.generation_tokens)
+        metrics.num_preemptions.inc(stats.num_preemptions - before.num_preemptions)
+        metrics.kv_transfer_bytes.inc(stats.kv_transfer_bytes - before.kv_transfer_bytes)
+        metrics.kv_transfer_sent_bytes.inc(stats.kv_transfer_sent_bytes - before.kv_transfer_sent_bytes)
+        metrics.kv_integrity_failures.inc(stats.kv_integrity_failures - before.kv_integrity_failures)
+        metrics.stale_messages.inc(stats.stale_messages - before.stale_messages)
+        _count_on(metrics.prompt_tokens_by_source, stats.prompt_tokens_by_source, before.prompt_tokens_by_source)
+        _count_on(metrics.kv_fetches, stats.kv_fetches, before.kv_fetches)
+        _count_on(metrics.kv_releases, stats.kv_releases, before.kv_releases)
         for seconds, exposed_s in stats.transfers:
             metrics.kv_transfer_seconds.observe(seconds)
             metrics.kv_transfer_exposed_seconds.observe(exposed_s)
@@ -192,80 +162,60 @@ class Face:
         listener = bind_tcp(self._worker.host, self._worker.port)
         listener.listen(128)
         listener.setblocking(False)
-        host, port = self._worker.reached_at, listener.getsockname()[1]
-        self._http = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        self._assignment.http = f"http://{bracketed(self._worker.reached_at)}:{listener.getsockname()[1]}"
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._draining.set)
-        server = _Server(uvicorn.Config(self.app, log_config=None, access_log=False, lifespan="off"))
+        server = uvicorn.Server(uvicorn.Config(self.app, log_config=None, access_log=False, lifespan="off"))
+        server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
         serving = asyncio.create_task(server.serve([listener]))
-        announcing = None if self._announcer is None else asyncio.create_task(self._announcer.run())
+        announcing = asyncio.create_task(self._announcer.run())
         try:
-            await self._keep_engine()
+            status = await keep(
+                self._run_engine,
+                until=self._draining,
+                is_last=lambda status: status == 0 or self._failure is not None,
+                on_death=self._note_death,
+            )
         finally:
-            await self._withdraw()
             server.should_exit = True
-            await asyncio.gather(serving, return_exceptions=True)
-            if self._announcer is not None and announcing is not None:
-                announcing.cancel()
-                await asyncio.gather(announcing, return_exceptions=True)
-                await self._announcer.close()
+            announcing.cancel()
+            await asyncio.gather(serving, announcing, return_exceptions=True)
+            await self._announcer.close()
             for number in (signal.SIGTERM, signal.SIGINT):  # one more must not make a clean end a killed one
                 loop.remove_signal_handler(number)
                 signal.signal(number, signal.SIG_IGN)
         if self._failure is not None:
             raise ConfigError(self._failure)
-        return self._exit_status
+        return 1 if status else 0
 
-    async def _keep_engine(self) -> None:
-        """Run the engine process; again when it dies, until told to drain or it says that it cannot."""
-
-        def on_death(status: int, delay_s: float) -> None:
-            log.error("engine_died", worker_id=self._worker_id, status=status, restart_in_s=delay_s)
-
-        status = await keep(
-            self._run_engine,
-            until=self._draining,
-            is_last=lambda status: status == 0 or self._failure is not None,
-            on_death=on_death,
-        )
-        if status is not None:
-            self._exit_status = 0 if status == 0 else 1
+    def _note_death(self, status: int, delay_s: float) -> None:
+        log.error("engine_died", worker_id=self._assignment.worker_id, status=status, restart_in_s=delay_s)
 
     async def _run_engine(self) -> int:
         """Start one engine process and hear it to its end; return its status."""
         ours, theirs = socket.socketpair()
-        self._process = await asyncio.create_subprocess_exec(
+        process = await asyncio.create_subprocess_exec(
             *self._command, str(theirs.fileno()), pass_fds=(theirs.fileno(),), start_new_session=True
         )
         theirs.close()
-        reader, self._link = await asyncio.open_unix_connection(sock=ours, limit=MAX_NBYTES)
-        self._link.write(frame(self._assignment()))
+        reader, link = await asyncio.open_unix_connection(sock=ours, limit=MAX_NBYTES)
+        link.write(frame(self._assignment))
         hearing = asyncio.create_task(self._hear(reader))
-        draining = asyncio.create_task(self._drain_engine(self._process))
+        draining = asyncio.create_task(self._drain_engine(process, link))
         try:
-            status = await self._process.wait()
+            status = await process.wait()
             await asyncio.wait_for(asyncio.gather(hearing, return_exceptions=True), 2.0)
         finally:
             for task in (hearing, draining):
                 task.cancel()
-            self._link.close()
-            if self._process.returncode is None:
-                self._process.kill()
+            link.close()
+            if process.returncode is None:
+                process.kill()
             await self._withdraw()
             self.info = None
             self._stats = Stats()  # the next engine process counts from zero
         return status
-
-    def _assignment(self) -> Assignment:
-        return Assignment(
-            worker_id=self._worker_id,
-            legs=self._legs,
-            model_name=self._model_name,
-            http=self._http,
-            engine=asdict(self._engine),
-            worker=asdict(self._worker),
-        )
 
     async def _hear(self, reader: asyncio.StreamReader) -> None:
         """Take what the engine process says, to its end."""
@@ -281,48 +231,29 @@ class Face:
                     self.info = message.info
                     self._heard_at = self._moved_at = time.monotonic()
                 case Logged():
-                    if self._announcer is not None:
-                        self._announcer.add(message.entry)
+                    self._announcer.add(message.entry)
                 case Failed():
                     self._failure = message.message
 
-    async def _drain_engine(self, process: asyncio.subprocess.Process) -> None:
+    async def _drain_engine(self, process: asyncio.subprocess.Process, link: asyncio.StreamWriter) -> None:
         """Once told to: withdraw, so that nobody new comes, have the engine drain, kill it if it does not end."""
         await self._draining.wait()
         await self._withdraw()
-        if self._link is not None:
-            self._link.write(frame(Drain()))
-        with contextlib.suppress(TimeoutError):
-            limit_s = self._worker.drain_s + self._worker.lease_s + DRAIN_MARGIN_S
-            await asyncio.wait_for(process.wait(), limit_s)
-            return
-        log.error("drain_too_long", worker_id=self._worker_id)
-        process.kill()
+        link.write(frame(Drain()))
+        try:
+            await asyncio.wait_for(process.wait(), self._worker.drain_s + self._worker.lease_s + DRAIN_MARGIN_S)
+        except TimeoutError:
+            log.error("drain_too_long", worker_id=self._assignment.worker_id)
+            process.kill()
 
     def _serving(self) -> tuple[WorkerInfo, Load] | None:
         return None if self.info is None or self.why_unhealthy() is not None else (self.info, self._stats.load)
 
     async def _withdraw(self) -> None:
-        if self._announcer is not None and self.info is not None:
+        if self.info is not None:
             await self._announcer.withdraw(self.info)
 
 
-class _Server(uvicorn.Server):
-    """Leaves signals to the face."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def run_face(face: Face) -> int:
-    """Serve until drained; return the exit status."""
-    try:
-        return asyncio.run(face.serve())
-    except BatonError as error:
-        print(f"baton: {error}", file=sys.stderr)
-        return 2
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            if face._process is not None and face._process.returncode is None:
-                os.kill(face._process.pid, signal.SIGKILL)
+def _count_on(counter: LabelledCounter, counts: Mapping[str, int], before: Mapping[str, int]) -> None:
+    for label, count in counts.items():
+        counter.inc(label, by=count - before.get(label, 0))

@@ -27,7 +27,6 @@ MAX_LOGGED = 10_000
 """Entries of the block log that wait; what is lost beyond shows as a gap, which a snapshot heals."""
 
 to_face: msgspec.msgpack.Decoder[ToFace] = msgspec.msgpack.Decoder(ToFace)
-_drain: msgspec.msgpack.Decoder[Drain] = msgspec.msgpack.Decoder(Drain)
 
 
 def frame(message: ToFace | Assignment | Drain) -> bytes:
@@ -65,13 +64,12 @@ def _receive_exactly(link: socket.socket, nbytes: int) -> bytes | None:
 class FaceLink:
     """The engine process's end."""
 
-    def __init__(self, fd: int, *, on_drain: Callable[[], None], on_gone: Callable[[], None]) -> None:
+    def __init__(self, fd: int, *, on_drain: Callable[[], None]) -> None:
         self._socket = socket.socket(fileno=fd)
         self._wakeup = Wakeup()
         self._queue: deque[ToFace] = deque()
         self._stats: Stats | None = None
         self._on_drain = on_drain
-        self._on_gone = on_gone
         self._is_closing = False
         self._thread = threading.Thread(target=self._run, name="face", daemon=True)
         self._thread.start()
@@ -97,20 +95,20 @@ class FaceLink:
         poll = select.poll()
         poll.register(self._wakeup.fileno(), select.POLLIN)
         poll.register(self._socket, select.POLLIN)
-        while True:
-            is_closing = self._is_closing
-            try:
+        with contextlib.suppress(OSError):  # the other end is gone
+            while True:
+                is_closing = self._is_closing
                 self._send()
                 if is_closing:
                     return
                 ready = {fd for fd, _ in poll.poll(1_000)}
                 self._wakeup.clear()
-                if self._socket.fileno() in ready and not self._receive():
-                    break
-            except OSError:
-                break
+                if self._socket.fileno() in ready:
+                    if receive_frame(self._socket) is None:
+                        break
+                    self._on_drain()  # after the assignment the face says nothing else
         if not self._is_closing:
-            self._on_gone()
+            os._exit(3)  # who asked for this process's work is gone
 
     def _send(self) -> None:
         while self._queue:
@@ -118,18 +116,3 @@ class FaceLink:
         stats, self._stats = self._stats, None
         if stats is not None:
             self._socket.sendall(frame(stats))
-
-    def _receive(self) -> bool:
-        """Read what the face says; False: it is gone."""
-        body = receive_frame(self._socket)
-        if body is None:
-            return False
-        with contextlib.suppress(msgspec.MsgspecError):
-            _drain.decode(body)
-            self._on_drain()
-        return True
-
-
-def exit_now() -> None:
-    """End the process at once: who asked for its work is gone."""
-    os._exit(3)

@@ -17,12 +17,12 @@ from zmq.auth.thread import ThreadAuthenticator
 
 from baton.curve import CurveKeys
 from baton.errors import ConfigError
+from baton.listener import bracketed
 from baton.logs import get_logger
 from baton.messages import (
     LOAD_INTERVAL_S,
     MAX_MESSAGE_NBYTES,
     ROUTER_SILENCE_S,
-    BadMessage,
     Blocks,
     Cancel,
     Hello,
@@ -79,31 +79,27 @@ Arrival = tuple[Peer, Start | Cancel] | PeerLost | WantsBlocks
 
 
 class Mailbox:
-    """Owns the control socket. `bind`, set `info`, `start`; the loop calls `take`, `post` and sets `load`."""
+    """Owns the control socket. `bind`, `start`; the loop calls `take`, `post` and sets `load`."""
 
     def __init__(self, wakeup: Wakeup) -> None:
         self._wakes_loop = wakeup
         self._wakeup = Wakeup()
         self._context = zmq.Context(io_threads=1)
         self._socket = self._context.socket(zmq.ROUTER)
-        for option, value in (
-            (zmq.ROUTER_MANDATORY, 1),
-            (zmq.ROUTER_HANDOVER, 1),
-            (zmq.SNDHWM, _HWM),
-            (zmq.RCVHWM, _HWM),
-            (zmq.MAXMSGSIZE, MAX_MESSAGE_NBYTES),
-            (zmq.HANDSHAKE_IVL, 5_000),
-            (zmq.LINGER, 1_000),
-        ):
-            self._socket.setsockopt(option, value)
-        self.info: WorkerInfo | None = None
+        self._socket.set_hwm(_HWM)
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_NBYTES)
+        self._socket.setsockopt(zmq.HANDSHAKE_IVL, 5_000)
+        self._socket.setsockopt(zmq.LINGER, 1_000)
+        self._info: WorkerInfo
         self.load = Load()
         self.dropped: Counter[str] = Counter()
         """Messages that went no further, by reason."""
         self._arrived: deque[Arrival] = deque()
         self._outgoing: deque[tuple[Peer | None, Outputs | Blocks]] = deque()
         self._by_identity: dict[bytes, Peer] = {}
-        self._by_router: dict[str, Peer] = {}
+        self._peers: list[Peer] = []
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
         self._is_closing = False
         self._guardian: ThreadAuthenticator | None = None
@@ -130,20 +126,17 @@ class Mailbox:
             raise ConfigError(f"the control socket cannot be bound to {endpoint}: {error}") from None
         bound = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         if announce and bound.startswith("tcp://"):
-            host = f"[{announce}]" if ":" in announce and not announce.startswith("[") else announce
-            return f"tcp://{host}:{bound.rpartition(':')[2]}"
+            return f"tcp://{bracketed(announce)}:{bound.rpartition(':')[2]}"
         return bound
 
-    def start(self) -> None:
-        """Begin to read and write; `info` is set."""
-        assert self.info is not None
+    def start(self, info: WorkerInfo) -> None:
+        """Begin to read and write, as this worker."""
+        self._info = info
         self._thread.start()
 
     def take(self) -> list[Arrival]:
         """Take what arrived since the last call."""
-        arrived: list[Arrival] = []
-        while self._arrived:
-            arrived.append(self._arrived.popleft())
+        arrived = [self._arrived.popleft() for _ in range(len(self._arrived))]
         if len(arrived) >= MAX_ARRIVED:
             self._wakeup.set()  # the thread had stopped reading
         return arrived
@@ -177,7 +170,7 @@ class Mailbox:
                     poller.register(self._socket, zmq.POLLIN)
                 else:
                     poller.unregister(self._socket)
-            has_backlog = any(peer.backlog for peer in self._by_router.values())
+            has_backlog = any(peer.backlog for peer in self._peers)
             poller.poll(int((_RETRY_S if has_backlog else LOAD_INTERVAL_S / 2) * 1000))
             self._wakeup.clear()
             try:
@@ -199,13 +192,10 @@ class Mailbox:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            if len(frames) != 2:
-                self.dropped["garbage"] += 1
-                continue
-            identity, frame = frames
             try:
+                identity, frame = frames
                 message = decode_to_worker(frame)
-            except BadMessage as bad:
+            except ValueError as bad:  # more or fewer frames, or a BadMessage
                 self.dropped["garbage"] += 1
                 log.debug("bad_message", reason=str(bad))
                 continue
@@ -215,30 +205,25 @@ class Mailbox:
         now = time.monotonic()
         if isinstance(message, Hello):
             peer = self._on_hello(identity, message, now)
-            assert self.info is not None
-            self._send(peer, encode(Welcome(self.info, self.load)))
+            self._send(peer, encode(Welcome(self._info, self.load)))
             return
         known = self._by_identity.get(identity)
         if known is None:
             # It was connected anew, and what it had queued came before its next Hello.
-            known = self._by_identity[identity] = Peer("", identity, now)
-            self._by_router[f"?{identity.hex()}"] = known
+            known = self._meet("", identity, now)
         known.heard_at = now
         self._arrived.append((known, message))
         self._wakes_loop.set()
 
     def _on_hello(self, identity: bytes, hello: Hello, now: float) -> Peer:
-        peer = self._by_router.get(hello.router_id)
+        peer = next((each for each in self._peers if each.router_id == hello.router_id != ""), None)
         nameless = self._by_identity.get(identity)
-        if peer is None:
-            peer = nameless if nameless is not None and not nameless.router_id else None
-            if peer is None:
-                peer = Peer(hello.router_id, identity, now)
-                log.debug("router_met", router_id=hello.router_id)
-            else:
-                self._by_router.pop(f"?{identity.hex()}", None)
-                peer.router_id = hello.router_id
-            self._by_router[hello.router_id] = self._by_identity[identity] = peer
+        if peer is None and nameless is not None and not nameless.router_id:
+            peer = nameless
+            peer.router_id = hello.router_id
+        elif peer is None:
+            peer = self._meet(hello.router_id, identity, now)
+            log.debug("router_met", router_id=hello.router_id)
         elif peer.identity != identity:
             self._by_identity.pop(peer.identity, None)
             peer.identity = identity
@@ -253,19 +238,20 @@ class Mailbox:
         peer.wants_blocks = hello.wants_blocks
         return peer
 
+    def _meet(self, router_id: str, identity: bytes, now: float) -> Peer:
+        peer = self._by_identity[identity] = Peer(router_id, identity, now)
+        self._peers.append(peer)
+        return peer
+
     def _write(self) -> None:
-        for peer in list(self._by_router.values()):
+        for peer in list(self._peers):
             while peer.backlog and self._try_send(peer, peer.backlog[0]):
                 peer.backlog.popleft()
         while self._outgoing:
             to, message = self._outgoing.popleft()
             frame = encode(message)
-            if to is not None:
-                self._send(to, frame)
-                continue
-            for peer in self._by_router.values():
-                if peer.wants_blocks:
-                    self._send(peer, frame)
+            for peer in [to] if to is not None else [each for each in self._peers if each.wants_blocks]:
+                self._send(peer, frame)
 
     def _send(self, peer: Peer, frame: bytes) -> None:
         if peer.is_lost:
@@ -288,10 +274,9 @@ class Mailbox:
 
     def _tell_idle(self) -> None:
         """Let routers know the load when no step says it."""
-        info, now = self.info, time.monotonic()
-        assert info is not None
+        info, now = self._info, time.monotonic()
         frame = None
-        for peer in list(self._by_router.values()):
+        for peer in list(self._peers):
             if now - peer.told_at >= LOAD_INTERVAL_S and not peer.backlog and peer.router_id:
                 frame = frame or encode(Outputs(info.worker_id, info.incarnation, [], self.load))
                 self._try_send(peer, frame)
@@ -299,7 +284,7 @@ class Mailbox:
 
     def _forget_silent(self) -> None:
         now = time.monotonic()
-        for peer in list(self._by_router.values()):
+        for peer in list(self._peers):
             if now - peer.heard_at > ROUTER_SILENCE_S:
                 self._lose(peer, "it is silent")
 
@@ -309,7 +294,7 @@ class Mailbox:
         peer.is_lost = True
         peer.backlog.clear()
         self._by_identity.pop(peer.identity, None)
-        self._by_router.pop(peer.router_id or f"?{peer.identity.hex()}", None)
+        self._peers.remove(peer)
         log.warning("router_lost", router_id=peer.router_id, reason=reason)
         self._arrived.append(PeerLost(peer))
         self._wakes_loop.set()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
+from baton.config import EngineConfig
 from baton.messages import Blocks, Leg, Load, WorkerInfo
+from baton.worker.settings import WorkerConfig
 
 
 class Stats(msgspec.Struct, tag="stats", kw_only=True):
@@ -56,12 +56,10 @@ class Assignment(msgspec.Struct, kw_only=True):
     worker_id: str
     legs: list[Leg]
     model_name: str
-    http: str
-    engine: dict[str, Any]
-    """Fields of `EngineConfig`."""
-    worker: dict[str, Any]
-    """Fields of `WorkerConfig`."""
-    log_level: str = "info"
+    engine: EngineConfig
+    worker: WorkerConfig
+    http: str = ""
+    """Base address of the face, which it fills in once it has its port."""
 
 
 class Drain(msgspec.Struct, tag="drain"):
