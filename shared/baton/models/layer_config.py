@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from baton.errors import ModelLoadError
 from baton.models.fields import FIX_CONFIG, Fields
-from baton.models.rope_config import longest_context, read_rope
+from baton.models.rope_config import read_rope
 from baton.models.spec import AttentionSpec, LayerSpec, MLPSpec, ModelSpec
 
 
@@ -83,7 +83,7 @@ def read_rotary(
         layers=tuple(
             LayerSpec(replace(attention, window=window), mlp) for window in windows or (attention.window,) * num_layers
         ),
-        max_model_len=longest_context(attention.rope, fields.integer("max_position_embeddings")),
+        max_model_len=attention.rope.max_len,
         norm_eps=fields.number("rms_norm_eps", eps),
         tie_word_embeddings=fields.flag("tie_word_embeddings", tied),
         initializer_range=fields.number("initializer_range", 0.02),

@@ -13,23 +13,14 @@ from baton.models.linear import WeightForm
 
 @dataclass(frozen=True, slots=True)
 class RopeSpec:
-    """How positions turn queries and keys; a field that a kind does not use keeps its default."""
+    """How positions turn queries and keys."""
 
-    kind: str
-    theta: float
     dim: int  # the rotated part of head_dim
-    factor: float = 1.0
-    original_max_len: int = 0  # the context before scaling
-    attention_factor: float | None = None
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    mscale: float = 0.0
-    mscale_all_dim: float = 0.0
-    truncate: bool = True
-    short_factor: tuple[float, ...] = ()
-    long_factor: tuple[float, ...] = ()
+    max_len: int  # the longest context that it is made for
+    frequencies: tuple[float, ...]  # of each pair of dimensions, in radians a position
+    scale: float = 1.0  # of cosines and sines, which keeps attention sharp in long contexts
+    long_frequencies: tuple[float, ...] = ()  # LongRoPE's, for every position of a context beyond the original
+    original_max_len: int = 0
 
 
 @dataclass(frozen=True, slots=True)
