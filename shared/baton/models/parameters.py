@@ -6,6 +6,7 @@ checkpoint and to count bytes before memory is taken, and then for real.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -93,14 +94,7 @@ class Parameters:
         self.fills: list[tuple[Tensor, Fill]] = []  # each parameter once, with its dummy value
         self._linears: list[Linear] = []
         self._rotations: dict[RopeSpec, Tensor] = {}
-        self._nbytes: int | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes on the device, of all parameters and tables of rotations."""
-        if self._nbytes is not None:
-            return self._nbytes
-        return sum(tensor.nbytes for tensor in (*(tensor for tensor, _ in self.fills), *self._rotations.values()))
+        self.nbytes = 0  # on the device, of all parameters and tables of rotations
 
     def target(self, name: str) -> Target:
         """Where a tensor of the checkpoint goes; one that repeats a tied tensor goes where that one does."""
@@ -110,26 +104,20 @@ class Parameters:
         """Take memory for a parameter; its values are undefined until the weights are loaded."""
         tensor = torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
         self.fills.append((tensor, fill))
+        self.nbytes += tensor.nbytes
         return tensor
 
-    def table(self, name: str, rows: int, columns: int) -> Tensor:
-        """Make a table of vectors, [rows, columns], which may be the weight of the output layer as well."""
-        return self._whole(name, (rows, columns), "normal")
-
-    def vector(self, name: str, size: int, fill: Fill) -> Tensor:
-        """Make a vector."""
-        return self._whole(name, (size,), fill)
-
-    def _whole(self, name: str, shape: tuple[int, ...], fill: Fill) -> Tensor:
+    def tensor(self, name: str, *shape: int, fill: Fill = "normal") -> Tensor:
+        """Make a parameter that each rank has whole: a vector, or a table of vectors."""
         tensor = self.new(shape, fill)
-        columns = range(shape[1] if len(shape) > 1 else 1)
-        self.targets[name] = Target(shape, pieces=[Piece(tensor, range(shape[0]), columns)])
+        self.targets[name] = Target(shape, pieces=[Piece(tensor, range(shape[0]), range(math.prod(shape[1:])))])
         return tensor
 
     def rotations(self, rope: RopeSpec, num_positions: int) -> Tensor:
         """Make the table of rotations, once for all layers that turn alike."""
         if rope not in self._rotations:
             self._rotations[rope] = rope_table(rope, num_positions, self.device)
+            self.nbytes += self._rotations[rope].nbytes
         return self._rotations[rope]
 
     def linear(
@@ -218,7 +206,6 @@ class Parameters:
 
         One layer at a time, and the places in the checkpoint are forgotten first, so that no weight is kept twice.
         """
-        self._nbytes = self.nbytes
         self.targets.clear()
         self.fills.clear()
         for layer in self._linears:

@@ -81,10 +81,8 @@ class ModelSpec:
     own: object = None  # what only the family's file reads, in a class of that file
 
     family: str = ""
-    architecture: str = ""
     dtype: str = "float32"  # of the checkpoint
     eos_token_ids: tuple[int, ...] = ()
-    bos_token_id: int | None = None
 
     @property
     def num_layers(self) -> int:
@@ -127,8 +125,3 @@ class ModelSpec:
             for layer, window in zip(self.layers, self.windows_within(max_model_len), strict=True)
         )
         return replace(self, max_model_len=max_model_len, layers=tuple(layers))
-
-    def block_nbytes(self, block_size: int, itemsize: int) -> int:
-        """The size of one KV block, all layers of it."""
-        widths = (layer.attention.kv_size for layer in self.layers)
-        return sum(2 * block_size * width * itemsize for width in widths)
