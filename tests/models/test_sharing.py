@@ -48,13 +48,12 @@ def test_two_ranks_hold_the_two_halves_of_every_divided_tensor(family: str, tiny
     ranks = [load_rank(folder, Share(rank, 2)).targets for rank in (0, 1)]
     divided = 0
     for name, tensor in stored_tensors(folder, ranks[0]).items():
-        matrix = tensor.view(len(tensor), -1)
-        times_held = torch.zeros_like(matrix)
+        times_held = torch.zeros_like(tensor)
         for targets in ranks:
             assert targets[name].shape == tensor.shape
             for piece in targets[name].pieces:
-                box = (slice(piece.rows.start, piece.rows.stop), slice(piece.columns.start, piece.columns.stop))
-                assert torch.equal(piece.tensor, matrix[box].reshape(piece.tensor.shape))
+                box = tuple(slice(of.start, of.stop) for of in piece.box)
+                assert torch.equal(piece.tensor, tensor[box])
                 times_held[box] += 1
         assert times_held.unique().tolist() in ([1.0], [2.0])  # once, or whole on each rank
         divided += bool(times_held.max() == 1)

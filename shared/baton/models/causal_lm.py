@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from baton.models.linear import Linear
@@ -29,6 +28,8 @@ class CausalLM(ABC):
         self.spec = spec
         self.own: Any = spec.own  # a family that has something of its own says its type
         self.parameters = parameters
+        self.dtype = parameters.dtype
+        self.device = parameters.device
 
     @abstractmethod
     def forward(self, step: Step) -> Tensor:
@@ -41,14 +42,6 @@ class CausalLM(ABC):
     def logits(self, hidden: Tensor) -> Tensor:
         """Compute the logits of some rows of `forward`, [rows, vocab_size] fp32."""
         return self.lm_head.in_fp32(hidden)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.parameters.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.parameters.device
 
     @property
     def nbytes(self) -> int:

@@ -28,9 +28,12 @@ def read_spec(folder: Path | str) -> ModelSpec:
         ModelLoadError: no such folder, no or damaged config.json, or a model that Baton does not run.
     """
     folder = Path(folder)
-    raw = read_json(folder / "config.json", missing=_wrong_folder(folder))
+    if not (folder / "config.json").is_file():
+        raise ModelLoadError(_wrong_folder(folder))
     generation = folder / "generation_config.json"
-    return make_spec(raw, read_json(generation) if generation.is_file() else {}, source=str(folder))
+    return make_spec(
+        read_json(folder / "config.json"), read_json(generation) if generation.is_file() else {}, source=str(folder)
+    )
 
 
 def make_spec(raw: Mapping[str, Any], generation: Mapping[str, Any] | None = None, source: str = "config") -> ModelSpec:

@@ -6,9 +6,8 @@ checkpoint and to count bytes before memory is taken, and then for real.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -50,14 +49,10 @@ Split = Literal["out", "in"] | None
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A parameter, or a part of one, and the part of a stored tensor that goes there.
-
-    The stored tensor is seen as a matrix, [first dimension, all others].
-    """
+    """A parameter, or a part of one, and the part of a stored tensor that goes there."""
 
     tensor: Tensor
-    rows: range
-    columns: range
+    box: tuple[range, ...]  # in each dimension of the stored tensor
 
 
 @dataclass(slots=True)
@@ -110,7 +105,7 @@ class Parameters:
     def tensor(self, name: str, *shape: int, fill: Fill = "normal") -> Tensor:
         """Make a parameter that each rank has whole: a vector, or a table of vectors."""
         tensor = self.new(shape, fill)
-        self.targets[name] = Target(shape, pieces=[Piece(tensor, range(shape[0]), range(math.prod(shape[1:])))])
+        self.targets[name] = Target(shape, pieces=[Piece(tensor, tuple(map(range, shape)))])
         return tensor
 
     def rotations(self, rope: RopeSpec, num_positions: int) -> Tensor:
@@ -166,36 +161,31 @@ class Parameters:
 
     def _join(self, modules: Sequence[str], stored: Sequence[Stored], split: Split) -> Tensor:
         """Make the parameter that one tensor of each part goes to, and note which bytes go where."""
-        first, dim = stored[0], stored[0].out_dim
+        parts, first, dim = list(zip(modules, stored, strict=True)), stored[0], stored[0].out_dim
+        if dim is None:  # stacked; a fused module has one tensor
+            parts = list(dict(parts).items())
+        boxes = [self._box(module, part, split) for module, part in parts]
+        shape = [len(lengths) for lengths in boxes[0]]
         if dim is None:
-            return self._stack(dict(zip(modules, stored, strict=True)), split)
-        boxes = [self._box(module, part, split) for module, part in zip(modules, stored, strict=True)]
-        lengths = [len(box[dim]) for box in boxes]
-        others = [len(boxes[0][at]) for at in range(len(first.shape)) if at != dim]
-        tensor = self.new((sum(lengths), *others), first.fill, first.dtype)
-        for module, part, box, rows in zip(modules, stored, boxes, torch.split(tensor, lengths), strict=True):
+            tensor = self.new((len(parts), *shape), first.fill, first.dtype)
+            places = list(tensor)
+        else:
+            num_rows = [len(box[dim]) for box in boxes]
+            rows = self.new((sum(num_rows), *shape[:dim], *shape[dim + 1 :]), first.fill, first.dtype)
+            tensor = rows.movedim(0, dim)
+            places = [place.movedim(0, dim) for place in torch.split(rows, num_rows)]
+        for (module, part), box, place in zip(parts, boxes, places, strict=True):
             target = self.targets.setdefault(f"{module}.{part.suffix}", Target(part.shape, part.dtype))
-            if target.pieces:  # of a fused module: this part lies behind the others
-                begin, shape = target.shape[dim], list(target.shape)
+            if target.pieces and dim is not None:  # of a fused module: this part lies behind the others
+                begin = target.shape[dim]
                 box[dim] = range(begin + box[dim].start, begin + box[dim].stop)
-                shape[dim] += part.shape[dim]
-                target.shape = tuple(shape)
-            target.pieces.append(Piece(rows.movedim(0, dim), *box))
-        return tensor.movedim(0, dim)
-
-    def _stack(self, modules: Mapping[str, Stored], split: Split) -> Tensor:
-        """Make the parameter that one tensor of each module goes to, [modules, *shape]."""
-        boxes = [self._box(module, part, split) for module, part in modules.items()]
-        first = next(iter(modules.values()))
-        tensor = self.new((len(boxes), *map(len, boxes[0][: len(first.shape)])), first.fill, first.dtype)
-        for (module, part), box, row in zip(modules.items(), boxes, tensor, strict=True):
-            piece = Piece(row if part.shape else row[None], *box)
-            self.targets[f"{module}.{part.suffix}"] = Target(part.shape, part.dtype, [piece])
+                target.shape = (*part.shape[:dim], begin + part.shape[dim], *part.shape[dim + 1 :])
+            target.pieces.append(Piece(place, tuple(box)))
         return tensor
 
     def _box(self, module: str, part: Stored, split: Split) -> list[range]:
-        """The rows and columns of a part that this rank holds."""
-        box = [range(length) for length in (*part.shape, 1, 1)[:2]]
+        """The part of a stored tensor that this rank holds, a range in each dimension."""
+        box = [range(length) for length in part.shape]
         divided = part.out_dim if split == "out" else part.in_dim if split == "in" else None
         if divided is not None:
             box[divided] = self.share.of(part.shape[divided], f"{module}.{part.suffix}: {split}puts")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from baton.errors import ModelLoadError
 from baton.models.dense import DENSE
 from baton.models.linear import WeightForm
 
@@ -78,7 +79,7 @@ class ModelSpec:
     initializer_range: float = 0.02
     num_positions: int = 0  # rows of the table of learned positions
     weight_form: WeightForm = DENSE  # of the layers' weights
-    own: object = None  # what only the family's file reads, in a class of that file
+    own: object = None  # what only the family's file reads
 
     family: str = ""
     dtype: str = "float32"  # of the checkpoint
@@ -118,8 +119,19 @@ class ModelSpec:
         """
         return tuple(None if window is None or window >= max_model_len else window for window in self.windows)
 
-    def within(self, max_model_len: int) -> ModelSpec:
-        """The same model for contexts up to this length."""
+    def within(self, max_model_len: int | None) -> ModelSpec:
+        """The same model for contexts up to this length; None: the longest.
+
+        Raises:
+            ModelLoadError: the model is not made for contexts of this length.
+        """
+        if max_model_len is None:
+            max_model_len = self.max_model_len
+        if not 1 <= max_model_len <= self.max_model_len:
+            raise ModelLoadError(
+                f"max_model_len={max_model_len} is not from 1 to {self.max_model_len}, the longest context that "
+                "config.json allows (max_position_embeddings, with its rope scaling). Give a smaller one, or none."
+            )
         layers = (
             replace(layer, attention=replace(layer.attention, window=window))
             for layer, window in zip(self.layers, self.windows_within(max_model_len), strict=True)

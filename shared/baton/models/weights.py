@@ -19,6 +19,7 @@ from baton.models.parameters import Parameters, Piece, Target
 PREFIXES = ("model.decoder.", "decoder.", "model.", "transformer.")
 # Buffers that old versions of transformers saved: frequencies of rotary embeddings, GPT-2's causal masks.
 IGNORED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)$")
+OTHER_MODEL = "Weights and config.json belong to different models: fetch both from one revision."
 # For a GPU long enough to hide the latency of a copy; for a CPU short enough that a transposed copy stays in
 # the cache (2 GB/s, where whole matrices reach 0.5).
 CHUNK_NBYTES = {"cuda": 32 << 20, "cpu": 1 << 20}
@@ -61,8 +62,7 @@ def match(parameters: Parameters, entries: Mapping[str, TensorEntry], source: st
     _refuse_missing(sorted(parameters.targets.keys() - found.keys()), source)
     if strange:
         raise ModelLoadError(
-            f"{source}: the checkpoint has {_count(strange)} that config.json does not describe: {_some(strange)}. "
-            "Weights and config.json belong to different models: fetch both from one revision."
+            f"{source}: the checkpoint has {_listed(strange)}, which config.json does not describe. {OTHER_MODEL}"
         )
     for name, entry in found.items():
         _check(entry, parameters.target(name))
@@ -73,19 +73,19 @@ def _check(entry: TensorEntry, target: Target) -> None:
     if entry.shape != target.shape:
         raise ModelLoadError(
             f"{entry.file}: tensor {entry.name!r} has shape {list(entry.shape)}, and config.json makes it "
-            f"{list(target.shape)}. Weights and config.json belong to different models: fetch both from one revision."
+            f"{list(target.shape)}. {OTHER_MODEL}"
         )
     if entry.dtype not in (FLOATS.values() if target.dtype is None else (target.dtype,)):
         wanted = "a float" if target.dtype is None else str(target.dtype)
         raise ModelLoadError(
             f"{entry.file}: tensor {entry.name!r} has dtype {entry.dtype}, and config.json makes it {wanted}. "
-            "Weights and config.json belong to different models: fetch both from one revision."
+            f"{OTHER_MODEL}"
         )
 
 
 def _model_name(name: str, known: Container[str]) -> str | None:
     """Strip the prefix that a version of the checkpoint puts before the model's own names."""
-    candidates = [name] + [name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)]
+    candidates = (name.removeprefix(prefix) for prefix in ("", *PREFIXES))
     return next((candidate for candidate in candidates if candidate in known), None)
 
 
@@ -97,17 +97,14 @@ def _refuse_missing(missing: list[str], source: str) -> None:
         )
     if missing:
         raise ModelLoadError(
-            f"{source}: the checkpoint lacks {_count(missing)} of the model that config.json describes: "
-            f"{_some(missing)}. Fetch the checkpoint again, weights and config.json of one revision."
+            f"{source}: the checkpoint lacks {_listed(missing)}, which config.json describes. Fetch the checkpoint again, "
+            "weights and config.json of one revision."
         )
 
 
-def _count(names: list[str]) -> str:
-    return f"{len(names)} tensor{'s' if len(names) > 1 else ''}"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({shown})"
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -167,11 +164,10 @@ def chunks(stored: Tensor, piece: Piece) -> Iterator[tuple[Tensor, Tensor]]:
 
     On the way to a GPU they lie in pinned memory, so that reading overlaps copying, and are cast there.
     """
-    matrix = stored.reshape(*(stored.shape[:1] or (1,)), -1)
-    part = matrix[piece.rows.start : piece.rows.stop, piece.columns.start : piece.columns.stop]
-    step = max(1, CHUNK_NBYTES[piece.tensor.device.type] // (part.shape[1] * part.itemsize))
-    for rows, target in zip(torch.split(part, step), torch.split(piece.tensor, step), strict=True):
-        rows = rows.reshape(target.shape)
+    part = stored[tuple(slice(of.start, of.stop) for of in piece.box)]
+    part = part if part.dim() else part[None]
+    step = max(1, CHUNK_NBYTES[piece.tensor.device.type] // part[0].nbytes)
+    for rows, target in zip(torch.split(part, step), torch.split(piece.tensor.view_as(part), step), strict=True):
         if target.is_cuda:
             rows = rows.contiguous().pin_memory().to(target.device, non_blocking=True)
         yield rows, target
