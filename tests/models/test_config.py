@@ -109,9 +109,8 @@ def test_llama_3_1_as_transformers_4_wrote_it() -> None:
     assert (spec.family, spec.num_layers, spec.num_kv_heads, spec.head_dim) == ("llama", 32, 8, 128)
     assert (spec.dtype, spec.max_model_len, spec.eos_token_ids) == ("bfloat16", 131072, (128001, 128008, 128009))
     assert spec.rope is not None
-    assert (spec.rope.kind, spec.rope.theta, spec.rope.factor) == ("llama3", 500000.0, 8.0)
-    assert spec.rope.original_max_len == 8192
-    assert spec.block_nbytes(16, 2) == 2 * 2**20
+    assert spec.rope.frequencies[:2] == pytest.approx((1, 500000.0 ** (-1 / 64)))
+    assert spec.rope.frequencies[-1] == pytest.approx(500000.0 ** (-63 / 64) / 8)
 
 
 def test_the_same_config_as_transformers_5_writes_it_gives_the_same_spec() -> None:
@@ -138,7 +137,8 @@ def test_yarn_reaches_beyond_max_position_embeddings() -> None:
 def test_phi_3_of_the_hub_is_read_though_it_names_its_old_code() -> None:
     spec = make_spec(PHI_3_MINI_128K)
     assert spec.rope is not None
-    assert (spec.rope.kind, spec.rope.factor, spec.rope.original_max_len) == ("longrope", 32.0, 4096)
+    assert (spec.rope.frequencies[0], spec.rope.long_frequencies[0]) == pytest.approx((1, 1 / 1.5))
+    assert (spec.rope.scale, spec.rope.original_max_len) == pytest.approx(((1 + 5 / 12) ** 0.5, 4096))
     assert spec.windows == (262144,) * 32
 
 
@@ -157,7 +157,7 @@ def test_an_unknown_architecture_is_refused_with_those_that_are_known(architectu
 
 def test_model_type_serves_where_no_architecture_is_named() -> None:
     raw = {name: value for name, value in LLAMA.items() if name != "architectures"}
-    assert make_spec(raw).architecture == "LlamaForCausalLM"
+    assert make_spec(raw).family == "llama"
     assert "model_type='mamba'" in refusal(architectures=..., model_type="mamba")
 
 

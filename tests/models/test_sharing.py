@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -13,14 +12,13 @@ from tests.tiny_models import FAMILIES
 from torch import Tensor
 
 from baton.errors import ModelLoadError
-from baton.models import reading
-from baton.models.checkpoint import SINGLE, read_entries
+from baton.models import weights
+from baton.models.checkpoint import SINGLE, open_weights, read_entries
 from baton.models.config import read_spec
 from baton.models.families import BY_NAME
 from baton.models.ops import FASTEST
 from baton.models.parameters import Parameters, Share, Target
-from baton.models.reading import TensorReader
-from baton.models.weights import PREFIXES, load_weights, match
+from baton.models.weights import PREFIXES, chunks, load_weights, match
 
 Checkpoint = Callable[[str], Path]
 CPU = torch.device("cpu")
@@ -50,25 +48,24 @@ def test_two_ranks_hold_the_two_halves_of_every_divided_tensor(family: str, tiny
     ranks = [load_rank(folder, Share(rank, 2)).targets for rank in (0, 1)]
     divided = 0
     for name, tensor in stored_tensors(folder, ranks[0]).items():
-        matrix = tensor.view(len(tensor), -1)
-        times_held = torch.zeros_like(matrix)
+        times_held = torch.zeros_like(tensor)
         for targets in ranks:
             assert targets[name].shape == tensor.shape
             for piece in targets[name].pieces:
-                box = (slice(piece.rows.start, piece.rows.stop), slice(piece.columns.start, piece.columns.stop))
-                assert torch.equal(piece.tensor, matrix[box].reshape(piece.tensor.shape))
+                box = tuple(slice(of.start, of.stop) for of in piece.box)
+                assert torch.equal(piece.tensor, tensor[box])
                 times_held[box] += 1
         assert times_held.unique().tolist() in ([1.0], [2.0])  # once, or whole on each rank
         divided += bool(times_held.max() == 1)
     assert divided >= 3 * 4  # of each layer
 
 
-@pytest.mark.parametrize("staging_nbytes", [100, 1 << 20])
+@pytest.mark.parametrize("chunk_nbytes", [100, 1 << 20])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_shares_multiply_to_the_whole_product(
-    staging_nbytes: int, dtype: torch.dtype, tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+    chunk_nbytes: int, dtype: torch.dtype, tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(reading.STAGING_NBYTES, "cpu", staging_nbytes)
+    monkeypatch.setitem(weights.CHUNK_NBYTES, "cpu", chunk_nbytes)
     folder = tiny_checkpoint("llama-biases")
     x, wide = torch.randn(5, 64).to(dtype), torch.randn(5, 96).to(dtype)
 
@@ -92,28 +89,24 @@ def test_the_shares_multiply_to_the_whole_product(
     torch.testing.assert_close(sum(down for _, down in ranks), whole_down, rtol=tolerance, atol=tolerance)
 
 
-class CountingFile(io.FileIO):
-    """A file that counts the bytes read from it."""
-
-    num_read = 0
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        count = super().readinto(buffer)
-        self.num_read += count or 0
-        return count or 0
-
-
 @pytest.mark.parametrize(("split", "part"), [("out", 2), ("in", 2), (None, 1)])
 def test_only_the_bytes_of_a_share_are_read(split, part: int, tiny_checkpoint: Checkpoint) -> None:
     folder = tiny_checkpoint("llama")
     parameters = Parameters(torch.float32, CPU, share=Share(1, 2))
     parameters.linear([("layers.0.mlp.down_proj", 64)], 96, split=split)
     entry = read_entries(folder)["model.layers.0.mlp.down_proj.weight"]
-    reported: list[int] = []
-    with CountingFile(folder / SINGLE) as stream:
-        for piece in parameters.targets["layers.0.mlp.down_proj.weight"].pieces:
-            TensorReader(CPU, reported.append).read(stream, entry, piece)
-        assert stream.num_read == sum(reported) == entry.nbytes // part
+    (piece,) = parameters.targets["layers.0.mlp.down_proj.weight"].pieces
+    with open_weights(folder / SINGLE) as opened:
+        parts = [rows for rows, _ in chunks(opened.get_tensor(entry.name), piece)]
+        assert sum(rows.nbytes for rows in parts) == entry.nbytes // part
+        assert all(rows.data_ptr() in file_in_memory(folder / SINGLE) for rows in parts)  # nothing was copied before
+
+
+def file_in_memory(file: Path) -> range:
+    """The addresses where a file is mapped."""
+    line = next(line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(file)))
+    begin, end = (int(address, 16) for address in line.split()[0].split("-"))
+    return range(begin, end)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from baton.models.linear import Linear
 from baton.models.parameters import Parameters
 from baton.models.spec import ModelSpec
 from baton.models.step import Step
@@ -22,10 +22,14 @@ class CausalLM(ABC):
         spec: for the context that is served (`ModelSpec.within`).
     """
 
+    lm_head: Linear
+
     def __init__(self, spec: ModelSpec, parameters: Parameters) -> None:
         self.spec = spec
         self.own: Any = spec.own  # a family that has something of its own says its type
         self.parameters = parameters
+        self.dtype = parameters.dtype
+        self.device = parameters.device
 
     @abstractmethod
     def forward(self, step: Step) -> Tensor:
@@ -35,17 +39,9 @@ class CausalLM(ABC):
             [tokens, hidden_size], after the final norm.
         """
 
-    @abstractmethod
     def logits(self, hidden: Tensor) -> Tensor:
         """Compute the logits of some rows of `forward`, [rows, vocab_size] fp32."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.parameters.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.parameters.device
+        return self.lm_head.in_fp32(hidden)
 
     @property
     def nbytes(self) -> int:

@@ -1,22 +1,21 @@
 """The weight files of a checkpoint: which they are, which tensors they hold, and whether they are whole.
 
-A safetensors file is 8 bytes of header length (little-endian), a JSON header {name: {dtype, shape,
-data_offsets}}, and the tensors' bytes without gaps (https://github.com/huggingface/safetensors#format). So
-every length can be checked before a byte of a tensor is read: a truncated download, a Git LFS pointer or a
-missing shard is found here. Knows no model.
+A truncated download, a Git LFS pointer or a missing shard is found here, before a byte of a tensor is read. Knows no
+model.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from baton.errors import ModelLoadError
 from baton.models.fields import read_json
@@ -24,7 +23,6 @@ from baton.models.fields import read_json
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 DTYPES = dict(FLOATS)
 """By safetensors' name; a form of quantized weights adds what it stores."""
-MAX_HEADER_NBYTES = 100_000_000  # the limit of the safetensors library
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
@@ -33,14 +31,43 @@ FETCH_AGAIN = "Delete the file and fetch the checkpoint again."
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """Where the bytes of one tensor lie."""
+    """One tensor of a file."""
 
     name: str
     file: Path
     dtype: torch.dtype
     shape: tuple[int, ...]
-    offset: int  # from the start of the file
-    nbytes: int
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@contextmanager
+def open_weights(file: Path) -> Iterator[Any]:
+    """Map a safetensors file into memory, as `safe_open`; a part of a tensor is read when it is used.
+
+    The library refuses a file whose tensors do not fill it exactly. One that is cut while it is mapped ends the process
+    (SIGBUS), as in every loader that maps files.
+
+    Raises:
+        ModelLoadError: the file is not whole or cannot be read.
+    """
+    try:
+        with safe_open(file, "pt") as weights:
+            yield weights
+    except OSError as error:
+        raise ModelLoadError(f"{file} cannot be read: {error}.") from None
+    except SafetensorError as error:
+        with file.open("rb") as stream:
+            if stream.read(7) == b"version":
+                raise ModelLoadError(
+                    f"{file} is a Git LFS pointer, not the weights themselves. Run `git lfs pull` in its folder."
+                ) from None
+        raise ModelLoadError(
+            f"{file} is truncated or damaged; of its {file.stat().st_size} bytes safetensors says: {error}. "
+            f"{FETCH_AGAIN}"
+        ) from None
 
 
 def read_entries(folder: Path) -> dict[str, TensorEntry]:
@@ -52,7 +79,7 @@ def read_entries(folder: Path) -> dict[str, TensorEntry]:
     files, weight_map = find_weights(folder)
     entries: dict[str, TensorEntry] = {}
     for file in files:
-        for entry in read_header(file):
+        for entry in _read_file(file):
             if entry.name in entries:
                 raise ModelLoadError(
                     f"{file}: tensor {entry.name!r} is also in {entries[entry.name].file.name}. {FETCH_AGAIN}"
@@ -64,6 +91,20 @@ def read_entries(folder: Path) -> dict[str, TensorEntry]:
                 f"{folder / INDEX} says that {name!r} is in {file_name}, and it is not. The files are of different "
                 "versions: fetch the checkpoint again, all files of one revision."
             )
+    return entries
+
+
+def _read_file(file: Path) -> list[TensorEntry]:
+    entries = []
+    with open_weights(file) as weights:
+        for name in weights.offset_keys():
+            tensor = weights.get_slice(name)
+            if tensor.get_dtype() not in DTYPES:
+                raise ModelLoadError(
+                    f"{file}: tensor {name!r} has dtype {tensor.get_dtype()}; Baton loads {', '.join(DTYPES)}. "
+                    "Take the unquantized checkpoint of this model."
+                )
+            entries.append(TensorEntry(name, file, DTYPES[tensor.get_dtype()], tuple(tensor.get_shape())))
     return entries
 
 
@@ -108,9 +149,9 @@ def read_weight_map(index: Path) -> dict[str, str]:
 
 def _check_shard_names(folder: Path, files: list[Path]) -> None:
     """Without an index, the names of several files must say themselves that none is missing."""
-    if len(files) == 1 and not re.search(r"-\d+-of-\d+\.safetensors$", files[0].name):
-        return
     shards = [re.search(r"-(\d+)-of-(\d+)\.safetensors$", file.name) for file in files]
+    if shards == [None]:
+        return
     totals = {int(shard[2]) for shard in shards if shard}
     if None in shards or len(totals) != 1:
         raise ModelLoadError(
@@ -145,85 +186,3 @@ def no_safetensors(source: str, pickled: list[str]) -> str:
         "AutoModelForCausalLM.from_pretrained(model).save_pretrained(folder); or take a revision that has safetensors "
         "(often refs/pr/N on the hub)."
     )
-
-
-# ------------------------------------------------------------------------------------------------------------
-# One file
-
-
-def read_header(file: Path) -> list[TensorEntry]:
-    """Read and check the header of one safetensors file; entries come in the order of their bytes."""
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            header, data_start = parse_header(stream, file)
-    except OSError as error:
-        raise ModelLoadError(f"{file} cannot be read: {error.strerror}.") from None
-    try:
-        entries = [_parse_entry(file, name, value, data_start) for name, value in header.items()]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(file, error) from None
-    entries.sort(key=lambda entry: entry.offset)
-    _check_layout(file, entries, size, data_start)
-    return entries
-
-
-def parse_header(stream: BinaryIO, file: Path) -> tuple[dict[str, Any], int]:
-    """Read what a file says of its tensors, {name: {dtype, shape, data_offsets}}, and where their bytes start."""
-    size = file.stat().st_size
-    start = stream.read(8)
-    header_nbytes = int.from_bytes(start, "little")
-    if start.startswith(b"version"):
-        raise ModelLoadError(
-            f"{file} is a Git LFS pointer, not the weights themselves. Run `git lfs pull` in its folder."
-        )
-    if len(start) < 8 or not 2 <= header_nbytes <= min(MAX_HEADER_NBYTES, size - 8):
-        raise ModelLoadError(
-            f"{file} is not a whole safetensors file: of its {size} bytes a header of {header_nbytes} is announced. "
-            f"{FETCH_AGAIN}"
-        )
-    try:
-        header: dict[str, Any] = json.loads(stream.read(header_nbytes))
-        header.pop("__metadata__", None)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise _damaged(file, error) from None
-    return header, 8 + header_nbytes
-
-
-def _damaged(file: Path, error: Exception) -> ModelLoadError:
-    return ModelLoadError(f"{file}: the safetensors header is damaged ({error}). {FETCH_AGAIN}")
-
-
-def _parse_entry(file: Path, name: str, value: Mapping[str, Any], data_start: int) -> TensorEntry:
-    if value["dtype"] not in DTYPES:
-        raise ModelLoadError(
-            f"{file}: tensor {name!r} has dtype {value['dtype']}; Baton loads {', '.join(DTYPES)}. "
-            "Take the unquantized checkpoint of this model."
-        )
-    dtype = DTYPES[value["dtype"]]
-    shape = tuple(int(length) for length in value["shape"])
-    begin, end = (int(offset) for offset in value["data_offsets"])
-    expected = math.prod(shape) * dtype.itemsize
-    if min(shape, default=0) < 0 or end - begin != expected:
-        raise ModelLoadError(
-            f"{file}: tensor {name!r} of shape {list(shape)} and dtype {value['dtype']} needs {expected} bytes, and the "
-            f"header gives it {end - begin}. {FETCH_AGAIN}"
-        )
-    return TensorEntry(name, file, dtype, shape, data_start + begin, expected)
-
-
-def _check_layout(file: Path, entries: list[TensorEntry], size: int, data_start: int) -> None:
-    """Check that the tensors fill the file exactly, without gap or overlap."""
-    end = data_start
-    for entry in entries:
-        if entry.offset != end:
-            raise ModelLoadError(
-                f"{file}: tensor {entry.name!r} starts at byte {entry.offset}, and the one before it ends at {end}. "
-                f"{FETCH_AGAIN}"
-            )
-        end += entry.nbytes
-    if size != end:
-        raise ModelLoadError(
-            f"{file} has {size} bytes, and its header describes {end}: it is "
-            f"{'truncated' if size < end else 'longer than its tensors'}. {FETCH_AGAIN}"
-        )

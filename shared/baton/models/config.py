@@ -28,14 +28,17 @@ def read_spec(folder: Path | str) -> ModelSpec:
         ModelLoadError: no such folder, no or damaged config.json, or a model that Baton does not run.
     """
     folder = Path(folder)
-    raw = read_json(folder / "config.json", missing=_wrong_folder(folder))
+    if not (folder / "config.json").is_file():
+        raise ModelLoadError(_wrong_folder(folder))
     generation = folder / "generation_config.json"
-    return make_spec(raw, read_json(generation) if generation.is_file() else {}, source=str(folder))
+    return make_spec(
+        read_json(folder / "config.json"), read_json(generation) if generation.is_file() else {}, source=str(folder)
+    )
 
 
 def make_spec(raw: Mapping[str, Any], generation: Mapping[str, Any] | None = None, source: str = "config") -> ModelSpec:
     """Make the spec from the contents of config.json and generation_config.json."""
-    family, architecture = _family(raw, source)
+    family = _family(raw, source)
     fields = Fields(raw, source)
     _refuse_remote_code(fields, family)
     quantized = read_weight_form(fields)
@@ -44,10 +47,8 @@ def make_spec(raw: Mapping[str, Any], generation: Mapping[str, Any] | None = Non
         spec,
         weight_form=quantized or spec.weight_form,
         family=family.name,
-        architecture=architecture,
         dtype=fields.dtype(),
         eos_token_ids=_eos_token_ids(fields, generation or {}, family),
-        bos_token_id=fields.optional_integer("bos_token_id", minimum=0),
     )
 
 
@@ -64,15 +65,14 @@ def _wrong_folder(folder: Path) -> str:
     return f"model={str(folder)!r} has no config.json; it holds {shown}. Give the folder that has config.json."
 
 
-def _family(raw: Mapping[str, Any], source: str) -> tuple[Family, str]:
-    """Find family and architecture; an architecture is believed before model_type."""
+def _family(raw: Mapping[str, Any], source: str) -> Family:
+    """Find the family; an architecture is believed before model_type."""
     known = ", ".join(BY_ARCHITECTURE)
     architectures = raw.get("architectures")
     if architectures is None or architectures == []:
         model_type = raw.get("model_type")
         if isinstance(model_type, str) and model_type in BY_NAME:
-            family = BY_NAME[model_type]
-            return family, family.architectures[0]
+            return BY_NAME[model_type]
         raise ModelLoadError(
             f"{source}: config.json names no architectures, and model_type={model_type!r} is none that Baton runs. "
             f"It runs {known}."
@@ -81,7 +81,7 @@ def _family(raw: Mapping[str, Any], source: str) -> tuple[Family, str]:
         raise ModelLoadError(f"{source}: architectures={architectures!r} is not a list of names. {FIX_CONFIG}")
     architecture = architectures[0]
     if architecture in BY_ARCHITECTURE:
-        return BY_ARCHITECTURE[architecture], architecture
+        return BY_ARCHITECTURE[architecture]
     remote = ""
     if raw.get("auto_map"):
         remote = f" It asks for code of its own (auto_map={raw['auto_map']!r}), which Baton never runs."

@@ -23,7 +23,7 @@ class DenseLinear(Linear):
         self._multiply = multiply
 
     def __call__(self, x: Tensor, step: Step | None = None) -> Tensor:
-        return self._multiply(x, self._weight, self._bias)
+        return self._multiply(x, self._weight, self._bias, None)
 
     def in_fp32(self, x: Tensor) -> Tensor:
         return self._multiply(x, self._weight, self._bias, torch.float32)

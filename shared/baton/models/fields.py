@@ -8,18 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from baton.errors import ModelLoadError
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FIX_CONFIG = "Correct config.json, or fetch the checkpoint again."
 
 
-def read_json(path: Path, missing: str = "") -> dict[str, Any]:
-    """Read a JSON object; `missing` is the message when there is no such file."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelLoadError(missing or f"{path} is missing. Fetch the checkpoint again.") from None
     except OSError as error:
         raise ModelLoadError(f"{path} cannot be read: {error.strerror}.") from None
     except ValueError as error:

@@ -22,13 +22,6 @@ from baton.models.spec import ModelSpec
 from baton.models.step import Step
 
 
-@dataclass(frozen=True, slots=True)
-class Gemma2Own:
-    """What only Gemma 2 has."""
-
-    final_soft_cap: float | None
-
-
 @dataclass(slots=True)
 class Gemma2Layer(LlamaLayer):
     """A layer with norms after its blocks too."""
@@ -41,7 +34,7 @@ class Gemma2(Llama):
     """A decoder of the Gemma 2 kind."""
 
     NORM_FILL: Fill = "zeros"
-    own: Gemma2Own
+    own: float | None  # soft cap of the logits
     layers: list[Gemma2Layer]  # type: ignore[assignment]
 
     def __init__(self, spec: ModelSpec, parameters: Parameters) -> None:
@@ -71,7 +64,7 @@ class Gemma2(Llama):
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
-        logits, cap = super().logits(hidden), self.own.final_soft_cap
+        logits, cap = super().logits(hidden), self.own
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
 
@@ -83,9 +76,9 @@ def read(fields: Fields) -> ModelSpec:
         scale=fields.number("query_pre_attn_scalar", 256.0) ** -0.5,
         soft_cap=_soft_cap(fields, "attn_logit_softcapping", 50.0),
     )
-    own = Gemma2Own(_soft_cap(fields, "final_logit_softcapping", 30.0))
+    final_cap = _soft_cap(fields, "final_logit_softcapping", 30.0)
     windows = read_windows(fields, lambda layer: layer % 2 == 0)
-    return read_rotary(fields, attention, read_mlp(fields, ("gelu_pytorch_tanh",)), windows, tied=True, own=own)
+    return read_rotary(fields, attention, read_mlp(fields, ("gelu_pytorch_tanh",)), windows, tied=True, own=final_cap)
 
 
 def _soft_cap(fields: Fields, name: str, default: float) -> float | None:

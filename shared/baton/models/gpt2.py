@@ -40,9 +40,9 @@ class GPT2(CausalLM):
 
     def __init__(self, spec: ModelSpec, parameters: Parameters) -> None:
         super().__init__(spec, parameters)
-        self.embedding = parameters.table("wte.weight", spec.vocab_size, spec.hidden_size)
+        self.embedding = parameters.tensor("wte.weight", spec.vocab_size, spec.hidden_size)
         # The checkpoint has as many positions as config.json says, however short the context that is served.
-        self.position_embedding = parameters.table("wpe.weight", spec.num_positions, spec.hidden_size)
+        self.position_embedding = parameters.tensor("wpe.weight", spec.num_positions, spec.hidden_size)
         self.layers = [GPT2Layer(parameters, spec, layer) for layer in range(spec.num_layers)]
         self.final_norm = LayerNorm(parameters, "ln_f", spec.hidden_size, spec.norm_eps)
         self.lm_head = output_layer(spec, parameters, self.embedding, "wte.weight")
@@ -52,9 +52,6 @@ class GPT2(CausalLM):
         for layer in self.layers:
             x = layer(x, step)  # [tokens, hidden_size]
         return self.final_norm(x)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        return self.lm_head.in_fp32(hidden)
 
 
 def read(fields: Fields) -> ModelSpec:

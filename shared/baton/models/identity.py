@@ -1,8 +1,8 @@
 """Say which weights a folder holds, the same on every host and different for different weights.
 
 KV is shared between workers, and found again in caches, under this name, so two fine-tunes of one model must never have
-the same. Reading all bytes would take as long as loading; so it covers config.json, each file's header (names, shapes,
-types, offsets) and size, and a spread sample of each tensor's bytes.
+the same. Reading all bytes would take as long as loading; so it covers config.json, and each tensor's name, type, shape
+and a spread sample of its bytes.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
+
+import torch
 
 from baton.errors import ModelLoadError
-from baton.models.checkpoint import parse_header
+from baton.models.checkpoint import open_weights
 
 SAMPLE_NBYTES = 512
 SAMPLES_PER_TENSOR = 4
@@ -37,24 +39,23 @@ def model_identity(folder: Path, *, dummy_seed: int | None = None) -> str:
             _add(digest, f"dummy {dummy_seed}".encode())
             return digest.hexdigest()
         for file in sorted(folder.glob("*.safetensors")):
-            with file.open("rb") as opened:
-                _add_file(digest, file, opened)
+            with open_weights(file) as weights:
+                _add_file(digest, weights)
     except (OSError, ValueError) as error:
         raise ModelLoadError(f"{folder}: the model cannot be identified: {error}") from None
     return digest.hexdigest()
 
 
-def _add_file(digest: blake2b, file: Path, opened: BinaryIO) -> None:
-    header, data_start = parse_header(opened, file)
-    tensors = sorted(header.items())
-    _add(digest, json.dumps(tensors).encode() + file.stat().st_size.to_bytes(8, "little"))
-    samples = SAMPLES_PER_TENSOR if len(tensors) * SAMPLES_PER_TENSOR <= MAX_SAMPLES else 1
-    for _name, tensor in tensors:
-        first, last = (data_start + int(offset) for offset in tensor["data_offsets"])
+def _add_file(digest: blake2b, weights: Any) -> None:
+    names = sorted(weights.keys())
+    samples = SAMPLES_PER_TENSOR if len(names) * SAMPLES_PER_TENSOR <= MAX_SAMPLES else 1
+    for name in names:
+        tensor = weights.get_tensor(name)
+        _add(digest, f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        content = tensor.reshape(-1).view(torch.uint8)
         for i in range(samples):
-            at = first + (last - first - SAMPLE_NBYTES) * i // max(1, samples - 1)
-            opened.seek(max(first, at))
-            _add(digest, opened.read(max(0, min(SAMPLE_NBYTES, last - opened.tell()))))
+            at = max(0, (len(content) - SAMPLE_NBYTES) * i // max(1, samples - 1))
+            _add(digest, content[at : at + SAMPLE_NBYTES].numpy().tobytes())
 
 
 def _add(digest: blake2b, part: bytes) -> None:

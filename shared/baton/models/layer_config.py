@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from baton.errors import ModelLoadError
-from baton.models.fields import FIX_CONFIG, Fields
-from baton.models.rope_config import longest_context, read_rope
+from baton.models.fields import Fields
+from baton.models.rope import read_rope
 from baton.models.spec import AttentionSpec, LayerSpec, MLPSpec, ModelSpec
 
 
@@ -31,9 +30,8 @@ def read_attention(
     """
     hidden_size = fields.integer("hidden_size")
     num_heads = fields.integer("num_attention_heads")
-    if kv_heads_named and "num_key_value_heads" not in fields.raw:
-        raise ModelLoadError(f"{fields.source}: config.json lacks num_key_value_heads. {FIX_CONFIG}")
-    num_kv_heads = fields.integer("num_key_value_heads", default=num_heads)
+    is_needed = kv_heads_named and "num_key_value_heads" not in fields.raw
+    num_kv_heads = fields.integer("num_key_value_heads", default=None if is_needed else num_heads)
     if num_heads % num_kv_heads:
         raise fields.refusal("num_key_value_heads", num_kv_heads, f"it must divide num_attention_heads={num_heads}")
     head_dim = fields.optional_integer("head_dim") or head_dim
@@ -83,7 +81,7 @@ def read_rotary(
         layers=tuple(
             LayerSpec(replace(attention, window=window), mlp) for window in windows or (attention.window,) * num_layers
         ),
-        max_model_len=longest_context(attention.rope, fields.integer("max_position_embeddings")),
+        max_model_len=attention.rope.max_len,
         norm_eps=fields.number("rms_norm_eps", eps),
         tie_word_embeddings=fields.flag("tie_word_embeddings", tied),
         initializer_range=fields.number("initializer_range", 0.02),

@@ -6,6 +6,7 @@ Plain objects that hold tensors, not `nn.Module`: a small model's step on a CPU 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,8 +33,8 @@ class LayerNorm:
     """Normalize to mean 0 and variance 1, with weight and bias where the model has them."""
 
     def __init__(self, parameters: Parameters, name: str, size: int, eps: float, affine: bool = True) -> None:
-        self.weight = parameters.vector(f"{name}.weight", size, "ones") if affine else None
-        self.bias = parameters.vector(f"{name}.bias", size, "zeros") if affine else None
+        self.weight = parameters.tensor(f"{name}.weight", size, fill="ones") if affine else None
+        self.bias = parameters.tensor(f"{name}.bias", size, fill="zeros") if affine else None
         self.shape = (size,)
         self.eps = eps
 
@@ -66,18 +67,15 @@ class Attention:
         parts = zip(qkv, (spec.q_size, spec.kv_size, spec.kv_size), strict=True)
         self.qkv = parameters.linear(parts, model.hidden_size, bias=spec.qkv_bias, split="out")
         self.out = parameters.linear([(out, model.hidden_size)], spec.q_size, bias=spec.out_bias, split="in")
-        self.q_norm = self.k_norm = None  # [head_dim]
-        if spec.qk_norm:
-            self.q_norm, self.k_norm = (parameters.vector(f"{name}.weight", spec.head_dim, "ones") for name in norms)
+        q_norm, k_norm = (
+            parameters.tensor(f"{name}.weight", spec.head_dim, fill="ones") if spec.qk_norm else None for name in norms
+        )
+        self.turn = partial(rotary_kv_write, q_norm=q_norm, k_norm=k_norm, eps=model.norm_eps)
         # [max_positions, 2, rotated / 2]; None for models that add positions to the embeddings
         self.rope_table = parameters.rotations(spec.rope, model.max_model_len) if spec.rope else None
-        self.attend = parameters.ops.attention
+        self.attend = partial(parameters.ops.attention, scale=spec.scale, window=spec.window, soft_cap=spec.soft_cap)
         self.layer = layer
-        self.eps = model.norm_eps
         self.head_dim = spec.head_dim
-        self.scale = spec.scale
-        self.window = spec.window
-        self.soft_cap = spec.soft_cap
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         cache, batch = step.caches[self.layer], step.batches[self.layer]
@@ -86,21 +84,8 @@ class Attention:
         if self.rope_table is None:
             kv_write(k, v, cache, batch.slots)
         else:
-            q = rotary_kv_write(
-                q,
-                k,
-                v,
-                self.rope_table,
-                step.positions,
-                cache,
-                batch.slots,
-                q_norm=self.q_norm,
-                k_norm=self.k_norm,
-                eps=self.eps,
-            )
-        attended = self.attend(
-            q, cache, batch, scale=self.scale, window=self.window, soft_cap=self.soft_cap
-        )  # [tokens, heads, head_dim]
+            q = self.turn(q, k, v, self.rope_table, step.positions, cache, batch.slots)
+        attended = self.attend(q, cache, batch)  # [tokens, heads, head_dim]
         return self.out(attended.reshape(x.shape[0], -1), step)
 
 

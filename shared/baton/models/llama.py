@@ -43,7 +43,7 @@ class Llama(CausalLM):
 
     def __init__(self, spec: ModelSpec, parameters: Parameters) -> None:
         super().__init__(spec, parameters)
-        self.embedding = parameters.table("embed_tokens.weight", spec.vocab_size, spec.hidden_size)
+        self.embedding = parameters.tensor("embed_tokens.weight", spec.vocab_size, spec.hidden_size)
         norms = [self._norm(f"layers.{layer}.input_layernorm") for layer in range(spec.num_layers)]
         norms.append(self._norm("norm"))
         self.first_norm = norms[0]
@@ -55,7 +55,7 @@ class Llama(CausalLM):
         return LlamaLayer(self._attention(layer), self._mlp(layer), mlp_norm, next_norm)
 
     def _norm(self, name: str) -> Tensor:
-        return self.parameters.vector(f"{name}.weight", self.spec.hidden_size, self.NORM_FILL)
+        return self.parameters.tensor(f"{name}.weight", self.spec.hidden_size, fill=self.NORM_FILL)
 
     def _attention(self, layer: int) -> Attention:
         name = f"layers.{layer}.self_attn"
@@ -78,9 +78,6 @@ class Llama(CausalLM):
             x = layer.mlp(x, step)
             x, residual = add_rms_norm(x, residual, layer.next_norm, eps)
         return x
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        return self.lm_head.in_fp32(hidden)
 
 
 def read(fields: Fields) -> ModelSpec:

@@ -12,6 +12,7 @@ from baton.models.causal_lm import CausalLM
 from baton.models.checkpoint import read_entries
 from baton.models.config import read_spec
 from baton.models.families import BY_NAME
+from baton.models.fields import DTYPES
 from baton.models.hub import locate
 from baton.models.one_by_one import OneByOne
 from baton.models.ops import FASTEST, INVARIANT, Ops
@@ -57,7 +58,7 @@ def load_model(
     folder = locate(path_or_id, revision, weights=load_format != "dummy")
     spec = read_spec(folder)
     dtype = resolve_dtype(dtype, spec)
-    spec = _within(spec, max_model_len)
+    spec = spec.within(max_model_len)
     device = torch.device(device)
     has_kernels = device.type != "cpu" or INTERPRET
     ops = INVARIANT if deterministic and has_kernels else FASTEST
@@ -75,7 +76,7 @@ def load_model(
 
 def weights_nbytes(spec: ModelSpec, dtype: torch.dtype | str | None = None, max_model_len: int | None = None) -> int:
     """Count the bytes that a model's parameters and its tables of rotations will take on the device."""
-    return _outline(_within(spec, max_model_len), resolve_dtype(dtype, spec)).nbytes
+    return _outline(spec.within(max_model_len), resolve_dtype(dtype, spec)).nbytes
 
 
 def resolve_dtype(dtype: torch.dtype | str | None, spec: ModelSpec) -> torch.dtype:
@@ -83,21 +84,9 @@ def resolve_dtype(dtype: torch.dtype | str | None, spec: ModelSpec) -> torch.dty
     if isinstance(dtype, torch.dtype):
         return dtype
     name = spec.dtype if dtype in (None, "auto") else str(dtype)
-    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in names:
-        raise ModelLoadError(f"dtype={name!r} is none of auto, {', '.join(names)}.")
-    return names[name]
-
-
-def _within(spec: ModelSpec, max_model_len: int | None) -> ModelSpec:
-    if max_model_len is None:
-        max_model_len = spec.max_model_len
-    if not 1 <= max_model_len <= spec.max_model_len:
-        raise ModelLoadError(
-            f"max_model_len={max_model_len} is not from 1 to {spec.max_model_len}, the longest context that "
-            "config.json allows (max_position_embeddings, with its rope scaling). Give a smaller one, or none."
-        )
-    return spec.within(max_model_len)
+    if name not in DTYPES:
+        raise ModelLoadError(f"dtype={name!r} is none of auto, {', '.join(DTYPES)}.")
+    return DTYPES[name]
 
 
 def _outline(spec: ModelSpec, dtype: torch.dtype) -> CausalLM:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,12 +31,8 @@ class AttentionOp(Protocol):
     ) -> Tensor: ...
 
 
-class LinearOp(Protocol):
-    """Multiply by a weight [outputs, inputs] and add a bias; the result has x's type unless told."""
-
-    def __call__(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, out_dtype: torch.dtype | None = None, /
-    ) -> Tensor: ...
+LinearOp = Callable[[Tensor, Tensor, Tensor | None, torch.dtype | None], Tensor]
+"""Multiply x by a weight [outputs, inputs] and add a bias; the result has the type given, or x's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,8 +59,8 @@ class OPT(CausalLM):
     def __init__(self, spec: ModelSpec, parameters: Parameters) -> None:
         super().__init__(spec, parameters)
         own, width, size = self.own, self.own.embedding_size, spec.hidden_size
-        self.embedding = parameters.table("embed_tokens.weight", spec.vocab_size, width)
-        table = parameters.table("embed_positions.weight", spec.num_positions + POSITION_OFFSET, size)
+        self.embedding = parameters.tensor("embed_tokens.weight", spec.vocab_size, width)
+        table = parameters.tensor("embed_positions.weight", spec.num_positions + POSITION_OFFSET, size)
         self.position_embedding = table[POSITION_OFFSET:]
         self.project_in = self.project_out = None
         if width != size:
@@ -82,9 +82,7 @@ class OPT(CausalLM):
         return x if self.final_norm is None else self.final_norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        if self.project_out is not None:
-            hidden = self.project_out(hidden)
-        return self.lm_head.in_fp32(hidden)
+        return super().logits(hidden if self.project_out is None else self.project_out(hidden))
 
 
 def read(fields: Fields) -> ModelSpec:

@@ -7,7 +7,7 @@ checkpoint and to count bytes before memory is taken, and then for real.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -49,14 +49,10 @@ Split = Literal["out", "in"] | None
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A parameter, or a part of one, and the part of a stored tensor that goes there.
-
-    The stored tensor is seen as a matrix, [first dimension, all others].
-    """
+    """A parameter, or a part of one, and the part of a stored tensor that goes there."""
 
     tensor: Tensor
-    rows: range
-    columns: range
+    box: tuple[range, ...]  # in each dimension of the stored tensor
 
 
 @dataclass(slots=True)
@@ -93,14 +89,7 @@ class Parameters:
         self.fills: list[tuple[Tensor, Fill]] = []  # each parameter once, with its dummy value
         self._linears: list[Linear] = []
         self._rotations: dict[RopeSpec, Tensor] = {}
-        self._nbytes: int | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes on the device, of all parameters and tables of rotations."""
-        if self._nbytes is not None:
-            return self._nbytes
-        return sum(tensor.nbytes for tensor in (*(tensor for tensor, _ in self.fills), *self._rotations.values()))
+        self.nbytes = 0  # on the device, of all parameters and tables of rotations
 
     def target(self, name: str) -> Target:
         """Where a tensor of the checkpoint goes; one that repeats a tied tensor goes where that one does."""
@@ -110,26 +99,20 @@ class Parameters:
         """Take memory for a parameter; its values are undefined until the weights are loaded."""
         tensor = torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
         self.fills.append((tensor, fill))
+        self.nbytes += tensor.nbytes
         return tensor
 
-    def table(self, name: str, rows: int, columns: int) -> Tensor:
-        """Make a table of vectors, [rows, columns], which may be the weight of the output layer as well."""
-        return self._whole(name, (rows, columns), "normal")
-
-    def vector(self, name: str, size: int, fill: Fill) -> Tensor:
-        """Make a vector."""
-        return self._whole(name, (size,), fill)
-
-    def _whole(self, name: str, shape: tuple[int, ...], fill: Fill) -> Tensor:
+    def tensor(self, name: str, *shape: int, fill: Fill = "normal") -> Tensor:
+        """Make a parameter that each rank has whole: a vector, or a table of vectors."""
         tensor = self.new(shape, fill)
-        columns = range(shape[1] if len(shape) > 1 else 1)
-        self.targets[name] = Target(shape, pieces=[Piece(tensor, range(shape[0]), columns)])
+        self.targets[name] = Target(shape, pieces=[Piece(tensor, tuple(map(range, shape)))])
         return tensor
 
     def rotations(self, rope: RopeSpec, num_positions: int) -> Tensor:
         """Make the table of rotations, once for all layers that turn alike."""
         if rope not in self._rotations:
             self._rotations[rope] = rope_table(rope, num_positions, self.device)
+            self.nbytes += self._rotations[rope].nbytes
         return self._rotations[rope]
 
     def linear(
@@ -178,36 +161,31 @@ class Parameters:
 
     def _join(self, modules: Sequence[str], stored: Sequence[Stored], split: Split) -> Tensor:
         """Make the parameter that one tensor of each part goes to, and note which bytes go where."""
-        first, dim = stored[0], stored[0].out_dim
+        parts, first, dim = list(zip(modules, stored, strict=True)), stored[0], stored[0].out_dim
+        if dim is None:  # stacked; a fused module has one tensor
+            parts = list(dict(parts).items())
+        boxes = [self._box(module, part, split) for module, part in parts]
+        shape = [len(lengths) for lengths in boxes[0]]
         if dim is None:
-            return self._stack(dict(zip(modules, stored, strict=True)), split)
-        boxes = [self._box(module, part, split) for module, part in zip(modules, stored, strict=True)]
-        lengths = [len(box[dim]) for box in boxes]
-        others = [len(boxes[0][at]) for at in range(len(first.shape)) if at != dim]
-        tensor = self.new((sum(lengths), *others), first.fill, first.dtype)
-        for module, part, box, rows in zip(modules, stored, boxes, torch.split(tensor, lengths), strict=True):
+            tensor = self.new((len(parts), *shape), first.fill, first.dtype)
+            places = list(tensor)
+        else:
+            num_rows = [len(box[dim]) for box in boxes]
+            rows = self.new((sum(num_rows), *shape[:dim], *shape[dim + 1 :]), first.fill, first.dtype)
+            tensor = rows.movedim(0, dim)
+            places = [place.movedim(0, dim) for place in torch.split(rows, num_rows)]
+        for (module, part), box, place in zip(parts, boxes, places, strict=True):
             target = self.targets.setdefault(f"{module}.{part.suffix}", Target(part.shape, part.dtype))
-            if target.pieces:  # of a fused module: this part lies behind the others
-                begin, shape = target.shape[dim], list(target.shape)
+            if target.pieces and dim is not None:  # of a fused module: this part lies behind the others
+                begin = target.shape[dim]
                 box[dim] = range(begin + box[dim].start, begin + box[dim].stop)
-                shape[dim] += part.shape[dim]
-                target.shape = tuple(shape)
-            target.pieces.append(Piece(rows.movedim(0, dim), *box))
-        return tensor.movedim(0, dim)
-
-    def _stack(self, modules: Mapping[str, Stored], split: Split) -> Tensor:
-        """Make the parameter that one tensor of each module goes to, [modules, *shape]."""
-        boxes = [self._box(module, part, split) for module, part in modules.items()]
-        first = next(iter(modules.values()))
-        tensor = self.new((len(boxes), *map(len, boxes[0][: len(first.shape)])), first.fill, first.dtype)
-        for (module, part), box, row in zip(modules.items(), boxes, tensor, strict=True):
-            piece = Piece(row if part.shape else row[None], *box)
-            self.targets[f"{module}.{part.suffix}"] = Target(part.shape, part.dtype, [piece])
+                target.shape = (*part.shape[:dim], begin + part.shape[dim], *part.shape[dim + 1 :])
+            target.pieces.append(Piece(place, tuple(box)))
         return tensor
 
     def _box(self, module: str, part: Stored, split: Split) -> list[range]:
-        """The rows and columns of a part that this rank holds."""
-        box = [range(length) for length in (*part.shape, 1, 1)[:2]]
+        """The part of a stored tensor that this rank holds, a range in each dimension."""
+        box = [range(length) for length in part.shape]
         divided = part.out_dim if split == "out" else part.in_dim if split == "in" else None
         if divided is not None:
             box[divided] = self.share.of(part.shape[divided], f"{module}.{part.suffix}: {split}puts")
@@ -218,7 +196,6 @@ class Parameters:
 
         One layer at a time, and the places in the checkpoint are forgotten first, so that no weight is kept twice.
         """
-        self._nbytes = self.nbytes
         self.targets.clear()
         self.fills.clear()
         for layer in self._linears:

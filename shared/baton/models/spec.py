@@ -7,29 +7,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from baton.errors import ModelLoadError
 from baton.models.dense import DENSE
 from baton.models.linear import WeightForm
 
 
 @dataclass(frozen=True, slots=True)
 class RopeSpec:
-    """How positions turn queries and keys; a field that a kind does not use keeps its default."""
+    """How positions turn queries and keys."""
 
-    kind: str
-    theta: float
     dim: int  # the rotated part of head_dim
-    factor: float = 1.0
-    original_max_len: int = 0  # the context before scaling
-    attention_factor: float | None = None
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    mscale: float = 0.0
-    mscale_all_dim: float = 0.0
-    truncate: bool = True
-    short_factor: tuple[float, ...] = ()
-    long_factor: tuple[float, ...] = ()
+    max_len: int  # the longest context that it is made for
+    frequencies: tuple[float, ...]  # of each pair of dimensions, in radians a position
+    scale: float = 1.0  # of cosines and sines, which keeps attention sharp in long contexts
+    long_frequencies: tuple[float, ...] = ()  # LongRoPE's, for every position of a context beyond the original
+    original_max_len: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +79,11 @@ class ModelSpec:
     initializer_range: float = 0.02
     num_positions: int = 0  # rows of the table of learned positions
     weight_form: WeightForm = DENSE  # of the layers' weights
-    own: object = None  # what only the family's file reads, in a class of that file
+    own: object = None  # what only the family's file reads
 
     family: str = ""
-    architecture: str = ""
     dtype: str = "float32"  # of the checkpoint
     eos_token_ids: tuple[int, ...] = ()
-    bos_token_id: int | None = None
 
     @property
     def num_layers(self) -> int:
@@ -129,15 +119,21 @@ class ModelSpec:
         """
         return tuple(None if window is None or window >= max_model_len else window for window in self.windows)
 
-    def within(self, max_model_len: int) -> ModelSpec:
-        """The same model for contexts up to this length."""
+    def within(self, max_model_len: int | None) -> ModelSpec:
+        """The same model for contexts up to this length; None: the longest.
+
+        Raises:
+            ModelLoadError: the model is not made for contexts of this length.
+        """
+        if max_model_len is None:
+            max_model_len = self.max_model_len
+        if not 1 <= max_model_len <= self.max_model_len:
+            raise ModelLoadError(
+                f"max_model_len={max_model_len} is not from 1 to {self.max_model_len}, the longest context that "
+                "config.json allows (max_position_embeddings, with its rope scaling). Give a smaller one, or none."
+            )
         layers = (
             replace(layer, attention=replace(layer.attention, window=window))
             for layer, window in zip(self.layers, self.windows_within(max_model_len), strict=True)
         )
         return replace(self, max_model_len=max_model_len, layers=tuple(layers))
-
-    def block_nbytes(self, block_size: int, itemsize: int) -> int:
-        """The size of one KV block, all layers of it."""
-        widths = (layer.attention.kv_size for layer in self.layers)
-        return sum(2 * block_size * width * itemsize for width in widths)

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Container, Mapping
-from io import FileIO
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from torch import Tensor
 
 from baton.errors import ModelLoadError
-from baton.models.checkpoint import FLOATS, TensorEntry
-from baton.models.parameters import Parameters, Target
-from baton.models.reading import TensorReader, progress_bar
+from baton.models.checkpoint import FLOATS, TensorEntry, open_weights
+from baton.models.parameters import Parameters, Piece, Target
 
 PREFIXES = ("model.decoder.", "decoder.", "model.", "transformer.")
 # Buffers that old versions of transformers saved: frequencies of rotary embeddings, GPT-2's causal masks.
 IGNORED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)$")
+OTHER_MODEL = "Weights and config.json belong to different models: fetch both from one revision."
+# For a GPU long enough to hide the latency of a copy; for a CPU short enough that a transposed copy stays in
+# the cache (2 GB/s, where whole matrices reach 0.5).
+CHUNK_NBYTES = {"cuda": 32 << 20, "cpu": 1 << 20}
 
 
 def fill_dummy(parameters: Parameters, std: float, seed: int) -> None:
@@ -56,8 +62,7 @@ def match(parameters: Parameters, entries: Mapping[str, TensorEntry], source: st
     _refuse_missing(sorted(parameters.targets.keys() - found.keys()), source)
     if strange:
         raise ModelLoadError(
-            f"{source}: the checkpoint has {_count(strange)} that config.json does not describe: {_some(strange)}. "
-            "Weights and config.json belong to different models: fetch both from one revision."
+            f"{source}: the checkpoint has {_listed(strange)}, which config.json does not describe. {OTHER_MODEL}"
         )
     for name, entry in found.items():
         _check(entry, parameters.target(name))
@@ -68,19 +73,19 @@ def _check(entry: TensorEntry, target: Target) -> None:
     if entry.shape != target.shape:
         raise ModelLoadError(
             f"{entry.file}: tensor {entry.name!r} has shape {list(entry.shape)}, and config.json makes it "
-            f"{list(target.shape)}. Weights and config.json belong to different models: fetch both from one revision."
+            f"{list(target.shape)}. {OTHER_MODEL}"
         )
     if entry.dtype not in (FLOATS.values() if target.dtype is None else (target.dtype,)):
         wanted = "a float" if target.dtype is None else str(target.dtype)
         raise ModelLoadError(
             f"{entry.file}: tensor {entry.name!r} has dtype {entry.dtype}, and config.json makes it {wanted}. "
-            "Weights and config.json belong to different models: fetch both from one revision."
+            f"{OTHER_MODEL}"
         )
 
 
 def _model_name(name: str, known: Container[str]) -> str | None:
     """Strip the prefix that a version of the checkpoint puts before the model's own names."""
-    candidates = [name] + [name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)]
+    candidates = (name.removeprefix(prefix) for prefix in ("", *PREFIXES))
     return next((candidate for candidate in candidates if candidate in known), None)
 
 
@@ -92,56 +97,85 @@ def _refuse_missing(missing: list[str], source: str) -> None:
         )
     if missing:
         raise ModelLoadError(
-            f"{source}: the checkpoint lacks {_count(missing)} of the model that config.json describes: "
-            f"{_some(missing)}. Fetch the checkpoint again, weights and config.json of one revision."
+            f"{source}: the checkpoint lacks {_listed(missing)}, which config.json describes. Fetch the checkpoint again, "
+            "weights and config.json of one revision."
         )
 
 
-def _count(names: list[str]) -> str:
-    return f"{len(names)} tensor{'s' if len(names) > 1 else ''}"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({shown})"
 
 
 # ------------------------------------------------------------------------------------------------------------
 # Reading
 
 
+@contextmanager
+def progress_bar(total: int, shown: bool) -> Iterator[Callable[[int], None]]:
+    """Draw a bar on stderr while weights are read; yields the function that moves it by bytes."""
+    columns = (TextColumn("Loading weights"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not shown) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda nbytes: bar.advance(task, nbytes)
+
+
 def load_weights(parameters: Parameters, found: Mapping[str, TensorEntry], progress: bool) -> None:
-    """Read all tensors that `match` found, file by file in the order of their bytes.
+    """Read all tensors that `match` found, or this rank's parts of them, file by file in the order of their bytes.
 
     Raises:
-        ModelLoadError: a file ends early or cannot be read, or two tensors that config.json ties differ.
+        ModelLoadError: a file is damaged or cannot be read, or two tensors that config.json ties differ.
     """
-    in_order = sorted(found.items(), key=lambda item: (item[1].file, item[1].offset))
     # A repeat of a tied tensor is compared, so it comes when the tensor itself is there.
-    in_order.sort(key=lambda item: item[0] in parameters.tied)
+    in_order = sorted(found.items(), key=lambda item: item[0] in parameters.tied)
     stored = (
         piece.tensor.numel() * entry.dtype.itemsize
         for name, entry in in_order
         for piece in parameters.target(name).pieces
     )
     with progress_bar(sum(stored), progress) as advance:
-        reader = TensorReader(parameters.device, advance)
         for file, items in itertools.groupby(in_order, key=lambda item: item[1].file):
-            try:
-                with file.open("rb", buffering=0) as stream:
-                    for name, entry in items:
-                        _load(reader, stream, name, entry, parameters)
-            except OSError as error:
-                raise ModelLoadError(f"{file} cannot be read: {error.strerror}.") from None
-        reader.finish()
+            with open_weights(file) as weights:
+                for name, entry in items:
+                    _load(weights.get_tensor(entry.name), name, entry, parameters, advance)
+    if parameters.device.type == "cuda":
+        torch.cuda.synchronize(parameters.device)
 
 
-def _load(reader: TensorReader, stream: FileIO, name: str, entry: TensorEntry, parameters: Parameters) -> None:
+def _load(
+    stored: Tensor, name: str, entry: TensorEntry, parameters: Parameters, advance: Callable[[int], None]
+) -> None:
     original = parameters.tied.get(name)
     for piece in parameters.target(name).pieces:
-        if original is None:
-            reader.read(stream, entry, piece)
-        elif not reader.equals(stream, entry, piece):
-            raise ModelLoadError(
-                f"{entry.file}: {entry.name} differs from {original}, and config.json has tie_word_embeddings=true. "
-                "Set it to false in config.json if the model has an output layer of its own."
-            )
+        for rows, target in chunks(stored, piece):
+            if original is None:
+                _copy(rows, target)
+            elif not torch.equal(rows.to(target.dtype), target):
+                raise ModelLoadError(
+                    f"{entry.file}: {entry.name} differs from {original}, and config.json has "
+                    "tie_word_embeddings=true. Set it to false in config.json if the model has an output layer of its "
+                    "own."
+                )
+            advance(rows.nbytes)
+
+
+def chunks(stored: Tensor, piece: Piece) -> Iterator[tuple[Tensor, Tensor]]:
+    """Cut a piece into rows; yields those of the stored tensor, on the piece's device, and where they go.
+
+    On the way to a GPU they lie in pinned memory, so that reading overlaps copying, and are cast there.
+    """
+    part = stored[tuple(slice(of.start, of.stop) for of in piece.box)]
+    part = part if part.dim() else part[None]
+    step = max(1, CHUNK_NBYTES[piece.tensor.device.type] // part[0].nbytes)
+    for rows, target in zip(torch.split(part, step), torch.split(piece.tensor.view_as(part), step), strict=True):
+        if target.is_cuda:
+            rows = rows.contiguous().pin_memory().to(target.device, non_blocking=True)
+        yield rows, target
+
+
+def _copy(rows: Tensor, target: Tensor) -> None:
+    if rows.dim() == 2 and target.stride(0) == 1:
+        # Transposed beforehand: on a CPU a copy between two orders of dimensions is several times slower.
+        target.t().copy_(rows.t().contiguous())
+    else:
+        target.copy_(rows)
