@@ -55,7 +55,7 @@ def wait_for_tokens(made: Cluster, worker_id: str) -> None:
     """Wait until a worker is in the middle of an answer."""
     made.ask(
         lambda state: any(
-            state.dispatcher.flows[request_id].job.usage.num_completion >= 10
+            state.dispatcher.flows[request_id].flow.usage.num_completion >= 10
             for request_id in state.pool.workers[worker_id].request_ids
         ),
         until=True,

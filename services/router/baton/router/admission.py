@@ -27,9 +27,8 @@ class Demand:
 class Refused(QueueFull):
     """Too much is waiting."""
 
-    def __init__(self, message: str, reason: str, retry_after_s: int) -> None:
+    def __init__(self, message: str, retry_after_s: int) -> None:
         super().__init__(message)
-        self.reason = reason
         self.retry_after_s = retry_after_s
 
 
@@ -90,6 +89,5 @@ class Admission:
     def _refuse(self, reason: str, state: str, limit: str, wait_s: float) -> None:
         self._metrics.admission_refusals.inc(reason)
         retry_after = min(max(math.ceil(wait_s / 2), 1), 60)
-        raise Refused(
-            f"The server is busy: {state}, and the limit is {limit}. Try again in {retry_after} s.", reason, retry_after
-        )
+        message = f"The server is busy: {state}, and the limit is {limit}. Try again in {retry_after} s."
+        raise Refused(message, retry_after)
