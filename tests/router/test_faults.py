@@ -149,7 +149,7 @@ def test_a_slow_client_is_bounded_and_told(tmp_path: Path) -> None:
                 part = client.recv(65536)
                 assert part
                 received = received[-4096:] + part
-        wait_until(lambda: len(made.state.streams) == 0)
+        wait_until(lambda: not made.state.streams.served)
 
 
 def test_serving_goes_on_when_redis_is_gone_and_cache_hits_too(tmp_path: Path) -> None:

@@ -41,13 +41,6 @@ from baton.router.workers import WorkerGone
 _log = get_logger("dispatch")
 
 
-class WorkersFailed(BatonError):
-    """The request failed on several workers."""
-
-    status = 503
-    retryable = True
-
-
 class Running:
     """A request on its way: its flow, and what the dispatcher keeps beside it. The handle of whoever started it."""
 
@@ -226,7 +219,7 @@ class Dispatcher:
             self.pool.lose(lost, "takes no messages")
 
     def _unpark(self) -> None:
-        if not self.pool.has_decode:
+        if not any(worker.can_decode for worker in self.pool.workers.values()):
             return
         parked, self._parked = self._parked, {}
         for running in parked.values():
@@ -260,17 +253,14 @@ class Dispatcher:
         now = time.monotonic()
         flows, worker_id = self.flows, worker.worker_id
         for transfer in outputs.transfers:
-            running = flows.get(transfer.request_id)
-            if running is not None:
+            if (running := flows.get(transfer.request_id)) is not None:
                 running.record.transferred(worker_id, transfer, now)
         for computed in outputs.computed:
-            running = flows.get(computed.request_id)
-            if running is not None:
+            if (running := flows.get(computed.request_id)) is not None:
                 running.record.computed(worker_id, computed, now)
         num_tokens, observe_gap = self.metrics.generation_tokens, self.metrics.inter_token_latency_seconds.observe
         for token in outputs.tokens:
-            running = flows.get(token.request_id)
-            if running is None:
+            if (running := flows.get(token.request_id)) is None:
                 self.metrics.stale_messages.inc()
                 continue
             try:
@@ -287,8 +277,7 @@ class Dispatcher:
                 _log.exception("request_failed", request_id=token.request_id)
                 self._fail(running, Unavailable("The request failed inside the router. Its reason is in the log."))
         for ended in outputs.ended:
-            running = flows.get(ended.request_id)
-            if running is not None:
+            if (running := flows.get(ended.request_id)) is not None:
                 self._act_on_leg(running, worker, running.flow.leg_failed(worker_id, ended.epoch, ended.error))
         if self._parked:
             self._unpark()
@@ -296,8 +285,7 @@ class Dispatcher:
     def _count_tokens(self, running: Running, choice: int, now: float) -> None:
         """Count the tokens that a choice has got at once, if any."""
         usage, metrics = running.flow.usage, self.metrics
-        count = usage.num_completion - running.num_counted
-        if count == 0:
+        if not (count := usage.num_completion - running.num_counted):
             return
         running.num_counted += count
         metrics.generation_tokens.value += count
@@ -321,7 +309,6 @@ class Dispatcher:
     # -- what a flow says --------------------------------------------------------------------------------
 
     def _act(self, running: Running, step: Next) -> None:
-        """Do what a flow asks for."""
         if isinstance(step, Over):
             self.finish(running, step)
         elif isinstance(step, Replay):
@@ -356,7 +343,7 @@ class Dispatcher:
             running.num_replays += 1
         if running.num_replays > self.config.max_replays:
             error = f"The request failed on {running.num_replays} workers, the last time by {reason}."
-            self._fail(running, WorkersFailed(error))
+            self._fail(running, Unavailable(error))
             return
         epoch = 0 if flow.attempt is None else flow.attempt.epoch + 1
         _log.info("replay", request_id=flow.request_id, epoch=epoch, reason=reason)

@@ -166,11 +166,9 @@ class Flow(Generic[_Shown]):
         index = token.choice
         finish_reason: str | None = token.finish_reason
         shown, stop = self._texts[index].push(token.token_id, finish_reason)
-        if stop is None:
-            self._sink.push(index, shown, token, finish_reason, token.stop_reason)
-        else:
+        if stop is not None:
             finish_reason = "stop"
-            self._sink.push(index, shown, token, finish_reason, stop)
+        self._sink.push(index, shown, token, finish_reason, token.stop_reason if stop is None else stop)
         if finish_reason is None and not attempt.early:
             return GO
         if self.is_over:  # a sink whose client is gone ends the request from within
@@ -205,7 +203,6 @@ class Flow(Generic[_Shown]):
     # -- failures -----------------------------------------------------------------------------------------
 
     def leg_failed(self, worker: str, epoch: int, error: LegError) -> Next:
-        """Take a leg's failure."""
         attempt = self.attempt
         if attempt is None or not attempt.has_leg(worker, epoch):
             return STALE
@@ -216,7 +213,6 @@ class Flow(Generic[_Shown]):
         return Replay(error.kind, worker, is_busy=error.kind in _BUSY_KINDS)
 
     def leg_lost(self, worker: str) -> Next:
-        """Take the loss of a worker that ran a leg."""
         attempt = self.attempt
         assert attempt is not None
         if worker != attempt.prefill:

@@ -120,13 +120,11 @@ class RequestRecord:
         self.state, self.first_token_at, self.num_cached = "running", now, num_cached
 
     def replayed(self, reason: str, now: float) -> None:
-        """An attempt failed; another follows."""
         if self.attempts:
             self.attempts[-1].replay_reason = reason
             self.attempts[-1].end(now)
 
     def end(self, state: EndState, status: int, now: float) -> None:
-        """It is over."""
         self.state, self.status, self.ended_at = state, status, now
         if self.attempts:
             self.attempts[-1].end(now)
@@ -188,7 +186,6 @@ class Journal:
         self._records.appendleft(record)
 
     def newest(self, count: int) -> list[RequestRecord]:
-        """Return the newest records, at most `count`."""
         return list(islice(self._records, count))
 
     def routes(self, public_id: str) -> list[AttemptRecord]:

@@ -15,7 +15,7 @@ from baton.metrics import CONTENT_TYPE
 from baton.router.journal import CAPACITY
 from baton.router.json_answers import JSON
 from baton.router.openai.refusals import error_object
-from baton.router.openapi_file import errors
+from baton.router.openapi_file import errors, openapi_document
 from baton.router.pool import Worker
 from baton.router.router_state import RouterState
 
@@ -52,10 +52,14 @@ def monitoring_routes(router: RouterState) -> APIRouter:
     async def version() -> Response:
         return JSON({"version": baton_version()})
 
+    @routes.get("/openapi.json", include_in_schema=False)
+    async def openapi(http: Request) -> Response:
+        return JSON(openapi_document(http.app))
+
     @routes.get("/metrics", summary="Every series, for Prometheus", response_class=PlainTextResponse)
     async def metrics() -> Response:
         router.dispatcher.count()
-        router.metrics.streams_open.set(len(router.streams))
+        router.metrics.streams_open.set(len(router.streams.served))
         return Response(router.metrics.render(), headers={"content-type": CONTENT_TYPE})
 
     @routes.get("/debug/route", summary="Explain where a request went", responses=errors(400, 404))
@@ -92,7 +96,6 @@ def monitoring_routes(router: RouterState) -> APIRouter:
 
 
 def baton_version() -> str:
-    """Name the version that runs."""
     try:
         return importlib.metadata.version("batonllm")
     except importlib.metadata.PackageNotFoundError:

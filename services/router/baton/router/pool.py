@@ -50,7 +50,6 @@ class PoolListener(Protocol):
 
     def num_awaited(self, worker: Worker) -> int:
         """How many requests wait for this worker's next token."""
-        ...
 
 
 class StepModel:
@@ -147,7 +146,6 @@ class WorkerPool:
         self._beat = asyncio.get_running_loop().create_task(self._keep_in_touch())
 
     async def close(self) -> None:
-        """Leave all workers."""
         if self._beat is not None:
             self._beat.cancel()
             await asyncio.gather(self._beat, return_exceptions=True)
@@ -172,15 +170,9 @@ class WorkerPool:
             del self._clients[endpoint]
 
     def endpoints(self) -> Iterable[str]:
-        """The endpoints we talk to."""
         return list(self._clients)
 
     # -- what is known ------------------------------------------------------------------------------------
-
-    @property
-    def has_decode(self) -> bool:
-        """Whether any worker takes requests now."""
-        return any(worker.can_decode for worker in self.workers.values())
 
     def cache_parts(self) -> set[tuple[str, ...]]:
         """The parts by which live workers' hash chains start: one set of parts, but for rolling upgrades."""
