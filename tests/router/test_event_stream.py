@@ -118,14 +118,14 @@ async def world(**config: Any) -> AsyncIterator[World]:
     if made.task is not None:
         made.task.cancel()
         await asyncio.gather(made.task, return_exceptions=True)
-    assert len(made.table) == 0
+    assert len(made.table.served) == 0
 
 
 async def test_a_stream_opens_with_its_first_data_and_ends_when_closed() -> None:
     async with world() as made:
         await made.serve()
         assert (made.stream.state, made.server.messages) == (StreamState.WAITING, [])
-        assert len(made.table) == 1
+        assert len(made.table.served) == 1
         made.stream.push(b"first")
         await settle()
         assert made.stream.state is StreamState.OPEN

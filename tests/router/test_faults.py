@@ -55,7 +55,7 @@ def wait_for_tokens(made: Cluster, worker_id: str) -> None:
     """Wait until a worker is in the middle of an answer."""
     made.ask(
         lambda state: any(
-            state.dispatcher.flows[request_id].job.usage.num_completion >= 10
+            state.dispatcher.flows[request_id].flow.usage.num_completion >= 10
             for request_id in state.pool.workers[worker_id].request_ids
         ),
         until=True,
@@ -149,7 +149,7 @@ def test_a_slow_client_is_bounded_and_told(tmp_path: Path) -> None:
                 part = client.recv(65536)
                 assert part
                 received = received[-4096:] + part
-        wait_until(lambda: len(made.state.streams) == 0)
+        wait_until(lambda: not made.state.streams.served)
 
 
 def test_serving_goes_on_when_redis_is_gone_and_cache_hits_too(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from baton.protocol import SamplingParams
 from baton.router.admission import Admission
 from baton.router.config import RouterConfig
 from baton.router.dispatcher import Dispatcher, Running
+from baton.router.flow import Flow
 from baton.router.generation import Generation
 from baton.router.index import PrefixIndex
 from baton.router.pool import Worker, WorkerPool
@@ -122,12 +123,12 @@ class World:
     def begin(self, *, deadline: float | None = None, **params: Any) -> Running:
         sampling = SamplingParams(**{"max_tokens": len(ANSWER), "detokenize": False} | params)
         texts = [AnswerText(None, PROMPT, sampling) for _ in range(sampling.n)]
-        return self.dispatcher.start(Generation(PROMPT, sampling, deadline=deadline), texts, self.heard)
+        return self.dispatcher.start(Flow(Generation(PROMPT, sampling, deadline=deadline), texts, self.heard))
 
     def say(self, worker: Worker, running: Running, at: int, **changes: Any) -> None:
         """Let a worker say the answer's token at a position."""
         fields: dict[str, Any] = {
-            "request_id": running.job.request_id,
+            "request_id": running.flow.request_id,
             "epoch": epoch_of(running),
             "choice": 0,
             "position": len(PROMPT) + at,
@@ -138,7 +139,7 @@ class World:
         self.dispatcher.on_outputs(worker, Outputs("w", "i", [token], worker.load))
 
     def end(self, worker: Worker, running: Running, kind: str, *, retryable: bool = True) -> None:
-        ended = Ended(running.job.request_id, epoch_of(running), LegError(kind, "why", retryable))
+        ended = Ended(running.flow.request_id, epoch_of(running), LegError(kind, "why", retryable))
         self.dispatcher.on_outputs(worker, Outputs("w", "i", [], worker.load, [ended]))
 
     def check_nothing_is_left(self) -> None:
@@ -156,8 +157,8 @@ async def world() -> AsyncIterator[World]:
 
 
 def epoch_of(running: Running) -> int:
-    assert running.job.attempt is not None
-    return running.job.attempt.epoch
+    assert running.flow.attempt is not None
+    return running.flow.attempt.epoch
 
 
 def sent(worker: Worker) -> list[Any]:
@@ -172,7 +173,7 @@ async def test_both_legs_start_at_once_under_one_ticket(world: World) -> None:
     (on_p,), (on_d,) = sent(prefill), sent(decode)
     assert (on_p.leg, on_d.leg) == ("prefill", "decode")
     assert on_p.ticket == on_d.ticket
-    assert on_p.ticket.request_id.hex() == running.job.request_id
+    assert on_p.ticket.request_id.hex() == running.flow.request_id
     assert on_p.ticket.source == "tcp://kv"
     assert on_p.seed == on_d.seed
 
@@ -354,7 +355,7 @@ async def test_a_cancel_reaches_both_workers_once(world: World) -> None:
     running.cancel()
     running.cancel()
     for worker in (prefill, decode):
-        assert [m for m in sent(worker) if isinstance(m, Cancel)] == [Cancel(running.job.request_id, 0)]
+        assert [m for m in sent(worker) if isinstance(m, Cancel)] == [Cancel(running.flow.request_id, 0)]
     assert world.heard.tokens == {}
     world.check_nothing_is_left()
 

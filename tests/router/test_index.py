@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from baton.messages import Blocks
 from baton.registry import BlockLog
-from baton.router.index import Applied, PrefixIndex
+from baton.router.index import PrefixIndex
 
 HASHES = [bytes([i]) * 16 for i in range(8)]
 
@@ -37,13 +37,15 @@ def test_evictions_apply_before_stores() -> None:
 
 def test_a_gap_asks_for_a_snapshot_and_is_healed_by_it() -> None:
     index = make_index()
-    assert index.apply(entry(1, [HASHES[0]])) is Applied.TAKEN
-    assert index.apply(entry(3, [HASHES[2]])) is Applied.GAP
+    assert index.apply(entry(1, [HASHES[0]]))
+    index.wants_snapshot.clear()
+    assert not index.apply(entry(3, [HASHES[2]]))
+    assert index.wants_snapshot == {"w"}
     snapshot = Blocks("w", "i", 3, HASHES[:3], [], True)
-    assert index.apply(snapshot) is Applied.TAKEN
+    assert index.apply(snapshot)
     assert index.num_cached("w", HASHES) == 3
-    assert index.apply(entry(3, [HASHES[5]])) is Applied.KNOWN
-    assert index.apply(entry(4, [HASHES[3]])) is Applied.TAKEN
+    assert not index.apply(entry(3, [HASHES[5]]))
+    assert index.apply(entry(4, [HASHES[3]]))
     assert index.num_cached("w", HASHES) == 4
 
 
@@ -51,7 +53,7 @@ def test_an_old_snapshot_does_not_undo_newer_entries() -> None:
     index = make_index()
     index.apply(entry(1, [HASHES[0]]))
     index.apply(entry(2, [HASHES[1]]))
-    assert index.apply(Blocks("w", "i", 1, [HASHES[0]], [], True)) is Applied.KNOWN
+    assert not index.apply(Blocks("w", "i", 1, [HASHES[0]], [], True))
     assert index.num_cached("w", HASHES) == 2
 
 
@@ -60,10 +62,10 @@ def test_another_incarnation_starts_with_nothing_and_the_old_ones_entries_are_dr
     index.apply(entry(1, HASHES))
     index.expect("w", "j")
     assert index.num_cached("w", HASHES) == 0
-    assert index.apply(entry(2, HASHES)) is Applied.FOREIGN
-    assert index.apply(entry(1, HASHES[:1], incarnation="j")) is Applied.TAKEN
+    assert not index.apply(entry(2, HASHES))
+    assert index.apply(entry(1, HASHES[:1], incarnation="j"))
     index.forget("w")
-    assert index.apply(entry(2, HASHES, incarnation="j")) is Applied.FOREIGN
+    assert not index.apply(entry(2, HASHES, incarnation="j"))
     assert len(index) == 0
 
 

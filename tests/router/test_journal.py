@@ -9,6 +9,7 @@ import pytest
 
 from baton.router.journal import MAX_ATTEMPTS, NUM_RECORDS, Journal, RequestRecord
 from baton.router.policy import Decision, Option
+from baton.router.sink import Usage
 
 from .cluster import Cluster, cluster, wait_until
 
@@ -134,11 +135,11 @@ def test_a_request_that_failed_shows_the_status_of_its_error(tmp_path: Path) -> 
 def test_memory_is_bounded_over_requests_and_over_attempts() -> None:
     journal = Journal()
     for i in range(NUM_RECORDS + 5):
-        journal.add(RequestRecord(str(i), 1, 0.0))
+        journal.add(RequestRecord(str(i), Usage(1), 0.0))
     kept = [record.public_id for record in journal.newest(NUM_RECORDS + 5)]
     assert kept == [str(i) for i in range(NUM_RECORDS + 4, 4, -1)]
     (record,) = journal.newest(1)
-    option = Option("d0", None, 0.0)
+    option = Option("local", "d0", None, 0.0)
     for epoch in range(MAX_ATTEMPTS + 3):
         record.placed(epoch, Decision(option, [option]), 1.0)
         record.replayed("draining", 2.0)
@@ -146,9 +147,9 @@ def test_memory_is_bounded_over_requests_and_over_attempts() -> None:
 
 
 def test_the_routes_of_an_id_are_those_of_all_its_requests_in_order() -> None:
-    journal, option = Journal(), Option("d0", None, 0.0)
+    journal, option = Journal(), Option("local", "d0", None, 0.0)
     for public_id in ("mine", "other", "mine"):
-        record = RequestRecord(public_id, 1, 0.0)
+        record = RequestRecord(public_id, Usage(1), 0.0)
         journal.add(record)
         record.placed(0, Decision(option, [option]), 1.0)
     mine = [record for record in journal.newest(3) if record.public_id == "mine"]
@@ -157,7 +158,7 @@ def test_the_routes_of_an_id_are_those_of_all_its_requests_in_order() -> None:
 
 
 def test_an_attempt_that_no_worker_took_has_a_route_and_no_place_in_the_timeline() -> None:
-    record, option = RequestRecord("id", 1, 0.5), Option("d0", None, 0.0)
+    record, option = RequestRecord("id", Usage(1), 0.5), Option("local", "d0", None, 0.0)
     record.placed(0, Decision(option, [option]), 0.0)
     record.placed(1, Decision(option, [option]), 1.0)
     assert [shown["epoch"] for shown in record.describe()["attempts"]] == [1]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from baton.router.placement import like_peers
 from baton.router.policy import Candidate, Link, Shape, choose
-from baton.router.pool import LinkModel, StepModel
+from baton.router.pool import StepModel
 
 
 def make(worker_id: str, legs: str, **changes: Any) -> Candidate:
@@ -156,9 +156,8 @@ def test_a_worker_that_has_not_reported_is_taken_for_one_like_the_others() -> No
 
 
 def test_the_link_model_learns_what_transfers_expose() -> None:
-    model = LinkModel()
+    link = Link()
     for _ in range(100):
-        model.observe(1000, 0.103)
-    link = model.link
+        link = link.learn(1000, 0.103)
     assert abs(link.fixed_ms + 1000 * link.ms_per_token - 103) < 2
     assert Link().ms_per_token > 0

@@ -81,19 +81,18 @@ def test_hello_is_answered_without_the_loop(open_mailbox: Open) -> None:
 async def test_a_router_reaches_a_worker_over_ipv6() -> None:
     answers: asyncio.Queue[ToRouter] = asyncio.Queue()
 
-    class Events:
-        def on_message(self, client: WorkerClient, message: ToRouter) -> None:
-            answers.put_nowait(message)
+    def on_message(_client: WorkerClient, message: ToRouter) -> None:
+        answers.put_nowait(message)
 
-        def on_bad_message(self, client: WorkerClient, reason: str) -> None:
-            raise AssertionError(reason)
+    def on_bad_message(_client: WorkerClient, reason: str) -> None:
+        raise AssertionError(reason)
 
     mailbox = Mailbox(Wakeup())
     endpoint = mailbox.bind("tcp://::1:*", announce="::1")
     assert endpoint.startswith("tcp://[::1]:")
     mailbox.start(INFO)
     context: zmq.Context[Any] = zmq.Context()
-    client = WorkerClient(context, endpoint, RouterConfig(), Events())
+    client = WorkerClient(context, endpoint, RouterConfig(), on_message, on_bad_message)
     try:
         welcome = None
         async with asyncio.timeout(20):

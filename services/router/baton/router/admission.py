@@ -27,9 +27,8 @@ class Demand:
 class Refused(QueueFull):
     """Too much is waiting."""
 
-    def __init__(self, message: str, reason: str, retry_after_s: int) -> None:
+    def __init__(self, message: str, retry_after_s: int) -> None:
         super().__init__(message)
-        self.reason = reason
         self.retry_after_s = retry_after_s
 
 
@@ -53,24 +52,18 @@ class Admission:
         max_tokens = config.max_queued_tokens or int(_QUEUE_S * prefill_rate)
         wait_s = self.waiting_tokens / max(prefill_rate, 1.0)
         if self.num_requests >= config.max_streams:
-            self._refuse(
-                "streams", f"{self.num_requests} requests are open", f"--max-streams {config.max_streams}", wait_s
-            )
+            state = f"{self.num_requests} requests are open, and the limit is --max-streams {config.max_streams}"
+            self._refuse("streams", state, wait_s)
         if self.waiting_tokens and max_tokens and self.waiting_tokens + demand.tokens > max_tokens:
-            self._refuse(
-                "queued_tokens",
-                f"{self.waiting_tokens} prompt tokens are waiting",
-                f"--max-queued-tokens {max_tokens}",
-                wait_s,
+            state = (
+                f"{self.waiting_tokens} prompt tokens are waiting, and the limit is --max-queued-tokens {max_tokens}"
             )
+            self._refuse("queued_tokens", state, wait_s)
         max_blocks = int(config.kv_overcommit * total_blocks)
         if self.blocks and max_blocks and self.blocks + demand.blocks > max_blocks:
-            self._refuse(
-                "kv_blocks",
-                f"accepted requests need {self.blocks} of {total_blocks} KV blocks",
-                f"--kv-overcommit {config.kv_overcommit:g}",
-                max(wait_s, 2.0),
-            )
+            state = f"accepted requests need {self.blocks} of {total_blocks} KV blocks"
+            limit = f"the limit is --kv-overcommit {config.kv_overcommit:g}"
+            self._refuse("kv_blocks", f"{state}, and {limit}", max(wait_s, 2.0))
         self.num_requests += 1
         self.waiting_tokens += demand.tokens
         self.blocks += demand.blocks
@@ -82,14 +75,12 @@ class Admission:
             self.waiting_tokens -= demand.tokens
 
     def release(self, demand: Demand) -> None:
-        """The request is over."""
         self.on_first_token(demand)
         self.num_requests -= 1
         self.blocks -= demand.blocks
 
-    def _refuse(self, reason: str, state: str, limit: str, wait_s: float) -> None:
+    def _refuse(self, reason: str, state: str, wait_s: float) -> None:
         self._metrics.admission_refusals.inc(reason)
         retry_after = min(max(math.ceil(wait_s / 2), 1), 60)
-        raise Refused(
-            f"The server is busy: {state}, and the limit is {limit}. Try again in {retry_after} s.", reason, retry_after
-        )
+        message = f"The server is busy: {state}. Try again in {retry_after} s."
+        raise Refused(message, retry_after)

@@ -5,18 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 
-from fastapi import APIRouter, Depends, FastAPI
-from starlette.responses import Response
+from fastapi import Depends, FastAPI
 
 from baton.registry import Registry
 from baton.router.auth import Authenticator, require_key
 from baton.router.config import RouterConfig
 from baton.router.envelope import Envelope
-from baton.router.json_answers import JSON, answer_errors
+from baton.router.json_answers import answer_errors
 from baton.router.openai.chat import chat_routes
 from baton.router.openai.completions import completion_routes
 from baton.router.openai.models import model_routes
-from baton.router.openapi_file import openapi_document
 from baton.router.operations import baton_version, health_routes, monitoring_routes
 from baton.router.page.routes import page_routes
 from baton.router.router_state import RouterState
@@ -45,16 +43,10 @@ def create_app(config: RouterConfig, registry: Registry | None = None) -> Envelo
     )
     app.state.authenticator = Authenticator(config.api_key, config.cache_key)
     app.state.router = router
-    described = APIRouter()
-
-    @described.get("/openapi.json", include_in_schema=False)
-    async def openapi() -> Response:
-        return JSON(openapi_document(app))
-
     for routes in (page_routes(), health_routes(router)):
         app.include_router(routes)
     private = (chat_routes, completion_routes, model_routes, monitoring_routes)
-    for routes in (*(make(router) for make in private), described):
-        app.include_router(routes, dependencies=[Depends(require_key)])
+    for make in private:
+        app.include_router(make(router), dependencies=[Depends(require_key)])
     answer_errors(app)
     return Envelope(app, router.metrics, config)

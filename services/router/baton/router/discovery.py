@@ -46,7 +46,6 @@ class Discovery:
             self._task = asyncio.get_running_loop().create_task(self._follow(self._registry))
 
     async def close(self) -> None:
-        """Stop following."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

@@ -4,11 +4,14 @@ Stations of a request
     start      taken in or refused, by what is waiting
     place      its decode worker and, where it pays, its prefill worker are chosen; both get a Start at once
     park       no worker is there: it waits for one, for a bounded time
-    take       tokens, failures and losses go to its job (a Flow), which says what is to be done next
+    take       tokens, failures and losses go to its Flow, which says what is to be done next
     replay     a worker died, drains or failed: close the attempt, and place what is left elsewhere
     finish     every choice ended, or the client left, or the deadline passed, or no replay is left: one way out
 
 Calls go one way: dispatcher, flow, attempt. Everything runs on the event loop, in calls that never wait.
+
+A request that is no generation (scoring, pooling) has its place beside Flow: a class in a file of its own with Flow's
+public members, which `start` takes in as it does a Flow.
 """
 
 from __future__ import annotations
@@ -17,8 +20,8 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from baton.errors import BatonError, ContextTooLong, Unavailable
 from baton.logs import get_logger
@@ -26,35 +29,25 @@ from baton.messages import Blocks, Cancel, ModelFacts, Outputs
 from baton.metrics import RouterMetrics
 from baton.router.admission import Admission, Demand
 from baton.router.config import RouterConfig
-from baton.router.flow import DeadlinePassed, Flow
+from baton.router.flow import GO, NOTHING_NEW, STALE, ChoiceOver, DeadlinePassed, Flow, Next, Over, Replay
 from baton.router.generation import Generation
 from baton.router.index import PrefixIndex
-from baton.router.job import GO, NOTHING_NEW, STALE, ChoiceOver, Job, Next, Over, Replay
 from baton.router.journal import Journal, RequestRecord
 from baton.router.placement import Placement
 from baton.router.policy import Decision
 from baton.router.pool import Worker, WorkerPool
-from baton.router.sink import ChoiceText, Sink
 from baton.router.workers import WorkerGone
 
 _log = get_logger("dispatch")
-_Shown = TypeVar("_Shown")
-
-
-class WorkersFailed(BatonError):
-    """The request failed on several workers."""
-
-    status = 503
-    retryable = True
 
 
 class Running:
-    """A request on its way: its job, and what the dispatcher keeps beside it. The handle of whoever started it."""
+    """A request on its way: its flow, and what the dispatcher keeps beside it. The handle of whoever started it."""
 
-    def __init__(self, dispatcher: Dispatcher, job: Job) -> None:
-        self.job = job
+    def __init__(self, dispatcher: Dispatcher, flow: Flow[Any]) -> None:
+        self.flow = flow
         self.arrived_at = time.monotonic()
-        self.record = RequestRecord(job.generation.public_id, job.usage.num_prompt, self.arrived_at)
+        self.record = RequestRecord(flow.generation.public_id, flow.usage, self.arrived_at)
         self.demand: Demand | None = None
         """What admission counts for it; None before it is taken in."""
         self.decision: Decision | None = None
@@ -68,7 +61,7 @@ class Running:
         self.num_counted = 0
         """Tokens to the client that are in the metrics."""
         self.sent_at = self.first_token_at = 0.0
-        self.last_token_at = [0.0] * job.generation.params.n
+        self.last_token_at = [0.0] * flow.generation.params.n
         """By choice."""
         self.is_over = False
         self._dispatcher = dispatcher
@@ -77,12 +70,47 @@ class Running:
         """End it because nobody waits for the answer."""
         self._dispatcher.finish(self, Over("cancelled", "abort"))
 
+    def send_legs(self, decision: Decision, workers: Mapping[str, Worker]) -> Worker | None:
+        """Send a Start to each leg's worker; return the one that did not take it."""
+        self.decision, lost = decision, None
+        prefill = decision.chosen.prefill
+        starts = self.flow.begin(workers[decision.chosen.decode].info, workers[prefill].info if prefill else None)
+        for worker_id, start in starts:
+            worker = workers[worker_id]
+            try:
+                worker.client.send(start)
+            except WorkerGone:
+                lost = worker
+                break
+            worker.request_ids.add(start.request_id)
+            self.workers.append(worker)
+        self.record.placed(starts[0][1].epoch, decision, 0.0 if lost else time.monotonic())
+        return lost
+
+    def leave_workers(self, *, cancel_decode: bool = True) -> None:
+        """Close the attempt on both workers: what they hold for it is free."""
+        attempt, workers = self.flow.attempt, self.workers
+        if attempt is None:
+            return
+        self.workers = []
+        for worker in workers:
+            worker.request_ids.discard(self.flow.request_id)
+            if cancel_decode or worker.worker_id != attempt.decode:
+                self.cancel_leg(worker, attempt.epoch)
+        attempt.close()
+
+    def cancel_leg(self, worker: Worker, epoch: int, choice: int | None = None) -> None:
+        """Tell a worker to end a choice, or all; one that does not take the message is found dead by its silence."""
+        if not worker.is_live:
+            return
+        try:
+            worker.client.send(Cancel(self.flow.request_id, epoch, choice))
+        except WorkerGone:
+            _log.info("cancel_not_taken", worker_id=worker.worker_id, request_id=self.flow.request_id)
+
 
 class Dispatcher:
-    """Drives requests through their legs.
-
-    Longer than most classes, since it alone acts: whatever a worker, a client or a clock does to a request meets here.
-    """
+    """Drives requests through their legs: whatever a worker, a client or a clock does to a request meets here."""
 
     def __init__(
         self,
@@ -110,20 +138,15 @@ class Dispatcher:
 
     # -- requests -----------------------------------------------------------------------------------------
 
-    def start(self, generation: Generation, texts: Sequence[ChoiceText[_Shown]], sink: Sink[_Shown]) -> Running:
-        """Take a generation in, and send it on its way; `texts` has one entry a choice. Raises as `drive` does."""
-        return self.drive(Flow(generation, texts, sink))
-
-    def drive(self, job: Job) -> Running:
-        """Take in a job of any kind, and send it on its way.
+    def start(self, flow: Flow[Any]) -> Running:
+        """Take a request in, and send it on its way.
 
         Raises:
             QueueFull: refused before it queues, with the seconds after which to try again.
             ContextTooLong: no decode worker could ever hold it.
             Unavailable: no worker has come yet.
         """
-        running = Running(self, job)
-        generation = job.generation
+        running, generation = Running(self, flow), flow.generation
         try:
             if self.last_facts is None:
                 raise Unavailable("No decode worker is ready. Try again in a few seconds.")
@@ -136,7 +159,7 @@ class Dispatcher:
             running.cancel()
             raise
         running.demand = demand
-        self.flows[job.request_id] = running
+        self.flows[flow.request_id] = running
         self.journal.add(running.record)
         if generation.deadline is not None:
             delay = max(generation.deadline - time.time(), 0.0)
@@ -152,93 +175,51 @@ class Dispatcher:
         for timer in (running.deadline, running.timer):
             if timer is not None:
                 timer.cancel()
-        job, metrics, now = running.job, self.metrics, time.monotonic()
-        self._leave_workers(running, cancel_decode=over.runs_on)
-        self.flows.pop(job.request_id, None)
-        self._parked.pop(job.request_id, None)
+        flow, metrics, now = running.flow, self.metrics, time.monotonic()
+        running.leave_workers(cancel_decode=over.runs_on)
+        self.flows.pop(flow.request_id, None)
+        self._parked.pop(flow.request_id, None)
         metrics.request_success.inc(over.finish_reason)
         metrics.e2e_request_latency_seconds.observe(now - running.arrived_at)
-        metrics.prompt_tokens.value += job.usage.num_prompt
+        metrics.prompt_tokens.value += flow.usage.num_prompt
         if running.first_token_at:
             metrics.phase_seconds.observe("generate", now - running.first_token_at)
             self._num_with_token -= 1
         if running.demand is not None:
             self._admission.release(running.demand)
         status = 200 if over.error is None else over.error.status
-        running.record.end(over.state, status, job.usage.num_completion, now)
-        job.end(over)
+        running.record.end(over.state, status, now)
+        flow.end(over)
 
     def _fail(self, running: Running, error: BatonError) -> None:
         """End a request with an error that the client sees."""
         self.finish(running, Over("failed", "error", error=error))
 
-    # -- to the workers -----------------------------------------------------------------------------------
-
     def _place(self, running: Running, avoid: str | None = None) -> None:
         """Choose workers and send the legs; park the request when no worker is there."""
         running.timer = None
-        job = running.job
+        flow = running.flow
         while not running.is_over:
-            num_emitted = 0 if job.attempt is None else job.num_emitted
-            decision = self._placement.place(job.generation, num_emitted, avoid)
+            num_emitted = 0 if flow.attempt is None else flow.num_emitted
+            decision = self._placement.place(flow.generation, num_emitted, avoid)
             if decision is None:
                 wait_s = self.config.worker_wait_s
                 error = Unavailable(f"No decode worker came within {wait_s:g} s. Try again later.")
                 running.timer = self._loop.call_later(wait_s, self._fail, running, error)
-                self._parked[job.request_id] = running
+                self._parked[flow.request_id] = running
                 return
-            running.decision = decision
-            lost = self._send_legs(running, decision)
+            lost = running.send_legs(decision, self.pool.workers)
             if lost is None:
+                if running.sent_at == 0.0:
+                    running.sent_at = time.monotonic()
+                    self.metrics.request_queue_time_seconds.observe(running.sent_at - running.arrived_at)
+                    self.metrics.phase_seconds.observe("queue", running.sent_at - running.arrived_at)
                 return
-            self._leave_workers(running)
+            running.leave_workers()
             self.pool.lose(lost, "takes no messages")
 
-    def _send_legs(self, running: Running, decision: Decision) -> Worker | None:
-        """Send a Start to each leg's worker; return the one that did not take it."""
-        job, workers, lost = running.job, self.pool.workers, None
-        prefill = decision.chosen.prefill
-        starts = job.begin(workers[decision.chosen.decode].info, workers[prefill].info if prefill else None)
-        for worker_id, start in starts:
-            worker = workers[worker_id]
-            try:
-                worker.client.send(start)
-            except WorkerGone:
-                lost = worker
-                break
-            worker.request_ids.add(job.request_id)
-            running.workers.append(worker)
-        now = time.monotonic()
-        running.record.placed(starts[0][1].epoch, decision, now if lost is None else 0.0)
-        if lost is None and running.sent_at == 0.0:
-            running.sent_at = now
-            self.metrics.request_queue_time_seconds.observe(now - running.arrived_at)
-            self.metrics.phase_seconds.observe("queue", now - running.arrived_at)
-        return lost
-
-    def _leave_workers(self, running: Running, *, cancel_decode: bool = True) -> None:
-        """Close the attempt on both workers: what they hold for it is free."""
-        attempt, request_id = running.job.attempt, running.job.request_id
-        if attempt is None:
-            return
-        workers, running.workers = running.workers, []
-        for worker in workers:
-            worker.request_ids.discard(request_id)
-            if cancel_decode or worker.worker_id != attempt.decode:
-                self._tell(worker, Cancel(request_id, attempt.epoch))
-        attempt.close()
-
-    def _tell(self, worker: Worker, cancel: Cancel) -> None:
-        """Send a Cancel; a worker that does not take it is found dead by its silence."""
-        if not worker.is_live:
-            return
-        try:
-            worker.client.send(cancel)
-        except WorkerGone:
-            _log.info("cancel_not_taken", worker_id=worker.worker_id, request_id=cancel.request_id)
-
     def _unpark(self) -> None:
-        if not self.pool.has_decode:
+        if not any(worker.can_decode for worker in self.pool.workers.values()):
             return
         parked, self._parked = self._parked, {}
         for running in parked.values():
@@ -258,35 +239,32 @@ class Dispatcher:
         for request_id in list(worker.request_ids):
             running = self.flows.get(request_id)
             if running is not None and worker in running.workers:  # what is done for one may end another
-                self._act_on_leg(running, worker, running.job.leg_lost(worker.worker_id))
+                self._act_on_leg(running, worker, running.flow.leg_lost(worker.worker_id))
 
     def on_blocks(self, entry: Blocks) -> None:
         self.index.apply(entry)
 
     def num_awaited(self, worker: Worker) -> int:
         """How many requests wait for this worker's next token."""
-        attempts = [self.flows[request_id].job.attempt for request_id in worker.request_ids]
+        attempts = [self.flows[request_id].flow.attempt for request_id in worker.request_ids]
         return sum(attempt is not None and attempt.waits_for(worker.worker_id) for attempt in attempts)
 
     def on_outputs(self, worker: Worker, outputs: Outputs) -> None:
         now = time.monotonic()
         flows, worker_id = self.flows, worker.worker_id
         for transfer in outputs.transfers:
-            running = flows.get(transfer.request_id)
-            if running is not None:
+            if (running := flows.get(transfer.request_id)) is not None:
                 running.record.transferred(worker_id, transfer, now)
         for computed in outputs.computed:
-            running = flows.get(computed.request_id)
-            if running is not None:
+            if (running := flows.get(computed.request_id)) is not None:
                 running.record.computed(worker_id, computed, now)
         num_tokens, observe_gap = self.metrics.generation_tokens, self.metrics.inter_token_latency_seconds.observe
         for token in outputs.tokens:
-            running = flows.get(token.request_id)
-            if running is None:
+            if (running := flows.get(token.request_id)) is None:
                 self.metrics.stale_messages.inc()
                 continue
             try:
-                step = running.job.take(token, worker_id)
+                step = running.flow.take(token, worker_id)
                 if step is GO and (last_at := running.last_token_at[token.choice]):  # the way of nearly every token
                     num_tokens.value += 1
                     running.num_counted += 1
@@ -299,17 +277,15 @@ class Dispatcher:
                 _log.exception("request_failed", request_id=token.request_id)
                 self._fail(running, Unavailable("The request failed inside the router. Its reason is in the log."))
         for ended in outputs.ended:
-            running = flows.get(ended.request_id)
-            if running is not None:
-                self._act_on_leg(running, worker, running.job.leg_failed(worker_id, ended.epoch, ended.error))
+            if (running := flows.get(ended.request_id)) is not None:
+                self._act_on_leg(running, worker, running.flow.leg_failed(worker_id, ended.epoch, ended.error))
         if self._parked:
             self._unpark()
 
     def _count_tokens(self, running: Running, choice: int, now: float) -> None:
         """Count the tokens that a choice has got at once, if any."""
-        usage, metrics = running.job.usage, self.metrics
-        count = usage.num_completion - running.num_counted
-        if count == 0:
+        usage, metrics = running.flow.usage, self.metrics
+        if not (count := usage.num_completion - running.num_counted):
             return
         running.num_counted += count
         metrics.generation_tokens.value += count
@@ -330,48 +306,47 @@ class Dispatcher:
         for _ in range(count - 1):  # those that had waited for it
             metrics.inter_token_latency_seconds.observe(0.0)
 
-    # -- what a job says ----------------------------------------------------------------------------------
+    # -- what a flow says --------------------------------------------------------------------------------
 
     def _act(self, running: Running, step: Next) -> None:
-        """Do what a job asks for."""
         if isinstance(step, Over):
             self.finish(running, step)
         elif isinstance(step, Replay):
             self._replay(running, step)
         elif isinstance(step, ChoiceOver):
             self.metrics.request_success.inc(step.finish_reason)
-            attempt = running.job.attempt
+            attempt = running.flow.attempt
             if step.runs_on and attempt is not None:
-                self._tell(running.workers[0], Cancel(running.job.request_id, attempt.epoch, step.choice))
+                running.cancel_leg(running.workers[0], attempt.epoch, step.choice)
         elif step is STALE:
             self.metrics.stale_messages.inc()
 
     def _act_on_leg(self, running: Running, worker: Worker, step: Next) -> None:
-        """Do what a job asks for when a worker's leg has ended without its tokens."""
+        """Do what a flow asks for when a worker's leg has ended without its tokens."""
         if step is NOTHING_NEW:  # the other worker has all that it needs
-            worker.request_ids.discard(running.job.request_id)
+            worker.request_ids.discard(running.flow.request_id)
             running.workers.remove(worker)
         else:
             self._act(running, step)
 
     def _replay(self, running: Running, step: Replay) -> None:
         """Run what is left as a new attempt; what comes from the old one is dropped from here on."""
-        job, reason = running.job, step.reason
+        flow, reason = running.flow, step.reason
         if step.mismatch_at is not None:
             self.metrics.kv_integrity_failures.inc()
-            _log.error("integrity_failure", request_id=job.request_id, position=step.mismatch_at)
+            _log.error("integrity_failure", request_id=flow.request_id, position=step.mismatch_at)
         self.metrics.replays.inc(reason)
         running.record.replayed(reason, time.monotonic())
-        self._leave_workers(running)
+        running.leave_workers()
         delay = 0.05 * 4**running.num_replays if step.is_busy else 0.0
         if reason != "draining":  # a worker that drains hands over; nothing failed
             running.num_replays += 1
         if running.num_replays > self.config.max_replays:
             error = f"The request failed on {running.num_replays} workers, the last time by {reason}."
-            self._fail(running, WorkersFailed(error))
+            self._fail(running, Unavailable(error))
             return
-        epoch = 0 if job.attempt is None else job.attempt.epoch + 1
-        _log.info("replay", request_id=job.request_id, epoch=epoch, reason=reason)
+        epoch = 0 if flow.attempt is None else flow.attempt.epoch + 1
+        _log.info("replay", request_id=flow.request_id, epoch=epoch, reason=reason)
         if delay:
             running.timer = self._loop.call_later(delay, self._place, running, step.avoid)
         else:
@@ -384,12 +359,6 @@ class Dispatcher:
         self.metrics.num_requests_running.set(self._num_with_token)
         self.metrics.num_requests_waiting.set(len(self.flows) - self._num_with_token)
         self.metrics.index_blocks.set(len(self.index))
-
-    def last_requests(self, count: int) -> list[dict[str, Any]]:
-        """Describe when the newest requests did what, as JSON."""
-        for running in self.flows.values():
-            running.record.num_completion_tokens = running.job.usage.num_completion
-        return [record.describe() for record in self.journal.newest(count)]
 
 
 def _check_fits(num_prompt: int, capacities: Sequence[int], block_size: int) -> None:

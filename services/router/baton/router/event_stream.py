@@ -263,15 +263,10 @@ class OpenStreams:
         self._task: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
 
-    def __len__(self) -> int:
-        return len(self.served)
-
     def start(self) -> None:
-        """Begin to look after streams."""
         self._task = self._loop.create_task(self._tick())
 
     async def close(self) -> None:
-        """Stop looking after them."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

@@ -6,17 +6,18 @@ messages come in, the sink sees each position of each choice once, in order.
 
 from __future__ import annotations
 
+import enum
 import os
 import uuid
 from collections.abc import Sequence
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
 
 from baton.errors import BatonError, InvalidRequest, Unavailable
 from baton.logs import get_logger
 from baton.messages import ChoiceStart, Leg, LegError, Start, Ticket, Token, WorkerInfo
 from baton.router.attempt import Attempt, Choice, Verdict
 from baton.router.generation import Generation
-from baton.router.job import GO, NOTHING_NEW, STALE, ChoiceOver, Go, Next, Over, Replay
 from baton.router.sink import ChoiceText, Sink, Usage
 
 _log = get_logger("flow")
@@ -24,6 +25,7 @@ _USERS_KINDS = ("invalid_request", "context_too_long", "unsupported")
 _BUSY_KINDS = ("queue_full", "out_of_blocks")
 _ACCEPTED = Verdict.ACCEPTED
 _Shown = TypeVar("_Shown")
+EndState = Literal["finished", "failed", "cancelled"]
 
 
 class DeadlinePassed(BatonError):
@@ -36,8 +38,59 @@ class DeadlinePassed(BatonError):
         super().__init__("The request's deadline has passed. Ask for fewer tokens, or allow more time.")
 
 
+class Go(enum.Enum):
+    """Nothing is to be done."""
+
+    TOKEN = "token"
+    """The client has one token more: what nearly every token leads to."""
+    NOTHING_NEW = "nothing new"
+    """Or more tokens than one, that had waited."""
+    STALE = "stale"
+    """The message belonged to a closed attempt: count it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceOver:
+    """One choice of several has ended."""
+
+    choice: int
+    finish_reason: str
+    runs_on: bool
+    """The decode worker does not know yet: a stop string ended it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """The attempt failed: close it, and run what is left on other workers."""
+
+    reason: str
+    avoid: str | None
+    """The worker that failed."""
+    is_busy: bool = False
+    """Wait a little before, and longer each time."""
+    mismatch_at: int | None = None
+    """The position at which two workers disagree."""
+
+
+@dataclass(frozen=True, slots=True)
+class Over:
+    """The request has ended."""
+
+    state: EndState
+    finish_reason: str
+    """As it is counted: how the last choice ended, or "error"."""
+    runs_on: bool = True
+    """The decode worker does not know yet."""
+    error: BatonError | None = None
+
+
+Next = Go | ChoiceOver | Replay | Over
+"""What a flow asks of the dispatcher."""
+GO, NOTHING_NEW, STALE = Go
+
+
 class Flow(Generic[_Shown]):
-    """One generation: its choices, their text and their sink. A Job."""
+    """One generation: its choices, their text and their sink."""
 
     def __init__(self, generation: Generation, texts: Sequence[ChoiceText[_Shown]], sink: Sink[_Shown]) -> None:
         """`texts` has one entry a choice; `sink` takes what they show, which is not looked into here."""
@@ -113,11 +166,9 @@ class Flow(Generic[_Shown]):
         index = token.choice
         finish_reason: str | None = token.finish_reason
         shown, stop = self._texts[index].push(token.token_id, finish_reason)
-        if stop is None:
-            self._sink.push(index, shown, token, finish_reason, token.stop_reason)
-        else:
+        if stop is not None:
             finish_reason = "stop"
-            self._sink.push(index, shown, token, finish_reason, stop)
+        self._sink.push(index, shown, token, finish_reason, token.stop_reason if stop is None else stop)
         if finish_reason is None and not attempt.early:
             return GO
         if self.is_over:  # a sink whose client is gone ends the request from within
@@ -129,7 +180,6 @@ class Flow(Generic[_Shown]):
     def _take_early(self, attempt: Attempt) -> Next:
         """Take the tokens that waited for the last one; what is left then has a gap before it."""
         early, attempt.early = attempt.early, {}
-        num_shown = 1
         while early:
             token = early.pop(len(self._choices[0].tokens), None)
             if token is None:
@@ -137,8 +187,7 @@ class Flow(Generic[_Shown]):
             step = self.take(token, attempt.decode)
             if step is not GO:
                 return step
-            num_shown += 1
-        return Go(num_shown)
+        return NOTHING_NEW
 
     def _end_choice(self, attempt: Attempt, index: int, finish_reason: str, *, runs_on: bool) -> Next:
         """Close a choice; `runs_on` if the worker does not know that it has ended."""
@@ -154,7 +203,6 @@ class Flow(Generic[_Shown]):
     # -- failures -----------------------------------------------------------------------------------------
 
     def leg_failed(self, worker: str, epoch: int, error: LegError) -> Next:
-        """Take a leg's failure."""
         attempt = self.attempt
         if attempt is None or not attempt.has_leg(worker, epoch):
             return STALE
@@ -165,7 +213,6 @@ class Flow(Generic[_Shown]):
         return Replay(error.kind, worker, is_busy=error.kind in _BUSY_KINDS)
 
     def leg_lost(self, worker: str) -> Next:
-        """Take the loss of a worker that ran a leg."""
         attempt = self.attempt
         assert attempt is not None
         if worker != attempt.prefill:

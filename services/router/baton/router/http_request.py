@@ -85,10 +85,7 @@ async def read_request(http: Request, model: type[_Model], config: RouterConfig)
     Raises:
         InvalidRequest: as `read_body`; or x-request-timeout is not a number of seconds.
     """
-    return await read_body(http, model, config), _read_caller(http)
-
-
-def _read_caller(http: Request) -> Caller:
+    body = await read_body(http, model, config)
     text = http.headers.get("x-request-timeout")
     timeout_s = None
     if text is not None:
@@ -100,4 +97,4 @@ def _read_caller(http: Request) -> Caller:
                 field="x-request-timeout",
             )
     explain = http.headers.get("x-baton-explain") in ("1", "true")
-    return Caller(http.scope["state"]["request_id"], http.state.tenant, timeout_s, explain)
+    return body, Caller(http.scope["state"]["request_id"], http.state.tenant, timeout_s, explain)

@@ -6,30 +6,17 @@ overtake the other. A hint, never a promise: what it says wrong costs time, not 
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from baton.messages import Blocks
 
 
-class Applied(enum.Enum):
-    """What an entry did."""
-
-    TAKEN = "taken"
-    KNOWN = "known"
-    GAP = "gap"
-    """Entries before it are missing: a snapshot is needed. What was known stays until then."""
-    FOREIGN = "foreign"
-    """Of a worker or incarnation that is not live."""
-
-
+@dataclass(slots=True)
 class _WorkerBlocks:
-    __slots__ = ("hashes", "incarnation", "sequence")
-
-    def __init__(self, incarnation: str) -> None:
-        self.incarnation = incarnation
-        self.sequence = 0
-        self.hashes: set[bytes] = set()
+    incarnation: str
+    sequence: int = 0
+    hashes: set[bytes] = field(default_factory=set)
 
 
 class PrefixIndex:
@@ -59,26 +46,25 @@ class PrefixIndex:
         """The last entry applied, by worker: where to read on."""
         return {worker_id: worker.sequence for worker_id, worker in self._workers.items()}
 
-    def apply(self, entry: Blocks) -> Applied:
-        """Take an entry or snapshot of a worker's log."""
+    def apply(self, entry: Blocks) -> bool:
+        """Take an entry or snapshot of a worker's log; whether it was one of a live worker, new, and the next."""
         worker = self._workers.get(entry.worker_id)
         if worker is None or worker.incarnation != entry.incarnation:
-            return Applied.FOREIGN
+            return False
         if entry.is_snapshot:
             if entry.sequence < worker.sequence:
-                return Applied.KNOWN
+                return False
             worker.hashes = set(entry.stored)
-            worker.sequence = entry.sequence
-            return Applied.TAKEN
-        if entry.sequence <= worker.sequence:
-            return Applied.KNOWN
-        if entry.sequence != worker.sequence + 1:
-            self.wants_snapshot.add(entry.worker_id)
-            return Applied.GAP
-        worker.hashes.difference_update(entry.evicted)
-        worker.hashes.update(entry.stored)
+        else:
+            if entry.sequence <= worker.sequence:
+                return False
+            if entry.sequence != worker.sequence + 1:  # what was known stays until a snapshot comes
+                self.wants_snapshot.add(entry.worker_id)
+                return False
+            worker.hashes.difference_update(entry.evicted)
+            worker.hashes.update(entry.stored)
         worker.sequence = entry.sequence
-        return Applied.TAKEN
+        return True
 
     def num_cached(self, worker_id: str, hashes: Sequence[bytes]) -> int:
         """Count the blocks from the start of a chain that a worker has."""

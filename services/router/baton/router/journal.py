@@ -14,8 +14,9 @@ from itertools import islice
 from typing import Any, Literal
 
 from baton.messages import Computed, Transfer
-from baton.router.job import EndState
+from baton.router.flow import EndState
 from baton.router.policy import Decision
+from baton.router.sink import Usage
 
 CAPACITY = 200
 """Requests that are shown."""
@@ -37,10 +38,6 @@ class Span:
     end: float = 0.0
     num_tokens: int = 0
     nbytes: int = 0
-
-    def move_to_end_at(self, end: float) -> None:
-        """Keep its length."""
-        self.start, self.end = self.start + end - self.end, end
 
 
 @dataclass(slots=True)
@@ -71,7 +68,7 @@ class RequestRecord:
     """One request, as far as it has come."""
 
     public_id: str
-    num_prompt_tokens: int
+    usage: Usage
     arrived_at: float
     unix_time: float = field(default_factory=time.time)
     state: Literal["waiting", "running"] | EndState = "waiting"
@@ -80,7 +77,6 @@ class RequestRecord:
     first_token_at: float = 0.0
     ended_at: float = 0.0
     num_cached: int = 0
-    num_completion_tokens: int = 0
     attempts: list[AttemptRecord] = field(default_factory=list)
 
     def placed(self, epoch: int, decision: Decision, sent_at: float) -> None:
@@ -96,10 +92,11 @@ class RequestRecord:
             return
         began = now - report.seconds
         decodes = worker == attempt.decision.chosen.decode
-        if decodes and attempt.transfer is not None:
+        transfer = attempt.transfer
+        if decodes and transfer is not None:
             # the worker's own clock knows better when the last block came than we, who heard of it
             fetched = began - report.waited_seconds
-            attempt.transfer.move_to_end_at(fetched)
+            transfer.start, transfer.end = fetched - (transfer.end - transfer.start), fetched
             attempt.spans.append(Span("queue", worker, fetched, began))
             # what is left of the prompt, less than a block, is computed in its first step
             attempt.spans.append(Span("decode", worker, began))
@@ -123,15 +120,12 @@ class RequestRecord:
         self.state, self.first_token_at, self.num_cached = "running", now, num_cached
 
     def replayed(self, reason: str, now: float) -> None:
-        """An attempt failed; another follows."""
         if self.attempts:
             self.attempts[-1].replay_reason = reason
             self.attempts[-1].end(now)
 
-    def end(self, state: EndState, status: int, num_completion_tokens: int, now: float) -> None:
-        """It is over."""
+    def end(self, state: EndState, status: int, now: float) -> None:
         self.state, self.status, self.ended_at = state, status, now
-        self.num_completion_tokens = num_completion_tokens
         if self.attempts:
             self.attempts[-1].end(now)
 
@@ -146,9 +140,9 @@ class RequestRecord:
             "at": self.unix_time,
             "state": self.state,
             "status": self.status,
-            "prompt_tokens": self.num_prompt_tokens,
+            "prompt_tokens": self.usage.num_prompt,
             "cached_tokens": self.num_cached,
-            "completion_tokens": self.num_completion_tokens,
+            "completion_tokens": self.usage.num_completion,
             "first_token_ms": ms(self.first_token_at),
             "total_ms": ms(self.ended_at),
             "attempts": [
@@ -192,7 +186,6 @@ class Journal:
         self._records.appendleft(record)
 
     def newest(self, count: int) -> list[RequestRecord]:
-        """Return the newest records, at most `count`."""
         return list(islice(self._records, count))
 
     def routes(self, public_id: str) -> list[AttemptRecord]:

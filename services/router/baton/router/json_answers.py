@@ -47,10 +47,8 @@ def answer_errors(app: FastAPI) -> None:
 async def _on_error(_http: Request, error: Exception) -> Response:
     assert isinstance(error, BatonError)
     headers = {}
-    if isinstance(error, Refused):
-        headers["retry-after"] = str(error.retry_after_s)
-    elif error.retryable:
-        headers["retry-after"] = "1"
+    if error.retryable:
+        headers["retry-after"] = str(error.retry_after_s) if isinstance(error, Refused) else "1"
     if isinstance(error, NotAuthorized):
         headers["www-authenticate"] = "Bearer"
     return JSON(error_of(error), status_code=error.status, headers=headers)

@@ -47,7 +47,6 @@ def operation(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def openapi_document(app: FastAPI) -> dict[str, Any]:
-    """Describe all routes."""
     document = get_openapi(title=app.title, version=app.version, routes=app.routes)
     _, models = models_json_schema(
         [(model, "validation") for model in _MODELS], ref_template="#/components/schemas/{model}"

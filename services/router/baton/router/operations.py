@@ -15,8 +15,7 @@ from baton.metrics import CONTENT_TYPE
 from baton.router.journal import CAPACITY
 from baton.router.json_answers import JSON
 from baton.router.openai.refusals import error_object
-from baton.router.openapi_file import errors
-from baton.router.policy import Option
+from baton.router.openapi_file import errors, openapi_document
 from baton.router.pool import Worker
 from baton.router.router_state import RouterState
 
@@ -53,10 +52,14 @@ def monitoring_routes(router: RouterState) -> APIRouter:
     async def version() -> Response:
         return JSON({"version": baton_version()})
 
+    @routes.get("/openapi.json", include_in_schema=False)
+    async def openapi(http: Request) -> Response:
+        return JSON(openapi_document(http.app))
+
     @routes.get("/metrics", summary="Every series, for Prometheus", response_class=PlainTextResponse)
     async def metrics() -> Response:
         router.dispatcher.count()
-        router.metrics.streams_open.set(len(router.streams))
+        router.metrics.streams_open.set(len(router.streams.served))
         return Response(router.metrics.render(), headers={"content-type": CONTENT_TYPE})
 
     @routes.get("/debug/route", summary="Explain where a request went", responses=errors(400, 404))
@@ -64,11 +67,15 @@ def monitoring_routes(router: RouterState) -> APIRouter:
         public_id = http.query_params.get("id")
         if not public_id:
             raise InvalidRequest("id is missing. Give the request's x-request-id.", field="id")
-        traces = router.dispatcher.journal.routes(public_id)
-        if not traces:
+        attempts = router.dispatcher.journal.routes(public_id)
+        if not attempts:
             error = error_object("No such request is remembered here.", 404, param="id", code="not_found")
             return JSON(error, status_code=404)
-        return JSON({"id": public_id, "routes": [_trace(trace) for trace in traces]})
+        routes = [
+            {"at": each.at, "epoch": each.epoch, "chosen": each.decision.chosen, "considered": each.decision.considered}
+            for each in attempts
+        ]
+        return JSON({"id": public_id, "routes": routes})
 
     @routes.get("/debug/workers", summary="Show the workers as the router sees them")
     async def debug_workers() -> Response:
@@ -82,33 +89,17 @@ def monitoring_routes(router: RouterState) -> APIRouter:
             raise InvalidRequest(
                 f"limit={text[:40]!r} is not valid: it must be a number from 1 to {CAPACITY}.", field="limit"
             )
-        return JSON({"now": time.time(), "requests": router.dispatcher.last_requests(int(text))})
+        records = router.dispatcher.journal.newest(int(text))
+        return JSON({"now": time.time(), "requests": [record.describe() for record in records]})
 
     return routes
 
 
 def baton_version() -> str:
-    """Name the version that runs."""
     try:
         return importlib.metadata.version("batonllm")
     except importlib.metadata.PackageNotFoundError:
         return "0+unknown"
-
-
-def _trace(trace: Any) -> dict[str, Any]:
-    decision = trace.decision
-    considered = [_option(option) for option in decision.considered]
-    return {"at": trace.at, "epoch": trace.epoch, "chosen": _option(decision.chosen), "considered": considered}
-
-
-def _option(option: Option) -> dict[str, Any]:
-    return {
-        "path": option.path,
-        "decode": option.decode,
-        "prefill": option.prefill,
-        "cost_ms": option.cost_ms,
-        "terms": dict(option.terms),
-    }
 
 
 def _worker(worker: Worker, num_awaited: int) -> dict[str, Any]:

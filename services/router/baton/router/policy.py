@@ -18,9 +18,9 @@ Other policies are for comparison; they use the same candidates and refuse the s
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from baton.router.config import PathMode, PolicyName
 
@@ -57,6 +57,15 @@ class Link:
 
     fixed_ms: float = 3.0
     ms_per_token: float = 0.002
+    num_learned: float = 1000.0
+    """Tokens of which `ms_per_token` is the mean; transfers long past count less."""
+
+    def learn(self, num_tokens: int, exposed_seconds: float) -> Link:
+        """Return the link as it is known after one more transfer."""
+        exposed_ms = max(1000 * exposed_seconds - self.fixed_ms, 0.0)
+        learned = max(0.9 * self.num_learned + 0.1 * num_tokens, 1.0)
+        ms_per_token = (0.9 * self.num_learned * self.ms_per_token + 0.1 * exposed_ms) / learned
+        return Link(self.fixed_ms, ms_per_token, learned)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +80,14 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One way to serve a request, with each term of its cost in ms."""
+    """One way to serve a request, with each term of its cost in ms. As JSON it is shown by /debug/route."""
 
+    path: Literal["local", "remote"]
+    """Remote with a prefill worker."""
     decode: str
     prefill: str | None
     cost_ms: float
     terms: Mapping[str, float] = field(default_factory=dict)
-    path: Literal["local", "remote"] = "local"
-    """Remote with a prefill worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +98,7 @@ class Decision:
     considered: Sequence[Option]
 
 
-_NO_LINK = Link()
+NEW_LINK = Link()
 
 
 def choose(
@@ -113,8 +122,8 @@ def choose(
     if policy == "round-robin":
         chosen = _in_turn(options, turn)
     else:
-        key = {"cost": _by_cost, "least-load": _by_load, "prefix-only": _by_prefix}[policy]
-        ranked = key(options, candidates)
+        workers = {c.worker_id: c for c in candidates}
+        ranked = [_RANKS[policy](option, workers) for option in options]
         best = min(ranked)
         chosen = rng.choice([option for option, rank in zip(options, ranked, strict=True) if rank == best])
     return Decision(chosen, options)
@@ -130,7 +139,7 @@ def _options(
         if path == "local":
             partners = []
         for prefill in partners:
-            yield _remote(shape, prefill, decode, links.get((prefill.worker_id, decode.worker_id), _NO_LINK))
+            yield _remote(shape, prefill, decode, links.get((prefill.worker_id, decode.worker_id), NEW_LINK))
         if path != "remote" or not partners:  # with no prefill worker alive everything still works
             yield _local(shape, decode, weight)
 
@@ -144,7 +153,7 @@ def _remote(shape: Shape, prefill: Candidate, decode: Candidate, link: Link) -> 
         "wait_blocks": _wait_blocks(shape, decode),
         "pace": PACE_STEPS * decode.step_ms,
     }
-    return Option(decode.worker_id, prefill.worker_id, sum(terms.values()), terms, "remote")
+    return Option("remote", decode.worker_id, prefill.worker_id, sum(terms.values()), terms)
 
 
 def _local(shape: Shape, decode: Candidate, weight: float) -> Option:
@@ -156,7 +165,7 @@ def _local(shape: Shape, decode: Candidate, weight: float) -> Option:
         "pace": PACE_STEPS * decode.step_ms,
         "delay": weight * decode.num_running * compute,
     }
-    return Option(decode.worker_id, None, sum(terms.values()), terms)
+    return Option("local", decode.worker_id, None, sum(terms.values()), terms)
 
 
 def _uncached(shape: Shape, worker: Candidate) -> int:
@@ -168,23 +177,23 @@ def _wait_blocks(shape: Shape, decode: Candidate) -> float:
     return _BLOCK_WAIT_MS * max(shape.num_blocks - decode.cached_blocks - decode.free_blocks, 0)
 
 
-def _by_cost(options: Sequence[Option], _candidates: Sequence[Candidate]) -> list[float]:
-    return [option.cost_ms for option in options]
-
-
-def _by_load(options: Sequence[Option], candidates: Sequence[Candidate]) -> list[float]:
+def _by_load(option: Option, workers: Mapping[str, Candidate]) -> tuple[bool, int]:
     """Tokens and sequences that are ahead, whatever is cached; a prefill worker wherever there is one."""
-    load = {c.worker_id: c.queue_tokens + 100 * c.num_running for c in candidates}
-    remote_penalty = 1 if any(option.prefill for option in options) else 0
-    return [
-        load[option.decode] + (load[option.prefill] if option.prefill else remote_penalty * 1e12) for option in options
-    ]
+    used = [workers[worker] for worker in (option.decode, option.prefill) if worker is not None]
+    return option.prefill is None, sum(c.queue_tokens + 100 * c.num_running for c in used)
 
 
-def _by_prefix(options: Sequence[Option], candidates: Sequence[Candidate]) -> list[float]:
+def _by_prefix(option: Option, workers: Mapping[str, Candidate]) -> int:
     """The longest cached prefix where the prompt is computed, whatever the load."""
-    cached = {c.worker_id: c.cached_blocks for c in candidates}
-    return [-float(cached[option.prefill or option.decode]) for option in options]
+    return -workers[option.prefill or option.decode].cached_blocks
+
+
+_RANKS: Mapping[str, Callable[[Option, Mapping[str, Candidate]], Any]] = {
+    "cost": lambda option, _: option.cost_ms,
+    "least-load": _by_load,
+    "prefix-only": _by_prefix,
+}
+"""Each makes of an option what is least for the best one."""
 
 
 def _in_turn(options: Sequence[Option], turn: int) -> Option:

@@ -21,7 +21,6 @@ from baton.messages import (
     WORKER_SILENCE_S,
     Blocks,
     Load,
-    ModelFacts,
     Outputs,
     ToRouter,
     Transfer,
@@ -30,7 +29,7 @@ from baton.messages import (
 )
 from baton.metrics import RouterMetrics
 from baton.router.config import RouterConfig
-from baton.router.policy import Link
+from baton.router.policy import NEW_LINK, Link
 from baton.router.workers import WorkerClient
 
 _log = get_logger("pool")
@@ -51,7 +50,6 @@ class PoolListener(Protocol):
 
     def num_awaited(self, worker: Worker) -> int:
         """How many requests wait for this worker's next token."""
-        ...
 
 
 class StepModel:
@@ -83,28 +81,6 @@ class StepModel:
         # where nothing is learned of it yet, a sequence more costs a little: else all would go to one worker
         slope = max(slope, 0.002 * self._mean_ms)
         return max(self._mean_ms + slope * (num_running - self._mean_n), 0.1 * self._mean_ms)
-
-
-class LinkModel:
-    """What transfers of one pair of workers add after the prefill, per token and fixed."""
-
-    __slots__ = ("_exposed_ms", "_tokens")
-
-    def __init__(self) -> None:
-        prior = Link()
-        self._tokens = 1000.0
-        self._exposed_ms = prior.ms_per_token * self._tokens
-
-    def observe(self, num_tokens: int, exposed_seconds: float) -> None:
-        """Take one transfer's report."""
-        exposed_ms = max(1000 * exposed_seconds - Link().fixed_ms, 0.0)
-        self._tokens = 0.9 * self._tokens + 0.1 * num_tokens
-        self._exposed_ms = 0.9 * self._exposed_ms + 0.1 * exposed_ms
-
-    @property
-    def link(self) -> Link:
-        """The present estimate."""
-        return Link(ms_per_token=self._exposed_ms / max(self._tokens, 1.0))
 
 
 class Worker:
@@ -149,7 +125,7 @@ class WorkerPool:
         self._context.set(zmq.MAX_SOCKETS, 4096)
         self._clients: dict[str, WorkerClient] = {}
         self._of_client: dict[WorkerClient, Worker] = {}
-        self._listener: PoolListener | None = None
+        self._listener: PoolListener
         self._stalled: dict[str, int] = {}
         """Incarnations that did no step any more, and the number of their last."""
         self._beat: asyncio.Task[None] | None = None
@@ -157,7 +133,6 @@ class WorkerPool:
         """Live workers by id."""
         self.links: dict[tuple[str, str], Link] = {}
         """What is known of transfers, by ids of prefill and decode worker."""
-        self._link_models: dict[tuple[str, str], LinkModel] = {}
         self.wants_blocks = False
         """Ask workers for their block logs by socket: set while Redis does not answer."""
 
@@ -171,7 +146,6 @@ class WorkerPool:
         self._beat = asyncio.get_running_loop().create_task(self._keep_in_touch())
 
     async def close(self) -> None:
-        """Leave all workers."""
         if self._beat is not None:
             self._beat.cancel()
             await asyncio.gather(self._beat, return_exceptions=True)
@@ -183,7 +157,9 @@ class WorkerPool:
     def connect(self, endpoint: str) -> None:
         """Talk to whoever lives at a control endpoint, from now on."""
         if endpoint not in self._clients:
-            client = self._clients[endpoint] = WorkerClient(self._context, endpoint, self._config, self)
+            client = self._clients[endpoint] = WorkerClient(
+                self._context, endpoint, self._config, self.on_message, self.on_bad_message
+            )
             client.hello(self._router_id, self.wants_blocks)
 
     def disconnect(self, endpoint: str) -> None:
@@ -194,23 +170,9 @@ class WorkerPool:
             del self._clients[endpoint]
 
     def endpoints(self) -> Iterable[str]:
-        """The endpoints we talk to."""
         return list(self._clients)
 
     # -- what is known ------------------------------------------------------------------------------------
-
-    @property
-    def facts(self) -> ModelFacts | None:
-        """What live decode workers serve; None with none alive."""
-        for worker in self.workers.values():
-            if "decode" in worker.info.legs:
-                return worker.info.model
-        return None
-
-    @property
-    def has_decode(self) -> bool:
-        """Whether any worker takes requests now."""
-        return any(worker.can_decode for worker in self.workers.values())
 
     def cache_parts(self) -> set[tuple[str, ...]]:
         """The parts by which live workers' hash chains start: one set of parts, but for rolling upgrades."""
@@ -222,16 +184,15 @@ class WorkerPool:
             return
         worker.is_live = False
         self._of_client.pop(worker.client, None)
-        if self.workers.get(worker.info.worker_id) is worker:
-            del self.workers[worker.info.worker_id]
-        for pair in [pair for pair in self.links if worker.info.worker_id in pair]:
-            del self.links[pair], self._link_models[pair]
+        if self.workers.get(worker.worker_id) is worker:
+            del self.workers[worker.worker_id]
+        for pair in [pair for pair in self.links if worker.worker_id in pair]:
+            del self.links[pair]
         if worker.client.endpoint in self._clients:
             worker.client.reopen()
-        _log.warning("worker_lost", worker_id=worker.info.worker_id, reason=reason, in_flight=len(worker.request_ids))
+        _log.warning("worker_lost", worker_id=worker.worker_id, reason=reason, in_flight=len(worker.request_ids))
         self._count_workers()
-        if self._listener is not None:
-            self._listener.on_worker_lost(worker)
+        self._listener.on_worker_lost(worker)
 
     # -- what workers say ---------------------------------------------------------------------------------
 
@@ -244,11 +205,11 @@ class WorkerPool:
             worker.report(message.load)
             for transfer in message.transfers:
                 self._learn(worker, transfer)
-            if self._listener is not None and (message.tokens or message.ended or message.transfers):
+            if message.tokens or message.ended or message.transfers:
                 self._listener.on_outputs(worker, message)
         elif isinstance(message, Welcome):
             self._welcome(client, worker, message)
-        elif worker is not None and self._listener is not None and message.worker_id == worker.info.worker_id:
+        elif worker is not None and message.worker_id == worker.worker_id:
             self._listener.on_blocks(message)
 
     def on_bad_message(self, client: WorkerClient, reason: str) -> None:
@@ -277,8 +238,7 @@ class WorkerPool:
         self.workers[info.worker_id] = self._of_client[client] = joined
         _log.info("worker_joined", worker_id=info.worker_id, legs=",".join(info.legs), endpoint=client.endpoint)
         self._count_workers()
-        if self._listener is not None:
-            self._listener.on_worker_joined(joined)
+        self._listener.on_worker_joined(joined)
 
     def _refusal(self, info: WorkerInfo) -> str | None:
         """Say why a worker cannot serve with the others, if so."""
@@ -286,7 +246,7 @@ class WorkerPool:
             return "it has no leg"
         if info.model.name not in self._config.model_names:
             return f"it serves {info.model.name!r}, this router {self._config.model_names[0]!r}"
-        facts = self.facts
+        facts = next((w.info.model for w in self.workers.values() if "decode" in w.info.legs), None)
         # parts of the hash chains may differ: workers of two layouts serve side by side while versions roll
         if facts is not None and msgspec.structs.replace(info.model, cache_parts=facts.cache_parts) != facts:
             return "its model facts differ from those of the other workers"
@@ -295,10 +255,9 @@ class WorkerPool:
     def _learn(self, decode: Worker, transfer: Transfer) -> None:
         for prefill in self.workers.values():
             if prefill.info.incarnation == transfer.source_incarnation:
-                pair = (prefill.info.worker_id, decode.info.worker_id)
-                model = self._link_models.setdefault(pair, LinkModel())
-                model.observe(transfer.num_tokens, transfer.exposed_seconds)
-                self.links[pair] = model.link
+                pair = (prefill.worker_id, decode.worker_id)
+                link = self.links.get(pair, NEW_LINK)
+                self.links[pair] = link.learn(transfer.num_tokens, transfer.exposed_seconds)
 
     # -- heartbeats ---------------------------------------------------------------------------------------
 
@@ -329,7 +288,7 @@ class WorkerPool:
     def _is_stalled(self, worker: Worker) -> bool:
         """Whether requests wait for a step that does not come; a prompt's KV that is held waits for nothing."""
         has_moved = time.monotonic() - worker.moved_at <= self._config.stall_s
-        return not has_moved and self._listener is not None and self._listener.num_awaited(worker) > 0
+        return not has_moved and self._listener.num_awaited(worker) > 0
 
     def _count_workers(self) -> None:
         for leg in ("prefill", "decode"):

@@ -28,7 +28,6 @@ class ChoiceText(Protocol[Shown_co]):
 
     def push(self, token_id: int, finish_reason: str | None) -> tuple[Shown_co, str | None]:
         """Take a token; return what may be shown now, and the stop string if one has ended the choice."""
-        ...
 
 
 class Sink(Protocol[Shown_contra]):
@@ -44,12 +43,9 @@ class Sink(Protocol[Shown_contra]):
         /,
     ) -> None:
         """Take one token, what is shown of it, and the end of its choice if it is one."""
-        ...
 
     def end(self, usage: Usage) -> None:
         """Every choice has ended."""
-        ...
 
     def fail(self, error: BatonError) -> None:
         """The request has failed; nothing follows."""
-        ...

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -47,53 +47,33 @@ class TextPool:
             await self._all[0].ready()
 
     async def close(self) -> None:
-        """End threads and processes."""
         for renderer in self._all:
             await renderer.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def run(self, work: Callable[..., _T], *args: Any) -> _T:
-        """Do work in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Return the token ids of a text."""
-        if len(text) <= _INLINE_LEN:
-            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        return await self.run(lambda: self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
+        work = functools.partial(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+        return work() if len(text) <= _INLINE_LEN else await self.run(work)
 
-    async def render_chat(
-        self,
-        messages: Sequence[dict[str, Any]],
-        *,
-        tools: Sequence[dict[str, Any]] | None,
-        add_generation_prompt: bool,
-        continue_final_message: bool,
-        kwargs: dict[str, Any],
-    ) -> list[int]:
-        """Render a conversation by the model's template, and encode it.
+    async def render_chat(self, **shown: Any) -> list[int]:
+        """Render a conversation, as `for_template` of its request returns it, by the model's template; and encode it.
 
         Raises:
             InvalidRequest: no template, one that refuses these messages, or one that takes too long or too much.
         """
-        source = self.tokenizer.chat_template_source(with_tools=bool(tools))
+        source = self.tokenizer.chat_template_source(with_tools=bool(shown["tools"]))
         if source is None:
             raise InvalidRequest(
                 "messages cannot be rendered: this model's tokenizer has no chat template. Use /v1/completions.",
                 field="messages",
             )
-        request = {
-            "template": source,
-            "special_tokens": self.tokenizer.special_tokens,
-            "messages": messages,
-            "tools": tools,
-            "add_generation_prompt": add_generation_prompt,
-            "continue_final_message": continue_final_message,
-            "kwargs": kwargs,
-            "max_len": self._config.max_rendered_nbytes,
-        }
+        limit = self._config.max_rendered_nbytes
+        request = {"template": source, "special_tokens": self.tokenizer.special_tokens, "max_len": limit}
         try:
-            body = msgspec.msgpack.encode(request)
+            body = msgspec.msgpack.encode(request | shown)
         except (OverflowError, RecursionError, TypeError):
             raise InvalidRequest(
                 "messages cannot be rendered: they (or tools, or chat_template_kwargs) hold a number beyond 64 bits, or "

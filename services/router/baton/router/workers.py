@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Protocol, cast
+from collections.abc import Callable
+from typing import cast
 
 import zmq
 
@@ -27,30 +28,25 @@ class WorkerGone(Exception):
     """The worker does not take messages now."""
 
 
-class WorkerEvents(Protocol):
-    """Who hears what a worker says."""
-
-    def on_message(self, client: WorkerClient, message: ToRouter) -> None:
-        """Take one message."""
-        ...
-
-    def on_bad_message(self, client: WorkerClient, reason: str) -> None:
-        """Count a frame that was none."""
-        ...
-
-
 class WorkerClient:
     """The connection to one control endpoint, whoever lives there."""
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, config: RouterConfig, events: WorkerEvents
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoint: str,
+        config: RouterConfig,
+        on_message: Callable[[WorkerClient, ToRouter], None],
+        on_bad_message: Callable[[WorkerClient, str], None],
     ) -> None:
+        """`on_bad_message` hears why a frame is no message."""
         self.endpoint = endpoint
         self.last_heard = 0.0
         """By the loop's clock; 0: never."""
         self._context = context
         self._config = config
-        self._events = events
+        self._on_message = on_message
+        self._on_bad_message = on_bad_message
         self._loop = asyncio.get_running_loop()
         self._socket: zmq.Socket[bytes] | None = None
         self._is_reading = False
@@ -138,10 +134,10 @@ class WorkerClient:
                 raise BadMessage(f"{len(frames)} frames")
             message = decode_to_router(frames[0])
         except BadMessage as error:
-            self._events.on_bad_message(self, str(error))
+            self._on_bad_message(self, str(error))
             return
         self.last_heard = self._loop.time()
         try:
-            self._events.on_message(self, message)
+            self._on_message(self, message)
         except Exception:  # one message's failure is not the connection's
             _log.exception("message_failed", endpoint=self.endpoint)

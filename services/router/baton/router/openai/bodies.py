@@ -29,7 +29,6 @@ class Collected:
         self.stop_reason: int | str | None = None
 
     def add(self, part: Part) -> None:
-        """Take a part."""
         if isinstance(part, str):
             self.text.append(part)
         elif isinstance(part, CallBegins):
@@ -42,10 +41,8 @@ class Collected:
 
     def message(self) -> dict[str, Any]:
         """Return it as an assistant's message."""
-        content: str | None = "".join(self.text)
-        if self.calls and content is not None and not content.strip():
-            content = None
-        message: dict[str, Any] = {"role": "assistant", "content": content}
+        text = "".join(self.text)
+        message: dict[str, Any] = {"role": "assistant", "content": None if self.calls and not text.strip() else text}
         if self.reasoning:
             message["reasoning_content"] = "".join(self.reasoning)
         if self.refusal:
@@ -73,7 +70,6 @@ class CollectSink:
         finish_reason: str | None,
         stop_reason: int | str | None,
     ) -> None:
-        """Keep a token."""
         collected = self.choices[choice]
         if type(shown) is str:
             collected.text.append(shown)
@@ -88,7 +84,6 @@ class CollectSink:
             collected.finish_reason, collected.stop_reason = finish_reason, stop_reason
 
     def end(self, usage: Usage) -> None:
-        """Every choice has ended."""
         if self._tally.end(usage) and not self._done.done():
             self._done.set_result(None)
 
@@ -100,7 +95,6 @@ class CollectSink:
 
 
 def chat_choice(request: ChatRequest, index: int, choice: Collected, token_text: TokenText) -> dict[str, Any]:
-    """Return a chat's choice."""
     rows = [chat_logprob(row, token_text) for row in choice.logprobs if row is not None]
     entry = {
         "index": index,

@@ -24,7 +24,6 @@ from baton.router.router_state import RouterState
 
 
 def chat_routes(router: RouterState) -> APIRouter:
-    """Serve chats."""
     routes = APIRouter()
 
     @routes.post("/v1/chat/completions", summary="Answer a conversation", **operation(ChatRequest))

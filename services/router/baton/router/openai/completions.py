@@ -21,7 +21,6 @@ from baton.router.router_state import RouterState
 
 
 def completion_routes(router: RouterState) -> APIRouter:
-    """Serve completions."""
     routes = APIRouter()
 
     @routes.post("/v1/completions", summary="Go on from one or more prompts", **operation(CompletionRequest))

@@ -53,7 +53,6 @@ class AnswerEvents:
         self._on_failed = on_failed
 
     def tail(self) -> bytes:
-        """Return what ends an event."""
         return self._tail if self.running is None else self._usage_tail(self.running)
 
     def end(self, usage: Usage) -> None:

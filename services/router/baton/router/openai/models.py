@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from baton.errors import InvalidRequest
+from baton.errors import InvalidRequest, refuse
 from baton.router.http_request import read_body
 from baton.router.json_answers import JSON
 from baton.router.openai.requests import DetokenizeRequest, TokenizeRequest
@@ -23,7 +23,6 @@ class UnknownModel(InvalidRequest):
 
 
 def model_routes(router: RouterState) -> APIRouter:
-    """Serve /v1/models, /tokenize and /detokenize."""
     routes = APIRouter()
 
     @routes.get("/v1/models", summary="Name the models that are served")
@@ -59,9 +58,7 @@ def model_routes(router: RouterState) -> APIRouter:
         size = router.tokenizer.vocab_size
         for token_id in body.tokens:
             if token_id >= size:
-                raise InvalidRequest(
-                    f"tokens={token_id} is not valid: token ids of this tokenizer are 0 to {size - 1}.", field="tokens"
-                )
+                raise refuse("tokens", token_id, f"token ids of this tokenizer are 0 to {size - 1}")
         return JSON({"prompt": await router.text.run(router.tokenizer.decode, body.tokens)})
 
     return routes

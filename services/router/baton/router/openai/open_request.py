@@ -15,6 +15,7 @@ from baton.messages import ModelFacts, Token
 from baton.protocol import SamplingParams, check_prompt
 from baton.router.auth import salt_of
 from baton.router.dispatcher import Running
+from baton.router.flow import Flow
 from baton.router.generation import Generation, hash_prompt
 from baton.router.http_request import Caller
 from baton.router.openai.parts import AnswerParser, AnswerParts, Shown
@@ -114,7 +115,7 @@ class OpenRequest:
                 if len(generation.prompt_ids) > _INLINE_TOKENS:
                     await self._hash_aside(generation)
                 texts = [self._text(generation, new_parser) for _ in range(generation.params.n)]
-                self._running.append(self._router.dispatcher.start(generation, texts, sink))
+                self._running.append(self._router.dispatcher.start(Flow(generation, texts, sink)))
         except BaseException:
             self.cancel()
             raise

@@ -52,11 +52,9 @@ class AnswerParser(Protocol):
 
     def push(self, text: str, token_id: int) -> list[Part]:
         """Take a token and the text that it completes, which may be none; return the parts that are certain by now."""
-        ...
 
     def finish(self) -> list[Part]:
         """Return what was held back, at the choice's end."""
-        ...
 
 
 class AnswerParts:

@@ -32,28 +32,22 @@ UNSERVED: dict[str, str] = {
 }
 """Fields that other servers know, with the reason why a request with one is refused."""
 
-_TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-
-
-def error_type(status: int) -> str:
-    """Return OpenAI's word for a status."""
-    if status in _TYPES:
-        return _TYPES[status]
-    return "invalid_request_error" if status < 500 else "server_error"
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+"""OpenAI's words for statuses with one of their own."""
 
 
 def error_object(message: str, status: int, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """Return the body of an error answer."""
-    return {"error": {"message": message, "type": error_type(status), "param": param, "code": code}}
+    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def error_of(error: BatonError) -> dict[str, Any]:
     """Return the error object of one of our errors."""
-    field = error.field if isinstance(error, InvalidRequest) else None
-    code = error.code if isinstance(error, InvalidRequest) else None
-    if isinstance(error, UnsupportedFeature) and code is None:
-        code = "unsupported_parameter"
-    return error_object(str(error), error.status, param=field, code=code)
+    if not isinstance(error, InvalidRequest):
+        return error_object(str(error), error.status)
+    code = error.code or ("unsupported_parameter" if isinstance(error, UnsupportedFeature) else None)
+    return error_object(str(error), error.status, param=error.field, code=code)
 
 
 def failure_object(public_id: str) -> dict[str, Any]:
@@ -64,51 +58,41 @@ def failure_object(public_id: str) -> dict[str, Any]:
 def refuse_validation(error: ValidationError) -> InvalidRequest:
     """Say the first thing that is wrong with a body."""
     first = error.errors(include_url=False, include_context=False)[0]
-    field = _path(first["loc"])
-    kind, value = first["type"], first.get("input")
+    field, kind = _path(first["loc"]), first["type"]
+    wrong = f"{field}={show(first.get('input'))} is not valid"
     if kind == "json_invalid":
         return InvalidRequest(f"The body is not valid JSON: {first['msg']}.", code="invalid_json")
     if kind == "extra_forbidden":
         name = str(first["loc"][-1])
         if name in UNSERVED:
-            return UnsupportedFeature(f"{field}={show(value)} is not valid: {UNSERVED[name]}.", field=field)
-        return InvalidRequest(
-            f"{field}={show(value)} is not valid: there is no such parameter. Leave it out.",
-            field=field,
-            code="unknown_parameter",
-        )
+            return UnsupportedFeature(f"{wrong}: {UNSERVED[name]}.", field=field)
+        message = f"{wrong}: there is no such parameter. Leave it out."
+        return InvalidRequest(message, field=field, code="unknown_parameter")
     if kind == "missing":
         return InvalidRequest(f"{field} is missing. Give it.", field=field, code="missing_required_parameter")
-    if not field:
-        return InvalidRequest(f"The body is not valid: {_limit(first['msg'])}.")
-    return InvalidRequest(f"{field}={show(value)} is not valid: {_limit(first['msg'])}.", field=field)
+    subject = wrong if field else "The body is not valid"
+    return InvalidRequest(f"{subject}: {_limit(first['msg'])}.", field=field or None)
 
 
 def show(value: object) -> str:
     """Return a value as short text; never fails, whatever was sent."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 256:
         return f"a number of {value.bit_length()} bits"
-    if isinstance(value, str):
-        value = value[:80]
-    if isinstance(value, (list, dict)):
-        return f"a list of {len(value)}" if isinstance(value, list) else f"an object of {len(value)}"
-    text = repr(value)
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    if isinstance(value, dict):
+        return f"an object of {len(value)}"
+    text = repr(value[:80] if isinstance(value, str) else value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _limit(message: str) -> str:
-    for prefix in ("Value error, ", "Input should be "):
-        if message.startswith(prefix):
-            rest = message.removeprefix(prefix)
-            return rest if prefix == "Value error, " else f"it must be {rest}"
+    if message.startswith("Value error, "):
+        return message.removeprefix("Value error, ")
+    if message.startswith("Input should be "):
+        return f"it must be {message.removeprefix('Input should be ')}"
     return message[:1].lower() + message[1:]
 
 
 def _path(loc: tuple[int | str, ...]) -> str:
-    path = ""
-    for part in loc:
-        if isinstance(part, int):
-            path += f"[{part}]"
-        else:
-            path += f".{part}" if path else part
-    return path
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")

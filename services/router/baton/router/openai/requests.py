@@ -6,12 +6,13 @@ Types and ranges stand here so that they are in the OpenAPI file too; how they m
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
-from baton.errors import InvalidRequest, UnsupportedFeature, refuse
+from baton.errors import UnsupportedFeature, refuse
 from baton.protocol import MAX_LIST, MAX_LOGPROBS, MAX_N, MAX_STOP, SamplingParams
 
 MAX_PROMPTS = 64
@@ -307,10 +308,8 @@ class Message(_Closed):
 def _call_for_template(call: FunctionCall) -> dict[str, Any]:
     arguments: Any = call.arguments
     if isinstance(arguments, str):
-        try:
+        with contextlib.suppress(ValueError, RecursionError):
             arguments = json.loads(arguments)
-        except (ValueError, RecursionError):
-            arguments = call.arguments
     return {"name": call.name, "arguments": arguments}
 
 
@@ -348,10 +347,7 @@ class _Rendered(_Closed):
             )
         kwargs = dict(self.chat_template_kwargs or {})
         for name in sorted(_RESERVED & kwargs.keys()):
-            raise InvalidRequest(
-                f"chat_template_kwargs={name!r} is not valid: it is not for a request to set there. Leave it out.",
-                field="chat_template_kwargs",
-            )
+            raise refuse("chat_template_kwargs", name, "it is not for a request to set there", "Leave it out.")
         add = self.add_generation_prompt
         return {
             "messages": [message.for_template() for message in self.messages or ()],
