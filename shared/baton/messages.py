@@ -30,6 +30,7 @@ from typing import Literal
 import msgspec
 
 from baton.errors import InvalidRequest
+from baton.prompt import Prompt
 from baton.protocol import SamplingParams
 
 HELLO_INTERVAL_S = 1.0
@@ -141,7 +142,7 @@ class Start(msgspec.Struct, tag="start", array_like=True, frozen=True):
     request_id: str
     epoch: int
     leg: Leg
-    token_ids: list[int]
+    prompt: Prompt
     choices: list[ChoiceStart]
     params: SamplingParams
     seed: int
@@ -302,12 +303,8 @@ def decode_to_worker(frame: bytes | memoryview) -> ToWorker:
     """
     try:
         message = _to_worker.decode(frame)
-    except (
-        msgspec.MsgspecError,
-        UnicodeDecodeError,
-        InvalidRequest,
-        RecursionError,
-    ) as error:  # sampling parameters check themselves
+    # sampling parameters and prompts check themselves
+    except (msgspec.MsgspecError, UnicodeDecodeError, InvalidRequest, RecursionError) as error:
         raise BadMessage(str(error)) from None
     if isinstance(message, Start):
         _check_start(message)
@@ -332,8 +329,8 @@ def _check_start(start: Start) -> None:
     """Refuse what no router of ours sends; ids against the vocabulary are checked by the leg, which knows it."""
     _check(len(start.request_id) == 32, "request_id is not a uuid")
     _check(0 <= start.epoch < 2**31, "epoch is out of range")
-    _check(bool(start.token_ids), "the prompt is empty")
-    _check(min(start.token_ids) >= 0, "a token id is negative")
+    _check(bool(start.prompt.token_ids), "the prompt is empty")
+    _check(min(start.prompt.token_ids) >= 0, "a token id is negative")
     _check(0 < len(start.choices) <= start.params.n, "choices do not match n")
     indices = [choice.index for choice in start.choices]
     _check(len(set(indices)) == len(indices) and min(indices) >= 0, "choices repeat")
@@ -343,7 +340,7 @@ def _check_start(start: Start) -> None:
     if ticket is not None:
         _check(len(ticket.request_id) == 16 and len(ticket.secret) == 16, "the ticket is malformed")
         _check(ticket.epoch == start.epoch, "the ticket belongs to another epoch")
-        _check(ticket.num_tokens == len(start.token_ids), "the ticket belongs to another prompt")
+        _check(ticket.num_tokens == len(start.prompt), "the ticket belongs to another prompt")
 
 
 def _check(holds: bool, reason: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from baton.errors import ContextTooLong, UnsupportedFeature, refuse
+from baton.prompt import Prompt
 
 MAX_N = 16
 """Choices per request. Fan-out is charged before admission; other servers were taken down through it."""
@@ -247,12 +248,13 @@ def _check_float(field: str, value: Any, low: float, high: float, way_out: str =
         raise refuse(field, value, f"it must be finite, {edge} {low:g} and at most {high:g}", way_out)
 
 
-def check_prompt(token_ids: Sequence[int], vocab_size: int, max_model_len: int) -> None:
+def check_prompt(prompt: Prompt, vocab_size: int, max_model_len: int) -> None:
     """Refuse a prompt that no model step could take.
 
     Raises:
-        InvalidRequest: empty, ids outside the vocabulary, or no room left in the context for an answer.
+        InvalidRequest: empty, ids outside the vocabulary, media, or no room left in the context for an answer.
     """
+    token_ids = prompt.token_ids
     # `map`, not a generator: a prompt of 32k tokens is looked at in 0.3 ms, not 3, before anything else starts
     if not isinstance(token_ids, list) or not set(map(type, token_ids)) <= {int}:
         raise refuse("prompt_token_ids", token_ids, "it must be a list of whole numbers")
@@ -261,6 +263,13 @@ def check_prompt(token_ids: Sequence[int], vocab_size: int, max_model_len: int) 
     if min(token_ids) < 0 or max(token_ids) >= vocab_size:
         wrong = next(t for t in token_ids if not 0 <= t < vocab_size)
         raise refuse("prompt_token_ids", wrong, f"token ids of this model are 0 to {vocab_size - 1}")
+    if prompt.spans:
+        first = prompt.spans[0]
+        raise UnsupportedFeature(
+            f"spans={first.at}..{first.end} is not served: this model reads token ids and no media. Send the prompt "
+            f"without them, or ask a model that takes media.",
+            field="spans",
+        )
     if len(token_ids) >= max_model_len:
         raise ContextTooLong(
             f"prompt of {len(token_ids)} tokens is not valid: the context is {max_model_len} tokens and an answer "

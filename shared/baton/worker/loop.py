@@ -162,7 +162,7 @@ class WorkerLoop:
     def _begin(self, run: Run) -> LegError | None:
         start, model = run.start, self._info.model
         try:
-            check_prompt(start.token_ids, model.vocab_size, model.max_model_len)
+            check_prompt(start.prompt, model.vocab_size, model.max_model_len)
             start.params.check_vocab(model.vocab_size, model.eos_token_ids)
             self._runs.open(run)
             self._legs[start.leg].begin(run)

@@ -188,7 +188,7 @@ class Outbox:
         is_first = choice not in run.begun_choices
         if is_first:
             if not run.begun_choices:
-                self._count_prompt(len(run.start.token_ids), output.num_cached_tokens, run.num_fetched)
+                self._count_prompt(len(run.start.prompt), output.num_cached_tokens, run.num_fetched)
                 computed = _computed(run, output)
                 self._of(run).computed.append(computed)
                 self.phases += [("queue", computed.waited_seconds), ("compute", computed.seconds)]
@@ -257,7 +257,7 @@ class Outbox:
 def _computed(run: Run, output: TokenOutput) -> Computed:
     start, now = run.start, time.monotonic()
     began = run.computing_at or now
-    num_known = len(start.token_ids) + len(run.emitted[output.choice])
+    num_known = len(start.prompt) + len(run.emitted[output.choice])
     return Computed(
         start.request_id,
         start.epoch,
