@@ -156,18 +156,14 @@ class LLM:
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """Answer one conversation, or a list of them, rendered by the model's chat template."""
-        conversations = _conversations(messages)
+        options: dict[str, Any] = {
+            "tools": tools,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+        }
         prompts: list[PromptInput] = [
-            {
-                "prompt_token_ids": self._text().render_chat(
-                    conversation,
-                    tools=tools,
-                    add_generation_prompt=add_generation_prompt,
-                    continue_final_message=continue_final_message,
-                    **dict(chat_template_kwargs or {}),
-                )
-            }
-            for conversation in conversations
+            {"prompt_token_ids": self._text().render_chat(conversation, **options, **dict(chat_template_kwargs or {}))}
+            for conversation in _conversations(messages)
         ]
         outputs = self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
         for output in outputs:
@@ -198,9 +194,8 @@ class LLM:
         if not all(isinstance(each, SamplingParams) for each in params):
             raise refuse("sampling_params", given, "it must be SamplingParams, or one for each prompt")
         if len(params) != count:
-            raise refuse(
-                "sampling_params", f"{len(params)} entries", f"there are {count} prompts", "Give one, or one each."
-            )
+            limit, way_out = f"there are {count} prompts", "Give one, or one each."
+            raise refuse("sampling_params", f"{len(params)} entries", limit, way_out)
         return params
 
     def _check(self, index: int, item: PromptInput, params: SamplingParams) -> _Answer:
@@ -253,7 +248,9 @@ class LLM:
             for answer in answers:
                 self.engine.abort(answer.output.request_id)
             raise
-        return [answer.finish() for answer in answers]
+        for answer in answers:
+            answer.output.finished = True
+        return [answer.output for answer in answers]
 
     def _drain(self, answers: list[_Answer], bar: Any, check_interrupt: Callable[[], None]) -> None:
         """Run all answers, handing them to the engine as fast as its queue has room for their choices."""
@@ -295,7 +292,7 @@ class _Answer:
         engine.add(self.output.request_id, self._prompt, self.params, priority=self.priority, salt=self._salt.encode())
 
     def take(self, token: TokenOutput, engine: Engine) -> bool:
-        """Take one token; give whether its choice ended with it."""
+        """Take one token; return whether its choice ended with it."""
         choice = self.output.outputs[token.choice]
         if choice.finish_reason is not None:  # a stop string ended it while this token was on its way
             return False
@@ -317,11 +314,6 @@ class _Answer:
         elif reason is not None:
             choice.finish_reason, choice.stop_reason = reason, token.stop_reason
         return choice.finish_reason is not None
-
-    def finish(self) -> RequestOutput:
-        """End the answer and return it."""
-        self.output.finished = True
-        return self.output
 
     def _named(self, row: TokenLogprobs | None) -> dict[int, Logprob] | None:
         """Turn a row into {token id: Logprob}, the chosen token first."""
@@ -364,11 +356,8 @@ def _conversations(messages: Sequence[Any]) -> list[Sequence[Any]]:
     conversations = [messages] if is_list and messages and isinstance(messages[0], Mapping) else list(messages)
     for conversation in conversations:
         if not isinstance(conversation, (list, tuple)) or not all(isinstance(m, Mapping) for m in conversation):
-            raise refuse(
-                "messages",
-                conversation,
-                "a conversation is a list of messages such as {'role': 'user', 'content': ...}",
-            )
+            limit = "a conversation is a list of messages such as {'role': 'user', 'content': ...}"
+            raise refuse("messages", conversation, limit)
     return conversations
 
 

@@ -25,6 +25,7 @@ Rules
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -281,26 +282,20 @@ class Blocks(msgspec.Struct, tag="blocks", array_like=True, frozen=True):
 ToWorker = Hello | Start | Cancel
 ToRouter = Welcome | Outputs | Blocks
 
-_encoder = msgspec.msgpack.Encoder()
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
 _to_router: msgspec.msgpack.Decoder[ToRouter] = msgspec.msgpack.Decoder(ToRouter)
 
 
+encode: Callable[[ToWorker | ToRouter], bytes] = msgspec.msgpack.Encoder().encode
+"""Make the frame of a message."""
+
+
 class BadMessage(ValueError):
-    """A frame that is no message of this protocol; `reason` is for the log."""
-
-
-def encode(message: ToWorker | ToRouter) -> bytes:
-    """Make the frame of a message."""
-    return _encoder.encode(message)
+    """A frame that is no message of this protocol, or one with numbers out of range; its text is for the log."""
 
 
 def decode_to_worker(frame: bytes | memoryview) -> ToWorker:
-    """Read what a router sent.
-
-    Raises:
-        BadMessage: no message, or one with numbers out of range.
-    """
+    """Read what a router sent, or raise `BadMessage`."""
     try:
         message = _to_worker.decode(frame)
     # sampling parameters and prompts check themselves
@@ -314,11 +309,7 @@ def decode_to_worker(frame: bytes | memoryview) -> ToWorker:
 
 
 def decode_to_router(frame: bytes | memoryview) -> ToRouter:
-    """Read what a worker sent.
-
-    Raises:
-        BadMessage: no message of this protocol.
-    """
+    """Read what a worker sent, or raise `BadMessage`."""
     try:
         return _to_router.decode(frame)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
