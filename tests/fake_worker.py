@@ -237,15 +237,15 @@ class FakeWorker:
         settings = self.settings
         if start.epoch <= self._cancelled.get(start.request_id, -1):
             return
-        crc = prompt_crc(start.token_ids)
+        crc = prompt_crc(start.prompt.token_ids)
         hashes: list[bytes] = []
         root = cache_root(settings.cache_key.encode(), *self.info.model.cache_parts, start.salt)
-        hash_blocks(root, hashes, start.token_ids, settings.block_size)
+        hash_blocks(root, hashes, start.prompt.token_ids, settings.block_size, start.prompt.spans)
         num_known = next((i for i, block in enumerate(hashes) if block not in self._cached), len(hashes))
-        num_cached = min(num_known * settings.block_size, len(start.token_ids) - 1)
+        num_cached = min(num_known * settings.block_size, len(start.prompt) - 1)
         self._stored += [block for block in hashes if block not in self._cached]
         self._cached.update(hashes)
-        compute_s = (len(start.token_ids) - num_cached) / settings.prefill_rate if settings.prefill_rate else 0.0
+        compute_s = (len(start.prompt) - num_cached) / settings.prefill_rate if settings.prefill_rate else 0.0
         if start.ticket is not None and start.leg == "decode":
             compute_s += settings.transfer_ms / 1000
         request = _Request(start, router, time.monotonic() + compute_s, crc, num_cached)
@@ -269,7 +269,7 @@ class FakeWorker:
                 start.request_id,
                 start.epoch,
                 start.ticket.source_incarnation,
-                len(start.token_ids),
+                len(start.prompt),
                 1,
                 0.01,
                 settings.transfer_ms / 1000,
@@ -344,14 +344,14 @@ class FakeWorker:
             logprobs = self._logprobs(token_id, start.params.logprobs)
         if start.params.prompt_logprobs is not None and running.is_first and running.choice == 0:
             num = start.params.prompt_logprobs
-            prompt_logprobs = [None, *(self._logprobs(token_id, num) for token_id in start.token_ids[1:])]
+            prompt_logprobs = [None, *(self._logprobs(token_id, num) for token_id in start.prompt.token_ids[1:])]
         first, running.is_first = running.is_first, False
         if first and running.choice == start.choices[0].index:
             self._computed.setdefault(running.request.router, []).append(
                 Computed(
                     start.request_id,
                     start.epoch,
-                    len(start.token_ids) - running.request.num_cached,
+                    len(start.prompt) - running.request.num_cached,
                     running.request.num_cached,
                     0.0,
                     time.monotonic() - running.request.began_at,
@@ -361,7 +361,7 @@ class FakeWorker:
             start.request_id,
             start.epoch,
             running.choice,
-            len(start.token_ids) + at,
+            len(start.prompt) + at,
             token_id,
             "stop" if finish == "stop" else "length" if finish else None,
             None,
@@ -375,7 +375,7 @@ class FakeWorker:
         params = request.start.params
         if self.settings.answer_len and num_emitted >= self.settings.answer_len and not params.ignore_eos:
             return "stop"
-        room = self.settings.max_model_len - len(request.start.token_ids)
+        room = self.settings.max_model_len - len(request.start.prompt)
         limit = room if params.max_tokens is None else min(params.max_tokens, room)
         return "length" if num_emitted >= limit else None
 
@@ -387,7 +387,7 @@ class FakeWorker:
 
     def _load(self) -> Load:
         waiting = sum(
-            len(request.start.token_ids) for request in self._requests.values() if request.ready_at > time.monotonic()
+            len(request.start.prompt) for request in self._requests.values() if request.ready_at > time.monotonic()
         )
         num_blocks = self.settings.num_blocks
         return Load(

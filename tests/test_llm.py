@@ -26,6 +26,7 @@ from baton.errors import (
     UnsupportedFeature,
 )
 from baton.llm import LLM, SamplingParams, demo_model_path
+from baton.prompt import Prompt
 from baton.protocol import MAX_N
 from baton.text import Tokenizer
 
@@ -235,9 +236,9 @@ def test_more_prompts_than_the_queue_holds_are_answered(tiny_checkpoint: Callabl
 def test_a_request_that_the_queue_refuses_leaves_nothing_behind(tiny_checkpoint: Callable[[str], Path]) -> None:
     engine = with_queue_of(3, tiny_checkpoint("llama")).engine
     params = SamplingParams(n=2, max_tokens=2, ignore_eos=True, detokenize=False)
-    engine.add("first", [1, 2, 3], params)
+    engine.add("first", Prompt([1, 2, 3]), params)
     with pytest.raises(QueueFull, match="3 requests are waiting"):
-        engine.add("second", [4, 5, 6], params)
+        engine.add("second", Prompt([4, 5, 6]), params)
     assert engine.num_free_seats == 1
     tokens = []
     while engine.has_work:
@@ -253,7 +254,7 @@ def test_choices_that_wait_for_a_prompts_kv_are_not_refused_when_it_has_come(
 ) -> None:
     engine = with_queue_of(1, tiny_checkpoint("llama")).engine
     params = SamplingParams(n=3, max_tokens=2, ignore_eos=True, detokenize=False)
-    engine.receive("received", [1, 2, 3], params)
+    engine.receive("received", Prompt([1, 2, 3]), params)
     engine.admit("received", 0)
     choices = []
     while engine.has_work:

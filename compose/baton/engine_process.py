@@ -36,6 +36,7 @@ from baton.kvtransfer.wire import layout_fingerprint
 from baton.logs import get_logger, setup_logs
 from baton.messages import ModelFacts, WorkerInfo
 from baton.prefill.leg import PrefillLeg
+from baton.prompt import Prompt
 from baton.protocol import SamplingParams
 from baton.wakeup import Wakeup
 from baton.worker.link import FaceLink, receive_frame
@@ -181,7 +182,7 @@ def _warm_up(engine: Engine) -> None:
     if prompt_len < 1:
         return
     params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
-    engine.add("warm-up", [0] * prompt_len, params)
+    engine.add("warm-up", Prompt([0] * prompt_len), params)
     while engine.has_work:
         engine.step()
     engine.cache.clear()

@@ -28,12 +28,13 @@ from baton.errors import ConfigError, InvalidRequest, UnsupportedFeature, refuse
 from baton.messages import TokenLogprobs
 from baton.models.config import read_json
 from baton.models.hub import locate
+from baton.prompt import Prompt
 from baton.protocol import FinishReason, Logprob, SamplingParams, check_prompt
 from baton.text import AnswerText, Tokenizer, bad_words_ids
 
 __all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "demo_model_path"]
 
-Prompt = str | Mapping[str, Any]
+PromptInput = str | Mapping[str, Any]
 """Text, {"prompt": text} or {"prompt_token_ids": ids}; "cache_salt" may stand beside either."""
 
 
@@ -120,7 +121,7 @@ class LLM:
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: PromptInput | Sequence[PromptInput],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool = True,
@@ -134,7 +135,7 @@ class LLM:
             InvalidRequest: names the field, value, limit and way out (and which prompt).
         """
         single = isinstance(prompts, (str, Mapping))
-        items: list[Prompt] = [prompts] if single else list(prompts)  # type: ignore[list-item]
+        items: list[PromptInput] = [prompts] if single else list(prompts)  # type: ignore[list-item]
         params = self._params_of(sampling_params, len(items))
         if priority is not None and len(priority) != len(items):
             raise refuse("priority", f"{len(priority)} entries", f"there are {len(items)} prompts", "Give one each.")
@@ -155,18 +156,14 @@ class LLM:
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """Answer one conversation, or a list of them, rendered by the model's chat template."""
-        conversations = _conversations(messages)
-        prompts: list[Prompt] = [
-            {
-                "prompt_token_ids": self._text().render_chat(
-                    conversation,
-                    tools=tools,
-                    add_generation_prompt=add_generation_prompt,
-                    continue_final_message=continue_final_message,
-                    **dict(chat_template_kwargs or {}),
-                )
-            }
-            for conversation in conversations
+        options: dict[str, Any] = {
+            "tools": tools,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+        }
+        prompts: list[PromptInput] = [
+            {"prompt_token_ids": self._text().render_chat(conversation, **options, **dict(chat_template_kwargs or {}))}
+            for conversation in _conversations(messages)
         ]
         outputs = self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
         for output in outputs:
@@ -197,26 +194,25 @@ class LLM:
         if not all(isinstance(each, SamplingParams) for each in params):
             raise refuse("sampling_params", given, "it must be SamplingParams, or one for each prompt")
         if len(params) != count:
-            raise refuse(
-                "sampling_params", f"{len(params)} entries", f"there are {count} prompts", "Give one, or one each."
-            )
+            limit, way_out = f"there are {count} prompts", "Give one, or one each."
+            raise refuse("sampling_params", f"{len(params)} entries", limit, way_out)
         return params
 
-    def _check(self, index: int, item: Prompt, params: SamplingParams) -> _Answer:
+    def _check(self, index: int, item: PromptInput, params: SamplingParams) -> _Answer:
         try:
-            text, token_ids, salt = self._prompt_of(item)
+            text, prompt, salt = self._prompt_of(item)
             if params.bad_words:
                 params = params.replace(bad_words_ids=bad_words_ids(self._text(), params.bad_words))
             if params.stop:
                 self._text()
             spec = self.engine.model.spec
-            check_prompt(token_ids, spec.vocab_size, self.engine.max_model_len)
+            check_prompt(prompt, spec.vocab_size, self.engine.max_model_len)
             params.check_vocab(spec.vocab_size, spec.eos_token_ids)
         except InvalidRequest as error:
             raise type(error)(f"prompt {index}: {error}", field=error.field, code=error.code) from None
-        return _Answer(str(next(self._request_ids)), text, token_ids, params, salt)
+        return _Answer(str(next(self._request_ids)), text, prompt, params, salt)
 
-    def _prompt_of(self, item: Prompt) -> tuple[str | None, list[int], str]:
+    def _prompt_of(self, item: PromptInput) -> tuple[str | None, Prompt, str]:
         if isinstance(item, str):
             item = {"prompt": item}
         if not isinstance(item, Mapping) or not ({"prompt", "prompt_token_ids"} & item.keys()):
@@ -226,10 +222,10 @@ class LLM:
         if "prompt_token_ids" in item:
             ids = item["prompt_token_ids"]
             ids = ids.tolist() if hasattr(ids, "tolist") else ids  # arrays and tensors
-            return item.get("prompt"), list(ids) if isinstance(ids, tuple) else ids, salt
+            return item.get("prompt"), Prompt(list(ids) if isinstance(ids, tuple) else ids), salt
         text = item["prompt"]
         _check_text("prompt", text)
-        return text, self._text().encode(text), salt
+        return text, Prompt(self._text().encode(text)), salt
 
     # -- running ------------------------------------------------------------------------------------------
 
@@ -252,7 +248,9 @@ class LLM:
             for answer in answers:
                 self.engine.abort(answer.output.request_id)
             raise
-        return [answer.finish() for answer in answers]
+        for answer in answers:
+            answer.output.finished = True
+        return [answer.output for answer in answers]
 
     def _drain(self, answers: list[_Answer], bar: Any, check_interrupt: Callable[[], None]) -> None:
         """Run all answers, handing them to the engine as fast as its queue has room for their choices."""
@@ -275,10 +273,9 @@ class LLM:
 class _Answer:
     """One request on its way: its choices' text and what has come so far."""
 
-    def __init__(
-        self, request_id: str, prompt: str | None, token_ids: list[int], params: SamplingParams, salt: str
-    ) -> None:
-        self.output = RequestOutput(request_id, prompt, token_ids, [CompletionOutput(i) for i in range(params.n)])
+    def __init__(self, request_id: str, text: str | None, prompt: Prompt, params: SamplingParams, salt: str) -> None:
+        self.output = RequestOutput(request_id, text, prompt.token_ids, [CompletionOutput(i) for i in range(params.n)])
+        self._prompt = prompt
         self.params = params
         self.priority = 0
         self._salt = salt
@@ -288,15 +285,14 @@ class _Answer:
     def start(self, engine: Engine, tokenizer: Tokenizer | None) -> None:
         """Hand the request to the engine."""
         self._tokenizer = tokenizer if self.params.detokenize else None
-        prompt_ids = self.output.prompt_token_ids
-        self._texts = [AnswerText(self._tokenizer, prompt_ids, self.params) for _ in self.output.outputs]
+        self._texts = [AnswerText(self._tokenizer, self._prompt.token_ids, self.params) for _ in self.output.outputs]
         if self.params.logprobs is not None:
             for choice in self.output.outputs:
                 choice.logprobs, choice.cumulative_logprob = [], 0.0
-        engine.add(self.output.request_id, prompt_ids, self.params, priority=self.priority, salt=self._salt.encode())
+        engine.add(self.output.request_id, self._prompt, self.params, priority=self.priority, salt=self._salt.encode())
 
     def take(self, token: TokenOutput, engine: Engine) -> bool:
-        """Take one token; give whether its choice ended with it."""
+        """Take one token; return whether its choice ended with it."""
         choice = self.output.outputs[token.choice]
         if choice.finish_reason is not None:  # a stop string ended it while this token was on its way
             return False
@@ -318,11 +314,6 @@ class _Answer:
         elif reason is not None:
             choice.finish_reason, choice.stop_reason = reason, token.stop_reason
         return choice.finish_reason is not None
-
-    def finish(self) -> RequestOutput:
-        """End the answer and return it."""
-        self.output.finished = True
-        return self.output
 
     def _named(self, row: TokenLogprobs | None) -> dict[int, Logprob] | None:
         """Turn a row into {token id: Logprob}, the chosen token first."""
@@ -365,11 +356,8 @@ def _conversations(messages: Sequence[Any]) -> list[Sequence[Any]]:
     conversations = [messages] if is_list and messages and isinstance(messages[0], Mapping) else list(messages)
     for conversation in conversations:
         if not isinstance(conversation, (list, tuple)) or not all(isinstance(m, Mapping) for m in conversation):
-            raise refuse(
-                "messages",
-                conversation,
-                "a conversation is a list of messages such as {'role': 'user', 'content': ...}",
-            )
+            limit = "a conversation is a list of messages such as {'role': 'user', 'content': ...}"
+            raise refuse("messages", conversation, limit)
     return conversations
 
 

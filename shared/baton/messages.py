@@ -25,11 +25,13 @@ Rules
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
 
 from baton.errors import InvalidRequest
+from baton.prompt import Prompt
 from baton.protocol import SamplingParams
 
 HELLO_INTERVAL_S = 1.0
@@ -141,7 +143,7 @@ class Start(msgspec.Struct, tag="start", array_like=True, frozen=True):
     request_id: str
     epoch: int
     leg: Leg
-    token_ids: list[int]
+    prompt: Prompt
     choices: list[ChoiceStart]
     params: SamplingParams
     seed: int
@@ -280,34 +282,24 @@ class Blocks(msgspec.Struct, tag="blocks", array_like=True, frozen=True):
 ToWorker = Hello | Start | Cancel
 ToRouter = Welcome | Outputs | Blocks
 
-_encoder = msgspec.msgpack.Encoder()
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
 _to_router: msgspec.msgpack.Decoder[ToRouter] = msgspec.msgpack.Decoder(ToRouter)
 
 
+encode: Callable[[ToWorker | ToRouter], bytes] = msgspec.msgpack.Encoder().encode
+"""Make the frame of a message."""
+
+
 class BadMessage(ValueError):
-    """A frame that is no message of this protocol; `reason` is for the log."""
-
-
-def encode(message: ToWorker | ToRouter) -> bytes:
-    """Make the frame of a message."""
-    return _encoder.encode(message)
+    """A frame that is no message of this protocol, or one with numbers out of range; its text is for the log."""
 
 
 def decode_to_worker(frame: bytes | memoryview) -> ToWorker:
-    """Read what a router sent.
-
-    Raises:
-        BadMessage: no message, or one with numbers out of range.
-    """
+    """Read what a router sent, or raise `BadMessage`."""
     try:
         message = _to_worker.decode(frame)
-    except (
-        msgspec.MsgspecError,
-        UnicodeDecodeError,
-        InvalidRequest,
-        RecursionError,
-    ) as error:  # sampling parameters check themselves
+    # sampling parameters and prompts check themselves
+    except (msgspec.MsgspecError, UnicodeDecodeError, InvalidRequest, RecursionError) as error:
         raise BadMessage(str(error)) from None
     if isinstance(message, Start):
         _check_start(message)
@@ -317,11 +309,7 @@ def decode_to_worker(frame: bytes | memoryview) -> ToWorker:
 
 
 def decode_to_router(frame: bytes | memoryview) -> ToRouter:
-    """Read what a worker sent.
-
-    Raises:
-        BadMessage: no message of this protocol.
-    """
+    """Read what a worker sent, or raise `BadMessage`."""
     try:
         return _to_router.decode(frame)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -332,8 +320,8 @@ def _check_start(start: Start) -> None:
     """Refuse what no router of ours sends; ids against the vocabulary are checked by the leg, which knows it."""
     _check(len(start.request_id) == 32, "request_id is not a uuid")
     _check(0 <= start.epoch < 2**31, "epoch is out of range")
-    _check(bool(start.token_ids), "the prompt is empty")
-    _check(min(start.token_ids) >= 0, "a token id is negative")
+    _check(bool(start.prompt.token_ids), "the prompt is empty")
+    _check(min(start.prompt.token_ids) >= 0, "a token id is negative")
     _check(0 < len(start.choices) <= start.params.n, "choices do not match n")
     indices = [choice.index for choice in start.choices]
     _check(len(set(indices)) == len(indices) and min(indices) >= 0, "choices repeat")
@@ -343,7 +331,7 @@ def _check_start(start: Start) -> None:
     if ticket is not None:
         _check(len(ticket.request_id) == 16 and len(ticket.secret) == 16, "the ticket is malformed")
         _check(ticket.epoch == start.epoch, "the ticket belongs to another epoch")
-        _check(ticket.num_tokens == len(start.token_ids), "the ticket belongs to another prompt")
+        _check(ticket.num_tokens == len(start.prompt), "the ticket belongs to another prompt")
 
 
 def _check(holds: bool, reason: str) -> None:

@@ -31,21 +31,16 @@ class Span(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class Prompt(msgspec.Struct, array_like=True, frozen=True):
-    """What a request begins with. Fixed over replays, the same for router and worker."""
+    """What a request begins with. Fixed over replays, the same for router and worker.
+
+    Construction raises `InvalidRequest` for spans that are out of order, overlap or leave the prompt.
+    """
 
     token_ids: list[int]
     spans: tuple[Span, ...] = ()
     """In order; they do not overlap."""
 
-    def __len__(self) -> int:
-        return len(self.token_ids)
-
-    def check_spans(self) -> None:
-        """Refuse spans that are out of order, overlap or leave the prompt.
-
-        Raises:
-            InvalidRequest: the first span that does.
-        """
+    def __post_init__(self) -> None:
         end = 0
         for span in self.spans:
             if span.at < end or span.length < 1 or span.end > len(self.token_ids) or not span.content_hash:
@@ -53,3 +48,6 @@ class Prompt(msgspec.Struct, array_like=True, frozen=True):
                 limit = f"spans need content, and lie in order within the prompt's {len(self.token_ids)} tokens"
                 raise refuse("spans", where, limit, "Each begins where the one before it ends, or later.")
             end = span.end
+
+    def __len__(self) -> int:
+        return len(self.token_ids)

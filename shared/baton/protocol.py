@@ -6,13 +6,15 @@ Token ids only, never text: the router (or `LLM`) owns the tokenizer. No torch h
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum
+from itertools import chain
 from typing import Any
 
 import msgspec
 
 from baton.errors import ContextTooLong, UnsupportedFeature, refuse
+from baton.prompt import Prompt
 
 MAX_N = 16
 """Choices per request. Fan-out is charged before admission; other servers were taken down through it."""
@@ -65,7 +67,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     allowed_token_ids: tuple[int, ...] | None = None
     bad_words: tuple[str, ...] = ()
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
-    """bad_words as token ids; filled by whoever owns the tokenizer, through `with_bad_words_ids`."""
+    """bad_words as token ids; filled in by the owner of the tokenizer."""
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     """Either way none are added: only slow tokenizers did, and those are not served."""
@@ -77,7 +79,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         self._check_counts()
         self._check_ranges()
         self._check_lists()
-        self._check_unserved()
+        if self.structured_outputs is not None:
+            raise UnsupportedFeature(
+                "structured_outputs is not served by this build. Leave it out and ask for the format in the prompt.",
+                field="structured_outputs",
+            )
 
     @property
     def is_greedy(self) -> bool:
@@ -99,23 +105,17 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         Raises:
             InvalidRequest: names the field and the first offending id.
         """
-        for ids in self.bad_words_ids:
-            for token_id in ids:
-                if not 0 <= token_id < vocab_size:
-                    raise refuse("bad_words_ids", token_id, f"token ids of this model are 0 to {vocab_size - 1}")
-        for field in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
-            for token_id in getattr(self, field) or ():
+        fields = ("stop_token_ids", "allowed_token_ids", "logit_bias")
+        named: list[tuple[str, Iterable[int]]] = [(field, getattr(self, field) or ()) for field in fields]
+        for field, token_ids in [("bad_words_ids", chain(*self.bad_words_ids)), *named]:
+            for token_id in token_ids:
                 if not 0 <= token_id < vocab_size:
                     raise refuse(field, token_id, f"token ids of this model are 0 to {vocab_size - 1}")
-
         ends = {*self.stop_token_ids, *(() if self.ignore_eos else eos_token_ids)}
         if self.min_tokens and self.allowed_token_ids is not None and ends.issuperset(self.allowed_token_ids):
-            raise refuse(
-                "min_tokens",
-                self.min_tokens,
-                "every token of allowed_token_ids ends the answer, so none may come before",
-                "Allow a token that does not, or set min_tokens to 0.",
-            )
+            limit = "every token of allowed_token_ids ends the answer, so none may come before"
+            way_out = "Allow a token that does not, or set min_tokens to 0."
+            raise refuse("min_tokens", self.min_tokens, limit, way_out)
 
     # -- checks -------------------------------------------------------------------------------------------
 
@@ -146,12 +146,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             _check_int("max_tokens", self.max_tokens, 1, None, "Leave it None to run to the end of the context.")
         _check_int("min_tokens", self.min_tokens, 0, None)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise refuse(
-                "min_tokens",
-                self.min_tokens,
-                f"it exceeds max_tokens={self.max_tokens}",
-                "Lower min_tokens or raise max_tokens.",
-            )
+            limit, way_out = f"it exceeds max_tokens={self.max_tokens}", "Lower min_tokens or raise max_tokens."
+            raise refuse("min_tokens", self.min_tokens, limit, way_out)
         for field in ("logprobs", "prompt_logprobs"):
             value = getattr(self, field)
             if value is not None:
@@ -167,13 +163,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         _check_float("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _check_float("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _check_float("repetition_penalty", self.repetition_penalty, 0.0, 100.0, "1 is neutral.", low_open=True)
-        for field in (
-            "include_stop_str_in_output",
-            "ignore_eos",
-            "skip_special_tokens",
-            "spaces_between_special_tokens",
-            "detokenize",
-        ):
+        for field in _FLAGS:
             if not isinstance(getattr(self, field), bool):
                 raise refuse(field, getattr(self, field), "it must be true or false")
 
@@ -206,12 +196,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             _check_float("logit_bias", value, -100.0, 100.0)
         msgspec.structs.force_setattr(self, "logit_bias", bias)
 
-    def _check_unserved(self) -> None:
-        if self.structured_outputs is not None:
-            raise UnsupportedFeature(
-                "structured_outputs is not served by this build. Leave it out and ask for the format in the prompt.",
-                field="structured_outputs",
-            )
+
+_FLAGS = tuple(field.name for field in msgspec.structs.fields(SamplingParams) if isinstance(field.default, bool))
 
 
 def _as_tuple(field: str, value: Any, kind: type | tuple[type, ...]) -> tuple[Any, ...]:
@@ -247,12 +233,13 @@ def _check_float(field: str, value: Any, low: float, high: float, way_out: str =
         raise refuse(field, value, f"it must be finite, {edge} {low:g} and at most {high:g}", way_out)
 
 
-def check_prompt(token_ids: Sequence[int], vocab_size: int, max_model_len: int) -> None:
+def check_prompt(prompt: Prompt, vocab_size: int, max_model_len: int) -> None:
     """Refuse a prompt that no model step could take.
 
     Raises:
-        InvalidRequest: empty, ids outside the vocabulary, or no room left in the context for an answer.
+        InvalidRequest: empty, ids outside the vocabulary, media, or no room left in the context for an answer.
     """
+    token_ids = prompt.token_ids
     # `map`, not a generator: a prompt of 32k tokens is looked at in 0.3 ms, not 3, before anything else starts
     if not isinstance(token_ids, list) or not set(map(type, token_ids)) <= {int}:
         raise refuse("prompt_token_ids", token_ids, "it must be a list of whole numbers")
@@ -261,6 +248,13 @@ def check_prompt(token_ids: Sequence[int], vocab_size: int, max_model_len: int) 
     if min(token_ids) < 0 or max(token_ids) >= vocab_size:
         wrong = next(t for t in token_ids if not 0 <= t < vocab_size)
         raise refuse("prompt_token_ids", wrong, f"token ids of this model are 0 to {vocab_size - 1}")
+    if prompt.spans:
+        first = prompt.spans[0]
+        raise UnsupportedFeature(
+            f"spans={first.at}..{first.end} is not served: this model reads token ids and no media. Send the prompt "
+            f"without them, or ask a model that takes media.",
+            field="spans",
+        )
     if len(token_ids) >= max_model_len:
         raise ContextTooLong(
             f"prompt of {len(token_ids)} tokens is not valid: the context is {max_model_len} tokens and an answer "

@@ -125,9 +125,8 @@ class Tokenizer:
         if not messages:
             raise refuse("messages", [], "it is empty", "Send at least one message.")
         if add_generation_prompt and continue_final_message:
-            raise refuse(
-                "continue_final_message", True, "it excludes add_generation_prompt", "Set one of the two to false."
-            )
+            limit = "it excludes add_generation_prompt"
+            raise refuse("continue_final_message", True, limit, "Set one of the two to false.")
         try:
             if source not in self._compiled:
                 self._compiled[source] = ChatTemplate(source, self.special_tokens)
@@ -245,17 +244,13 @@ class Detokenizer:
         if piece is None:
             self._unflushed.append(token_id)
             return ""
-        if self._unflushed:
-            self._unflushed.clear()
+        self._unflushed.clear()
         return piece
 
     def flush(self) -> str:
         """Return what is left at the end: an answer may stop inside a character."""
-        if not self._unflushed:
-            return ""
-        text = self._backend.decode(self._unflushed, skip_special_tokens=self._skip)
-        self._unflushed.clear()
-        return str(text)
+        left, self._unflushed = self._unflushed, []
+        return str(self._backend.decode(left, skip_special_tokens=self._skip)) if left else ""
 
 
 class StopMatcher:
@@ -268,8 +263,6 @@ class StopMatcher:
 
     def push(self, piece: str) -> tuple[str, str | None]:
         """Take a piece; return the text that is safe to show, and the stop string if one has come."""
-        if not self._stops:
-            return piece, None
         text = self._held + piece
         start, stop = min(((at, stop) for stop in self._stops if (at := text.find(stop)) >= 0), default=(-1, None))
         if stop is not None:
@@ -301,13 +294,11 @@ class AnswerText:
 
     def __init__(self, tokenizer: Tokenizer | None, prompt_ids: Sequence[int], params: SamplingParams) -> None:
         """Start after `prompt_ids`; without a tokenizer the text is empty."""
+        self._include_stop = params.include_stop_str_in_output
         self._detokenizer: Detokenizer | None = None
         if tokenizer is not None and params.detokenize:
             self._detokenizer = tokenizer.new_stream(prompt_ids, skip_special_tokens=params.skip_special_tokens)
-        self._stops: StopMatcher | None = None
-        if params.stop:
-            self._stops = StopMatcher(params.stop, include_in_output=params.include_stop_str_in_output)
-        self._include_stop = params.include_stop_str_in_output
+        self._stops = StopMatcher(params.stop, include_in_output=self._include_stop) if params.stop else None
         self._min_tokens = params.min_tokens
         self._num_tokens = 0
 

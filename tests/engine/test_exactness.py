@@ -20,6 +20,7 @@ from baton.engine.kv_cache import KVCacheSpec
 from baton.engine.windows import Reach
 from baton.llm import LLM, SamplingParams
 from baton.models.config import read_spec
+from baton.prompt import Prompt
 
 NUM_TOKENS = 64
 PROMPT_LENS = (1, 2, 15, 16, 17, 40, 100, 150)
@@ -171,7 +172,7 @@ def test_layers_with_a_window_hold_no_more_than_it_and_a_chunk(
     assert reach.num_groups == num_groups
     assert str(reach.num_held(engine.max_model_len)) in engine.memory.describe()
     prompt, answers, most = subject.prompts[-1], {"a": list[int]()}, [0] * num_groups
-    engine.add("a", prompt, GREEDY)
+    engine.add("a", Prompt(prompt), GREEDY)
     while engine.has_work:
         _keep(engine.step(), answers)
         for group, table in enumerate(engine.scheduler.running[0].tables if engine.scheduler.running else []):
@@ -201,10 +202,10 @@ def test_neighbours_that_come_and_go_change_no_token(case: Callable[[str], Case]
     for step in _steps():
         if step % 3 == 0 and arrivals:
             i, prompt = arrivals.pop()
-            engine.add(str(i), prompt, GREEDY)
+            engine.add(str(i), Prompt(prompt), GREEDY)
         if step % 5 == 0 and arrivals:
             neighbours.append(f"neighbour {step}")
-            engine.add(neighbours[-1], [rng.randrange(200) for _ in range(rng.randint(1, 90))], GREEDY)
+            engine.add(neighbours[-1], Prompt([rng.randrange(200) for _ in range(rng.randint(1, 90))]), GREEDY)
         if step % 7 == 6 and neighbours:
             engine.abort(neighbours.pop(rng.randrange(len(neighbours))))
         _keep(engine.step(), answers)

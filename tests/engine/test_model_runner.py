@@ -15,6 +15,7 @@ from torch import Tensor
 from baton.engine.engine import Engine
 from baton.engine.model_runner import ForwardedStep, LaunchedStep
 from baton.llm import LLM, SamplingParams
+from baton.prompt import Prompt
 
 PROMPT = [3, 14, 15, 92, 65, 35, 89]
 
@@ -26,7 +27,7 @@ def engine(tiny_checkpoint: Callable[[str], Path]) -> Engine:
 
 
 def answer(engine: Engine, prompt: list[int], params: SamplingParams) -> list[int]:
-    engine.add("a", prompt, params)
+    engine.add("a", Prompt(prompt), params)
     tokens: list[int] = []
     while engine.has_work:
         tokens += [output.token_id for output in engine.step()]
@@ -76,9 +77,9 @@ def test_a_mask_of_all_tokens_changes_nothing(engine: Engine, monkeypatch: pytes
 def test_a_row_with_several_samples_gets_what_as_many_steps_would_draw(engine: Engine) -> None:
     params = SamplingParams(temperature=1, seed=3, max_tokens=5, ignore_eos=True, detokenize=False, logprobs=1)
     expected = answer(engine, PROMPT, params)
-    engine.add("b", PROMPT + expected, params)
-    engine.add("c", PROMPT, params.replace(temperature=0))
-    engine.add("d", PROMPT, params)
+    engine.add("b", Prompt(PROMPT + expected), params)
+    engine.add("c", Prompt(PROMPT), params.replace(temperature=0))
+    engine.add("d", Prompt(PROMPT), params)
     plan = engine.scheduler.plan()
     assert plan is not None
     plan.num_samples[0] = 6

@@ -17,6 +17,7 @@ from tests.tiny_models import load_tiny
 from torch import Tensor
 
 from baton.llm import LLM, SamplingParams
+from baton.prompt import Prompt
 
 NUM_TOKENS = 40
 # Below this the order of additions decides between two tokens, and neither answer is the wrong one.
@@ -127,7 +128,7 @@ def test_counts_are_right_again_after_preemption(case: Case, runs_behind: bool) 
 def test_counts_are_right_again_after_steps_that_were_discarded(case: Case) -> None:
     engine = case.llm(True).engine
     for i, (prompt, params) in enumerate(zip(case.prompts, case.params, strict=True)):
-        engine.add(str(i), prompt, params)
+        engine.add(str(i), Prompt(prompt), params)
     answers: list[list[int]] = [[] for _ in case.prompts]
     while engine.has_work:
         for output in engine.step():
@@ -148,7 +149,7 @@ def test_rows_that_change_hands_keep_nothing_of_the_last_owner(case: Case, runs_
 def test_a_replay_counts_what_was_emitted_before(case: Case, num_emitted: int) -> None:
     engine = case.llm(True).engine
     for i, (prompt, params) in enumerate(zip(case.prompts, case.params, strict=True)):
-        engine.add(str(i), prompt, params, choices={0: case.answers[i][:num_emitted]})
+        engine.add(str(i), Prompt(prompt), params, choices={0: case.answers[i][:num_emitted]})
     rest: list[list[int]] = [[] for _ in case.prompts]
     while engine.has_work:
         for output in engine.step():
@@ -173,7 +174,7 @@ def test_logprobs_beside_penalties_are_of_the_raw_logits(case: Case) -> None:
 def test_the_host_stays_one_step_behind(case: Case) -> None:
     engine = case.llm(True).engine
     for i, (prompt, params) in enumerate(zip(case.prompts, case.params, strict=True)):
-        engine.add(str(i), prompt, params)
+        engine.add(str(i), Prompt(prompt), params)
     answers: list[list[int]] = [[] for _ in case.prompts]
     while engine.has_work:
         for output in engine.step():

@@ -56,8 +56,8 @@ def test_two_pictures_in_one_block_are_told_from_their_exchange():
 )
 def test_spans_that_overlap_or_leave_the_prompt_are_refused_by_place(spans):
     with pytest.raises(InvalidRequest, match=r"spans='"):
-        Prompt([1] * 8, tuple(spans)).check_spans()
+        Prompt([1] * 8, tuple(spans))
 
 
 def test_spans_in_order_are_taken():
-    Prompt([1] * 8, (Span(0, 3, b"a"), Span(3, 5, b"b"))).check_spans()
+    assert len(Prompt([1] * 8, (Span(0, 3, b"a"), Span(3, 5, b"b")))) == 8

@@ -11,6 +11,7 @@ from baton.engine.prefix_cache import PrefixCache
 from baton.engine.scheduler import Scheduler, SchedulerConfig, StepPlan
 from baton.engine.sequence import Sequence, SequenceState
 from baton.errors import ConfigError, ContextTooLong, QueueFull
+from baton.prompt import Prompt
 from baton.protocol import SamplingParams
 
 
@@ -23,7 +24,7 @@ def make(num_blocks: int = 100, **changes: Any) -> Scheduler:
 def sequence(name: str, prompt: int | list[int], max_new: int = 20, **changes: Any) -> Sequence:
     """Make a sequence; a number stands for a prompt of that length that is like no other name's."""
     token_ids = [ord(name[0]) * 1000 + i for i in range(prompt)] if isinstance(prompt, int) else prompt
-    return Sequence(name, token_ids, SamplingParams(), max_len=len(token_ids) + max_new, **changes)
+    return Sequence(name, Prompt(token_ids), SamplingParams(), max_len=len(token_ids) + max_new, **changes)
 
 
 def planned(scheduler: Scheduler) -> StepPlan:

@@ -23,6 +23,7 @@ from baton.engine.prefix_cache import PrefixCache
 from baton.engine.scheduler import Scheduler, SchedulerConfig, StepPlan
 from baton.engine.sequence import Sequence, SequenceState
 from baton.engine.windows import Reach
+from baton.prompt import Prompt
 from baton.protocol import SamplingParams
 
 VOCAB = 50
@@ -89,7 +90,7 @@ class FakeEngine:
     def new(self, prompt: list[int], max_new: int, priority: int = 0, reuse_prefix: bool = True) -> Sequence:
         sequence = Sequence(
             str(self.num_created),
-            prompt,
+            Prompt(prompt),
             SamplingParams(),
             max_len=len(prompt) + max_new,
             priority=priority,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from baton.block_hash import hash_blocks
 from baton.engine.sequence import Sequence, SequenceState
+from baton.prompt import Prompt, Span
 from baton.protocol import SamplingParams
 
 
 def make(prompt: list[int], max_len: int = 10) -> Sequence:
-    return Sequence("a", prompt, SamplingParams(), max_len=max_len, root=b"root")
+    return Sequence("a", Prompt(prompt), SamplingParams(), max_len=max_len, root=b"root")
 
 
 def test_tokens_still_on_the_device_count() -> None:
@@ -48,11 +49,20 @@ def test_hashes_are_extended_and_earlier_ones_kept() -> None:
     assert sequence.block_hashes[0] is first
 
 
+def test_the_media_of_the_prompt_are_in_its_hashes() -> None:
+    span = Span(1, 2, b"cat")
+    sequence = Sequence("a", Prompt([1, 2, 3, 4], (span,)), SamplingParams(), max_len=9, root=b"root")
+    sequence.extend_hashes(2)
+    expected: list[bytes] = []
+    hash_blocks(b"root", expected, [1, 2, 3, 4], 2, [span])
+    assert sequence.block_hashes == expected
+
+
 def test_hashes_from_elsewhere_are_taken_as_they_are_and_continued() -> None:
     expected: list[bytes] = []
     hash_blocks(b"root", expected, [1, 2, 3, 4], 2)
     given = expected[:1]
-    sequence = Sequence("a", [1, 2, 3, 4], SamplingParams(), max_len=9, root=b"root", block_hashes=given)
+    sequence = Sequence("a", Prompt([1, 2, 3, 4]), SamplingParams(), max_len=9, root=b"root", block_hashes=given)
     sequence.extend_hashes(2)
     assert sequence.block_hashes == expected
     assert len(given) == 1

@@ -25,6 +25,7 @@ from baton.messages import (
     WorkerInfo,
 )
 from baton.metrics import RouterMetrics
+from baton.prompt import Prompt
 from baton.protocol import SamplingParams
 from baton.router.admission import Admission
 from baton.router.config import RouterConfig
@@ -123,7 +124,8 @@ class World:
     def begin(self, *, deadline: float | None = None, **params: Any) -> Running:
         sampling = SamplingParams(**{"max_tokens": len(ANSWER), "detokenize": False} | params)
         texts = [AnswerText(None, PROMPT, sampling) for _ in range(sampling.n)]
-        return self.dispatcher.start(Flow(Generation(PROMPT, sampling, deadline=deadline), texts, self.heard))
+        generation = Generation(Prompt(PROMPT), sampling, deadline=deadline)
+        return self.dispatcher.start(Flow(generation, texts, self.heard))
 
     def say(self, worker: Worker, running: Running, at: int, **changes: Any) -> None:
         """Let a worker say the answer's token at a position."""

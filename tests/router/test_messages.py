@@ -25,6 +25,7 @@ from baton.messages import (
     decode_to_worker,
     encode,
 )
+from baton.prompt import Prompt, Span
 from baton.protocol import SamplingParams
 
 
@@ -33,7 +34,7 @@ def make_start(**changes: object) -> Start:
         "request_id": uuid.uuid4().hex,
         "epoch": 0,
         "leg": "decode",
-        "token_ids": [1, 2, 3],
+        "prompt": Prompt([1, 2, 3], (Span(1, 2, b"cat", "there"),)),
         "choices": [ChoiceStart(0, [])],
         "params": SamplingParams(temperature=0.5, stop=("a",), logit_bias={3: 1.0}),
         "seed": 7,
@@ -66,8 +67,8 @@ def test_every_sampling_parameter_survives_the_wire() -> None:
     [
         {"request_id": "short"},
         {"epoch": -1},
-        {"token_ids": []},
-        {"token_ids": [-1]},
+        {"prompt": Prompt([])},
+        {"prompt": Prompt([-1])},
         {"choices": []},
         {"choices": [ChoiceStart(1)]},
         {"choices": [ChoiceStart(0), ChoiceStart(0)], "params": SamplingParams(n=2)},
@@ -86,6 +87,14 @@ def test_sampling_parameters_out_of_range_are_refused_on_arrival() -> None:
     frame = msgspec.msgpack.decode(encode(make_start()))
     frame[6]["temperature"] = -1.0
     with pytest.raises(BadMessage, match="temperature"):
+        decode_to_worker(msgspec.msgpack.encode(frame))
+
+
+@pytest.mark.parametrize("span", [[2, 2, b"cat"], [-1, 1, b"cat"], [0, 0, b"cat"], [0, 1, b""], [0, 1], 3])
+def test_media_outside_the_prompt_or_without_content_are_refused_on_arrival(span: object) -> None:
+    frame = msgspec.msgpack.decode(encode(make_start()))
+    frame[4][1] = [span]
+    with pytest.raises(BadMessage):
         decode_to_worker(msgspec.msgpack.encode(frame))
 
 

@@ -29,6 +29,7 @@ from baton.messages import (
     decode_to_router,
     encode,
 )
+from baton.prompt import Prompt, Span
 from baton.protocol import SamplingParams
 
 
@@ -136,6 +137,7 @@ class SmallRouter:
         ticket: Ticket | None = None,
         seed: int = 0,
         deadline: float | None = None,
+        spans: tuple[Span, ...] = (),
     ) -> str:
         request_id = request_id or uuid.uuid4().hex
         choices = choices if choices is not None else {i: [] for i in range(params.n)}
@@ -144,7 +146,7 @@ class SmallRouter:
                 request_id,
                 epoch,
                 leg,
-                token_ids,
+                Prompt(token_ids, spans),
                 [ChoiceStart(index, emitted) for index, emitted in choices.items()],
                 params,
                 seed,

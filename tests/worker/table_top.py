@@ -24,6 +24,7 @@ from baton.kvtransfer.transports.ipc import IpcTransport
 from baton.kvtransfer.wire import layout_fingerprint
 from baton.messages import Blocks, ChoiceStart, Load, ModelFacts, Outputs, Start, Ticket, WorkerInfo
 from baton.prefill.leg import PrefillLeg
+from baton.prompt import Prompt
 from baton.protocol import SamplingParams
 from baton.wakeup import Wakeup
 from baton.worker.loop import WorkerLoop
@@ -123,7 +124,7 @@ class TableTop:
     ) -> str:
         request_id = request_id or uuid.uuid4().hex
         choices = [ChoiceStart(i) for i in range(params.n)]
-        start = Start(request_id, 0, leg, prompt, choices, params, 0, priority=priority, ticket=ticket)
+        start = Start(request_id, 0, leg, Prompt(prompt), choices, params, 0, priority=priority, ticket=ticket)
         self.mailbox.arrived.append((peer or self.peer, start))
         return request_id
 

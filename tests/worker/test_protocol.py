@@ -17,6 +17,7 @@ from tests.processes import eventually, start_worker
 from tests.worker.small_router import Link, SmallRouter
 
 from baton.messages import Cancel, Ticket
+from baton.prompt import Span
 from baton.protocol import SamplingParams
 from baton.worker.handover import FirstToken
 
@@ -219,6 +220,16 @@ def test_a_prompt_that_cannot_run_is_refused_for_good(router: SmallRouter, token
         router.until(lambda link=link, r=request_id: link.answer(r).ended, "it is refused")  # type: ignore[misc]
         error = link.answer(request_id).ended[0].error
         assert (error.kind, error.retryable) == (kind, False)
+
+
+def test_media_are_refused_for_good_and_not_ignored_by_a_model_that_takes_none(router: SmallRouter) -> None:
+    for link, leg in zip(router.links, ("prefill", "decode"), strict=True):
+        request_id = router.start(link, prompt_of(41_050, 30), GREEDY, leg=leg, spans=(Span(4, 8, b"cat"),))
+        router.until(lambda link=link, r=request_id: link.answer(r).ended, "it is refused")  # type: ignore[misc]
+        error = link.answer(request_id).ended[0].error
+        assert (error.kind, error.retryable, error.field) == ("unsupported", False, "spans")
+        assert all(words in error.message for words in ("spans=4..12", "no media", "Send the prompt without"))
+        assert not link.answer(request_id).tokens
 
 
 def test_a_leg_that_a_worker_lacks_is_refused_as_retryable(router: SmallRouter) -> None:

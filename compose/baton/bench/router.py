@@ -36,6 +36,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from baton.checkout import ROOT, import_from_checkout
 from baton.messages import ChoiceStart, Hello, Outputs, Start, decode_to_router, encode
+from baton.prompt import Prompt
 from baton.protocol import SamplingParams
 from baton.text import Tokenizer
 
@@ -254,7 +255,8 @@ class _Direct:
         timing = Timing(time.perf_counter())
         self._open[request_id] = timing, done
         params = SamplingParams(max_tokens=num_tokens, ignore_eos=True)
-        await self._socket.send(encode(Start(request_id, 0, "decode", list(prompt), [ChoiceStart(0, [])], params, 0)))
+        start = Start(request_id, 0, "decode", Prompt(list(prompt)), [ChoiceStart(0, [])], params, 0)
+        await self._socket.send(encode(start))
         return await done
 
     async def _read(self) -> None:

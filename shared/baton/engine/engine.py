@@ -33,6 +33,7 @@ from baton.errors import refuse
 from baton.messages import TokenLogprobs
 from baton.models.causal_lm import CausalLM
 from baton.models.rope import rotation_kind
+from baton.prompt import Prompt
 from baton.protocol import FinishReason, SamplingParams
 
 
@@ -114,7 +115,7 @@ class Engine:
     def add(
         self,
         request_id: str,
-        prompt_token_ids: list[int],
+        prompt: Prompt,
         params: SamplingParams,
         *,
         choices: Mapping[int, list[int]] | None = None,
@@ -136,7 +137,7 @@ class Engine:
         Raises:
             QueueFull: too many wait. ContextTooLong: it could never run here.
         """
-        request = self._enter(request_id, prompt_token_ids, params, choices, seed, priority, salt, holds_prompt)
+        request = self._enter(request_id, prompt, params, choices, seed, priority, salt, holds_prompt)
         try:
             for sequence in request.choices.values():
                 self.scheduler.add(sequence)
@@ -147,7 +148,7 @@ class Engine:
     def receive(
         self,
         request_id: str,
-        prompt_token_ids: list[int],
+        prompt: Prompt,
         params: SamplingParams,
         *,
         choices: Mapping[int, list[int]] | None = None,
@@ -164,7 +165,7 @@ class Engine:
         Raises:
             ContextTooLong: it could never run here.
         """
-        request = self._enter(request_id, prompt_token_ids, params, choices, seed, priority, salt, False)
+        request = self._enter(request_id, prompt, params, choices, seed, priority, salt, False)
         (lead, first), *later = request.choices.items()
         request.choices, request.later = {lead: first}, dict(later)
         try:
@@ -335,7 +336,7 @@ class Engine:
     def _enter(
         self,
         request_id: str,
-        prompt_token_ids: list[int],
+        prompt: Prompt,
         params: SamplingParams,
         choices: Mapping[int, list[int]] | None,
         seed: int | None,
@@ -346,11 +347,11 @@ class Engine:
         """Make a request's sequences and take in their sampling; nothing is queued yet."""
         if request_id in self._requests:
             raise refuse("request_id", request_id, "a request of this id is running", "Give each its own.")
-        max_len = self._max_len(len(prompt_token_ids), params)
+        max_len = self._max_len(len(prompt), params)
         if holds_prompt:
-            max_len = len(prompt_token_ids) + max(map(len, (choices or {}).values()), default=0) + 1
+            max_len = len(prompt) + max(map(len, (choices or {}).values()), default=0) + 1
         scores_prompt = params.prompt_logprobs is not None
-        request = _Request({}, {}, holds_prompt, [None] * len(prompt_token_ids) if scores_prompt else None)
+        request = _Request({}, {}, holds_prompt, [None] * len(prompt) if scores_prompt else None)
         self._requests[request_id] = request
         root = cache_root(self._cache_key, *self.cache_parts, salt)
         default_seed = seed_of(request_id, self.config.seed) if seed is None else seed
@@ -358,7 +359,7 @@ class Engine:
             scores = scores_prompt and choice == 0 and not emitted
             sequence = Sequence(
                 f"{request_id}/{choice}",
-                prompt_token_ids,
+                prompt,
                 params if scores or not scores_prompt else params.replace(prompt_logprobs=None),
                 max_len=max_len,
                 priority=priority,

@@ -21,6 +21,7 @@ from baton.models.hub import locate
 from baton.models.identity import model_identity
 from baton.models.loader import load_model, resolve_dtype, weights_nbytes
 from baton.models.spec import ModelSpec
+from baton.prompt import Prompt
 from baton.protocol import SamplingParams
 
 
@@ -93,7 +94,7 @@ def _measured(model: CausalLM, config: EngineConfig, memory: MemoryPlan, kv_spec
     before = torch.cuda.memory_allocated(device)
     params = SamplingParams(max_tokens=2, temperature=1.0, ignore_eos=True, detokenize=False)
     for i in range(num_prompts):
-        probe.add(str(i), [i % model.spec.vocab_size] * prompt_len, params)
+        probe.add(str(i), Prompt([i % model.spec.vocab_size] * prompt_len), params)
     while probe.has_work:
         probe.step()
     torch.cuda.synchronize(device)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from enum import Enum
 
 from baton.block_hash import hash_blocks
+from baton.prompt import Prompt
 from baton.protocol import SamplingParams
 
 
@@ -64,6 +65,7 @@ class Sequence:
         "reuse_prefix",
         "root",
         "sequence_id",
+        "spans",
         "state",
         "tables",
         "token_ids",
@@ -72,7 +74,7 @@ class Sequence:
     def __init__(
         self,
         sequence_id: str,
-        prompt_token_ids: list[int],
+        prompt: Prompt,
         params: SamplingParams,
         *,
         max_len: int,
@@ -83,8 +85,9 @@ class Sequence:
         reuse_prefix: bool = True,
     ) -> None:
         self.sequence_id = sequence_id
-        self.token_ids = list(prompt_token_ids)
-        self.num_prompt_tokens = len(prompt_token_ids)
+        self.token_ids = list(prompt.token_ids)
+        self.num_prompt_tokens = len(prompt)
+        self.spans = prompt.spans
         self.params = params
         self.max_len = max_len
         self.priority = priority
@@ -134,7 +137,7 @@ class Sequence:
 
     def extend_hashes(self, block_size: int) -> None:
         """Hash the full blocks of known tokens that have no hash yet."""
-        hash_blocks(self.root, self.block_hashes, self.token_ids, block_size)
+        hash_blocks(self.root, self.block_hashes, self.token_ids, block_size, self.spans)
 
     def __repr__(self) -> str:
         return (

@@ -10,6 +10,7 @@ With nothing to do it waits on a wake-up that every other thread can set.
 from __future__ import annotations
 
 import heapq
+import itertools
 import time
 from collections.abc import Callable, Sequence
 
@@ -29,6 +30,8 @@ MAX_FAILED_STEPS = 3
 """In a row; then the device is taken as broken and the process ends, to be started anew."""
 IDLE_S = 0.25
 REPORT_S = 0.1
+_ENDING = LegError("draining", "this worker is ending", True)
+_TOO_LATE = LegError("deadline", "the deadline of the request has passed", False)
 
 log = get_logger("loop")
 
@@ -54,10 +57,7 @@ class WorkerLoop:
         tell_face: Callable[[ToFace], None] = lambda message: None,
         add_stats: Callable[[Stats], None] = lambda stats: None,
     ) -> None:
-        """Join the parts.
-
-        `add_stats` fills in what only the transfer knows.
-        """
+        """`add_stats` fills in what only the transfer knows."""
         self._engine = engine
         self._legs = {leg.name: leg for leg in legs}
         self._mailbox = mailbox
@@ -71,7 +71,7 @@ class WorkerLoop:
         self._closed = ClosedEpochs()
         self._ended = ClosedEpochs()  # by request and leg, so that a Start that comes twice is not served again
         self._deadlines: list[tuple[float, int, Run]] = []
-        self._num_deadlines = 0
+        self._arrivals = itertools.count()  # breaks ties of deadlines
         self._meter = LoadMeter(engine)
         self._log = BlockLog(info.worker_id, info.incarnation)
         self._reported_at = 0.0
@@ -105,11 +105,7 @@ class WorkerLoop:
                 self._wakeup.wait(self._idle_s())
 
     def turn(self) -> bool:
-        """Go round once, without waiting; return whether there was nothing to do.
-
-        Raises:
-            EngineBroken: steps fail again and again.
-        """
+        """Go round once, without waiting; return whether there was nothing to do. Raises as `run` does."""
         self._receive()
         engine = self._engine
         progress = engine.num_steps + engine.num_collected
@@ -124,7 +120,9 @@ class WorkerLoop:
         for arrival in self._mailbox.take():
             match arrival:
                 case PeerLost(peer):
-                    self._lose(peer)
+                    for run in self._runs:
+                        if run.peer is peer:
+                            self._stop(run)
                 case WantsBlocks(peer):
                     self._mailbox.post(peer, self._log.snapshot())
                 case (peer, Start() as start):
@@ -147,22 +145,23 @@ class WorkerLoop:
         for run in siblings:
             if run.start.epoch < start.epoch:
                 self._stop(run)
+        run = Run.of(start, peer)
         error: LegError | None
         if self._drain_asked:
-            error = LegError("draining", "this worker is ending", True)
+            error = _ENDING
         elif start.deadline is not None and start.deadline <= time.time():
-            error = _deadline()
+            error = _TOO_LATE
         elif start.leg not in self._legs:
             error = LegError("internal", f"this worker has no {start.leg} leg", True)
         else:
-            error = self._begin(Run.of(start, peer))
+            error = self._begin(run)
         if error is not None:
-            self._outbox.refuse(start, peer, error)
+            self._outbox.ended(run, error)
 
     def _begin(self, run: Run) -> LegError | None:
         start, model = run.start, self._info.model
         try:
-            check_prompt(start.token_ids, model.vocab_size, model.max_model_len)
+            check_prompt(start.prompt, model.vocab_size, model.max_model_len)
             start.params.check_vocab(model.vocab_size, model.eos_token_ids)
             self._runs.open(run)
             self._legs[start.leg].begin(run)
@@ -172,8 +171,7 @@ class WorkerLoop:
                 log.exception("start_failed", request_id=start.request_id, epoch=start.epoch)
             return leg_error(error)
         if start.deadline is not None:
-            self._num_deadlines += 1
-            heapq.heappush(self._deadlines, (start.deadline, self._num_deadlines, run))
+            heapq.heappush(self._deadlines, (start.deadline, next(self._arrivals), run))
         return None
 
     def _cancel(self, cancel: Cancel) -> None:
@@ -181,19 +179,16 @@ class WorkerLoop:
         if cancel.choice is not None:
             for run in runs:
                 if run.start.epoch == cancel.epoch and cancel.choice in run.open_choices:
-                    self._stop_choice(run, cancel.choice)
+                    run.open_choices.discard(cancel.choice)
+                    if run.open_choices:
+                        self._legs[run.start.leg].stop_choice(run, cancel.choice)
+                    else:
+                        self._stop(run)
             return
         self._closed.close(cancel.request_id, cancel.epoch)
         for run in runs:
             if run.start.epoch <= cancel.epoch:
                 self._stop(run)
-
-    def _stop_choice(self, run: Run, choice: int) -> None:
-        run.open_choices.discard(choice)
-        if run.open_choices:
-            self._legs[run.start.leg].stop_choice(run, choice)
-        else:
-            self._stop(run)
 
     def _stop(self, run: Run) -> None:
         run.is_over = True
@@ -205,16 +200,11 @@ class WorkerLoop:
             self._outbox.ended(run, error)
         self._stop(run)
 
-    def _lose(self, peer: Peer) -> None:
-        for run in self._runs:
-            if run.peer is peer:
-                self._stop(run)
-
     def _check_time(self) -> None:
         while self._deadlines and self._deadlines[0][0] <= time.time():
             run = heapq.heappop(self._deadlines)[2]
             if not run.is_over:
-                self._fail(run, _deadline())
+                self._fail(run, _TOO_LATE)
         if len(self._deadlines) > 2 * len(self._runs) + 1024:  # most of them ended long before
             self._deadlines = [entry for entry in self._deadlines if not entry[2].is_over]
             heapq.heapify(self._deadlines)
@@ -224,7 +214,7 @@ class WorkerLoop:
         if self._draining_until is not None and time.monotonic() >= self._draining_until:
             for run in self._runs:
                 if not run.is_over:
-                    self._fail(run, LegError("draining", "this worker is ending", True))
+                    self._fail(run, _ENDING)
 
     def _step(self) -> None:
         self._meter.step_begins()
@@ -302,8 +292,8 @@ class WorkerLoop:
             blocks_held=pool.num_held,
             prefix_cache_queries=engine.cache.num_queries,
             prefix_cache_hits=engine.cache.num_hits,
-            prompt_tokens=self._outbox.num_prompt_tokens,
-            prompt_tokens_by_source=self._outbox.prompt_tokens_by_source,
+            prompt_tokens=self._outbox.prompt_tokens.total(),
+            prompt_tokens_by_source=dict(self._outbox.prompt_tokens),
             generation_tokens=self._outbox.num_tokens,
             num_preemptions=engine.scheduler.num_preemptions,
             stale_messages=self._num_stale + self._mailbox.dropped.total(),
@@ -326,7 +316,3 @@ class WorkerLoop:
         if self._draining_until is not None:
             wait_s = min(wait_s, max(0.01, self._draining_until - time.monotonic()))
         return wait_s
-
-
-def _deadline() -> LegError:
-    return LegError("deadline", "the deadline of the request has passed", False)

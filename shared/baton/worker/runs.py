@@ -7,7 +7,7 @@ stays in the table until the leg has every block of it back, so an empty table m
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -86,10 +86,7 @@ class Leg(Protocol):
         """End one of several choices."""
 
     def advance(self) -> bool:
-        """Do what events and the last step made possible; return whether the engine may have more to do by it.
-
-        Called once a turn of the loop; never waits.
-        """
+        """Do what events and the last step made possible, without waiting; whether the engine may have more to do by it."""
 
     def stranded_blocks(self) -> int:
         """Count the blocks that runs which are over still hold."""
@@ -169,14 +166,11 @@ class Outbox:
     """What a turn of the loop says, one message a router."""
 
     def __init__(self) -> None:
-        self._mail: dict[Peer, _Mail] = {}
+        self._mail: defaultdict[Peer, _Mail] = defaultdict(_Mail)
         self.num_tokens = 0
         """Tokens given out since the start."""
-        self.num_prompt_tokens = 0
-        self.num_cached_tokens = 0
-        """Of these, found in this worker's prefix cache."""
-        self.num_fetched_tokens = 0
-        """Of these, fetched from another worker."""
+        self.prompt_tokens: Counter[str] = Counter()
+        """Tokens of prompts since the start, by where their KV came from."""
         self.transfers: list[Transfer] = []
         """Since they were last taken for the metrics."""
         self.phases: list[tuple[str, float]] = []
@@ -188,9 +182,8 @@ class Outbox:
         is_first = choice not in run.begun_choices
         if is_first:
             if not run.begun_choices:
-                self._count_prompt(len(run.start.token_ids), output.num_cached_tokens, run.num_fetched)
-                computed = _computed(run, output)
-                self._of(run).computed.append(computed)
+                self._count_prompt(run, output.num_cached_tokens)
+                self._mail[run.peer].computed.append(computed := _computed(run, output))
                 self.phases += [("queue", computed.waited_seconds), ("compute", computed.seconds)]
             run.begun_choices.add(choice)
         reason = output.finish_reason
@@ -207,57 +200,41 @@ class Outbox:
             logprobs=output.logprobs,
             prompt_logprobs=output.prompt_logprobs,
         )
-        self._of(run).tokens.append(token)
+        self._mail[run.peer].tokens.append(token)
         self.num_tokens += 1
         if reason is not None:
             run.open_choices.discard(choice)
 
     def ended(self, run: Run, error: LegError) -> None:
-        """Tell the router that a run failed."""
-        self._of(run).ended.append(Ended(run.start.request_id, run.start.epoch, error))
-
-    def refuse(self, start: Start, peer: Peer, error: LegError) -> None:
-        """Tell a router that its Start was not taken in."""
-        self._mail.setdefault(peer, _Mail()).ended.append(Ended(start.request_id, start.epoch, error))
+        """Tell the router that a run failed, or was not taken in."""
+        self._mail[run.peer].ended.append(Ended(run.start.request_id, run.start.epoch, error))
 
     def transfer(self, run: Run, transfer: Transfer) -> None:
         """Tell the router how a transfer went."""
-        self._of(run).transfers.append(transfer)
+        self._mail[run.peer].transfers.append(transfer)
         self.transfers.append(transfer)
 
     def take(self, worker_id: str, incarnation: str, load: Load) -> list[tuple[Peer, Outputs]]:
         """Take one message for each router that there is anything for."""
-        mail, self._mail = self._mail, {}
+        mail, self._mail = self._mail, defaultdict(_Mail)
         return [
             (peer, Outputs(worker_id, incarnation, its.tokens, load, its.ended, its.transfers, its.computed))
             for peer, its in mail.items()
         ]
 
-    @property
-    def prompt_tokens_by_source(self) -> dict[str, int]:
-        """Where the KV of prompts came from."""
-        cached, fetched = self.num_cached_tokens, self.num_fetched_tokens
-        return {
-            "local_compute": self.num_prompt_tokens - cached - fetched,
-            "local_cache_hit": cached,
-            "external_kv_transfer": fetched,
-        }
-
-    def _count_prompt(self, num_tokens: int, num_cached: int, num_fetched: int) -> None:
+    def _count_prompt(self, run: Run, num_cached: int) -> None:
         """Count a prompt once a run; what was emitted before a replay may be cached too, and is not the prompt."""
-        self.num_prompt_tokens += num_tokens
-        num_cached = min(num_cached, num_tokens)
-        self.num_cached_tokens += num_cached
-        self.num_fetched_tokens += min(num_fetched, num_tokens - num_cached)
-
-    def _of(self, run: Run) -> _Mail:
-        return self._mail.setdefault(run.peer, _Mail())
+        num_tokens = len(run.start.prompt)
+        cached = min(num_cached, num_tokens)
+        fetched = min(run.num_fetched, num_tokens - cached)
+        computed = num_tokens - cached - fetched
+        self.prompt_tokens.update(local_compute=computed, local_cache_hit=cached, external_kv_transfer=fetched)
 
 
 def _computed(run: Run, output: TokenOutput) -> Computed:
     start, now = run.start, time.monotonic()
     began = run.computing_at or now
-    num_known = len(start.token_ids) + len(run.emitted[output.choice])
+    num_known = len(start.prompt) + len(run.emitted[output.choice])
     return Computed(
         start.request_id,
         start.epoch,

@@ -84,7 +84,7 @@ class DecodeLeg:
             return
         self._engine.add(
             run.engine_id,
-            start.token_ids,
+            start.prompt,
             start.params,
             choices=run.emitted,
             seed=start.seed,
@@ -144,7 +144,7 @@ class DecodeLeg:
         start = run.start
         return self._engine.receive(
             run.engine_id,
-            start.token_ids,
+            start.prompt,
             # who computed the prompt scored it
             start.params.replace(prompt_logprobs=None),
             choices=run.emitted,

@@ -89,7 +89,7 @@ class PrefillLeg:
         lead = start.choices[0]
         self._engine.add(
             run.engine_id,
-            start.token_ids,
+            start.prompt,
             start.params,
             choices={lead.index: lead.emitted},
             seed=start.seed,

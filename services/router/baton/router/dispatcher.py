@@ -152,7 +152,7 @@ class Dispatcher:
                 raise Unavailable("No decode worker is ready. Try again in a few seconds.")
             block_size = self.last_facts.block_size
             capacities = [w.load.kv_total_blocks for w in self.pool.workers.values() if w.can_decode]
-            _check_fits(len(generation.prompt_ids), capacities, block_size)
+            _check_fits(len(generation.prompt), capacities, block_size)
             demand = _demand(generation, block_size)
             self._admission.admit(demand, self._placement.prefill_rate(), sum(capacities))
         except BatonError:
@@ -374,6 +374,6 @@ def _check_fits(num_prompt: int, capacities: Sequence[int], block_size: int) -> 
 
 
 def _demand(generation: Generation, block_size: int) -> Demand:
-    num_prompt, params = len(generation.prompt_ids), generation.params
+    num_prompt, params = len(generation.prompt), generation.params
     answer = 256 if params.max_tokens is None else min(params.max_tokens, 256)
     return Demand(num_prompt, math.ceil(num_prompt / block_size) + params.n * math.ceil(answer / block_size))

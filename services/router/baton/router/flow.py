@@ -97,7 +97,7 @@ class Flow(Generic[_Shown]):
         self.request_id = uuid.uuid4().hex
         self.generation = generation
         self.attempt: Attempt | None = None
-        self.usage = Usage(len(generation.prompt_ids))
+        self.usage = Usage(len(generation.prompt))
         self.is_over = False
         self._texts = texts
         self._sink = sink
@@ -139,7 +139,7 @@ class Flow(Generic[_Shown]):
             self.request_id,
             attempt.epoch,
             leg,
-            generation.prompt_ids,
+            generation.prompt,
             [ChoiceStart(choice.index, choice.tokens) for choice in self._choices if not choice.is_done],
             generation.params,
             generation.seed,

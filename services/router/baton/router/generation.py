@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 
 from baton.block_hash import cache_root, hash_blocks
+from baton.prompt import Prompt
 from baton.protocol import SamplingParams
 
 
@@ -13,7 +14,7 @@ from baton.protocol import SamplingParams
 class Generation:
     """What is asked for. Fixed over replays."""
 
-    prompt_ids: list[int]
+    prompt: Prompt
     params: SamplingParams
     salt: bytes = b""
     priority: int = 0
@@ -37,5 +38,5 @@ def hash_prompt(generation: Generation, parts: tuple[str, ...], key: str, block_
     hashes: list[bytes] = []
     if generation.params.prompt_logprobs is None:  # scoring a prompt computes all of it
         root = cache_root(key.encode(), *parts, generation.salt)
-        hash_blocks(root, hashes, generation.prompt_ids, block_size)
+        hash_blocks(root, hashes, generation.prompt.token_ids, block_size, generation.prompt.spans)
     return hashes

@@ -43,7 +43,7 @@ class Placement:
             return None
         config = self._config
         block_size = workers[0].info.model.block_size
-        num_tokens = len(generation.prompt_ids) + num_emitted
+        num_tokens = len(generation.prompt) + num_emitted
         candidates = [self._candidate(worker, generation) for worker in workers]
         decision = choose(
             config.policy,
@@ -62,7 +62,7 @@ class Placement:
         chosen = decision.chosen
         computing = chosen.prefill or chosen.decode
         cached = next(c.cached_blocks for c in candidates if c.worker_id == computing)
-        self._pool.workers[computing].sent_tokens += max(len(generation.prompt_ids) - cached * block_size, 1)
+        self._pool.workers[computing].sent_tokens += max(len(generation.prompt) - cached * block_size, 1)
         self._metrics.route_decisions.inc(chosen.path)
         self._metrics.phase_seconds.observe("route", time.perf_counter() - started)
         return decision

@@ -10,6 +10,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from baton.prompt import Prompt
 from baton.router.http_request import read_request
 from baton.router.json_answers import JSON
 from baton.router.openai.bodies import CollectSink, chat_choice
@@ -33,10 +34,10 @@ def chat_routes(router: RouterState) -> APIRouter:
         params = request.sampling_params()
         began = time.monotonic()
         shown = request.for_template()
-        prompt_ids = await router.text.render_chat(**shown)
+        prompt = Prompt(await router.text.render_chat(**shown))
         router.metrics.phase_seconds.observe("tokenize", time.monotonic() - began)
 
-        opened = OpenRequest(router, request, params, [prompt_ids], caller)
+        opened = OpenRequest(router, request, params, [prompt], caller)
         new_parser = PARSERS["hermes"] if shown["tools"] else None
         token_text = router.text.token_text
         frame = {
@@ -48,7 +49,7 @@ def chat_routes(router: RouterState) -> APIRouter:
         if request.stream:
             stream = router.streams.open(opened.cancel)
             events = AnswerEvents(request, frame, stream, opened.tally, token_text, opened.cancel)
-            stream.headers.update(await opened.start([ChatEvents(events, prompt_ids)], new_parser))
+            stream.headers.update(await opened.start([ChatEvents(events, prompt.token_ids)], new_parser))
             return stream
 
         sink = CollectSink(params.n, opened.tally, opened.done, opened.cancel)
@@ -59,7 +60,7 @@ def chat_routes(router: RouterState) -> APIRouter:
         if request.prompt_logprobs is not None:
             body["prompt_logprobs"] = prompt_logprobs_table(sink.prompt_logprobs, token_text)
         if request.return_token_ids:
-            body["prompt_token_ids"] = prompt_ids
+            body["prompt_token_ids"] = prompt.token_ids
         return JSON(body, headers=headers)
 
     return routes

@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from baton.prompt import Prompt
 from baton.router.http_request import read_request
 from baton.router.json_answers import JSON
 from baton.router.openai.bodies import CollectSink, completion_choice
@@ -31,14 +32,14 @@ def completion_routes(router: RouterState) -> APIRouter:
         began = time.monotonic()
         add = request.add_special_tokens is not False
         prompts = [
-            await router.text.encode(prompt, add_special_tokens=add) if isinstance(prompt, str) else prompt
-            for prompt in request.prompt
+            Prompt(await router.text.encode(given, add_special_tokens=add) if isinstance(given, str) else given)
+            for given in request.prompt
         ]
         router.metrics.phase_seconds.observe("tokenize", time.monotonic() - began)
 
         opened = OpenRequest(router, request, params, prompts, caller)
         token_text = router.text.token_text
-        echoes = [router.tokenizer.decode(prompt) if request.echo else None for prompt in prompts]
+        echoes = [router.tokenizer.decode(prompt.token_ids) if request.echo else None for prompt in prompts]
         frame = {
             "id": f"cmpl-{uuid.uuid4().hex}",
             "object": "text_completion",
@@ -49,7 +50,7 @@ def completion_routes(router: RouterState) -> APIRouter:
             stream = router.streams.open(opened.cancel)
             events = AnswerEvents(request, frame, stream, opened.tally, token_text, opened.cancel)
             sinks = [
-                CompletionEvents(events, request, prompt, offset=i * params.n, echo=echoes[i])
+                CompletionEvents(events, request, prompt.token_ids, offset=i * params.n, echo=echoes[i])
                 for i, prompt in enumerate(prompts)
             ]
             stream.headers.update(await opened.start(sinks))
@@ -59,7 +60,7 @@ def completion_routes(router: RouterState) -> APIRouter:
         headers = await opened.start(collectors)
         await opened.wait(http)
         choices = [
-            completion_choice(request, i * params.n + j, choice, collector, token_text, prompts[i], echoes[i])
+            completion_choice(request, i * params.n + j, choice, collector, token_text, prompts[i].token_ids, echoes[i])
             for i, collector in enumerate(collectors)
             for j, choice in enumerate(collector.choices)
         ]

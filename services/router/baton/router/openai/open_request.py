@@ -12,6 +12,7 @@ from starlette.requests import Request
 
 from baton.errors import ContextTooLong, InvalidRequest, Unavailable
 from baton.messages import ModelFacts, Token
+from baton.prompt import Prompt
 from baton.protocol import SamplingParams, check_prompt
 from baton.router.auth import salt_of
 from baton.router.dispatcher import Running
@@ -70,7 +71,7 @@ class OpenRequest:
         router: RouterState,
         request: ChatRequest | CompletionRequest,
         params: SamplingParams,
-        prompts: Sequence[list[int]],
+        prompts: Sequence[Prompt],
         caller: Caller,
     ) -> None:
         """Check prompts and parameters against the model.
@@ -90,8 +91,7 @@ class OpenRequest:
         deadline = time.time() + min(caller.timeout_s or limit_s, limit_s)
         salt = salt_of(caller.tenant, request.cache_salt)
         self.generations = [
-            Generation(prompt_ids, params, salt, request.priority or 0, deadline, caller.public_id)
-            for prompt_ids in prompts
+            Generation(prompt, params, salt, request.priority or 0, deadline, caller.public_id) for prompt in prompts
         ]
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Set when a whole answer is there."""
@@ -112,7 +112,7 @@ class OpenRequest:
         """Send all prompts on their way, or none; return headers with the route, for those who asked for it."""
         try:
             for generation, sink in zip(self.generations, sinks, strict=True):
-                if len(generation.prompt_ids) > _INLINE_TOKENS:
+                if len(generation.prompt) > _INLINE_TOKENS:
                     await self._hash_aside(generation)
                 texts = [self._text(generation, new_parser) for _ in range(generation.params.n)]
                 self._running.append(self._router.dispatcher.start(Flow(generation, texts, sink)))
@@ -137,7 +137,7 @@ class OpenRequest:
             left.cancel()
 
     def _text(self, generation: Generation, new_parser: Callable[[], AnswerParser] | None) -> ChoiceText[Shown]:
-        text = AnswerText(self._router.tokenizer, generation.prompt_ids, generation.params)
+        text = AnswerText(self._router.tokenizer, generation.prompt.token_ids, generation.params)
         return text if new_parser is None else AnswerParts(text, new_parser())
 
     async def _hash_aside(self, generation: Generation) -> None:
@@ -167,23 +167,23 @@ async def _left(http: Request) -> None:
         pass
 
 
-def _check_all_lengths(prompts: Sequence[list[int]], params: SamplingParams, facts: ModelFacts) -> None:
-    for index, prompt_ids in enumerate(prompts):
+def _check_all_lengths(prompts: Sequence[Prompt], params: SamplingParams, facts: ModelFacts) -> None:
+    for index, prompt in enumerate(prompts):
         try:
-            _check_lengths(prompt_ids, params, facts)
+            _check_lengths(prompt, params, facts)
         except InvalidRequest as error:
             if len(prompts) == 1:
                 raise
             raise type(error)(f"prompt {index}: {error}", field=error.field, code=error.code) from None
 
 
-def _check_lengths(prompt_ids: list[int], params: SamplingParams, facts: ModelFacts) -> None:
+def _check_lengths(prompt: Prompt, params: SamplingParams, facts: ModelFacts) -> None:
     """Refuse a prompt, or a prompt with its answer, that the context does not hold."""
-    check_prompt(prompt_ids, facts.vocab_size, facts.max_model_len)
-    wanted = len(prompt_ids) + (params.max_tokens or 1)
+    check_prompt(prompt, facts.vocab_size, facts.max_model_len)
+    wanted = len(prompt) + (params.max_tokens or 1)
     if wanted > facts.max_model_len:
         raise ContextTooLong(
-            f"max_tokens={params.max_tokens} is not valid: with the prompt's {len(prompt_ids)} tokens it makes {wanted}, "
+            f"max_tokens={params.max_tokens} is not valid: with the prompt's {len(prompt)} tokens it makes {wanted}, "
             f"and the context is {facts.max_model_len} tokens. Lower max_tokens or shorten the prompt, or raise "
             f"--max-model-len if the model allows it.",
             field="max_tokens",
