@@ -23,6 +23,7 @@ from baton.registry import BlockLog
 from baton.wakeup import Wakeup
 from baton.worker.load_meter import LoadMeter
 from baton.worker.mailbox import Mailbox, Peer, PeerLost, WantsBlocks
+from baton.worker.reports import take_stats
 from baton.worker.runs import ClosedEpochs, Leg, Outbox, Run, Runs, leg_error
 from baton.worker.stats import Logged, Stats, ToFace
 
@@ -266,44 +267,19 @@ class WorkerLoop:
         now = time.monotonic()
         if is_idle or now - self._reported_at >= REPORT_S:
             self._reported_at = now
-            self._report()
+            stats = take_stats(self._engine, self._legs.values(), self._runs, self._outbox, self._mailbox)
+            stats.stale_messages += self._num_stale
+            self._add_stats(stats)
+            self._tell_face(stats)
 
     def _log_blocks(self) -> None:
         events = self._engine.cache.drain_events()
         if not events:
             return
-        last = {block_hash: kind for kind, block_hash in events}
-        entry = self._log.entry(
-            [block_hash for block_hash, kind in last.items() if kind == "stored"],
-            [block_hash for block_hash, kind in last.items() if kind == "evicted"],
-        )
+        last = {block_hash: kind == "stored" for kind, block_hash in events}
+        entry = self._log.entry([h for h, is_stored in last.items() if is_stored], [h for h in last if not last[h]])
         self._mailbox.post(None, entry)
         self._tell_face(Logged(entry))
-
-    def _report(self) -> None:
-        engine, pool = self._engine, self._engine.pool
-        stranded = sum(leg.stranded_blocks() for leg in self._legs.values())
-        if not self._runs:  # whatever is held now belongs to nobody
-            stranded = pool.num_held
-        stats = Stats(
-            load=self._mailbox.load,
-            blocks_free=pool.num_free,
-            blocks_cached=pool.num_cached,
-            blocks_held=pool.num_held,
-            prefix_cache_queries=engine.cache.num_queries,
-            prefix_cache_hits=engine.cache.num_hits,
-            prompt_tokens=self._outbox.prompt_tokens.total(),
-            prompt_tokens_by_source=dict(self._outbox.prompt_tokens),
-            generation_tokens=self._outbox.num_tokens,
-            num_preemptions=engine.scheduler.num_preemptions,
-            stale_messages=self._num_stale + self._mailbox.dropped.total(),
-            kv_stranded_bytes=stranded * engine.memory.block_nbytes,
-            transfers=[(t.seconds, t.exposed_seconds) for t in self._outbox.transfers],
-            phases=self._outbox.phases,
-        )
-        self._outbox.transfers, self._outbox.phases = [], []
-        self._add_stats(stats)
-        self._tell_face(stats)
 
     def _note_end(self, run: Run) -> None:
         self._ended.close(f"{run.start.request_id}/{run.start.leg}", run.start.epoch)
