@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from baton.config import EngineConfig
+from baton.engine.compile_check import KernelShapes, compile_kernels
 from baton.errors import ConfigError
-from baton.kernels.compile_check import KernelShapes, compile_kernels
 from baton.kernels.launch import INTERPRET, ON_TRITON, triton_version
 from baton.kernels.limits import DTYPES, LARGEST_HEAD_DIM, OLDEST_CAPABILITY
 from baton.logs import get_logger
