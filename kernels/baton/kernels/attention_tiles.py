@@ -90,6 +90,7 @@ def attend_tiles(
     _, _, _, kv_stride_block, kv_stride_half, _ = strides
     dims = tl.arange(0, SHAPE.block_d)
     columns = tl.arange(0, BLOCK_N)
+    seen_from = tl.min(positions_q, axis=0) - SHAPE.window + 1
     for start in range(first, last, BLOCK_N):
         positions = start + columns
         if IS_CUT:
@@ -103,8 +104,12 @@ def attend_tiles(
         )
         at = at[:, None] + dims[None, :]
         if IS_CUT:
-            # Masked rows are loaded as 0: what a free slot holds may be NaN, and 0 * NaN is NaN.
-            inside = (positions < seq_len)[:, None] & (dims[None, :] < SHAPE.head_dim)
+            # Masked rows are loaded as 0: what a free slot holds, or a block that was given back, may be NaN, and
+            # 0 * NaN is NaN.
+            seen = positions < seq_len
+            if SHAPE.window > 0:
+                seen = seen & (positions >= seen_from)
+            inside = seen[:, None] & (dims[None, :] < SHAPE.head_dim)
             k = tl.load(kv_ptr + at, mask=inside, other=0.0)
             v = tl.load(kv_ptr + kv_stride_half + at, mask=inside, other=0.0)
         elif SHAPE.block_d == SHAPE.head_dim:
