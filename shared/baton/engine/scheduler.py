@@ -149,6 +149,15 @@ class Scheduler:
         """Whether a step is to be planned or collected."""
         return bool(self.running or self.waiting or self._in_flight)
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether nothing runs, and what receiving sequences hold is wanted by the first of the queue."""
+        if self.running or self._in_flight or not self.waiting:
+            return False
+        first = self.waiting[0]
+        num_needed = self._blocks.num_needed(first, self._blocks.known(first))
+        return self.pool.num_available < num_needed and self._last_imported() in (None, first)
+
     # -- ways in ------------------------------------------------------------------------------------------
 
     def add(self, sequence: Sequence) -> None:
