@@ -16,6 +16,7 @@ Between `forward` and `sample` the device has work, so that a mask made there co
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -254,8 +255,10 @@ class Engine:
         return outputs
 
     def discard(self) -> list[str]:
-        """Forget the steps in flight, after one that failed; give the ids of the requests that had a part in them."""
+        """Forget the steps in flight, after one that failed; return the ids of the requests that had a part in them."""
         self._in_flight = None
+        with contextlib.suppress(Exception):  # a broken device says so again at the next step
+            self.runner.wait()  # what was launched before the failure writes in blocks that are given back here
         touched = self.scheduler.discard()
         return list(dict.fromkeys(self._owner[s][0] for s in touched if s in self._owner))
 

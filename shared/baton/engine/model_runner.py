@@ -174,6 +174,11 @@ class ModelRunner:
             prompt,
         )
 
+    def wait(self) -> None:
+        """Wait until the device has done all that was launched."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     @property
     def num_sequences(self) -> int:
         """Sequences that the device's side keeps anything of."""
