@@ -20,8 +20,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from baton.block_hash import block_name
 from baton.engine.block_pool import BlockPool
 from baton.engine.prefix_cache import PrefixCache
-from baton.engine.scheduler import Scheduler, SchedulerConfig, StepPlan
+from baton.engine.scheduler import Scheduler, SchedulerConfig
 from baton.engine.sequence import Sequence, SequenceState
+from baton.engine.step_plan import StepPlan
 from baton.engine.windows import Reach
 from baton.protocol import SamplingParams
 
@@ -122,7 +123,7 @@ class FakeEngine:
             at = plan.sequences.index(sequence)
             start = plan.starts[at]
             wanted = min(self.num_guessed, self.scheduler.config.max_num_batched_tokens - plan.num_tokens)
-            fitting = self.scheduler._blocks.grow(sequence, min(start + 1 + wanted, sequence.max_len - 1))
+            fitting = self.scheduler.blocks.grow(sequence, min(start + 1 + wanted, sequence.max_len - 1))
             if sequence.num_pending > 1 or not plan.num_samples[at] or fitting <= start + 1:
                 continue
             plan.num_decodes -= 1
@@ -220,7 +221,7 @@ class FakeEngine:
     def publish(self, sequence: Sequence, first: int) -> None:
         """Have a reader hold what is computed of a sequence from block `first` on, as a prefill leg's exporter does."""
         last = len(sequence.token_ids) // self.block_size
-        block_ids, names = self.scheduler.complete(sequence, first, last)
+        block_ids, names = self.scheduler.blocks.complete(sequence, first, last)
         wanted = list(self.reach.wanted(first, min(last, sequence.num_indexed), last))
         assert names == [block_name(sequence.block_hashes[at], group) for at, group in wanted]
         self.pool.share(block_ids)
@@ -303,9 +304,9 @@ class FakeEngine:
         assert len(scheduler.running) <= scheduler.config.max_num_seqs
         assert all(s.state is SequenceState.WAITING and not s.num_in_flight for s in scheduler.waiting)
         assert all(s.state is SequenceState.RUNNING for s in scheduler.running)
-        assert scheduler.num_in_flight == len(self.launched)
+        assert len(scheduler._in_flight) == len(self.launched)
         if not self.launched:
-            assert not scheduler._blocks._landing, "a prefix is said to be computed, and is not"
+            assert not scheduler.blocks._landing, "a prefix is said to be computed, and is not"
 
     def check_cache(self) -> None:
         """Hold every findable block against what its hash stands for."""

@@ -80,7 +80,7 @@ def check_device(facts: DeviceFacts, spec: ModelSpec, dtype: torch.dtype) -> Non
 def prepare_kernels(
     config: EngineConfig, spec: ModelSpec, dtype: torch.dtype, max_model_len: int, device: torch.device
 ) -> dict[str, str]:
-    """Check the device and compile what the model runs there; give what runs as plain torch instead, with the reason.
+    """Check the device and compile what the model runs there; return what runs as plain torch instead, and why.
 
     Raises:
         ConfigError: the device cannot run the model. KernelError: a kernel does not compile.

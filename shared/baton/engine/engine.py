@@ -205,7 +205,7 @@ class Engine:
         sequence, first = _lead(request), request.num_listed
         last = (sequence.max_len - 1) // self.config.block_size
         request.num_listed = max(first, min(last, sequence.num_indexed))
-        return self.scheduler.complete(sequence, first, last)
+        return self.scheduler.blocks.complete(sequence, first, last)
 
     def abort(self, request_id: str) -> None:
         """End a request wherever it stands; its blocks come back. Unknown or ended ones are ignored."""
@@ -228,7 +228,7 @@ class Engine:
     @property
     def num_free_seats(self) -> int:
         """Sequences that the waiting queue has room for."""
-        return self.config.max_num_waiting - self.scheduler.num_waiting
+        return self.config.max_num_waiting - len(self.scheduler.waiting)
 
     @property
     def has_work(self) -> bool:
@@ -238,7 +238,7 @@ class Engine:
     # -- steps --------------------------------------------------------------------------------------------
 
     def step(self) -> list[TokenOutput]:
-        """Launch the next step and give the tokens of the last one that ended.
+        """Launch the next step and return the tokens of the last one that ended.
 
         A failure of the device or a kernel is raised; the requests stay as they were.
         """

@@ -19,8 +19,8 @@ from baton.engine.cuda_graphs import StepGraphs
 from baton.engine.kv_cache import KVCacheSpec
 from baton.engine.padded_step import StepShapes
 from baton.engine.sampler import Sampler
-from baton.engine.scheduler import StepPlan
 from baton.engine.sequence import Sequence
+from baton.engine.step_plan import StepPlan
 from baton.engine.upload import Download, upload
 from baton.kernels.sample import logprobs
 from baton.messages import TokenLogprobs

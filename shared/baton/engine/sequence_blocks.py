@@ -121,7 +121,7 @@ class SequenceBlocks:
         self._pass(sequence, num_full)
 
     def _pass(self, sequence: Sequence, num_blocks: int) -> None:
-        """Give back the blocks that no later step reads, `num_blocks` being computed."""
+        """Release the blocks that no later step reads once `num_blocks` are computed."""
         for group in self.reach.windowed:
             table, passed = sequence.tables[group], sequence.num_passed[group]
             first = self.reach.first_block(group, num_blocks)
@@ -148,7 +148,7 @@ class SequenceBlocks:
         return min(num_tokens, sequence.num_slots)
 
     def release(self, sequence: Sequence) -> None:
-        """Give back all blocks of a sequence, and with them what was computed."""
+        """Release all blocks of a sequence, and with them what was computed."""
         self.pool.release(self._held(sequence))
         sequence.tables = []
         self._indexed(sequence, 0)
@@ -202,7 +202,7 @@ class SequenceBlocks:
         return known + num_names // self.num_groups
 
     def complete(self, sequence: Sequence, first: int, last: int) -> tuple[list[int], list[bytes]]:
-        """List the findable blocks from `first` on, and their names, that a receiver needs at the end of `last` blocks."""
+        """List the computed blocks from block `first` on, and their names, as a receiver of `last` blocks expects them."""
         sequence.extend_hashes(self.block_size)  # with prefix caching off, nobody else has
         wanted = list(self.reach.wanted(first, min(last, sequence.num_indexed), last))
         block_ids = [sequence.tables[group][at] for at, group in wanted]
