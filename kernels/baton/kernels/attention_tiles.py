@@ -72,6 +72,7 @@ def attend_tiles(
     row_sum,
     q,
     positions_q,
+    lowest,
     table,
     kv_ptr,
     strides,
@@ -85,12 +86,11 @@ def attend_tiles(
     BLOCK_N: tl.constexpr,
     IS_CUT: tl.constexpr,
 ):
-    """Attend to context tiles [first, last); IS_CUT: the mask cuts through them."""
+    """Attend to context tiles [first, last); IS_CUT: the mask cuts through them. `lowest`: the first of positions_q."""
     LOG2E: tl.constexpr = 1.4426950408889634
     _, _, _, kv_stride_block, kv_stride_half, _ = strides
     dims = tl.arange(0, SHAPE.block_d)
     columns = tl.arange(0, BLOCK_N)
-    seen_from = tl.min(positions_q, axis=0) - SHAPE.window + 1
     for start in range(first, last, BLOCK_N):
         positions = start + columns
         if IS_CUT:
@@ -108,7 +108,7 @@ def attend_tiles(
             # 0 * NaN is NaN.
             seen = positions < seq_len
             if SHAPE.window > 0:
-                seen = seen & (positions >= seen_from)
+                seen = seen & (positions > lowest - SHAPE.window)
             inside = seen[:, None] & (dims[None, :] < SHAPE.head_dim)
             k = tl.load(kv_ptr + at, mask=inside, other=0.0)
             v = tl.load(kv_ptr + kv_stride_half + at, mask=inside, other=0.0)
