@@ -259,7 +259,7 @@ class FakeEngine:
         owners = Counter(id for sequence in self.sequences for table in sequence.tables for id in table if id)
         read = Counter(block_id for block_id, _ in self.published)
         for block_id in range(1, self.pool.num_total + 1):
-            assert self.pool.num_references(block_id) == owners[block_id] + read[block_id]
+            assert self.pool._refs[block_id] == owners[block_id] + read[block_id]
         for block_id, values in self.published:
             first = block_id * self.block_size
             assert [self.kv[first + offset] for offset in range(self.block_size)] == values, "changed under a reader"

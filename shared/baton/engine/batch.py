@@ -78,11 +78,6 @@ class BatchBuilder:
         self._free_rows = list(range(num_rows - 1, -1, -1))
         self._added: list[tuple[int, list[int]]] = []  # (place in the flat tables, block ids) not yet on the device
 
-    @property
-    def num_rows_used(self) -> int:
-        """Rows in use: as many as there are sequences between first plan and release."""
-        return len(self._rows)
-
     def release(self, sequence: Sequence) -> None:
         """Free the row of a sequence that was preempted or has finished, if it has one."""
         row = self._rows.pop(sequence, None)

@@ -312,11 +312,11 @@ class Engine:
             prompt_logprobs=request.prompt_logprobs if choice == 0 and num_output == 1 else None,
             num_cached_tokens=sequence.num_cached,
         )
-        if reason is not None and not request.holds_prompt:
-            self.finish(request_id, choice)
-        elif request.holds_prompt:
+        if request.holds_prompt:
             self.scheduler.hold(sequence)
             self.runner.release(sequence)
+        elif reason is not None:
+            self.finish(request_id, choice)
         return output
 
     def _end_of(self, sequence: Sequence, num_output: int, token_id: int) -> tuple[FinishReason | None, int | None]:

@@ -213,18 +213,19 @@ class Scheduler:
             plan.sequences, plan.starts, plan.num_new, plan.num_samples, strict=True
         ):
             sequence.num_in_flight -= 1
+            is_running = sequence.state is RUNNING
             end = start + num_new
             if num_samples:
                 sequence.num_pending -= 1
                 accepted = next(token_ids)
-                if sequence.state is RUNNING:
-                    sequence.token_ids.extend(accepted)
+                if is_running:
+                    sequence.token_ids += accepted
                 if num_samples > 1:
                     end -= num_samples - len(accepted)
                     sequence.num_computed = end
             if end >= sequence.next_full:
                 self.blocks.index(sequence, end)
-            if not sequence.num_in_flight and sequence.state is SequenceState.FINISHED:
+            if not (is_running or sequence.num_in_flight) and sequence.state is SequenceState.FINISHED:
                 self.blocks.release(sequence)
         assert next(token_ids, None) is None, "more lists than rows that sample"
         for i in range(plan.num_decodes, len(plan.sequences)):
@@ -297,7 +298,7 @@ class Scheduler:
             if sequence.num_slots <= start:
                 if not self._make_room(sequence, plan):
                     continue
-                self.blocks.grow(sequence, start + 1)
+                self.blocks.grow_by_one(sequence)
             if num_tokens - start != 1:
                 longer.append(sequence)
                 continue
@@ -383,7 +384,7 @@ class Scheduler:
         False if that is the sequence itself, or a step is in flight, which may write in any victim's blocks: the next
         plan waits for it.
         """
-        while self.pool.num_available < self.reach.num_groups:
+        while self.pool.num_available < self.blocks.num_groups:
             if self._in_flight:
                 self._must_collect = True
                 return False
