@@ -245,7 +245,8 @@ def test_a_request_that_the_queue_refuses_leaves_nothing_behind(tiny_checkpoint:
         tokens += engine.step()
     assert {token.request_id for token in tokens} == {"first"}
     assert len(tokens) == 4
-    assert engine.runner.num_sequences == 0
+    assert not engine.runner._batches._rows
+    assert not engine.runner.sampler._rows
     assert engine.pool.num_held == 0
 
 
@@ -318,7 +319,8 @@ def test_ten_thousand_requests_leave_no_growth(tiny_checkpoint: Callable[[str], 
     pool = llm.engine.pool
     assert pool.num_held == 0
     assert pool.num_free + pool.num_cached == pool.num_total
-    assert llm.engine.runner.num_sequences == 0
+    assert not llm.engine.runner._batches._rows
+    assert not llm.engine.runner.sampler._rows
 
 
 # -- bad input ----------------------------------------------------------------------------------------------------

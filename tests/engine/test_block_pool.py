@@ -189,7 +189,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.verify()
         references = Counter(block_id for table in self.owners for block_id in table)
         for block_id in range(self.pool.num_total + 1):
-            assert self.pool.num_references(block_id) == references[block_id]
+            assert self.pool._refs[block_id] == references[block_id]
         assert self.pool.num_held == len(references)
         assert self.pool.num_free + self.pool.num_cached + self.pool.num_held == self.pool.num_total
 

@@ -109,8 +109,9 @@ def test_a_cached_prefix_changes_no_bit(make_llm: Callable[..., LLM], alone: dic
 
 
 def test_preemption_changes_no_bit(make_llm: Callable[..., LLM], alone: dict[bool, list[Any]]) -> None:
-    longest = -(-(max(LENS) + NUM_TOKENS) // 16)
-    llm = make_llm(max_model_len=longest * 16, num_gpu_blocks_override=longest + 2, enable_prefix_caching=False)
+    settings = {"max_model_len": -(-(max(LENS) + NUM_TOKENS) // 16) * 16, "max_num_batched_tokens": 16}
+    longest = make_llm(**settings).engine.memory.reach.num_held(settings["max_model_len"])
+    llm = make_llm(**settings, num_gpu_blocks_override=longest, enable_prefix_caching=False)
     assert _run(llm, DRAWN) == alone[True]
     assert llm.engine.scheduler.num_preemptions > 0
 

@@ -114,7 +114,7 @@ print(llm.generate([{"prompt_token_ids": [5, 6, 7]}], greedy, use_tqdm=False)[0]
 
 @pytest.mark.skipif(INTERPRET, reason="run by itself in the interpreter")
 @pytest.mark.timeout(HANG_S)
-@pytest.mark.skipif(torch.cuda.is_available(), reason="tests/kernels/test_compile_check.py shows it on the GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="test_compile_check.py shows it on the GPU")
 def test_a_kernel_that_does_not_compile_ends_the_start_unless_plain_torch_is_allowed(
     tiny_checkpoint: Callable[[str], Path],
 ) -> None:

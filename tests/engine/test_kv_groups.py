@@ -83,6 +83,25 @@ def test_a_hit_needs_every_group_and_of_windows_only_what_they_reach() -> None:
     scheduler.pool.verify()
 
 
+def test_of_a_fetch_that_failed_only_what_all_groups_can_go_on_from_is_kept() -> None:
+    scheduler = make(block_size=4, windows=(None, 6))
+    a = sequence("a", 24)
+    _, names = scheduler.receive(a)
+    assert len(names) == 6 + 2
+    assert len(scheduler.reserve(a, 7)) == 7
+    assert scheduler.admit(a, 7) == 0, "of the windows' blocks only the end's were asked for"
+    run_until_computed(scheduler, a)
+    c = sequence("c", [*a.token_ids[:24], *range(500, 508)])
+    _, names = scheduler.receive(c)
+    assert (c.num_computed, len(names)) == (24, 4)
+    scheduler.reserve(c, 4)
+    assert scheduler.admit(c, 3) == 4, "what is known reaches as far back as any window"
+    assert c.num_computed == 28
+    for each in (a, c):
+        scheduler.finish(each)
+    assert scheduler.pool.num_held == 0
+
+
 def test_readers_of_the_log_hear_of_the_first_groups_blocks() -> None:
     scheduler = make(windows=(None, 6))
     cache = scheduler.cache

@@ -92,3 +92,21 @@ def test_a_row_with_several_samples_gets_what_as_many_steps_would_draw(engine: E
     for request_id in ("b", "c", "d"):
         engine.abort(request_id)
     assert engine.pool.num_held == 0
+
+
+def test_blocks_of_a_failed_step_come_back_when_the_device_is_done(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+
+    def fail(step: ForwardedStep) -> LaunchedStep:
+        raise RuntimeError("the device said no")
+
+    monkeypatch.setattr(engine.runner, "sample", fail)
+    monkeypatch.setattr(engine.runner, "wait", lambda: held.append(engine.pool.num_held))
+    engine.add("a", PROMPT, SamplingParams(max_tokens=3))
+    with pytest.raises(RuntimeError, match="said no"):
+        engine.step()
+    assert engine.discard() == ["a"]
+    assert (held, engine.pool.num_held) == ([1], 0)
+    engine.abort("a")

@@ -86,7 +86,7 @@ def test_the_longest_known_beginning_is_found() -> None:
     assert cache.lookup(hashes) == block_ids[:2], "a gap ends it"
     assert cache.lookup(hashes[:1]) == block_ids[:1]
     assert cache.lookup(hashes_of([9, 9], 2)) == []
-    assert pool.num_references(block_ids[0]) == 1, "looking takes no reference"
+    assert pool._refs[block_ids[0]] == 1, "looking takes no reference"
 
 
 def test_the_first_block_of_a_hash_stays_and_a_second_one_is_free_after_use() -> None:

@@ -8,8 +8,9 @@ import pytest
 
 from baton.engine.block_pool import BlockPool
 from baton.engine.prefix_cache import PrefixCache
-from baton.engine.scheduler import Scheduler, SchedulerConfig, StepPlan
+from baton.engine.scheduler import Scheduler, SchedulerConfig
 from baton.engine.sequence import Sequence, SequenceState
+from baton.engine.step_plan import StepPlan
 from baton.errors import ConfigError, ContextTooLong, QueueFull
 from baton.prompt import Prompt
 from baton.protocol import SamplingParams
@@ -339,7 +340,7 @@ def test_what_finishes_under_a_launched_step_keeps_its_blocks_until_that_has_end
     first, second = planned(scheduler), planned(scheduler)
     scheduler.commit(first, [[5]])
     scheduler.finish(a)
-    assert scheduler.num_running == 0
+    assert len(scheduler.running) == 0
     assert scheduler.pool.num_held == 1
     scheduler.commit(second, [[6]])
     assert a.token_ids[-1] == 5, "the late token is ignored"
@@ -622,7 +623,7 @@ def test_when_the_last_one_running_gives_way_an_older_one_is_admitted_at_once() 
 def verify_guesses(scheduler: Scheduler, s: Sequence, num_guessed: int) -> StepPlan:
     """Plan one row that computes a sequence's last token and guesses behind it."""
     plan = StepPlan()
-    assert scheduler._blocks.grow(s, s.num_computed + 1 + num_guessed) == s.num_computed + 1 + num_guessed
+    assert scheduler.blocks.grow(s, s.num_computed + 1 + num_guessed) == s.num_computed + 1 + num_guessed
     plan.add(s, 1 + num_guessed, 1 + num_guessed)
     scheduler._in_flight.append(plan)
     return plan

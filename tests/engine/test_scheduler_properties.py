@@ -20,8 +20,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from baton.block_hash import block_name
 from baton.engine.block_pool import BlockPool
 from baton.engine.prefix_cache import PrefixCache
-from baton.engine.scheduler import Scheduler, SchedulerConfig, StepPlan
+from baton.engine.scheduler import Scheduler, SchedulerConfig
 from baton.engine.sequence import Sequence, SequenceState
+from baton.engine.step_plan import StepPlan
 from baton.engine.windows import Reach
 from baton.prompt import Prompt
 from baton.protocol import SamplingParams
@@ -85,6 +86,7 @@ class FakeEngine:
         self.num_created = 0
         self.copied: dict[Sequence, list[list[int]]] = {}  # tables as the device has them, grown at their ends
         self.completed: list[Sequence] = []
+        self.published: list[tuple[int, list[int]]] = []  # (block, what it holds) with a reference of the reader's
         self.num_steps = 0
 
     def new(self, prompt: list[int], max_new: int, priority: int = 0, reuse_prefix: bool = True) -> Sequence:
@@ -110,7 +112,7 @@ class FakeEngine:
             guesses = self.guess(plan)
             known = [list(sequence.token_ids) for sequence in plan.sequences]
             self.launched.append(Launched(plan, self.copy_tables(plan), known, guesses))
-        elif not self.launched and not scheduler.receiving and not scheduler.held:
+        elif not (self.launched or scheduler.receiving or scheduler.held or self.published):
             assert not scheduler.has_work, "stuck: work, and no plan"
         if self.launched and (plan is None or len(self.launched) > self.behind):
             self.collect()
@@ -122,7 +124,7 @@ class FakeEngine:
             at = plan.sequences.index(sequence)
             start = plan.starts[at]
             wanted = min(self.num_guessed, self.scheduler.config.max_num_batched_tokens - plan.num_tokens)
-            fitting = self.scheduler._blocks.grow(sequence, min(start + 1 + wanted, sequence.max_len - 1))
+            fitting = self.scheduler.blocks.grow(sequence, min(start + 1 + wanted, sequence.max_len - 1))
             if sequence.num_pending > 1 or not plan.num_samples[at] or fitting <= start + 1:
                 continue
             plan.num_decodes -= 1
@@ -213,6 +215,25 @@ class FakeEngine:
             assert not self.is_findable(block_id)
             for offset in range(self.block_size):
                 self.kv[block_id * self.block_size + offset] = values[at * self.block_size + offset]
+        for at, group in self.missing(sequence)[num_blocks:]:  # half of a transfer that failed
+            for block_id in sequence.tables[group][at : at + 1]:
+                self.kv |= dict.fromkeys(range(block_id * self.block_size, (block_id + 1) * self.block_size), -1)
+
+    def publish(self, sequence: Sequence, first: int) -> None:
+        """Have a reader hold what is computed of a sequence from block `first` on, as a prefill leg's exporter does."""
+        last = len(sequence.token_ids) // self.block_size
+        block_ids, names = self.scheduler.blocks.complete(sequence, first, last)
+        wanted = list(self.reach.wanted(first, min(last, sequence.num_indexed), last))
+        assert names == [block_name(sequence.block_hashes[at], group) for at, group in wanted]
+        self.pool.share(block_ids)
+        values = chain(sequence.token_ids)
+        for block_id, (at, _) in zip(block_ids, wanted, strict=True):
+            self.published.append((block_id, values[at * self.block_size : (at + 1) * self.block_size]))
+
+    def let_go(self) -> None:
+        """End the readers."""
+        self.pool.release([block_id for block_id, _ in self.published])
+        self.published.clear()
 
     # -- what must hold -----------------------------------------------------------------------------------
 
@@ -237,11 +258,20 @@ class FakeEngine:
         self.pool.verify()
         self.sequences = [s for s in self.sequences if s.state is not SequenceState.FINISHED or s.num_in_flight]
         owners = Counter(id for sequence in self.sequences for table in sequence.tables for id in table if id)
+        read = Counter(block_id for block_id, _ in self.published)
         for block_id in range(1, self.pool.num_total + 1):
-            assert self.pool.num_references(block_id) == owners[block_id]
+            assert self.pool._refs[block_id] == owners[block_id] + read[block_id]
+        for block_id, values in self.published:
+            first = block_id * self.block_size
+            assert [self.kv[first + offset] for offset in range(self.block_size)] == values, "changed under a reader"
+        names: dict[int, bytes] = {}
         for sequence in self.sequences:
             held = [(at, id) for table in sequence.tables for at, id in enumerate(table) if id]
             assert len({block_id for _, block_id in held}) == len(held), "a block twice in one sequence"
+            for group, table in enumerate(sequence.tables):
+                for block_hash, block_id in zip(sequence.block_hashes, table, strict=False):
+                    name = block_name(block_hash, group)
+                    assert owners[block_id] < 2 or names.setdefault(block_id, name) == name, "shared, and not by hash"
             for at, block_id in held:
                 if owners[block_id] > 1:
                     assert at < sequence.num_indexed, "shared, and not through the prefix cache"
@@ -249,6 +279,17 @@ class FakeEngine:
                 self.check_windows(sequence)
         pool = self.pool
         assert pool.num_free + pool.num_cached + pool.num_held == pool.num_total
+
+    def check_launched(self) -> None:
+        """What a launched step reads or writes stays its sequence's until the step is committed."""
+        for launched in self.launched:
+            plan = launched.plan
+            rows = zip(plan.sequences, plan.starts, plan.num_new, launched.tables, strict=True)
+            for sequence, start, num_new, tables in rows:
+                last = -(-(start + num_new) // self.block_size)
+                for group, table in enumerate(tables):
+                    first = max(0, start - (self.reach.windows[group] or start + 1) + 1) // self.block_size
+                    assert sequence.tables[group][first:last] == table[first:last], "given up under a launched step"
 
     def check_windows(self, sequence: Sequence) -> None:
         """Nothing is held of what no later step reads, beyond the block in which the window ends."""
@@ -264,9 +305,9 @@ class FakeEngine:
         assert len(scheduler.running) <= scheduler.config.max_num_seqs
         assert all(s.state is SequenceState.WAITING and not s.num_in_flight for s in scheduler.waiting)
         assert all(s.state is SequenceState.RUNNING for s in scheduler.running)
-        assert scheduler.num_in_flight == len(self.launched)
+        assert len(scheduler._in_flight) == len(self.launched)
         if not self.launched:
-            assert not scheduler._blocks._landing, "a prefix is said to be computed, and is not"
+            assert not scheduler.blocks._landing, "a prefix is said to be computed, and is not"
 
     def check_cache(self) -> None:
         """Hold every findable block against what its hash stands for."""
@@ -290,6 +331,7 @@ class FakeEngine:
 
     def check_empty(self) -> None:
         """After quiesce every block is back."""
+        self.let_go()
         self.pool.verify()
         assert self.pool.num_held == 0
         assert not self.scheduler.has_work
@@ -413,6 +455,19 @@ class SchedulerMachine(RuleBasedStateMachine):
     def release(self, data: st.DataObject) -> None:
         self.engine.scheduler.finish(self.pick(data, SequenceState.HELD))
 
+    @precondition(lambda self: self.some(SequenceState.RUNNING) or self.some(SequenceState.HELD))
+    @rule(data=st.data(), first=st.integers(0, 6))
+    def publish(self, data: st.DataObject, first: int) -> None:
+        states = (SequenceState.RUNNING, SequenceState.HELD)
+        prompts_alone = [s for s in self.engine.sequences if s.state in states and not s.num_output_tokens]
+        if prompts_alone:  # a block that the exporter reads is needed at the prompt's end, so no window has passed it
+            self.engine.publish(data.draw(st.sampled_from(prompts_alone)), first)
+
+    @precondition(lambda self: hasattr(self, "engine") and self.engine.published)
+    @rule()
+    def let_go(self) -> None:
+        self.engine.let_go()
+
     @rule()
     def lose_the_launched_steps(self) -> None:
         touched = self.engine.scheduler.discard()
@@ -427,6 +482,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def everything_is_counted(self) -> None:
         if hasattr(self, "engine"):
             self.engine.check_blocks()
+            self.engine.check_launched()
             self.engine.check_queues()
             self.engine.check_cache()
 
@@ -440,6 +496,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         for sequence in [*engine.scheduler.receiving]:
             engine.scheduler.admit(sequence, 0)
         left = [s for s in engine.sequences if s.state is not SequenceState.FINISHED]
+        engine.let_go()
         bound = 10 + 3 * sum(s.max_len for s in left)
         while engine.scheduler.has_work:
             engine.step()
@@ -463,10 +520,14 @@ def test_tokens_are_those_of_each_sequence_alone(drawn: Drawn, requests: list[tu
     engine = FakeEngine(*drawn)
     for prompt, max_new, priority in requests:
         engine.scheduler.add(engine.new(prompt, max_new, priority))
+    bound = 10 + 3 * sum(s.max_len for s in engine.sequences)
     while engine.scheduler.has_work:
         engine.step()
         engine.check_blocks()
+        engine.check_launched()
         engine.check_queues()
+        bound -= 1
+        assert bound > 0, "no end in sight"
     assert len(engine.completed) == len(requests)
     engine.check_completed()
     engine.check_empty()

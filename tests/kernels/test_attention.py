@@ -7,6 +7,7 @@ from baton.kernels import library_attention
 from baton.kernels.attention import paged_attention
 from baton.kernels.attention_batch import AttentionBatch
 from baton.kernels.attention_reference import paged_attention_reference
+from baton.kernels.invariant_attention import invariant_attention
 from baton.kernels.prefill_attention import prefill_attention
 
 NUM_LAYERS, LAYER = 3, 1
@@ -173,6 +174,19 @@ def test_a_step_with_room_for_more_gives_the_same(decodes, chunks, window, devic
     o = paged_attention(room, kv[:, LAYER], padded, scale=0.3, window=window)
     assert torch.equal(o[:num_tokens], paged_attention(q, kv[:, LAYER], batch, scale=0.3, window=window))
     assert_close(o[:num_tokens], _dense(q, kv[:, LAYER], batch, 0.3, window))
+
+
+@pytest.mark.parametrize("attend", [paged_attention, invariant_attention])
+@pytest.mark.parametrize("window", [1, 20, 100])
+def test_what_a_window_has_passed_may_hold_anything(attend, window, device, assert_close):
+    """Its blocks were given back: in the table stands the scratch block, where rows of padding write, maybe NaN."""
+    step = [5, 300, 200], [(7, 150), (40, 200), (64, 64)]
+    q, kv, batch = _step(*step, 4, 2, 32, dtype=torch.bfloat16, device=device)
+    expected = _dense(q, kv[:, LAYER], batch, 0.3, window)
+    kv[0] = math.nan
+    for row, query_len, seq_len in zip(batch.block_table, batch.query_lens_host, batch.seq_lens_host, strict=True):
+        row[: max(0, seq_len - query_len - window + 1) // 16] = 0
+    assert_close(attend(q, kv[:, LAYER], batch, scale=0.3, window=window), expected)
 
 
 def test_very_long_contexts_use_larger_splits(device, assert_close):

@@ -68,6 +68,21 @@ def test_more_prompts_than_the_decode_worker_has_blocks_for_all_end_right(make_t
     turn_until([prefill, decode], lambda: is_quiet(prefill, decode), "everything is back")
 
 
+def test_a_fetch_gives_way_to_a_request_that_came_before_it_and_lost_its_blocks(make_table: MakeTable) -> None:
+    prefill, decode, alone = make_table(200), make_table(20), make_table(200)
+    older, younger = prompt_of(13, 100), prompt_of(14, 240)  # 7 blocks, which grow to 10; and 15
+    params = GREEDY.replace(max_tokens=55)
+    first = decode.start(older, params)
+    turn_until([decode], lambda: decode.ids(first), "the older runs")
+    second = start_pair(prefill, decode, younger)
+    turn_until([prefill, decode], lambda: len(decode.ids(first)) == 55, "the older ends")
+    turn_until([prefill, decode], lambda: len(decode.ids(second)) == 12, "the younger ends")
+    assert decode.engine.scheduler.num_preemptions > 0
+    assert decode.ids(first) == ask_alone(alone, older, params)
+    assert decode.ids(second) == ask_alone(alone, younger)
+    turn_until([prefill, decode], lambda: is_quiet(prefill, decode), "everything is back")
+
+
 @pytest.mark.parametrize(("family", "num_blocks"), [("mistral", 4), ("gemma2", 9 + 2 * 3)])
 def test_of_layers_with_a_window_only_its_blocks_travel(make_table: MakeTable, family: str, num_blocks: int) -> None:
     prefill, decode, alone = (make_table(400, family, block_size=4, max_num_batched_tokens=16) for _ in range(3))

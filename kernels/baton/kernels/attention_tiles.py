@@ -72,6 +72,7 @@ def attend_tiles(
     row_sum,
     q,
     positions_q,
+    lowest,
     table,
     kv_ptr,
     strides,
@@ -85,7 +86,7 @@ def attend_tiles(
     BLOCK_N: tl.constexpr,
     IS_CUT: tl.constexpr,
 ):
-    """Attend to context tiles [first, last); IS_CUT: the mask cuts through them."""
+    """Attend to context tiles [first, last); IS_CUT: the mask cuts through them. `lowest`: the first of positions_q."""
     LOG2E: tl.constexpr = 1.4426950408889634
     _, _, _, kv_stride_block, kv_stride_half, _ = strides
     dims = tl.arange(0, SHAPE.block_d)
@@ -103,8 +104,12 @@ def attend_tiles(
         )
         at = at[:, None] + dims[None, :]
         if IS_CUT:
-            # Masked rows are loaded as 0: what a free slot holds may be NaN, and 0 * NaN is NaN.
-            inside = (positions < seq_len)[:, None] & (dims[None, :] < SHAPE.head_dim)
+            # Masked rows are loaded as 0: what a free slot holds, or a block that was given back, may be NaN, and
+            # 0 * NaN is NaN.
+            seen = positions < seq_len
+            if SHAPE.window > 0:
+                seen = seen & (positions > lowest - SHAPE.window)
+            inside = seen[:, None] & (dims[None, :] < SHAPE.head_dim)
             k = tl.load(kv_ptr + at, mask=inside, other=0.0)
             v = tl.load(kv_ptr + kv_stride_half + at, mask=inside, other=0.0)
         elif SHAPE.block_d == SHAPE.head_dim:

@@ -181,6 +181,7 @@ def _attention_kernel(
                 tl.zeros([BLOCK_M], tl.float32),
                 q,
                 start + tokens,
+                lowest,
                 table,
                 kv_ptr,
                 strides,

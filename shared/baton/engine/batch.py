@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from baton.engine.kv_cache import KVCacheSpec
-from baton.engine.scheduler import StepPlan
 from baton.engine.sequence import Sequence
+from baton.engine.step_plan import StepPlan
 from baton.engine.upload import upload
 from baton.kernels.attention_batch import AttentionBatch
 from baton.models.step import Step
@@ -28,9 +28,7 @@ class HostBatch:
     """One step's inputs as the host lays them out; arrays are int64."""
 
     token_ids: np.ndarray  # [num_tokens]
-    sources: (
-        np.ndarray
-    )  # [num_tokens] row whose last token, known to the device only, is this one; -1: token_ids has it
+    sources: np.ndarray  # [num_tokens] row whose last token, which only the device knows, it is; -1: token_ids has it
     positions: np.ndarray  # [num_tokens]
     slots: np.ndarray  # [num_groups, num_tokens] where each token's K and V go
     rows: np.ndarray  # [num_seqs] of the block table
@@ -80,13 +78,8 @@ class BatchBuilder:
         self._free_rows = list(range(num_rows - 1, -1, -1))
         self._added: list[tuple[int, list[int]]] = []  # (place in the flat tables, block ids) not yet on the device
 
-    @property
-    def num_rows_used(self) -> int:
-        """Rows in use: as many as there are sequences between first plan and release."""
-        return len(self._rows)
-
     def release(self, sequence: Sequence) -> None:
-        """Give a sequence's row back; it was preempted, finished or never planned."""
+        """Free the row of a sequence that was preempted or has finished, if it has one."""
         row = self._rows.pop(sequence, None)
         if row is not None:
             self._filled[row] = 0
@@ -131,16 +124,9 @@ class BatchBuilder:
 
     def send(self, batch: HostBatch, caches: Sequences[Tensor]) -> Step:
         """Send a step's inputs to the device, in one copy."""
-        parts = (
-            batch.token_ids,
-            batch.sources,
-            batch.positions,
-            batch.query_start,
-            batch.seq_lens,
-            batch.rows,
-            *batch.slots,
-        )
-        token_ids, sources, positions, query_start, seq_lens, rows, *slots = self._sent(parts)
+        lens = batch.query_start, batch.seq_lens, batch.rows
+        parts = self._sent((batch.token_ids, batch.sources, batch.positions, *lens, *batch.slots))
+        token_ids, sources, positions, query_start, seq_lens, rows, *slots = parts
         max_blocks = -(-int(batch.seq_lens.max()) // self._block_size)
         by_layer = self.attention_batches(
             rows,

@@ -50,14 +50,9 @@ class BlockPool:
         """Blocks that `allocate` could hand out now."""
         return len(self._free) + len(self._cached)
 
-    def num_references(self, block_id: int) -> int:
-        """Count those who hold the block."""
-        return self._refs[block_id]
-
     def num_unreferenced(self, block_ids: Iterable[int]) -> int:
-        """Count the blocks among these that nobody holds: `share` would take so many from the available."""
-        refs = self._refs
-        return sum(not refs[block_id] for block_id in block_ids)
+        """Count the blocks among these that nobody holds: those that `share` takes from the available."""
+        return sum(not self._refs[block_id] for block_id in block_ids)
 
     def allocate(self, num_blocks: int) -> list[int]:
         """Take blocks for new content, one reference each: free ones first, then the least recently used.

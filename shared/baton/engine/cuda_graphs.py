@@ -68,12 +68,10 @@ class StepGraphs:
     def _capture_one(self, shape: StepShape, pool: Any) -> _Graph:
         device = self._model.device
         packed = torch.zeros(sum(shape.lens), dtype=torch.int64, device=device)
-        self._forward(shape, packed)  # compiles what is not compiled, which a capture cannot
+        step = self._model, self._caches, self._batches, shape, packed
+        forward(*step)  # compiles what is not compiled, which a capture cannot
         torch.cuda.synchronize(device)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
-            hidden = self._forward(shape, packed)
+            hidden = forward(*step)
         return _Graph(graph, packed, hidden)
-
-    def _forward(self, shape: StepShape, packed: Tensor) -> Tensor:
-        return forward(self._model, self._caches, self._batches, shape, packed)

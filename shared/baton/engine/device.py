@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from baton.config import EngineConfig
+from baton.engine.compile_check import KernelShapes, compile_kernels
 from baton.errors import ConfigError
-from baton.kernels.compile_check import KernelShapes, compile_kernels
 from baton.kernels.launch import INTERPRET, ON_TRITON, triton_version
 from baton.kernels.limits import DTYPES, LARGEST_HEAD_DIM, OLDEST_CAPABILITY
 from baton.logs import get_logger
@@ -80,7 +80,7 @@ def check_device(facts: DeviceFacts, spec: ModelSpec, dtype: torch.dtype) -> Non
 def prepare_kernels(
     config: EngineConfig, spec: ModelSpec, dtype: torch.dtype, max_model_len: int, device: torch.device
 ) -> dict[str, str]:
-    """Check the device and compile what the model runs there; give what runs as plain torch instead, with the reason.
+    """Check the device and compile what the model runs there; return what runs as plain torch instead, and why.
 
     Raises:
         ConfigError: the device cannot run the model. KernelError: a kernel does not compile.

@@ -16,6 +16,7 @@ Between `forward` and `sample` the device has work, so that a mask made there co
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -205,7 +206,7 @@ class Engine:
         sequence, first = _lead(request), request.num_listed
         last = (sequence.max_len - 1) // self.config.block_size
         request.num_listed = max(first, min(last, sequence.num_indexed))
-        return self.scheduler.complete(sequence, first, last)
+        return self.scheduler.blocks.complete(sequence, first, last)
 
     def abort(self, request_id: str) -> None:
         """End a request wherever it stands; its blocks come back. Unknown or ended ones are ignored."""
@@ -228,7 +229,7 @@ class Engine:
     @property
     def num_free_seats(self) -> int:
         """Sequences that the waiting queue has room for."""
-        return self.config.max_num_waiting - self.scheduler.num_waiting
+        return self.config.max_num_waiting - len(self.scheduler.waiting)
 
     @property
     def has_work(self) -> bool:
@@ -238,7 +239,7 @@ class Engine:
     # -- steps --------------------------------------------------------------------------------------------
 
     def step(self) -> list[TokenOutput]:
-        """Launch the next step and give the tokens of the last one that ended.
+        """Launch the next step and return the tokens of the last one that ended.
 
         A failure of the device or a kernel is raised; the requests stay as they were.
         """
@@ -255,8 +256,10 @@ class Engine:
         return outputs
 
     def discard(self) -> list[str]:
-        """Forget the steps in flight, after one that failed; give the ids of the requests that had a part in them."""
+        """Forget the steps in flight, after one that failed; return the ids of the requests that had a part in them."""
         self._in_flight = None
+        with contextlib.suppress(Exception):  # a broken device says so again at the next step
+            self.runner.wait()  # what was launched before the failure writes in blocks that are given back here
         touched = self.scheduler.discard()
         return list(dict.fromkeys(self._owner[s][0] for s in touched if s in self._owner))
 
@@ -310,11 +313,11 @@ class Engine:
             prompt_logprobs=request.prompt_logprobs if choice == 0 and num_output == 1 else None,
             num_cached_tokens=sequence.num_cached,
         )
-        if reason is not None and not request.holds_prompt:
-            self.finish(request_id, choice)
-        elif request.holds_prompt:
+        if request.holds_prompt:
             self.scheduler.hold(sequence)
             self.runner.release(sequence)
+        elif reason is not None:
+            self.finish(request_id, choice)
         return output
 
     def _end_of(self, sequence: Sequence, num_output: int, token_id: int) -> tuple[FinishReason | None, int | None]:

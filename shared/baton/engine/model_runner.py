@@ -7,7 +7,7 @@ serves prefill chunks, decodes and mixtures.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, compress, pairwise
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,8 @@ from baton.engine.cuda_graphs import StepGraphs
 from baton.engine.kv_cache import KVCacheSpec
 from baton.engine.padded_step import StepShapes
 from baton.engine.sampler import Sampler
-from baton.engine.scheduler import StepPlan
 from baton.engine.sequence import Sequence
+from baton.engine.step_plan import StepPlan
 from baton.engine.upload import Download, upload
 from baton.kernels.sample import logprobs
 from baton.messages import TokenLogprobs
@@ -165,19 +165,15 @@ class ModelRunner:
             rows = _rows_of(targets, step.prompt_logprobs.wait())
             for (sequence, position), row in zip(batch.prompt_targets, rows, strict=True):
                 prompt.append((sequence, position, _first(row, sequence.params.prompt_logprobs or 0)))
-        sampling = [(s, n) for s, n in zip(step.plan.sequences, step.plan.num_samples, strict=True) if n]
-        cuts = list(pairwise(accumulate((n for _, n in sampling), initial=0)))
-        return StepResult(
-            [sequence for sequence, _ in sampling],
-            [token_ids[first:last] for first, last in cuts],
-            [logprobs[first:last] for first, last in cuts],
-            prompt,
-        )
+        plan = step.plan
+        cuts = [slice(*cut) for cut in pairwise(accumulate(filter(None, plan.num_samples), initial=0))]
+        sampling = list(compress(plan.sequences, plan.num_samples))
+        return StepResult(sampling, [token_ids[cut] for cut in cuts], [logprobs[cut] for cut in cuts], prompt)
 
-    @property
-    def num_sequences(self) -> int:
-        """Sequences that the device's side keeps anything of."""
-        return max(self._batches.num_rows_used, self.sampler.num_sequences)
+    def wait(self) -> None:
+        """Wait until the device has done all that was launched."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def release(self, sequence: Sequence) -> None:
         """Forget a sequence that ended."""

@@ -91,11 +91,6 @@ class Sampler:
             allowed=allowed,
         )
 
-    @property
-    def num_sequences(self) -> int:
-        """Sequences taken in and not released."""
-        return len(self._rows)
-
     def release(self, sequence: Sequence) -> None:
         """Forget a sequence."""
         self._counted.discard(sequence)

@@ -22,13 +22,14 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import attrgetter
 
 from baton.engine.block_pool import BlockPool
 from baton.engine.prefix_cache import PrefixCache
 from baton.engine.sequence import Sequence, SequenceState
 from baton.engine.sequence_blocks import SequenceBlocks
+from baton.engine.step_plan import StepPlan
 from baton.engine.windows import Reach
 from baton.errors import ConfigError, ContextTooLong, QueueFull
 
@@ -66,43 +67,6 @@ class SchedulerConfig:
             )
 
 
-@dataclass(slots=True)
-class StepPlan:
-    """One step's rows, those with exactly one new token first. Lists have one entry a row, but `admitted` and `preempted`."""
-
-    sequences: list[Sequence] = field(default_factory=list)
-    num_new: list[int] = field(default_factory=list)
-    """Tokens that the row computes."""
-    starts: list[int] = field(default_factory=list)
-    """Tokens computed before: the position of the row's first new token."""
-    num_samples: list[int] = field(default_factory=list)
-    """Tokens that are sampled, after the last ones that the row computes: 1 where it reaches the sequence's last token,
-    else 0; with n guessed tokens behind that one, n + 1."""
-    admitted: list[Sequence] = field(default_factory=list)
-    """Sequences that left the queue for this step."""
-    preempted: list[Sequence] = field(default_factory=list)
-    """Sequences that lost their blocks before this step; one may be among its rows again, with other blocks."""
-    num_tokens: int = 0
-    num_decodes: int = 0
-    """Rows with exactly one new token."""
-
-    def add(self, sequence: Sequence, num_new: int, num_samples: int) -> None:
-        """Add a row and count its tokens as computed; the blocks are there already."""
-        start = sequence.num_computed
-        sequence.num_computed = start + num_new
-        at = len(self.sequences)
-        if num_new == 1:
-            at = self.num_decodes
-            self.num_decodes += 1
-        self.sequences.insert(at, sequence)
-        self.num_new.insert(at, num_new)
-        self.starts.insert(at, start)
-        self.num_samples.insert(at, num_samples)
-        self.num_tokens += num_new
-        sequence.num_in_flight += 1
-        sequence.num_pending += num_samples > 0
-
-
 class Scheduler:
     """Own the queue and the running sequences, and every change of who holds which block."""
 
@@ -114,40 +78,34 @@ class Scheduler:
         self.max_prefill_chunk = config.max_prefill_chunk
         """Most prefill tokens in a step that also decodes; may be changed between plans."""
         self.waiting: list[Sequence] = []
-        """By rank."""
+        """By rank, preempted ones included."""
         self.running: list[Sequence] = []
         """By rank."""
         self.receiving: set[Sequence] = set()
         self.held: set[Sequence] = set()
         self.num_preemptions = 0
-        self._in_flight: deque[StepPlan] = deque()
+        self._in_flight: deque[StepPlan] = deque()  # launched and not committed
         self._must_collect = False
         self.reach = Reach(config.block_size, config.windows, config.max_num_batched_tokens)
-        self._blocks = SequenceBlocks(pool, self.cache, self.reach)
+        self.blocks = SequenceBlocks(pool, self.cache, self.reach)
         self._unreported: list[Sequence] = []
         self._num_arrivals = 0
 
     # -- what there is ------------------------------------------------------------------------------------
 
     @property
-    def num_waiting(self) -> int:
-        """Sequences in the queue, preempted ones included."""
-        return len(self.waiting)
-
-    @property
-    def num_running(self) -> int:
-        """Sequences that take part in steps."""
-        return len(self.running)
-
-    @property
-    def num_in_flight(self) -> int:
-        """Plans launched and not committed."""
-        return len(self._in_flight)
-
-    @property
     def has_work(self) -> bool:
         """Whether a step is to be planned or collected."""
         return bool(self.running or self.waiting or self._in_flight)
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether nothing runs, and what receiving sequences hold is wanted by the first of the queue."""
+        if self.running or self._in_flight or not self.waiting:
+            return False
+        first = self.waiting[0]
+        num_needed = self.blocks.num_needed(first, self.blocks.known(first))
+        return self.pool.num_available < num_needed and self._last_imported() in (None, first)
 
     # -- ways in ------------------------------------------------------------------------------------------
 
@@ -176,9 +134,8 @@ class Scheduler:
     def receive(self, sequence: Sequence) -> tuple[int, list[bytes]]:
         """Take in a sequence whose KV will come from elsewhere; it stays out of plans until `admit`.
 
-        Blocks that the prefix cache knows are shared at once, and `num_computed` says so: only what comes after is to be
-        fetched, into blocks granted by `reserve`. Returns the names of those blocks, in the order in which they are
-        granted, and the place of the first in the list of all that a receiver of this prompt may need.
+        Blocks that the prefix cache knows are shared at once. Returns the names of the others, in the order in which
+        `reserve` grants places for them, and the place of the first in the list of all that a receiver may need.
 
         Raises:
             ContextTooLong: as `add`.
@@ -186,41 +143,35 @@ class Scheduler:
         self._enter(sequence)
         sequence.state = SequenceState.RECEIVING
         self.receiving.add(sequence)
-        return self._blocks.expect(sequence)
+        return self.blocks.expect(sequence)
 
     def reserve(self, sequence: Sequence, num_blocks: int) -> list[int]:
         """Grant a receiving sequence up to `num_blocks` more blocks for its prompt; maybe none.
 
-        Never evicts what runs: a block's growth is kept back for each running sequence, and what the first of the
-        queue needs if that is older. Two half-received sequences can wait for each other; then the caller admits
-        one with what it has.
+        Never evicts what runs: a block is kept back for each running sequence, and what the first of the queue needs
+        if that is older. Sequences that receive can wait for each other; then the caller admits one with what it has.
         """
         assert sequence.state is SequenceState.RECEIVING, sequence
         spare = self.pool.num_available - len(self.running) * self.reach.num_groups
         if self.waiting and self.waiting[0].rank < sequence.rank:
-            spare -= self._blocks.num_missing(self.waiting[0])
-        return self._blocks.take_places(sequence, max(0, min(num_blocks, spare)))
+            spare -= self.blocks.num_missing(self.waiting[0])
+        return self.blocks.take_places(sequence, max(0, min(num_blocks, spare)))
 
     def admit(self, sequence: Sequence, num_blocks: int, token_ids: Iterable[int] = ()) -> int:
         """Queue a receiving sequence; the first `num_blocks` of the blocks that `receive` named have their KV.
 
         `token_ids` were sampled elsewhere and are appended; if they end the sequence, the caller finishes it before
-        the next plan. Whatever is not computed, is computed here, so an incomplete or failed transfer is admitted
-        with what is good of it. Returns how many tokens those blocks have brought.
+        the next plan. What is missing is computed here. Returns how many tokens those blocks have brought.
         """
         assert sequence.state is SequenceState.RECEIVING, sequence
         self.receiving.remove(sequence)
         num_known = sequence.num_computed
-        num_computed = self._blocks.arrived(sequence, num_blocks)
+        num_computed = self.blocks.arrived(sequence, num_blocks)
         sequence.token_ids.extend(token_ids)
         sequence.num_computed = min(num_computed, len(sequence.token_ids) - 1)  # the last is computed again
-        self._blocks.index(sequence, sequence.num_computed)
+        self.blocks.index(sequence, sequence.num_computed)
         self._queue(sequence)
         return num_computed - num_known
-
-    def complete(self, sequence: Sequence, first: int, last: int) -> tuple[list[int], list[bytes]]:
-        """List the computed blocks from block `first` on, and their names, as a receiver of `last` blocks expects them."""
-        return self._blocks.complete(sequence, first, last)
 
     # -- the step -----------------------------------------------------------------------------------------
 
@@ -262,42 +213,43 @@ class Scheduler:
             plan.sequences, plan.starts, plan.num_new, plan.num_samples, strict=True
         ):
             sequence.num_in_flight -= 1
+            is_running = sequence.state is RUNNING
             end = start + num_new
             if num_samples:
                 sequence.num_pending -= 1
                 accepted = next(token_ids)
-                if sequence.state is RUNNING:
-                    sequence.token_ids.extend(accepted)
+                if is_running:
+                    sequence.token_ids += accepted
                 if num_samples > 1:
                     end -= num_samples - len(accepted)
                     sequence.num_computed = end
             if end >= sequence.next_full:
-                self._blocks.index(sequence, end)
-            if not sequence.num_in_flight and sequence.state is SequenceState.FINISHED:
-                self._blocks.release(sequence)
+                self.blocks.index(sequence, end)
+            if not (is_running or sequence.num_in_flight) and sequence.state is SequenceState.FINISHED:
+                self.blocks.release(sequence)
         assert next(token_ids, None) is None, "more lists than rows that sample"
         for i in range(plan.num_decodes, len(plan.sequences)):
-            self._blocks.land(plan.sequences[i], plan.starts[i], plan.num_new[i])
+            self.blocks.land(plan.sequences[i], plan.starts[i], plan.num_new[i])
 
     def discard(self) -> list[Sequence]:
-        """Forget every launched step, as after one that failed; give the sequences that had a row in them.
+        """Forget every launched step, as after one that failed; return the sequences that had a row in them.
 
-        Those still running go back to the queue and compute again; the next plan names them as preempted. Nothing of
-        the steps reached the prefix cache.
+        Those still running wait again and compute anew; the next plan names them as preempted. Nothing of the steps
+        has reached the prefix cache.
         """
         touched = dict.fromkeys(sequence for plan in self._in_flight for sequence in plan.sequences)
         self._in_flight.clear()
-        self._blocks.land_all()
+        self.blocks.land_all()
         for sequence in touched:
             sequence.num_in_flight = sequence.num_pending = 0
             if sequence.state is RUNNING:
                 self._remove(self.running, sequence)
-                self._blocks.release(sequence)
+                self.blocks.release(sequence)
                 self._queue(sequence)
                 sequence.num_preemptions += 1
                 self._unreported.append(sequence)
             elif sequence.state is SequenceState.FINISHED:
-                self._blocks.release(sequence)
+                self.blocks.release(sequence)
         return list(touched)
 
     # -- ways out -----------------------------------------------------------------------------------------
@@ -327,7 +279,7 @@ class Scheduler:
             self.held.remove(sequence)
         sequence.state = SequenceState.FINISHED
         if not sequence.num_in_flight:
-            self._blocks.release(sequence)
+            self.blocks.release(sequence)
 
     # -- planning -----------------------------------------------------------------------------------------
 
@@ -346,7 +298,7 @@ class Scheduler:
             if sequence.num_slots <= start:
                 if not self._make_room(sequence, plan):
                     continue
-                self._blocks.grow(sequence, start + 1)
+                self.blocks.grow_by_one(sequence)
             if num_tokens - start != 1:
                 longer.append(sequence)
                 continue
@@ -361,14 +313,14 @@ class Scheduler:
         return longer
 
     def _plan_chunk(self, plan: StepPlan, sequence: Sequence, num_left: int) -> int:
-        """Plan the next chunk of a running sequence, as far as tokens and blocks reach; give its length.
+        """Plan the next chunk of a running sequence, as far as tokens and blocks reach; return its length.
 
         It has a slot for one token already. More blocks are not worth a preemption.
         """
         num_new = min(sequence.num_tokens - sequence.num_computed, num_left)
         if num_new <= 0:  # below 0: guesses are being verified, and how many are right is not known
             return 0
-        num_new = self._blocks.grow(sequence, sequence.num_computed + num_new) - sequence.num_computed
+        num_new = self.blocks.grow(sequence, sequence.num_computed + num_new) - sequence.num_computed
         self._add_chunk(plan, sequence, num_new)
         return num_new
 
@@ -376,8 +328,7 @@ class Scheduler:
         """Admit from the queue, in order, while there are seats, tokens and blocks.
 
         The whole of a sequence must fit, with one more block for each running one, though only its first chunk is
-        taken: else admission would be followed by preemption. There are tokens left only when every prompt begun
-        has got its blocks, so nothing else is owed.
+        taken: else preemption would follow. Tokens are left only when every prompt begun has its blocks.
         """
         at = num_found = 0
         while num_left > 0 and at < len(self.waiting) and at <= MAX_DEFERRED and num_found < MAX_BLOCKS_FOUND:
@@ -385,16 +336,18 @@ class Scheduler:
             if len(self.running) >= self.config.max_num_seqs or self.pool.num_available < num_kept:
                 return
             sequence = self.waiting[at]
-            known = self._blocks.known(sequence)
+            known = self.blocks.known(sequence)
             num_known = len(known[0]) if known else 0
             num_found += num_known
-            if self._blocks.is_landing(sequence, num_known):
+            if self.blocks.is_landing(sequence, num_known):
                 at += 1
                 continue
-            num_needed = self._blocks.num_needed(sequence, known)
+            num_needed = self.blocks.num_needed(sequence, known)
             if self.pool.num_available < num_needed + num_kept:
-                if self.running or self._in_flight or not self._reclaim_imported(plan, sequence):
+                imported = self._last_imported()
+                if self.running or self._in_flight or imported is None or imported is sequence:
                     return
+                self._preempt(plan, imported)
                 continue
             num_computed = max(sequence.num_computed, num_known * self.config.block_size)
             num_new = self._first_chunk_len(len(sequence.token_ids) - num_computed, num_left)
@@ -405,8 +358,8 @@ class Scheduler:
             plan.admitted.append(sequence)
             insort(self.running, sequence, key=_rank)
             if not sequence.num_slots:
-                self._blocks.share(sequence, known)
-            self._blocks.grow(sequence, num_computed + num_new)
+                self.blocks.share(sequence, known)
+            self.blocks.grow(sequence, num_computed + num_new)
             self._add_chunk(plan, sequence, num_new)
             num_left -= num_new
 
@@ -420,17 +373,18 @@ class Scheduler:
 
     def _add_chunk(self, plan: StepPlan, sequence: Sequence, num_new: int) -> None:
         if num_new > 1:
-            self._blocks.launch(sequence, sequence.num_computed, num_new)
+            self.blocks.launch(sequence, sequence.num_computed, num_new)
         plan.add(sequence, num_new, int(sequence.num_computed + num_new == sequence.num_tokens))
 
     # -- room ---------------------------------------------------------------------------------------------
 
     def _make_room(self, sequence: Sequence, plan: StepPlan) -> bool:
-        """Have a block available for each KV group, by preempting the last by rank; False if that is the sequence itself.
+        """Have a block available for each KV group, by preempting the last by rank.
 
-        Also False while a step is in flight, which may write in any victim's blocks: the next plan waits for it.
+        False if that is the sequence itself, or a step is in flight, which may write in any victim's blocks: the next
+        plan waits for it.
         """
-        while self.pool.num_available < self.reach.num_groups:
+        while self.pool.num_available < self.blocks.num_groups:
             if self._in_flight:
                 self._must_collect = True
                 return False
@@ -447,21 +401,13 @@ class Scheduler:
         """The last of the queue that holds blocks: imported ones, as nothing else waits with blocks."""
         return next((sequence for sequence in reversed(self.waiting) if sequence.num_slots), None)
 
-    def _reclaim_imported(self, plan: StepPlan, first: Sequence) -> bool:
-        """Take back the blocks of an imported sequence behind `first`; False if there is none."""
-        victim = self._last_imported()
-        if victim is None or victim is first:
-            return False
-        self._preempt(plan, victim)
-        return True
-
     def _preempt(self, plan: StepPlan, sequence: Sequence) -> None:
         """Take a sequence's blocks. It waits again, first of its arrival, and computes what is not cached."""
         assert not sequence.num_in_flight, sequence
         if sequence.state is RUNNING:
             self._remove(self.running, sequence)
             self._queue(sequence)
-        self._blocks.release(sequence)
+        self.blocks.release(sequence)
         sequence.num_preemptions += 1
         self.num_preemptions += 1
         plan.preempted.append(sequence)
@@ -483,7 +429,7 @@ class Scheduler:
             sequence.arrival = self._num_arrivals
             self._num_arrivals += 1
         sequence.rank = (sequence.priority, sequence.arrival)
-        self._blocks.hash(sequence)
+        self.blocks.hash(sequence)
 
     def _queue(self, sequence: Sequence) -> None:
         sequence.state = SequenceState.WAITING

@@ -19,7 +19,7 @@ from baton.engine.windows import Reach
 class SequenceBlocks:
     """Every change of a sequence's block tables. `cache` is None where prefixes are not shared."""
 
-    __slots__ = ("_landing", "block_size", "cache", "num_groups", "pool", "reach")
+    __slots__ = ("_landing", "_windowed", "block_size", "cache", "num_groups", "pool", "reach")
 
     def __init__(self, pool: BlockPool, cache: PrefixCache | None, reach: Reach) -> None:
         self.pool = pool
@@ -27,6 +27,7 @@ class SequenceBlocks:
         self.reach = reach
         self.block_size = reach.block_size
         self.num_groups = reach.num_groups
+        self._windowed = reach.windowed
         self._landing: set[bytes] = set()
 
     def num_missing(self, sequence: Sequence) -> int:
@@ -67,28 +68,24 @@ class SequenceBlocks:
                 names = islice(hashes, num_blocks)
                 tables.append(cache.lookup(block_name(each, group) for each in names) if group else cache.lookup(names))
                 num_blocks = len(tables[-1])
-        if num_blocks and not reach.windowed:
-            return [table[:num_blocks] for table in tables]
-        while num_blocks:
-            gap = self._last_gap(hashes, num_blocks)
-            if gap is None:
-                break
+        if not self._windowed:
+            return [table[:num_blocks] for table in tables] if num_blocks else []
+        while (gap := self._last_gap(hashes, num_blocks)) is not None:
             num_blocks = gap
         if not num_blocks:
             return []
-        tables = []
-        for group in range(self.num_groups):
-            first = reach.first_block(group, num_blocks)
-            found = cache.lookup(block_name(each, group) for each in islice(hashes, first, num_blocks))
-            tables.append([0] * first + found)
-        return tables
+        firsts = [reach.first_block(group, num_blocks) for group in range(self.num_groups)]
+        own_names = [
+            [block_name(each, group) for each in hashes[first:num_blocks]] for group, first in enumerate(firsts)
+        ]
+        return [[0] * first + cache.lookup(own) for first, own in zip(firsts, own_names, strict=True)]
 
     def _last_gap(self, hashes: list[bytes], num_blocks: int) -> int | None:
         """Find the last block within the windows before `num_blocks` that is not known."""
         assert self.cache is not None
         gaps: list[int] = []
-        for group in self.reach.windowed:
-            within = range(num_blocks - 1, self.reach.first_block(group, num_blocks) - 1, -1)
+        for group in self._windowed:
+            within = reversed(range(self.reach.first_block(group, num_blocks), num_blocks))
             gaps += islice((at for at in within if block_name(hashes[at], group) not in self.cache), 1)
         return max(gaps, default=None)
 
@@ -118,11 +115,12 @@ class SequenceBlocks:
                     if table[at]:
                         self.cache.insert(block_name(sequence.block_hashes[at], group), table[at], is_told=not group)
         self._indexed(sequence, num_full)
-        self._pass(sequence, num_full)
+        if self._windowed:
+            self._pass(sequence, num_full)
 
     def _pass(self, sequence: Sequence, num_blocks: int) -> None:
-        """Give back the blocks that no later step reads, `num_blocks` being computed."""
-        for group in self.reach.windowed:
+        """Release the blocks that no later step reads once `num_blocks` are computed."""
+        for group in self._windowed:
             table, passed = sequence.tables[group], sequence.num_passed[group]
             first = self.reach.first_block(group, num_blocks)
             if first > passed:
@@ -147,8 +145,14 @@ class SequenceBlocks:
             sequence.num_slots = len(sequence.tables[0]) * self.block_size
         return min(num_tokens, sequence.num_slots)
 
+    def grow_by_one(self, sequence: Sequence) -> None:
+        """Take the next block of each table, for which the caller has made room: `grow` took a sixth of a plan's time."""
+        for table in sequence.tables:
+            table += self.pool.allocate(1)
+        sequence.num_slots += self.block_size
+
     def release(self, sequence: Sequence) -> None:
-        """Give back all blocks of a sequence, and with them what was computed."""
+        """Release all blocks of a sequence, and with them what was computed."""
         self.pool.release(self._held(sequence))
         sequence.tables = []
         self._indexed(sequence, 0)
@@ -164,7 +168,7 @@ class SequenceBlocks:
         self.share(sequence, self.known(sequence))
         sequence.extend_hashes(self.block_size)
         first, last = len(sequence.tables[0]), len(sequence.block_hashes)
-        for group in self.reach.windowed:
+        for group in self._windowed:
             table = sequence.tables[group]
             table += [0] * (self.reach.first_block(group, last) - len(table))
         names = [block_name(sequence.block_hashes[at], group) for at, group in self.reach.wanted(first, last, last)]
@@ -197,12 +201,12 @@ class SequenceBlocks:
 
     def _usable(self, known: int, last: int, num_names: int) -> int:
         """Find how many leading blocks are of use if the last names are missing."""
-        if any(self.reach.first_block(group, last) > known for group in self.reach.windowed):
+        if any(self.reach.first_block(group, last) > known for group in self._windowed):
             return known  # what a shorter beginning needs was not asked for
         return known + num_names // self.num_groups
 
     def complete(self, sequence: Sequence, first: int, last: int) -> tuple[list[int], list[bytes]]:
-        """List the findable blocks from `first` on, and their names, that a receiver needs at the end of `last` blocks."""
+        """List the computed blocks from block `first` on, and their names, as a receiver of `last` blocks expects them."""
         sequence.extend_hashes(self.block_size)  # with prefix caching off, nobody else has
         wanted = list(self.reach.wanted(first, min(last, sequence.num_indexed), last))
         block_ids = [sequence.tables[group][at] for at, group in wanted]

@@ -53,8 +53,8 @@ class LoadMeter:
         waiting = sum(s.num_tokens - s.num_computed for s in scheduler.waiting)
         begun = sum(s.num_tokens - s.num_computed for s in scheduler.running if s.num_output_tokens == 0)
         self._load = Load(
-            num_running=scheduler.num_running,
-            num_waiting=scheduler.num_waiting + len(scheduler.receiving),
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting) + len(scheduler.receiving),
             waiting_tokens=max(0, waiting + begun),
             kv_free_blocks=pool.num_available,
             kv_total_blocks=pool.num_total,

@@ -184,8 +184,9 @@ class DecodeLeg:
         return None if ticket is None else self._receiving.get((ticket.request_id, ticket.epoch))
 
     def _give_way(self) -> None:
-        """When fetches wait for one another's blocks and nothing else will free any, end the youngest fetch."""
-        if not self._receiving or self._engine.scheduler.has_work:
+        """When all fetches wait for blocks and nothing else will free any, end the youngest fetch."""
+        scheduler = self._engine.scheduler
+        if not self._receiving or (scheduler.has_work and not scheduler.is_stuck):
             return
         if all(it.state is State.FETCHING and it.is_starved for it in self._receiving.values()):
             self._source.cancel(*list(self._receiving)[-1])

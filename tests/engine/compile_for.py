@@ -1,6 +1,6 @@
 """Compile what a model runs for a GPU that is not here; print each kernel, its bytes of shared memory, and when it was compiled.
 
-    python tests/kernels/compile_for.py 90
+    python tests/engine/compile_for.py 90
 
 Triton's compiler needs no device, only the name of one: its driver is replaced by one that names it, tensors stay on
 the CPU, and every launch stops after it has compiled. After the start come operations as requests bring them: what
@@ -21,10 +21,11 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from baton.kernels import compile_check, decode_attention, invariant_attention
+from baton.engine import compile_check
+from baton.engine.compile_check import KernelShapes, compile_kernels
+from baton.kernels import decode_attention, invariant_attention
 from baton.kernels.attention import paged_attention
 from baton.kernels.attention_batch import AttentionBatch
-from baton.kernels.compile_check import KernelShapes, compile_kernels
 from baton.kernels.few_rows_linear import few_rows_linear
 from baton.kernels.join_attention import join_attention
 from baton.kernels.kv_write import kv_write

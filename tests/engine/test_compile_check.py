@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.interpreter import HANG_S
+from tests.interpreter import HANG_S, passes_in_the_interpreter
 
+from baton.engine.compile_check import KernelShapes, compile_kernels
 from baton.errors import KernelError
 from baton.kernels import launch, silu_mul
-from baton.kernels.compile_check import KernelShapes, compile_kernels
 from baton.kernels.launch import INTERPRET, tl, triton
-from baton.kernels.launch_table import HOPPER, LARGE, SMALL, launches
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 LLAMA = KernelShapes(
     dtype=torch.float32,
@@ -48,45 +50,36 @@ def _broken_kernel(
 
 
 @pytest.fixture
-def broken(is_kernel, monkeypatch):
+def broken(monkeypatch):
     """Break the kernel of silu_mul, in a process that keeps nothing of it."""
-    if not is_kernel:
+    if DEVICE.type == "cpu" and not INTERPRET:
         pytest.skip("no kernel runs here")
     monkeypatch.setattr(silu_mul, "_gate_kernel", _broken_kernel)
     monkeypatch.setattr(launch, "_references", set())
 
 
 @pytest.mark.parametrize("shapes", [LLAMA, GEMMA, OPT, DETERMINISTIC], ids=["llama", "gemma", "opt", "deterministic"])
-def test_all_that_a_model_runs_compiles(shapes, device):
-    assert compile_kernels(shapes, torch.device(device), "here", allow_reference=False) == {}
+def test_all_that_a_model_runs_compiles(shapes):
+    assert compile_kernels(shapes, DEVICE, "here", allow_reference=False) == {}
 
 
-def test_a_kernel_that_does_not_compile_is_named_with_the_device_the_reason_and_the_flag(broken, device):
+def test_a_kernel_that_does_not_compile_is_named_with_the_device_the_reason_and_the_flag(broken):
     with pytest.raises(KernelError) as refused:
-        compile_kernels(LLAMA, torch.device(device), "this device", allow_reference=False)
+        compile_kernels(LLAMA, DEVICE, "this device", allow_reference=False)
     message = str(refused.value)
     for part in ("of silu_mul ", "this device", f"Triton {triton.__version__}", "no such block here"):
         assert part in message
     assert "--allow-reference-kernels" in message
 
 
-def test_where_it_is_allowed_that_operation_alone_becomes_its_reference(broken, device, assert_close):
-    failed = compile_kernels(LLAMA, torch.device(device), "this device", allow_reference=True)
+def test_where_it_is_allowed_that_operation_alone_becomes_its_reference(broken):
+    failed = compile_kernels(LLAMA, DEVICE, "this device", allow_reference=True)
     assert list(failed) == ["silu_mul"]
     assert "no such block here" in failed["silu_mul"]
-    gate_up = torch.randn(3, 20, device=device)
-    assert_close(silu_mul.silu_mul(gate_up), silu_mul.silu_mul_reference(gate_up))
+    gate_up = torch.randn(3, 20, device=DEVICE)
+    torch.testing.assert_close(silu_mul.silu_mul(gate_up), silu_mul.silu_mul_reference(gate_up))
     assert not launch.on_triton(gate_up, "silu_mul")
     assert launch.on_triton(gate_up, "rms_norm")
-
-
-def test_a_measured_device_keeps_its_launches_under_other_triton_versions_and_an_unknown_one_gets_what_fits():
-    assert launches((9, 0), (3, 6)) is HOPPER
-    assert launches((9, 0), (3, 7)) is HOPPER
-    assert launches((9, 0), (3, 5)) is HOPPER
-    assert launches((10, 0), (3, 6)) is LARGE
-    assert launches((8, 9), (3, 6)) is SMALL
-    assert launches((13, 0), (3, 6)) is SMALL
 
 
 # Bytes of shared memory that a block may have at most, by compute capability (CUDA C++ Programming Guide,
@@ -96,7 +89,7 @@ SHARED_NBYTES = {80: 166_912, 89: 101_376, 90: 232_448}
 
 @pytest.mark.timeout(HANG_S)
 @pytest.mark.skipif(INTERPRET, reason="the interpreter compiles nothing")
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 @pytest.mark.parametrize("capability", SHARED_NBYTES)
 def test_the_kernels_compile_for_a_device_that_is_not_here_and_fit_its_shared_memory(capability):
     script = Path(__file__).with_name("compile_for.py")
@@ -109,3 +102,10 @@ def test_the_kernels_compile_for_a_device_that_is_not_here_and_fit_its_shared_me
     }
     assert max(int(nbytes) for _, nbytes, _ in compiled) <= SHARED_NBYTES[capability]
     assert [name for name, _, when in compiled if when == "request"] == []
+
+
+@pytest.mark.timeout(HANG_S)
+@pytest.mark.skipif(INTERPRET or DEVICE.type == "cuda", reason="the kernels already run here")
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+def test_the_same_holds_in_the_interpreter():
+    passes_in_the_interpreter(Path(__file__))
