@@ -58,7 +58,7 @@ def test_a_masked_token_is_never_drawn(engine: Engine, monkeypatch: pytest.Monke
     def masked(step: ForwardedStep) -> LaunchedStep:
         rows = [rng.sample(range(vocab_size), 3) for _ in step.batch.sampled]
         allowed.extend(rows)
-        return sample(step, packed(rows, vocab_size))
+        return sample(step, packed(rows, vocab_size).to(engine.runner.device))
 
     monkeypatch.setattr(engine.runner, "sample", masked)
     tokens = answer(engine, PROMPT, params.replace(max_tokens=40, ignore_eos=True, detokenize=False))
@@ -69,7 +69,7 @@ def test_a_masked_token_is_never_drawn(engine: Engine, monkeypatch: pytest.Monke
 def test_a_mask_of_all_tokens_changes_nothing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     params = SamplingParams(temperature=1, seed=3, max_tokens=20, ignore_eos=True, detokenize=False)
     expected, sample = answer(engine, PROMPT, params), engine.runner.sample
-    mask = torch.full((1, -(-engine.model.spec.vocab_size // 32)), -1, dtype=torch.int32)
+    mask = torch.full((1, -(-engine.model.spec.vocab_size // 32)), -1, dtype=torch.int32, device=engine.runner.device)
     monkeypatch.setattr(engine.runner, "sample", lambda step: sample(step, mask))
     assert answer(engine, PROMPT, params) == expected
 
@@ -104,7 +104,7 @@ def test_blocks_of_a_failed_step_come_back_when_the_device_is_done(
 
     monkeypatch.setattr(engine.runner, "sample", fail)
     monkeypatch.setattr(engine.runner, "wait", lambda: held.append(engine.pool.num_held))
-    engine.add("a", PROMPT, SamplingParams(max_tokens=3))
+    engine.add("a", Prompt(PROMPT), SamplingParams(max_tokens=3))
     with pytest.raises(RuntimeError, match="said no"):
         engine.step()
     assert engine.discard() == ["a"]

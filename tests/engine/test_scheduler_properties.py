@@ -307,7 +307,7 @@ class FakeEngine:
         assert all(s.state is SequenceState.RUNNING for s in scheduler.running)
         assert len(scheduler._in_flight) == len(self.launched)
         if not self.launched:
-            assert not scheduler.blocks._landing, "a prefix is said to be computed, and is not"
+            assert not scheduler._landing._hashes, "a prefix is said to be computed, and is not"
 
     def check_cache(self) -> None:
         """Hold every findable block against what its hash stands for."""

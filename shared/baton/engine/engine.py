@@ -68,7 +68,10 @@ class _Request:
 
 
 class Engine:
-    """Continuous batching over one model on one device."""
+    """Continuous batching over one model on one device.
+
+    Large because it is the library's face: one method for each thing that a caller may ask of a request.
+    """
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from baton.engine.block_pool import BlockPool
+from baton.engine.landing import LandingBlocks
 from baton.engine.prefix_cache import PrefixCache
 from baton.engine.sequence import Sequence, SequenceState
 from baton.engine.sequence_blocks import SequenceBlocks
@@ -68,7 +69,11 @@ class SchedulerConfig:
 
 
 class Scheduler:
-    """Own the queue and the running sequences, and every change of who holds which block."""
+    """Own the queue and the running sequences, and every change of who holds which block.
+
+    Large because planning, committing and every way in and out must agree on the same queues and counts; what has a noun of
+    its own (a sequence's blocks, prefixes that are landing, plans) lies beside it.
+    """
 
     def __init__(self, config: SchedulerConfig, pool: BlockPool, cache: PrefixCache | None = None) -> None:
         self.config = config
@@ -88,6 +93,7 @@ class Scheduler:
         self._must_collect = False
         self.reach = Reach(config.block_size, config.windows, config.max_num_batched_tokens)
         self.blocks = SequenceBlocks(pool, self.cache, self.reach)
+        self._landing = LandingBlocks(config.block_size)
         self._unreported: list[Sequence] = []
         self._num_arrivals = 0
 
@@ -229,7 +235,7 @@ class Scheduler:
                 self.blocks.release(sequence)
         assert next(token_ids, None) is None, "more lists than rows that sample"
         for i in range(plan.num_decodes, len(plan.sequences)):
-            self.blocks.land(plan.sequences[i], plan.starts[i], plan.num_new[i])
+            self._landing.land(plan.sequences[i], plan.starts[i], plan.num_new[i])
 
     def discard(self) -> list[Sequence]:
         """Forget every launched step, as after one that failed; return the sequences that had a row in them.
@@ -239,7 +245,7 @@ class Scheduler:
         """
         touched = dict.fromkeys(sequence for plan in self._in_flight for sequence in plan.sequences)
         self._in_flight.clear()
-        self.blocks.land_all()
+        self._landing.clear()
         for sequence in touched:
             sequence.num_in_flight = sequence.num_pending = 0
             if sequence.state is RUNNING:
@@ -339,7 +345,7 @@ class Scheduler:
             known = self.blocks.known(sequence)
             num_known = len(known[0]) if known else 0
             num_found += num_known
-            if self.blocks.is_landing(sequence, num_known):
+            if self._landing.has_half_of(sequence, num_known):
                 at += 1
                 continue
             num_needed = self.blocks.num_needed(sequence, known)
@@ -372,8 +378,8 @@ class Scheduler:
         return 0 if is_whole and num_lacking > num_left else min(num_lacking, num_left)
 
     def _add_chunk(self, plan: StepPlan, sequence: Sequence, num_new: int) -> None:
-        if num_new > 1:
-            self.blocks.launch(sequence, sequence.num_computed, num_new)
+        if num_new > 1 and self.cache is not None:
+            self._landing.launch(sequence, sequence.num_computed, num_new)
         plan.add(sequence, num_new, int(sequence.num_computed + num_new == sequence.num_tokens))
 
     # -- room ---------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from baton.engine.windows import Reach
 class SequenceBlocks:
     """Every change of a sequence's block tables. `cache` is None where prefixes are not shared."""
 
-    __slots__ = ("_landing", "_windowed", "block_size", "cache", "num_groups", "pool", "reach")
+    __slots__ = ("_windowed", "block_size", "cache", "num_groups", "pool", "reach")
 
     def __init__(self, pool: BlockPool, cache: PrefixCache | None, reach: Reach) -> None:
         self.pool = pool
@@ -28,7 +28,6 @@ class SequenceBlocks:
         self.block_size = reach.block_size
         self.num_groups = reach.num_groups
         self._windowed = reach.windowed
-        self._landing: set[bytes] = set()
 
     def num_missing(self, sequence: Sequence) -> int:
         """Count the blocks that a sequence still needs for its known tokens."""
@@ -211,36 +210,3 @@ class SequenceBlocks:
         wanted = list(self.reach.wanted(first, min(last, sequence.num_indexed), last))
         block_ids = [sequence.tables[group][at] for at, group in wanted]
         return block_ids, [block_name(sequence.block_hashes[at], group) for at, group in wanted]
-
-    # -- prefixes on their way ----------------------------------------------------------------------------
-
-    def launch(self, sequence: Sequence, start: int, num_new: int) -> None:
-        """Note that a launched step computes these tokens."""
-        if self.cache is not None:
-            self._landing.update(self._full(sequence, start, num_new))
-
-    def land(self, sequence: Sequence, start: int, num_new: int) -> None:
-        """Note that the step has ended."""
-        self._landing.difference_update(self._full(sequence, start, num_new))
-
-    def land_all(self) -> None:
-        """Note that no step is launched."""
-        self._landing.clear()
-
-    def is_landing(self, sequence: Sequence, num_known: int) -> bool:
-        """Whether launched steps compute at least half of what a sequence lacks, so that it had better wait.
-
-        Else equal prompts that come together, as the choices of one request do, would all be computed.
-        """
-        if not self._landing or sequence.num_slots or not sequence.reuse_prefix:
-            return False
-        num_landing = 0
-        for block_hash in islice(sequence.block_hashes, num_known, None):
-            if block_hash not in self._landing:
-                break
-            num_landing += self.block_size
-        return 2 * num_landing >= len(sequence.token_ids) - num_known * self.block_size
-
-    def _full(self, sequence: Sequence, start: int, num_new: int) -> list[bytes]:
-        """Hashes of the blocks that these tokens fill."""
-        return sequence.block_hashes[start // self.block_size : (start + num_new) // self.block_size]

@@ -286,9 +286,7 @@ class WorkerLoop:
         self._outbox.phases.append((run.start.leg, time.monotonic() - run.began_at))
 
     def _idle_s(self) -> float:
-        wait_s = IDLE_S
-        if self._deadlines:
-            wait_s = min(wait_s, self._deadlines[0][0] - time.time())
+        wait_s = min(IDLE_S, self._deadlines[0][0] - time.time()) if self._deadlines else IDLE_S
         if self._draining_until is not None:
             wait_s = min(wait_s, max(0.01, self._draining_until - time.monotonic()))
         return wait_s

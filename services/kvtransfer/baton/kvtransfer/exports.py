@@ -98,7 +98,10 @@ class _Export:
 
 
 class Exports:
-    """All exports of one worker. Owned by one thread."""
+    """All exports of one worker. Owned by one thread.
+
+    Large because it is one state machine: a method for each message, each word of the leg, the sockets, and time.
+    """
 
     def __init__(self, side: Side) -> None:
         self._side = side

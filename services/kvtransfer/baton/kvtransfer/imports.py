@@ -127,7 +127,10 @@ class _Import:
 
 
 class Imports:
-    """All imports of one worker. Owned by one thread."""
+    """All imports of one worker. Owned by one thread.
+
+    Large because it is one state machine: a method for each message, each word of the leg, and time.
+    """
 
     def __init__(self, side: Side) -> None:
         self._side = side
