@@ -244,7 +244,8 @@ class Detokenizer:
         if piece is None:
             self._unflushed.append(token_id)
             return ""
-        self._unflushed.clear()
+        if self._unflushed:
+            self._unflushed.clear()
         return piece
 
     def flush(self) -> str:

@@ -44,6 +44,11 @@ _log = get_logger("dispatch")
 class Running:
     """A request on its way: its flow, and what the dispatcher keeps beside it. The handle of whoever started it."""
 
+    __slots__ = (
+        *("_dispatcher", "arrived_at", "deadline", "decision", "demand", "first_token_at", "flow", "is_over"),
+        *("last_token_at", "num_counted", "num_replays", "record", "sent_at", "timer", "workers"),
+    )
+
     def __init__(self, dispatcher: Dispatcher, flow: Flow[Any]) -> None:
         self.flow = flow
         self.arrived_at = time.monotonic()

@@ -92,6 +92,9 @@ GO, NOTHING_NEW, STALE = Go
 class Flow(Generic[_Shown]):
     """One generation: its choices, their text and their sink."""
 
+    # here and in `Running` and the sinks: a thousand streams are walked each step, and a dict for each object costs the cache
+    __slots__ = ("_choices", "_num_open", "_sink", "_texts", "attempt", "generation", "is_over", "request_id", "usage")
+
     def __init__(self, generation: Generation, texts: Sequence[ChoiceText[_Shown]], sink: Sink[_Shown]) -> None:
         """`texts` has one entry a choice; `sink` takes what they show, which is not looked into here."""
         self.request_id = uuid.uuid4().hex

@@ -73,6 +73,11 @@ class AnswerEvents:
 class ChatEvents:
     """A sink: a chat as events of chat.completion.chunk."""
 
+    __slots__ = (
+        *("_answer", "_heads", "_is_plain", "_plain_end", "_prompt_ids", "_push", "_running", "_with_calls"),
+        *("end", "fail"),
+    )
+
     def __init__(self, answer: AnswerEvents, prompt_ids: Sequence[int]) -> None:
         self._answer = answer
         self._prompt_ids = prompt_ids
@@ -147,6 +152,11 @@ class ChatEvents:
 
 class CompletionEvents:
     """A sink: one prompt's choices as streamed events of text_completion."""
+
+    __slots__ = (
+        *("_answer", "_echo", "_echo_scores", "_heads", "_hides_answer", "_is_plain", "_lens", "_offset", "_plain_end"),
+        *("_prompt_ids", "_push", "_running", "end", "fail"),
+    )
 
     def __init__(
         self, answer: AnswerEvents, request: CompletionRequest, prompt_ids: list[int], *, offset: int, echo: str | None
