@@ -8,6 +8,7 @@ import zmq
 
 from baton.errors import ConfigError
 from baton.kvtransfer.transports.transport import Socket, Transport
+from baton.listener import bracketed
 
 WILDCARDS = frozenset({"*", "", "0.0.0.0", "::", "[::]"})
 
@@ -33,14 +34,14 @@ class TcpTransport(Transport):
                 f"host={self._host!r} would let every network send KV: name one address, or encrypt with --encrypt-kv."
             )
         socket.setsockopt(zmq.IPV6, ":" in self._host)
-        host = "*" if is_wildcard else _bracketed(self._host)
+        host = "*" if is_wildcard else bracketed(self._host)
         address = f"tcp://{host}:{self._port + stripe if self._port else '*'}"
         try:
             socket.bind(address)
         except zmq.ZMQError as error:
             raise ConfigError(f"cannot listen on {address}: {error}") from None
         port = socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2]
-        return f"tcp://{_bracketed(self._announce)}:{port}"
+        return f"tcp://{bracketed(self._announce)}:{port}"
 
     def reaches(self, addresses: Sequence[str], *, same_host: bool) -> bool:
         """Assume that what was announced is routed, unless it is the loopback of another host."""
@@ -50,7 +51,3 @@ class TcpTransport(Transport):
         """Connect to an exporter's address."""
         socket.setsockopt(zmq.IPV6, "[" in address)
         socket.connect(address)
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host
