@@ -9,12 +9,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from baton.messages import Token
+from baton.requests.chat import ChatRequest
 from baton.router.openai.bodies import CollectSink, chat_choice
 from baton.router.openai.events import AnswerEvents, ChatEvents
 from baton.router.openai.open_request import Tally
 from baton.router.openai.parsers import PARSERS
 from baton.router.openai.parts import CallArguments, CallBegins, Part, Reasoning, Refusal
-from baton.router.openai.requests import ChatRequest
 from baton.router.sink import Usage
 
 CALL = '<tool_call>{"name": "sum", "arguments": {"a": 1}}</tool_call>'

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from baton.errors import InvalidRequest
+from baton.requests.refusals import refuse_validation
 from baton.router.config import RouterConfig
-from baton.router.openai.refusals import refuse_validation
 
 _Model = TypeVar("_Model", bound=BaseModel)
 _MAX_TIMEOUT_S = 24 * 3600.0

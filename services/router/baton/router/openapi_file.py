@@ -9,8 +9,10 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from baton.requests.chat import ChatRequest
+from baton.requests.completions import CompletionRequest
+from baton.requests.tokenize import DetokenizeRequest, TokenizeRequest
 from baton.router.auth import PUBLIC_PATHS
-from baton.router.openai.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 
 _MODELS = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
 _TEXT = {"type": "string"}

@@ -8,10 +8,11 @@ from typing import Any
 
 from baton.errors import BatonError
 from baton.messages import Token, TokenLogprobs
+from baton.requests.chat import ChatRequest
+from baton.requests.completions import CompletionRequest
 from baton.router.openai.logprobs import TokenText, chat_logprob, completion_logprobs, prompt_logprobs_table
 from baton.router.openai.open_request import Tally
 from baton.router.openai.parts import CallArguments, CallBegins, Part, Reasoning
-from baton.router.openai.requests import ChatRequest, CompletionRequest
 from baton.router.sink import Usage
 
 

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from baton.prompt import Prompt
+from baton.requests.chat import ChatRequest
 from baton.router.http_request import read_request
 from baton.router.json_answers import JSON
 from baton.router.openai.bodies import CollectSink, chat_choice
@@ -19,7 +20,6 @@ from baton.router.openai.logprobs import prompt_logprobs_table
 from baton.router.openai.models import check_model
 from baton.router.openai.open_request import OpenRequest
 from baton.router.openai.parsers import PARSERS
-from baton.router.openai.requests import ChatRequest
 from baton.router.openapi_file import operation
 from baton.router.router_state import RouterState
 

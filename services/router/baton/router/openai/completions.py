@@ -10,13 +10,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from baton.prompt import Prompt
+from baton.requests.completions import CompletionRequest
 from baton.router.http_request import read_request
 from baton.router.json_answers import JSON
 from baton.router.openai.bodies import CollectSink, completion_choice
 from baton.router.openai.events import AnswerEvents, CompletionEvents
 from baton.router.openai.models import check_model
 from baton.router.openai.open_request import OpenRequest
-from baton.router.openai.requests import CompletionRequest
 from baton.router.openapi_file import operation
 from baton.router.router_state import RouterState
 

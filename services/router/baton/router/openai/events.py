@@ -13,11 +13,12 @@ import orjson
 
 from baton.errors import BatonError
 from baton.messages import Token
+from baton.requests.chat import ChatRequest
+from baton.requests.completions import CompletionRequest
 from baton.router.event_stream import EventStream
 from baton.router.openai.logprobs import TokenText, chat_logprob, completion_logprobs
 from baton.router.openai.open_request import Tally
 from baton.router.openai.parts import CallArguments, CallBegins, Part, Reasoning
-from baton.router.openai.requests import ChatRequest, CompletionRequest
 from baton.router.sink import Usage
 
 _DONE = b"data: [DONE]\n\n"

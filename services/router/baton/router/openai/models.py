@@ -9,9 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from baton.errors import InvalidRequest, refuse
+from baton.requests.tokenize import DetokenizeRequest, TokenizeRequest
 from baton.router.http_request import read_body
 from baton.router.json_answers import JSON
-from baton.router.openai.requests import DetokenizeRequest, TokenizeRequest
 from baton.router.openapi_file import errors, operation
 from baton.router.router_state import RouterState
 

@@ -14,13 +14,14 @@ from baton.errors import ContextTooLong, InvalidRequest, Unavailable
 from baton.messages import ModelFacts, Token
 from baton.prompt import Prompt
 from baton.protocol import SamplingParams, check_prompt
+from baton.requests.chat import ChatRequest
+from baton.requests.completions import CompletionRequest
 from baton.router.auth import salt_of
 from baton.router.dispatcher import Running
 from baton.router.flow import Flow
 from baton.router.generation import Generation, hash_prompt
 from baton.router.http_request import Caller
 from baton.router.openai.parts import AnswerParser, AnswerParts, Shown
-from baton.router.openai.requests import ChatRequest, CompletionRequest
 from baton.router.router_state import RouterState
 from baton.router.sink import ChoiceText, Sink, Usage
 from baton.text import AnswerText, bad_words_ids

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from baton.errors import InvalidRequest
-from baton.router.openai.refusals import UNSERVED, refuse_validation
-from baton.router.openai.requests import ChatRequest, CompletionRequest, Ignored
+from baton.requests.chat import ChatRequest
+from baton.requests.completions import CompletionRequest
+from baton.requests.refusals import UNSERVED, refuse_validation
+from baton.requests.sampling import Ignored
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 COMPLETION = {"prompt": "hi"}

@@ -1,0 +1,60 @@
+"""A request to answer a conversation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from baton.errors import UnsupportedFeature, refuse
+from baton.protocol import MAX_LOGPROBS, SamplingParams
+from baton.requests.conversation import MAX_MESSAGES, Conversation
+from baton.requests.fields import INT31
+from baton.requests.messages import Message
+from baton.requests.sampling import SamplingRequest
+
+
+class ChatRequest(SamplingRequest, Conversation):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    max_completion_tokens: Annotated[int, Field(ge=1, le=INT31)] | None = None
+    logprobs: bool | None = False
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    modalities: Annotated[list[Literal["text", "audio"]], Field(max_length=2)] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+
+    def sampling_params(self) -> SamplingParams:
+        """Return what the engine is asked for."""
+        self.check_unserved()
+        self._check_tools()
+        if self.modalities and "audio" in self.modalities:
+            raise UnsupportedFeature("modalities=['audio'] is not valid: only text is served.", field="modalities")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise refuse("top_logprobs", self.top_logprobs, "logprobs is not set", "Set logprobs.")
+        if self.max_tokens == 0:
+            raise refuse("max_tokens", 0, "it must be at least 1", "Leave it out to run to the end of the context.")
+        max_tokens = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+        params = self.given_params(logprobs=(self.top_logprobs or 0) if self.logprobs else None, max_tokens=None)
+        return SamplingParams(**params, max_tokens=max_tokens)
+
+    def for_template(self) -> dict[str, Any]:
+        """Return what `TextPool.render_chat` takes."""
+        arguments = super().for_template()
+        if self.tool_choice == "none":
+            arguments["tools"] = None
+        if self.reasoning_effort is not None:
+            arguments["kwargs"].setdefault("reasoning_effort", self.reasoning_effort)
+        return arguments
+
+    def _check_tools(self) -> None:
+        if self.tool_choice in (None, "auto", "none"):
+            return
+        if self.tool_choice == "required" or isinstance(self.tool_choice, dict):
+            raise UnsupportedFeature(
+                "tool_choice is not valid: only none and auto are served by this build; a call cannot be forced.",
+                field="tool_choice",
+            )
+        raise refuse("tool_choice", str(self.tool_choice)[:64], "it must be none or auto")

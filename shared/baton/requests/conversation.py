@@ -1,0 +1,57 @@
+"""A conversation, and how the model's template renders it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from baton.errors import refuse
+from baton.requests.closed import Closed
+from baton.requests.messages import Message
+from baton.requests.tools import MAX_TOOLS, Tool
+
+MAX_MESSAGES = 4096
+_RESERVED = frozenset(
+    [
+        "messages",
+        "tools",
+        "documents",
+        "chat_template",
+        "tokenize",
+        "bos_token",
+        "eos_token",
+        "add_generation_prompt",
+        "continue_final_message",
+    ]
+)
+"""What a template sees from elsewhere."""
+
+
+class Conversation(Closed):
+    """A conversation, and how the model's template renders it."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    def for_template(self) -> dict[str, Any]:
+        """Return what `TextPool.render_chat` takes."""
+        continues = bool(self.continue_final_message)
+        if continues and self.add_generation_prompt:
+            raise refuse(
+                "continue_final_message", True, "it excludes add_generation_prompt", "Set one of the two to false."
+            )
+        kwargs = dict(self.chat_template_kwargs or {})
+        for name in sorted(_RESERVED & kwargs.keys()):
+            raise refuse("chat_template_kwargs", name, "it is not for a request to set there", "Leave it out.")
+        add = self.add_generation_prompt
+        return {
+            "messages": [message.for_template() for message in self.messages or ()],
+            "tools": [tool.model_dump(exclude_none=True) for tool in self.tools or ()] or None,
+            "add_generation_prompt": (not continues) if add is None else add,
+            "continue_final_message": continues,
+            "kwargs": kwargs,
+        }
