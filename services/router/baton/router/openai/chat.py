@@ -19,7 +19,7 @@ from baton.router.openai.events import AnswerEvents, ChatEvents
 from baton.router.openai.logprobs import prompt_logprobs_table
 from baton.router.openai.models import check_model
 from baton.router.openai.open_request import OpenRequest
-from baton.router.openai.parsers import PARSERS
+from baton.router.openai.parsers import new_parser_of
 from baton.router.openapi_file import operation
 from baton.router.router_state import RouterState
 
@@ -38,7 +38,8 @@ def chat_routes(router: RouterState) -> APIRouter:
         router.metrics.phase_seconds.observe("tokenize", time.monotonic() - began)
 
         opened = OpenRequest(router, request, params, [prompt], caller)
-        new_parser = PARSERS["hermes"] if shown["tools"] else None
+        one_call = request.parallel_tool_calls is False
+        new_parser = new_parser_of("hermes", one_call=one_call) if shown["tools"] else None
         token_text = router.text.token_text
         frame = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
