@@ -23,10 +23,15 @@ from baton.kvtransfer.settings import TransferConfig
 from baton.metrics import RouterMetrics, WorkerMetrics
 from baton.router.config import RouterConfig
 from baton.up_config import UpConfig
+from baton.vllm_names import ARGUMENTS, EMPTY, FLAGS, METHODS, SAMPLING, Name
 from baton.worker.settings import WorkerConfig
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("docs/operators.md", *(f"services/{name}/README.md" for name in ("router", "prefill", "decode", "kvtransfer")))
+PAGES = (
+    "docs/operators.md",
+    "docs/coming-from-vllm.md",
+    *(f"services/{name}/README.md" for name in ("router", "prefill", "decode", "kvtransfer")),
+)
 CHART = ROOT / "deploy/helm/baton"
 BASE = ROOT / "deploy/kustomize/base"
 _TABLE = re.compile(r"(<!-- table: (?P<what>[^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -60,7 +65,9 @@ def fill_tables(page: str) -> str:
 
 def _table(what: str) -> str:
     kind, name, *prefixes = what.split()
-    return {"flags": flags_table, "settings": settings_table, "metrics": metrics_table}[kind](name, *prefixes)
+    return {"flags": flags_table, "settings": settings_table, "metrics": metrics_table, "vllm": vllm_table}[kind](
+        name, *prefixes
+    )
 
 
 _SETTINGS: dict[str, Any] = {
@@ -112,6 +119,29 @@ def metrics_table(name: str, *prefixes: str) -> str:
         shown = family.name + ("_total" if family.type == "counter" else "") + (f"{{{own}}}" if own else "")
         rows.append((f"`{shown}`", family.type, family.documentation, "yes" if family.name in also else ""))
     return _rows(("series", "type", "", "vLLM's name too"), rows)
+
+
+def vllm_table(name: str) -> str:
+    """Return a table of vLLM's names: each sentence of the table in the code, with its names."""
+    table = {"flags": FLAGS, "arguments": ARGUMENTS, "sampling": SAMPLING, "methods": METHODS}[name]
+    said: dict[str, tuple[list[str], list[str]]] = {}
+    for each in table.values():
+        if name == "arguments" and FLAGS.get(each.name) == each:
+            continue  # it stands in the table of flags
+        if each.kind == "taken" and each.ours == each.name:
+            says = "Taken, under the same name."
+        else:
+            says = f"Taken, as `{each.ours}`." if each.kind == "taken" else each.says
+        neutral, refused = said.setdefault(says, ([], []))
+        (refused if each.kind == "refused" else neutral).append(_vllm_name(name, each))
+    rows = [(says, ", ".join(neutral), ", ".join(refused)) for says, (neutral, refused) in said.items()]
+    return _rows(("here", "taken", "refused, unless"), rows)
+
+
+def _vllm_name(table: str, name: Name) -> str:
+    shown = f"--{name.name.replace('_', '-')}" if table == "flags" else name.name
+    values = sorted(name.values - EMPTY)
+    return f"`{shown}`" + (f" ({' or '.join(values)})" if values and name.kind == "refused" else "")
 
 
 def _rows(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

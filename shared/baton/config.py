@@ -23,6 +23,9 @@ def demo_model_path() -> Path:
     return Path(__file__).parent / "demo" / "model"
 
 
+_SHORT_DTYPES = {"half": "float16", "float": "float32"}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """One engine: a model, its KV cache and how steps are planned. Names are vLLM's where vLLM has them."""
@@ -33,8 +36,10 @@ class EngineConfig:
     load_format: Literal["auto", "safetensors", "dummy"] = setting(
         "auto", "auto and safetensors read the checkpoint; dummy makes random weights from config.json alone"
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
-        "auto", "type of weights and KV; auto: float32 on a CPU, the checkpoint's own 16-bit type on a GPU"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "half", "float"] = setting(
+        "auto",
+        "type of weights and KV; auto: float32 on a CPU, the checkpoint's own 16-bit type on a GPU; half is "
+        "float16, float is float32",
     )
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where the model runs; auto: cuda if there is one")
     max_model_len: int | None = setting(None, "longest prompt plus answer, in tokens; none: the model's context")
@@ -68,6 +73,7 @@ class EngineConfig:
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), low)
         _at_least("seed", self.seed, 0)
+        object.__setattr__(self, "dtype", _SHORT_DTYPES.get(self.dtype, self.dtype))  # one name for one thing
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigError(
                 f"max_num_batched_tokens={self.max_num_batched_tokens} is not valid: it must be at least "

@@ -31,6 +31,7 @@ from baton.models.hub import locate
 from baton.prompt import Prompt
 from baton.protocol import FinishReason, Logprob, SamplingParams, check_prompt
 from baton.text import AnswerText, Tokenizer, bad_words_ids
+from baton.vllm_names import ARGUMENTS, METHODS, own_names
 
 __all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "demo_model_path"]
 
@@ -65,6 +66,7 @@ class RequestOutput:
     finished: bool = False
 
 
+_SETTINGS = tuple(EngineConfig.__dataclass_fields__)
 LARGE_STEP = 16_384
 """Tokens of a step where nobody waits for the next token and a GPU has the memory (1.5 GiB more for an 8B model): long prompts in half
 as many pieces take 1.3 % less time on an H100."""
@@ -76,7 +78,8 @@ class LLM:
     """A model that answers prompts, many at once, results in order.
 
     Not for use from several threads at once. The keyword arguments beside those named here are
-    `EngineConfig`'s: max_model_len, max_num_seqs, kv_cache_memory_bytes, and so on. On a GPU of 64 GiB or more
+    `EngineConfig`'s: max_model_len, max_num_seqs, kv_cache_memory_bytes, and so on; of vLLM's others, those whose value
+    changes nothing are left out, and the rest are refused with the reason. On a GPU of 64 GiB or more
     max_num_batched_tokens is 16,384 unless given.
 
     Raises:
@@ -94,9 +97,11 @@ class LLM:
         **engine_settings: Any,
     ) -> None:
         path = demo_model_path() if model is None else Path(model).expanduser()
+        engine_settings = own_names(ARGUMENTS, engine_settings, own=(*_SETTINGS, "use_tqdm"))
+        use_tqdm = engine_settings.pop("use_tqdm", use_tqdm)
         if engine_settings.get("device") != "cpu" and _has_large_gpu():
             engine_settings.setdefault("max_num_batched_tokens", LARGE_STEP)
-        config = _engine_config(
+        config = EngineConfig(
             model=str(path if path.exists() or model is None else model),
             tokenizer=None if tokenizer is None else str(tokenizer),
             **engine_settings,
@@ -174,6 +179,13 @@ class LLM:
         """Refuse: not served by this build."""
         raise UnsupportedFeature(
             "beam_search is not served by this build. Use generate with n choices.", field="beam_search"
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        """Say why a method of vLLM's is not here."""
+        known = METHODS.get(name)
+        raise AttributeError(
+            f"LLM has no {name}. {known.says}" if known else f"LLM has no {name}.", name=name, obj=self
         )
 
     # -- checks -------------------------------------------------------------------------------------------
@@ -390,12 +402,3 @@ def default_sampling(folder: Path) -> SamplingParams:
 
 def _has_large_gpu() -> bool:
     return torch.cuda.is_available() and torch.cuda.get_device_properties(0).total_memory >= LARGE_STEP_FROM
-
-
-def _engine_config(**settings: Any) -> EngineConfig:
-    try:
-        return EngineConfig(**settings)
-    except TypeError:
-        known = EngineConfig.__dataclass_fields__
-        wrong = next(name for name in settings if name not in known)
-        raise refuse(wrong, settings[wrong], "no such setting", f"Known: {', '.join(sorted(known))}.") from None

@@ -15,6 +15,7 @@ import msgspec
 
 from baton.errors import ContextTooLong, UnsupportedFeature, refuse
 from baton.prompt import Prompt
+from baton.vllm_names import SAMPLING, own_names
 
 MAX_N = 16
 """Choices per request. Fan-out is charged before admission; other servers were taken down through it."""
@@ -35,7 +36,17 @@ class FinishReason(str, Enum):
     LENGTH = "length"
 
 
-class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class _NamedAsInVllm(msgspec.StructMeta):
+    """Lets callers write vLLM's names that change nothing, and says of each other one why it is not taken."""
+
+    def __call__(cls, *args: Any, **given: Any) -> Any:
+        fields = cls.__struct_fields__
+        if not all(map(fields.__contains__, given)):
+            given = own_names(SAMPLING, given, own=fields)
+        return super().__call__(*args, **given)
+
+
+class SamplingParams(msgspec.Struct, metaclass=_NamedAsInVllm, frozen=True, kw_only=True, omit_defaults=True):
     """How to sample one request's answer. Names and meanings are vLLM's.
 
     Frozen: what a user asked for is never rewritten. Construction raises `InvalidRequest` naming the field,

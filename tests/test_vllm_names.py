@@ -1,0 +1,95 @@
+"""Each name that vLLM's users bring behaves as the table says; it is really given to `LLM` and `SamplingParams`."""
+
+from __future__ import annotations
+
+import re
+from itertools import chain
+from typing import Any
+
+import pytest
+
+from baton import vllm_table
+from baton.config import EngineConfig
+from baton.errors import InvalidRequest, UnsupportedFeature
+from baton.llm import LLM
+from baton.protocol import SamplingParams
+from baton.vllm_names import ARGUMENTS, FLAGS, METHODS, SAMPLING, Name, plain
+
+ASKS = "asks for something"
+"""No value that changes nothing."""
+
+
+def of_kind(table: dict[str, Name], kind: str) -> list[Name]:
+    return [name for name in table.values() if name.kind == kind]
+
+
+def test_no_name_stands_twice() -> None:
+    for groups in (vllm_table.SERVING, vllm_table.SAMPLING, vllm_table.METHODS):
+        names = [re.split(r"\W", word)[0] for word in chain(*(words.split() for _, words in groups))]
+        assert sorted(names) == sorted(set(names))
+
+
+def test_equal_values_are_written_alike_from_python_and_from_a_command_line() -> None:
+    for python, typed in ((1, "1"), (0.5, "0.50"), (True, "True"), ({"image": 0}, '{"image": 0}'), (["a"], '["a"]')):
+        assert plain(python) == plain(typed)
+    assert plain(None) == plain(False) == plain({}) == plain([]) == ""
+
+
+@pytest.mark.parametrize("name", of_kind(ARGUMENTS, "refused"), ids=lambda name: name.name)
+def test_an_argument_of_llm_that_is_not_served_is_refused_with_the_reason(name: Name) -> None:
+    with pytest.raises(UnsupportedFeature, match=re.escape(f"{name.name}={ASKS!r} is not served. {name.says}")):
+        LLM(**{name.name: ASKS})
+
+
+def test_arguments_of_llm_that_change_nothing_are_taken_together() -> None:
+    given: dict[str, Any] = {name.name: "anything" for name in of_kind(ARGUMENTS, "neutral")}
+    for name in of_kind(ARGUMENTS, "refused"):
+        given[name.name] = max(name.values, key=len)
+    given |= {"tensor_parallel_size": 1, "task": "auto", "enable_lora": False, "speculative_config": None}
+    llm = LLM(device="cpu", kv_cache_memory_bytes=2**26, use_tqdm_on_load=False, dtype="float", **given)
+    assert llm.config.dtype == "float32"
+    assert llm.generate("2+2=", SamplingParams(max_tokens=2), use_tqdm=False)[0].finished
+
+
+def test_arguments_of_llm_that_are_taken_are_settings_of_the_engine_or_its_own() -> None:
+    own = {*EngineConfig.__dataclass_fields__, "skip_tokenizer_init", "chat_template", "use_tqdm"}
+    assert {name.ours for name in of_kind(ARGUMENTS, "taken")} <= own
+    assert {name for name in EngineConfig.__dataclass_fields__ if name in FLAGS} <= {
+        name.name for name in of_kind(ARGUMENTS, "taken")
+    }
+
+
+def test_a_misspelt_argument_of_llm_is_told_the_right_one() -> None:
+    with pytest.raises(InvalidRequest, match=r"max_modle_len=8 is not valid: .* Did you mean max_model_len\?"):
+        LLM(max_modle_len=8)
+
+
+@pytest.mark.parametrize("name", SAMPLING.values(), ids=lambda name: name.name)
+def test_a_name_of_sampling_params_behaves_as_the_table_says(name: Name) -> None:
+    fields = SamplingParams.__struct_fields__
+    assert (name.kind == "taken") == (name.name in fields)
+    if name.kind == "neutral":
+        assert SamplingParams(**{name.name: ASKS}) == SamplingParams()
+    if name.kind == "refused":
+        with pytest.raises(UnsupportedFeature, match=re.escape(f"{name.name}={ASKS!r} is not served. {name.says}")):
+            SamplingParams(**{name.name: ASKS})
+        for value in (None, False, *name.values):
+            assert SamplingParams(**{name.name: value}) == SamplingParams()
+
+
+def test_every_field_of_sampling_params_that_is_vllms_stands_in_the_table() -> None:
+    internal = {"bad_words_ids"}
+    assert set(SamplingParams.__struct_fields__) - internal == {name.name for name in of_kind(SAMPLING, "taken")}
+
+
+def test_a_misspelt_sampling_parameter_is_told_the_right_one() -> None:
+    with pytest.raises(InvalidRequest, match=r"tempreature=1 is not valid: .* Did you mean temperature\?"):
+        SamplingParams(**{"tempreature": 1})
+
+
+@pytest.mark.parametrize("name", METHODS.values(), ids=lambda name: name.name)
+def test_a_method_of_llm_that_is_not_here_says_why(name: Name) -> None:
+    llm = LLM.__new__(LLM)
+    assert not hasattr(llm, name.name)
+    with pytest.raises(AttributeError, match=re.escape(f"LLM has no {name.name}. {name.says}")):
+        getattr(llm, name.name)
