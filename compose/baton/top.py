@@ -24,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from baton.errors import ConfigError
+from baton.histograms import between, quantile
 
 WINDOW_S = 60.0
 """Latencies are those of the last minute."""
@@ -188,7 +189,7 @@ def _latencies(now: Snapshot, since: Snapshot) -> Table:
         ("inter-token latency", "inter_token_latency_seconds"),
         ("whole answer", "e2e_request_latency_seconds"),
     ):
-        buckets = _between(since.router.buckets(name), now.router.buckets(name))
+        buckets = between(since.router.buckets(name), now.router.buckets(name))
         count = buckets[-1][1] if buckets else 0.0
         table.add_row(title, f"{count:.0f}", *(_time(quantile(buckets, q)) for q in (0.5, 0.9, 0.99)))
     return table
@@ -264,29 +265,6 @@ def _table(*columns: str, title: str) -> Table:
 
 
 # -- numbers --------------------------------------------------------------------------------------------------
-
-
-def quantile(buckets: Sequence[tuple[float, float]], q: float) -> float | None:
-    """Estimate a quantile as Prometheus does: linear within its bucket; None without a value."""
-    count = buckets[-1][1] if buckets else 0.0
-    if count <= 0:
-        return None
-    rank = q * count
-    low, below = 0.0, 0.0
-    for edge, total in buckets:
-        if total >= rank:
-            if math.isinf(edge):
-                return low
-            return low + (edge - low) * (rank - below) / (total - below) if total > below else edge
-        low, below = edge, total
-    return low
-
-
-def _between(old: Sequence[tuple[float, float]], new: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return what buckets got since; all of it if they began anew."""
-    if len(old) != len(new) or any(n < o for (_, o), (_, n) in zip(old, new, strict=True)):
-        return list(new)
-    return [(edge, n - o) for (edge, n), (_, o) in zip(new, old, strict=True)]
 
 
 def _speed(count: float, seconds: float) -> str:

@@ -17,12 +17,21 @@ Each class knows its HTTP status and whether trying again can help. `assert` is 
 
 from __future__ import annotations
 
+import re
+
 
 class BatonError(Exception):
     """Any error that Baton raises on purpose."""
 
     status: int = 500
     retryable: bool = False
+    is_recorded: bool = False
+    """Whether the record of a request tells of it already."""
+
+    @property
+    def cause(self) -> str:
+        """A word of ours for it, which holds nothing that a user wrote."""
+        return re.sub(r"(?<!^)([A-Z])", r"_\1", type(self).__name__).lower()
 
 
 class InvalidRequest(BatonError):
@@ -37,6 +46,10 @@ class InvalidRequest(BatonError):
         super().__init__(message)
         self.field = field
         self.code = code
+
+    @property
+    def cause(self) -> str:
+        return self.code or super().cause
 
 
 class ContextTooLong(InvalidRequest):

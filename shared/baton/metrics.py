@@ -43,6 +43,10 @@ class TokenHistogram(Collector):
         self._counts[bisect_left(self._buckets, value)] += 1
         self._sum += value
 
+    def buckets(self) -> list[tuple[float, int]]:
+        """Return each upper edge with how many values were at most that."""
+        return list(zip(self._buckets, accumulate(self._counts), strict=True))
+
     def collect(self) -> Iterable[Metric]:
         edges = (*map(repr, self._buckets[:-1]), "+Inf")
         rows = list(zip(edges, accumulate(self._counts), strict=True))
@@ -76,9 +80,12 @@ class LabelledCounter:
     def __init__(self, counter: Counter, model_name: str) -> None:
         self._counter = counter
         self._model_name = model_name
+        self.total = 0.0
+        """Of all series."""
 
     def inc(self, *labels: str, by: float = 1) -> None:
         """Add to the series of these label values."""
+        self.total += by
         self._counter.labels(self._model_name, *labels).inc(by)
 
     def value(self, *labels: str) -> float:

@@ -16,7 +16,8 @@ from tests.cluster import Cluster, prompt_of, stream_all
 from tests.processes import HANG_S, free_ports
 from tests.router.cluster import cluster as router_cluster
 
-from baton.top import Readings, quantile
+from baton.histograms import quantile
+from baton.top import Readings
 
 KEY = "the_key_of_these_tests"
 

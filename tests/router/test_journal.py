@@ -7,7 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from baton.router.journal import MAX_ATTEMPTS, NUM_RECORDS, Journal, RequestRecord
+from baton.errors import QueueFull
+from baton.router.journal import CAPACITY, MAX_ATTEMPTS, NUM_RECORDS, Journal, RequestRecord
 from baton.router.policy import Decision, Option
 from baton.router.sink import Usage
 
@@ -162,3 +163,68 @@ def test_an_attempt_that_no_worker_took_has_a_route_and_no_place_in_the_timeline
     record.placed(0, Decision(option, [option]), 0.0)
     record.placed(1, Decision(option, [option]), 1.0)
     assert [shown["epoch"] for shown in record.describe()["attempts"]] == [1]
+
+
+def test_a_refused_request_is_listed_with_time_status_and_a_word_of_ours(serving: Cluster) -> None:
+    before = serving.state.dispatcher.journal.num_refused
+    for public_id, body in (
+        ("misspelt", {"max_tokenz": 5}),
+        ("too-long", {"max_tokens": 100_000}),
+        ("elsewhere", {"model": "my-secret-model"}),
+    ):
+        assert ask(serving, public_id, **body).is_client_error
+    shown = requests_of(serving)[:3]
+    assert [(each["id"], each["state"], each["status"], each["cause"]) for each in shown] == [
+        ("elsewhere", "refused", 404, "model_not_found"),
+        ("too-long", "refused", 400, "context_length_exceeded"),
+        ("misspelt", "refused", 400, "unknown_parameter"),
+    ]
+    assert all(each["at"] > 1e9 and not each["attempts"] for each in shown)
+    assert serving.state.dispatcher.journal.num_refused == before + 3
+    text = httpx.get(f"{serving.url}/debug/requests").text
+    assert "secret-model" not in text
+    assert "tokenz" not in text
+
+
+def test_a_request_that_failed_after_it_was_taken_in_is_listed_once(tmp_path: Path) -> None:
+    with cluster(tmp_path, [{"worker_id": "d0", "fail_kind": "internal"}]) as made:
+        assert ask(made, "once").status_code == 503
+        (shown,) = requests_of(made)
+        assert (shown["state"], shown["status"], shown["cause"]) == ("failed", 503, "unavailable")
+
+
+def test_what_admission_refuses_is_listed_and_counts_as_no_answer(tmp_path: Path) -> None:
+    with cluster(tmp_path, [{"worker_id": "d0"}], max_streams=1) as made:
+        body = {"prompt": PROMPT, "max_tokens": 1500, "stream": True}
+        with httpx.stream("POST", f"{made.url}/v1/completions", json=body) as answer:
+            lines = answer.iter_lines()  # kept: it closes the stream when it is let go
+            next(lines)
+            assert ask(made, "too-many", stream=True).status_code == 429
+            shown = requests_of(made)[0]
+            assert (shown["id"], shown["state"], shown["status"], shown["cause"]) == (
+                *("too-many", "refused", 429, "streams"),
+            )
+            history = httpx.get(f"{made.url}/debug/history").json()
+            assert (history["minute"]["refusals"], history["minute"]["errors"]) == (1, 0)
+        metrics = made.state.metrics
+        wait_until(lambda: metrics.request_success.value("abort") == 1)  # the stream's, whose client left
+        assert metrics.e2e_request_latency_seconds.buckets()[-1][1] == 1
+
+
+def test_nobody_without_a_key_can_fill_the_list(tmp_path: Path) -> None:
+    with cluster(tmp_path, [{"worker_id": "d0"}], api_key=("a_key_that_is_long_enough",)) as made:
+        assert ask(made, "stranger").status_code == 401
+        assert made.state.dispatcher.journal.newest(5) == []
+
+
+def test_many_refusals_drive_no_other_request_out() -> None:
+    journal = Journal()
+    for i in range(10):
+        journal.add(RequestRecord(f"taken {i}", Usage(1), float(i)))
+    for i in range(CAPACITY + 100):
+        journal.refuse(f"refused {i}", QueueFull("busy"))
+    shown = [record.public_id for record in journal.newest(8)]
+    assert shown == [f"refused {CAPACITY + 99 - i}" for i in range(4)] + [f"taken {9 - i}" for i in range(4)]
+    assert len(journal.newest(CAPACITY)) == CAPACITY
+    assert len(journal.newest(1000)) == CAPACITY + 10
+    assert journal.num_refused == CAPACITY + 100

@@ -27,8 +27,11 @@ class Demand:
 class Refused(QueueFull):
     """Too much is waiting."""
 
-    def __init__(self, message: str, retry_after_s: int) -> None:
+    cause = ""  # of an error that knows which limit it met
+
+    def __init__(self, message: str, reason: str, retry_after_s: int) -> None:
         super().__init__(message)
+        self.cause = reason
         self.retry_after_s = retry_after_s
 
 
@@ -83,4 +86,4 @@ class Admission:
         self._metrics.admission_refusals.inc(reason)
         retry_after = min(max(math.ceil(wait_s / 2), 1), 60)
         message = f"The server is busy: {state}. Try again in {retry_after} s."
-        raise Refused(message, retry_after)
+        raise Refused(message, reason, retry_after)

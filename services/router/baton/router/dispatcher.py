@@ -152,17 +152,13 @@ class Dispatcher:
             Unavailable: no worker has come yet.
         """
         running, generation = Running(self, flow), flow.generation
-        try:
-            if self.last_facts is None:
-                raise Unavailable("No decode worker is ready. Try again in a few seconds.")
-            block_size = self.last_facts.block_size
-            capacities = [w.load.kv_total_blocks for w in self.pool.workers.values() if w.can_decode]
-            _check_fits(len(generation.prompt), capacities, block_size)
-            demand = _demand(generation, block_size)
-            self._admission.admit(demand, self._placement.prefill_rate(), sum(capacities))
-        except BatonError:
-            running.cancel()
-            raise
+        if self.last_facts is None:
+            raise Unavailable("No decode worker is ready. Try again in a few seconds.")
+        block_size = self.last_facts.block_size
+        capacities = [w.load.kv_total_blocks for w in self.pool.workers.values() if w.can_decode]
+        _check_fits(len(generation.prompt), capacities, block_size)
+        demand = _demand(generation, block_size)
+        self._admission.admit(demand, self._placement.prefill_rate(), sum(capacities))
         running.demand = demand
         self.flows[flow.request_id] = running
         self.journal.add(running.record)
@@ -192,8 +188,9 @@ class Dispatcher:
             self._num_with_token -= 1
         if running.demand is not None:
             self._admission.release(running.demand)
-        status = 200 if over.error is None else over.error.status
-        running.record.end(over.state, status, now)
+        running.record.end(over.state, over.error, now)
+        if over.error is not None:
+            over.error.is_recorded = True
         flow.end(over)
 
     def _fail(self, running: Running, error: BatonError) -> None:

@@ -2,7 +2,7 @@
 
 Times and counts only, never text or tokens. The dispatcher writes a record at a request's stations, and workers' reports
 add spans: a handful of times a request, nothing a token. Durations are the workers' own; they are laid so that they end
-when their report came here.
+when their report came here. Requests that were refused have a list of their own, so that many of them drive out no other.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from heapq import merge
 from itertools import islice
 from typing import Any, Literal
 
+from baton.errors import BatonError
 from baton.messages import Computed, Transfer
 from baton.router.flow import EndState
 from baton.router.policy import Decision
@@ -71,9 +73,11 @@ class RequestRecord:
     usage: Usage
     arrived_at: float
     unix_time: float = field(default_factory=time.time)
-    state: Literal["waiting", "running"] | EndState = "waiting"
+    state: Literal["waiting", "running", "refused"] | EndState = "waiting"
     status: int = 200
     """Of the error that ended it, else 200."""
+    cause: str | None = None
+    """Why it was refused or failed: a word of ours, never the client's."""
     first_token_at: float = 0.0
     ended_at: float = 0.0
     num_cached: int = 0
@@ -124,8 +128,10 @@ class RequestRecord:
             self.attempts[-1].replay_reason = reason
             self.attempts[-1].end(now)
 
-    def end(self, state: EndState, status: int, now: float) -> None:
-        self.state, self.status, self.ended_at = state, status, now
+    def end(self, state: EndState, error: BatonError | None, now: float) -> None:
+        self.state, self.ended_at = state, now
+        if error is not None:
+            self.status, self.cause = error.status, error.cause
         if self.attempts:
             self.attempts[-1].end(now)
 
@@ -140,6 +146,7 @@ class RequestRecord:
             "at": self.unix_time,
             "state": self.state,
             "status": self.status,
+            "cause": self.cause,
             "prompt_tokens": self.usage.num_prompt,
             "cached_tokens": self.num_cached,
             "completion_tokens": self.usage.num_completion,
@@ -180,13 +187,28 @@ class Journal:
 
     def __init__(self) -> None:
         self._records: deque[RequestRecord] = deque(maxlen=NUM_RECORDS)
+        self._refused: deque[RequestRecord] = deque(maxlen=CAPACITY)
+        self.num_refused = 0
 
     def add(self, record: RequestRecord) -> None:
         """Take in a request that arrived; the oldest may be forgotten."""
         self._records.appendleft(record)
 
+    def refuse(self, public_id: str, error: BatonError) -> None:
+        """Take in a request that was answered with an error before any worker heard of it."""
+        now = time.monotonic()
+        self.num_refused += 1
+        self._refused.appendleft(
+            RequestRecord(
+                *(public_id, Usage(0), now), state="refused", status=error.status, cause=error.cause, ended_at=now
+            )
+        )
+
     def newest(self, count: int) -> list[RequestRecord]:
-        return list(islice(self._records, count))
+        """Return the last requests; refused ones are at most half of them, unless there are few others."""
+        num_refused = max((count + 1) // 2, count - len(self._records))
+        parts = (islice(self._records, count), islice(self._refused, num_refused))
+        return list(islice(merge(*parts, key=lambda record: record.arrived_at, reverse=True), count))
 
     def routes(self, public_id: str) -> list[AttemptRecord]:
         """Return the attempts of the requests with this id, oldest first."""

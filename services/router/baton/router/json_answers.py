@@ -44,14 +44,21 @@ def answer_errors(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _on_failure)
 
 
-async def _on_error(_http: Request, error: Exception) -> Response:
+async def _on_error(http: Request, error: Exception) -> Response:
     assert isinstance(error, BatonError)
+    # what anybody can cause without a key is counted, not listed
+    if not error.is_recorded and not isinstance(error, NotAuthorized) and _asks_for_answer(http):
+        http.app.state.router.dispatcher.journal.refuse(http.scope["state"]["request_id"], error)
     headers = {}
     if error.retryable:
         headers["retry-after"] = str(error.retry_after_s) if isinstance(error, Refused) else "1"
     if isinstance(error, NotAuthorized):
         headers["www-authenticate"] = "Bearer"
     return JSON(error_of(error), status_code=error.status, headers=headers)
+
+
+def _asks_for_answer(http: Request) -> bool:
+    return http.method == "POST" and str(getattr(http.scope.get("route"), "path", "")).startswith("/v1/")
 
 
 async def _on_http_error(http: Request, error: Exception) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import time
 from typing import Any
@@ -79,8 +80,18 @@ def monitoring_routes(router: RouterState) -> APIRouter:
 
     @routes.get("/debug/workers", summary="Show the workers as the router sees them")
     async def debug_workers() -> Response:
-        awaited = router.dispatcher.num_awaited
-        return JSON({"workers": [_worker(worker, awaited(worker)) for worker in router.pool.workers.values()]})
+        pool, awaited = router.pool, router.dispatcher.num_awaited
+        return JSON(
+            {
+                "now": time.time(),
+                "workers": [_worker(worker, awaited(worker)) for worker in pool.workers.values()],
+                "lost": [dataclasses.asdict(lost) for lost in pool.lost],
+                "transfers": [
+                    {"prefill": prefill, "decode": decode, **dataclasses.asdict(sent)}
+                    for (prefill, decode), sent in pool.transfers.items()
+                ],
+            }
+        )
 
     @routes.get("/debug/requests", summary="Show when the last requests did what", responses=errors(400))
     async def debug_requests(http: Request) -> Response:
@@ -91,6 +102,10 @@ def monitoring_routes(router: RouterState) -> APIRouter:
             )
         records = router.dispatcher.journal.newest(int(text))
         return JSON({"now": time.time(), "requests": [record.describe() for record in records]})
+
+    @routes.get("/debug/history", summary="Show rates, percentiles and failures of the last 15 minutes")
+    async def debug_history() -> Response:
+        return JSON(router.history.describe())
 
     return routes
 
@@ -121,4 +136,5 @@ def _worker(worker: Worker, num_awaited: int) -> dict[str, Any]:
         "http": info.http,
         "control": info.control,
         "incarnation": info.incarnation,
+        "since": worker.since,
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -30,6 +31,7 @@ from baton.messages import (
 from baton.metrics import RouterMetrics
 from baton.router.config import RouterConfig
 from baton.router.policy import NEW_LINK, Link
+from baton.router.worker_records import NUM_LOST, LostWorker, Transfers
 from baton.router.workers import WorkerClient
 
 _log = get_logger("pool")
@@ -92,6 +94,7 @@ class Worker:
         self.worker_id = info.worker_id
         self.load = load
         self.is_live = True
+        self.since = time.time()
         self.can_prefill = self.can_decode = False
         """Whether new prompts may go there for another worker; whether new requests may end there."""
         self.request_ids: set[str] = set()
@@ -133,6 +136,10 @@ class WorkerPool:
         """Live workers by id."""
         self.links: dict[tuple[str, str], Link] = {}
         """What is known of transfers, by ids of prefill and decode worker."""
+        self.transfers: dict[tuple[str, str], Transfers] = {}
+        """Those there were, by the same."""
+        self.lost: deque[LostWorker] = deque(maxlen=NUM_LOST)
+        """Workers that are gone, newest first."""
         self.wants_blocks = False
         """Ask workers for their block logs by socket: set while Redis does not answer."""
 
@@ -188,6 +195,8 @@ class WorkerPool:
             del self.workers[worker.worker_id]
         for pair in [pair for pair in self.links if worker.worker_id in pair]:
             del self.links[pair]
+            self.transfers.pop(pair, None)
+        self.lost.appendleft(_lost(worker, reason))
         if worker.client.endpoint in self._clients:
             worker.client.reopen()
         _log.warning("worker_lost", worker_id=worker.worker_id, reason=reason, in_flight=len(worker.request_ids))
@@ -258,6 +267,7 @@ class WorkerPool:
                 pair = (prefill.worker_id, decode.worker_id)
                 link = self.links.get(pair, NEW_LINK)
                 self.links[pair] = link.learn(transfer.num_tokens, transfer.exposed_seconds)
+                self.transfers.setdefault(pair, Transfers()).add(transfer)
 
     # -- heartbeats ---------------------------------------------------------------------------------------
 
@@ -294,3 +304,12 @@ class WorkerPool:
         for leg in ("prefill", "decode"):
             count = sum(leg in worker.info.legs for worker in self.workers.values())
             self._metrics.workers.labels(leg).set(count)
+
+
+def _lost(worker: Worker, reason: str) -> LostWorker:
+    has_left = worker.load.draining and not worker.request_ids
+    info = worker.info
+    return LostWorker(
+        *(info.worker_id, info.legs, info.incarnation, "left" if has_left else "died", reason, worker.since),
+        in_flight=len(worker.request_ids),
+    )

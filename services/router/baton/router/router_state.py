@@ -15,6 +15,7 @@ from baton.router.config import RouterConfig
 from baton.router.discovery import Discovery
 from baton.router.dispatcher import Dispatcher
 from baton.router.event_stream import OpenStreams
+from baton.router.history import History
 from baton.router.index import PrefixIndex
 from baton.router.pool import WorkerPool
 from baton.router.text_pool import TextPool
@@ -46,6 +47,7 @@ class RouterState:
         self.index = PrefixIndex()
         self.pool = WorkerPool(config, uuid.uuid4().hex, self.metrics)
         self.dispatcher = Dispatcher(config, self.pool, self.index, self.metrics, Admission(config, self.metrics))
+        self.history = History(self.metrics, self.dispatcher.journal)
         self.streams = OpenStreams(config, self.metrics)
         self.text = TextPool(self.tokenizer, config)
         self.discovery = Discovery(self._registry, self.pool, self.index, self.metrics)
@@ -53,6 +55,7 @@ class RouterState:
         self.discovery.start()
         self.pool.start(self.dispatcher)
         self.streams.start()
+        self.history.start()
         # What was loaded stays, so collections need not walk it. Rarer ones, of 50,000 objects, were measured too:
         # each stopped all streams for 30 to 70 ms.
         gc.collect()
@@ -63,6 +66,7 @@ class RouterState:
         for flow in list(self.dispatcher.flows.values()):
             flow.cancel()
         await asyncio.sleep(0.05)  # let the cancels leave
+        await self.history.close()
         await self.discovery.close()
         await self.streams.close()
         await self.pool.close()
