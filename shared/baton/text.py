@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from tokenizers import Tokenizer as HFTokenizer
-from tokenizers.decoders import DecodeStream
 
 from baton.chat_template import ChatTemplate, TemplateRefused
+from baton.detokenizer import Detokenizer, Pieces
 from baton.errors import InvalidRequest, ModelLoadError, refuse
 from baton.hub_snapshot import fetch_snapshot
 from baton.protocol import SamplingParams
 
-CONTEXT_TOKENS = 8
-"""Prompt tokens that a detokenizer sees first, so that a leading space or half a character comes out right."""
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -66,6 +64,8 @@ class Tokenizer:
         self.chat_templates: dict[str, str] = templates
         """Sources by name: "default", and "tool_use" in some older checkpoints."""
         self._compiled: dict[str, ChatTemplate] = {}
+        self._shown = Pieces(self._backend, skip_special_tokens=True)
+        self._all = Pieces(self._backend, skip_special_tokens=False)
 
     @property
     def hf(self) -> Any:
@@ -94,8 +94,9 @@ class Tokenizer:
         return ids
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
-        """Return the text of whole token ids; for a stream use `Detokenizer`."""
-        return str(self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+        """Return the text of whole token ids; for a stream use `new_stream`."""
+        stream = self.new_stream((), skip_special_tokens=skip_special_tokens)
+        return "".join(map(stream.push, token_ids)) + stream.flush()
 
     def token_text(self, token_id: int) -> str:
         """Return one token as text, special tokens included, as logprobs show it."""
@@ -153,7 +154,7 @@ class Tokenizer:
 
     def new_stream(self, prompt_ids: Sequence[int], *, skip_special_tokens: bool = True) -> Detokenizer:
         """Start the text of one answer, after `prompt_ids`."""
-        return Detokenizer(self._backend, prompt_ids[-CONTEXT_TOKENS:], skip_special_tokens)
+        return Detokenizer(self._shown if skip_special_tokens else self._all, prompt_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,33 +226,6 @@ def _load_hf(path: str, revision: str | None) -> Any:
     if not loaded.is_fast:
         raise ModelLoadError(f"tokenizer={path!r} has no tokenizer.json and cannot be converted to one.")
     return loaded
-
-
-class Detokenizer:
-    """Token ids in, text pieces out; half characters are held back until they are whole."""
-
-    __slots__ = ("_backend", "_skip", "_stream", "_unflushed")
-
-    def __init__(self, backend: Any, context_ids: Sequence[int], skip_special_tokens: bool) -> None:
-        self._backend = backend
-        self._skip = skip_special_tokens
-        self._stream = DecodeStream(ids=list(context_ids), skip_special_tokens=skip_special_tokens)
-        self._unflushed: list[int] = []
-
-    def push(self, token_id: int) -> str:
-        """Take a token; return the text that it completes; empty when it completes none."""
-        piece: str | None = self._stream.step(self._backend, token_id)
-        if piece is None:
-            self._unflushed.append(token_id)
-            return ""
-        if self._unflushed:
-            self._unflushed.clear()
-        return piece
-
-    def flush(self) -> str:
-        """Return what is left at the end: an answer may stop inside a character."""
-        left, self._unflushed = self._unflushed, []
-        return str(self._backend.decode(left, skip_special_tokens=self._skip)) if left else ""
 
 
 class StopMatcher:
