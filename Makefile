@@ -5,7 +5,7 @@ PYTHON ?= python3
 STAMP := $(VENV)/.installed
 SOURCES := compose shared kernels services demo tests docs
 
-.PHONY: install check fix test compose-test lock bench docs up
+.PHONY: install check fix test compose-test lock bench docs site up
 
 install: $(STAMP)
 
@@ -51,6 +51,15 @@ bench: install
 up: install
 	$(BIN)/baton up --ask --path remote $(if $(ONCE),--once)
 
-# Tables of flags and metrics in the pages, the chart's schema, the plain manifests: all made from the code.
+# Tables and charts in the pages, the chart's schema, the plain manifests: all made from the code.
 docs: install
 	$(BIN)/python docs/generate.py
+
+# The pages as a site, in build/site. A link or an anchor that leads nowhere ends it.
+site: $(VENV)/.site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo 'build/site is made. To look at it: python3 -m http.server --directory build/site 8080'
+
+$(VENV)/.site: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]' --constraint constraints.txt
+	touch $(VENV)/.site

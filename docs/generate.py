@@ -1,6 +1,7 @@
 """Write what documents and manifests take from the code: `make docs`, or `python docs/generate.py`.
 
-    *.md                              tables of flags and metrics, between <!-- table: … --> and <!-- end -->
+    *.md                              tables between <!-- table: … --> and <!-- end -->
+    docs/images/                      charts of what was measured
     deploy/helm/baton/values.schema.json    the flags that `settings` may hold
     deploy/kustomize/base/            the chart, rendered with its defaults
 
@@ -13,25 +14,23 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # to be run as a file too
+
+from docs import api_tables, charts, command_tables, model_tables, vllm_tables
+from docs.markdown import default, rows
 
 from baton.config import EngineConfig
 from baton.kvtransfer.settings import TransferConfig
 from baton.metrics import RouterMetrics, WorkerMetrics
 from baton.router.config import RouterConfig
-from baton.up_config import UpConfig
-from baton.vllm_names import ARGUMENTS, EMPTY, FLAGS, METHODS, SAMPLING, Name
 from baton.worker.settings import WorkerConfig
 
 ROOT = Path(__file__).parent.parent
-PAGES = (
-    "docs/operators.md",
-    "docs/coming-from-vllm.md",
-    *(f"services/{name}/README.md" for name in ("router", "prefill", "decode", "kvtransfer")),
-)
 CHART = ROOT / "deploy/helm/baton"
 BASE = ROOT / "deploy/kustomize/base"
 _TABLE = re.compile(r"(<!-- table: (?P<what>[^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -46,10 +45,21 @@ CHART_OWNS = frozenset(
 """Settings that the chart sets itself, from its own values or the Secret."""
 
 
+def pages() -> list[Path]:
+    """Name the pages that hold a table."""
+    return sorted(page for page in [*ROOT.glob("docs/*.md"), *ROOT.glob("services/*/README.md")] if _holds_table(page))
+
+
+def _holds_table(page: Path) -> bool:
+    return _TABLE.search(page.read_text()) is not None
+
+
 def outputs() -> Iterator[tuple[Path, str]]:
     """Return each file with what it has to hold."""
-    for page in PAGES:
-        yield ROOT / page, fill_tables((ROOT / page).read_text())
+    for page in pages():
+        yield page, fill_tables(page.read_text())
+    for name, chart in charts.charts().items():
+        yield ROOT / "docs/images" / name, chart
     schema = CHART / "values.schema.json"
     yield schema, fill_schema(schema.read_text())
     yield from base_manifests()
@@ -60,107 +70,48 @@ def outputs() -> Iterator[tuple[Path, str]]:
 
 def fill_tables(page: str) -> str:
     """Return a page with its tables made anew."""
-    return _TABLE.sub(lambda match: f"{match[1]}{_table(match['what'])}\n{match[3]}", page)
+    return _TABLE.sub(lambda match: f"{match[1]}{_table(*match['what'].split())}\n{match[3]}", page)
 
 
-def _table(what: str) -> str:
-    kind, name, *prefixes = what.split()
-    return {"flags": flags_table, "settings": settings_table, "metrics": metrics_table, "vllm": vllm_table}[kind](
-        name, *prefixes
-    )
-
-
-_SETTINGS: dict[str, Any] = {
-    "up": UpConfig,
-    "router": RouterConfig,
-    "worker": WorkerConfig,
-    "engine": EngineConfig,
-    "transfer": TransferConfig,
-}
-
-
-def flags_table(name: str) -> str:
-    """Return a table of a command's flags."""
-    rows = []
-    hints = get_type_hints(_SETTINGS[name])
-    for field in dataclasses.fields(_SETTINGS[name]):
-        flag = field.name.replace("_", "-")
-        shown = f"`--[no-]{flag}`" if isinstance(field.default, bool) else f"`--{flag}`"
-        rows.append((shown, _default(field.default), _help(field, hints[field.name])))
-    return _rows(("flag", "default", ""), rows)
-
-
-def _help(field: dataclasses.Field[Any], hint: Any) -> str:
-    """Return a field's help, with its choices if that does not name them."""
-    text: str = field.metadata["help"]
-    choices = get_args(hint) if get_origin(hint) is Literal else ()
-    return text if all(choice in text for choice in choices) else f"{text} ({', '.join(choices)})"
+def _table(kind: str, *names: str) -> str:
+    return _TABLES[kind](*names)
 
 
 def settings_table(name: str) -> str:
     """Return a table of settings that are no flags."""
-    fields = dataclasses.fields(_SETTINGS[name])
-    return _rows(("setting", "default", ""), [(f"`{f.name}`", _default(f.default), f.metadata["help"]) for f in fields])
+    fields = dataclasses.fields({"transfer": TransferConfig}[name])
+    return rows(("setting", "default", ""), [(f"`{f.name}`", default(f.default), f.metadata["help"]) for f in fields])
 
 
-def metrics_table(name: str, *prefixes: str) -> str:
-    """Return a table of what a router or a worker counts; of the series that begin so, if prefixes are given."""
+def metrics_table(name: str) -> str:
+    """Return a table of what a router or a worker counts."""
     registry = {"router": RouterMetrics, "worker": WorkerMetrics}[name]("m").registry
     families = list(registry.collect())
     also = {family.name.replace("vllm:", "baton:") for family in families if family.name.startswith("vllm:")}
     unused = {series: collector for collector, names in registry._collector_to_names.items() for series in names}
-    rows = []
+    lines = []
     for family in sorted(families, key=lambda f: f.name):
-        if not family.name.startswith(tuple(f"baton:{prefix}" for prefix in prefixes or ("",))):
+        if not family.name.startswith("baton:"):
             continue
         # A series whose labels have no value yet gives no sample, but knows their names.
         labels = list(family.samples[0].labels) if family.samples else getattr(unused[family.name], "_labelnames", ())
         own = ",".join(label for label in labels if label not in ("model_name", "le"))
         shown = family.name + ("_total" if family.type == "counter" else "") + (f"{{{own}}}" if own else "")
-        rows.append((f"`{shown}`", family.type, family.documentation, "yes" if family.name in also else ""))
-    return _rows(("series", "type", "", "vLLM's name too"), rows)
+        lines.append((f"`{shown}`", family.type, family.documentation, "yes" if family.name in also else ""))
+    return rows(("series", "type", "", "vLLM's name too"), lines)
 
 
-def vllm_table(name: str) -> str:
-    """Return a table of vLLM's names: each sentence of the table in the code, with its names."""
-    table = {"flags": FLAGS, "arguments": ARGUMENTS, "sampling": SAMPLING, "methods": METHODS}[name]
-    said: dict[str, tuple[list[str], list[str]]] = {}
-    for each in table.values():
-        if name == "arguments" and FLAGS.get(each.name) == each:
-            continue  # it stands in the table of flags
-        if each.kind == "taken" and each.ours == each.name:
-            says = "Taken, under the same name."
-        else:
-            says = f"Taken, as `{each.ours}`." if each.kind == "taken" else each.says
-        neutral, refused = said.setdefault(says, ([], []))
-        (refused if each.kind == "refused" else neutral).append(_vllm_name(name, each))
-    rows = [(says, ", ".join(neutral), ", ".join(refused)) for says, (neutral, refused) in said.items()]
-    return _rows(("here", "taken", "refused, unless"), rows)
-
-
-def _vllm_name(table: str, name: Name) -> str:
-    shown = f"--{name.name.replace('_', '-')}" if table == "flags" else name.name
-    values = sorted(name.values - EMPTY)
-    return f"`{shown}`" + (f" ({' or '.join(values)})" if values and name.kind == "refused" else "")
-
-
-def _rows(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
-
-
-def _default(value: Any) -> str:
-    if value is None or value == "" or value == ():
-        return "none"
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return (
-        f"{value:,}"
-        if isinstance(value, int) and value >= 100_000
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+_TABLES: dict[str, Callable[..., str]] = {
+    "settings": settings_table,
+    "metrics": metrics_table,
+    "commands": command_tables.commands,
+    "environment": command_tables.environment,
+    "routes": api_tables.routes_table,
+    "bodies": api_tables.bodies,
+    "refused-fields": api_tables.refused_table,
+    "models": model_tables.models_table,
+    "vllm": vllm_tables.vllm_table,
+}
 
 
 # -- the chart's schema ---------------------------------------------------------------------------------------

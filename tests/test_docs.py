@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import typer.main
-from docs import generate
+from docs import api_tables, generate
+from docs.api_words import WORDS
 
 from baton.cli import app
 
-PAGES = sorted(
-    [*generate.ROOT.glob("*.md"), *generate.ROOT.glob("docs/*.md"), *generate.ROOT.glob("services/*/README.md")]
-)
+_FOLDERS = ("", "docs/", "docs/decisions/", "compose/", "kernels/", "services/*/", "shared/baton/worker/")
+PAGES = sorted(page for folder in _FOLDERS for page in generate.ROOT.glob(f"{folder}*.md"))
 LINK = re.compile(r"\[[^\]]*\]\((?!https?://)([^)#]*)(?:#([^)]*))?\)")
 COMMAND = re.compile(r"(?:^|`|\$ )baton ([a-z-]+(?: [a-z]+)?)((?: [^`\n#]*)?)", re.MULTILINE)
 
@@ -21,6 +21,28 @@ COMMAND = re.compile(r"(?:^|`|\$ )baton ([a-z-]+(?: [a-z]+)?)((?: [^`\n#]*)?)", 
 def test_what_is_made_from_the_code_is_current() -> None:
     pytest.importorskip("helm_python", reason="Helm's engine is packaged for Linux on x86-64 only")
     assert [str(path.relative_to(generate.ROOT)) for path in generate.stale()] == [], "run `make docs`"
+
+
+def test_every_field_of_the_api_is_described() -> None:
+    unsaid = [f"{model}.{name}" for model, name in api_tables.described_fields() if not api_tables.words(model, name)]
+    assert unsaid == [], "say what they mean in docs/api_words.py"
+
+
+def test_no_field_is_described_that_is_not_there() -> None:
+    fields = list(api_tables.described_fields())
+    known = {name for _, name in fields} | {f"{model}.{name}" for model, name in fields}
+    assert sorted(WORDS.keys() - known) == []
+
+
+WRAPPED = [page for page in PAGES if page.name != "CHANGELOG.md"]
+
+
+@pytest.mark.parametrize("page", WRAPPED, ids=lambda page: str(page.relative_to(generate.ROOT)))
+def test_lines_are_wrapped(page: Path) -> None:
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    prose = re.sub(r"!?\[[^\]]*\]\([^)]*\)|`[^`\n]*`", "", prose)  # what cannot be broken
+    no_prose = ("|", "<!--", "    ")
+    assert [line for line in prose.splitlines() if len(line) > 120 and not line.startswith(no_prose)] == []
 
 
 def anchors(page: Path) -> set[str]:

@@ -1,0 +1,149 @@
+"""Tables of the API: routes, fields of bodies, what is refused, all from the models that check requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import cache
+from typing import Any
+
+from docs.api_words import WORDS
+from docs.markdown import rows
+
+from baton.config import demo_model_path
+from baton.requests.refusals import UNSERVED
+from baton.requests.sampling import Ignored
+from baton.router.app import create_app
+from baton.router.config import RouterConfig
+from baton.router.openapi_file import openapi_document
+
+REQUESTS = ("ChatRequest", "CompletionRequest", "TokenizeRequest", "DetokenizeRequest")
+_IGNORED = Ignored.model_fields.keys()
+
+
+def routes_table() -> str:
+    """Return every route with its methods and what it is for."""
+    paths = _document()["paths"]
+    lines = [
+        (f"`{method.upper()} {path}`", operation.get("summary", ""), "yes" if operation.get("security") else "")
+        for path, operations in sorted(paths.items())
+        for method, operation in operations.items()
+    ]
+    return rows(("route", "", "needs a key, where keys are set"), lines)
+
+
+def bodies() -> str:
+    """Return a table of fields for each request, and for each object in one."""
+    schemas = _document()["components"]["schemas"]
+    chat, completions, *others = (schemas[name] for name in REQUESTS)
+    shared = {n: f for n, f in chat["properties"].items() if completions["properties"].get(n) == f}
+    ignored = {name: field for name, field in shared.items() if name in _IGNORED}
+    named = ", ".join(f"`{name}`" for name in sorted(ignored))
+    sections = [
+        ("Chat: `POST /v1/chat/completions`", _fields(chat, without=shared)),
+        ("Completions: `POST /v1/completions`", _fields(completions, without=shared)),
+        ("Of both", _fields({**chat, "title": "", "properties": shared}, without=ignored)),
+        ("Taken without effect", f"OpenAI's fields that ask for nothing which could fail to be done: {named}."),
+        *zip(("`POST /tokenize`", "`POST /detokenize`"), map(_fields, others), strict=True),
+        *((name, _about(schemas[name]) + _fields(schemas[name])) for name in _inner(schemas)),
+    ]
+    return "\n\n".join(f"### {title}\n\n{text}" for title, text in sections)
+
+
+def refused_table() -> str:
+    """Return the fields that are known and not served, with the reason."""
+    return rows(("field", "why it is refused"), ((f"`{name}`", reason) for name, reason in sorted(UNSERVED.items())))
+
+
+def described_fields() -> Iterator[tuple[str, str]]:
+    """Return each model and field of the API, as `WORDS` names them."""
+    schemas = _document()["components"]["schemas"]
+    for model in (*REQUESTS, *_inner(schemas)):
+        yield from ((model, name) for name in schemas[model]["properties"] if name not in _IGNORED)
+
+
+def words(model: str, name: str) -> str:
+    """Say what a field means."""
+    return WORDS.get(f"{model}.{name}") or WORDS.get(name, "")
+
+
+@cache
+def _document() -> dict[str, Any]:
+    return openapi_document(create_app(RouterConfig(model=str(demo_model_path()))).app)
+
+
+def _fields(model: dict[str, Any], without: Iterable[str] = ()) -> str:
+    required = model.get("required", ())
+    lines = []
+    for name, field in model["properties"].items():
+        if name not in without:
+            kind = _kind(field) + (", required" if name in required else "")
+            lines.append((f"`{name}`", kind, words(model["title"], name)))
+    return rows(("field", "", ""), lines)
+
+
+def _about(model: dict[str, Any]) -> str:
+    text = model.get("description", "").partition("\n\n")[0]
+    return f"{text}\n\n" if text else ""
+
+
+def _inner(schemas: dict[str, Any]) -> list[str]:
+    """Name the objects inside requests, in the order in which a reader meets them."""
+    found: list[str] = []
+    for name in REQUESTS:
+        _collect(schemas, schemas[name], found)
+    return found
+
+
+def _collect(schemas: dict[str, Any], part: Any, found: list[str]) -> None:
+    if isinstance(part, list):
+        for each in part:
+            _collect(schemas, each, found)
+    elif isinstance(part, dict):
+        name = str(part.get("$ref", "")).rpartition("/")[2]
+        if name and name not in found:
+            found.append(name)
+            _collect(schemas, schemas[name], found)
+        for each in part.values():
+            _collect(schemas, each, found)
+
+
+def _kind(field: dict[str, Any]) -> str:
+    """Say a JSON schema in words; null is left out, since everywhere it is the same as leaving the field out."""
+    if "$ref" in field:
+        name = field["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if branches := field.get("anyOf") or field.get("oneOf"):
+        return " or ".join(dict.fromkeys(_kind(each) for each in branches if each.get("type") != "null")) or "null"
+    if "enum" in field or "const" in field:
+        values = field.get("enum") or [field["const"]]
+        return ", ".join(f"`{value}`" for value in values if value is not None)
+    kind = field.get("type", "anything")
+    if kind == "array":
+        return f"list of {_kind(field.get('items', {}))}{_most(field, 'Items')}"
+    return f"{kind}{_range(field)}{_most(field, 'Length')}{_most(field, 'Properties')}"
+
+
+def _range(field: dict[str, Any]) -> str:
+    lowest, highest = field.get("minimum"), field.get("maximum")
+    above, below = field.get("exclusiveMinimum"), field.get("exclusiveMaximum")
+    parts = [
+        *([f"from {_number(lowest)}"] if lowest is not None else []),
+        *([f"above {_number(above)}"] if above is not None else []),
+        *([f"to {_number(highest)}"] if highest is not None else []),
+        *([f"below {_number(below)}"] if below is not None else []),
+    ]
+    return f" {' '.join(parts)}" if parts else ""
+
+
+_POWERS = {2**31 - 1: "2^31 - 1", -(2**31): "-2^31", 2**63 - 1: "2^63 - 1", -(2**63): "-2^63"}
+
+
+def _number(value: float) -> str:
+    return _POWERS.get(int(value), f"{value:g}") if float(value).is_integer() else f"{value:g}"
+
+
+def _most(field: dict[str, Any], what: str) -> str:
+    """Say how long something may be."""
+    unit = {"Items": "", "Length": " characters", "Properties": " entries"}[what]
+    most = field.get(f"max{what}")
+    return f", at most {most:,}{unit}" if most is not None else ""

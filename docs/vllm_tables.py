@@ -1,0 +1,30 @@
+"""vLLM's names, and what each is here, from the table in the code."""
+
+from __future__ import annotations
+
+from docs.markdown import rows
+
+from baton.vllm_names import ARGUMENTS, EMPTY, FLAGS, METHODS, SAMPLING, Name
+
+
+def vllm_table(name: str) -> str:
+    """Return a table of vLLM's names: each sentence of the table in the code, with its names."""
+    table = {"flags": FLAGS, "arguments": ARGUMENTS, "sampling": SAMPLING, "methods": METHODS}[name]
+    said: dict[str, tuple[list[str], list[str]]] = {}
+    for each in table.values():
+        if name == "arguments" and FLAGS.get(each.name) == each:
+            continue  # it stands in the table of flags
+        if each.kind == "taken" and each.ours == each.name:
+            says = "Taken, under the same name."
+        else:
+            says = f"Taken, as `{each.ours}`." if each.kind == "taken" else each.says
+        neutral, refused = said.setdefault(says, ([], []))
+        (refused if each.kind == "refused" else neutral).append(_shown(name, each))
+    lines = [(says, ", ".join(neutral), ", ".join(refused)) for says, (neutral, refused) in said.items()]
+    return rows(("here", "taken", "refused, unless"), lines)
+
+
+def _shown(table: str, name: Name) -> str:
+    shown = f"--{name.name.replace('_', '-')}" if table == "flags" else name.name
+    values = sorted(name.values - EMPTY)
+    return f"`{shown}`" + (f" ({' or '.join(values)})" if values and name.kind == "refused" else "")
