@@ -98,9 +98,45 @@ class Tokenizer:
         stream = self.new_stream((), skip_special_tokens=skip_special_tokens)
         return "".join(map(stream.push, token_ids)) + stream.flush()
 
+    def decode_with_offsets(self, token_ids: Iterable[int]) -> tuple[str, list[int]]:
+        """Return the text of token ids, special tokens included, and how many characters stand before each token's."""
+        stream = self.new_stream((), skip_special_tokens=False)
+        texts, offsets, offset = [], [], 0
+        for token_id in token_ids:
+            offsets.append(offset)
+            texts.append(stream.push(token_id))
+            offset += len(texts[-1])
+        return "".join(texts) + stream.flush(), offsets
+
+    def offsets(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Return where in `text` each of its tokens begins; one that the tokenizer adds stands where it is added."""
+        begins, end = [], 0
+        for token_begin, token_end in self._backend.encode_batch([text], add_special_tokens=add_special_tokens)[
+            0
+        ].offsets:
+            # a token's span may leave out its space; those of a character's parts are all the character's
+            begins.append(min(token_begin, end) if token_end > token_begin else end)
+            end = max(end, token_end)
+        return begins
+
+    def token(self, token_id: int) -> str:
+        """Return a token as the vocabulary writes it; empty where it has none of this id."""
+        return self._backend.id_to_token(token_id) or ""
+
     def token_text(self, token_id: int) -> str:
-        """Return one token as text, special tokens included, as logprobs show it."""
-        return self.decode([token_id], skip_special_tokens=False)
+        """Return what a token adds to a text, special tokens included, as log-probabilities name it.
+
+        A part of a character is named by its bytes, in OpenAI's way; an id that has no text by its number.
+        """
+        piece = self._all[token_id]
+        if isinstance(piece, bytes):
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
+        return piece or unnamed(token_id)
+
+    def token_bytes(self, token_id: int, *, skip_special_tokens: bool = True) -> bytes:
+        """Return the bytes that a token adds to a text."""
+        piece = (self._shown if skip_special_tokens else self._all)[token_id]
+        return piece.encode() if isinstance(piece, str) else piece
 
     def render_chat(
         self,
@@ -298,6 +334,11 @@ class AnswerText:
         if stop is None and finish_reason is not None:
             text += stops.flush()
         return text, stop
+
+
+def unnamed(token_id: int) -> str:
+    """Name a token by its number, as vLLM does, where its text does not tell it from others."""
+    return f"token_id:{token_id}"
 
 
 def bad_words_ids(tokenizer: Tokenizer, words: Iterable[str]) -> tuple[tuple[int, ...], ...]:

@@ -165,6 +165,32 @@ def test_echo_gives_the_prompt_with_its_scores(client: openai.OpenAI, serving: C
     assert values == [None, -0.5, -0.5, -0.5]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "prompt", ["Hi <|end|> there", "日本語 \N{GRINNING FACE} \N{REPLACEMENT CHARACTER}", [7, 1, 60, 0, 133]]
+)
+def test_echo_is_the_prompt_as_it_was_sent_and_offsets_are_places_in_it(
+    client: openai.OpenAI, serving: Cluster, prompt: Any, stream: bool
+) -> None:
+    answer: Any = client.completions.create(
+        model="tiny", prompt=prompt, max_tokens=3, echo=True, logprobs=0, stream=stream
+    )
+    choices = [chunk.choices[0] for chunk in answer] if stream else [answer.choices[0]]
+    text = "".join(choice.text for choice in choices)
+    tables = [choice.logprobs for choice in choices if choice.logprobs]
+    tokens = [token for table in tables for token in table.tokens]
+    offsets = [offset for table in tables for offset in table.text_offset]
+    tokenizer = serving.state.tokenizer
+    sent = tokenizer.decode(prompt, skip_special_tokens=False) if isinstance(prompt, list) else prompt
+    prompt_ids = prompt if isinstance(prompt, list) else tokenizer.encode(prompt)
+    assert text == sent + answer_to(serving, prompt_ids, 3)
+    assert len(tokens) == len(prompt_ids) + 3
+    assert all(
+        token.startswith("bytes:") or text.startswith(token, at) for token, at in zip(tokens, offsets, strict=True)
+    )
+    assert offsets[len(prompt_ids)] == len(sent)
+
+
 def test_scoring_a_prompt_counts_no_completion(client: openai.OpenAI) -> None:
     answer = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=0, echo=True)
     assert answer.usage is not None
@@ -262,6 +288,9 @@ def test_text_is_tokenized_and_back(serving: Cluster) -> None:
         assert tokens["count"] == len(tokens["tokens"]) == len(tokens["token_strs"])
         assert tokens["max_model_len"] == 2048
         assert http.post("/detokenize", json={"tokens": tokens["tokens"]}).json() == {"prompt": "hello wörld"}
+        assert tokens["token_strs"][-4:] == ["Ã", "¶", "r", "ld"]
+        special = http.post("/tokenize", json={"prompt": "a<|end|>"}).json()["tokens"]
+        assert http.post("/detokenize", json={"tokens": special}).json() == {"prompt": "a<|end|>"}
         chat = http.post("/tokenize", json={"messages": MESSAGES}).json()
         assert chat["tokens"] == serving.state.tokenizer.render_chat(MESSAGES)
         assert http.post("/detokenize", json={"tokens": [10**6]}).status_code == 400

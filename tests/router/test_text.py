@@ -1,5 +1,6 @@
 """Tokenizer and chat template without `transformers`: the same ids and texts as it gives."""
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,12 @@ from typing import Any
 import huggingface_hub
 import pytest
 
+from baton.config import demo_model_path
 from baton.errors import InvalidRequest, ModelLoadError
 from baton.protocol import SamplingParams
+from baton.requests.chat import ChatRequest
+from baton.router.config import RouterConfig
+from baton.router.text_pool import TextPool
 from baton.text import AnswerText, Tokenizer
 
 from .tokenizer_folder import make_tokenizer_folder
@@ -125,3 +130,19 @@ def test_loading_a_tokenizer_loads_no_torch(tmp_path: Path) -> None:
         "bad = {'torch', 'triton', 'transformers'} & set(sys.modules); sys.exit(str(bad) if bad else 0)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_chat_has_the_tokenizers_own_special_tokens_only_where_they_are_asked_for() -> None:
+    tokenizer = Tokenizer(demo_model_path())
+
+    async def render() -> list[list[int]]:
+        pool = TextPool(tokenizer, RouterConfig())
+        shown = ChatRequest.model_validate({"messages": [{"role": "user", "content": "hi"}]}).for_template()
+        try:
+            return [await pool.render_chat(add_special_tokens=add, **shown) for add in (False, True)]
+        finally:
+            await pool.close()
+
+    without, with_them = asyncio.run(render())
+    assert with_them == [*tokenizer.encode(""), *without]
+    assert len(with_them) == len(without) + 1

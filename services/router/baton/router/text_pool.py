@@ -38,8 +38,6 @@ class TextPool:
         self._all = [_Renderer() for _ in range(2)]
         for renderer in self._all:
             self._renderers.put_nowait(renderer)
-        self.token_text = functools.cache(tokenizer.token_text)
-        """One token as text, as log-probabilities show it."""
 
     async def start(self) -> None:
         """Start the first renderer, so that the first request does not wait for it."""
@@ -58,8 +56,10 @@ class TextPool:
         work = functools.partial(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
         return work() if len(text) <= _INLINE_LEN else await self.run(work)
 
-    async def render_chat(self, **shown: Any) -> list[int]:
+    async def render_chat(self, *, add_special_tokens: bool = False, **shown: Any) -> list[int]:
         """Render a conversation, as `for_template` of its request returns it, by the model's template; and encode it.
+
+        With `add_special_tokens` the tokenizer adds its own, beside those that the template writes.
 
         Raises:
             InvalidRequest: no template, one that refuses these messages, or one that takes too long or too much.
@@ -89,7 +89,7 @@ class TextPool:
             raise InvalidRequest(
                 f"messages cannot be rendered by this model's chat template: {answer['error']}.", field="messages"
             )
-        return await self.encode(answer["text"], add_special_tokens=False)
+        return await self.encode(answer["text"], add_special_tokens=add_special_tokens)
 
 
 class _Renderer:

@@ -10,10 +10,17 @@ from baton.errors import BatonError
 from baton.messages import Token, TokenLogprobs
 from baton.requests.chat import ChatRequest
 from baton.requests.completions import CompletionRequest
-from baton.router.openai.logprobs import TokenText, chat_logprob, completion_logprobs, prompt_logprobs_table
+from baton.router.openai.logprobs import (
+    CompletionLogprobs,
+    Echo,
+    chat_logprob,
+    completion_logprobs,
+    prompt_logprobs_table,
+)
 from baton.router.openai.open_request import Tally
 from baton.router.openai.parts import CallArguments, CallBegins, Part, Reasoning
 from baton.router.sink import Usage
+from baton.text import Tokenizer
 
 
 class Collected:
@@ -95,8 +102,9 @@ class CollectSink:
         self._on_failed()
 
 
-def chat_choice(request: ChatRequest, index: int, choice: Collected, token_text: TokenText) -> dict[str, Any]:
-    rows = [chat_logprob(row, token_text) for row in choice.logprobs if row is not None]
+def chat_choice(request: ChatRequest, index: int, choice: Collected, tokenizer: Tokenizer) -> dict[str, Any]:
+    skips = request.skip_special_tokens is not False
+    rows = [chat_logprob(row, tokenizer, skips_special=skips) for row in choice.logprobs if row is not None]
     entry = {
         "index": index,
         "message": choice.message(),
@@ -114,18 +122,24 @@ def completion_choice(
     index: int,
     choice: Collected,
     sink: CollectSink,
-    token_text: TokenText,
+    tokenizer: Tokenizer,
     prompt_ids: list[int],
-    echo: str | None,
+    echo: Echo | None,
 ) -> dict[str, Any]:
     """Return a prompt's choice, after the prompt's text if that is echoed."""
     text, token_ids, rows = "".join(choice.text), choice.token_ids, choice.logprobs
     if request.answers_nothing:
         text, token_ids, rows = "", [], []
+    scores = None
+    if request.logprobs is not None:
+        skips = request.skip_special_tokens is not False
+        scores = CompletionLogprobs(tokenizer, prompt_ids, echo, skips_special=skips).table(token_ids, rows)
     if echo is not None:
-        text, token_ids = echo + text, prompt_ids + token_ids
-        rows = (sink.prompt_logprobs or [None] * len(prompt_ids)) + rows
-    scores = None if request.logprobs is None else completion_logprobs(rows, token_text, 0, token_ids)
+        text = echo.text + text
+        if scores is not None:
+            prompt_rows = sink.prompt_logprobs or [None] * len(prompt_ids)
+            first = completion_logprobs(prompt_ids, prompt_rows, echo.offsets, tokenizer)
+            scores = {name: values + scores[name] for name, values in first.items()}
     entry = {
         "index": index,
         "text": text,
@@ -134,7 +148,7 @@ def completion_choice(
         "stop_reason": choice.stop_reason,
     }
     if request.prompt_logprobs is not None:
-        entry["prompt_logprobs"] = prompt_logprobs_table(sink.prompt_logprobs, token_text)
+        entry["prompt_logprobs"] = prompt_logprobs_table(sink.prompt_logprobs, tokenizer)
     if request.return_token_ids:
         entry["token_ids"], entry["prompt_token_ids"] = choice.token_ids, prompt_ids
     return entry

@@ -34,13 +34,12 @@ def chat_routes(router: RouterState) -> APIRouter:
         params = request.sampling_params()
         began = time.monotonic()
         shown = request.for_template()
-        prompt = Prompt(await router.text.render_chat(**shown))
+        prompt = Prompt(await router.text.render_chat(add_special_tokens=bool(request.add_special_tokens), **shown))
         router.metrics.phase_seconds.observe("tokenize", time.monotonic() - began)
 
         opened = OpenRequest(router, request, params, [prompt], caller)
         one_call = request.parallel_tool_calls is False
         new_parser = new_parser_of("hermes", one_call=one_call) if shown["tools"] else None
-        token_text = router.text.token_text
         frame = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "object": "chat.completion.chunk" if request.stream else "chat.completion",
@@ -49,17 +48,17 @@ def chat_routes(router: RouterState) -> APIRouter:
         }
         if request.stream:
             stream = router.streams.open(opened.cancel)
-            events = AnswerEvents(request, frame, stream, opened.tally, token_text, opened.cancel)
+            events = AnswerEvents(request, frame, stream, opened.tally, router.tokenizer, opened.cancel)
             stream.headers.update(await opened.start([ChatEvents(events, prompt.token_ids)], new_parser))
             return stream
 
         sink = CollectSink(params.n, opened.tally, opened.done, opened.cancel)
         headers = await opened.start([sink], new_parser)
         await opened.wait(http)
-        choices = [chat_choice(request, i, choice, token_text) for i, choice in enumerate(sink.choices)]
+        choices = [chat_choice(request, i, choice, router.tokenizer) for i, choice in enumerate(sink.choices)]
         body: dict[str, Any] = frame | {"choices": choices, "usage": opened.tally.usage()}
         if request.prompt_logprobs is not None:
-            body["prompt_logprobs"] = prompt_logprobs_table(sink.prompt_logprobs, token_text)
+            body["prompt_logprobs"] = prompt_logprobs_table(sink.prompt_logprobs, router.tokenizer)
         if request.return_token_ids:
             body["prompt_token_ids"] = prompt.token_ids
         return JSON(body, headers=headers)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 import uuid
+from functools import partial
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -15,6 +17,7 @@ from baton.router.http_request import read_request
 from baton.router.json_answers import JSON
 from baton.router.openai.bodies import CollectSink, completion_choice
 from baton.router.openai.events import AnswerEvents, CompletionEvents
+from baton.router.openai.logprobs import Echo
 from baton.router.openai.models import check_model
 from baton.router.openai.open_request import OpenRequest
 from baton.router.openapi_file import operation
@@ -38,8 +41,11 @@ def completion_routes(router: RouterState) -> APIRouter:
         router.metrics.phase_seconds.observe("tokenize", time.monotonic() - began)
 
         opened = OpenRequest(router, request, params, prompts, caller)
-        token_text = router.text.token_text
-        echoes = [router.tokenizer.decode(prompt.token_ids) if request.echo else None for prompt in prompts]
+        tokenizer = router.tokenizer
+        echoes = [
+            await _echo(router, request, given, prompt) if request.echo else None
+            for given, prompt in zip(request.prompt, prompts, strict=True)
+        ]
         frame = {
             "id": f"cmpl-{uuid.uuid4().hex}",
             "object": "text_completion",
@@ -48,7 +54,7 @@ def completion_routes(router: RouterState) -> APIRouter:
         }
         if request.stream:
             stream = router.streams.open(opened.cancel)
-            events = AnswerEvents(request, frame, stream, opened.tally, token_text, opened.cancel)
+            events = AnswerEvents(request, frame, stream, opened.tally, tokenizer, opened.cancel)
             sinks = [
                 CompletionEvents(events, request, prompt.token_ids, offset=i * params.n, echo=echoes[i])
                 for i, prompt in enumerate(prompts)
@@ -60,10 +66,22 @@ def completion_routes(router: RouterState) -> APIRouter:
         headers = await opened.start(collectors)
         await opened.wait(http)
         choices = [
-            completion_choice(request, i * params.n + j, choice, collector, token_text, prompts[i].token_ids, echoes[i])
+            completion_choice(request, i * params.n + j, choice, collector, tokenizer, prompts[i].token_ids, echoes[i])
             for i, collector in enumerate(collectors)
             for j, choice in enumerate(collector.choices)
         ]
         return JSON(frame | {"choices": choices, "usage": opened.tally.usage()}, headers=headers)
 
     return routes
+
+
+async def _echo(router: RouterState, request: CompletionRequest, given: Any, prompt: Prompt) -> Echo:
+    """Give a prompt back as it was sent: a text as it is, token ids as text with their special tokens."""
+    tokenizer, run = router.tokenizer, router.text.run
+    if isinstance(given, list):
+        text, offsets = await run(tokenizer.decode_with_offsets, prompt.token_ids)
+        return Echo(text, offsets)
+    if request.logprobs is None:
+        return Echo(given)
+    add = request.add_special_tokens is not False
+    return Echo(given, await run(partial(tokenizer.offsets, given, add_special_tokens=add)))

@@ -16,10 +16,11 @@ from baton.messages import Token
 from baton.requests.chat import ChatRequest
 from baton.requests.completions import CompletionRequest
 from baton.router.event_stream import EventStream
-from baton.router.openai.logprobs import TokenText, chat_logprob, completion_logprobs
+from baton.router.openai.logprobs import CompletionLogprobs, Echo, chat_logprob, completion_logprobs
 from baton.router.openai.open_request import Tally
 from baton.router.openai.parts import CallArguments, CallBegins, Part, Reasoning
 from baton.router.sink import Usage
+from baton.text import Tokenizer
 
 _DONE = b"data: [DONE]\n\n"
 
@@ -33,13 +34,14 @@ class AnswerEvents:
         frame: Mapping[str, Any],
         stream: EventStream,
         tally: Tally,
-        token_text: TokenText,
+        tokenizer: Tokenizer,
         on_failed: Callable[[], None],
     ) -> None:
         """Write `frame`, the fields that all events share, before their choices."""
         self.head = b"data: " + orjson.dumps(frame)[:-1] + b',"choices":['
         self.push = stream.push
-        self.token_text = token_text
+        self.tokenizer = tokenizer
+        self.skips_special = request.skip_special_tokens is not False
         options = request.stream_options
         self._with_usage = bool(options and options.include_usage)
         in_each = self._with_usage and options and options.continuous_usage_stats
@@ -122,7 +124,8 @@ class ChatEvents:
         answer = self._answer
         scores, ids = b"null", b""
         if token.logprobs is not None and answer.with_logprobs:
-            scores = orjson.dumps({"content": [chat_logprob(token.logprobs, answer.token_text)]})
+            row = chat_logprob(token.logprobs, answer.tokenizer, skips_special=answer.skips_special)
+            scores = orjson.dumps({"content": [row]})
         if answer.with_token_ids:
             ids = b',"token_ids":[%d]' % token.token_id
         is_due = answer.with_logprobs or answer.with_token_ids
@@ -155,12 +158,12 @@ class CompletionEvents:
     """A sink: one prompt's choices as streamed events of text_completion."""
 
     __slots__ = (
-        *("_answer", "_echo", "_echo_scores", "_heads", "_hides_answer", "_is_plain", "_lens", "_offset", "_plain_end"),
-        *("_prompt_ids", "_push", "_running", "end", "fail"),
+        *("_answer", "_echo", "_echo_scores", "_heads", "_hides_answer", "_is_plain", "_offset", "_plain_end"),
+        *("_prompt_ids", "_push", "_running", "_scores", "end", "fail"),
     )
 
     def __init__(
-        self, answer: AnswerEvents, request: CompletionRequest, prompt_ids: list[int], *, offset: int, echo: str | None
+        self, answer: AnswerEvents, request: CompletionRequest, prompt_ids: list[int], *, offset: int, echo: Echo | None
     ) -> None:
         """Number the choices from `offset` on; `echo` is the prompt's text, where it stands before the answers."""
         self._answer = answer
@@ -170,8 +173,8 @@ class CompletionEvents:
         self._echo_scores: dict[str, Any] | None = None
         self._hides_answer = request.answers_nothing
         self._heads: dict[int, bytes] = {}
-        self._lens: dict[int, int] = {}
-        """Characters of each choice so far, for the offsets in its log-probabilities."""
+        self._scores: dict[int, CompletionLogprobs] = {}
+        """By choice, if they are asked for."""
         self._push = answer.push
         self._running = answer.running
         self._is_plain = answer.is_plain and not self._hides_answer
@@ -195,22 +198,27 @@ class CompletionEvents:
         elif not self._hides_answer and (shown or self._answer.with_logprobs or self._answer.with_token_ids):
             table = None
             if token.logprobs is not None and self._answer.with_logprobs:
-                offset = self._lens.get(choice, 0)
-                table = completion_logprobs([token.logprobs], self._answer.token_text, offset)
-                self._lens[choice] = offset + len(table["tokens"][0])
+                table = self._scores_of(choice).table([token.token_id], [token.logprobs])
             self._write(choice, shown, table, [token.token_id])
         if finish_reason is not None:
             ended = "length" if self._hides_answer else finish_reason
             rest = b'"finish_reason":"%b","stop_reason":%b}' % (ended.encode(), orjson.dumps(stop_reason))
             self._push(head + b'"","logprobs":null,' + rest + self._answer.tail())
 
-    def _write_echo(self, choice: int, text: str, token: Token) -> None:
+    def _scores_of(self, choice: int) -> CompletionLogprobs:
+        if choice not in self._scores:
+            answer = self._answer
+            self._scores[choice] = CompletionLogprobs(
+                answer.tokenizer, self._prompt_ids, self._echo, skips_special=answer.skips_special
+            )
+        return self._scores[choice]
+
+    def _write_echo(self, choice: int, echo: Echo, token: Token) -> None:
         """Write the prompt; its scores come with choice 0's first token."""
-        answer = self._answer
-        if answer.with_logprobs and self._echo_scores is None and token.prompt_logprobs is not None:
-            self._echo_scores = completion_logprobs(token.prompt_logprobs, answer.token_text, 0, self._prompt_ids)
-        self._lens[choice] = len(text)
-        self._write(choice, text, self._echo_scores, self._prompt_ids)
+        answer, rows = self._answer, token.prompt_logprobs
+        if answer.with_logprobs and self._echo_scores is None and rows is not None:
+            self._echo_scores = completion_logprobs(self._prompt_ids, rows, echo.offsets, answer.tokenizer)
+        self._write(choice, echo.text, self._echo_scores, self._prompt_ids)
 
     def _write(self, choice: int, text: str, logprobs: dict[str, Any] | None, token_ids: list[int]) -> None:
         ids = b',"token_ids":' + orjson.dumps(token_ids) if self._answer.with_token_ids else b""

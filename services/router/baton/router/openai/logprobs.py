@@ -1,64 +1,102 @@
-"""Log-probabilities in the three forms that clients know."""
+"""Log-probabilities in the three forms that clients know. A token's text and bytes are what it adds to the text."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from baton.messages import TokenLogprobs
+from baton.text import Tokenizer, unnamed
 
-TokenText = Callable[[int], str]
 _MIN_LOGPROB = -9999.0
 """JSON has no infinity."""
 
 
-def chat_logprob(row: TokenLogprobs, token_text: TokenText) -> dict[str, Any]:
-    """Return one position in the form of chat completions."""
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """A prompt as it stands before its answers."""
+
+    text: str
+    offsets: Sequence[int] = ()
+    """Where each token of the prompt begins in it; empty where nobody asks."""
+
+
+def chat_logprob(row: TokenLogprobs, tokenizer: Tokenizer, *, skips_special: bool) -> dict[str, Any]:
+    """Return one position in the form of chat completions; special tokens that are not shown have no bytes."""
     entries = [
-        {"token": text, "logprob": max(value, _MIN_LOGPROB), "bytes": list(text.encode())}
-        for text, value in zip(map(token_text, row.token_ids), row.logprobs, strict=True)
+        {
+            "token": name,
+            "logprob": max(value, _MIN_LOGPROB),
+            "bytes": list(tokenizer.token_bytes(token_id, skip_special_tokens=skips_special)),
+        }
+        for token_id, name, value in zip(row.token_ids, _names(row, tokenizer), row.logprobs, strict=True)
     ]
     return entries[0] | {"top_logprobs": entries[1:]}
 
 
-def completion_logprobs(
-    rows: Sequence[TokenLogprobs | None], token_text: TokenText, offset: int, token_ids: Sequence[int] = ()
-) -> dict[str, Any]:
-    """Return positions in the form of completions; a position without scores (a prompt's first) has null.
+class CompletionLogprobs:
+    """One choice's positions in the form of completions, in one table or in one a token."""
 
-    `token_ids` are needed only where rows may be None.
-    """
-    tokens: list[str] = []
-    values: list[float | None] = []
-    tops: list[dict[str, float] | None] = []
-    offsets: list[int] = []
-    for i, row in enumerate(rows):
-        text = token_text(token_ids[i] if row is None else row.token_ids[0])
-        tokens.append(text)
-        offsets.append(offset)
-        offset += len(text)
-        if row is None:
-            values.append(None)
-            tops.append(None)
-            continue
-        scores = [max(value, _MIN_LOGPROB) for value in row.logprobs]
-        values.append(scores[0])
-        top = {token_text(t): s for t, s in zip(row.token_ids[1:], scores[1:], strict=True)}
-        tops.append(top | {text: scores[0]})
-    return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
+    def __init__(
+        self, tokenizer: Tokenizer, prompt_ids: Sequence[int], echo: Echo | None, *, skips_special: bool
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._text = tokenizer.new_stream(prompt_ids, skip_special_tokens=skips_special)
+        self._offset = 0 if echo is None else len(echo.text)
+        """Characters that stand before the next token."""
+
+    def table(self, token_ids: Sequence[int], rows: Sequence[TokenLogprobs | None]) -> dict[str, Any]:
+        """Return the next tokens of the choice. A part of a character stands where the character will."""
+        offsets = []
+        for token_id in token_ids:
+            offsets.append(self._offset)
+            self._offset += len(self._text.push(token_id))
+        return completion_logprobs(token_ids, rows, offsets, self._tokenizer)
+
+
+def completion_logprobs(
+    token_ids: Sequence[int], rows: Sequence[TokenLogprobs | None], offsets: Sequence[int], tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """Return positions in the form of completions; one without scores, as a prompt's first, has null."""
+    names = [
+        [tokenizer.token_text(token_id)] if row is None else _names(row, tokenizer)
+        for token_id, row in zip(token_ids, rows, strict=True)
+    ]
+    scores = [None if row is None else [max(value, _MIN_LOGPROB) for value in row.logprobs] for row in rows]
+    return {
+        "tokens": [each[0] for each in names],
+        "token_logprobs": [None if each is None else each[0] for each in scores],
+        "top_logprobs": [
+            None if s is None else dict(zip(n[1:], s[1:], strict=True)) | {n[0]: s[0]}
+            for n, s in zip(names, scores, strict=True)
+        ],
+        "text_offset": list(offsets),
+    }
+
+
+def _names(row: TokenLogprobs, tokenizer: Tokenizer) -> list[str]:
+    """Name each token of a position, two of them never alike."""
+    owners: dict[str, int] = {}
+    names = []
+    for token_id in row.token_ids:
+        text = tokenizer.token_text(token_id)
+        names.append(text if owners.setdefault(text, token_id) == token_id else unnamed(token_id))
+    return names
 
 
 def prompt_logprobs_table(
-    rows: Sequence[TokenLogprobs | None] | None, token_text: TokenText
+    rows: Sequence[TokenLogprobs | None] | None, tokenizer: Tokenizer
 ) -> list[dict[str, Any] | None] | None:
     """Return vLLM's prompt_logprobs: for each token of the prompt, token id to score, rank and text."""
     if rows is None:
         return None
+    name = tokenizer.token_text
     return [
         None
         if row is None
         else {
-            str(token_id): {"logprob": max(value, _MIN_LOGPROB), "rank": rank, "decoded_token": token_text(token_id)}
+            str(token_id): {"logprob": max(value, _MIN_LOGPROB), "rank": rank, "decoded_token": name(token_id)}
             for token_id, value, rank in zip(row.token_ids, row.logprobs, row.ranks, strict=True)
         }
         for row in rows

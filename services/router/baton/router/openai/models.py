@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from fastapi import APIRouter
@@ -41,13 +42,14 @@ def model_routes(router: RouterState) -> APIRouter:
             add = body.add_special_tokens is not False
             token_ids = await router.text.encode(body.prompt or "", add_special_tokens=add)
         else:
-            token_ids = await router.text.render_chat(**body.for_template())
+            add = bool(body.add_special_tokens)  # which templates write themselves
+            token_ids = await router.text.render_chat(add_special_tokens=add, **body.for_template())
         facts = router.dispatcher.last_facts
         answer = {
             "count": len(token_ids),
             "max_model_len": None if facts is None else facts.max_model_len,
             "tokens": token_ids,
-            "token_strs": [router.text.token_text(t) for t in token_ids] if body.return_token_strs else None,
+            "token_strs": [router.tokenizer.token(t) for t in token_ids] if body.return_token_strs else None,
         }
         return JSON(answer)
 
@@ -59,7 +61,8 @@ def model_routes(router: RouterState) -> APIRouter:
         for token_id in body.tokens:
             if token_id >= size:
                 raise refuse("tokens", token_id, f"token ids of this tokenizer are 0 to {size - 1}")
-        return JSON({"prompt": await router.text.run(router.tokenizer.decode, body.tokens)})
+        decode = functools.partial(router.tokenizer.decode, skip_special_tokens=False)
+        return JSON({"prompt": await router.text.run(decode, body.tokens)})
 
     return routes
 
