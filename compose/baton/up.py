@@ -90,6 +90,8 @@ def make_plan(config: UpConfig, engine: EngineConfig, folder: str) -> Plan:
         drain_s=config.drain_s,
         tokenizer=engine.tokenizer,
         revision=engine.revision,
+        chat_template=config.chat_template,
+        chat_template_content_format=config.chat_template_content_format,
         worker=() if redis_url else tuple(controls),  # without Redis the router is told where its workers are
     )
     if config.api_key:

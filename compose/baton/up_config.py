@@ -27,6 +27,12 @@ class UpConfig:
         "auto", "auto: prompts go to prefill workers where that pays; remote: always; local: never"
     )
     served_model_name: tuple[str, ...] = setting((), "names that clients may send; none: the model's")
+    chat_template: str | None = setting(
+        None, "chat template in place of the model's: a file, or the name of another one that the model has"
+    )
+    chat_template_content_format: Literal["auto", "string", "openai"] = setting(
+        "auto", "how content reaches the template; auto: as it reads it; string: as one text; openai: as parts"
+    )
     api_key: tuple[str, ...] = setting((), "keys that clients may send; none: everybody may ask")
     drain_s: float = setting(10.0, "how long open streams may go on after Ctrl-C")
     ask: bool = setting(False, "send one chat request when ready, and print the answer, its route and its times")

@@ -1,36 +1,40 @@
-"""Chat templates: a conversation to the text that the model was trained on. Jinja2's immutable sandbox, nothing else.
+"""Chat templates: a conversation to the text that the model was trained on.
 
-Renders what `transformers` renders, without importing it (it would bring torch along): same environment, same
-filters, same handling of a final message to continue. A sandbox bounds what a template can reach, not how long it
-runs: who renders for strangers does so in a process that can be ended.
+Renders what `transformers` renders, and what a template would lose beside that: content reaches it in the form that it
+reads, and what it leaves out all the same is refused by name. A sandbox bounds what a template can reach, not how long
+it runs: who renders for strangers does so in a process that can be ended.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
+
+from baton.errors import InvalidRequest
+from baton.template_habits import TemplateHabits
+from baton.template_sandbox import plain, template_environment
+from baton.written_json import read_json
+
+ContentFormat = Literal["auto", "string", "openai"]
+"""How content reaches a template: as it reads it, as one text, or as parts."""
 
 _TAG = "CONTINUE_FINAL_MESSAGE_TAG "
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+_THOUGHT_ENDS = "</think>"
 
 
-class TemplateRefused(ValueError):
+class TemplateRefused(InvalidRequest):
     """The template does not take these messages; the text says why."""
 
 
 class ChatTemplate:
     """One compiled template with the special tokens that it may name."""
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+    def __init__(self, source: str, special_tokens: Mapping[str, str], content_format: ContentFormat = "auto") -> None:
         """Compile.
 
         Raises:
@@ -38,10 +42,12 @@ class ChatTemplate:
         """
         self.source = source
         self._special_tokens = dict(special_tokens)
+        self._content_format = content_format
+        self._habits = TemplateHabits(lambda messages, tools: self._write(messages, tools, {}))
         try:
-            self._template = _environment().from_string(source)
+            self._template = template_environment().from_string(source)
         except jinja2.TemplateError as error:
-            raise TemplateRefused(f"the chat template is not valid: {error}") from None
+            raise TemplateRefused(f"The chat template is not valid: {error}.", field="messages") from None
 
     def render(
         self,
@@ -55,101 +61,150 @@ class ChatTemplate:
         """Write a conversation as the model's text.
 
         Raises:
-            TemplateRefused: the template raised, or nothing is there to continue.
+            TemplateRefused: the template raised, or leaves something out, or nothing is there to continue.
         """
-        chat: list[dict[str, Any]] = [_with_reasoning(_plain(message)) for message in messages]
+        if tools and self._habits.drops_tools:
+            raise TemplateRefused(
+                f"tools=a list of {len(tools)} is not valid: this model's chat template has no place for tools. "
+                "Leave them out, or serve with a template that has one (--chat-template).",
+                field="tools",
+            )
+        chat = [self._message(index, message) for index, message in enumerate(messages)]
         final = _mark_final(chat, self.source) if continue_final_message else None
-        try:
-            own = {"messages": chat, "tools": _plain(tools or None), "documents": None}
-            own["add_generation_prompt"] = add_generation_prompt
-            text = self._template.render(self._special_tokens | own | _plain(kwargs))
-        except Exception as error:  # templates raise whatever they like
-            raise TemplateRefused((str(error).strip() or type(error).__name__).splitlines()[0]) from error
+        values = plain(kwargs) | {"add_generation_prompt": add_generation_prompt}
+        shown_tools = plain(tools or None)
+        text = self._write_or_refuse(chat, shown_tools, values)
+        if unseen := list(_unseen(chat, text)):
+            self._check_unseen(unseen, chat, shown_tools, values)
         return text if final is None else _cut_at_mark(text, final)
 
+    def _write(self, chat: list[dict[str, Any]], tools: list[Any] | None, values: dict[str, Any]) -> str:
+        own = {"messages": chat, "tools": tools, "documents": None, "add_generation_prompt": False}
+        return self._template.render(self._special_tokens | own | values)
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    extensions = [_GenerationTag, loopcontrols]
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
-    environment.filters["tojson"] = _tojson
-    environment.globals.update(
-        raise_exception=_raise_exception,
-        strftime_now=lambda form: datetime.now().strftime(form),
-        dict=_TemplateDict(),
-        namespace=_TemplateNamespace,
-    )
-    return environment
+    def _write_or_refuse(self, chat: list[dict[str, Any]], tools: list[Any] | None, values: dict[str, Any]) -> str:
+        try:
+            return self._write(chat, tools, values)
+        except Exception as error:  # templates raise whatever they like
+            raise _cannot((str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")) from error
+
+    def _message(self, index: int, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a message in the form that the template reads.
+
+        Raises:
+            TemplateRefused: it leaves out such messages, or their calls.
+        """
+        message: dict[str, Any] = _with_reasoning(plain(given))
+        role = message.get("role")
+        if not isinstance(role, str):
+            return message
+        message["role"] = self._known_role(role)
+        habit = self._habits.of_role(message["role"])
+        if habit.is_dropped:
+            raise TemplateRefused(
+                f"messages[{index}].role={role!r} is not valid: this model's chat template leaves such messages out. "
+                "Send it under another role, or serve with a template that shows it (--chat-template).",
+                field=f"messages[{index}].role",
+            )
+        calls = message.get("tool_calls")
+        if calls and self._habits.of_calls.are_dropped:
+            raise TemplateRefused(
+                f"messages[{index}].tool_calls is not valid: this model's chat template leaves calls out. "
+                "Leave them out, or serve with a template that shows them (--chat-template).",
+                field=f"messages[{index}].tool_calls",
+            )
+        if calls:
+            message["tool_calls"] = [_with_arguments(call) for call in calls]
+        message["content"] = self._content(message, habit.takes_text, habit.takes_parts)
+        return message
+
+    def _known_role(self, role: str) -> str:
+        """Return system for a developer whom the template does not show: the newer name of the same thing."""
+        if role != "developer":
+            return role
+        habit = self._habits.of_role(role)
+        return role if habit.takes_text or habit.takes_parts else "system"
+
+    def _content(self, message: dict[str, Any], takes_text: bool, takes_parts: bool) -> Any:
+        content = message.get("content")
+        if self._content_format != "auto":
+            takes_text = self._content_format == "string"
+            takes_parts = not takes_text
+        if content is None:
+            return self._habits.of_calls.no_content if message.get("tool_calls") else ""
+        if isinstance(content, str) and takes_parts and not takes_text:
+            return [{"type": "text", "text": content}]
+        if isinstance(content, list) and not takes_parts:
+            texts = [part if isinstance(part, str) else part.get("text") for part in content]
+            return "\n".join(texts) if all(isinstance(text, str) for text in texts) else content
+        return content
+
+    def _check_unseen(self, unseen: list[int], chat: list[dict[str, Any]], tools: Any, values: dict[str, Any]) -> None:
+        """Tell what was left out from what was changed: a mark at the end of a message shows where its text went.
+
+        Raises:
+            TemplateRefused: a message was left out.
+        """
+        marked = [dict(message) for message in chat]
+        marks = {index: f"quartz{index}zebra" for index in unseen}
+        for index, mark in marks.items():
+            marked[index]["content"] = _marked(chat[index]["content"], mark)
+        text = self._write_or_refuse(marked, tools, values)
+        for index, mark in marks.items():
+            if text.count(mark) < len(_texts(chat[index]["content"])):
+                raise TemplateRefused(
+                    f"messages[{index}].content is not valid: this model's chat template leaves it out where it "
+                    "stands. Put its text into a message that is shown, or serve with another template "
+                    "(--chat-template).",
+                    field=f"messages[{index}].content",
+                )
 
 
-class _GenerationTag(Extension):
-    """Let `{% generation %}` pass: it marks text for training and shows nothing."""
+def _unseen(chat: Sequence[Mapping[str, Any]], text: str) -> Iterator[int]:
+    """Give the messages whose text does not stand in the rendered text, where it was looked for in order.
 
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
-
-    def _body(self, caller: Callable[[], str]) -> str:
-        return caller()
-
-
-class _TemplateDict:
-    """`dict` for templates, without the type's attributes."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        return dict(*args, **kwargs)
-
-    def fromkeys(self, *args: Any) -> dict[Any, Any]:
-        return dict.fromkeys(*args)
+    Text beside calls is not looked for: many templates write a call in place of it.
+    """
+    at = 0
+    for index, message in enumerate(chat):
+        if message.get("tool_calls"):
+            continue
+        for piece in _texts(message.get("content")):
+            # what a model thought is cut from earlier answers, as it should be
+            wanted = piece.rpartition(_THOUGHT_ENDS)[2].strip() if message.get("role") == "assistant" else piece.strip()
+            found = text.find(wanted, at)
+            if found >= 0:
+                at = found + len(wanted)
+            elif wanted not in text and json.dumps(wanted, ensure_ascii=False)[1:-1] not in text:
+                yield index
+                break
 
 
-class _TemplateNamespace(Namespace):
-    """A namespace that stores no underscored names, so none of Python's own."""
-
-    def __init__(*args: Any, **kwargs: Any) -> None:  # without a name for itself, so that a template may use any
-        self, *rest = args
-        Namespace.__init__(self)
-        for name, value in dict(*rest, **kwargs).items():
-            self[name] = value
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        if isinstance(name, str) and name.startswith("_"):
-            raise jinja2.exceptions.SecurityError(f"a namespace takes no underscored name, got {name!r}")
-        Namespace.__setitem__(self, name, value)
+def _texts(content: Any) -> list[str]:
+    if isinstance(content, str):
+        return [content]
+    parts = content if isinstance(content, list) else []
+    return [part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)]
 
 
-def _raise_exception(message: str) -> None:
-    raise jinja2.exceptions.TemplateError(message)
+def _marked(content: Any, mark: str) -> Any:
+    if isinstance(content, str):
+        return content + mark
+    return [part | {"text": part["text"] + mark} if _texts([part]) else part for part in content]
 
 
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Jinja's own filter escapes HTML, which models have not seen."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _plain(value: Any) -> Any:
-    """Rebuild a value of plain JSON types: methods of rich objects are nothing for a template."""
-    if value is None or type(value) in (str, int, float, bool):
-        return value
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, Mapping):
-        return {_plain(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        return float(value)
-    return f"<{type(value).__name__}>"
+def _with_arguments(call: Any) -> Any:
+    """Return a call with its arguments as an object, which templates take apart or write as JSON themselves."""
+    function = call.get("function") if isinstance(call, dict) else None
+    arguments = function.get("arguments") if isinstance(function, dict) else None
+    if not isinstance(function, dict) or isinstance(arguments, (dict, list)):
+        return call
+    if not arguments:
+        arguments = {}
+    elif isinstance(arguments, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            arguments = read_json(arguments)
+    return call | {"function": function | {"arguments": arguments}}
 
 
 def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
@@ -162,7 +217,7 @@ def _mark_final(chat: list[dict[str, Any]], source: str) -> str:
     """Mark the end of the last message's text, so that all that the template adds after it can be cut."""
     content = chat[-1].get("content") if chat else None
     if content is None or "content" not in source:
-        raise TemplateRefused("there is no content in the final message to continue")
+        raise _cannot("there is no content in the final message to continue")
     if isinstance(content, str):
         chat[-1]["content"] = content + _TAG
         return content
@@ -171,13 +226,17 @@ def _mark_final(chat: list[dict[str, Any]], source: str) -> str:
             final: str = part["text"]
             part["text"] = final + _TAG
             return final
-    raise TemplateRefused("there is no text in the final message to continue")
+    raise _cannot("there is no text in the final message to continue")
 
 
 def _cut_at_mark(text: str, final: str) -> str:
     at = text.rfind(_TAG.strip())
     if at < 0 or final.strip() not in text:
-        raise TemplateRefused("the chat template does not show the final message as it is, so it cannot be continued")
+        raise _cannot("it does not show the final message as it is, so that cannot be continued")
     if text[at : at + len(_TAG)] == _TAG:
         return text[:at]
     return text[:at].rstrip()  # the template trims messages
+
+
+def _cannot(reason: str) -> TemplateRefused:
+    return TemplateRefused(f"messages cannot be rendered by this model's chat template: {reason}.", field="messages")

@@ -8,7 +8,9 @@ from baton.errors import ModelLoadError
 
 
 def fetch_snapshot(repository: str, revision: str | None, patterns: tuple[str, ...], *, field: str) -> Path:
-    """Fetch the files of a revision that match, top level only; return the folder of its snapshot.
+    """Fetch the files of a revision that match; return the folder of its snapshot.
+
+    A pattern without a folder matches at the top level only.
 
     Args:
         field: the setting that named the repository, for errors.
@@ -19,7 +21,8 @@ def fetch_snapshot(repository: str, revision: str | None, patterns: tuple[str, .
     from huggingface_hub import errors, snapshot_download
 
     name = f"{field}={repository!r}"
-    ignored = ["*/*"]  # `original/` and the like hold copies in other formats
+    # `original/` and the like hold copies in other formats
+    ignored = [f"*/{pattern}" for pattern in patterns if "/" not in pattern]
     try:
         return Path(
             snapshot_download(repository, revision=revision, allow_patterns=list(patterns), ignore_patterns=ignored)

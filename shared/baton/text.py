@@ -14,30 +14,32 @@ from typing import Any, cast
 
 from tokenizers import Tokenizer as HFTokenizer
 
-from baton.chat_template import ChatTemplate, TemplateRefused
+from baton.chat_template import ContentFormat
 from baton.detokenizer import Detokenizer, Pieces
-from baton.errors import InvalidRequest, ModelLoadError, refuse
+from baton.errors import ModelLoadError, refuse
 from baton.hub_snapshot import fetch_snapshot
 from baton.protocol import SamplingParams
+from baton.template_files import TEMPLATE_FILES, ChatTemplates, read_templates
 
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", *TEMPLATE_FILES)
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class Tokenizer:
     """A model's own tokenizer and chat template, without torch and without remote code."""
 
-    def __init__(self, path: str | Path, revision: str | None = None, chat_template: str | None = None) -> None:
-        """Load from a folder or a hub id.
+    def __init__(
+        self,
+        path: str | Path,
+        revision: str | None = None,
+        chat_template: str | None = None,
+        content_format: ContentFormat = "auto",
+    ) -> None:
+        """Load from a folder or a hub id; `chat_template` is a name among the model's own, a file or a template.
 
         Raises:
             ModelLoadError: no tokenizer there, or one that only remote code could load.
+            ConfigError: `chat_template` is none.
         """
         # threads of ours call it; a pool of its own would only take their cores
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -59,11 +61,9 @@ class Tokenizer:
         # fine-tunes often keep their training's cut and padding in tokenizer.json, which would change prompts
         self._backend.no_truncation()
         self._backend.no_padding()
-        if chat_template is not None:
-            templates = {"default": chat_template}
-        self.chat_templates: dict[str, str] = templates
-        """Sources by name: "default", and "tool_use" in some older checkpoints."""
-        self._compiled: dict[str, ChatTemplate] = {}
+        self.chat_templates = ChatTemplates(
+            templates, self.special_tokens, chosen=chat_template, content_format=content_format
+        )
         self._shown = Pieces(self._backend, skip_special_tokens=True)
         self._all = Pieces(self._backend, skip_special_tokens=False)
 
@@ -152,41 +152,19 @@ class Tokenizer:
         Raises:
             InvalidRequest: the model has no template, or the template refuses these messages.
         """
-        source = self.chat_template_source(with_tools=bool(tools))
-        if source is None:
-            raise InvalidRequest(
-                "messages cannot be rendered: this model's tokenizer has no chat template. "
-                "Use generate (or /v1/completions), or give a chat template.",
-                field="messages",
-            )
         if not messages:
             raise refuse("messages", [], "it is empty", "Send at least one message.")
         if add_generation_prompt and continue_final_message:
             limit = "it excludes add_generation_prompt"
             raise refuse("continue_final_message", True, limit, "Set one of the two to false.")
-        try:
-            if source not in self._compiled:
-                self._compiled[source] = ChatTemplate(source, self.special_tokens)
-            text = self._compiled[source].render(
-                messages,
-                tools=tools,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                **template_kwargs,
-            )
-        except TemplateRefused as error:
-            raise InvalidRequest(
-                f"messages cannot be rendered by this model's chat template: {_first_line(error)}", field="messages"
-            ) from error
+        text = self.chat_templates.compiled(with_tools=bool(tools)).render(
+            messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            **template_kwargs,
+        )
         return self.encode(text, add_special_tokens=False)
-
-    def chat_template_source(self, *, with_tools: bool = False) -> str | None:
-        """Return the template that serves; some checkpoints have another one for tools."""
-        if with_tools and "tool_use" in self.chat_templates:
-            return self.chat_templates["tool_use"]
-        if "default" in self.chat_templates or not self.chat_templates:
-            return self.chat_templates.get("default")
-        return next(iter(self.chat_templates.values()))
 
     def new_stream(self, prompt_ids: Sequence[int], *, skip_special_tokens: bool = True) -> Detokenizer:
         """Start the text of one answer, after `prompt_ids`."""
@@ -227,17 +205,8 @@ class _TokenizerFiles:
         return tokens
 
     def chat_templates(self) -> dict[str, str]:
-        """Return the templates by name; a file of its own goes before the entry in tokenizer_config.json."""
-        if "chat_template.jinja" in self.others:
-            return {"default": self.others["chat_template.jinja"].read_text(encoding="utf-8")}
-        source = self._read_json("tokenizer_config.json").get("chat_template")
-        if source is None:
-            source = self._read_json("chat_template.json").get("chat_template")
-        if isinstance(source, str):
-            return {"default": source}
-        if isinstance(source, list):
-            return {entry["name"]: entry["template"] for entry in source}
-        return {}
+        """Return the templates by name."""
+        return read_templates(self.tokenizer.parent, self._read_json("tokenizer_config.json").get("chat_template"))
 
     def _read_json(self, name: str) -> dict[str, Any]:
         if name not in self.others:

@@ -15,7 +15,7 @@ from __future__ import annotations
 TAKEN = """
 model tokenizer revision load_format dtype seed max_model_len block_size gpu_memory_utilization kv_cache_memory_bytes
 num_gpu_blocks_override max_num_batched_tokens max_num_seqs enable_prefix_caching enable_chunked_prefill enforce_eager
-device served_model_name host port api_key config
+device served_model_name host port api_key config chat_template chat_template_content_format
 max_num_queued_reqs>max_num_waiting shutdown_timeout>drain_s
 """
 """Flags of `baton up`, under vLLM's names or as `name>ours`."""
@@ -247,8 +247,6 @@ SERVING = (
         "Templates come from the model's folder or the server's own flag, never from a request.",
         "trust_request_chat_template?",
     ),
-    ("`baton router` has --chat-template.", "chat_template"),
-    ("Content parts reach the template as text.", "chat_template_content_format=auto|string"),
     (
         "generation_config.json holds for `LLM(...)`; on the server, requests say it.",
         "generation_config=auto|vllm override_generation_config",

@@ -392,18 +392,26 @@ def test_bodies_are_bounded_in_size_and_refused_by_name(serving: Cluster) -> Non
             assert answer.json()["error"]["param"] == "x-request-timeout"
 
 
-def test_numbers_too_large_and_nests_too_deep_for_the_template_are_refused(serving: Cluster) -> None:
+def test_no_number_is_too_large_for_the_template(serving: Cluster) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1' + "0" * 5000 + "}"}}
+    messages = [*MESSAGES, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    schema = {"type": "object", "properties": {"a": {"type": "integer", "maximum": 7**40}}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    for body in ({"messages": messages}, {"tools": tools}, {"chat_template_kwargs": {"a": 7**40}}):
+        answer = httpx.post(f"{serving.url}/tokenize", json={"messages": MESSAGES} | body)
+        assert answer.status_code == 200
+        text = serving.state.tokenizer.decode(answer.json()["tokens"], skip_special_tokens=False)
+        assert ("0" * 5000 in text, str(7**40) in text) == ("messages" in body, "tools" in body)
+
+
+def test_nests_too_deep_for_the_template_and_names_not_for_a_request_are_refused(serving: Cluster) -> None:
     nest: Any = {}
     for _ in range(150):
         nest = {"a": nest}
-    for kwargs in ({"a": 10**30}, nest, {"messages": []}, {"bos_token": "x"}):
+    for kwargs in (nest, {"messages": []}, {"bos_token": "x"}):
         body = {"messages": MESSAGES, "chat_template_kwargs": kwargs, "max_tokens": 1}
         answer = httpx.post(f"{serving.url}/v1/chat/completions", json=body)
         assert answer.status_code == 400 or kwargs is nest
-    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1' + "0" * 5000 + "}"}}
-    messages = [*MESSAGES, {"role": "assistant", "content": None, "tool_calls": [call]}]
-    answer = httpx.post(f"{serving.url}/v1/chat/completions", json={"messages": messages, "max_tokens": 1})
-    assert answer.status_code == 200
 
 
 def raw(serving: Cluster, *pieces: bytes, timeout_s: float = 60.0) -> bytes:
@@ -539,6 +547,31 @@ def test_a_template_that_never_ends_is_refused_and_others_go_on(tmp_path: Path) 
             assert refused.status_code == 400
             assert refused.json()["error"]["param"] == "messages"
             assert ask("hello").status_code == 200
+
+
+def test_what_the_template_leaves_out_is_refused_by_name(tmp_path: Path) -> None:
+    template = "{% for m in messages if m.role in ('user', 'system') %}{{ m.role + m.content }}{% endfor %}"
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    with cluster(tmp_path, [{"worker_id": "d0"}], chat_template=template) as made:
+
+        def ask(**body: Any) -> httpx.Response:
+            return httpx.post(f"{made.url}/v1/chat/completions", json={"messages": MESSAGES, "max_tokens": 1} | body)
+
+        for body, field in (
+            ({"tools": tools}, "tools"),
+            ({"messages": [{"role": "function", "name": "f", "content": "x"}]}, "messages[0].role"),
+        ):
+            error = ask(**body).json()["error"]
+            assert error["param"] == field
+            assert field in error["message"]
+        parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+        for messages, shown in (
+            ([{"role": "developer", "content": "Be brief."}], "systemBe brief."),
+            ([{"role": "user", "content": parts}], "userone\ntwo"),
+        ):
+            answer = httpx.post(f"{made.url}/tokenize", json={"messages": messages})
+            assert made.state.tokenizer.decode(answer.json()["tokens"]) == shown
+        assert ask(tools=tools, tool_choice="none").status_code == 200
 
 
 def test_tool_calls_are_told_apart_from_text(tmp_path: Path) -> None:

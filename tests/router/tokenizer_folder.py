@@ -10,7 +10,8 @@ CHAT_TEMPLATE = (
     "{{- bos_token -}}{%- if tools %}{{- '<|system|>' + tools | tojson + '<|end|>' -}}{%- endif -%}"
     "{%- for message in messages -%}{{- '<|' + message.role + '|>' -}}"
     "{%- if message.content is string -%}{{- message.content -}}{%- elif message.content -%}"
-    "{%- for part in message.content -%}{{- part.text -}}{%- endfor -%}{%- endif -%}{{- '<|end|>' -}}{%- endfor -%}"
+    "{%- for part in message.content -%}{{- part.text -}}{%- endfor -%}{%- endif -%}"
+    "{%- for call in message.tool_calls or [] -%}{{- call.function | tojson -}}{%- endfor -%}{{- '<|end|>' -}}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
 )
 _TEXT = ["hello world, this is a small tokenizer for tests", "the quick brown fox jumps over the lazy dog"] * 4

@@ -16,7 +16,7 @@ from baton.models.checkpoint import INDEX, PICKLED, SINGLE, no_safetensors, read
 from baton.models.config import read_spec
 
 # What tells the model and its tokenizer.
-SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
+SMALL_FILES = ("*.json", "*.model", "*.txt", "*.tiktoken", "chat_template.jinja", "additional_chat_templates/*.jinja")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 

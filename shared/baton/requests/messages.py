@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -58,8 +56,8 @@ class Message(Closed):
         return self
 
     def for_template(self) -> dict[str, Any]:
-        """Return the message as templates read it: arguments of calls as objects."""
-        message: dict[str, Any] = {"role": self.role, "content": self.content if self.content is not None else ""}
+        """Return the message as `ChatTemplate` takes it."""
+        message: dict[str, Any] = {"role": self.role, "content": self.content}
         if isinstance(self.content, list):
             message["content"] = [{"type": "text", "text": part.text} for part in self.content]
         for field in ("name", "tool_call_id", "reasoning_content", "reasoning"):
@@ -67,15 +65,6 @@ class Message(Closed):
                 message[field] = getattr(self, field)
         if self.tool_calls:
             message["tool_calls"] = [
-                {"id": call.id, "type": "function", "function": _call_for_template(call.function)}
-                for call in self.tool_calls
+                {"id": call.id, "type": "function", "function": call.function.model_dump()} for call in self.tool_calls
             ]
         return message
-
-
-def _call_for_template(call: FunctionCall) -> dict[str, Any]:
-    arguments: Any = call.arguments
-    if isinstance(arguments, str):
-        with contextlib.suppress(ValueError, RecursionError):
-            arguments = json.loads(arguments)
-    return {"name": call.name, "arguments": arguments}

@@ -20,7 +20,12 @@ class RouterConfig:
     model: str = setting("", "hub id or folder of the model whose tokenizer and chat template serve")
     tokenizer: str | None = setting(None, "hub id or folder of the tokenizer; none: the model's own")
     revision: str | None = setting(None, "branch, tag or commit of a hub model")
-    chat_template: str | None = setting(None, "file with a chat template in place of the model's")
+    chat_template: str | None = setting(
+        None, "chat template in place of the model's: a file, or the name of another one that the model has"
+    )
+    chat_template_content_format: Literal["auto", "string", "openai"] = setting(
+        "auto", "how content reaches the template; auto: as it reads it; string: as one text; openai: as parts"
+    )
     served_model_name: tuple[str, ...] = setting(
         (), "names that clients may send; the first is in answers; none: the model's"
     )

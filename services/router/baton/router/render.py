@@ -1,10 +1,12 @@
 """The process that renders chat templates: a template that never ends, or grows, ends with it.
 
 Reads requests from standard input and answers on standard output, each a length and a msgpack value, until input ends.
+A request that holds numbers beyond 64 bits is JSON.
 """
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 from typing import Any, BinaryIO
@@ -22,7 +24,7 @@ def main() -> None:
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     templates: dict[str, ChatTemplate] = {}
     while (frame := _read_frame(source)) is not None:
-        request = msgspec.msgpack.decode(frame)
+        request = json.loads(frame) if frame.startswith(b"{") else msgspec.msgpack.decode(frame)
         answer = msgspec.msgpack.encode(_answer(request, templates) if request else {})  # None asks: are you there?
         sink.write(len(answer).to_bytes(4, "little") + answer)
         sink.flush()
@@ -40,7 +42,7 @@ def _answer(request: dict[str, Any], templates: dict[str, ChatTemplate]) -> dict
     try:
         source = request["template"]
         if source not in templates:
-            templates[source] = ChatTemplate(source, request["special_tokens"])
+            templates[source] = ChatTemplate(source, request["special_tokens"], request["content_format"])
         text = templates[source].render(
             request["messages"],
             tools=request["tools"],
@@ -49,11 +51,11 @@ def _answer(request: dict[str, Any], templates: dict[str, ChatTemplate]) -> dict
             **request["kwargs"],
         )
     except TemplateRefused as error:
-        return {"error": str(error)}
+        return {"error": str(error), "field": error.field}
     except Exception as error:  # MemoryError among them
-        return {"error": type(error).__name__}
+        return {"reason": type(error).__name__}
     if len(text) > request["max_len"]:
-        return {"error": f"it gives {len(text)} characters, and at most {request['max_len']} are taken"}
+        return {"reason": f"it gives {len(text)} characters, and at most {request['max_len']} are taken"}
     return {"text": text}
 
 

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import time
 import uuid
-from pathlib import Path
 
 from baton.metrics import RouterMetrics
 from baton.registry import Registry
@@ -34,8 +33,9 @@ class RouterState:
         self.config = config
         self.model_names = config.model_names
         self.metrics = RouterMetrics(self.model_names[0])
-        template = None if config.chat_template is None else Path(config.chat_template).read_text(encoding="utf-8")
-        self.tokenizer = Tokenizer(config.tokenizer or config.model, config.revision, template)
+        self.tokenizer = Tokenizer(
+            config.tokenizer or config.model, config.revision, config.chat_template, config.chat_template_content_format
+        )
         if registry is None and config.redis_url is not None:
             registry = Registry(config.redis_url, self.model_names[0], config.redis_password)
         self._registry = registry

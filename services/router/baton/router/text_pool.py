@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +42,7 @@ class TextPool:
 
     async def start(self) -> None:
         """Start the first renderer, so that the first request does not wait for it."""
-        if self.tokenizer.chat_template_source() is not None:
+        if self.tokenizer.chat_templates.sources:
             await self._all[0].ready()
 
     async def close(self) -> None:
@@ -64,32 +65,41 @@ class TextPool:
         Raises:
             InvalidRequest: no template, one that refuses these messages, or one that takes too long or too much.
         """
-        source = self.tokenizer.chat_template_source(with_tools=bool(shown["tools"]))
-        if source is None:
-            raise InvalidRequest(
-                "messages cannot be rendered: this model's tokenizer has no chat template. Use /v1/completions.",
-                field="messages",
-            )
-        limit = self._config.max_rendered_nbytes
-        request = {"template": source, "special_tokens": self.tokenizer.special_tokens, "max_len": limit}
-        try:
-            body = msgspec.msgpack.encode(request | shown)
-        except (OverflowError, RecursionError, TypeError):
-            raise InvalidRequest(
-                "messages cannot be rendered: they (or tools, or chat_template_kwargs) hold a number beyond 64 bits, or "
-                "objects that are nested too deep.",
-                field="messages",
-            ) from None
+        templates = self.tokenizer.chat_templates
+        request = {
+            "template": templates.source(with_tools=bool(shown["tools"])),
+            "special_tokens": templates.special_tokens,
+            "content_format": templates.content_format,
+            "max_len": self._config.max_rendered_nbytes,
+        }
+        body = _frame_of(request | shown)
         renderer = await self._renderers.get()
         try:
             answer = await renderer.render(body, self._config.template_timeout_s)
         finally:
             self._renderers.put_nowait(renderer)
-        if "error" in answer:
+        if "reason" in answer:
             raise InvalidRequest(
-                f"messages cannot be rendered by this model's chat template: {answer['error']}.", field="messages"
+                f"messages cannot be rendered by this model's chat template: {answer['reason']}.", field="messages"
             )
+        if "error" in answer:
+            raise InvalidRequest(answer["error"], field=answer["field"])
         return await self.encode(answer["text"], add_special_tokens=add_special_tokens)
+
+
+def _frame_of(request: dict[str, Any]) -> bytes:
+    """Write a request to a renderer; the faster form takes no number beyond 64 bits, of which a tool's schema may have some."""
+    try:
+        try:
+            return msgspec.msgpack.encode(request)
+        except OverflowError:
+            return json.dumps(request).encode()
+    except (RecursionError, TypeError):
+        raise InvalidRequest(
+            "messages cannot be rendered: they (or tools, or chat_template_kwargs) hold objects that are nested too "
+            "deep.",
+            field="messages",
+        ) from None
 
 
 class _Renderer:
@@ -119,10 +129,10 @@ class _Renderer:
         except TimeoutError:
             _log.warning("template_timeout", timeout_s=timeout_s)
             await self.stop()
-            return {"error": f"it took longer than {timeout_s:g} s"}
+            return {"reason": f"it took longer than {timeout_s:g} s"}
         except (OSError, EOFError, asyncio.IncompleteReadError):
             await self.stop()
-            return {"error": "it needs too much memory"}
+            return {"reason": "it needs too much memory"}
         except asyncio.CancelledError:
             await self.stop()  # its answer would be taken for the next one's
             raise
