@@ -15,7 +15,7 @@ from baton.cli import app
 _FOLDERS = ("", "docs/", "docs/decisions/", "compose/", "kernels/", "services/*/", "shared/baton/worker/")
 PAGES = sorted(page for folder in _FOLDERS for page in generate.ROOT.glob(f"{folder}*.md"))
 LINK = re.compile(r"\[[^\]]*\]\((?!https?://)([^)#]*)(?:#([^)]*))?\)")
-COMMAND = re.compile(r"(?:^|`|\$ )baton ([a-z-]+(?: [a-z]+)?)((?: [^`\n#]*)?)", re.MULTILINE)
+COMMAND = re.compile(r"(?:^|`|\$ )baton ([a-z][a-z-]*(?: [a-z]+)?)((?: [^`\n#]*)?)", re.MULTILINE)
 
 
 def test_what_is_made_from_the_code_is_current() -> None:

@@ -15,6 +15,7 @@ import psutil
 import pytest
 import torch
 
+from baton.config import AUTO_LEN
 from baton.errors import (
     BatonError,
     ConfigError,
@@ -26,6 +27,7 @@ from baton.errors import (
     UnsupportedFeature,
 )
 from baton.llm import LLM, SamplingParams, demo_model_path
+from baton.models.config import read_spec
 from baton.prompt import Prompt
 from baton.protocol import MAX_N
 from baton.text import Tokenizer
@@ -279,6 +281,17 @@ def test_ctrl_c_gives_all_blocks_back(llm: LLM, monkeypatch: pytest.MonkeyPatch)
     assert not llm.engine.has_work
     assert llm.engine.pool.num_held == 0
     assert texts(llm, ["2+2="]) == ["4"]
+
+
+def test_an_automatic_context_is_what_the_memory_holds_or_the_models_own() -> None:
+    auto = {"max_model_len": AUTO_LEN, "max_num_seqs": 4, "device": "cpu", "use_tqdm": False}
+    small = LLM(num_gpu_blocks_override=8, **auto)  # type: ignore[arg-type]
+    assert small.engine.max_model_len == 128
+    answer = small.generate("2+2=", SamplingParams(max_tokens=None, ignore_eos=True), use_tqdm=False)[0]
+    assert len(answer.prompt_token_ids) + len(answer.outputs[0].token_ids) == 128
+    with pytest.raises(OutOfMemory, match="max_model_len="):
+        LLM(num_gpu_blocks_override=8, device="cpu", use_tqdm=False)
+    assert LLM(**auto).engine.max_model_len == read_spec(demo_model_path()).max_model_len  # type: ignore[arg-type]
 
 
 def test_a_tokenizers_stored_cut_and_padding_change_no_prompt(tmp_path: Path) -> None:

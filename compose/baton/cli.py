@@ -3,172 +3,105 @@
 from __future__ import annotations
 
 import contextlib
-import math
+import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
-from typer import Argument, Option, Typer
+from typer import Argument, Context, Option, Typer
 
+from baton.bench.commands import bench
+from baton.command import ALL, Command, Commands, Group, ServiceCommand
 from baton.config import EngineConfig
-from baton.errors import BatonError
-from baton.flags import with_flags
+from baton.errors import BatonError, ConfigError
+from baton.flag_groups import COMMON
+from baton.flags import came_from, with_flags
 from baton.router.config import RouterConfig
 from baton.up_config import UpConfig
+from baton.version import version_lines
 from baton.worker.settings import WorkerConfig
 
 app = Typer(
-    no_args_is_help=True, pretty_exceptions_enable=False, help="Serve large language models, prefill and decode apart."
+    cls=Commands,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help="Serve large language models, prefill and decode apart.",
 )
-bench = Typer(no_args_is_help=True, help="Measure, beside the peer or the physical floor.")
 app.add_typer(bench, name="bench")
+config_app = Typer(cls=Group, no_args_is_help=True, help="Look at settings.")
+app.add_typer(config_app, name="config")
 
-Json = Annotated[Path | None, Option("--json", help="also write the table to this file")]
+SERVICES = ("up", "serve", "router", "prefill", "decode")
+Url = Annotated[str, Option(envvar="BATON_URL", help="the server")]
+ApiKey = Annotated[str | None, Option(envvar="BATON_API_KEY", help="key to send; of several, the first")]
+Quick = Annotated[str | None, Option("-q", "--quick", metavar="TEXT", help="send this alone, and end")]
+ModelName = Annotated[str | None, Option(help="whom to ask; none: the first model that the server names")]
+MaxTokens = Annotated[int | None, Option(min=1, help="longest answer, in tokens; none: the server's own limit")]
+Temperature = Annotated[float | None, Option(min=0, help="0 takes the likeliest token; none: the server's default")]
 
 
-@bench.command("offline")
-def bench_offline(
-    model: Annotated[str | None, Argument(help="hub id or folder; none: the bundled demo model")] = None,
-    suite: Annotated[
-        Literal["cpu", "h200"],
-        Option(help="cpu: a crowd and one stream, here; h200: the recorded GPU workloads, random weights"),
-    ] = "cpu",
-    compare: Annotated[
-        Literal["none", "transformers"], Option(help="transformers: run it beside, in suite cpu")
-    ] = "none",
-    device: Annotated[Literal["auto", "cpu", "cuda"], Option(help="where the model runs")] = "cpu",
-    deterministic: Annotated[
-        bool, Option("--deterministic", help="with --deterministic; in suite h200 beside the default")
+class UpCommand(ServiceCommand):
+    """`baton up`: what everybody may need first, the rest on request."""
+
+    def is_rare(self, name: str) -> bool:
+        """Whether --help leaves a flag out."""
+        return name not in COMMON
+
+
+def _show_all(context: Context, asked: bool) -> None:
+    if asked:
+        context.meta[ALL] = True
+        print(context.get_help())
+        raise SystemExit(0)
+
+
+HelpAll = Annotated[
+    bool,
+    Option("--help-all", is_eager=True, callback=_show_all, rich_help_panel="Help", help="show every flag, and end"),
+]
+ModelTag = Annotated[
+    str | None, Argument(metavar="MODEL", help="hub id or folder; none: --model, or the bundled demo model")
+]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(version_lines()[0])
+        raise SystemExit(0)
+
+
+@app.callback()
+def baton(
+    version: Annotated[
+        bool, Option("--version", "-V", is_eager=True, callback=_show_version, help="print the version, and end")
     ] = False,
-    repeats: Annotated[int, Option(min=1, help="timed runs; the median counts")] = 3,
-    json_file: Json = None,
 ) -> None:
-    """Offline throughput of a crowd of requests, and the speed of a single stream."""
-    if suite == "h200":
-        from baton.bench.h200 import MODELS, run, run_deterministic
-
-        measure = run_deterministic if deterministic else run
-        measure(MODELS, repeats=repeats, json_file=json_file)
-        return
-    from baton.bench.offline import run_cpu
-    from baton.llm import LLM
-
-    llm = LLM(model, skip_tokenizer_init=True, enable_prefix_caching=False, device=device, deterministic=deterministic)
-    run_cpu(llm, compare=compare == "transformers", repeats=repeats, json_file=json_file)
+    """Serve large language models, prefill and decode apart."""
 
 
-@bench.command("serve")
-def bench_serve(
-    url: Annotated[str, Option(help="the server")] = "http://127.0.0.1:8000",
-    api_key: Annotated[str | None, Option(help="key to send")] = None,
-    rate: Annotated[
-        list[float], Option(min=0.001, help="requests a second, Poisson; inf: all at once; repeat for a sweep")
-    ] = [math.inf],  # noqa: B006
-    num_prompts: Annotated[int, Option(min=1, help="requests of each rate")] = 64,
-    input_len: Annotated[tuple[int, int], Option(help="shortest and longest prompt, tokens")] = (50, 1000),
-    output_len: Annotated[tuple[int, int], Option(help="shortest and longest answer, tokens")] = (20, 200),
-    trace: Annotated[Path | None, Option(help="JSON lines of timestamp, input_length, output_length, hash_ids")] = None,
-    trace_speed: Annotated[float, Option(min=0.001, help="how many times as fast as recorded")] = 1.0,
-    vocab: Annotated[int, Option(min=11, help="token ids are drawn below this")] = 4000,
-    seed: Annotated[int, Option(help="of lengths, tokens and arrivals")] = 0,
-    json_file: Json = None,
-) -> None:
-    """An open loop of requests against a running server: throughput, TTFT, TPOT, ITL; ends with 1 if one is lost."""
-    import asyncio
-
-    from baton.bench import serve
-
-    async def measure() -> int:
-        model, max_len = await serve.served_model(url, api_key)
-        if trace is not None:
-            arrivals = serve.read_trace(trace, num_prompts, speed=trace_speed, max_len=max_len, vocab=vocab)
-            loads = [(f"trace x {trace_speed:g}", arrivals)]
-        else:
-            lengths = {"input_len": input_len, "output_len": output_len}
-            loads = [
-                (f"{each:g}/s", serve.poisson(each, num_prompts, **lengths, vocab=vocab, seed=seed)) for each in rate
-            ]
-        return await serve.run(url, model, loads, api_key=api_key, json_file=json_file)
-
-    sys.exit(1 if asyncio.run(measure()) else 0)
-
-
-@bench.command("router")
-def bench_router(
-    streams: Annotated[int, Option(min=1, help="live streams at once")] = 1000,
-    rate: Annotated[float, Option(min=1, help="requests a second of the second part")] = 200.0,
-    seconds: Annotated[float, Option(min=1, help="length of each part")] = 10.0,
-    json_file: Json = None,
-) -> None:
-    """What the router adds, with a fake worker, beside a direct connection to that worker."""
-    from baton.bench.router import run
-
-    run(streams=streams, rate=rate, seconds=seconds, json_file=json_file)
-
-
-@bench.command("transfer")
-def bench_transfer(
-    rounds: Annotated[int, Option(min=1, help="rounds of each; the median counts")] = 7,
-    device: Annotated[Literal["cpu", "cuda"], Option(help="where the KV lies")] = "cpu",
-    json_file: Json = None,
-) -> None:
-    """KV transfer, all checks on, beside two bare ZeroMQ sockets, taken in turn."""
-    from baton.bench.transfer import run
-
-    run(rounds=rounds, device=device, json_file=json_file)
-
-
-@bench.command("kernels")
-def bench_kernels(
-    only: Annotated[
-        list[str] | None, Option(metavar="OP", help="this operation alone; repeat for more; none: all")
-    ] = None,
-    write: Annotated[bool, Option("--write", help="put the table into kernels/README.md")] = False,
-    sweep: Annotated[bool, Option("--sweep", help="instead: time other launches of the attention kernels")] = False,
-    json_file: Json = None,
-) -> None:
-    """Every kernel on this GPU: achieved, share of the copy or matrix peak, beside torch and what else is installed."""
-    from baton.bench.kernels.suite import run, run_sweep
-
-    if sweep:
-        run_sweep()
-        return
-    sys.exit(1 if run(only or [], write=write, json_file=json_file) else 0)
-
-
-@app.command("up")
 @with_flags
 def up(
-    up_config: UpConfig,
-    engine: EngineConfig,
-    model: Annotated[str | None, Argument(help="hub id or folder; none: the bundled demo model")] = None,
+    context: Context, up_config: UpConfig, engine: EngineConfig, model_tag: ModelTag = None, help_all: HelpAll = False
 ) -> None:
     """Serve a model on this machine: Redis, router, prefill and decode workers, until Ctrl-C."""
     import asyncio
 
     from baton.up import run_up
 
+    if model_tag is not None:
+        if came_from(context, "model") == "flag" and engine.model != model_tag:
+            raise ConfigError(f"model={engine.model!r} is not valid beside MODEL={model_tag!r}: name one.")
+        engine = dataclasses.replace(engine, model=model_tag)
     sys.exit(asyncio.run(run_up(up_config, engine)))
 
 
-@app.command("top")
-def top(
-    url: Annotated[str, Option(help="the router")] = "http://127.0.0.1:8000",
-    interval: Annotated[float, Option(min=0.1, help="seconds between frames")] = 1.0,
-    once: Annotated[bool, Option(help="print one frame and end")] = False,
-    api_key: Annotated[str | None, Option(envvar="BATON_API_KEY", help="key to send")] = None,
-) -> None:
-    """Show workers and requests, live: queues, KV use, speeds, latencies."""
-    import asyncio
-
-    from baton.top import run
-
-    key = api_key.split()[0] if api_key else None  # the variable may hold several, as it does for a router
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(run(url, api_key=key, interval_s=interval, once=once))
+app.command("up", cls=UpCommand)(up)
+app.command("serve", cls=UpCommand, short_help="The same as `up`, by vLLM's name.")(up)
 
 
-@app.command("router")
+@app.command("router", cls=ServiceCommand)
 @with_flags
 def router(config: RouterConfig) -> None:
     """Serve the OpenAI API over the workers that Redis, or --worker, names."""
@@ -177,7 +110,7 @@ def router(config: RouterConfig) -> None:
     run_router(config)
 
 
-@app.command("prefill")
+@app.command("prefill", cls=ServiceCommand)
 @with_flags
 def prefill(engine: EngineConfig, worker: WorkerConfig) -> None:
     """Serve prompts: compute them, sample their first token, hold their KV until a decode worker has it."""
@@ -186,12 +119,14 @@ def prefill(engine: EngineConfig, worker: WorkerConfig) -> None:
     sys.exit(run_worker(engine, worker, ["prefill"]))
 
 
-@app.command("decode")
+@app.command("decode", cls=ServiceCommand)
 @with_flags
 def decode(
     engine: EngineConfig,
     worker: WorkerConfig,
-    also_prefill: Annotated[bool, Option(help="serve prompts for other decode workers too")] = False,
+    also_prefill: Annotated[
+        bool, Option(rich_help_panel="Workers", help="serve prompts for other decode workers too")
+    ] = False,
 ) -> None:
     """Serve requests to their end: fetch the prompt's KV or compute it, and generate."""
     from baton.services import run_worker
@@ -199,7 +134,73 @@ def decode(
     sys.exit(run_worker(engine, worker, ["decode", "prefill"] if also_prefill else ["decode"]))
 
 
-@app.command("secrets")
+@app.command("chat", cls=Command)
+def chat(
+    url: Url = "http://127.0.0.1:8000",
+    model_name: ModelName = None,
+    system_prompt: Annotated[str | None, Option(help="what the conversation begins with")] = None,
+    quick: Quick = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Talk with a model that a server has; an empty line or Ctrl-D ends."""
+    from baton.talk import Talk
+
+    talk = Talk(url, api_key, model_name, {"max_tokens": max_tokens, "temperature": temperature})
+    sys.exit(talk.chat(system_prompt, quick))
+
+
+@app.command("complete", cls=Command)
+def complete(
+    url: Url = "http://127.0.0.1:8000",
+    model_name: ModelName = None,
+    quick: Quick = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Let a model of a server go on with your text; an empty line or Ctrl-D ends."""
+    from baton.talk import Talk
+
+    talk = Talk(url, api_key, model_name, {"max_tokens": max_tokens, "temperature": temperature})
+    sys.exit(talk.complete(quick))
+
+
+@app.command("top", cls=Command)
+def top(
+    url: Url = "http://127.0.0.1:8000",
+    interval: Annotated[float, Option(min=0.1, help="seconds between frames")] = 1.0,
+    once: Annotated[bool, Option(help="print one frame and end")] = False,
+    api_key: ApiKey = None,
+) -> None:
+    """Show workers and requests, live: queues, KV use, speeds, latencies."""
+    import asyncio
+
+    from baton.talk import first_key
+    from baton.top import run
+
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(run(url, api_key=first_key(api_key), interval_s=interval, once=once))
+
+
+@config_app.command("show", cls=Command, context_settings={"ignore_unknown_options": True})
+def config_show(
+    words: Annotated[
+        list[str] | None, Argument(metavar="[up|router|prefill|decode] FLAGS", help="whose settings; none: those of up")
+    ] = None,
+) -> None:
+    """Print the settings that a service would start with, and where each comes from, as a file for --config."""
+    import typer.main
+
+    from baton.config_show import settings_of
+
+    services: Any = typer.main.get_command(app)
+    name, *flags = words if words and words[0] in SERVICES else ["up", *(words or ())]
+    print(settings_of(services.commands[name], flags))
+
+
+@app.command("secrets", cls=Command)
 def secrets(folder: Annotated[Path, Argument(help="where the files go; those that are there stay")]) -> None:
     """Make the secrets that a deployment's services share, a file each."""
     from baton.secret_files import write_secrets
@@ -208,10 +209,18 @@ def secrets(folder: Annotated[Path, Argument(help="where the files go; those tha
     print(f"{folder}: {', '.join(made) if made else 'nothing made, all of them were there'}")
 
 
-def main() -> None:
+@app.command("version", cls=Command)
+def version(
+    verbose: Annotated[bool, Option("--verbose", "-v", help="also Python, torch, GPUs: what an issue needs")] = False,
+) -> None:
+    """Print the version."""
+    print("\n".join(version_lines(verbose=verbose)))
+
+
+def main(name: str | None = None) -> None:
     """Run the command; what Baton raises on purpose is shown as one line."""
     try:
-        app()
+        app(prog_name=name)
     except BatonError as error:
         print(f"baton: {error}", file=sys.stderr)
         sys.exit(2)

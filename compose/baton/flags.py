@@ -9,13 +9,17 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
+from baton.config import AUTO_LEN
 from baton.errors import ConfigError
+from baton.flag_groups import group_of
+from baton.spelling import judged_file
 
 
 def with_flags(command: Callable[..., None]) -> Callable[..., None]:
@@ -32,21 +36,35 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
         if name not in settings
     }
     file = typer.Option(
-        "--config", help="YAML file of flags, without their dashes", is_eager=True, callback=_read_files
+        *("--config",),
+        help="YAML file of flags, without their dashes",
+        is_eager=True,
+        callback=_read_files,
+        rich_help_panel=group_of("config_file"),
     )
     parameters = [*(flags | own).values(), _keyword("config_file", None, Annotated[Path | None, file])]
 
-    def run(**given: Any) -> None:
-        values = {
+    def make(given: Mapping[str, Any]) -> dict[str, Any]:
+        return {
             name: kind(**{f.name: _value(f, given[f.name]) for f in dataclasses.fields(kind)})
             for name, kind in settings.items()
         }
-        command(**values, **{name: given[name] for name in own if name not in flags})
+
+    def run(**given: Any) -> None:
+        command(**make(given), **{name: given[name] for name in own if name not in flags})
+
+    run.make = make  # type: ignore[attr-defined]
 
     run.__doc__ = command.__doc__
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     return run
+
+
+def came_from(context: Any, name: str) -> str:
+    """Return where a parameter's value is from: flag, environment, file, or nothing for its default."""
+    source = context.get_parameter_source(name)
+    return {"COMMANDLINE": "flag", "ENVIRONMENT": "environment", "DEFAULT_MAP": "file"}.get(source.name, "")
 
 
 def as_arguments(settings: Any) -> list[str]:
@@ -75,9 +93,34 @@ def _flags(kind: Any) -> dict[str, inspect.Parameter]:
         default: Any = field.default
         if get_origin(hint) is tuple:
             hint, default = list[get_args(hint)[0]], list(default) or None  # type: ignore[misc]
-        option = typer.Option(help=field.metadata["help"], envvar=f"BATON_{field.name.upper()}", show_envvar=False)
+        number = None if {int, float} & {*get_args(hint), hint} != {int} else _count
+        option = typer.Option(
+            help=field.metadata["help"],
+            envvar=f"BATON_{field.name.upper()}",
+            rich_help_panel=group_of(field.name),
+            parser=_length if field.name == "max_model_len" else number,
+            metavar="<int>" if number else _metavar(hint),
+        )
         flags[field.name] = _keyword(field.name, default, Annotated[hint, option])
     return flags
+
+
+def _metavar(hint: Any) -> str | None:
+    return f"<{get_args(hint)[0].__name__}>..." if get_origin(hint) is list else None
+
+
+def _count(text: str | int) -> int:
+    """Read a whole number as vLLM's users write it: 8k is 8,000, 8K is 8,192; so with m, g and t."""
+    match = re.fullmatch(r"(-?\d+(?:\.\d+)?)([kmgt]?)", str(text).strip(), re.IGNORECASE)
+    unit = match[2] if match else ""
+    value = float(match[1]) * (1024 if unit.isupper() else 1000) ** " kmgt".index(unit.lower() or " ") if match else 0.5
+    if not value.is_integer():
+        raise typer.BadParameter(f"{text!r} is no whole number, such as 8192, 8k (8,000) or 8K (8,192).")
+    return int(value)
+
+
+def _length(text: str | int) -> int:
+    return AUTO_LEN if str(text).lower() == "auto" else _count(text)
 
 
 def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
@@ -87,7 +130,7 @@ def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
 def _read_files(context: typer.Context, file: Path | None) -> Path | None:
     """Make the entries of the YAML file, and what files the environment names, the defaults of the flags."""
     known = {str(parameter.name): parameter for parameter in context.command.params}
-    named = {} if file is None else _read_config(file)
+    named = {} if file is None else judged_file(_read_config(file), known)
     for name in named:
         if name not in known:
             raise ConfigError(f"--config {file}: there is no flag --{name.replace('_', '-')}.")

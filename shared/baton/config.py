@@ -23,6 +23,8 @@ def demo_model_path() -> Path:
     return Path(__file__).parent / "demo" / "model"
 
 
+AUTO_LEN = -1
+"""As max_model_len: the model's context, or what of it the memory holds."""
 _SHORT_DTYPES = {"half": "float16", "float": "float32"}
 
 
@@ -42,7 +44,9 @@ class EngineConfig:
         "float16, float is float32",
     )
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where the model runs; auto: cuda if there is one")
-    max_model_len: int | None = setting(None, "longest prompt plus answer, in tokens; none: the model's context")
+    max_model_len: int | None = setting(
+        None, "longest prompt plus answer, in tokens; none: the model's context; auto: as much of it as memory holds"
+    )
     max_num_seqs: int = setting(256, "most sequences in one step")
     max_num_batched_tokens: int = setting(8192, "most tokens in one step, prompts' chunks included")
     max_num_waiting: int = setting(65_536, "most requests that wait before new ones are refused")
@@ -69,7 +73,9 @@ class EngineConfig:
         for name in ("max_num_seqs", "max_num_batched_tokens", "max_num_waiting", "block_size"):
             _at_least(name, getattr(self, name), 1)
         # a prompt of one token and an answer of one
-        for name, low in (("max_model_len", 2), ("kv_cache_memory_bytes", 1), ("num_gpu_blocks_override", 1)):
+        if self.max_model_len != AUTO_LEN and self.max_model_len is not None:
+            _at_least("max_model_len", self.max_model_len, 2)
+        for name, low in (("kv_cache_memory_bytes", 1), ("num_gpu_blocks_override", 1)):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), low)
         _at_least("seed", self.seed, 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from baton.config import EngineConfig
+from baton.config import AUTO_LEN, EngineConfig
 from baton.engine.device import pick_device, prepare_kernels
 from baton.engine.engine import Engine
 from baton.engine.kv_cache import KVCacheSpec
@@ -41,7 +41,8 @@ def load_engine(
         folder = locate(str(config.model), config.revision, weights=config.load_format != "dummy")
     spec = read_spec(folder)
     dtype = _dtype(config, device, spec)
-    max_model_len = config.max_model_len or spec.max_model_len
+    asked = config.max_model_len
+    max_model_len = spec.max_model_len if asked in (None, AUTO_LEN) else asked
     kv_spec = KVCacheSpec.of(spec, config.block_size, dtype, max_model_len)
     memory = plan_memory(
         config,

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from baton.config import EngineConfig
+from baton.config import AUTO_LEN, EngineConfig
 from baton.engine.kv_cache import KVCacheSpec
 from baton.engine.windows import Reach
 from baton.errors import OutOfMemory
@@ -55,6 +55,12 @@ class MemoryPlan:
         size = reach.block_size
         return size * bisect_right(range(num_blocks), num_blocks, key=lambda n: reach.num_held((n + 1) * size))
 
+    def within(self, config: EngineConfig) -> MemoryPlan:
+        """Shorten the context to what the memory holds, if that is asked; never below a token and its answer."""
+        if config.max_model_len != AUTO_LEN:
+            return self
+        return dataclasses.replace(self, max_model_len=max(2, min(self.max_model_len, self.num_tokens)))
+
     def describe(self) -> str:
         """The line that is printed at start."""
         num_blocks, reach = self.num_blocks - 1, self.reach
@@ -91,13 +97,13 @@ def plan_memory(
         )
     num_blocks = _num_blocks(config, kv_spec, limit - weights_nbytes, device)
     reach = Reach(kv_spec.block_size, kv_spec.windows, config.max_num_batched_tokens)
-    plan = MemoryPlan(weights_nbytes, kv_spec.block_nbytes, num_blocks, max_model_len, reach)
+    plan = MemoryPlan(weights_nbytes, kv_spec.block_nbytes, num_blocks, max_model_len, reach).within(config)
     if weights_nbytes + plan.kv_nbytes > limit:
         raise OutOfMemory(
             f"weights ({_size(weights_nbytes)}) and KV cache ({_size(plan.kv_nbytes)}) exceed the {_size(limit)} of "
             f"{device.type} memory that may be used. Lower --kv-cache-memory-bytes or --num-gpu-blocks-override."
         )
-    if plan.num_tokens < max_model_len:
+    if plan.num_tokens < plan.max_model_len:
         raise OutOfMemory(
             f"the KV cache holds {max(0, plan.num_tokens)} tokens ({_size(max(0, plan.kv_nbytes))}), fewer than one sequence of "
             f"max_model_len={max_model_len}. Lower --max-model-len to {max(1, plan.num_tokens)}, or give more memory with "
@@ -117,12 +123,12 @@ def with_kv_of(
     spare = device_limit(config, device) - step_nbytes - GRAPHS_NBYTES
     asked = config.num_gpu_blocks_override is not None or config.kv_cache_memory_bytes is not None
     num_blocks = memory.num_blocks if asked else max(0, spare) // memory.block_nbytes
-    plan = dataclasses.replace(memory, weights_nbytes=weights_nbytes, num_blocks=num_blocks)
-    if plan.kv_nbytes > spare or plan.num_tokens < memory.max_model_len:
+    plan = dataclasses.replace(memory, weights_nbytes=weights_nbytes, num_blocks=num_blocks).within(config)
+    if plan.kv_nbytes > spare or plan.num_tokens < plan.max_model_len:
         raise OutOfMemory(
             f"a step of {config.max_num_batched_tokens} tokens takes {_size(step_nbytes)} beside the weights "
             f"({_size(weights_nbytes)}), which leaves {_size(max(0, spare))} for the KV cache; it needs "
-            f"{_size(max(plan.kv_nbytes, memory.reach.num_held(memory.max_model_len) * memory.block_nbytes))}. Lower "
+            f"{_size(max(plan.kv_nbytes, memory.reach.num_held(plan.max_model_len) * memory.block_nbytes))}. Lower "
             f"--max-num-batched-tokens or --max-model-len, or raise --gpu-memory-utilization."
         )
     return plan

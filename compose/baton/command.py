@@ -1,0 +1,87 @@
+"""How a command of Baton's shows its help and reads its arguments: plain text in groups, and vLLM's spellings.
+
+Typer's own panels give a flag's name and type a share of the width each: at 80 columns they cut both. Its plain form never
+does, but knows no groups.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typer.core import TyperCommand, TyperGroup
+
+from baton import vllm_table
+from baton.errors import UnsupportedFeature
+from baton.flag_groups import GROUPS, place_of
+from baton.spelling import ours
+
+ALL = "baton.help_all"
+"""Set in a context's meta where every flag is to be shown."""
+
+
+class Command(TyperCommand):
+    """A command with its flags in groups."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write a section for each group; of a command that has common flags, those alone unless all are asked for."""
+        shown = [each for each in self.get_params(ctx) if ctx.meta.get(ALL) or not self.is_rare(str(each.name))]
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in sorted(shown, key=lambda each: place_of(str(each.name))):
+            if record := parameter.get_help_record(ctx):
+                sections.setdefault(_group(parameter), []).append(record)
+        order = ("Arguments", "Options", *GROUPS)
+        for group in sorted(sections, key=order.index):
+            with formatter.section(group):
+                formatter.write_dl(sections[group])
+        if num_hidden := len(self.get_params(ctx)) - len(shown):
+            formatter.write_paragraph()
+            formatter.write_text(f"{num_hidden} more flags: --help-all shows them.")
+
+    def is_rare(self, name: str) -> bool:
+        """Whether a flag is shown by --help-all alone."""
+        return False
+
+
+def _group(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return "Arguments"
+    return "Help" if parameter.name == "help" else parameter.rich_help_panel or "Options"
+
+
+class ServiceCommand(Command):
+    """A command that serves: it also knows what vLLM's users type."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Rewrite what is vLLM's, and parse."""
+        return super().parse_args(ctx, ours(args, self.get_params(ctx)))
+
+
+class Group(TyperGroup):
+    """A command of sub-commands."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Name every sub-command with its first sentence, whole: click cuts it at the width."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, each.get_short_help_str(1000)) for name, each in commands if each])
+
+
+class Commands(Group):
+    """The command `baton`, which says of vLLM's sub-commands what stands for them."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take flags of a server without a command for `up`, as images of vLLM are run."""
+        own = {flag for parameter in self.get_params(ctx) for flag in parameter.opts}
+        if args and args[0].startswith("--") and args[0].partition("=")[0] not in own:
+            args = ["up", *args]
+        return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the sub-command.
+
+        Raises:
+            UnsupportedFeature: it is vLLM's, and has no twin here.
+        """
+        if args[0] in vllm_table.COMMANDS and self.get_command(ctx, args[0]) is None:
+            raise UnsupportedFeature(f"{args[0]} is not served. {vllm_table.COMMANDS[args[0]]}", field=args[0])
+        return super().resolve_command(ctx, args)

@@ -1,0 +1,35 @@
+"""Baton under its distribution's name: `from batonllm import LLM, SamplingParams, __version__`.
+
+`baton` itself is a namespace package, whose portions lie in several folders: it can hold no names. Each name here is loaded
+when it is first asked for, so that the version costs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from baton.llm import LLM, CompletionOutput, RequestOutput
+    from baton.protocol import SamplingParams
+
+__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__"]
+
+__version__ = importlib.metadata.version("batonllm")
+_HOMES = {
+    "LLM": "baton.llm",
+    "CompletionOutput": "baton.llm",
+    "RequestOutput": "baton.llm",
+    "SamplingParams": "baton.protocol",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"batonllm has no {name}. It has {', '.join(__all__)}; the rest is in the package `baton`.")
+
+
+def __dir__() -> list[str]:
+    return __all__
