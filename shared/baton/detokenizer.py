@@ -43,12 +43,13 @@ class Pieces(dict[int, Piece]):
         """How bytes that make no character are shown: a name for `codecs`."""
         self.suffix: str | None = next((stage["suffix"] for stage in stages if stage["type"] == "BPEDecoder"), None)
         """The end of a word, where words end so."""
-        added = backend.get_added_tokens_decoder().items()
-        self._hidden = frozenset(i for i, token in added if token.special) if skip_special_tokens else frozenset[int]()
+        self._hides = skip_special_tokens
 
     def __missing__(self, token_id: int) -> Piece:
-        token = None if token_id in self._hidden else self._backend.id_to_token(token_id)
-        piece = "" if token is None else self._read(token, self._decode(_ANCHOR, token).removeprefix(_ANCHOR))
+        token = self._backend.id_to_token(token_id)
+        piece: Piece = ""
+        if token is not None and not (self._hides and self._is_special(token_id)):
+            piece = self._read(token, self._decode(_ANCHOR, token).removeprefix(_ANCHOR))
         self[token_id] = piece
         return piece
 
@@ -56,6 +57,11 @@ class Pieces(dict[int, Piece]):
         """Return what a token adds at the beginning of a text."""
         token = self._backend.id_to_token(token_id)
         return self._read(token, self._decode(token))
+
+    def _is_special(self, token_id: int) -> bool:
+        """Ask the library: a token's own flag may be older than the set that it keeps."""
+        with_it, without = (self._backend.decode([token_id], skip_special_tokens=skip) for skip in (False, True))
+        return bool(with_it != without)
 
     def _decode(self, *tokens: str) -> str:
         decoder = self._backend.decoder

@@ -19,10 +19,11 @@ from baton.detokenizer import Detokenizer, Pieces
 from baton.errors import ModelLoadError, refuse
 from baton.hub_snapshot import fetch_snapshot
 from baton.protocol import SamplingParams
+from baton.special_tokens import declare_special_tokens
 from baton.template_files import TEMPLATE_FILES, ChatTemplates, read_templates
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", *TEMPLATE_FILES)
-_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_TOKENIZER_FILES = ("tokenizer.json", *_TOKEN_FILES, *TEMPLATE_FILES)
 
 
 class Tokenizer:
@@ -47,8 +48,8 @@ class Tokenizer:
         self._hf: Any = None
         found = _TokenizerFiles.find(path, revision)
         if found is not None:
-            self._backend: Any = found.backend()
-            self.special_tokens = found.special_tokens()
+            self._backend: Any
+            self._backend, self.special_tokens = found.backend()
             templates = found.chat_templates()
         else:  # older checkpoints have vocabulary and merges only, which transformers converts
             self._backend = self.hf.backend_tokenizer
@@ -188,21 +189,19 @@ class _TokenizerFiles:
         tokenizer = files.pop("tokenizer.json", None)
         return None if tokenizer is None else cls(tokenizer, files)
 
-    def backend(self) -> Any:
+    def backend(self) -> tuple[Any, dict[str, str]]:
+        """Load the tokenizer with all its tokens; return it, and its special tokens by name (bos_token and so on)."""
         try:
-            return HFTokenizer.from_file(str(self.tokenizer))
+            backend = HFTokenizer.from_file(str(self.tokenizer))
         except Exception as error:  # the library raises plain Exception
             raise ModelLoadError(f"tokenizer={str(self.tokenizer)!r} cannot be read: {_first_line(error)}") from error
-
-    def special_tokens(self) -> dict[str, str]:
-        """Return bos_token, eos_token and so on, as chat templates name them."""
-        tokens: dict[str, str] = {}
-        for name in ("special_tokens_map.json", "tokenizer_config.json"):
-            for key, value in self._read_json(name).items():
-                content = value.get("content") if isinstance(value, dict) else value
-                if key in _SPECIAL_TOKENS and isinstance(content, str):
-                    tokens[key] = content
-        return tokens
+        try:
+            return backend, declare_special_tokens(backend, *map(self._read_json, _TOKEN_FILES))
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ModelLoadError(
+                f"the special tokens in {', '.join(_TOKEN_FILES)} beside {str(self.tokenizer)!r} cannot be read: "
+                f"{_first_line(error)} Mend the entry."
+            ) from error
 
     def chat_templates(self) -> dict[str, str]:
         """Return the templates by name."""
