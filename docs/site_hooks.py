@@ -34,6 +34,7 @@ _SOURCES = {page: source for source, page in FROM_OUTSIDE.items()}
 _FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<path>[^)#:]+)(?P<anchor>#[^)]*)?\)")
 _SVG = re.compile(r'<img alt="(?P<alt>[^"]*)" src="[^"]*?images/(?P<name>[\w-]+\.svg)" */?>')
+_WORD = re.compile(r"<code>(?=[^\s<]{1,44}</code>)")
 _LOADED = re.compile(
     r'<(?:script|img|iframe|link)\b[^>]*?\b(?:src|href)="(?:https?:)?//[^"]*"|url\(["\']?https?:|@import'
 )
@@ -71,8 +72,9 @@ def _lead(link: re.Match[str], source: Path, uri: str) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Put drawings into the page itself, so that they take the colours that the reader chose there."""
-    return _SVG.sub(lambda m: (ROOT / "docs/images" / m["name"]).read_text(), html)
+    """Keep a flag or a name in one line, and put drawings into the page, so that they take the colours chosen there."""
+    html = _WORD.sub('<code class="word">', html)
+    return _SVG.sub(lambda m: f'<div class="figure">{(ROOT / "docs/images" / m["name"]).read_text()}</div>', html)
 
 
 def on_post_build(config: Any) -> None:
