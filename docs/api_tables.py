@@ -12,9 +12,10 @@ from docs.markdown import rows
 from baton.config import demo_model_path
 from baton.requests.refusals import UNSERVED
 from baton.requests.sampling import Ignored
-from baton.router.app import create_app
+from baton.router.app import make_api
 from baton.router.config import RouterConfig
 from baton.router.openapi_file import openapi_document
+from baton.router.router_state import RouterState
 
 REQUESTS = ("ChatRequest", "CompletionRequest", "TokenizeRequest", "DetokenizeRequest")
 _IGNORED = Ignored.model_fields.keys()
@@ -68,7 +69,7 @@ def words(model: str, name: str) -> str:
 
 @cache
 def _document() -> dict[str, Any]:
-    return openapi_document(create_app(RouterConfig(model=str(demo_model_path()))).app)
+    return openapi_document(make_api(RouterState(RouterConfig(model=str(demo_model_path())))))
 
 
 def _fields(model: dict[str, Any], without: Iterable[str] = ()) -> str:

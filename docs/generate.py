@@ -28,6 +28,7 @@ from baton.config import EngineConfig
 from baton.kvtransfer.settings import TransferConfig
 from baton.metrics import RouterMetrics, WorkerMetrics
 from baton.router.config import RouterConfig
+from baton.router.http_config import HttpConfig
 from baton.worker.settings import WorkerConfig
 
 ROOT = Path(__file__).parent.parent
@@ -40,9 +41,10 @@ CHART_OWNS = frozenset(
         *("model", "served_model_name", "worker_id", "host", "announce_host", "port", "control_port", "kv_port"),
         *("redis_url", "redis_password", "api_key", "cache_key"),
         *("curve_public_key", "curve_secret_key", "curve_server_key"),
+        *("allow_anonymous", "uds", "ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_cert_reqs"),
     )
 )
-"""Settings that the chart sets itself, from its own values or the Secret."""
+"""Settings that the chart sets itself, from its own values or the Secret; or that its pods do without."""
 
 
 def pages() -> list[Path]:
@@ -123,7 +125,7 @@ def fill_schema(schema: str) -> str:
     worker = _properties(EngineConfig) | _properties(WorkerConfig)
     also_prefill = {"also-prefill": {"type": "boolean", "description": "serve prompts for other decode workers too"}}
     whole["definitions"] |= {
-        "routerSettings": _closed(_properties(RouterConfig)),
+        "routerSettings": _closed(_properties(RouterConfig) | _properties(HttpConfig)),
         "prefillSettings": _closed(worker),
         "decodeSettings": _closed(worker | also_prefill),
     }

@@ -17,6 +17,7 @@ from baton.errors import BatonError, ConfigError
 from baton.flag_groups import COMMON
 from baton.flags import came_from, with_flags
 from baton.router.config import RouterConfig
+from baton.router.http_config import HttpConfig
 from baton.up_config import UpConfig
 from baton.version import version_lines
 from baton.worker.settings import WorkerConfig
@@ -83,7 +84,12 @@ def baton(
 
 @with_flags
 def up(
-    context: Context, up_config: UpConfig, engine: EngineConfig, model_tag: ModelTag = None, help_all: HelpAll = False
+    context: Context,
+    up_config: UpConfig,
+    engine: EngineConfig,
+    http: HttpConfig,
+    model_tag: ModelTag = None,
+    help_all: HelpAll = False,
 ) -> None:
     """Serve a model on this machine: Redis, router, prefill and decode workers, until Ctrl-C."""
     import asyncio
@@ -94,7 +100,7 @@ def up(
         if came_from(context, "model") == "flag" and engine.model != model_tag:
             raise ConfigError(f"model={engine.model!r} is not valid beside MODEL={model_tag!r}: name one.")
         engine = dataclasses.replace(engine, model=model_tag)
-    sys.exit(asyncio.run(run_up(up_config, engine)))
+    sys.exit(asyncio.run(run_up(up_config, engine, http)))
 
 
 app.command("up", cls=UpCommand)(up)
@@ -103,11 +109,11 @@ app.command("serve", cls=UpCommand, short_help="The same as `up`, by vLLM's name
 
 @app.command("router", cls=ServiceCommand)
 @with_flags
-def router(config: RouterConfig) -> None:
+def router(config: RouterConfig, http: HttpConfig) -> None:
     """Serve the OpenAI API over the workers that Redis, or --worker, names."""
     from baton.services import run_router
 
-    run_router(config)
+    run_router(config, http)
 
 
 @app.command("prefill", cls=ServiceCommand)

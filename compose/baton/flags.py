@@ -70,7 +70,10 @@ def came_from(context: Any, name: str) -> str:
 def as_arguments(settings: Any) -> list[str]:
     """Flags that make these settings again; fields at their defaults are left out."""
     fields = dataclasses.fields(settings)
-    return to_flags(**{f.name: value for f in fields if (value := getattr(settings, f.name)) != f.default})
+    # a list that was emptied has no entry to name, so it is given as JSON
+    return to_flags(
+        **{f.name: "[]" if value == () else value for f in fields if (value := getattr(settings, f.name)) != f.default}
+    )
 
 
 def to_flags(**values: Any) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import os
 import socket
+import ssl
 import sys
 
 
@@ -13,7 +14,13 @@ def main() -> int:
     host = os.environ.get("BATON_HOST", "127.0.0.1")
     host = {"auto": socket.gethostname(), "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     try:
-        connection = http.client.HTTPConnection(host, int(os.environ["BATON_PORT"]), timeout=4)
+        port, tls = int(os.environ["BATON_PORT"]), bool(os.environ.get("BATON_SSL_CERTFILE"))
+        trusting = ssl._create_unverified_context() if tls else None  # it is this container's own
+        connection = (
+            http.client.HTTPConnection(host, port, timeout=4)
+            if trusting is None
+            else http.client.HTTPSConnection(host, port, timeout=4, context=trusting)
+        )
         connection.request("GET", "/ready")
         answer = connection.getresponse()
         print(answer.read(500).decode(errors="replace"))

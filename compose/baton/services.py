@@ -18,6 +18,7 @@ from baton.logs import setup_logs
 from baton.messages import Leg
 from baton.registry import Registry
 from baton.router.config import RouterConfig
+from baton.router.http_config import HttpConfig
 from baton.worker.settings import WorkerConfig
 
 DEMO_NAME = "baton-demo"
@@ -48,14 +49,16 @@ def own_address() -> str:
     return address
 
 
-def run_router(config: RouterConfig) -> None:
+def run_router(config: RouterConfig, http: HttpConfig) -> None:
     """Run a router until a signal ends it."""
     from baton.router.server import serve
 
     if not config.model:
         served = config.served_model_name or (DEMO_NAME,)
         config = dataclasses.replace(config, model=str(demo_model_path()), served_model_name=served)
-    serve(config)
+    if config.host == "auto":
+        config = dataclasses.replace(config, host=own_address())
+    serve(config, http)
 
 
 def run_worker(engine: EngineConfig, worker: WorkerConfig, legs: Sequence[Leg]) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from baton.keeper import keep
+from baton.tied import tied
 
 WRONG_CONFIG = 2
 """The status of a child that a restart would not help."""
@@ -30,7 +31,8 @@ class Child:
 
     name: str
     command: Sequence[str]
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    """All of it."""
     stop_s: float = 60.0
     """How long it may take to end after SIGTERM."""
     process: asyncio.subprocess.Process | None = None
@@ -80,7 +82,8 @@ class Supervisor:
         if sys.stderr.isatty():
             colour = _COLOURS[names.index(name) % len(_COLOURS)] if name in names else 37
             prefix = f"\x1b[{colour}m{prefix}\x1b[0m"
-        print(f"{prefix} {line}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # the terminal is gone, and its hang-up ends us in order
+            print(f"{prefix} {line}", file=sys.stderr, flush=True)
 
     async def _keep(self, child: Child) -> None:
         def on_death(status: int, delay_s: float) -> None:
@@ -99,11 +102,11 @@ class Supervisor:
 
     async def _run(self, child: Child) -> int:
         process = child.process = await asyncio.create_subprocess_exec(
-            *child.command,
+            *tied(child.command),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            env={**os.environ, **child.environment},
+            env=child.environment,
             start_new_session=True,  # the terminal's Ctrl-C is ours, to end them in order
             limit=_MAX_LINE,
         )

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 from baton.errors import ConfigError
+from baton.own_http import client_of
 
 
 def first_key(keys: str | None) -> str | None:
@@ -24,7 +25,8 @@ class Talk:
         key = first_key(keys)
         headers = {"authorization": f"Bearer {key}"} if key else {}
         self._url = url.rstrip("/").removesuffix("/v1")
-        self._client = httpx.Client(base_url=f"{self._url}/v1", headers=headers, timeout=httpx.Timeout(600, connect=10))
+        timeout = httpx.Timeout(600, connect=10)
+        self._client = client_of(httpx.Client, url, base_url=f"{self._url}/v1", headers=headers, timeout=timeout)
         self._model = model
         self._options = {name: value for name, value in options.items() if value is not None}
 

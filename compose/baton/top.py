@@ -25,6 +25,7 @@ from rich.text import Text
 
 from baton.errors import ConfigError
 from baton.histograms import between, quantile
+from baton.own_http import client_of
 
 WINDOW_S = 60.0
 """Latencies are those of the last minute."""
@@ -83,7 +84,7 @@ class Observer:
     def __init__(self, url: str, api_key: str | None) -> None:
         self._url = url.rstrip("/")
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}  # for the router alone
-        self._client = httpx.AsyncClient(timeout=_TIMEOUT_S)
+        self._client = client_of(httpx.AsyncClient, url, timeout=_TIMEOUT_S)
 
     async def close(self) -> None:
         """Close connections."""

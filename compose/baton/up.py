@@ -12,21 +12,24 @@ import contextlib
 import dataclasses
 import os
 import secrets
-import signal
 import socket
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 
 from baton.config import EngineConfig, demo_model_path
 from baton.flags import as_arguments, to_flags
 from baton.listener import bind_tcp, bracketed
+from baton.own_http import UDS_URL, client_of_started
 from baton.redis_server import find_redis_server, server_command
-from baton.services import model_name
+from baton.router.http_config import HttpConfig
+from baton.services import model_name, own_address
+from baton.signals import end_signals
 from baton.supervisor import Child, ChildFailed, Supervisor
 from baton.try_chat import try_chat
 from baton.up_config import UpConfig
@@ -34,6 +37,8 @@ from baton.up_config import UpConfig
 START_S = 1800.0
 """For weights to be fetched and loaded."""
 _POLL_S = 0.1
+_ADDRESSES = frozenset(f"BATON_{name}" for name in ("WORKER_ID", "ANNOUNCE_HOST", "CONTROL_PORT", "KV_PORT"))
+"""Settings of one worker, as its image's environment has them; here they are several."""
 
 
 @dataclass(slots=True)
@@ -50,13 +55,18 @@ class Plan:
     notice: str
 
 
-def make_plan(config: UpConfig, engine: EngineConfig, folder: str) -> Plan:
+def make_plan(config: UpConfig, engine: EngineConfig, http: HttpConfig, folder: str) -> Plan:
     """Lay out processes, ports, keys and devices.
 
     Raises:
-        ConfigError: the router's port is taken.
+        ConfigError: the router's port is taken, or everybody might ask it without a key.
     """
-    bind_tcp(config.host, config.port).close()  # or it would be found out after everything else has started
+    # whatever is wrong here would be found out after everything else has started
+    if config.host == "auto":
+        config = dataclasses.replace(config, host=own_address())
+    http.check(config.host, config.api_key)
+    if http.uds is None:
+        bind_tcp(config.host, config.port).close()
     name = model_name(engine.model, config.served_model_name)
     model = engine.model or str(demo_model_path())
     engine = dataclasses.replace(engine, model=model)
@@ -67,18 +77,19 @@ def make_plan(config: UpConfig, engine: EngineConfig, folder: str) -> Plan:
     ids = [f"prefill-{i}" for i in range(num_prefill)] + [f"decode-{i}" for i in range(config.decode)]
     ports = _free_ports(2 * len(ids) + 1)
     redis, redis_url, notice = _plan_redis(config, ports.pop(), folder)
+    environment = _unset_settings(config, engine, http)
     # Given, so that a worker started beside these can share their caches; else one that nobody knows.
-    secret_settings = {"BATON_CACHE_KEY": os.environ.get("BATON_CACHE_KEY") or secrets.token_hex(16)}
+    environment |= {"BATON_CACHE_KEY": os.environ.get("BATON_CACHE_KEY") or secrets.token_hex(16)}
     # Not a flag: it may hold a password, and a process's arguments can be read by others.
-    secret_settings |= {"BATON_REDIS_URL": redis_url} if redis_url else {}
+    environment |= {"BATON_REDIS_URL": redis_url} if redis_url else {}
     workers, urls, controls = [], [], []
-    for worker_id, (placed, environment) in zip(ids, _place(engine, len(ids), gpus), strict=True):
+    for worker_id, (placed, own) in zip(ids, _place(engine, len(ids), gpus), strict=True):
         port, control = ports.pop(), ports.pop()
         flags = to_flags(
             worker_id=worker_id, port=port, control_port=control, served_model_name=name, drain_s=config.drain_s
         )
         command = _baton(worker_id.partition("-")[0], *as_arguments(placed), *flags)
-        workers.append(Child(worker_id, command, {**secret_settings, **environment}, stop_s=config.drain_s + 30))
+        workers.append(Child(worker_id, command, environment | dict(own), stop_s=config.drain_s + 30))
         urls.append(f"http://127.0.0.1:{port}")
         controls.append(f"tcp://127.0.0.1:{control}")
     flags = to_flags(
@@ -95,27 +106,27 @@ def make_plan(config: UpConfig, engine: EngineConfig, folder: str) -> Plan:
         worker=() if redis_url else tuple(controls),  # without Redis the router is told where its workers are
     )
     if config.api_key:
-        secret_settings = secret_settings | {"BATON_API_KEY": " ".join(config.api_key)}
-    router = Child("router", _baton("router", *flags), secret_settings, stop_s=config.drain_s + 10)
-    host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else bracketed(config.host)
-    return Plan(redis, workers, urls, router, f"http://{host}:{config.port}", name, notice)
+        environment = environment | {"BATON_API_KEY": " ".join(config.api_key)}
+    command = _baton("router", *flags, *as_arguments(http))
+    router = Child("router", command, environment, stop_s=config.drain_s + 10)
+    return Plan(redis, workers, urls, router, _router_url(config, http), name, notice)
 
 
-async def run_up(config: UpConfig, engine: EngineConfig) -> int:
+async def run_up(config: UpConfig, engine: EngineConfig, http: HttpConfig) -> int:
     """Run everything until Ctrl-C (or, with `once`, until the answer); return the exit status."""
     supervisor = Supervisor()
     with tempfile.TemporaryDirectory(prefix="baton-up-", ignore_cleanup_errors=True) as folder:
-        plan = make_plan(config, engine, folder)
+        plan = make_plan(config, engine, http, folder)
         supervisor.say("up", plan.notice)
         for child in (*plan.redis, *plan.workers, plan.router):
             supervisor.start(child)
-        serving = asyncio.create_task(_serve(config, plan, supervisor))
+        serving = asyncio.create_task(_serve(config, http, plan, supervisor))
 
         def on_signal() -> None:
             if not serving.cancel():  # it has ended: this is the second signal
                 supervisor.kill_all()
 
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in end_signals():
             asyncio.get_running_loop().add_signal_handler(number, on_signal)
         try:
             await asyncio.wait((serving, supervisor.failure), return_when=asyncio.FIRST_COMPLETED)
@@ -130,15 +141,15 @@ async def run_up(config: UpConfig, engine: EngineConfig) -> int:
             await _end(plan, supervisor)
 
 
-async def _serve(config: UpConfig, plan: Plan, supervisor: Supervisor) -> int:
+async def _serve(config: UpConfig, http: HttpConfig, plan: Plan, supervisor: Supervisor) -> int:
     """Say when all is ready, ask if told to; return the exit status, with `once`, else never."""
     started_at = time.monotonic()
     headers = {"authorization": f"Bearer {config.api_key[0]}"} if config.api_key else {}
-    async with httpx.AsyncClient(timeout=10, headers=headers) as client:
+    async with client_of_started(http, timeout=10, headers=headers) as client:
         await _wait_ready(client, plan)
         took_s = time.monotonic() - started_at
         supervisor.say("up", f"ready after {took_s:.1f} s, with a page at {plan.router_url}/. Try:")
-        print(_curl(plan, config), flush=True)
+        print(_curl(plan, config, http), flush=True)
         status = 0
         if config.ask or config.once:
             status = await try_chat(client, plan.router_url, plan.model_name, plan.worker_urls)
@@ -224,9 +235,23 @@ def _free_ports(count: int) -> list[int]:
         return [int(each.getsockname()[1]) for each in sockets]
 
 
-def _curl(plan: Plan, config: UpConfig) -> str:
+def _router_url(config: UpConfig, http: HttpConfig) -> str:
+    if http.uds is not None:
+        return UDS_URL
+    host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "[::1]"}.get(config.host, bracketed(config.host))
+    return f"{'https' if http.ssl_certfile else 'http'}://{host}:{config.port}"
+
+
+def _unset_settings(*settings: Any) -> dict[str, str]:
+    """The environment, less what is told to the services by flags: there it may say something else."""
+    told = {f"BATON_{field.name.upper()}" for each in settings for field in dataclasses.fields(each)} | _ADDRESSES
+    return {name: value for name, value in os.environ.items() if name.removesuffix("_FILE") not in told}
+
+
+def _curl(plan: Plan, config: UpConfig, http: HttpConfig) -> str:
+    way = f"--unix-socket {http.uds} " if http.uds else ""
     key = " -H 'authorization: Bearer YOUR_KEY'" if config.api_key else ""
     return (
-        f"curl {plan.router_url}/v1/chat/completions -H 'content-type: application/json'{key} -d "
+        f"curl {way}{plan.router_url}/v1/chat/completions -H 'content-type: application/json'{key} -d "
         f'\'{{"model": "{plan.model_name}", "messages": [{{"role": "user", "content": "Hello! Who are you?"}}]}}\''
     )

@@ -18,7 +18,10 @@ class UpConfig:
         "prefill workers; 0: decode workers compute prompts themselves; none: 1, unless the decode workers need all GPUs",
     )
     decode: int = setting(1, "decode workers")
-    host: str = setting("127.0.0.1", "address on which the router listens; workers stay on the loopback")
+    host: str = setting(
+        "127.0.0.1",
+        "address on which the router listens; auto: that of this machine's own name; workers stay on the loopback",
+    )
     port: int = setting(8000, "port of the router")
     redis_url: str | None = setting(
         None, "Redis to use; none: one is started if this machine has a server, else there is none"

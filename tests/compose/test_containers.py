@@ -52,7 +52,7 @@ def test_the_health_check_says_why_a_service_is_not_ready(tmp_path: Path) -> Non
     assert (nobody.returncode, nobody.stderr) == (1, "")
     assert "ConnectionRefusedError" in nobody.stdout
     router = BatonProcess(
-        ["router", "--host", "0.0.0.0", "--port", str(port), *NOWHERE], tmp_path / "log", port
+        ["router", "--host", "0.0.0.0", "--api-key", "x", "--port", str(port), *NOWHERE], tmp_path / "log", port
     ).start()
     try:
         router.wait_ready("/health")

@@ -219,7 +219,8 @@ def parse(release: Manifests, role: str, folder: Path, monkeypatch: pytest.Monke
 
 
 def test_the_router_understands_its_pod(release: Manifests, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (config,) = parse(release, "router", tmp_path, monkeypatch)
+    config, http = parse(release, "router", tmp_path, monkeypatch)
+    http.check(config.host, config.api_key)
     pod = roles(release)["router"]["spec"]
     assert isinstance(config, RouterConfig)
     assert config.port == pod["containers"][0]["ports"][0]["containerPort"]
@@ -255,7 +256,7 @@ def test_a_worker_understands_its_pod(
 def test_all_roles_meet_under_one_name_with_one_model(
     release: Manifests, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (router,) = parse(release, "router", tmp_path, monkeypatch)
+    router, _ = parse(release, "router", tmp_path, monkeypatch)
     for role in ("prefill", "decode"):
         engine, worker, _legs = parse(release, role, tmp_path, monkeypatch)
         assert (engine.model or "") == router.model
@@ -265,7 +266,7 @@ def test_all_roles_meet_under_one_name_with_one_model(
 
 def test_settings_reach_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release = render(EVERYTHING)
-    (router,) = parse(release, "router", tmp_path, monkeypatch)
+    router, _ = parse(release, "router", tmp_path, monkeypatch)
     assert (router.policy, router.drain_s) == ("least-load", 7.5)
     engine, worker, _ = parse(release, "prefill", tmp_path, monkeypatch)
     assert (engine.max_num_seqs, worker.drain_s) == (8, 120)

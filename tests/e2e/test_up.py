@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pty
 import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -14,16 +18,17 @@ from tests.processes import HANG_S, BatonProcess, eventually, free_ports
 
 from baton.config import EngineConfig
 from baton.errors import ConfigError
+from baton.router.http_config import HttpConfig
 from baton.up import make_plan
 from baton.up_config import UpConfig
 
 pytestmark = pytest.mark.xdist_group("cluster")
 
 
-def up(folder: Path, *flags: str) -> BatonProcess:
+def up(folder: Path, *flags: str, environment: dict[str, str] | None = None) -> BatonProcess:
     (port,) = free_ports(1)
     arguments = ["up", *flags, "--port", str(port), "--kv-cache-memory-bytes", str(64 * 2**20)]
-    return BatonProcess(arguments, folder / "up.log", port).start()
+    return BatonProcess(arguments, folder / "up.log", port, environment or {}).start()
 
 
 def children(process: BatonProcess) -> dict[str, int]:
@@ -75,6 +80,59 @@ def test_up_restarts_what_dies_and_ends_everything_on_ctrl_c(tmp_path: Path) -> 
         process.kill()
 
 
+def descendants(pid: int) -> set[int]:
+    """Return the process ids of a process's children, theirs, and so on."""
+    found = set()
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, task.read_text().split()):
+            found |= {child} | descendants(child)
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    return False
+
+
+def test_up_takes_its_children_with_it_when_it_is_killed_and_asks_no_proxy(tmp_path: Path) -> None:
+    nowhere = {f"{name}_proxy": "http://127.0.0.1:9" for name in ("http", "https")} | {
+        "ALL_PROXY": "socks5://127.0.0.1:9"
+    }
+    process = up(tmp_path, str(make_model(tmp_path / "tiny")), "--prefill", "1", environment=nowhere)
+    try:
+        eventually(lambda: "Try:" in process.log() or not process.is_running, "all are ready")
+        assert process.process is not None
+        started = descendants(process.process.pid)
+        assert len(started) >= 6, (
+            process.log()
+        )  # Redis, the router, what renders for it, two faces, two engine processes
+        process.signal(signal.SIGKILL)
+        eventually(lambda: not any(map(is_alive, started)), "all of them have ended")
+    finally:
+        process.kill()
+
+
+def test_up_ends_in_order_when_its_terminal_hangs_up(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "baton.cli", "up", str(make_model(tmp_path / "tiny")), "--prefill", "0"]
+    command += ["--port", str(free_ports(1)[0]), "--kv-cache-memory-bytes", str(64 * 2**20), "--drain-s", "1"]
+    process = subprocess.Popen(
+        ["setsid", "--ctty", "--wait", *command], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    )
+    os.close(theirs)
+    shown = b""
+    try:
+        while b"Try:" not in shown:
+            shown += os.read(ours, 65536)
+        started = descendants(process.pid)
+        os.close(ours)
+        assert process.wait(HANG_S) == 0
+        assert not any(map(is_alive, started))
+    finally:
+        process.kill()
+
+
 def test_up_says_what_is_wrong_and_ends(tmp_path: Path) -> None:
     process = up(tmp_path, "--max-model-len", "1000000")
     try:
@@ -87,7 +145,7 @@ def test_up_says_what_is_wrong_and_ends(tmp_path: Path) -> None:
 
 def test_a_plan_without_redis_tells_the_router_of_its_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("baton.up.find_redis_server", lambda: None)
-    plan = make_plan(UpConfig(prefill=2, decode=3, port=free_ports(1)[0]), EngineConfig(), str(tmp_path))
+    plan = make_plan(UpConfig(prefill=2, decode=3, port=free_ports(1)[0]), EngineConfig(), HttpConfig(), str(tmp_path))
     assert not plan.redis
     assert "none found" in plan.notice
     assert list(plan.router.command).count("--worker") == 5
@@ -101,24 +159,24 @@ def test_the_default_is_a_pair_unless_decode_needs_all_gpus(
     gpus: list[str], legs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("baton.up._gpus", lambda: gpus)
-    plan = make_plan(UpConfig(port=free_ports(1)[0]), EngineConfig(), str(tmp_path))
+    plan = make_plan(UpConfig(port=free_ports(1)[0]), EngineConfig(), HttpConfig(), str(tmp_path))
     assert [worker.name for worker in plan.workers] == legs
 
 
 def test_a_given_cache_key_is_that_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = UpConfig(port=free_ports(1)[0])
     monkeypatch.delenv("BATON_CACHE_KEY", raising=False)
-    plans = [make_plan(config, EngineConfig(), str(tmp_path)) for _ in range(2)]
+    plans = [make_plan(config, EngineConfig(), HttpConfig(), str(tmp_path)) for _ in range(2)]
     assert len({plan.router.environment["BATON_CACHE_KEY"] for plan in plans}) == 2
     monkeypatch.setenv("BATON_CACHE_KEY", "ours")
-    plan = make_plan(config, EngineConfig(), str(tmp_path))
+    plan = make_plan(config, EngineConfig(), HttpConfig(), str(tmp_path))
     assert {child.environment["BATON_CACHE_KEY"] for child in (plan.router, *plan.workers)} == {"ours"}
 
 
 def test_a_given_redis_is_named_in_no_command_and_no_line(tmp_path: Path) -> None:
     url = "redis://:hidden@localhost:6379"
     config = UpConfig(port=free_ports(1)[0], redis_url=url)
-    plan = make_plan(config, EngineConfig(), str(tmp_path))
+    plan = make_plan(config, EngineConfig(), HttpConfig(), str(tmp_path))
     for child in (plan.router, *plan.workers):
         assert "hidden" not in " ".join(child.command)
         assert child.environment["BATON_REDIS_URL"] == url
@@ -127,16 +185,52 @@ def test_a_given_redis_is_named_in_no_command_and_no_line(tmp_path: Path) -> Non
 
 def test_a_plan_spreads_workers_over_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    plan = make_plan(UpConfig(prefill=1, decode=2, port=free_ports(1)[0]), EngineConfig(), str(tmp_path))
+    plan = make_plan(UpConfig(prefill=1, decode=2, port=free_ports(1)[0]), EngineConfig(), HttpConfig(), str(tmp_path))
     assert [child.environment["CUDA_VISIBLE_DEVICES"] for child in plan.workers] == ["4", "6", "4"]
     assert all("0.45" in child.command for child in plan.workers)
 
 
 def test_a_port_that_is_taken_is_said_before_anything_starts(tmp_path: Path) -> None:
-    import socket
-
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(ConfigError, match="Choose another --port"):
-            make_plan(UpConfig(port=taken.getsockname()[1]), EngineConfig(), str(tmp_path))
+            make_plan(UpConfig(port=taken.getsockname()[1]), EngineConfig(), HttpConfig(), str(tmp_path))
+
+
+def test_nobody_is_let_in_without_a_key_by_a_host_beyond_this_machine(tmp_path: Path) -> None:
+    config = UpConfig(host="0.0.0.0", port=free_ports(1)[0])
+    with pytest.raises(ConfigError, match="--allow-anonymous"):
+        make_plan(config, EngineConfig(), HttpConfig(), str(tmp_path))
+    plan = make_plan(config, EngineConfig(), HttpConfig(allow_anonymous=True), str(tmp_path))
+    assert "--allow-anonymous" in plan.router.command
+    assert plan.router_url == f"http://127.0.0.1:{config.port}"
+
+
+def test_settings_of_a_worker_in_the_environment_are_not_those_of_all_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_the_image = {"BATON_HOST": "auto", "BATON_PORT": "8001", "BATON_CONTROL_PORT": "5701", "BATON_KV_PORT": "5711"}
+    for name, value in of_the_image.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("BATON_LEASE_S", "5")
+    monkeypatch.setattr("baton.up.own_address", lambda: "127.0.0.1")
+    config = UpConfig(host="auto", port=free_ports(1)[0])
+    plan = make_plan(config, EngineConfig(), HttpConfig(), str(tmp_path))
+    for child in (*plan.workers, plan.router):
+        assert not child.environment.keys() & of_the_image.keys()
+        assert child.environment["BATON_LEASE_S"] == "5"
+    assert plan.router_url == f"http://127.0.0.1:{config.port}"
+
+
+def test_how_the_router_listens_is_handed_on(tmp_path: Path) -> None:
+    http = HttpConfig(uds=str(tmp_path / "socket"), root_path="/llm", allowed_origins=("[]",))
+    plan = make_plan(UpConfig(port=free_ports(1)[0]), EngineConfig(), http, str(tmp_path))
+    handed = " ".join(plan.router.command)
+    assert f"--uds {tmp_path}/socket" in handed
+    assert "--root-path /llm" in handed
+    assert "--allowed-origins []" in handed
+    with pytest.raises(ConfigError, match="folder is not there"):
+        make_plan(UpConfig(), EngineConfig(), HttpConfig(uds="/nowhere/socket"), str(tmp_path))
+    with pytest.raises(ConfigError, match="cannot be used"):
+        make_plan(UpConfig(), EngineConfig(), HttpConfig(ssl_certfile="/nowhere/cert.pem"), str(tmp_path))

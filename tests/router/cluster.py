@@ -16,11 +16,11 @@ from typing import Any
 
 import msgspec
 import openai
-import uvicorn
 from tests.fake_worker import FakeSettings
 
 from baton.registry import Registry
 from baton.router.config import RouterConfig
+from baton.router.http_config import HttpConfig
 from baton.router.router_state import RouterState
 from baton.router.server import make_server
 
@@ -90,19 +90,17 @@ class FakeProcess:
 class Cluster:
     """A router in a thread, and its workers."""
 
-    def __init__(self, config: RouterConfig, registry: Registry | None = None) -> None:
+    def __init__(self, config: RouterConfig, registry: Registry | None = None, http: HttpConfig | None = None) -> None:
         self.config = dataclasses.replace(config, port=free_port())
         self.url = f"http://127.0.0.1:{self.config.port}"
         self.workers: dict[str, FakeProcess] = {}
-        self._server: uvicorn.Server = make_server(self.config, registry)
+        self._server = make_server(self.config, registry, http)
         self._thread = threading.Thread(target=self._server.run)
 
     @property
     def state(self) -> RouterState:
         """The router's own objects; read only, they live on another thread."""
-        app: Any = self._server.config.app
-        state: RouterState = app.app.state.router
-        return state
+        return self._server.router
 
     @property
     def connections(self) -> set[Any]:
@@ -158,6 +156,7 @@ def cluster(
     registry: Registry | None = None,
     is_static: bool = True,
     chat_template: str | None = None,
+    http: HttpConfig | None = None,
     **config: Any,
 ) -> Iterator[Cluster]:
     """Start a router and its workers; with `is_static` the router is told their endpoints."""
@@ -165,7 +164,7 @@ def cluster(
     model = make_tokenizer_folder(folder / "tiny", **options)
     started = [FakeProcess(**settings).start() for settings in workers]
     endpoints = tuple(worker.settings.control for worker in started) if is_static else ()
-    made = Cluster(RouterConfig(model=str(model), worker=endpoints, **config), registry)
+    made = Cluster(RouterConfig(model=str(model), worker=endpoints, **config), registry, http)
     made.workers = {worker.settings.worker_id: worker for worker in started}
     try:
         made.start()

@@ -1,14 +1,13 @@
 """Keys: every route but the public ones needs one, however it is asked for."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
 
 from baton.errors import ConfigError
 from baton.router.auth import PUBLIC_PATHS, Authenticator, NotAuthorized, salt_of
-from baton.router.config import RouterConfig
+from baton.router.http_config import HttpConfig
 
 from .cluster import Cluster, cluster
 
@@ -80,6 +79,22 @@ def test_salts_are_equal_only_for_equal_tenants_and_names() -> None:
     assert Authenticator((), "").authorize(None) == b""
 
 
-def test_a_key_that_is_too_short_is_refused_at_start(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError):
-        RouterConfig(model="m", api_key=("short",))
+def test_a_short_key_is_taken_and_one_that_cannot_be_sent_is_refused() -> None:
+    HttpConfig().check("0.0.0.0", ("none",))
+    for key in ("", "two words", "line\n"):
+        with pytest.raises(ConfigError, match="without spaces"):
+            HttpConfig().check("127.0.0.1", (key,))
+    assert Authenticator(("schlüssel",), "").authorize("Bearer " + "schlüssel".encode().decode("latin-1"))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "10.1.2.3", "[::]"])
+def test_a_server_beyond_this_machine_needs_a_key_or_the_word_that_it_needs_none(host: str) -> None:
+    with pytest.raises(ConfigError, match=r"--api-key.*--allow-anonymous"):
+        HttpConfig().check(host, ())
+    HttpConfig().check(host, ("secret",))
+    HttpConfig(allow_anonymous=True).check(host, ())
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "localhost", "::1", "[::1]"])
+def test_the_loopback_needs_no_key(host: str) -> None:
+    HttpConfig().check(host, ())

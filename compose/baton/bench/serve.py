@@ -23,6 +23,7 @@ import httpx
 
 from baton.bench.report import Report
 from baton.errors import ConfigError
+from baton.own_http import client_of
 
 TRACE_BLOCK_LEN = 512
 """Tokens that one hash of a trace stands for, as in the Mooncake traces."""
@@ -113,7 +114,7 @@ async def drive(
     """Send every request at its time; return the outcomes and the seconds until the last had ended."""
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
-    async with httpx.AsyncClient(base_url=url, headers=headers, limits=limits, timeout=600.0) as client:
+    async with client_of(httpx.AsyncClient, url, base_url=url, headers=headers, limits=limits, timeout=600.0) as client:
         start = time.perf_counter()
 
         async def send(arrival: Arrival) -> Outcome:
@@ -225,7 +226,7 @@ async def served_model(url: str, api_key: str | None) -> tuple[str, int]:
     """
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     try:
-        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=10.0) as client:
+        async with client_of(httpx.AsyncClient, url, base_url=url, headers=headers, timeout=10.0) as client:
             answer = await client.get("/v1/models")
             card = answer.raise_for_status().json()["data"][0]
     except (httpx.HTTPError, LookupError, ValueError) as error:

@@ -30,6 +30,8 @@ from baton.logs import get_logger
 from baton.messages import Load, WorkerInfo
 from baton.metrics import CONTENT_TYPE, LabelledCounter, WorkerMetrics
 from baton.registry import Registry
+from baton.signals import end_signals
+from baton.tied import tied
 from baton.worker.announcer import Announcer
 from baton.worker.link import MAX_NBYTES, frame, read_frame, to_face
 from baton.worker.stats import Assignment, Drain, Failed, Logged, Ready, Stats
@@ -164,7 +166,8 @@ class Face:
         listener.setblocking(False)
         self._assignment.http = f"http://{bracketed(self._worker.reached_at)}:{listener.getsockname()[1]}"
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        ends = end_signals()
+        for number in ends:
             loop.add_signal_handler(number, self._draining.set)
         server = uvicorn.Server(uvicorn.Config(self.app, log_config=None, access_log=False, lifespan="off"))
         server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
@@ -182,7 +185,7 @@ class Face:
             announcing.cancel()
             await asyncio.gather(serving, announcing, return_exceptions=True)
             await self._announcer.close()
-            for number in (signal.SIGTERM, signal.SIGINT):  # one more must not make a clean end a killed one
+            for number in ends:  # one more must not make a clean end a killed one
                 loop.remove_signal_handler(number)
                 signal.signal(number, signal.SIG_IGN)
         if self._failure is not None:
@@ -196,7 +199,7 @@ class Face:
         """Start one engine process and hear it to its end; return its status."""
         ours, theirs = socket.socketpair()
         process = await asyncio.create_subprocess_exec(
-            *self._command, str(theirs.fileno()), pass_fds=(theirs.fileno(),), start_new_session=True
+            *tied([*self._command, str(theirs.fileno())]), pass_fds=(theirs.fileno(),), start_new_session=True
         )
         theirs.close()
         reader, link = await asyncio.open_unix_connection(sock=ours, limit=MAX_NBYTES)

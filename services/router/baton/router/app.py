@@ -1,4 +1,4 @@
-"""create_app: builds a router's objects and mounts its routes. No globals; one app is one router."""
+"""create_app: mounts a router's routes. No globals; one app is one router."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 
 from fastapi import Depends, FastAPI
 
-from baton.registry import Registry
 from baton.router.auth import Authenticator, require_key
-from baton.router.config import RouterConfig
+from baton.router.cors import CrossOrigin
 from baton.router.envelope import Envelope
+from baton.router.http_config import HttpConfig
 from baton.router.json_answers import answer_errors
 from baton.router.openai.chat import chat_routes
 from baton.router.openai.completions import completion_routes
@@ -20,9 +20,14 @@ from baton.router.page.routes import page_routes
 from baton.router.router_state import RouterState
 
 
-def create_app(config: RouterConfig, registry: Registry | None = None) -> Envelope:
-    """Build a router as an ASGI application; `registry` replaces the one that the config names."""
-    router = RouterState(config, registry)
+def create_app(router: RouterState, http: HttpConfig) -> Envelope:
+    """Build a router as an ASGI application."""
+    return Envelope(CrossOrigin(make_api(router), http), router.metrics, router.config, http.root_path)
+
+
+def make_api(router: RouterState) -> FastAPI:
+    """Build the routes, with who may ask and how errors are answered."""
+    config = router.config
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -41,12 +46,12 @@ def create_app(config: RouterConfig, registry: Registry | None = None) -> Envelo
         openapi_url=None,
         redirect_slashes=False,
     )
-    app.state.authenticator = Authenticator(config.api_key, config.cache_key)
     app.state.router = router
+    app.state.authenticator = Authenticator(config.api_key, config.cache_key)
     for routes in (page_routes(), health_routes(router)):
         app.include_router(routes)
     private = (chat_routes, completion_routes, model_routes, monitoring_routes)
     for make in private:
         app.include_router(make(router), dependencies=[Depends(require_key)])
     answer_errors(app)
-    return Envelope(app, router.metrics, config)
+    return app

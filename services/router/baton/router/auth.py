@@ -37,7 +37,7 @@ class Authenticator:
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not key:
             raise NotAuthorized("No API key was given. Send the header 'Authorization: Bearer <key>'.")
-        given = hashlib.sha256(key.strip().encode()).digest()
+        given = hashlib.sha256(key.strip().encode("latin-1")).digest()  # the bytes that came
         matches = [hmac.compare_digest(given, known) for known in self._hashes]  # all of them, always
         if not any(matches):
             raise NotAuthorized("The API key is not known here.")

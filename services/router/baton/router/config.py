@@ -29,7 +29,7 @@ class RouterConfig:
     served_model_name: tuple[str, ...] = setting(
         (), "names that clients may send; the first is in answers; none: the model's"
     )
-    host: str = setting("127.0.0.1", "address to listen on")
+    host: str = setting("127.0.0.1", "address to listen on; auto: that of this machine's own name")
     port: int = setting(8000, "port to listen on")
     api_key: tuple[str, ...] = setting((), "keys that clients may send; none: everybody may ask")
     worker: tuple[str, ...] = setting((), "control endpoints of workers, beside those that Redis names")
@@ -84,8 +84,6 @@ class RouterConfig:
                 raise ConfigError(f"{name}={value!r} is not valid: it must be one of {choices}.")
             if hint in (int, float) and value < 0:
                 raise ConfigError(f"{name}={value!r} is not valid: it must be at least 0.")
-        if any(len(key) < 8 for key in self.api_key):
-            raise ConfigError("an api_key is not valid: it must have at least 8 characters.")
         curve = (self.curve_server_key, self.curve_public_key, self.curve_secret_key)
         if any(curve) and not all(curve):
             raise ConfigError("curve_server_key, curve_public_key and curve_secret_key go together: give all three.")

@@ -139,6 +139,8 @@ class Dispatcher:
         self._placement = Placement(config, pool, index, metrics, rng or random.Random())
         self._parked: dict[str, Running] = {}
         self._num_with_token = 0
+        self._end: BatonError | None = None
+        """Why nothing is taken in any more."""
         self._loop = asyncio.get_running_loop()
 
     # -- requests -----------------------------------------------------------------------------------------
@@ -152,6 +154,8 @@ class Dispatcher:
             Unavailable: no worker has come yet.
         """
         running, generation = Running(self, flow), flow.generation
+        if self._end is not None:
+            raise self._end
         if self.last_facts is None:
             raise Unavailable("No decode worker is ready. Try again in a few seconds.")
         block_size = self.last_facts.block_size
@@ -167,6 +171,12 @@ class Dispatcher:
             running.deadline = self._loop.call_later(delay, lambda: self._fail(running, DeadlinePassed()))
         self._place(running)
         return running
+
+    def end_all(self, error: BatonError) -> None:
+        """Take nothing more in, and end all that is open, with this error."""
+        self._end = error
+        for running in list(self.flows.values()):
+            self._fail(running, error)
 
     def finish(self, running: Running, over: Over) -> None:
         """End a request, whatever became of it: the one way out. Late messages for it are dropped."""

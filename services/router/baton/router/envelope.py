@@ -1,7 +1,11 @@
-"""Envelope: what surrounds every request, as plain ASGI: its id, its head's size, the last resort for errors, a count."""
+"""Envelope: what surrounds every request, as plain ASGI: its id, its head's size, the last resort for errors, a count.
+
+HEAD is answered as GET, whose body the server leaves out; a slash at the end of a path says nothing.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import re
 import uuid
 from typing import Any
@@ -21,10 +25,11 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/@+=-]{1,128}")
 class Envelope:
     """The outermost application."""
 
-    def __init__(self, app: Any, metrics: RouterMetrics, config: RouterConfig) -> None:
+    def __init__(self, app: Any, metrics: RouterMetrics, config: RouterConfig, root_path: str) -> None:
         self.app = app
         self._metrics = metrics
         self._max_head = config.max_header_nbytes
+        self._root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -38,7 +43,15 @@ class Envelope:
         # an id is echoed and logged, so it may hold nothing that means something there
         request_id = given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         # the lifespan's state is shared by all requests; each gets a copy of its own
-        scope["state"] = {**scope.get("state", {}), "request_id": request_id}
+        scope = {
+            **scope,
+            "state": {**scope.get("state", {}), "request_id": request_id},
+            "method": "GET" if scope["method"] == "HEAD" else scope["method"],
+            "path": scope["path"].rstrip("/") or "/",
+            "root_path": self._root_path,
+            # a stream's events go by without another call on their way
+            "baton.send": send,
+        }
         header = (b"x-request-id", request_id.encode())
         status = 0
 
@@ -49,8 +62,6 @@ class Envelope:
                 message["headers"] = [*message.get("headers", ()), header]
             await send(message)
 
-        # a stream's events go by without another call on their way
-        scope["baton.send"] = send
         if nbytes > self._max_head:
             error = error_object(f"The request's head of {nbytes} bytes exceeds the limit of {self._max_head}.", 431)
             await send_json(send_with_id, 431, error)
@@ -61,5 +72,8 @@ class Envelope:
                 _log.exception("request_failed", request_id=request_id, path=scope["path"][:200])
                 if status == 0:
                     await send_json(send_with_id, 500, failure_object(request_id))
+            except asyncio.CancelledError:  # the server ends, and this one was not even read
+                if status == 0:
+                    await send_json(send_with_id, 503, error_object("The server is shutting down. Send it again.", 503))
         route = scope.get("route")
         self._metrics.http_requests.inc(getattr(route, "path", "none"), str(status))
