@@ -193,7 +193,7 @@ DEEPSEEK_R1 = """\
     {%- if message['role'] == 'user' %}{{- '<|User|>' + message['content'] }}
     {%- elif message['role'] == 'assistant' and message['content'] is none %}
         {%- for call in message['tool_calls'] %}
-            {{- '<|tool_call_begin|>' + call['function']['name'] + '\\n' + (call['function']['arguments'] | tojson) }}
+            {{- '<|tool_call_begin|>' + call['function']['name'] + '\\n' + call['function']['arguments'] }}
         {%- endfor %}
     {%- elif message['role'] == 'assistant' %}
         {%- set content = message['content'] %}
@@ -202,6 +202,18 @@ DEEPSEEK_R1 = """\
     {%- elif message['role'] == 'tool' %}{{- '<|tool_output_begin|>' + message['content'] }}{%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|Assistant|><think>\\n' }}{%- endif %}"""
+
+SMOLLM3 = """\
+{{- '<|im_start|>system\\n' }}
+{%- if messages[0].role == 'system' %}{{- messages[0].content }}{%- endif %}
+{%- for tool in tools or [] %}{{- '\\n' + tool | string }}{%- endfor %}
+{{- '<|im_end|>\\n' }}
+{%- for message in messages %}
+    {%- if message.role in ('user', 'assistant') %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+    {%- elif message.role == 'tool' %}{{- '<|im_start|>user\\n' + message.content + '<|im_end|>\\n' }}{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
 
 PHI3 = """\
 {%- for message in messages %}
@@ -243,6 +255,7 @@ TAKE_TEXT = {
     "mistral": MISTRAL,
     "gemma2": GEMMA2,
     "deepseek": DEEPSEEK_R1,
+    "smollm3": SMOLLM3,
     "phi3": PHI3,
 }
 """Content as a string alone."""

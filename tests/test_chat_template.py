@@ -113,6 +113,7 @@ def test_a_message_that_is_lost_where_it_stands_is_refused() -> None:
     system = [{"role": "system", "content": f"Rule {i}."} for i in range(2)]
     assert "Rule 1." in render(kinds.DEEPSEEK_R1, system[1], user())
     assert refusal(kinds.DEEPSEEK_R1, *system, user()).field == "messages[0].content"
+    assert refusal(kinds.SMOLLM3, user(), system[0], user()).field == "messages[1].content"
 
 
 def test_no_part_is_lost_on_a_template_that_reads_the_first_alone() -> None:
@@ -150,6 +151,8 @@ def test_a_call_without_content_is_shown(name: str) -> None:
 
 def test_calls_without_a_place_are_refused() -> None:
     assert refusal(kinds.CHATML, user(), CALL).field == "messages[1].tool_calls"
+    for_tools = render(kinds.SMOLLM3, user(), CALL, {"role": "tool", "content": "it is 4"})
+    assert "it is 4" in for_tools  # made so, for a model that knows tools
     assert "assistant\n<|im_end|>" in render(kinds.CHATML, user(), {"role": "assistant", "content": None}, user())
 
 
@@ -166,6 +169,13 @@ def test_calls_without_a_place_are_refused() -> None:
 def test_numbers_of_earlier_calls_are_shown_as_they_were_written(arguments: str, shown: str) -> None:
     call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
     assert shown in render(kinds.QWEN3, user(), call)
+
+
+def test_arguments_are_text_for_a_template_that_joins_them() -> None:
+    for arguments in ('{"x":1.10}', {"x": 1.5}):
+        call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+        shown = arguments if isinstance(arguments, str) else json.dumps(arguments)
+        assert f"f\n{shown}" in render(kinds.DEEPSEEK_R1, user(), call)
 
 
 def test_a_number_of_an_earlier_call_is_a_number_for_the_template() -> None:

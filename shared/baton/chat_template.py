@@ -17,7 +17,7 @@ import jinja2
 from baton.errors import InvalidRequest
 from baton.template_habits import TemplateHabits
 from baton.template_sandbox import plain, template_environment
-from baton.written_json import read_json
+from baton.written_json import read_json, write_json
 
 ContentFormat = Literal["auto", "string", "openai"]
 """How content reaches a template: as it reads it, as one text, or as parts."""
@@ -107,14 +107,15 @@ class ChatTemplate:
                 field=f"messages[{index}].role",
             )
         calls = message.get("tool_calls")
-        if calls and self._habits.of_calls.are_dropped:
+        # a template that shows tools and not the calls of earlier turns was made so for its model
+        if calls and self._habits.of_calls.are_dropped and self._habits.drops_tools:
             raise TemplateRefused(
                 f"messages[{index}].tool_calls is not valid: this model's chat template leaves calls out. "
                 "Leave them out, or serve with a template that shows them (--chat-template).",
                 field=f"messages[{index}].tool_calls",
             )
         if calls:
-            message["tool_calls"] = [_with_arguments(call) for call in calls]
+            message["tool_calls"] = [_with_arguments(call, self._habits.of_calls.takes_text) for call in calls]
         message["content"] = self._content(message, habit.takes_text, habit.takes_parts)
         return message
 
@@ -193,15 +194,15 @@ def _marked(content: Any, mark: str) -> Any:
     return [part | {"text": part["text"] + mark} if _texts([part]) else part for part in content]
 
 
-def _with_arguments(call: Any) -> Any:
-    """Return a call with its arguments as an object, which templates take apart or write as JSON themselves."""
+def _with_arguments(call: Any, as_text: bool) -> Any:
+    """Return a call with its arguments as an object, which most templates take apart or write as JSON, or as JSON text."""
     function = call.get("function") if isinstance(call, dict) else None
-    arguments = function.get("arguments") if isinstance(function, dict) else None
-    if not isinstance(function, dict) or isinstance(arguments, (dict, list)):
+    if not isinstance(function, dict):
         return call
-    if not arguments:
-        arguments = {}
-    elif isinstance(arguments, str):
+    arguments = function.get("arguments") or {}
+    if as_text and not isinstance(arguments, str):
+        arguments = write_json(arguments, ensure_ascii=False)
+    elif not as_text and isinstance(arguments, str):
         with contextlib.suppress(ValueError, RecursionError):
             arguments = read_json(arguments)
     return call | {"function": function | {"arguments": arguments}}

@@ -7,6 +7,7 @@ dropped, printed or refused. Looking at its source for loops over content (as ot
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,10 +31,12 @@ class RoleHabit:
 
 @dataclass(frozen=True, slots=True)
 class CallHabit:
-    """What becomes of an assistant's calls, and what stands for the content that such a message has not."""
+    """What becomes of an assistant's calls, what stands for the content that such a message has not, and their arguments."""
 
     are_dropped: bool
-    no_content: str | None
+    no_content: str | None = ""
+    takes_text: bool = False
+    """Arguments as JSON text, not as an object."""
 
 
 class TemplateHabits:
@@ -52,13 +55,12 @@ class TemplateHabits:
     @functools.cached_property
     def of_calls(self) -> CallHabit:
         seen: list[str] = []
-        for content in (None, ""):
-            for tools in (None, _tools("f")):
-                texts = self._see([_user(), _call(_MARK, content), _message("tool")], tools)
-                if any(_MARK in text and "None" not in text for text in texts):
-                    return CallHabit(are_dropped=False, no_content=content)
-                seen += texts
-        return CallHabit(are_dropped=_is_dropped(seen), no_content="")
+        for takes_text, no_content, tools in itertools.product((False, True), (None, ""), (None, _tools("f"))):
+            texts = self._see([_user(), _call(_MARK, no_content, takes_text), _message("tool")], tools)
+            if any(_MARK in text and "None" not in text for text in texts):
+                return CallHabit(are_dropped=False, no_content=no_content, takes_text=takes_text)
+            seen += texts
+        return CallHabit(are_dropped=_is_dropped(seen))
 
     def _of_role(self, role: str) -> RoleHabit:
         texts = self._see_role(role, _MARK)
@@ -78,7 +80,7 @@ class TemplateHabits:
             return self._see([message])
         if role == "assistant":
             return self._see([_user(), message, _user()])
-        before = [_user(), _call("f", self.of_calls.no_content)]
+        before = [_user(), _call("f", self.of_calls.no_content, self.of_calls.takes_text)]
         return self._see([*before, message]) + self._see([*before, message], _tools("f"))
 
     def _see(self, messages: _Messages, tools: list[Any] | None = None) -> list[str]:
@@ -102,9 +104,11 @@ def _user() -> dict[str, Any]:
     return _message("user")
 
 
-def _call(name: str, content: str | None) -> dict[str, Any]:
-    call = {"id": _CALL_ID, "type": "function", "function": {"name": name, "arguments": {"x": "y"}}}
-    return {"role": "assistant", "content": content, "tool_calls": [call]}
+def _call(word: str, no_content: str | None, takes_text: bool) -> dict[str, Any]:
+    """Return a call with a word in its name and arguments: some templates show only these, beside the call's id."""
+    arguments = f'{{"x": "{word}"}}' if takes_text else {"x": word}
+    call = {"id": _CALL_ID, "type": "function", "function": {"name": word, "arguments": arguments}}
+    return {"role": "assistant", "content": no_content, "tool_calls": [call]}
 
 
 _CALL_ID = "a1b2c3d4e"
