@@ -61,7 +61,7 @@ WORDS: dict[str, str] = {
     "include_usage": "a last event counts tokens",
     "continuous_usage_stats": "every event counts them",
     "include_obfuscation": "taken; no padding is sent",
-    "role": "who speaks",
+    "role": "who speaks; a `developer` is a `system` for templates that do not know it",
     "content": "what is said: a text, or parts of text",
     "name": "of the speaker",
     "Message.name": "of the speaker, or of the tool",
