@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import shutil
 import signal
@@ -145,6 +146,31 @@ def test_no_end_of_text_comes_before_min_tokens(llm: LLM) -> None:
     longer = llm.generate(["2+2="], GREEDY.replace(min_tokens=12), use_tqdm=False)[0].outputs[0]
     assert len(longer.token_ids) >= 12
     assert not set(longer.token_ids[:12]) & set(llm.engine.model.spec.eos_token_ids)
+
+
+def test_no_end_of_text_comes_before_min_tokens_where_it_would_end_nothing(llm: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=8, min_tokens=8, ignore_eos=True)
+    token_ids = llm.generate(["2+2="], params, use_tqdm=False)[0].outputs[0].token_ids
+    assert len(token_ids) == 8
+    assert not set(token_ids) & set(llm.engine.model.spec.eos_token_ids)
+
+
+def test_a_tokenizers_own_end_ends_answers_where_the_configs_name_none(llm: LLM, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(demo_model_path(), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": None}))
+    (folder / "generation_config.json").unlink()
+    nameless = LLM(folder, use_tqdm=False, kv_cache_memory_bytes=2**26, max_num_seqs=4)
+    assert nameless.engine.model.spec.eos_token_ids == llm.engine.model.spec.eos_token_ids
+    answers = [each.generate(["2+2="], GREEDY, use_tqdm=False)[0].outputs[0] for each in (llm, nameless)]
+    assert answers[0] == answers[1]
+
+
+def test_a_special_token_as_a_stop_string_ends_an_answer(llm: LLM) -> None:
+    params = GREEDY.replace(stop=("<|end|>",), ignore_eos=True)
+    output = llm.generate(["2+2="], params, use_tqdm=False)[0].outputs[0]
+    assert (output.text, output.finish_reason, output.stop_reason) == (texts(llm, ["2+2="])[0], "stop", "<|end|>")
 
 
 def test_allowed_and_banned_tokens_are_kept_to(llm: LLM) -> None:

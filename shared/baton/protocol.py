@@ -122,7 +122,7 @@ class SamplingParams(msgspec.Struct, metaclass=_NamedAsInVllm, frozen=True, kw_o
             for token_id in token_ids:
                 if not 0 <= token_id < vocab_size:
                     raise refuse(field, token_id, f"token ids of this model are 0 to {vocab_size - 1}")
-        ends = {*self.stop_token_ids, *(() if self.ignore_eos else eos_token_ids)}
+        ends = {*self.stop_token_ids, *eos_token_ids}
         if self.min_tokens and self.allowed_token_ids is not None and ends.issuperset(self.allowed_token_ids):
             limit = "every token of allowed_token_ids ends the answer, so none may come before"
             way_out = "Allow a token that does not, or set min_tokens to 0."

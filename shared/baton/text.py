@@ -5,6 +5,7 @@ Owned by whoever talks to users (`LLM`, the router); workers and the engine see 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -16,7 +17,7 @@ from tokenizers import Tokenizer as HFTokenizer
 
 from baton.chat_template import ContentFormat
 from baton.detokenizer import Detokenizer, Pieces
-from baton.errors import ModelLoadError, refuse
+from baton.errors import InvalidRequest, ModelLoadError, refuse
 from baton.hub_snapshot import fetch_snapshot
 from baton.protocol import SamplingParams
 from baton.special_tokens import declare_special_tokens
@@ -80,6 +81,33 @@ class Tokenizer:
         """The tokenizer's own end of text."""
         eos = self.special_tokens.get("eos_token")
         return None if eos is None else cast(int | None, self._backend.token_to_id(eos))
+
+    def end_token_ids(self, named: Sequence[int] = ()) -> tuple[int, ...]:
+        """Return what ends an answer: the ids that a model's configs name, and the tokenizer's own end.
+
+        Where the configs name none, also the special token that the chat template writes after an assistant's message.
+        """
+        ends = [*named, self.eos_token_id, None if named else self._end_of_turn()]
+        return tuple(dict.fromkeys(token_id for token_id in ends if token_id is not None))
+
+    def special_token_id(self, text: str) -> int | None:
+        """Return the id of the special token that `text` is, if it is one."""
+        token_id: int | None = self._backend.token_to_id(text)
+        return token_id if token_id is not None and self.is_special(token_id) else None
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether a token is left out of text unless it is asked for."""
+        return self._shown[token_id] != self._all[token_id]
+
+    def _end_of_turn(self) -> int | None:
+        said = "quartz7zebra"
+        with contextlib.suppress(InvalidRequest):  # no template, or one that refuses
+            template = self.chat_templates.compiled(with_tools=False)
+            turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": said}]
+            after = template.render(turns, add_generation_prompt=False).rpartition(said)[2]
+            first = self.encode(after.lstrip(), add_special_tokens=False)[:1]
+            return next(filter(self.is_special, first), None)
+        return None
 
     @property
     def vocab_size(self) -> int:
@@ -269,7 +297,7 @@ def held_back(text: str, words: Sequence[str]) -> int:
 class AnswerText:
     """One choice's tokens becoming text, until a stop string or the engine ends it."""
 
-    __slots__ = ("_detokenizer", "_include_stop", "_min_tokens", "_num_tokens", "_stops")
+    __slots__ = ("_detokenizer", "_hidden_stops", "_include_stop", "_min_tokens", "_num_tokens", "_stops")
 
     def __init__(self, tokenizer: Tokenizer | None, prompt_ids: Sequence[int], params: SamplingParams) -> None:
         """Start after `prompt_ids`; without a tokenizer the text is empty."""
@@ -278,6 +306,11 @@ class AnswerText:
         if tokenizer is not None and params.detokenize:
             self._detokenizer = tokenizer.new_stream(prompt_ids, skip_special_tokens=params.skip_special_tokens)
         self._stops = StopMatcher(params.stop, include_in_output=self._include_stop) if params.stop else None
+        self._hidden_stops: dict[int, str] = {}
+        """Stop strings that are special tokens: those are not in the text."""
+        if tokenizer is not None and params.skip_special_tokens:
+            ids = ((tokenizer.special_token_id(stop), stop) for stop in params.stop)
+            self._hidden_stops = {token_id: stop for token_id, stop in ids if token_id is not None}
         self._min_tokens = params.min_tokens
         self._num_tokens = 0
 
@@ -299,6 +332,9 @@ class AnswerText:
         if stops is None or self._num_tokens < self._min_tokens:
             return piece, None
         text, stop = stops.push(piece)
+        if stop is None and finish_reason != "stop" and token_id in self._hidden_stops:
+            stop = self._hidden_stops[token_id]
+            return text + detokenizer.flush() + stops.flush() + (stop if self._include_stop else ""), stop
         if stop is None and finish_reason is not None:
             text += stops.flush()
         return text, stop

@@ -146,3 +146,47 @@ def test_a_chat_has_the_tokenizers_own_special_tokens_only_where_they_are_asked_
     without, with_them = asyncio.run(render())
     assert with_them == [*tokenizer.encode(""), *without]
     assert len(with_them) == len(without) + 1
+
+
+@pytest.mark.parametrize(
+    ("template", "named", "ends"),
+    [
+        ("{% for m in messages %}{{ m.content }}<|user|>\n{% endfor %}", (), ["<|end|>", "<|user|>"]),
+        ("{% for m in messages %}{{ m.content + ' <|end|>' }}{% endfor %}", (), ["<|end|>"]),
+        ("{% for m in messages %}{{ m.content }}<|user|>{% endfor %}", (7,), [7, "<|end|>"]),
+        ("{% for m in messages %}{{ m.content }}\n{% endfor %}", (), ["<|end|>"]),
+        ("{{ raise_exception('no') }}", (), ["<|end|>"]),
+        (None, (), ["<|end|>"]),
+    ],
+)
+def test_a_tokenizers_and_a_templates_own_ends_end_answers(
+    tmp_path: Path, template: str | None, named: tuple[int, ...], ends: list[Any]
+) -> None:
+    tokenizer = Tokenizer(make_tokenizer_folder(tmp_path, chat_template=template))
+    assert tokenizer.end_token_ids(named) == tuple(
+        end if isinstance(end, int) else tokenizer.special_token_id(end) for end in ends
+    )
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        (SamplingParams(stop="<|user|>"), ("hello world", "<|user|>")),
+        (SamplingParams(stop=["x", "<|user|>"], include_stop_str_in_output=True), ("hello world<|user|>", "<|user|>")),
+        (SamplingParams(stop="<|user|>", skip_special_tokens=False), ("hello world", "<|user|>")),
+        (SamplingParams(stop="<|user|>", min_tokens=16), ("hello world!", None)),
+        (SamplingParams(stop="world<"), ("hello world!", None)),
+    ],
+)
+def test_a_special_token_is_a_stop_string_though_it_is_not_shown(
+    tokenizer: Tokenizer, params: SamplingParams, expected: tuple[str, str | None]
+) -> None:
+    answer = AnswerText(tokenizer, [5], params)
+    text, stop = "", None
+    token_ids = tokenizer.encode("hello world<|user|>!")
+    for i, token_id in enumerate(token_ids):
+        piece, stop = answer.push(token_id, "length" if i == len(token_ids) - 1 else None)
+        text += piece
+        if stop is not None:
+            break
+    assert (text, stop) == expected

@@ -15,6 +15,7 @@ from baton.engine.engine import Engine
 from baton.engine.kv_cache import KVCacheSpec
 from baton.engine.memory import MemoryPlan, largest_steps_tried, plan_memory, with_kv_of
 from baton.engine.sampler import SAMPLING_NBYTES
+from baton.errors import ConfigError
 from baton.models.causal_lm import CausalLM
 from baton.models.config import read_spec
 from baton.models.hub import locate
@@ -23,6 +24,7 @@ from baton.models.loader import load_model, resolve_dtype, weights_nbytes
 from baton.models.spec import ModelSpec
 from baton.prompt import Prompt
 from baton.protocol import SamplingParams
+from baton.text import Tokenizer
 
 
 def load_engine(
@@ -67,6 +69,7 @@ def load_engine(
         max_model_len=max_model_len,
         deterministic=config.deterministic,
     )
+    model.spec = dataclasses.replace(model.spec, eos_token_ids=_end_token_ids(config, folder, spec))
     identity = model_identity(folder, dummy_seed=config.seed if config.load_format == "dummy" else None)
     with largest_steps_tried(config):
         if device.type == "cuda":
@@ -77,6 +80,17 @@ def load_engine(
         if device.type == "cuda" and not config.enforce_eager and not references:
             engine.runner.capture_graphs(max_num_tokens=config.max_num_batched_tokens, progress=progress)
     return engine
+
+
+def _end_token_ids(config: EngineConfig, folder: Path, spec: ModelSpec) -> tuple[int, ...]:
+    """Return what ends an answer: what the model's configs name, and, as in vLLM, what its tokenizer calls the end."""
+    if config.tokenizer is None and not (folder / "tokenizer.json").is_file():
+        return spec.eos_token_ids
+    try:
+        ends = Tokenizer(config.tokenizer or folder, config.revision).end_token_ids(spec.eos_token_ids)
+    except ConfigError:  # who needs the text says so; tokens can do without
+        return spec.eos_token_ids
+    return tuple(token_id for token_id in ends if token_id < spec.vocab_size)
 
 
 def _measured(model: CausalLM, config: EngineConfig, memory: MemoryPlan, kv_spec: KVCacheSpec) -> MemoryPlan:

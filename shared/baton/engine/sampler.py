@@ -81,12 +81,11 @@ class Sampler:
         if params.allowed_token_ids is not None:
             allowed = torch.zeros(self._vocab_size, dtype=torch.bool)
             allowed[list(params.allowed_token_ids)] = True
-        eos = () if params.ignore_eos else self._eos
         self._rows[sequence] = RowParams(
             seed=seed,
             choice=choice,
             is_plain=_is_plain(params),
-            stop_ids=tuple({*eos, *params.stop_token_ids}),
+            stop_ids=tuple({*self._eos, *params.stop_token_ids}),  # eos also where it ends nothing, as in vLLM
             bias=tuple((params.logit_bias or {}).items()),
             allowed=allowed,
         )
