@@ -85,6 +85,12 @@ WORDS: dict[str, str] = {
     "strict": "taken; the answer is not bound by the schema",
     "json_schema": "not served",
     "text": "the text",
+    # Python
+    "SamplingParams.max_tokens": "most tokens of an answer; none: to the end of the context",
+    "SamplingParams.stop": "texts at which an answer ends: one, or several",
+    "SamplingParams.logprobs": "give each token's log-probability, and so many alternatives",
+    "detokenize": "make text of the tokens",
+    "structured_outputs": "not served",
     # tokenize
     "TokenizeRequest.prompt": "a text; this or `messages`",
     "return_token_strs": "give the tokens' own pieces too",

@@ -19,6 +19,7 @@ def commands() -> str:
     """Return a section for each command, and one of the engine's flags, which several of them take."""
     sections: list[str] = []
     engine: dict[str, Any] = {}
+    named: dict[str, str] = {}
     for name, command in _commands():
         options = [p for p in command.params if p.name != "help"]
         theirs = {p.name: p for p in options if p.name in _ENGINE and p.param_type_name == "option"}
@@ -28,21 +29,24 @@ def commands() -> str:
             options = [p for p in options if p.name not in theirs]
         also = ["With [the engine's flags](#the-engines-flags)."] if takes_engine else []
         table = [_table(options)] if options else []
-        sections.append("\n\n".join([f"## `{name}`", _about(command), *also, *table]))
+        text = "\n\n".join([_about(command), *also, *table])
+        same = named.setdefault(text, name)
+        sections.append(f"## `{name}`\n\n{text if same == name else f'The same as `{same}`.'}")
     about = "Of every command that runs an engine. Names are vLLM's where vLLM has them."
     return "\n\n".join([*sections, f"## The engine's flags\n\n{about}\n\n{_table(list(engine.values()))}"])
 
 
 def environment() -> str:
-    """Return each variable with its flag and who reads it."""
-    found: dict[str, tuple[Any, list[str]]] = {}
+    """Return each variable with its flag and who reads it, once for each meaning that it has."""
+    found: dict[tuple[str, str], tuple[Any, list[str]]] = {}
     for name, command in _commands():
         for parameter in command.params:
             for variable in _variables(parameter):
-                found.setdefault(variable, (parameter, []))[1].append(f"`{name.removeprefix('baton ')}`")
+                _, names = found.setdefault((variable, parameter.help or ""), (parameter, []))
+                names.append(f"`{name.removeprefix('baton ')}`")
     lines = [
-        (f"`{variable}`", _shown(parameter), ", ".join(names), parameter.help or "")
-        for variable, (parameter, names) in sorted(found.items())
+        (f"`{variable}`", _shown(parameter), ", ".join(names), says)
+        for (variable, says), (parameter, names) in sorted(found.items(), key=lambda item: item[0])
     ]
     return rows(("variable", "in place of", "read by `baton`", ""), lines)
 

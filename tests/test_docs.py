@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from functools import cache
 from pathlib import Path
 
+import msgspec
 import pytest
 import typer.main
-from docs import api_tables, generate
+from docs import api_tables, generate, python_tables
 from docs.api_words import WORDS
 
 from baton.cli import app
+from baton.protocol import SamplingParams
 
 _FOLDERS = ("", "docs/", "docs/decisions/", "compose/", "kernels/", "services/*/", "shared/baton/worker/")
 PAGES = sorted(page for folder in _FOLDERS for page in generate.ROOT.glob(f"{folder}*.md"))
@@ -25,13 +29,47 @@ def test_what_is_made_from_the_code_is_current() -> None:
 
 def test_every_field_of_the_api_is_described() -> None:
     unsaid = [f"{model}.{name}" for model, name in api_tables.described_fields() if not api_tables.words(model, name)]
+    params = [field.name for field in msgspec.structs.fields(SamplingParams) if field.name != "bad_words_ids"]
+    unsaid += [f"SamplingParams.{name}" for name in params if not python_tables.sampling_words(name)]
     assert unsaid == [], "say what they mean in docs/api_words.py"
 
 
 def test_no_field_is_described_that_is_not_there() -> None:
     fields = list(api_tables.described_fields())
+    fields += [("SamplingParams", field.name) for field in msgspec.structs.fields(SamplingParams)]
     known = {name for _, name in fields} | {f"{model}.{name}" for model, name in fields}
     assert sorted(WORDS.keys() - known) == []
+
+
+@cache
+def said() -> str:
+    """Every text that stands in the code, pieces of formatted ones apart."""
+    folders = ("compose", "shared", "kernels", "services")
+    files = [file for folder in folders for file in (generate.ROOT / folder).rglob("*.py")]
+    nodes = (node for file in files for node in ast.walk(ast.parse(file.read_text())))
+    return "\0".join(n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str))
+
+
+def test_messages_that_troubleshooting_quotes_are_those_of_the_code() -> None:
+    page = (generate.ROOT / "docs/troubleshooting.md").read_text()
+    symptoms = [line.split("|")[1] for line in page.splitlines() if line.startswith("| ")]
+    quoted = [words for symptom in symptoms for words in re.findall(r"`([^`]+)`", symptom)]
+    pieces = [piece for words in quoted if " " in words for piece in words.split("…") if piece.strip()]
+    assert len(pieces) > 10
+    assert [piece for piece in pieces if piece not in said()] == []
+
+
+@cache
+def files() -> list[str]:
+    folders = ("compose", "demo", "deploy", "docs", "kernels", "services", "shared", "tests")
+    paths = (path for folder in folders for path in (generate.ROOT / folder).rglob("*.py"))
+    return [f"/{path.relative_to(generate.ROOT)}" for path in paths]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(generate.ROOT)))
+def test_files_that_pages_name_are_there(page: Path) -> None:
+    named = re.findall(r"`((?:[\w-]+/)*[\w-]+\.py)`", page.read_text())
+    assert [name for name in named if not any(path.endswith(f"/{name}") for path in files())] == []
 
 
 WRAPPED = [page for page in PAGES if page.name != "CHANGELOG.md"]
