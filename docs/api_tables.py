@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
@@ -10,8 +11,8 @@ from docs.api_words import WORDS
 from docs.markdown import rows
 
 from baton.config import demo_model_path
-from baton.requests.refusals import UNSERVED
 from baton.requests.sampling import Ignored
+from baton.requests.unserved import CALL, CHAT, COMPLETION, FUNCTION, MESSAGE, PART, SENT_BACK, TOOL
 from baton.router.app import make_api
 from baton.router.config import RouterConfig
 from baton.router.openapi_file import openapi_document
@@ -52,7 +53,17 @@ def bodies() -> str:
 
 def refused_table() -> str:
     """Return the fields that are known and not served, with the reason."""
-    return rows(("field", "why it is refused"), ((f"`{name}`", reason) for name, reason in sorted(UNSERVED.items())))
+    places = {"a message": MESSAGE, "a part of a message": PART, "a tool": TOOL, "a function": FUNCTION, "a call": CALL}
+    lines = []
+    for place, fields in {"": CHAT | COMPLETION, **places}.items():
+        for name, (reason, neutral) in sorted(fields.items()):
+            taken = ", ".join(f"`{json.dumps(value)}`" for value in neutral)
+            lines.append((f"`{name}`" + (f" of {place}" if place else ""), reason, taken))
+    sent_back = ", ".join(f"`{name}`" for name in sorted(SENT_BACK))
+    return (
+        rows(("field", "why it is refused", "taken, beside null, since it asks for nothing"), lines)
+        + f"\n\nIgnored beside the keys of messages, parts, tools and calls: {sent_back}."
+    )
 
 
 def described_fields() -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ WORDS: dict[str, str] = {
     "n": "answers to each prompt",
     "max_tokens": "most tokens of an answer. Left out: in completions 16, in chat to the end of the context; there it is the "
     "older name of `max_completion_tokens`, which counts where both are given",
+    "request_id": "stands in the `id` of the answer; logs follow the header `x-request-id`",
     "max_completion_tokens": "most tokens of an answer. Left out: to the end of the context",
     "min_tokens": "before so many tokens, nothing that ends an answer is sampled",
     "temperature": "0 takes the likeliest token; 1 samples from what the model says",
@@ -72,9 +73,6 @@ WORDS: dict[str, str] = {
     "reasoning_content": "what the assistant thought; handed to the template",
     "reasoning": "the same under its newer name",
     "refusal": "of an earlier answer, as the SDK sends it back; taken without effect",
-    "annotations": "of an earlier answer; taken without effect",
-    "audio": "only null: no audio is served",
-    "function_call": "only null: use `tool_calls`",
     "ToolCall.id": "the call's id",
     "type": "what kind it is",
     "function": "its function",
@@ -83,7 +81,6 @@ WORDS: dict[str, str] = {
     "description": "what it does, for the model to read",
     "parameters": "JSON Schema of its arguments, for the model to read; the answer is not bound by it",
     "strict": "taken; the answer is not bound by the schema",
-    "json_schema": "not served",
     "text": "the text",
     # Python
     "SamplingParams.max_tokens": "most tokens of an answer; none: to the end of the context",

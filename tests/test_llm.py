@@ -373,7 +373,8 @@ def test_ten_thousand_requests_leave_no_growth(tiny_checkpoint: Callable[[str], 
         ({"prompt_token_ids": [-1]}, ["prompt_token_ids", "-1"]),
         ({"prompt_token_ids": ["a"]}, ["prompt_token_ids", "whole numbers"]),
         ({"prompt_token_ids": [5] * 5000}, ["5000", "4096", "--max-model-len"]),
-        ({"text": "hi"}, ["prompt_token_ids"]),
+        ({"text": "hi"}, ["prompt 1", "text"]),
+        ({}, ["prompt_token_ids"]),
         ({"prompt": 5}, ["prompt", "string"]),
         (7, ["prompt"]),
         ({"prompt": "\ud800"}, ["prompt", "surrogate"]),
@@ -471,6 +472,112 @@ def test_beam_search_is_refused_by_name(llm: LLM) -> None:
         llm.beam_search(["hi"])
 
 
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ({"prompt": "hi", "multi_modal_data": {"image": b""}}, "multi_modal_data.*only text is served"),
+        ({"prompt": "hi", "cache_sallt": "secret"}, "cache_sallt='secret'.*write cache_salt"),
+        ({"prompt_embeds": [[0.5]]}, "prompt_embeds.*token ids"),
+        ({"prompt": "hi", "prompt_token_ids": [5]}, "prompt or prompt_token_ids.*not both"),
+        ({"prompt_token_ids": "hi"}, "prompt_token_ids='hi'.*list"),
+        ({"encoder_prompt": "hi", "decoder_prompt": "ho"}, "encoder"),
+    ],
+)
+def test_no_key_of_a_prompt_is_passed_over(llm: LLM, prompt: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=f"prompt 0: .*{words}"):
+        llm.generate([prompt], GREEDY, use_tqdm=False)
+    neutral = {"prompt": "2+2=", "multi_modal_data": None, "mm_processor_kwargs": {}, "cache_salt": None}
+    assert texts(llm, [neutral]) == texts(llm, ["2+2="])
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ({"content": [{"type": "image_url", "image_url": {"url": "x"}}]}, r"content\[0\].type='image_url'.*pictures"),
+        ({"content": 5}, "content=5.*a text or a list of parts"),
+        ({"role": "king"}, "role='king'"),
+        ({"nmae": "x"}, "nmae='x'"),
+        ({"content": "\ud800"}, "content=.*surrogate"),
+        ({"content": None}, "content is missing"),
+    ],
+)
+def test_a_conversation_is_checked_as_over_http(llm: LLM, message: dict[str, Any], words: str) -> None:
+    hello = {"role": "user", "content": "hi"}
+    with pytest.raises(ValueError, match=rf"^messages\[1\]\.{words}"):
+        llm.chat([hello, hello | message], GREEDY, use_tqdm=False)
+    with pytest.raises(ValueError, match=rf"^conversation 1: messages\[0\]\.{words}"):
+        llm.chat([[hello], [hello | message]], GREEDY, use_tqdm=False)
+
+
+def test_limits_beyond_the_context_are_refused_in_the_words_that_clients_look_for(llm: LLM) -> None:
+    words = (
+        r"this model's maximum context length is 4096 tokens\. However, you requested 50\d\d tokens \(\d in the prompt"
+    )
+    for params in (SamplingParams(max_tokens=5000), SamplingParams(max_tokens=None, min_tokens=5000)):
+        with pytest.raises(ContextTooLong, match=words) as caught:
+            llm.generate("hi", params, use_tqdm=False)
+        assert caught.value.code == "context_length_exceeded"
+    with pytest.raises(ContextTooLong, match=r"maximum context length is 4096 tokens\. However, the prompt has 4096"):
+        llm.generate([[5] * 4096], use_tqdm=False)
+
+
+def test_a_wrong_argument_is_refused_by_name_and_never_a_type_error(llm: LLM) -> None:
+    calls: list[tuple[Callable[[], object], str]] = [
+        (lambda: llm.generate(None), "prompts=None"),
+        (lambda: llm.generate(5), "prompts=5"),
+        (lambda: llm.generate(b"hi"), "prompts="),
+        (lambda: llm.generate("hi", 5), "sampling_params=5"),
+        (lambda: llm.generate("hi", {"temperature": 0}), "sampling_params="),
+        (lambda: llm.generate("hi", GREEDY, priority=5), "priority=5"),
+        (lambda: llm.generate("hi", GREEDY, priority=[None]), "priority="),  # type: ignore[list-item]
+        (lambda: llm.generate("hi", GREEDY, lora_request="x"), "lora_request='x'.*Adapters"),
+        (lambda: llm.generate("hi", GREEDY, colour="x"), "colour='x'"),
+        (lambda: llm.chat(5), "messages=5"),
+        (lambda: llm.chat([{"role": "user", "content": "x"}], tools=5), "tools=5"),
+        (lambda: llm.chat([{"role": "user", "content": "x"}], tools=[{"type": "x"}]), r"tools\[0\]"),
+        (lambda: llm.chat([{"role": "user", "content": "x"}], chat_template_kwargs=5), "chat_template_kwargs=5"),
+        (lambda: llm.chat([{"role": "user", "content": "x"}], add_generation_prompt="x"), "add_generation_prompt='x'"),
+        (lambda: llm.chat([{"role": "user", "content": "x"}], chat_template="x"), "chat_template='x'.*LLM"),
+    ]
+    for call, words in calls:
+        with pytest.raises(InvalidRequest, match=words):
+            call()
+    hello = [{"role": "user", "content": "hi"}]
+    assert llm.chat(hello, GREEDY, lora_request=None, chat_template_content_format="auto", use_tqdm=False)
+
+
+def test_a_list_of_token_ids_is_one_prompt_and_lists_of_them_are_many(llm: LLM) -> None:
+    ids = llm.get_tokenizer().encode("17+25=")
+    for prompts, count in ((ids, 1), ([ids, tuple(ids)], 2), (np.array(ids), 1), ([np.array(ids), "17+25="], 2)):
+        assert texts(llm, prompts) == ["42"] * count
+
+
+def test_a_progress_bar_may_be_of_ones_own_class(llm: LLM) -> None:
+    from tqdm import tqdm
+
+    made: list[Any] = []
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            super().__init__(*args, **settings | {"disable": True})
+            made.append(self)
+
+    llm.generate("2+2=", GREEDY, use_tqdm=Bar)
+    assert len(made) == 1
+
+
+def test_parameters_are_cloned_and_take_numpys_numbers() -> None:
+    params = SamplingParams(logit_bias={1: 2.0}, temperature=0.5)
+    clone = params.clone()
+    assert clone == params
+    assert clone.logit_bias is not params.logit_bias
+    numbers = SamplingParams(
+        max_tokens=np.int64(5), temperature=np.float32(0.5), seed=np.uint8(3), top_k=4.0, logprobs=2.0
+    )
+    assert numbers == SamplingParams(max_tokens=5, temperature=0.5, seed=3, top_k=4, logprobs=2)
+    assert {type(getattr(numbers, name)) for name in ("max_tokens", "seed", "top_k", "logprobs")} == {int}
+
+
 def test_parameters_must_be_one_or_one_each(llm: LLM) -> None:
     with pytest.raises(InvalidRequest, match=r"sampling_params.*2 prompts"):
         llm.generate(["a", "b"], [GREEDY] * 3, use_tqdm=False)
@@ -514,6 +621,7 @@ def test_a_bad_setting_is_named_at_start(settings: dict[str, Any], error: type[B
 
 def test_a_request_that_can_never_fit_the_cache_is_refused() -> None:
     small = LLM(use_tqdm=False, num_gpu_blocks_override=4, max_model_len=64)
+    greedy = GREEDY.replace(max_tokens=4)
     with pytest.raises(ContextTooLong):
-        small.generate({"prompt_token_ids": [5] * 70}, GREEDY, use_tqdm=False)
-    assert len(small.generate({"prompt_token_ids": [5] * 60}, GREEDY, use_tqdm=False)) == 1
+        small.generate({"prompt_token_ids": [5] * 70}, greedy, use_tqdm=False)
+    assert len(small.generate({"prompt_token_ids": [5] * 60}, greedy, use_tqdm=False)) == 1

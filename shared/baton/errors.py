@@ -18,6 +18,7 @@ Each class knows its HTTP status and whether trying again can help. `assert` is 
 from __future__ import annotations
 
 import re
+from typing import Self
 
 
 class BatonError(Exception):
@@ -34,8 +35,8 @@ class BatonError(Exception):
         return re.sub(r"(?<!^)([A-Z])", r"_\1", type(self).__name__).lower()
 
 
-class InvalidRequest(BatonError):
-    """A request that breaks a rule of the API.
+class InvalidRequest(BatonError, ValueError):
+    """A request that breaks a rule of the API; a `ValueError` too, as Python's callers expect for a wrong argument.
 
     `field` is the parameter's name as the user wrote it; the message carries value, limit and way out.
     """
@@ -50,6 +51,10 @@ class InvalidRequest(BatonError):
     @property
     def cause(self) -> str:
         return self.code or super().cause
+
+    def of(self, which: str) -> Self:
+        """Return the same error, told of one of several."""
+        return type(self)(f"{which}: {self}", field=self.field, code=self.code)
 
 
 class ContextTooLong(InvalidRequest):
@@ -96,10 +101,26 @@ class OutOfBlocks(BatonError):
 
 def refuse(field: str, value: object, limit: str, way_out: str = "", *, code: str | None = None) -> InvalidRequest:
     """Make the one kind of message a user sees for a wrong value: field, value, limit, way out."""
-    shown = repr(value)
-    if len(shown) > 80:
-        shown = shown[:77] + "..."
-    message = f"{field}={shown} is not valid: {limit}."
-    if way_out:
-        message += f" {way_out}"
-    return InvalidRequest(message, field=field, code=code)
+    return InvalidRequest(_message(field, value, limit, way_out), field=field, code=code)
+
+
+def unsupported(field: str, value: object, reason: str, way_out: str = "") -> UnsupportedFeature:
+    """Make the same message for what is known but not served."""
+    return UnsupportedFeature(_message(field, value, reason, way_out), field=field)
+
+
+def _message(field: str, value: object, limit: str, way_out: str) -> str:
+    message = f"{field}={show(value)} is not valid: {limit}."
+    return f"{message} {way_out}" if way_out else message
+
+
+def show(value: object) -> str:
+    """Return a value as short text; never fails, whatever was sent."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 256:
+        return f"a number of {value.bit_length()} bits"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    if isinstance(value, dict):
+        return f"an object of {len(value)}"
+    text = repr(value[:80] if isinstance(value, str) else value)
+    return text if len(text) <= 80 else text[:77] + "..."

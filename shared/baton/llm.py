@@ -12,9 +12,10 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,18 @@ from baton.messages import TokenLogprobs
 from baton.models.config import read_json
 from baton.models.hub import locate
 from baton.prompt import Prompt
-from baton.protocol import FinishReason, Logprob, SamplingParams, check_prompt
+from baton.protocol import FinishReason, Logprob, SamplingParams, check_answer_len, check_prompt
+from baton.requests.conversation import Conversation
+from baton.requests.prompts import PromptMapping
+from baton.requests.refusals import read_value
 from baton.text import AnswerText, Tokenizer, bad_words_ids
-from baton.vllm_names import ARGUMENTS, METHODS, own_names
+from baton.vllm_names import ARGUMENTS, CALLS, METHODS, own_names
 
 __all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "demo_model_path"]
 
-PromptInput = str | Mapping[str, Any]
-"""Text, {"prompt": text} or {"prompt_token_ids": ids}; "cache_salt" may stand beside either."""
+PromptInput = str | Mapping[str, Any] | Sequence[int]
+"""Text, token ids, {"prompt": text} or {"prompt_token_ids": ids}; "cache_salt" may stand beside either."""
+_PROMPT_FORMS = "a prompt is text, a list of token ids, {'prompt': ...} or {'prompt_token_ids': ...}"
 
 
 @dataclass(slots=True)
@@ -129,24 +134,23 @@ class LLM:
         prompts: PromptInput | Sequence[PromptInput],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        use_tqdm: bool = True,
+        use_tqdm: bool | Callable[..., Any] = True,
         priority: Sequence[int] | None = None,
+        **others: Any,
     ) -> list[RequestOutput]:
         """Answer each prompt; results in the order of the prompts.
 
-        Everything is checked before anything runs. Ctrl-C ends every request and gives all blocks back.
+        Everything is checked before anything runs. Ctrl-C ends every request and gives all blocks back. `use_tqdm` may
+        be a class of progress bars. `others` are vLLM's, which are left out where they change nothing.
 
         Raises:
             InvalidRequest: names the field, value, limit and way out (and which prompt).
         """
-        single = isinstance(prompts, (str, Mapping))
-        items: list[PromptInput] = [prompts] if single else list(prompts)  # type: ignore[list-item]
+        own_names(CALLS, others, own=())
+        items = _prompts(prompts)
         params = self._params_of(sampling_params, len(items))
-        if priority is not None and len(priority) != len(items):
-            raise refuse("priority", f"{len(priority)} entries", f"there are {len(items)} prompts", "Give one each.")
-        answers = [self._check(i, item, params[i]) for i, item in enumerate(items)]
-        for i, answer in enumerate(answers):
-            answer.priority = 0 if priority is None else priority[i]
+        priorities = [0] * len(items) if priority is None else _priorities(priority, len(items))
+        answers = [self._check(i, item, params[i], priorities[i]) for i, item in enumerate(items)]
         return self._run(answers, use_tqdm)
 
     def chat(
@@ -155,25 +159,42 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         tools: Sequence[dict[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
+        add_generation_prompt: bool | None = None,
         continue_final_message: bool = False,
         chat_template_kwargs: Mapping[str, Any] | None = None,
-        use_tqdm: bool = True,
+        use_tqdm: bool | Callable[..., Any] = True,
+        **others: Any,
     ) -> list[RequestOutput]:
-        """Answer one conversation, or a list of them, rendered by the model's chat template."""
+        """Answer one conversation, or a list of them, rendered by the model's chat template.
+
+        Conversations are checked as over HTTP. Without `add_generation_prompt` one is added, unless the final message
+        is to be continued.
+
+        Raises:
+            InvalidRequest: as `generate`.
+        """
+        own_names(CALLS, others, own=())
         options: dict[str, Any] = {
-            "tools": tools,
+            "tools": list(tools) if isinstance(tools, tuple) else tools,
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": continue_final_message,
+            "chat_template_kwargs": chat_template_kwargs,
         }
         prompts: list[PromptInput] = [
-            {"prompt_token_ids": self._text().render_chat(conversation, **options, **dict(chat_template_kwargs or {}))}
-            for conversation in _conversations(messages)
+            {"prompt_token_ids": self._render(which, options | {"messages": conversation})}
+            for which, conversation in _conversations(messages)
         ]
         outputs = self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
         for output in outputs:
             output.prompt = self._text().decode(output.prompt_token_ids, skip_special_tokens=False)
         return outputs
+
+    def _render(self, which: str, conversation: dict[str, Any]) -> list[int]:
+        try:
+            shown = read_value(Conversation, conversation).for_template()
+        except InvalidRequest as error:
+            raise (error.of(which) if which else error) from None
+        return self._text().render_chat(shown.pop("messages"), **shown.pop("kwargs"), **shown)
 
     def beam_search(self, *_: Any, **__: Any) -> list[RequestOutput]:
         """Refuse: not served by this build."""
@@ -202,15 +223,16 @@ class LLM:
     def _params_of(self, given: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
         if given is None:
             given = self.get_default_sampling_params()
-        params = [given] * count if isinstance(given, SamplingParams) else list(given)
-        if not all(isinstance(each, SamplingParams) for each in params):
+        if isinstance(given, SamplingParams):
+            return [given] * count
+        if not isinstance(given, Sequence) or not all(isinstance(each, SamplingParams) for each in given):
             raise refuse("sampling_params", given, "it must be SamplingParams, or one for each prompt")
-        if len(params) != count:
+        if len(given) != count:
             limit, way_out = f"there are {count} prompts", "Give one, or one each."
-            raise refuse("sampling_params", f"{len(params)} entries", limit, way_out)
-        return params
+            raise refuse("sampling_params", f"{len(given)} entries", limit, way_out)
+        return list(given)
 
-    def _check(self, index: int, item: PromptInput, params: SamplingParams) -> _Answer:
+    def _check(self, index: int, item: PromptInput, params: SamplingParams, priority: int) -> _Answer:
         try:
             text, prompt, salt = self._prompt_of(item)
             if params.bad_words:
@@ -219,33 +241,27 @@ class LLM:
                 self._text()
             spec = self.engine.model.spec
             check_prompt(prompt, spec.vocab_size, self.engine.max_model_len)
+            check_answer_len(prompt, params, self.engine.max_model_len)
             params.check_vocab(spec.vocab_size, spec.eos_token_ids)
         except InvalidRequest as error:
-            raise type(error)(f"prompt {index}: {error}", field=error.field, code=error.code) from None
-        return _Answer(str(next(self._request_ids)), text, prompt, params, salt)
+            raise error.of(f"prompt {index}") from None
+        return _Answer(str(next(self._request_ids)), text, prompt, params, salt, priority)
 
     def _prompt_of(self, item: PromptInput) -> tuple[str | None, Prompt, str]:
-        if isinstance(item, str):
-            item = {"prompt": item}
-        if not isinstance(item, Mapping) or not ({"prompt", "prompt_token_ids"} & item.keys()):
-            raise refuse("prompts", item, "a prompt is a string, {'prompt': ...} or {'prompt_token_ids': ...}")
-        salt = item.get("cache_salt", "")
-        _check_text("cache_salt", salt)
-        if "prompt_token_ids" in item:
-            ids = item["prompt_token_ids"]
-            ids = ids.tolist() if hasattr(ids, "tolist") else ids  # arrays and tensors
-            return item.get("prompt"), Prompt(list(ids) if isinstance(ids, tuple) else ids), salt
-        text = item["prompt"]
-        _check_text("prompt", text)
+        given = read_value(PromptMapping, _as_mapping(item))
+        salt = given.cache_salt or ""
+        if given.prompt_token_ids is not None:
+            return None, Prompt(given.prompt_token_ids), salt
+        text = given.prompt or ""
         return text, Prompt(self._text().encode(text)), salt
 
     # -- running ------------------------------------------------------------------------------------------
 
-    def _run(self, answers: list[_Answer], use_tqdm: bool) -> list[RequestOutput]:
+    def _run(self, answers: list[_Answer], use_tqdm: bool | Callable[..., Any]) -> list[RequestOutput]:
         try:
             with (
                 _interrupts_between_steps() as check_interrupt,
-                tqdm(
+                (use_tqdm if callable(use_tqdm) else tqdm)(
                     total=sum(answer.params.n for answer in answers),
                     desc="Generating",
                     unit="answer",
@@ -285,11 +301,13 @@ class LLM:
 class _Answer:
     """One request on its way: its choices' text and what has come so far."""
 
-    def __init__(self, request_id: str, text: str | None, prompt: Prompt, params: SamplingParams, salt: str) -> None:
+    def __init__(
+        self, request_id: str, text: str | None, prompt: Prompt, params: SamplingParams, salt: str, priority: int
+    ) -> None:
         self.output = RequestOutput(request_id, text, prompt.token_ids, [CompletionOutput(i) for i in range(params.n)])
         self._prompt = prompt
         self.params = params
-        self.priority = 0
+        self.priority = priority
         self._salt = salt
         self._tokenizer: Tokenizer | None = None
         self._texts: list[AnswerText] = []
@@ -362,24 +380,48 @@ def _interrupts_between_steps() -> Iterator[Callable[[], None]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _conversations(messages: Sequence[Any]) -> list[Sequence[Any]]:
-    """Take one conversation or a list of them."""
-    is_list = isinstance(messages, (list, tuple))
-    conversations = [messages] if is_list and messages and isinstance(messages[0], Mapping) else list(messages)
-    for conversation in conversations:
-        if not isinstance(conversation, (list, tuple)) or not all(isinstance(m, Mapping) for m in conversation):
-            limit = "a conversation is a list of messages such as {'role': 'user', 'content': ...}"
-            raise refuse("messages", conversation, limit)
-    return conversations
+def _prompts(given: Any) -> list[Any]:
+    """Take one prompt or a list of them; a list of whole numbers is one."""
+    if isinstance(given, (str, Mapping)):
+        return [given]
+    if isinstance(given, bytes) or not isinstance(given, Iterable):
+        raise refuse("prompts", given, _PROMPT_FORMS)
+    items = list(_as_list(given))
+    return [items] if items and all(isinstance(item, Integral) for item in items) else items
 
 
-def _check_text(field: str, value: object) -> None:
-    if not isinstance(value, str):
-        raise refuse(field, value, "it must be a string")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise refuse(field, value, "it holds half of a surrogate pair, which is no text") from None
+def _as_mapping(prompt: Any) -> dict[str, Any]:
+    """Return a prompt in its one form; arrays and tensors as lists."""
+    if isinstance(prompt, str):
+        return {"prompt": prompt}
+    if not isinstance(prompt, Mapping):
+        prompt = {"prompt_token_ids": _as_list(prompt)}
+        if not isinstance(prompt["prompt_token_ids"], list):
+            raise refuse("prompts", prompt["prompt_token_ids"], _PROMPT_FORMS)
+    return {name: _as_list(value) if name == "prompt_token_ids" else value for name, value in prompt.items()}
+
+
+def _as_list(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else list(value) if isinstance(value, (tuple, range)) else value
+
+
+def _priorities(given: Any, count: int) -> list[int]:
+    if not isinstance(given, Sequence) or not all(type(each) is int for each in given):
+        raise refuse("priority", given, "it must be a list of whole numbers", "Give one for each prompt.")
+    if len(given) != count:
+        raise refuse("priority", f"{len(given)} entries", f"there are {count} prompts", "Give one each.")
+    return list(given)
+
+
+def _conversations(given: Any) -> list[tuple[str, list[Any]]]:
+    """Take one conversation or a list of them; with what to call each."""
+    items = list(given) if isinstance(given, (list, tuple)) else None
+    if items and isinstance(items[0], Mapping):
+        items = [items]
+    if items is None or not all(isinstance(conversation, (list, tuple)) for conversation in items):
+        limit = "a conversation is a list of messages such as {'role': 'user', 'content': ...}"
+        raise refuse("messages", given, limit)
+    return [(f"conversation {i}" if len(items) > 1 else "", list(each)) for i, each in enumerate(items)]
 
 
 def default_sampling(folder: Path) -> SamplingParams:

@@ -5,10 +5,12 @@ Token ids only, never text: the router (or `LLM`) owns the tokenizer. No torch h
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Sequence
 from enum import Enum
 from itertools import chain
+from numbers import Integral, Real
 from typing import Any
 
 import msgspec
@@ -17,16 +19,15 @@ from baton.errors import ContextTooLong, UnsupportedFeature, refuse
 from baton.prompt import Prompt
 from baton.vllm_names import SAMPLING, own_names
 
-MAX_N = 16
-"""Choices per request. Fan-out is charged before admission; other servers were taken down through it."""
+MAX_N = 1024
+"""Choices per request. A router's own bound is lower: fan-out is charged before admission."""
 MAX_LOGPROBS = 20
 """Alternatives per position, as in the OpenAI API."""
 SMALLEST_TEMPERATURE = 1e-5
 """Below it the likeliest token is taken, as in vLLM: dividing by it would leave the range of 32-bit floats."""
 MAX_TOP_K = 2**31 - 1
-MAX_STOP = 16
 MAX_LIST = 1024
-"""Entries of logit_bias, bad_words and stop_token_ids."""
+"""Entries of stop, logit_bias, bad_words and stop_token_ids."""
 
 
 class FinishReason(str, Enum):
@@ -110,6 +111,10 @@ class SamplingParams(msgspec.Struct, metaclass=_NamedAsInVllm, frozen=True, kw_o
         """Copy with some fields changed, checked again."""
         return msgspec.structs.replace(self, **changes)
 
+    def clone(self) -> SamplingParams:
+        """Copy, sharing nothing, as vLLM's users do before they change one. This one does not change: see `replace`."""
+        return copy.deepcopy(self)
+
     def check_vocab(self, vocab_size: int, eos_token_ids: Sequence[int] = ()) -> None:
         """Refuse token ids outside the vocabulary, wherever they stand, and limits that leave no token at all.
 
@@ -131,8 +136,12 @@ class SamplingParams(msgspec.Struct, metaclass=_NamedAsInVllm, frozen=True, kw_o
     # -- checks -------------------------------------------------------------------------------------------
 
     def _normalize(self) -> None:
-        """Accept a lone string for lists of strings, and any sequence for tuples, as vLLM's users write them."""
+        """Accept a lone string for lists of strings, any sequence for tuples, and numbers of NumPy and JSON."""
         set_field = msgspec.structs.force_setattr
+        for field, kind in _NUMBERS:
+            value = getattr(self, field)
+            if type(value) is not kind and value is not None:
+                set_field(self, field, _plain_number(value))
         for field in ("stop", "bad_words"):
             value = getattr(self, field)
             if isinstance(value, str):
@@ -179,7 +188,7 @@ class SamplingParams(msgspec.Struct, metaclass=_NamedAsInVllm, frozen=True, kw_o
                 raise refuse(field, getattr(self, field), "it must be true or false")
 
     def _check_lists(self) -> None:
-        _check_len("stop", self.stop, MAX_STOP)
+        _check_len("stop", self.stop, MAX_LIST)
         if any(not text for text in self.stop):
             raise refuse("stop", self.stop, "a stop string may not be empty", "Leave it out.")
         if self.stop and not self.detokenize:
@@ -206,6 +215,23 @@ class SamplingParams(msgspec.Struct, metaclass=_NamedAsInVllm, frozen=True, kw_o
         for value in bias.values():
             _check_float("logit_bias", value, -100.0, 100.0)
         msgspec.structs.force_setattr(self, "logit_bias", bias)
+
+
+_NUMBERS: tuple[tuple[str, type], ...] = (
+    *((name, int) for name in ("n", "best_of", "top_k", "seed", "max_tokens", "min_tokens")),
+    *((name, float) for name in ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty")),
+    *(("logprobs", int), ("prompt_logprobs", int), ("repetition_penalty", float)),
+)
+
+
+def _plain_number(value: Any) -> Any:
+    """Take 5.0 for 5, and NumPy's numbers for Python's; anything else stays, for the checks to refuse."""
+    if not isinstance(value, bool) and isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real) and not isinstance(value, bool):
+        number = float(value)
+        return int(number) if number.is_integer() else number
+    return value
 
 
 _FLAGS = tuple(field.name for field in msgspec.structs.fields(SamplingParams) if isinstance(field.default, bool))
@@ -267,12 +293,42 @@ def check_prompt(prompt: Prompt, vocab_size: int, max_model_len: int) -> None:
             field="spans",
         )
     if len(token_ids) >= max_model_len:
-        raise ContextTooLong(
-            f"prompt of {len(token_ids)} tokens is not valid: the context is {max_model_len} tokens and an answer "
-            f"needs at least one. Shorten the prompt, or raise --max-model-len if the model allows it.",
-            field="prompt",
-            code="context_length_exceeded",
+        raise _too_long(
+            "prompt",
+            f" of {len(token_ids)} tokens",
+            max_model_len,
+            f"the prompt has {len(token_ids)}, and an answer needs at least one. Shorten the prompt",
         )
+
+
+def check_answer_len(
+    prompt: Prompt, params: SamplingParams, max_model_len: int, *, max_tokens_field: str = "max_tokens"
+) -> None:
+    """Refuse an answer that the context does not hold after the prompt; `max_tokens_field` is what the user wrote.
+
+    Raises:
+        ContextTooLong: max_tokens or min_tokens is too many.
+    """
+    for field, asked in ((max_tokens_field, params.max_tokens), ("min_tokens", params.min_tokens)):
+        total = len(prompt) + (asked or 0)
+        if total > max_model_len:
+            raise _too_long(
+                field,
+                f"={asked}",
+                max_model_len,
+                f"you requested {total} tokens ({len(prompt)} in the prompt, {asked} in the answer). Lower {field} or "
+                "shorten the prompt",
+            )
+
+
+def _too_long(field: str, value: str, max_model_len: int, reason: str) -> ContextTooLong:
+    """Say it in the words that clients look for, to shorten a conversation or to ask another model."""
+    return ContextTooLong(
+        f"{field}{value} is not valid: this model's maximum context length is {max_model_len} tokens. However, "
+        f"{reason}, or raise --max-model-len if the model allows it.",
+        field=field,
+        code="context_length_exceeded",
+    )
 
 
 class Logprob(msgspec.Struct, frozen=True):

@@ -124,5 +124,7 @@ ARGUMENTS = _read(vllm_table.ARGUMENTS, (_NAME, *vllm_table.SERVING, _SERVER))
 """Of `LLM(...)`."""
 SAMPLING = _read(vllm_table.SAMPLING_TAKEN, vllm_table.SAMPLING)
 """Of `SamplingParams(...)`."""
+CALLS = _read("", vllm_table.CALLS)
+"""Of `LLM.generate` and `LLM.chat`."""
 METHODS = _read("", vllm_table.METHODS)
 """Of `LLM`, beside generate, chat, beam_search and what else Baton's has."""

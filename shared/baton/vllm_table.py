@@ -299,6 +299,20 @@ SAMPLING = (
     ("`LLM` gives whole answers.", "output_kind~ stream_interval~ skip_clone?~ output_text_buffer_length~"),
 )
 
+CALLS = (
+    ("Adapters are not served yet: merge it into the weights.", "lora_request prompt_adapter_request"),
+    ("Only text is served yet.", "mm_processor_kwargs"),
+    ("Prompts are text, or {'prompt_token_ids': [...]}, and stand in `prompts`.", "prompt_token_ids"),
+    ("Answers in a given grammar are not served yet.", "guided_options_request guided_options"),
+    (
+        "Text is encoded as the tokenizer's files say. Encode it yourself, and send prompt_token_ids.",
+        "tokenization_kwargs",
+    ),
+    ("Give it to `LLM(...)`.", "chat_template"),
+    ("Content is given in the form that the template takes.", "chat_template_content_format=auto"),
+)
+"""Of `LLM.generate` and `LLM.chat`."""
+
 METHODS = (
     ("Generation alone is served: no embeddings, scores, rewards or classes.", "encode embed classify score reward"),
     (

@@ -6,33 +6,37 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from baton.errors import UnsupportedFeature, refuse
+from baton.errors import refuse, unsupported
 from baton.protocol import MAX_LOGPROBS, SamplingParams
 from baton.requests.conversation import MAX_MESSAGES, Conversation
-from baton.requests.fields import INT31
+from baton.requests.fields import INT31, TextOrObject, Whole
+from baton.requests.limits import DEFAULT_LIMITS, Limits
 from baton.requests.messages import Message
 from baton.requests.sampling import SamplingRequest
+from baton.requests.unserved import CHAT
 
 
 class ChatRequest(SamplingRequest, Conversation):
     """POST /v1/chat/completions."""
 
+    unserved = CHAT
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
-    max_completion_tokens: Annotated[int, Field(ge=1, le=INT31)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=INT31), Whole] | None = None
     logprobs: bool | None = False
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), Whole] | None = None
+    tool_choice: TextOrObject | None = None
     parallel_tool_calls: bool | None = None
     modalities: Annotated[list[Literal["text", "audio"]], Field(max_length=2)] | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
 
-    def sampling_params(self) -> SamplingParams:
+    def sampling_params(self, limits: Limits = DEFAULT_LIMITS) -> SamplingParams:
         """Return what the engine is asked for."""
         self.check_unserved()
         self._check_tools()
+        self.check_limits(limits, 1)
         if self.modalities and "audio" in self.modalities:
-            raise UnsupportedFeature("modalities=['audio'] is not valid: only text is served.", field="modalities")
-        if self.top_logprobs is not None and not self.logprobs:
+            raise unsupported("modalities", "audio", "only text is served")
+        if self.top_logprobs and not self.logprobs:
             raise refuse("top_logprobs", self.top_logprobs, "logprobs is not set", "Set logprobs.")
         if self.max_tokens == 0:
             raise refuse("max_tokens", 0, "it must be at least 1", "Leave it out to run to the end of the context.")
@@ -53,8 +57,6 @@ class ChatRequest(SamplingRequest, Conversation):
         if self.tool_choice in (None, "auto", "none"):
             return
         if self.tool_choice == "required" or isinstance(self.tool_choice, dict):
-            raise UnsupportedFeature(
-                "tool_choice is not valid: only none and auto are served by this build; a call cannot be forced.",
-                field="tool_choice",
-            )
-        raise refuse("tool_choice", str(self.tool_choice)[:64], "it must be none or auto")
+            reason = "only none and auto are served by this build; a call cannot be forced"
+            raise unsupported("tool_choice", self.tool_choice, reason)
+        raise refuse("tool_choice", self.tool_choice, "it must be none or auto")

@@ -2,28 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any, cast
 
-from pydantic import Field, PlainValidator, WithJsonSchema
+from pydantic import BeforeValidator, Discriminator, Field, PlainValidator, Tag, WithJsonSchema
 
-from baton.protocol import MAX_LIST, MAX_STOP
+from baton.protocol import MAX_LIST
 
-MAX_PROMPTS = 64
-"""Prompts of one completions request."""
 INT31 = 2**31 - 1
 
+
+def _whole(value: Any) -> Any:
+    """Take 5.0 for 5: languages that know one kind of number write it so."""
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+Whole = BeforeValidator(_whole)
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, le=INT31)]
-TokenIds = Annotated[list[TokenId], Field(max_length=MAX_LIST)]
+TokenIds = Annotated[list[Annotated[TokenId, Whole]], Field(max_length=MAX_LIST)]
 Words = Annotated[list[Annotated[str, Field(min_length=1, max_length=1024)]], Field(max_length=MAX_LIST)]
+
+
+def one_of(branches: dict[type, Any], words: str) -> Any:
+    """Return a union whose errors are those of the branch that was meant: the one of the value's JSON type.
+
+    `words` say what is taken where no branch is meant.
+    """
+
+    def branch_of(value: Any) -> str | None:
+        return next((f"({kind.__name__})" for kind in branches if isinstance(value, kind)), None)
+
+    tagged = [Annotated[branch, Tag(f"({kind.__name__})")] for kind, branch in branches.items()]
+    return Annotated[reduce(or_, tagged), Discriminator(branch_of, "branch", f"it must be {words}")]
+
+
+TextOrObject = one_of({str: str, dict: dict[str, Any]}, "a string or an object")
 
 
 def _check_stop(value: Any) -> tuple[str, ...]:
     stops = [value] if isinstance(value, str) else value
     if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
         raise ValueError("it must be a string or a list of strings, none empty")
-    if len(stops) > MAX_STOP or any(len(stop) > 1024 for stop in stops):
-        raise ValueError(f"at most {MAX_STOP} strings of at most 1024 characters are taken")
+    if len(stops) > MAX_LIST or any(len(stop) > 1024 for stop in stops):
+        raise ValueError(f"at most {MAX_LIST} strings of at most 1024 characters are taken")
     return tuple(stops)
 
 
@@ -34,7 +57,7 @@ Stop = Annotated[
         {
             "anyOf": [
                 {"type": "string", "minLength": 1, "maxLength": 1024},
-                {"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 1024}, "maxItems": MAX_STOP},
+                {"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 1024}, "maxItems": MAX_LIST},
             ]
         }
     ),
@@ -75,15 +98,25 @@ def _check_prompt(value: Any) -> Prompts:
     if isinstance(value, str):
         return [value]
     if isinstance(value, list) and value:
-        if all(type(item) is int for item in value):
-            return [value]
-        if len(value) > MAX_PROMPTS:
-            raise ValueError(f"at most {MAX_PROMPTS} prompts are taken at once")
-        if all(isinstance(item, str) for item in value):
+        if isinstance(value[0], str) and all(isinstance(item, str) for item in value):
             return value
-        if all(isinstance(item, list) and item and all(type(t) is int for t in item) for item in value):
-            return value
+        if isinstance(value[0], list):
+            prompts = [_token_ids(item) for item in value]
+            if all(prompts):
+                return cast(list[list[int]], prompts)
+        elif (ids := _token_ids(value)) is not None:
+            return [ids]
     raise ValueError("it must be a text, a list of token ids, or a list of either, none empty")
+
+
+def _token_ids(value: Any) -> list[int] | None:
+    """Return a list of whole numbers; None for what is none."""
+    if not isinstance(value, list):
+        return None
+    if set(map(type, value)) <= {int}:  # not a loop: it may be a million
+        return value
+    whole = [_whole(item) for item in value]
+    return whole if set(map(type, whole)) <= {int} else None
 
 
 _IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": INT31}, "minItems": 1}
@@ -95,8 +128,8 @@ Prompt = Annotated[
             "anyOf": [
                 {"type": "string"},
                 _IDS_SCHEMA,
-                {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_PROMPTS},
-                {"type": "array", "items": _IDS_SCHEMA, "minItems": 1, "maxItems": MAX_PROMPTS},
+                {"type": "array", "items": {"type": "string"}, "minItems": 1},
+                {"type": "array", "items": _IDS_SCHEMA, "minItems": 1},
             ]
         }
     ),

@@ -2,64 +2,63 @@
 
 from __future__ import annotations
 
-from pydantic import ValidationError
+from typing import Any, TypeVar
 
-from baton.errors import InvalidRequest, UnsupportedFeature
+from pydantic import BaseModel, ValidationError
 
-UNSERVED: dict[str, str] = {
-    "audio": "audio is not served; only text is",
-    "prediction": "predicted outputs are not served",
-    "web_search_options": "web search is not served",
-    "functions": "it is deprecated; use tools",
-    "function_call": "it is deprecated; use tool_choice",
-    "prompt_embeds": "prompts are text or token ids",
-    "use_beam_search": "beam search is not served; use n",
-    "length_penalty": "beam search is not served",
-    "chat_template": "templates come with the model only",
-    "verbosity": "no model served here knows it",
-    "suffix": "infilling is not served",
-    "truncate_prompt_tokens": "a prompt is never rewritten; send the part that you want",
-    "kv_transfer_params": "where KV comes from is not the client's to say",
-    "mm_processor_kwargs": "only text is served",
-    "media_io_kwargs": "only text is served",
-    "verbosity_level": "no model served here knows it",
-    **dict.fromkeys(
-        ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
-        "structured outputs are not served by this build",
-    ),
-}
-"""Fields that other servers know, with the reason why a request with one is refused."""
+from baton.errors import InvalidRequest, refuse
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def read_value(model: type[_Model], value: Any) -> _Model:
+    """Check a Python value as a body is checked.
+
+    Raises:
+        InvalidRequest: it is not what the model takes.
+    """
+    _check_texts(value, ())
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise refuse_validation(error) from None
+
+
+def _check_texts(value: Any, loc: tuple[int | str, ...]) -> None:
+    """Refuse strings that are no text, which JSON cannot hold and no tokenizer takes."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise refuse(_path(loc), value, "it holds half of a surrogate pair, which is no text") from None
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            _check_texts(each, (*loc, str(key)))
+    elif isinstance(value, list) and loc != ("prompt_token_ids",):  # which may be a million numbers
+        for index, each in enumerate(value):
+            _check_texts(each, (*loc, index))
 
 
 def refuse_validation(error: ValidationError) -> InvalidRequest:
     """Say the first thing that is wrong with a body."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    field, kind = _path(first["loc"]), first["type"]
-    wrong = f"{field}={show(first.get('input'))} is not valid"
+    first = error.errors(include_url=False)[0]
+    loc, kind = first["loc"], first["type"]
+    field, cause = _path(loc), first.get("ctx", {}).get("error")
+    if isinstance(cause, InvalidRequest):
+        return _at(_path(loc[:-1]) if loc[-1:] == (cause.field,) else field, cause)
     if kind == "json_invalid":
         return InvalidRequest(f"The body is not valid JSON: {first['msg']}.", code="invalid_json")
-    if kind == "extra_forbidden":
-        name = str(first["loc"][-1])
-        if name in UNSERVED:
-            return UnsupportedFeature(f"{wrong}: {UNSERVED[name]}.", field=field)
-        message = f"{wrong}: there is no such parameter. Leave it out."
-        return InvalidRequest(message, field=field, code="unknown_parameter")
     if kind == "missing":
         return InvalidRequest(f"{field} is missing. Give it.", field=field, code="missing_required_parameter")
-    subject = wrong if field else "The body is not valid"
-    return InvalidRequest(f"{subject}: {_limit(first['msg'])}.", field=field or None)
+    if not field:
+        return InvalidRequest(f"The body is not valid: {_limit(first['msg'])}.")
+    return refuse(field, first.get("input"), _limit(first["msg"]))
 
 
-def show(value: object) -> str:
-    """Return a value as short text; never fails, whatever was sent."""
-    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 256:
-        return f"a number of {value.bit_length()} bits"
-    if isinstance(value, list):
-        return f"a list of {len(value)}"
-    if isinstance(value, dict):
-        return f"an object of {len(value)}"
-    text = repr(value[:80] if isinstance(value, str) else value)
-    return text if len(text) <= 80 else text[:77] + "..."
+def _at(place: str, error: InvalidRequest) -> InvalidRequest:
+    """Say an error of a part, whose message begins with its field, as one of the whole."""
+    dot = "." if place and error.field else ""
+    return type(error)(f"{place}{dot}{error}", field=f"{place}{dot}{error.field or ''}" or None, code=error.code)
 
 
 def _limit(message: str) -> str:
@@ -71,4 +70,6 @@ def _limit(message: str) -> str:
 
 
 def _path(loc: tuple[int | str, ...]) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")
+    """Write a place; names of a union's branches, which are in brackets, are no part of it."""
+    parts = [part for part in loc if isinstance(part, int) or not part.startswith("(")]
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")

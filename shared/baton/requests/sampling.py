@@ -6,10 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from baton.errors import UnsupportedFeature, refuse
+from baton.errors import refuse, unsupported
 from baton.protocol import MAX_LOGPROBS, MAX_N, SamplingParams
 from baton.requests.closed import Closed
-from baton.requests.fields import INT31, Finite, LogitBias, Stop, TokenIds, Words
+from baton.requests.fields import INT31, Finite, LogitBias, Stop, TokenIds, Whole, Words
+from baton.requests.limits import Limits
 
 _PARAMS = frozenset(SamplingParams.__struct_fields__)
 
@@ -26,11 +27,11 @@ class ResponseFormat(Closed):
     """Only plain text is served."""
 
     type: Literal["text", "json_object", "json_schema", "structural_tag"]
-    json_schema: dict[str, Any] | None = None
+    ignored = frozenset(["json_schema", "format", "structures", "triggers"])
 
 
 class Ignored(Closed):
-    """OpenAI's fields that ask for nothing we could fail to do: taken, and without effect."""
+    """Fields that ask for nothing we could fail to do: taken, and without effect."""
 
     user: Annotated[str, Field(max_length=4096)] | None = None
     metadata: dict[str, Any] | None = None
@@ -38,6 +39,11 @@ class Ignored(Closed):
     safety_identifier: Annotated[str, Field(max_length=4096)] | None = None
     prompt_cache_key: Annotated[str, Field(max_length=4096)] | None = None
     prompt_cache_retention: Annotated[str, Field(max_length=64)] | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    # vLLM's; the last two are for routes that are not served here
+    session_id: Annotated[str, Field(max_length=4096)] | None = None
+    truncation_side: Annotated[str, Field(max_length=64)] | None = None
+    return_mm_kwargs: bool | None = None
 
 
 class SamplingRequest(Ignored):
@@ -47,11 +53,11 @@ class SamplingRequest(Ignored):
     """
 
     model: Annotated[str, Field(max_length=1024)] | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
-    max_tokens: Annotated[int, Field(ge=0, le=INT31)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_N), Whole] | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=INT31), Whole] | None = None
     temperature: Annotated[Finite, Field(ge=0, le=100)] | None = None
     top_p: Annotated[Finite, Field(gt=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1), Whole] | None = None
     stop: Stop | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
@@ -59,37 +65,43 @@ class SamplingRequest(Ignored):
     frequency_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
     logit_bias: LogitBias | None = None
     # vLLM's
-    top_k: Annotated[int, Field(ge=-1, le=INT31)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=INT31), Whole] | None = None
     min_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[Finite, Field(gt=0, le=100)] | None = None
-    min_tokens: Annotated[int, Field(ge=0, le=INT31)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=INT31), Whole] | None = None
     ignore_eos: bool | None = None
     stop_token_ids: TokenIds | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
-    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), Whole] | None = None
     allowed_token_ids: TokenIds | None = None
     bad_words: Words | None = None
-    priority: Annotated[int, Field(ge=-(2**31), le=INT31)] | None = None
+    priority: Annotated[int, Field(ge=-(2**31), le=INT31), Whole] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     add_special_tokens: bool | None = None
     return_token_ids: bool | None = None
+    request_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    """Stands in the answer's id; what follows a request through logs is the header x-request-id."""
     response_format: ResponseFormat | None = None
     store: bool | None = None
 
     def check_unserved(self) -> None:
         """Refuse what is well-formed but not done here."""
         if self.store:
-            raise UnsupportedFeature("store=True is not valid: nothing is stored. Leave it out.", field="store")
+            raise unsupported("store", True, "nothing is stored", "Leave it out.")
         if self.response_format is not None and self.response_format.type != "text":
-            raise UnsupportedFeature(
-                f"response_format={self.response_format.type!r} is not valid: only text is served by this build. "
-                "Leave it out and ask for the format in the prompt.",
-                field="response_format",
+            way_out = "Leave it out and ask for the format in the prompt."
+            raise unsupported(
+                "response_format", self.response_format.type, "only text is served by this build", way_out
             )
-        if self.stream_options is not None and not self.stream:
+        options = self.stream_options
+        if options is not None and not self.stream and (options.include_usage or options.continuous_usage_stats):
             raise refuse("stream_options", "set", "stream is not set", "Set stream, or leave it out.")
+
+    def check_limits(self, limits: Limits, num_prompts: int) -> None:
+        """Refuse more than a router's flags allow."""
+        limits.check(n=self.n or 1, num_prompts=num_prompts, num_stop=len(self.stop or ()))
 
     def given_params(self, **others: Any) -> dict[str, Any]:
         """Return the fields that the engine takes; `others` are no fields of ours, or mean something else here."""

@@ -9,11 +9,13 @@ from pydantic import Field, model_validator
 from baton.requests.closed import Closed
 from baton.requests.conversation import Conversation
 from baton.requests.fields import TokenId
+from baton.requests.unserved import TOKENIZE
 
 
 class TokenizeRequest(Conversation):
     """POST /tokenize: a text, or messages."""
 
+    unserved = TOKENIZE
     model: Annotated[str, Field(max_length=1024)] | None = None
     prompt: str | None = None
     add_special_tokens: bool | None = None

@@ -8,6 +8,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 from baton.config import setting
 from baton.errors import ConfigError
+from baton.requests.limits import DEFAULT_LIMITS, Limits
 
 PolicyName = Literal["cost", "least-load", "round-robin", "prefix-only"]
 PathMode = Literal["auto", "remote", "local"]
@@ -58,6 +59,9 @@ class RouterConfig:
     kv_overcommit: float = setting(
         4.0, "KV blocks that accepted requests may come to need, as a multiple of what decode workers have"
     )
+    max_choices: int = setting(DEFAULT_LIMITS.max_choices, "most answers of a request: prompts times n")
+    max_prompts: int = setting(DEFAULT_LIMITS.max_prompts, "most prompts of a completions request")
+    max_stop_strings: int = setting(DEFAULT_LIMITS.max_stop_strings, "most stop strings of a request")
     max_body_nbytes: int = setting(8 * 2**20, "longest request body")
     max_header_nbytes: int = setting(64 * 2**10, "longest request head")
     head_timeout_s: float = setting(10.0, "how long a request head may take to arrive")
@@ -87,6 +91,11 @@ class RouterConfig:
         curve = (self.curve_server_key, self.curve_public_key, self.curve_secret_key)
         if any(curve) and not all(curve):
             raise ConfigError("curve_server_key, curve_public_key and curve_secret_key go together: give all three.")
+
+    @property
+    def limits(self) -> Limits:
+        """What one request may ask for."""
+        return Limits(self.max_choices, self.max_prompts, self.max_stop_strings)
 
     @property
     def model_names(self) -> tuple[str, ...]:

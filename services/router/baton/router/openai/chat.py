@@ -31,7 +31,7 @@ def chat_routes(router: RouterState) -> APIRouter:
     async def chat(http: Request) -> Response:
         request, caller = await read_request(http, ChatRequest, router.config)
         model = check_model(router, request.model)
-        params = request.sampling_params()
+        params = request.sampling_params(router.config.limits)
         began = time.monotonic()
         shown = request.for_template()
         prompt = Prompt(await router.text.render_chat(add_special_tokens=bool(request.add_special_tokens), **shown))
@@ -41,7 +41,7 @@ def chat_routes(router: RouterState) -> APIRouter:
         one_call = request.parallel_tool_calls is False
         new_parser = new_parser_of("hermes", one_call=one_call) if shown["tools"] else None
         frame = {
-            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "id": f"chatcmpl-{request.request_id or uuid.uuid4().hex}",
             "object": "chat.completion.chunk" if request.stream else "chat.completion",
             "created": int(time.time()),
             "model": model,

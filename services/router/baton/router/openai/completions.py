@@ -31,7 +31,7 @@ def completion_routes(router: RouterState) -> APIRouter:
     async def completions(http: Request) -> Response:
         request, caller = await read_request(http, CompletionRequest, router.config)
         model = check_model(router, request.model)
-        params = request.sampling_params()
+        params = request.sampling_params(router.config.limits)
         began = time.monotonic()
         add = request.add_special_tokens is not False
         prompts = [
@@ -47,7 +47,7 @@ def completion_routes(router: RouterState) -> APIRouter:
             for given, prompt in zip(request.prompt, prompts, strict=True)
         ]
         frame = {
-            "id": f"cmpl-{uuid.uuid4().hex}",
+            "id": f"cmpl-{request.request_id or uuid.uuid4().hex}",
             "object": "text_completion",
             "created": int(time.time()),
             "model": model,

@@ -10,10 +10,10 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from baton.errors import ContextTooLong, InvalidRequest, Unavailable
+from baton.errors import InvalidRequest, Unavailable
 from baton.messages import ModelFacts, Token
 from baton.prompt import Prompt
-from baton.protocol import SamplingParams, check_prompt
+from baton.protocol import SamplingParams, check_answer_len, check_prompt
 from baton.requests.chat import ChatRequest
 from baton.requests.completions import CompletionRequest
 from baton.router.auth import salt_of
@@ -87,7 +87,7 @@ class OpenRequest:
         if params.bad_words:
             params = params.replace(bad_words_ids=bad_words_ids(router.tokenizer, params.bad_words))
         params.check_vocab(facts.vocab_size, facts.eos_token_ids)
-        _check_all_lengths(prompts, params, facts)
+        _check_lengths(prompts, params, facts, request)
         limit_s = router.config.request_timeout_s
         deadline = time.time() + min(caller.timeout_s or limit_s, limit_s)
         salt = salt_of(caller.tenant, request.cache_salt)
@@ -168,25 +168,15 @@ async def _left(http: Request) -> None:
         pass
 
 
-def _check_all_lengths(prompts: Sequence[Prompt], params: SamplingParams, facts: ModelFacts) -> None:
+def _check_lengths(
+    prompts: Sequence[Prompt], params: SamplingParams, facts: ModelFacts, request: ChatRequest | CompletionRequest
+) -> None:
+    """Refuse prompts, or prompts with their answers, that the context does not hold."""
+    says_completion = getattr(request, "max_completion_tokens", None) is not None
+    field = "max_completion_tokens" if says_completion else "max_tokens"
     for index, prompt in enumerate(prompts):
         try:
-            _check_lengths(prompt, params, facts)
+            check_prompt(prompt, facts.vocab_size, facts.max_model_len)
+            check_answer_len(prompt, params, facts.max_model_len, max_tokens_field=field)
         except InvalidRequest as error:
-            if len(prompts) == 1:
-                raise
-            raise type(error)(f"prompt {index}: {error}", field=error.field, code=error.code) from None
-
-
-def _check_lengths(prompt: Prompt, params: SamplingParams, facts: ModelFacts) -> None:
-    """Refuse a prompt, or a prompt with its answer, that the context does not hold."""
-    check_prompt(prompt, facts.vocab_size, facts.max_model_len)
-    wanted = len(prompt) + (params.max_tokens or 1)
-    if wanted > facts.max_model_len:
-        raise ContextTooLong(
-            f"max_tokens={params.max_tokens} is not valid: with the prompt's {len(prompt)} tokens it makes {wanted}, "
-            f"and the context is {facts.max_model_len} tokens. Lower max_tokens or shorten the prompt, or raise "
-            f"--max-model-len if the model allows it.",
-            field="max_tokens",
-            code="context_length_exceeded",
-        )
+            raise (error if len(prompts) == 1 else error.of(f"prompt {index}")) from None

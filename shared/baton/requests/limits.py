@@ -1,0 +1,39 @@
+"""How much one request may ask for: what a router's flags set."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from baton.errors import refuse
+
+
+class Limits(NamedTuple):
+    """Bounds of fan-out and of work a token."""
+
+    max_choices: int = 128
+    """n, and prompts times n: fan-out is charged before admission."""
+    max_prompts: int = 64
+    max_stop_strings: int = 16
+    """Each costs time at every token."""
+
+    def check(self, *, n: int, num_prompts: int, num_stop: int) -> None:
+        """Refuse what exceeds a bound.
+
+        Raises:
+            InvalidRequest: names the field, its value, the limit and the flag that moves it.
+        """
+        self._check_one("prompt", num_prompts, "prompts", self.max_prompts, "--max-prompts")
+        self._check_one("stop", num_stop, "strings", self.max_stop_strings, "--max-stop-strings")
+        if n * num_prompts > self.max_choices:
+            what = "n" if num_prompts == 1 else f"{num_prompts} prompts times n"
+            way_out = "Send several requests, or raise --max-choices of the router."
+            raise refuse("n", n, f"{what} may be at most {self.max_choices}", way_out)
+
+    @staticmethod
+    def _check_one(field: str, count: int, noun: str, limit: int, flag: str) -> None:
+        if count > limit:
+            way_out = f"Send fewer, or raise {flag} of the router."
+            raise refuse(field, f"{count} {noun}", f"at most {limit} are taken at once", way_out)
+
+
+DEFAULT_LIMITS = Limits()

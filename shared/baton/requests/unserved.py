@@ -1,0 +1,118 @@
+"""What other servers know of a request and we do not do, by where it stands: why, and which values ask for nothing."""
+
+from __future__ import annotations
+
+from baton.requests.closed import Unserved
+
+_EMPTY: tuple[object, ...] = ([], {}, "")
+_OFF = (False,)
+_NO_BEAMS = "beam search is not served; use n"
+_NO_TEMPLATES = "templates come with the model only"
+_NO_MEDIA = "only text is served"
+_NO_KV = "where KV comes from is not the client's to say"
+_NO_GRAMMARS = "structured outputs are not served by this build"
+_IN_TEMPLATE = "what a chat template reads is sent in chat_template_kwargs"
+
+ANY_REQUEST = {
+    "use_beam_search": Unserved(_NO_BEAMS, _OFF),
+    "length_penalty": Unserved(_NO_BEAMS, (1.0,)),
+    "early_stopping": Unserved(_NO_BEAMS, _OFF),
+    "structured_outputs": Unserved(_NO_GRAMMARS, _EMPTY),
+    **dict.fromkeys(
+        ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "guided_decoding_backend"),
+        Unserved(_NO_GRAMMARS),
+    ),
+    "guided_whitespace_pattern": Unserved(_NO_GRAMMARS),
+    "structural_tag": Unserved(_NO_GRAMMARS),
+    "prompt_embeds": Unserved("prompts are text or token ids", _EMPTY),
+    "truncate_prompt_tokens": Unserved("a prompt is never rewritten; send the part that you want"),
+    "logits_processors": Unserved(
+        "no code of a request is run; use logit_bias, allowed_token_ids or bad_words", _EMPTY
+    ),
+    "logprob_token_ids": Unserved("scores are given of the likeliest tokens; use logprobs", _EMPTY),
+    "return_tokens_as_token_ids": Unserved("ids are given beside the text; use return_token_ids", _OFF),
+    "return_token_offsets": Unserved("offsets are given with logprobs of completions only", _OFF),
+    "routed_experts_prompt_start": Unserved("which experts ran is not told", (0,)),
+    "repetition_detection": Unserved("repetition ends no answer; use repetition_penalty", _EMPTY),
+    "thinking_token_budget": Unserved("thinking has no limit of its own; use max_tokens", (-1,)),
+    "stream_interval": Unserved("each token is sent when it is there", (1,)),
+    "watermarking": Unserved("answers carry no watermark", _OFF),
+    "kv_transfer_params": Unserved(_NO_KV, _EMPTY),
+    "ec_transfer_params": Unserved(_NO_KV, _EMPTY),
+    "vllm_xargs": Unserved("there are no extensions to take it", _EMPTY),
+    "extra_body": Unserved("its fields stand in the body itself", _EMPTY),
+    "moderation": Unserved("nothing is moderated here"),
+}
+
+CHAT = ANY_REQUEST | {
+    "audio": Unserved("audio is not served; only text is"),
+    "prediction": Unserved("predicted outputs are not served"),
+    "web_search_options": Unserved("web search is not served"),
+    "functions": Unserved("it is deprecated; use tools", _EMPTY),
+    "function_call": Unserved("it is deprecated; use tool_choice", ("none", "auto")),
+    "verbosity": Unserved("no model served here knows it", ("medium",)),
+    "best_of": Unserved("only as many answers are made as are given; use n", (1,)),
+    "echo": Unserved("a conversation is not given back; use completions", _OFF),
+    "documents": Unserved("documents are part of a message's text here", _EMPTY),
+    "chat_template": Unserved(_NO_TEMPLATES),
+    "media_io_kwargs": Unserved(_NO_MEDIA, _EMPTY),
+    "mm_processor_kwargs": Unserved(_NO_MEDIA, _EMPTY),
+    "include_reasoning": Unserved("reasoning is part of the text, which is given whole", (True,)),
+    "return_prompt_text": Unserved("use /tokenize and /detokenize, or return_token_ids", _OFF),
+    "enable_thinking": Unserved(_IN_TEMPLATE),
+    "thinking": Unserved(_IN_TEMPLATE),
+    "prompt": Unserved("a conversation is sent in messages; a prompt to /v1/completions"),
+}
+
+COMPLETION = ANY_REQUEST | {
+    "suffix": Unserved("infilling is not served", _EMPTY),
+    "messages": Unserved("a conversation is sent to /v1/chat/completions"),
+}
+
+TOKENIZE = {
+    "chat_template": CHAT["chat_template"],
+    "mm_processor_kwargs": CHAT["mm_processor_kwargs"],
+    "media_io_kwargs": CHAT["media_io_kwargs"],
+}
+
+_NO_PICTURES = Unserved("pictures are not served yet; only text is")
+_NO_AUDIO = Unserved("audio is not served yet; only text is")
+_NO_VIDEO = Unserved("videos are not served yet; only text is")
+_NO_FILES = Unserved("files are not served yet; send their text")
+
+PART = {
+    **dict.fromkeys(("image_url", "input_image", "image", "image_pil", "image_embeds"), _NO_PICTURES),
+    **dict.fromkeys(("input_audio", "audio_url", "audio_embeds"), _NO_AUDIO),
+    **dict.fromkeys(("video_url", "input_video", "video"), _NO_VIDEO),
+    **dict.fromkeys(("file", "input_file"), _NO_FILES),
+    "prompt_embeds": Unserved("prompts are text or token ids"),
+    **dict.fromkeys(("thinking", "redacted_thinking"), Unserved("reasoning stands in the message's reasoning_content")),
+    **dict.fromkeys(
+        ("tool_use", "tool_result", "tool_reference"),
+        Unserved("calls stand in tool_calls, and their results in messages of the role tool"),
+    ),
+}
+"""Types of parts, and the keys under which their content stands, which are mostly the same words."""
+
+_CONTINUE = Unserved("an answer that has begun is continued with continue_final_message", _OFF)
+
+MESSAGE = {
+    "audio": _NO_AUDIO,
+    "images": Unserved(_NO_PICTURES.reason, _EMPTY),
+    "function_call": Unserved("it is deprecated; use tool_calls"),
+    "tools": Unserved("tools are the request's, not a message's", _EMPTY),
+    "prefix": _CONTINUE,
+    "partial": _CONTINUE,
+}
+
+FUNCTION = {"defer_loading": Unserved("all tools are shown to the model", _OFF)}
+TOOL = FUNCTION | {
+    "custom": Unserved("only functions are served as tools"),
+    "strict": Unserved("it stands in the function", _OFF),
+}
+CALL = {"custom": Unserved("only calls of functions are served")}
+
+SENT_BACK = frozenset(
+    ["cache_control", "prompt_cache_breakpoint", "provider_specific_fields", "provider_options", "extra_content"]
+)
+"""Keys that clients put beside those of messages, parts, tools and calls, for others than the model."""

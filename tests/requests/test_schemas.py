@@ -1,0 +1,108 @@
+"""Every field of OpenAI's SDK and of vLLM's protocol is taken, taken where it is neutral, ignored, or refused: none is unknown."""
+
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from openai.types import completion_create_params
+from openai.types.chat import (
+    ChatCompletionContentPartParam,
+    ChatCompletionMessageParam,
+    ChatCompletionStreamOptionsParam,
+)
+from openai.types.chat import completion_create_params as chat_create_params
+from openai.types.chat.chat_completion_assistant_message_param import ContentArrayOfContentPart
+from openai.types.chat.chat_completion_message_tool_call_union_param import ChatCompletionMessageToolCallUnionParam
+from openai.types.chat.chat_completion_tool_union_param import ChatCompletionToolUnionParam
+from openai.types.shared_params import FunctionDefinition as SdkFunction
+
+from baton.requests.chat import ChatRequest
+from baton.requests.closed import Closed
+from baton.requests.completions import CompletionRequest
+from baton.requests.messages import Message, TextPart, ToolCall
+from baton.requests.sampling import StreamOptions
+from baton.requests.tools import FunctionDefinition, Tool
+
+VLLM_SAMPLING = """
+    use_beam_search top_k min_p repetition_penalty watermarking length_penalty stop_token_ids include_stop_str_in_output
+    ignore_eos min_tokens skip_special_tokens spaces_between_special_tokens truncate_prompt_tokens truncation_side
+    prompt_logprobs logprob_token_ids allowed_token_ids bad_words early_stopping logits_processors
+    add_special_tokens response_format structured_outputs priority request_id session_id return_tokens_as_token_ids
+    return_token_ids routed_experts_prompt_start return_token_offsets return_mm_kwargs cache_salt kv_transfer_params
+    ec_transfer_params vllm_xargs repetition_detection thinking_token_budget stream_interval
+    guided_json guided_regex guided_choice guided_grammar structural_tag guided_decoding_backend
+    guided_whitespace_pattern
+"""
+"""Beside OpenAI's, in the order of its protocol, and those that it has given up."""
+VLLM_CHAT = """
+    include_reasoning echo add_generation_prompt continue_final_message documents chat_template chat_template_kwargs
+    media_io_kwargs mm_processor_kwargs return_prompt_text best_of
+"""
+VLLM_PARTS = """
+    image_url image_pil image_embeds audio_url audio_embeds input_audio video_url input_image input_text output_text
+    refusal thinking prompt_embeds file
+"""
+
+
+def fields_of(sdk_type: Any) -> set[str]:
+    """Name the keys of a TypedDict, or of all in a union."""
+    members = typing.get_args(sdk_type) or (sdk_type,)
+    return {name for member in members for name in typing.get_type_hints(member)}
+
+
+def unknown(model: type[Closed], names: set[str]) -> set[str]:
+    return names - model.model_fields.keys() - model.unserved.keys() - model.ignored
+
+
+@pytest.mark.parametrize(
+    ("model", "sdk_type"),
+    [
+        (ChatRequest, chat_create_params.CompletionCreateParamsNonStreaming),
+        (ChatRequest, chat_create_params.CompletionCreateParamsStreaming),
+        (CompletionRequest, completion_create_params.CompletionCreateParamsNonStreaming),
+        (CompletionRequest, completion_create_params.CompletionCreateParamsStreaming),
+        (StreamOptions, ChatCompletionStreamOptionsParam),
+        (Message, ChatCompletionMessageParam),
+        (TextPart, ChatCompletionContentPartParam),
+        (TextPart, ContentArrayOfContentPart),
+        (Tool, ChatCompletionToolUnionParam),
+        (ToolCall, ChatCompletionMessageToolCallUnionParam),
+        (FunctionDefinition, SdkFunction),
+    ],
+)
+def test_no_field_of_the_sdk_is_unknown(model: type[Closed], sdk_type: Any) -> None:
+    assert unknown(model, fields_of(sdk_type)) == set()
+
+
+def test_every_type_of_part_of_the_sdk_is_known() -> None:
+    kinds = {kind for hint in _hints(ChatCompletionContentPartParam, "type") for kind in typing.get_args(hint)}
+    assert kinds - {"text"} == {"image_url", "input_audio", "file"} <= TextPart.unserved.keys()
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        (ChatRequest, VLLM_SAMPLING + VLLM_CHAT),
+        (CompletionRequest, VLLM_SAMPLING + "prompt_embeds"),
+        (TextPart, VLLM_PARTS),
+        (Message, "reasoning tools"),
+        (Tool, "defer_loading"),
+        (FunctionDefinition, "defer_loading strict"),
+    ],
+)
+def test_no_field_of_vllm_is_unknown(model: type[Closed], names: str) -> None:
+    texts = {"input_text", "output_text"} if model is TextPart else set()
+    assert unknown(model, set(names.split())) == texts
+
+
+def test_nothing_is_served_and_unserved_or_ignored_at_once() -> None:
+    for model in (ChatRequest, CompletionRequest, Message, TextPart, Tool, ToolCall, FunctionDefinition):
+        sets = [model.model_fields.keys(), model.unserved.keys(), model.ignored]
+        assert sum(map(len, sets)) == len(set().union(*sets)), model.__name__
+
+
+def _hints(union: Any, field: str) -> Iterator[Any]:
+    for member in typing.get_args(union):
+        required = typing.get_type_hints(member)[field]
+        yield typing.get_args(required)[0] if typing.get_origin(required) is typing.Required else required
