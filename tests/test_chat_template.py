@@ -1,11 +1,15 @@
 """A conversation reaches every kind of template whole, or what is left out is refused by name."""
 
+import functools
+import itertools
 import json
 from typing import Any
 from unittest.mock import Mock
 
 import jinja2
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from baton.chat_template import ChatTemplate, ContentFormat, TemplateRefused
 
@@ -212,3 +216,33 @@ def test_an_answer_in_parts_can_be_continued(name: str) -> None:
     begun = [user(), {"role": "assistant", "content": parts("It is ")}]
     text = render(source, *begun, continue_final_message=True, add_generation_prompt=False)
     assert text.endswith(("It is ", "It is"))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(sorted(kinds.ALL)),
+    st.lists(
+        st.tuples(st.sampled_from(["system", "developer", "user", "assistant", "tool"]), st.integers(0, 2)), min_size=1
+    ),
+)
+def test_every_text_of_any_conversation_reaches_the_prompt_or_is_refused(
+    name: str, turns: list[tuple[str, int]]
+) -> None:
+    words = itertools.count()
+    messages: list[dict[str, Any]] = []
+    for role, num_parts in turns:
+        texts = [f"word{next(words)}end" for _ in range(max(num_parts, 1))]
+        messages.append(
+            {"role": role, "tool_call_id": "abcdefghi", "content": parts(*texts) if num_parts else texts[0]}
+        )
+    try:
+        text = template_of(name).render(messages)
+    except TemplateRefused:
+        return
+    assert [word for word in range(next(words)) if f"word{word}end" not in text] == []
+    assert "'text'" not in text
+
+
+@functools.cache
+def template_of(name: str) -> ChatTemplate:
+    return ChatTemplate(kinds.ALL[name], TOKENS)
