@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from itertools import chain
 from typing import Any
@@ -52,7 +53,7 @@ def test_arguments_of_llm_that_change_nothing_are_taken_together() -> None:
 
 
 def test_arguments_of_llm_that_are_taken_are_settings_of_the_engine_or_its_own() -> None:
-    own = {*EngineConfig.__dataclass_fields__, "skip_tokenizer_init", "chat_template", "use_tqdm"}
+    own = {*EngineConfig.__dataclass_fields__, *inspect.signature(LLM).parameters}
     assert {name.ours for name in of_kind(ARGUMENTS, "taken")} <= own
     assert {name for name in EngineConfig.__dataclass_fields__ if name in FLAGS} <= {
         name.name for name in of_kind(ARGUMENTS, "taken")

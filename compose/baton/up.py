@@ -103,6 +103,8 @@ def make_plan(config: UpConfig, engine: EngineConfig, http: HttpConfig, folder: 
         revision=engine.revision,
         chat_template=config.chat_template,
         chat_template_content_format=config.chat_template_content_format,
+        generation_config=config.generation_config,
+        override_generation_config=config.override_generation_config,
         worker=() if redis_url else tuple(controls),  # without Redis the router is told where its workers are
     )
     if config.api_key:

@@ -36,6 +36,13 @@ class UpConfig:
     chat_template_content_format: Literal["auto", "string", "openai"] = setting(
         "auto", "how content reaches the template; auto: as it reads it; string: as one text; openai: as parts"
     )
+    generation_config: str = setting(
+        "auto",
+        "sampling where a request says none: auto: the model's generation_config.json; none: neutral; or a folder with the file",
+    )
+    override_generation_config: str | None = setting(
+        None, 'values over those of generation_config.json, as JSON: {"temperature": 0.6}'
+    )
     api_key: tuple[str, ...] = setting((), "keys that clients may send; none: everybody may ask")
     drain_s: float = setting(10.0, "how long open streams may go on after Ctrl-C")
     ask: bool = setting(False, "send one chat request when ready, and print the answer, its route and its times")

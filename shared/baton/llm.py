@@ -25,9 +25,9 @@ from tqdm import tqdm
 from baton.config import EngineConfig, demo_model_path
 from baton.engine.engine import Engine, TokenOutput
 from baton.engine.load import load_engine
-from baton.errors import ConfigError, InvalidRequest, UnsupportedFeature, refuse
+from baton.errors import InvalidRequest, UnsupportedFeature, refuse
+from baton.generation_defaults import generation_defaults
 from baton.messages import TokenLogprobs
-from baton.models.config import read_json
 from baton.models.hub import locate
 from baton.prompt import Prompt
 from baton.protocol import FinishReason, Logprob, SamplingParams, check_answer_len, check_prompt
@@ -98,6 +98,8 @@ class LLM:
         *,
         skip_tokenizer_init: bool = False,
         chat_template: str | None = None,
+        generation_config: str = "auto",
+        override_generation_config: Mapping[str, Any] | str | None = None,
         use_tqdm: bool = True,
         **engine_settings: Any,
     ) -> None:
@@ -114,7 +116,9 @@ class LLM:
         self.config = config
         is_dummy = config.load_format == "dummy"
         folder = locate(config.model or "", config.revision, weights=not is_dummy)
-        self._default_sampling = default_sampling(folder)
+        self._default_sampling = SamplingParams(
+            **generation_defaults(folder, generation_config, override_generation_config)
+        )
         self._tokenizer = None
         if not skip_tokenizer_init and (tokenizer is not None or not is_dummy):
             self._tokenizer = Tokenizer(config.tokenizer or folder, chat_template=chat_template)
@@ -126,7 +130,7 @@ class LLM:
         return self._text().hf
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """What the checkpoint's generation_config.json asks for."""
+        """What the checkpoint's generation_config.json asks for, or what was given in its place."""
         return self._default_sampling
 
     def generate(
@@ -422,24 +426,6 @@ def _conversations(given: Any) -> list[tuple[str, list[Any]]]:
         limit = "a conversation is a list of messages such as {'role': 'user', 'content': ...}"
         raise refuse("messages", given, limit)
     return [(f"conversation {i}" if len(items) > 1 else "", list(each)) for i, each in enumerate(items)]
-
-
-def default_sampling(folder: Path) -> SamplingParams:
-    """Read what a checkpoint's generation_config.json says of sampling.
-
-    Raises:
-        ConfigError: it asks for what no request may.
-    """
-    file = folder / "generation_config.json"
-    settings = read_json(file) if file.is_file() else {}
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-    chosen = {name: settings[name] for name in names if settings.get(name) is not None}
-    if settings.get("do_sample") is False:
-        chosen = {"temperature": 0.0}
-    try:
-        return SamplingParams(**chosen)
-    except InvalidRequest as error:
-        raise ConfigError(f"{file}: {error} Mend the file, or remove the entry.") from None
 
 
 def _has_large_gpu() -> bool:

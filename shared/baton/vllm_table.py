@@ -16,6 +16,7 @@ TAKEN = """
 model tokenizer revision load_format dtype seed max_model_len block_size gpu_memory_utilization kv_cache_memory_bytes
 num_gpu_blocks_override max_num_batched_tokens max_num_seqs enable_prefix_caching enable_chunked_prefill enforce_eager
 device served_model_name host port api_key config chat_template chat_template_content_format
+generation_config override_generation_config
 max_num_queued_reqs>max_num_waiting shutdown_timeout>drain_s
 """
 """Flags of `baton up`, under vLLM's names or as `name>ours`."""
@@ -23,7 +24,7 @@ max_num_queued_reqs>max_num_waiting shutdown_timeout>drain_s
 ARGUMENTS = """
 model tokenizer revision load_format dtype seed max_model_len block_size gpu_memory_utilization kv_cache_memory_bytes
 num_gpu_blocks_override max_num_batched_tokens max_num_seqs enable_prefix_caching enable_chunked_prefill enforce_eager
-device skip_tokenizer_init chat_template
+device skip_tokenizer_init chat_template generation_config override_generation_config
 max_num_queued_reqs>max_num_waiting use_tqdm_on_load?>use_tqdm
 """
 """What `LLM(...)` takes, where that differs from the groups below; names of the server are refused there."""
@@ -246,10 +247,6 @@ SERVING = (
     (
         "Templates come from the model's folder or the server's own flag, never from a request.",
         "trust_request_chat_template?",
-    ),
-    (
-        "generation_config.json holds for `LLM(...)`; on the server, requests say it.",
-        "generation_config=auto|vllm override_generation_config",
     ),
     ("Answers have the role `assistant`.", "response_role=assistant"),
     ("`baton router` has --keep-alive-s.", "sse_keep_alive_interval=0"),

@@ -27,6 +27,13 @@ class RouterConfig:
     chat_template_content_format: Literal["auto", "string", "openai"] = setting(
         "auto", "how content reaches the template; auto: as it reads it; string: as one text; openai: as parts"
     )
+    generation_config: str = setting(
+        "auto",
+        "sampling where a request says none: auto: the model's generation_config.json; none: neutral; or a folder with the file",
+    )
+    override_generation_config: str | None = setting(
+        None, 'values over those of generation_config.json, as JSON: {"temperature": 0.6}'
+    )
     served_model_name: tuple[str, ...] = setting(
         (), "names that clients may send; the first is in answers; none: the model's"
     )

@@ -6,7 +6,13 @@ import asyncio
 import gc
 import time
 import uuid
+from pathlib import Path
+from typing import Any
 
+from baton.errors import ModelLoadError
+from baton.generation_defaults import FILE, generation_defaults
+from baton.hub_snapshot import fetch_snapshot
+from baton.logs import get_logger
 from baton.metrics import RouterMetrics
 from baton.registry import Registry
 from baton.router.admission import Admission
@@ -19,6 +25,8 @@ from baton.router.index import PrefixIndex
 from baton.router.pool import WorkerPool
 from baton.router.text_pool import TextPool
 from baton.text import Tokenizer
+
+_log = get_logger("router")
 
 
 class RouterState:
@@ -36,6 +44,8 @@ class RouterState:
         self.tokenizer = Tokenizer(
             config.tokenizer or config.model, config.revision, config.chat_template, config.chat_template_content_format
         )
+        self.sampling_defaults = _sampling_defaults(config)
+        """Of requests that leave these fields out."""
         if registry is None and config.redis_url is not None:
             registry = Registry(config.redis_url, self.model_names[0], config.redis_password)
         self._registry = registry
@@ -71,3 +81,13 @@ class RouterState:
         await self.streams.close()
         await self.pool.close()
         await self.text.close()
+
+
+def _sampling_defaults(config: RouterConfig) -> dict[str, Any]:
+    folder = Path(config.model)
+    if config.generation_config == "auto" and not folder.is_dir():
+        try:
+            folder = fetch_snapshot(config.model, config.revision, (FILE,), field="model")
+        except ModelLoadError as error:  # its tokenizer may lie elsewhere
+            _log.warning("generation_config", reason=str(error))
+    return generation_defaults(folder, config.generation_config, config.override_generation_config)

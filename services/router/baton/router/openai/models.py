@@ -93,4 +93,5 @@ def _card(router: RouterState, name: str) -> dict[str, Any]:
         "root": router.config.model,
         "parent": None,
         "max_model_len": None if facts is None else facts.max_model_len,
+        "default_sampling_params": router.sampling_defaults,
     }

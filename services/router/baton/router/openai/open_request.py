@@ -84,6 +84,9 @@ class OpenRequest:
         facts = router.dispatcher.last_facts  # those of all workers are alike, but for the parts of their hash chains
         if facts is None:
             raise Unavailable("No decode worker is ready. Try again in a few seconds.")
+        defaults = {name: v for name, v in router.sampling_defaults.items() if getattr(request, name) is None}
+        if defaults:
+            params = params.replace(**defaults)
         if params.bad_words:
             params = params.replace(bad_words_ids=bad_words_ids(router.tokenizer, params.bad_words))
         params.check_vocab(facts.vocab_size, facts.eos_token_ids)
