@@ -26,7 +26,7 @@ def routes_table() -> str:
     """Return every route with its methods and what it is for."""
     paths = _document()["paths"]
     lines = [
-        (f"`{method.upper()} {path}`", operation.get("summary", ""), "yes" if operation.get("security") else "")
+        (f"{method.upper()} `{path}`", operation.get("summary", ""), "yes" if operation.get("security") else "")
         for path, operations in sorted(paths.items())
         for method, operation in operations.items()
     ]

@@ -37,18 +37,14 @@ def commands() -> str:
 
 
 def environment() -> str:
-    """Return each variable with its flag and who reads it, once for each meaning that it has."""
-    found: dict[tuple[str, str], tuple[Any, list[str]]] = {}
+    """Return each variable with who reads it, once for each meaning that it has."""
+    found: dict[tuple[str, str], list[str]] = {}
     for name, command in _commands():
         for parameter in command.params:
             for variable in _variables(parameter):
-                _, names = found.setdefault((variable, parameter.help or ""), (parameter, []))
-                names.append(f"`{name.removeprefix('baton ')}`")
-    lines = [
-        (f"`{variable}`", _shown(parameter), ", ".join(names), says)
-        for (variable, says), (parameter, names) in sorted(found.items(), key=lambda item: item[0])
-    ]
-    return rows(("variable", "in place of", "read by `baton`", ""), lines)
+                found.setdefault((variable, _help(parameter)), []).append(f"`{name.removeprefix('baton ')}`")
+    lines = [(f"`{variable}`", ", ".join(names), says) for (variable, says), names in sorted(found.items())]
+    return rows(("variable", "read by `baton`", ""), lines)
 
 
 def _commands() -> Iterator[tuple[str, Any]]:

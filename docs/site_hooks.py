@@ -34,7 +34,7 @@ _SOURCES = {page: source for source, page in FROM_OUTSIDE.items()}
 _FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<path>[^)#:]+)(?P<anchor>#[^)]*)?\)")
 _SVG = re.compile(r'<img alt="(?P<alt>[^"]*)" src="[^"]*?images/(?P<name>[\w-]+\.svg)" */?>')
-_WORD = re.compile(r"<code>(?=[^\s<]{1,44}</code>)")
+_WORD = re.compile(r"<code>(?=[^\s<]{1,36}</code>)")
 _LOADED = re.compile(
     r'<(?:script|img|iframe|link)\b[^>]*?\b(?:src|href)="(?:https?:)?//[^"]*"|url\(["\']?https?:|@import'
 )
