@@ -195,8 +195,8 @@ def test_large_numbers_of_a_tools_schema_are_no_error() -> None:
 
 
 def test_a_keyword_that_the_template_does_not_read_changes_nothing() -> None:
-    assert render(kinds.CHATML, user(), enable_thinking=False) == render(kinds.CHATML, user())
-    assert render(kinds.QWEN3, user(), enable_thinking=False).endswith("</think>\n\n")
+    assert render(kinds.CHATML, user(), kwargs={"enable_thinking": False}) == render(kinds.CHATML, user())
+    assert render(kinds.QWEN3, user(), kwargs={"enable_thinking": False}).endswith("</think>\n\n")
 
 
 def test_a_template_is_tried_out_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,6 +109,27 @@ def test_chat_renders_the_models_own_template(llm: LLM) -> None:
     assert [answer.outputs[0].text for answer in both] == [output.outputs[0].text] * 2
 
 
+def test_chat_takes_a_template_and_a_form_of_content_for_one_call(llm: LLM) -> None:
+    two = [{"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]}]
+    template = "<{{ messages[0].content | map(attribute='text') | join('+') if messages[0].content is not string else "
+    template += "messages[0].content }}>"
+    for how, shown in (({}, "<one+two>"), ({"chat_template_content_format": "string"}, "<one\ntwo>")):
+        output = llm.chat(two, GREEDY, chat_template=template, use_tqdm=False, **how)[0]  # type: ignore[arg-type]
+        assert output.prompt == shown
+    assert "<|user|>" in (llm.chat(two, GREEDY, use_tqdm=False)[0].prompt or "")
+
+
+def test_what_the_template_leaves_out_is_refused_with_its_conversation(llm: LLM) -> None:
+    hello = [{"role": "user", "content": "hi"}]
+    with pytest.raises(InvalidRequest, match=r"conversation 1: messages\[0\].role='system'"):
+        llm.chat(
+            [hello, [{"role": "system", "content": "x"}, *hello]],
+            GREEDY,
+            chat_template="{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}",
+            use_tqdm=False,
+        )
+
+
 def test_a_final_message_can_be_continued(llm: LLM) -> None:
     messages = [
         {"role": "user", "content": "What is the capital of France?"},
@@ -537,7 +558,11 @@ def test_a_wrong_argument_is_refused_by_name_and_never_a_type_error(llm: LLM) ->
         (lambda: llm.chat([{"role": "user", "content": "x"}], tools=[{"type": "x"}]), r"tools\[0\]"),
         (lambda: llm.chat([{"role": "user", "content": "x"}], chat_template_kwargs=5), "chat_template_kwargs=5"),
         (lambda: llm.chat([{"role": "user", "content": "x"}], add_generation_prompt="x"), "add_generation_prompt='x'"),
-        (lambda: llm.chat([{"role": "user", "content": "x"}], chat_template="x"), "chat_template='x'.*LLM"),
+        (lambda: llm.chat([{"role": "user", "content": "x"}], chat_template="x"), "chat_template='x' is neither"),
+        (
+            lambda: llm.chat([{"role": "user", "content": "x"}], chat_template_content_format="x"),
+            "chat_template_content_format='x'",
+        ),  # type: ignore[arg-type]
     ]
     for call, words in calls:
         with pytest.raises(InvalidRequest, match=words):

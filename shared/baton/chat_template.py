@@ -56,9 +56,9 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
-        **kwargs: Any,
+        kwargs: Mapping[str, Any] | None = None,
     ) -> str:
-        """Write a conversation as the model's text.
+        """Write a conversation as the model's text; `kwargs` are values that the template may read.
 
         Raises:
             TemplateRefused: the template raised, or leaves something out, or nothing is there to continue.
@@ -71,7 +71,7 @@ class ChatTemplate:
             )
         chat = [self._message(index, message) for index, message in enumerate(messages)]
         final = _mark_final(chat, self.source) if continue_final_message else None
-        values = plain(kwargs) | {"add_generation_prompt": add_generation_prompt}
+        values = plain(kwargs or {}) | {"add_generation_prompt": add_generation_prompt}
         shown_tools = plain(tools or None)
         text = self._write_or_refuse(chat, shown_tools, values)
         if unseen := list(_unseen(chat, text)):

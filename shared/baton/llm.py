@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from baton.chat_template import ContentFormat
 from baton.config import EngineConfig, demo_model_path
 from baton.engine.engine import Engine, TokenOutput
 from baton.engine.load import load_engine
@@ -34,6 +35,7 @@ from baton.protocol import FinishReason, Logprob, SamplingParams, check_answer_l
 from baton.requests.conversation import Conversation
 from baton.requests.prompts import PromptMapping
 from baton.requests.refusals import read_value
+from baton.template_files import ChatTemplates
 from baton.text import AnswerText, Tokenizer, bad_words_ids
 from baton.vllm_names import ARGUMENTS, CALLS, METHODS, own_names
 
@@ -165,19 +167,22 @@ class LLM:
         tools: Sequence[dict[str, Any]] | None = None,
         add_generation_prompt: bool | None = None,
         continue_final_message: bool = False,
+        chat_template: str | None = None,
+        chat_template_content_format: ContentFormat = "auto",
         chat_template_kwargs: Mapping[str, Any] | None = None,
         use_tqdm: bool | Callable[..., Any] = True,
         **others: Any,
     ) -> list[RequestOutput]:
-        """Answer one conversation, or a list of them, rendered by the model's chat template.
+        """Answer one conversation, or a list of them, rendered by the model's chat template or the one given.
 
         Conversations are checked as over HTTP. Without `add_generation_prompt` one is added, unless the final message
         is to be continued.
 
         Raises:
-            InvalidRequest: as `generate`.
+            InvalidRequest: as `generate`; or `chat_template` is no template, no file and no name of one of the model's.
         """
         own_names(CALLS, others, own=())
+        templates = self._text().chat_templates.changed(chat_template, chat_template_content_format)
         options: dict[str, Any] = {
             "tools": list(tools) if isinstance(tools, tuple) else tools,
             "add_generation_prompt": add_generation_prompt,
@@ -185,7 +190,7 @@ class LLM:
             "chat_template_kwargs": chat_template_kwargs,
         }
         prompts: list[PromptInput] = [
-            {"prompt_token_ids": self._render(which, options | {"messages": conversation})}
+            {"prompt_token_ids": self._render(which, options | {"messages": conversation}, templates)}
             for which, conversation in _conversations(messages)
         ]
         outputs = self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
@@ -193,12 +198,12 @@ class LLM:
             output.prompt = self._text().decode(output.prompt_token_ids, skip_special_tokens=False)
         return outputs
 
-    def _render(self, which: str, conversation: dict[str, Any]) -> list[int]:
+    def _render(self, which: str, conversation: dict[str, Any], templates: ChatTemplates) -> list[int]:
         try:
             shown = read_value(Conversation, conversation).for_template()
+            return self._text().render_chat(**shown, templates=templates)
         except InvalidRequest as error:
             raise (error.of(which) if which else error) from None
-        return self._text().render_chat(shown.pop("messages"), **shown.pop("kwargs"), **shown)
 
     def beam_search(self, *_: Any, **__: Any) -> list[RequestOutput]:
         """Refuse: not served by this build."""

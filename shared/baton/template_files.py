@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from baton.chat_template import ChatTemplate, ContentFormat
-from baton.errors import ConfigError, InvalidRequest
+from baton.errors import ConfigError, InvalidRequest, refuse
 
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja")
 _DEFAULT, _FOR_TOOLS = "default", "tool_use"
@@ -39,6 +39,22 @@ class ChatTemplates:
                 self.compiled(with_tools=False)
             except InvalidRequest as error:
                 raise ConfigError(f"chat_template={chosen[:80]!r} cannot be used. {error}") from None
+
+    def changed(self, chosen: str | None, content_format: ContentFormat) -> ChatTemplates:
+        """Return these with another choice, for one call; themselves where it is none.
+
+        Raises:
+            InvalidRequest: the choice is none of these, no file and no template.
+        """
+        formats = get_args(ContentFormat)
+        if content_format not in formats:
+            raise refuse("chat_template_content_format", content_format, f"it must be one of {', '.join(formats)}")
+        if chosen is None and content_format in ("auto", self.content_format):
+            return self
+        try:
+            return ChatTemplates(self.sources, self.special_tokens, chosen=chosen, content_format=content_format)
+        except ConfigError as error:
+            raise InvalidRequest(str(error), field="chat_template") from None
 
     def source(self, *, with_tools: bool) -> str:
         """Return the template that renders a conversation, with tools or without: the one that transformers would take.

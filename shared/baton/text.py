@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +17,7 @@ from tokenizers import Tokenizer as HFTokenizer
 
 from baton.chat_template import ContentFormat
 from baton.detokenizer import Detokenizer, Pieces
-from baton.errors import InvalidRequest, ModelLoadError, refuse
+from baton.errors import InvalidRequest, ModelLoadError
 from baton.hub_snapshot import fetch_snapshot
 from baton.protocol import SamplingParams
 from baton.special_tokens import declare_special_tokens
@@ -174,24 +174,24 @@ class Tokenizer:
         tools: Sequence[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
-        **template_kwargs: Any,
+        kwargs: Mapping[str, Any] | None = None,
+        templates: ChatTemplates | None = None,
     ) -> list[int]:
-        """Apply the chat template (in transformers' immutable sandbox) and encode.
+        """Apply the chat template (in transformers' immutable sandbox), or one of `templates`; and encode.
 
         Raises:
             InvalidRequest: the model has no template, or the template refuses these messages.
         """
-        if not messages:
-            raise refuse("messages", [], "it is empty", "Send at least one message.")
-        if add_generation_prompt and continue_final_message:
-            limit = "it excludes add_generation_prompt"
-            raise refuse("continue_final_message", True, limit, "Set one of the two to false.")
-        text = self.chat_templates.compiled(with_tools=bool(tools)).render(
-            messages,
-            tools=tools,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            **template_kwargs,
+        text = (
+            (templates or self.chat_templates)
+            .compiled(with_tools=bool(tools))
+            .render(
+                messages,
+                tools=tools,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                kwargs=kwargs,
+            )
         )
         return self.encode(text, add_special_tokens=False)
 

@@ -305,8 +305,6 @@ CALLS = (
         "Text is encoded as the tokenizer's files say. Encode it yourself, and send prompt_token_ids.",
         "tokenization_kwargs",
     ),
-    ("Give it to `LLM(...)`.", "chat_template"),
-    ("Content is given in the form that the template takes.", "chat_template_content_format=auto"),
 )
 """Of `LLM.generate` and `LLM.chat`."""
 

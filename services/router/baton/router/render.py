@@ -48,7 +48,7 @@ def _answer(request: dict[str, Any], templates: dict[str, ChatTemplate]) -> dict
             tools=request["tools"],
             add_generation_prompt=request["add_generation_prompt"],
             continue_final_message=request["continue_final_message"],
-            **request["kwargs"],
+            kwargs=request["kwargs"],
         )
     except TemplateRefused as error:
         return {"error": str(error), "field": error.field}
