@@ -18,13 +18,14 @@ from tokenizers import Tokenizer as HFTokenizer
 from baton.chat_template import ContentFormat
 from baton.detokenizer import Detokenizer, Pieces
 from baton.errors import InvalidRequest, ModelLoadError
+from baton.foreign_model import ADAPTER, foreign_model
 from baton.hub_snapshot import fetch_snapshot
 from baton.protocol import SamplingParams
 from baton.special_tokens import declare_special_tokens
 from baton.template_files import TEMPLATE_FILES, ChatTemplates, read_templates
 
 _TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_TOKENIZER_FILES = ("tokenizer.json", *_TOKEN_FILES, *TEMPLATE_FILES)
+_TOKENIZER_FILES = ("tokenizer.json", *_TOKEN_FILES, *TEMPLATE_FILES, ADAPTER)
 
 
 class Tokenizer:
@@ -209,13 +210,21 @@ class _TokenizerFiles:
 
     @classmethod
     def find(cls, path: str | Path, revision: str | None) -> _TokenizerFiles | None:
-        """Find the files of a folder or hub id; None if it has no tokenizer.json."""
+        """Find the files of a folder or hub id; None if it has no tokenizer.json.
+
+        Raises:
+            ModelLoadError: it is no model at all.
+        """
         folder = Path(path)
         if not folder.is_dir():
             folder = fetch_snapshot(str(path), revision, _TOKENIZER_FILES, field="tokenizer")
         files = {name: folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()}
         tokenizer = files.pop("tokenizer.json", None)
-        return None if tokenizer is None else cls(tokenizer, files)
+        if tokenizer is None:
+            if foreign := foreign_model(f"model={str(path)!r}", folder):
+                raise ModelLoadError(foreign)
+            return None
+        return cls(tokenizer, files)
 
     def backend(self) -> tuple[Any, dict[str, str]]:
         """Load the tokenizer with all its tokens; return it, and its special tokens by name (bos_token and so on)."""
@@ -252,7 +261,7 @@ def _load_hf(path: str, revision: str | None) -> Any:
         loaded = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelLoadError(
-            f"tokenizer={path!r} cannot be loaded: {_first_line(error)} "
+            f"tokenizer={path!r} has no tokenizer.json, and nothing there can be converted to one ({_reason(error)}). "
             f"Name a folder or hub id with a tokenizer.json, or pass skip_tokenizer_init for token ids only."
         ) from error
     if not loaded.is_fast:
@@ -353,6 +362,10 @@ def bad_words_ids(tokenizer: Tokenizer, words: Iterable[str]) -> tuple[tuple[int
         for prefix in ("", " ")
     }
     return tuple(sorted(ids for ids in spellings if ids))
+
+
+def _reason(error: BaseException) -> str:
+    return _first_line(error).removesuffix(" from one of: .").rstrip(".")
 
 
 def _first_line(error: BaseException) -> str:

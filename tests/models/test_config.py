@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 from baton.errors import ModelLoadError
+from baton.foreign_model import ADAPTER
 from baton.models.config import make_spec, read_spec
 from baton.models.families import FAMILIES
+from baton.models.hub import locate
+from baton.text import Tokenizer
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -238,8 +241,21 @@ def test_a_wrong_folder_is_told_apart_from_a_missing_one(tmp_path: Path) -> None
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(ModelLoadError, match=r"no config\.json; it holds notes\.txt"):
         read_spec(tmp_path)
-    (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ModelLoadError, match="LoRA adapter"):
+
+
+def test_an_adapter_and_gguf_files_are_told_from_a_model(tmp_path: Path) -> None:
+    (tmp_path / "m.Q4_K_M.gguf").touch()
+    for read in (read_spec, Tokenizer, locate):
+        with pytest.raises(ModelLoadError, match=r"GGUF files \(m\.Q4_K_M\.gguf\).*the model that they were made from"):
+            read(tmp_path if read is not locate else tmp_path / "m.Q4_K_M.gguf")
+    (tmp_path / ADAPTER).write_text('{"base_model_name_or_path": "some/base"}')
+    for read in (read_spec, Tokenizer):
+        with pytest.raises(
+            ModelLoadError, match=r"LoRA adapter of 'some/base', not a model.*give 'some/base', or merge"
+        ):
+            read(tmp_path)
+    (tmp_path / ADAPTER).write_text("[]")
+    with pytest.raises(ModelLoadError, match=r"LoRA adapter, not a model.*give its base model"):
         read_spec(tmp_path)
 
 

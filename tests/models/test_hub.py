@@ -98,6 +98,15 @@ def test_a_repository_with_only_pickled_weights_is_refused(hub: FakeHub) -> None
         locate("someone/model")
 
 
+def test_a_repository_of_gguf_files_says_what_to_take(hub: FakeHub) -> None:
+    (hub.repository / "config.json").unlink()
+    with pytest.raises(ModelLoadError, match=r"model='someone/x' has no config\.json"):
+        locate("someone/x")
+    (hub.repository / "x.Q8_0.gguf").touch()
+    with pytest.raises(ModelLoadError, match=r"model='someone/x' holds GGUF files \(x\.Q8_0\.gguf\)"):
+        locate("someone/x")
+
+
 def test_no_network_and_no_cache_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*_: Any, **__: Any) -> str:
         raise LocalEntryNotFoundError("offline")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from baton.errors import ModelLoadError
+from baton.foreign_model import foreign_model
 from baton.models.families import BY_ARCHITECTURE, BY_NAME
 from baton.models.family import Family
 from baton.models.fields import FIX_CONFIG, Fields, read_json
@@ -55,11 +56,8 @@ def make_spec(raw: Mapping[str, Any], generation: Mapping[str, Any] | None = Non
 def _wrong_folder(folder: Path) -> str:
     if not folder.is_dir():
         return f"model={str(folder)!r}: no such folder. Give a folder with config.json, or a Hugging Face model id."
-    if (folder / "adapter_config.json").is_file():
-        return (
-            f"model={str(folder)!r} holds a LoRA adapter, not a model: it has adapter_config.json and no config.json. "
-            "Give the folder of its base model."
-        )
+    if foreign := foreign_model(f"model={str(folder)!r}", folder):
+        return foreign
     names = sorted(entry.name for entry in folder.iterdir())
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing"
     return f"model={str(folder)!r} has no config.json; it holds {shown}. Give the folder that has config.json."
