@@ -108,6 +108,10 @@ def test_a_role_that_the_template_drops_is_refused_by_name(name: str, role: str)
     assert "--chat-template" in str(error)
 
 
+def test_a_message_without_text_may_be_dropped() -> None:
+    assert render(kinds.PHI3, {"role": "system", "content": " "}, user()) == render(kinds.PHI3, user())
+
+
 def test_what_the_template_itself_refuses_is_told_in_its_words() -> None:
     assert "System role not supported" in str(refusal(kinds.GEMMA2, {"role": "developer", "content": "x"}, user()))
     assert "roles must alternate" in str(refusal(kinds.LLAMA2, user(), user()))

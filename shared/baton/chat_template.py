@@ -15,13 +15,15 @@ from typing import Any, Literal
 import jinja2
 
 from baton.errors import InvalidRequest
-from baton.template_habits import TemplateHabits
+from baton.template_habits import RoleHabit, TemplateHabits
 from baton.template_sandbox import plain, template_environment
 from baton.written_json import read_json, write_json
 
 ContentFormat = Literal["auto", "string", "openai"]
 """How content reaches a template: as it reads it, as one text, or as parts."""
 
+_FORMS: dict[str, tuple[bool, bool]] = {"string": (True, False), "openai": (False, True)}
+"""Whether content may be text and whether it may be parts, where that is told and not found out."""
 _TAG = "CONTINUE_FINAL_MESSAGE_TAG "
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 _THOUGHT_ENDS = "</think>"
@@ -64,11 +66,8 @@ class ChatTemplate:
             TemplateRefused: the template raised, or leaves something out, or nothing is there to continue.
         """
         if tools and self._habits.drops_tools:
-            raise TemplateRefused(
-                f"tools=a list of {len(tools)} is not valid: this model's chat template has no place for tools. "
-                "Leave them out, or serve with a template that has one (--chat-template).",
-                field="tools",
-            )
+            way_out = "Leave them out, or serve with a template that has one"
+            raise _left_out("tools", f"=a list of {len(tools)}", "has no place for tools", way_out)
         chat = [self._message(index, message) for index, message in enumerate(messages)]
         final = _mark_final(chat, self.source) if continue_final_message else None
         values = plain(kwargs or {}) | {"add_generation_prompt": add_generation_prompt}
@@ -100,24 +99,21 @@ class ChatTemplate:
             return message
         message["role"] = self._known_role(role)
         habit = self._habits.of_role(message["role"])
-        if habit.is_dropped:
-            raise TemplateRefused(
-                f"messages[{index}].role={role!r} is not valid: this model's chat template leaves such messages out. "
-                "Send it under another role, or serve with a template that shows it (--chat-template).",
-                field=f"messages[{index}].role",
-            )
-        calls = message.get("tool_calls")
-        # a template that shows tools and not the calls of earlier turns was made so for its model
-        if calls and self._habits.of_calls.are_dropped and self._habits.drops_tools:
-            raise TemplateRefused(
-                f"messages[{index}].tool_calls is not valid: this model's chat template leaves calls out. "
-                "Leave them out, or serve with a template that shows them (--chat-template).",
-                field=f"messages[{index}].tool_calls",
-            )
-        if calls:
-            message["tool_calls"] = [_with_arguments(call, self._habits.of_calls.takes_text) for call in calls]
-        message["content"] = self._content(message, habit.takes_text, habit.takes_parts)
+        if habit.is_dropped and any(text.strip() for text in _texts(message.get("content"))):
+            way_out = "Send it under another role, or serve with a template that shows it"
+            raise _left_out(f"messages[{index}].role", f"={role!r}", "leaves such messages out", way_out)
+        if message.get("tool_calls"):
+            message["tool_calls"] = self._calls(index, message["tool_calls"])
+        message["content"] = self._content(message, habit)
         return message
+
+    def _calls(self, index: int, calls: list[Any]) -> list[Any]:
+        habit = self._habits.of_calls
+        # a template that shows tools and not the calls of earlier turns was made so for its model
+        if habit.are_dropped and self._habits.drops_tools:
+            way_out = "Leave them out, or serve with a template that shows them"
+            raise _left_out(f"messages[{index}].tool_calls", "", "leaves calls out", way_out)
+        return [_with_arguments(call, habit.takes_text) for call in calls]
 
     def _known_role(self, role: str) -> str:
         """Return system for a developer whom the template does not show: the newer name of the same thing."""
@@ -126,11 +122,9 @@ class ChatTemplate:
         habit = self._habits.of_role(role)
         return role if habit.takes_text or habit.takes_parts else "system"
 
-    def _content(self, message: dict[str, Any], takes_text: bool, takes_parts: bool) -> Any:
+    def _content(self, message: dict[str, Any], habit: RoleHabit) -> Any:
         content = message.get("content")
-        if self._content_format != "auto":
-            takes_text = self._content_format == "string"
-            takes_parts = not takes_text
+        takes_text, takes_parts = _FORMS.get(self._content_format, (habit.takes_text, habit.takes_parts))
         if content is None:
             return self._habits.of_calls.no_content if message.get("tool_calls") else ""
         if isinstance(content, str) and takes_parts and not takes_text:
@@ -153,12 +147,8 @@ class ChatTemplate:
         text = self._write_or_refuse(marked, tools, values)
         for index, mark in marks.items():
             if text.count(mark) < len(_texts(chat[index]["content"])):
-                raise TemplateRefused(
-                    f"messages[{index}].content is not valid: this model's chat template leaves it out where it "
-                    "stands. Put its text into a message that is shown, or serve with another template "
-                    "(--chat-template).",
-                    field=f"messages[{index}].content",
-                )
+                way_out = "Put its text into a message that is shown, or serve with another template"
+                raise _left_out(f"messages[{index}].content", "", "leaves it out where it stands", way_out)
 
 
 def _unseen(chat: Sequence[Mapping[str, Any]], text: str) -> Iterator[int]:
@@ -237,6 +227,12 @@ def _cut_at_mark(text: str, final: str) -> str:
     if text[at : at + len(_TAG)] == _TAG:
         return text[:at]
     return text[:at].rstrip()  # the template trims messages
+
+
+def _left_out(field: str, value: str, what: str, way_out: str) -> TemplateRefused:
+    return TemplateRefused(
+        f"{field}{value} is not valid: this model's chat template {what}. {way_out} (--chat-template).", field=field
+    )
 
 
 def _cannot(reason: str) -> TemplateRefused:
