@@ -75,7 +75,7 @@ def _table(parameters: list[Any]) -> str:
 def _shown(parameter: Any) -> str:
     """Return `--[no-]flag`, `--flag`, or an argument's name in capitals."""
     if parameter.param_type_name == "argument":
-        return f"`{str(parameter.name).upper()}`"
+        return f"`{parameter.metavar or str(parameter.name).upper()}`"
     first = max(parameter.opts, key=len)
     if any(other == f"--no-{first.removeprefix('--')}" for other in parameter.secondary_opts):
         return f"`--[no-]{first.removeprefix('--')}`"

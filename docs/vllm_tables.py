@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from docs.markdown import rows
 
-from baton.vllm_names import ARGUMENTS, EMPTY, FLAGS, METHODS, SAMPLING, Name
+from baton.vllm_names import ARGUMENTS, BENCH, EMPTY, FLAGS, METHODS, SAMPLING, Name
 
 
 def vllm_table(name: str) -> str:
     """Return a table of vLLM's names: each sentence of the table in the code, with its names."""
-    table = {"flags": FLAGS, "arguments": ARGUMENTS, "sampling": SAMPLING, "methods": METHODS}[name]
+    table = {"flags": FLAGS, "arguments": ARGUMENTS, "sampling": SAMPLING, "methods": METHODS, "bench": BENCH}[name]
     said: dict[str, tuple[list[str], list[str]]] = {}
     for each in table.values():
         if name == "arguments" and FLAGS.get(each.name) == each:
@@ -25,6 +25,6 @@ def vllm_table(name: str) -> str:
 
 
 def _shown(table: str, name: Name) -> str:
-    shown = f"--{name.name.replace('_', '-')}" if table == "flags" else name.name
+    shown = f"--{name.name.replace('_', '-')}" if table in ("flags", "bench") else name.name
     values = sorted(name.values - EMPTY)
     return f"`{shown}`" + (f" ({' or '.join(values)})" if values and name.kind == "refused" else "")

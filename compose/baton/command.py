@@ -14,6 +14,7 @@ from baton import vllm_table
 from baton.errors import UnsupportedFeature
 from baton.flag_groups import GROUPS, place_of
 from baton.spelling import ours
+from baton.vllm_names import BENCH
 
 ALL = "baton.help_all"
 """Set in a context's meta where every flag is to be shown."""
@@ -54,6 +55,14 @@ class ServiceCommand(Command):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Rewrite what is vLLM's, and parse."""
         return super().parse_args(ctx, ours(args, self.get_params(ctx)))
+
+
+class BenchServeCommand(Command):
+    """`baton bench serve`: it also knows what is typed after `vllm bench serve`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Rewrite what is vLLM's, and parse."""
+        return super().parse_args(ctx, ours(args, self.get_params(ctx), table=BENCH))
 
 
 class Group(TyperGroup):

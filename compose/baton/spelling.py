@@ -24,14 +24,20 @@ def tell(line: str) -> None:
     print(f"baton: {line}", file=sys.stderr)
 
 
-def ours(arguments: Sequence[str], options: Sequence[Any], say: Callable[[str], None] = tell) -> list[str]:
-    """Return the arguments as a command with these click options takes them.
+def ours(
+    arguments: Sequence[str],
+    options: Sequence[Any],
+    say: Callable[[str], None] = tell,
+    *,
+    table: Mapping[str, Name] = FLAGS,
+) -> list[str]:
+    """Return the arguments as a command with these click options takes them; `table` has vLLM's flags of that command.
 
     Raises:
         UnsupportedFeature: a flag of vLLM's asks for what is not served.
     """
     own = {flag: option for option in options for flag in (*option.opts, *option.secondary_opts)}
-    return _Rewriting(own, list(arguments), say).run()
+    return _Rewriting(own, list(arguments), say, table).run()
 
 
 def judged_file(entries: Mapping[str, Any], own: Collection[str], say: Callable[[str], None] = tell) -> dict[str, Any]:
@@ -55,10 +61,13 @@ def judged_file(entries: Mapping[str, Any], own: Collection[str], say: Callable[
 class _Rewriting:
     """One pass over a command line, first argument to last."""
 
-    def __init__(self, own: dict[str, Any], arguments: list[str], say: Callable[[str], None]) -> None:
+    def __init__(
+        self, own: dict[str, Any], arguments: list[str], say: Callable[[str], None], table: Mapping[str, Name]
+    ) -> None:
         self._own = own
         self._rest = arguments
         self._say = say
+        self._table = table
         self._out: list[str] = []
         # Several values after one flag are taken once the model is known; before it, the next word may be the model.
         self._has_model = not any(flag.isidentifier() for flag in own) or "--model" in arguments
@@ -81,7 +90,7 @@ class _Rewriting:
         if option is not None:
             self._take(option, flag, value)
             return
-        known, is_off = _find(flag)
+        known, is_off = self._find(flag)
         if known is None:
             self._out.append(word)  # nobody's: click says so, and names what is near
         elif known.kind == "taken":
@@ -91,17 +100,17 @@ class _Rewriting:
             self._judge(known, word, value, is_off)
 
     def _take(self, option: Any, flag: str, value: str | None) -> None:
-        if value is not None:
-            self._out.append(f"{flag}={value}")
-        elif option is None or option.is_flag or not self._rest:
-            self._out.append(flag)
+        if option is None or option.is_flag or (value is None and not self._rest):
+            self._out.append(flag if value is None else f"{flag}={value}")
+            return
+        most = option.nargs if option.nargs > 1 else len(self._rest) if option.multiple and self._has_model else 1
+        values = [self._rest.pop(0) if value is None else value]
+        while value is None and len(values) < most and self._rest and not _is_flag(self._rest[0]):
+            values.append(self._rest.pop(0))
+        if option.nargs > 1:  # the shortest and the longest: one number is both
+            self._out += [flag, *values, *values[-1:] * (option.nargs - len(values))]
         else:
-            values = [self._rest.pop(0) for _ in range(max(1, option.nargs))]
-            while option.multiple and self._has_model and self._rest and not _is_flag(self._rest[0]):
-                values.append(self._rest.pop(0))
-            step = max(1, option.nargs)
-            for start in range(0, len(values), step):
-                self._out += [flag, *values[start : start + step]]
+            self._out += [part for each in values for part in (flag, each)]
 
     def _judge(self, known: Name, word: str, value: str | None, is_off: bool) -> None:
         shown: list[str] = [word]
@@ -113,6 +122,13 @@ class _Rewriting:
                 shown.append(self._rest.pop(0))
             given = " ".join(shown[1:])
         self._say(known.judge(given, " ".join(shown)))
+
+    def _find(self, flag: str) -> tuple[Name | None, bool]:
+        """Look a flag up among vLLM's; and whether it is a switch turned off. `--config.key` is its `--config`."""
+        name = vllm_table.SHORT.get(flag) or flag.partition(".")[0].removeprefix("--").replace("-", "_")
+        if name in self._table or not name.startswith("no_"):
+            return self._table.get(name), False
+        return self._table.get(name.removeprefix("no_")), True
 
 
 def _is_flag(word: str) -> bool:
@@ -127,11 +143,3 @@ def _parts(word: str) -> tuple[str, str | None]:
     if flag.startswith("--"):
         flag = flag.replace("_", "-")
     return flag, value if equals else None
-
-
-def _find(flag: str) -> tuple[Name | None, bool]:
-    """Look a flag up among vLLM's; and whether it is a switch turned off. `--config.key` is its `--config`."""
-    name = vllm_table.SHORT.get(flag) or flag.partition(".")[0].removeprefix("--").replace("-", "_")
-    if name in FLAGS or not name.startswith("no_"):
-        return FLAGS.get(name), False
-    return FLAGS.get(name.removeprefix("no_")), True

@@ -126,5 +126,7 @@ SAMPLING = _read(vllm_table.SAMPLING_TAKEN, vllm_table.SAMPLING)
 """Of `SamplingParams(...)`."""
 CALLS = _read("", vllm_table.CALLS)
 """Of `LLM.generate` and `LLM.chat`."""
+BENCH = _read(vllm_table.BENCH_TAKEN, vllm_table.BENCH)
+"""Of `vllm bench serve`."""
 METHODS = _read("", vllm_table.METHODS)
 """Of `LLM`, beside generate, chat, beam_search and what else Baton's has."""

@@ -324,6 +324,44 @@ METHODS = (
     ),
 )
 
+BENCH_TAKEN = """
+model base_url num_prompts request_rate max_concurrency seed save_result save_detailed result_dir result_filename
+input_len output_len random_input_len>input_len random_output_len>output_len disable_tqdm?~
+"""
+"""Flags of `baton bench serve`."""
+
+BENCH = (
+    (
+        "Completions are asked for by token ids that are drawn, or by those of a `--trace`.",
+        """
+        backend=openai|vllm|openai-completions endpoint=/v1/completions dataset_name=random dataset_path custom_output_len
+        hf_name hf_split hf_subset hf_output_len sharegpt_output_len random_range_ratio=0 random_prefix_len=0
+        random_batch_size=1 prefix_repetition_prefix_len prefix_repetition_suffix_len prefix_repetition_num_prefixes
+        prefix_repetition_output_len lora_modules[] no_stream? skip_chat_template?~ use_beam_search?
+        """,
+    ),
+    ("Give --url http://HOST:PORT.", "host=127.0.0.1|localhost port=8000"),
+    ("No tokenizer is needed for token ids.", "tokenizer~ tokenizer_mode~ trust_remote_code?~ skip_tokenizer_init?~"),
+    (
+        "Every answer has the length asked for, its likeliest tokens.",
+        """
+        ignore_eos?~ temperature=0 top_p=1 top_k=-1|0|1 min_p=0 frequency_penalty=0 presence_penalty=0 repetition_penalty=1
+        logprobs extra_body
+        """,
+    ),
+    (
+        "Mean, median and 99th percentile of TTFT, TPOT, ITL and E2EL are always given.",
+        "percentile_metrics~ metric_percentiles=99 goodput[] plot_timeline? plot_dataset_stats? metadata[]",
+    ),
+    (
+        "Arrivals are Poisson's, and several --rate make a sweep.",
+        "burstiness=1 ramp_up_strategy ramp_up_start_rps ramp_up_end_rps",
+    ),
+    ("Answers are counted from the first request on.", "num_warmups=0 ready_check_timeout_sec~ profile?"),
+    ("Names of requests are drawn.", "request_id_prefix~ label~ served_model_name~ append_result? header[] insecure?"),
+)
+"""Flags of `vllm bench serve`."""
+
 COMMANDS = {
     "run-batch": "Files of requests are not served yet. Send them with any OpenAI client, or use `LLM.generate`.",
     "collect-env": "`baton version --verbose` says what an issue needs.",

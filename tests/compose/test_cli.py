@@ -17,7 +17,7 @@ from baton import vllm_table
 from baton.cli import app
 from baton.errors import BatonError, ConfigError, UnsupportedFeature
 from baton.spelling import ours
-from baton.vllm_names import FLAGS, Name
+from baton.vllm_names import BENCH, FLAGS, Name
 
 SERVICES: Any = typer.main.get_command(app)
 COMMANDS = ("up", "serve", "router", "prefill", "decode", "chat", "complete", "top", "bench", "config", "bench serve")
@@ -146,23 +146,28 @@ def test_what_is_no_whole_number_is_refused(wrong: str) -> None:
     assert "is no whole number" in result.stderr
 
 
-@pytest.mark.parametrize("name", FLAGS.values(), ids=lambda name: name.name)
-def test_a_flag_of_vllm_behaves_as_the_table_says(name: Name) -> None:
-    flag, up = f"--{name.name.replace('_', '-')}", SERVICES.commands["up"]
-    if name.kind == "taken" or flag in flags_of(up):
-        assert name.kind == "taken", f"{flag} is a flag of `baton up`: move {name.name} to TAKEN in vllm_table.py"
-        assert f"--{name.ours.replace('_', '-')}" in flags_of(up)
+@pytest.mark.parametrize(
+    ("table", "name"),
+    [*(("up", name) for name in FLAGS.values()), *(("bench", name) for name in BENCH.values())],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_a_flag_of_vllm_behaves_as_the_table_says(table: str, name: Name) -> None:
+    command = SERVICES.commands["up"] if table == "up" else SERVICES.commands["bench"].commands["serve"]
+    flag, known = f"--{name.name.replace('_', '-')}", {"up": FLAGS, "bench": BENCH}[table]
+    if name.kind == "taken" or flag in flags_of(command):
+        assert name.kind == "taken", f"{flag} is Baton's own: move {name.name} to what is taken in vllm_table.py"
+        assert f"--{name.ours.replace('_', '-')}" in flags_of(command)
         return
     said: list[str] = []
     if name.kind == "neutral":
         words = [flag] if name.is_switch else [flag, ASKS]
-        assert ours(["M", *words], up.params, said.append) == ["M"]
+        assert ours(words, command.params, said.append, table=known) == []
         assert said == [f"{' '.join(words)} changes nothing here. {name.says}"]
         return
     with pytest.raises(UnsupportedFeature, match=re.escape(f" is not served. {name.says}")):
-        ours([flag] if name.is_switch else [flag, ASKS], up.params)
+        ours([flag] if name.is_switch else [flag, ASKS], command.params, table=known)
     for neutral in name.values:
-        assert ours([f"{flag}={neutral}", "M"], up.params, said.append) == ["M"]
+        assert ours([f"{flag}={neutral}"], command.params, said.append, table=known) == []
 
 
 def test_a_refused_flag_ends_the_command_with_one_line() -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option, Typer
 
-from baton.command import Command, Group
+from baton.command import BenchServeCommand, Command, Group
 
 bench = Typer(cls=Group, no_args_is_help=True, help="Measure, beside the peer or the physical floor.")
 
@@ -47,38 +47,64 @@ def bench_offline(
     run_cpu(llm, compare=compare == "transformers", repeats=repeats, json_file=json_file)
 
 
-@bench.command("serve", cls=Command)
+@bench.command("serve", cls=BenchServeCommand)
 def bench_serve(
-    url: Annotated[str, Option(help="the server")] = "http://127.0.0.1:8000",
-    api_key: Annotated[str | None, Option(help="key to send")] = None,
+    url: Annotated[str, Option("--url", "--base-url", envvar="BATON_URL", help="the server")] = "http://127.0.0.1:8000",
+    model: Annotated[str | None, Option(help="whom to ask; none: the first model that the server names")] = None,
+    api_key: Annotated[str | None, Option(envvar="BATON_API_KEY", help="key to send; of several, the first")] = None,
     rate: Annotated[
-        list[float], Option(min=0.001, help="requests a second, Poisson; inf: all at once; repeat for a sweep")
+        list[float],
+        Option(
+            *("--rate", "--request-rate"),
+            min=0.001,
+            metavar="<float>...",
+            help="requests a second, Poisson; inf: all at once; several make a sweep",
+        ),
     ] = [math.inf],  # noqa: B006
     num_prompts: Annotated[int, Option(min=1, help="requests of each rate")] = 64,
+    max_concurrency: Annotated[int | None, Option(min=1, help="most requests at once; none: as they come")] = None,
     input_len: Annotated[tuple[int, int], Option(help="shortest and longest prompt, tokens")] = (50, 1000),
     output_len: Annotated[tuple[int, int], Option(help="shortest and longest answer, tokens")] = (20, 200),
     trace: Annotated[Path | None, Option(help="JSON lines of timestamp, input_length, output_length, hash_ids")] = None,
     trace_speed: Annotated[float, Option(min=0.001, help="how many times as fast as recorded")] = 1.0,
     vocab: Annotated[int, Option(min=11, help="token ids are drawn below this")] = 4000,
-    seed: Annotated[int, Option(help="of lengths, tokens and arrivals")] = 0,
-    json_file: Json = None,
+    seed: Annotated[
+        str | None,
+        Option(help="of lengths, tokens and arrivals; none: another one each time, so that nothing is cached"),
+    ] = None,
+    save_result: Annotated[bool, Option("--save-result", help="write a file a rate, in vLLM's JSON form")] = False,
+    save_detailed: Annotated[bool, Option("--save-detailed", help="with an entry a request")] = False,
+    result_dir: Annotated[Path, Option(help="where the files go")] = Path(),
+    result_filename: Annotated[str | None, Option(help="none: made of rate, model and time")] = None,
 ) -> None:
     """An open loop of requests against a running server: throughput, TTFT, TPOT, ITL; ends with 1 if one is lost."""
     import asyncio
+    import secrets
 
-    from baton.bench import serve
+    from baton.bench import loads, serve
+    from baton.talk import first_key
+
+    server = serve.Server(url=url, api_key=first_key(api_key), model=model, max_concurrency=max_concurrency)
+    seed = seed or secrets.token_hex(4)
 
     async def measure() -> int:
-        model, max_len = await serve.served_model(url, api_key)
+        name, max_len = await serve.served_model(server)
         if trace is not None:
-            arrivals = serve.read_trace(trace, num_prompts, speed=trace_speed, max_len=max_len, vocab=vocab)
-            loads = [(f"trace x {trace_speed:g}", arrivals)]
+            all_loads = [
+                loads.read_trace(trace, num_prompts, speed=trace_speed, max_len=max_len, vocab=vocab, seed=seed)
+            ]
         else:
             lengths = {"input_len": input_len, "output_len": output_len}
-            loads = [
-                (f"{each:g}/s", serve.poisson(each, num_prompts, **lengths, vocab=vocab, seed=seed)) for each in rate
+            all_loads = [
+                loads.poisson(each, num_prompts, **lengths, vocab=vocab, seed=f"{seed}/{i}")
+                for i, each in enumerate(rate)
             ]
-        return await serve.run(url, model, loads, api_key=api_key, json_file=json_file)
+        results = await serve.run(server, name, all_loads, seed=seed)
+        if save_result or save_detailed:
+            serve.Files(folder=result_dir, name=result_filename, detailed=save_detailed).save(
+                results, server, name, seed
+            )
+        return sum(result.num_failed for result in results)
 
     sys.exit(1 if asyncio.run(measure()) else 0)
 

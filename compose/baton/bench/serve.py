@@ -1,131 +1,71 @@
-"""`baton bench serve`: an open loop of requests against an OpenAI-compatible server, with the columns of `vllm bench serve`.
+"""`baton bench serve`: an open loop of requests against an OpenAI-compatible server, with the measures of `vllm bench serve`.
 
 Requests leave at their times whether or not earlier ones have been answered (Poisson arrivals, or a trace's own times), so a
-server that falls behind is seen to. Every answer is streamed and counted: a request whose tokens are not exactly those
-asked for is a failure, and one failure makes the command end with 1.
+server that falls behind is seen to; `max_concurrency` closes the loop. Every answer is streamed and counted: a request whose
+tokens are not exactly those asked for is a failure, and one failure makes the command end with 1. No torch here.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-import math
-import random
-import statistics
+import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import httpx
+from tqdm import tqdm
 
-from baton.bench.report import Report
+from baton.bench.loads import Arrival, Load
+from baton.bench.serve_result import Outcome, Result
 from baton.errors import ConfigError
 from baton.own_http import client_of
 
-TRACE_BLOCK_LEN = 512
-"""Tokens that one hash of a trace stands for, as in the Mooncake traces."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """Whom to ask, and how."""
+
+    url: str
+    api_key: str | None = None
+    model: str | None = None
+    """None: the first that the server names."""
+    max_concurrency: int | None = None
+    """Most requests at once; None: as they come."""
+
+    def client(self) -> httpx.AsyncClient:
+        """Open connections to it."""
+        headers = {"authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
+        url = self.url.rstrip("/").removesuffix("/v1")
+        return client_of(httpx.AsyncClient, url, base_url=url, headers=headers, limits=limits, timeout=600.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """One request to send."""
+async def drive(server: Server, model: str, load: Load) -> Result:
+    """Send every request at its time, with a bar of those that have ended."""
+    gate = contextlib.nullcontext() if server.max_concurrency is None else asyncio.Semaphore(server.max_concurrency)
+    with tqdm(total=len(load.arrivals), desc=load.name, unit="request", disable=None, leave=False) as bar:
+        async with server.client() as client:
+            start = time.perf_counter()
 
-    at_s: float
-    prompt: list[int]
-    output_len: int
+            async def send(arrival: Arrival) -> Outcome:
+                await asyncio.sleep(max(0.0, arrival.at_s - (time.perf_counter() - start)))
+                async with gate:
+                    outcome = await _ask(client, model, arrival, start)
+                bar.update()
+                return outcome
 
-
-@dataclass(slots=True)
-class Outcome:
-    """What a client saw of one request."""
-
-    first_s: float = math.nan
-    gaps_s: list[float] = field(default_factory=list)
-    total_s: float = math.nan
-    num_tokens: int = 0
-    error: str | None = None
+            outcomes = await asyncio.gather(*(send(arrival) for arrival in load.arrivals))
+            return Result(load, outcomes, time.perf_counter() - start)
 
 
-def poisson(
-    rate: float, count: int, *, input_len: tuple[int, int], output_len: tuple[int, int], vocab: int, seed: int
-) -> list[Arrival]:
-    """Draw `count` requests of a Poisson process; an infinite rate sends all at once."""
-    rng = random.Random(seed)
-    at_s, arrivals = 0.0, []
-    for _ in range(count):
-        at_s += 0.0 if math.isinf(rate) else rng.expovariate(rate)
-        prompt = [rng.randint(10, vocab - 1) for _ in range(rng.randint(*input_len))]
-        arrivals.append(Arrival(at_s, prompt, rng.randint(*output_len)))
-    return arrivals
-
-
-def read_trace(file: Path, count: int, *, speed: float, max_len: int, vocab: int) -> list[Arrival]:
-    """Read a trace of JSON lines: timestamp (ms), input_length, output_length and, for shared prefixes, hash_ids.
-
-    Requests longer than `max_len` tokens in and out are left out. `speed` 2 sends twice as fast as recorded.
-
-    Raises:
-        ConfigError: not such a trace, or none of its requests fits.
-    """
-    arrivals: list[Arrival] = []
-    for row in _trace_rows(file):
-        if len(arrivals) == count:
-            break
-        if row["input_length"] + row["output_length"] <= max_len and row["output_length"] > 0:
-            prompt = _trace_prompt(row, vocab)
-            arrivals.append(Arrival(row["timestamp"] / 1e3 / speed, prompt, row["output_length"]))
-    if not arrivals:
-        raise ConfigError(f"trace={str(file)!r} has no request of at most {max_len} tokens in and out.")
-    first = arrivals[0].at_s
-    return [Arrival(arrival.at_s - first, arrival.prompt, arrival.output_len) for arrival in arrivals]
-
-
-def _trace_rows(file: Path) -> Iterator[dict[str, Any]]:
-    try:
-        lines = file.read_text().splitlines()
-        for line in lines:
-            row = json.loads(line)
-            yield {key: row[key] for key in ("timestamp", "input_length", "output_length")} | {
-                "hash_ids": row.get("hash_ids", [])
-            }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"trace={str(file)!r} cannot be read ({error!r}). It must have one JSON object a line with timestamp, "
-            "input_length and output_length."
-        ) from None
-
-
-def _trace_prompt(row: dict[str, Any], vocab: int) -> list[int]:
-    """Make tokens such that equal hashes give equal blocks."""
-    prompt: list[int] = []
-    hashes = iter(row["hash_ids"])
-    while len(prompt) < row["input_length"]:
-        rng = random.Random(next(hashes, f"{row['timestamp']}/{len(prompt)}"))
-        prompt += [rng.randint(10, vocab - 1) for _ in range(TRACE_BLOCK_LEN)]
-    return prompt[: row["input_length"]]
-
-
-async def drive(
-    url: str, model: str, arrivals: Sequence[Arrival], *, api_key: str | None
-) -> tuple[list[Outcome], float]:
-    """Send every request at its time; return the outcomes and the seconds until the last had ended."""
-    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
-    async with client_of(httpx.AsyncClient, url, base_url=url, headers=headers, limits=limits, timeout=600.0) as client:
-        start = time.perf_counter()
-
-        async def send(arrival: Arrival) -> Outcome:
-            await asyncio.sleep(max(0.0, arrival.at_s - (time.perf_counter() - start)))
-            return await _ask(client, model, arrival)
-
-        outcomes = await asyncio.gather(*(send(arrival) for arrival in arrivals))
-        return list(outcomes), time.perf_counter() - start
-
-
-async def _ask(client: httpx.AsyncClient, model: str, arrival: Arrival) -> Outcome:
+async def _ask(client: httpx.AsyncClient, model: str, arrival: Arrival, start: float) -> Outcome:
     body = {
         "model": model,
         "prompt": arrival.prompt,
@@ -135,7 +75,8 @@ async def _ask(client: httpx.AsyncClient, model: str, arrival: Arrival) -> Outco
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    outcome, sent_at = Outcome(), time.perf_counter()
+    sent_at = time.perf_counter()
+    outcome = Outcome(sent_s=sent_at - start)
     try:
         async with client.stream("POST", "/v1/completions", json=body) as answer:
             if answer.status_code != 200:
@@ -159,8 +100,9 @@ async def _read(answer: httpx.Response, outcome: Outcome, sent_at: float) -> Non
         if "error" in event:
             outcome.error = str(event["error"])
             return
-        if event.get("usage"):
-            outcome.num_tokens = event["usage"]["completion_tokens"]
+        if usage := event.get("usage"):
+            outcome.num_tokens = usage["completion_tokens"]
+            outcome.num_cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
         if event["choices"]:
             times.append(time.perf_counter())
     outcome.total_s = time.perf_counter() - sent_at
@@ -169,66 +111,55 @@ async def _read(answer: httpx.Response, outcome: Outcome, sent_at: float) -> Non
         outcome.gaps_s = [later - earlier for earlier, later in pairwise(times)]
 
 
-def add_row(report: Report, name: str, arrivals: Sequence[Arrival], outcomes: Sequence[Outcome], seconds: float) -> int:
-    """Add a run's row; return the number of failed requests."""
-    good = [outcome for outcome in outcomes if outcome.error is None]
-    failed = len(outcomes) - len(good)
-    tokens_in = sum(len(arrival.prompt) for arrival in arrivals)
-    tokens_out = sum(outcome.num_tokens for outcome in good)
-    per_token = [(o.total_s - o.first_s) / (o.num_tokens - 1) for o in good if o.num_tokens > 1]
-    report.add(
-        rate=name,
-        successful_requests=len(good),
-        failed=failed,
-        duration_s=seconds,
-        input_tokens=tokens_in,
-        generated_tokens=tokens_out,
-        request_s=len(good) / seconds,
-        output_tok_s=tokens_out / seconds,
-        **_spread("ttft_ms", [o.first_s for o in good]),
-        **_spread("tpot_ms", per_token),
-        **_spread("itl_ms", [gap for o in good for gap in o.gaps_s]),
-    )
-    return failed
+async def run(server: Server, model: str, loads: Sequence[Load], *, seed: str) -> list[Result]:
+    """Run each load against a server, and print a block for each."""
+    print(f"{model} at {server.url}\nprompts of --seed {seed}", flush=True)
+    results = []
+    for load in loads:
+        results.append(await drive(server, model, load))
+        print("\n" + "\n".join(results[-1].lines()), flush=True)
+    return results
 
 
-def _spread(name: str, seconds: list[float]) -> dict[str, float | None]:
-    if not seconds:
-        return {f"{which}_{name}": None for which in ("mean", "median", "p99")}
-    ordered = sorted(seconds)
-    return {
-        f"mean_{name}": 1e3 * statistics.fmean(ordered),
-        f"median_{name}": 1e3 * statistics.median(ordered),
-        f"p99_{name}": 1e3 * ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))],
-    }
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Files:
+    """Where results go."""
+
+    folder: Path = Path()
+    name: str | None = None
+    """None: made of rate, model and time."""
+    detailed: bool = False
+
+    def save(self, results: Sequence[Result], server: Server, model: str, seed: str) -> None:
+        """Write a file a rate, each as `vllm bench serve --save-result` does."""
+        now = datetime.now()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for i, result in enumerate(results):
+            whole = result.vllm_form(model, max_concurrency=server.max_concurrency, seed=seed, now=now)
+            rate = whole["request_rate"]
+            name = self.name or f"baton-{rate}qps-{model.split('/')[-1]}-{whole['date']}.json"
+            if self.name and len(results) > 1:
+                name = f"{Path(name).stem}-{i}{Path(name).suffix}"
+            whole |= result.details() if self.detailed else {}
+            (self.folder / name).write_text(json.dumps(whole))
+            print(f"wrote {self.folder / name}", file=sys.stderr)
 
 
-async def run(
-    url: str, model: str, loads: Sequence[tuple[str, list[Arrival]]], *, api_key: str | None, json_file: Path | None
-) -> int:
-    """Run each load against a server, print one table, and return the number of failed requests."""
-    report = Report(f"baton bench serve, {model} at {url}")
-    failed = 0
-    for name, arrivals in loads:
-        outcomes, seconds = await drive(url, model, arrivals, api_key=api_key)
-        failed += add_row(report, name, arrivals, outcomes, seconds)
-        for error in sorted({outcome.error for outcome in outcomes if outcome.error})[:5]:
-            print(f"failed: {error}")
-    report.show(json_file)
-    return failed
-
-
-async def served_model(url: str, api_key: str | None) -> tuple[str, int]:
+async def served_model(server: Server) -> tuple[str, int]:
     """Ask a server which model it serves, and its longest context.
 
     Raises:
-        ConfigError: nobody answers there.
+        ConfigError: nobody answers there, or not that model.
     """
-    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     try:
-        async with client_of(httpx.AsyncClient, url, base_url=url, headers=headers, timeout=10.0) as client:
-            answer = await client.get("/v1/models")
-            card = answer.raise_for_status().json()["data"][0]
+        async with server.client() as client:
+            answer = await client.get("/v1/models", timeout=10.0)
+            cards: list[dict[str, Any]] = answer.raise_for_status().json()["data"]
+            card = next(card for card in cards if server.model in (None, card["id"]))
+    except StopIteration:
+        names = ", ".join(card["id"] for card in cards)
+        raise ConfigError(f"model={server.model!r} is not served at {server.url}. It has {names}.") from None
     except (httpx.HTTPError, LookupError, ValueError) as error:
+        url = server.url
         raise ConfigError(f"url={url!r}: no server answers there ({error!r}). Start one with `baton up`.") from None
-    return card["id"], card.get("max_model_len", 4096)
+    return card["id"], card.get("max_model_len") or 4096

@@ -1,0 +1,125 @@
+"""The commands that talk to a running server: `baton chat`, `baton complete`, `baton bench serve`."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.processes import HANG_S, BatonProcess, eventually, free_ports
+
+pytestmark = pytest.mark.xdist_group("cluster")
+KEY = "a-key-of-these-tests and-another-one"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BatonProcess]:
+    """`baton serve` with the demo model on one worker."""
+    (port,) = free_ports(1)
+    arguments = ["serve", "--prefill", "0", "--port", str(port), "--kv-cache-memory-bytes", "64M"]
+    log = tmp_path_factory.mktemp("server") / "log"
+    process = BatonProcess(arguments, log, port, {"BATON_API_KEY": KEY}).start()
+    try:
+        eventually(lambda: "Try:" in process.log() or not process.is_running, "the server is ready")
+        yield process
+    finally:
+        process.kill()
+
+
+def call(server: BatonProcess, *words: str, text: str = "", key: str = KEY) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "baton", *words],
+        input=text,
+        text=True,
+        capture_output=True,
+        check=False,
+        timeout=HANG_S,
+        env={"BATON_API_KEY": key, "BATON_URL": f"{server.url}/v1", "COLUMNS": "80", "PATH": ""},
+    )
+
+
+def test_chat_remembers_what_was_said(server: BatonProcess) -> None:
+    result = call(server, "chat", "--temperature", "0", text="My name is Vera.\nWhat is my name?\n\nnever sent\n")
+    assert result.returncode == 0, result.stderr
+    answers = result.stdout.splitlines()
+    assert len(answers) == 2
+    assert "Vera" in answers[1]
+    assert "baton-demo at http://127.0.0.1" in result.stderr
+
+
+def test_one_question_may_stand_on_the_command_line(server: BatonProcess) -> None:
+    words = ("--temperature", "0", "-q", "What is 12 + 30?", "--model-name", "baton-demo")
+    result = call(server, "chat", *words, "--system-prompt", "You are a helpful assistant.")
+    assert "42" in result.stdout
+    assert result.stderr == ""
+
+
+def test_complete_goes_on_with_each_line(server: BatonProcess) -> None:
+    result = call(server, "complete", "--temperature", "0", "--max-tokens", "1", text="2+2=\n17+25=\n")
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == 2
+    assert result.stdout.startswith("4")
+
+
+def test_what_the_server_refuses_is_one_line(server: BatonProcess) -> None:
+    result = call(server, "chat", "-q", "hello", "--model-name", "another")
+    assert result.returncode == 2
+    assert re.fullmatch(r"baton: 404: [^\n]*another[^\n]*\n", result.stderr), result.stderr
+    result = call(server, "complete", "-q", "hello", key="a-wrong-key-of-nobody")
+    assert re.fullmatch(r"baton: 401: [^\n]+\n", result.stderr), result.stderr
+
+
+def test_without_a_server_a_client_says_how_to_start_one() -> None:
+    (port,) = free_ports(1)
+    nobody = BatonProcess([], Path("/dev/null"), port)
+    for words in (("chat", "-q", "hello"), ("complete", "-q", "hello"), ("bench", "serve"), ("top", "--once")):
+        result = call(nobody, *words)
+        assert result.returncode == 2
+        assert "no server answers there" in result.stderr or "baton up" in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+BENCH = ("bench", "serve", "--num-prompts", "6", "--random-input-len", "64", "--output-len", "3", "5")
+
+
+def test_bench_serve_prints_a_block_a_rate_that_80_columns_hold(server: BatonProcess) -> None:
+    result = call(server, *BENCH, "--request-rate", "50", "inf", "--seed", "one")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    blocks = result.stdout.split("\n\n")
+    assert [block.splitlines()[0][:12] for block in blocks[1:]] == ["50 requests/", "all at once:"]
+    for block in blocks[1:]:
+        assert "6 answered, 0 failed" in block
+        assert "384 tokens; 0 of them (0.0%) from the prefix cache" in block
+        assert "first token (TTFT)" in block
+
+
+def test_bench_serve_draws_new_prompts_unless_told_and_says_what_was_cached(server: BatonProcess) -> None:
+    for _ in range(2):
+        assert "0 of them (0.0%) from the prefix cache" in call(server, *BENCH).stdout
+    for _ in range(2):
+        cached = call(server, *BENCH, "--seed", "the same").stdout
+    assert re.search(r"288 of them \(75\.0%\) from the prefix cache", cached), cached
+
+
+def test_bench_serve_writes_what_vllms_scripts_read(server: BatonProcess, tmp_path: Path) -> None:
+    words = ("--backend", "vllm", "--dataset-name", "random", "--save-result", "--result-dir", str(tmp_path / "new"))
+    result = call(server, *BENCH, *words, "--max-concurrency", "2", "--save-detailed", "--result-filename", "a.json")
+    assert result.returncode == 0, result.stderr
+    whole = json.loads((tmp_path / "new" / "a.json").read_text())
+    wanted = {"completed": 6, "failed": 0, "total_input_tokens": 384, "request_rate": "inf", "max_concurrency": 2}
+    assert {name: whole[name] for name in wanted} == wanted
+    assert {"mean_ttft_ms", "median_tpot_ms", "std_itl_ms", "p99_e2el_ms", "output_throughput", "duration"} <= set(
+        whole
+    )
+    assert whole["model_id"] == "baton-demo"
+    assert len(whole["ttfts"]) == len(whole["itls"]) == 6
+
+
+def test_bench_serve_needs_no_torch() -> None:
+    code = "import sys, baton.bench.serve, baton.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
