@@ -18,7 +18,10 @@ _GROUPS = {
         tokenizer_threads
     """,
     "Keys": "cache_key curve_server_key curve_public_key curve_secret_key encrypt_kv",
-    "Limits": "slow_client_s request_timeout_s head_timeout_s body_timeout_s keep_alive_s template_timeout_s kv_overcommit",
+    "Limits": """
+        slow_client_s request_timeout_s head_timeout_s body_timeout_s keep_alive_s template_timeout_s stream_buffer_nbytes
+        kv_overcommit
+    """,
     "Logs": "log_level log_format log_requests enable_log_requests disable_log_requests disable_log_stats",
     "More": "",
     "Help": "config_file help_all help",
@@ -27,35 +30,13 @@ GROUPS = tuple(_GROUPS)
 """In the order in which help shows them."""
 _GROUP_OF = {name: group for group, names in _GROUPS.items() for name in names.split()}
 
-COMMON = frozenset(
-    [
-        "model_tag",
-        "model",
-        "prefill",
-        "decode",
-        "host",
-        "port",
-        "api_key",
-        "served_model_name",
-        "tokenizer",
-        "chat_template",
-        "dtype",
-        "device",
-        "max_model_len",
-        "max_num_seqs",
-        "max_num_batched_tokens",
-        "gpu_memory_utilization",
-        "kv_cache_memory_bytes",
-        "enable_prefix_caching",
-        "ask",
-        "once",
-        "config_file",
-        "help_all",
-        "help",
-    ]
-)
-
-
+_COMMON = """
+    model_tag model prefill decode host port api_key served_model_name tokenizer chat_template dtype device max_model_len
+    max_num_seqs max_num_batched_tokens gpu_memory_utilization kv_cache_memory_bytes enable_prefix_caching ask once
+    config_file help_all help
+"""
+COMMON = frozenset(_COMMON.split())
+"""What `baton up --help` shows."""
 _ORDER = list(_GROUP_OF)
 
 

@@ -15,7 +15,8 @@ from __future__ import annotations
 TAKEN = """
 model tokenizer revision load_format dtype seed max_model_len block_size gpu_memory_utilization kv_cache_memory_bytes
 num_gpu_blocks_override max_num_batched_tokens max_num_seqs enable_prefix_caching enable_chunked_prefill enforce_eager
-device served_model_name host port api_key config chat_template chat_template_content_format
+device served_model_name host port api_key config chat_template chat_template_content_format uds root_path ssl_keyfile
+ssl_certfile ssl_ca_certs ssl_cert_reqs allow_credentials allowed_origins allowed_methods allowed_headers
 generation_config override_generation_config
 max_num_queued_reqs>max_num_waiting shutdown_timeout>drain_s
 """
@@ -256,8 +257,7 @@ SERVING = (
     (
         "The API is OpenAI's over HTTP/1.1; put a proxy before it for anything else.",
         """
-        grpc? grpc_port uds root_path ssl_keyfile ssl_certfile ssl_ca_certs enable_ssl_refresh? ssl_cert_reqs=0
-        ssl_ciphers allow_credentials? allowed_origins[] allowed_methods[]=* allowed_headers[]=*
+        grpc? grpc_port enable_ssl_refresh? ssl_ciphers
         enable_tokenizer_info_endpoint? fingerprint_mode~ fingerprint_value cohere_is_reasoning_model?~ cohere_format~
         anthropic_disabled_thinking_effort~ enable_flash_late_interaction?~
         """,
