@@ -7,6 +7,7 @@ from typing import Literal
 
 from baton.config import setting
 from baton.errors import ConfigError
+from baton.generation_defaults import read_override
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,7 @@ class UpConfig:
     once: bool = setting(False, "end after that answer")
 
     def __post_init__(self) -> None:
+        read_override(self.override_generation_config)
         if self.prefill is not None and self.prefill < 0:
             raise ConfigError(f"prefill={self.prefill} is not valid: it must be at least 0.")
         if self.decode < 1:

@@ -38,9 +38,7 @@ def generation_defaults(
     _check(
         defaults, f"{FILE} of {str(folder) if source == 'auto' else source!r}", "Mend the file, or remove the entry."
     )
-    over = _read_override(override)
-    _check(over, "override_generation_config", "Give another value.")
-    return defaults | over
+    return defaults | read_override(override)
 
 
 def _read(folder: Path, *, must_exist: bool) -> dict[str, Any]:
@@ -58,7 +56,12 @@ def _read(folder: Path, *, must_exist: bool) -> dict[str, Any]:
     return content
 
 
-def _read_override(override: Mapping[str, Any] | str | None) -> dict[str, Any]:
+def read_override(override: Mapping[str, Any] | str | None) -> dict[str, Any]:
+    """Check what an operator puts over a model's file.
+
+    Raises:
+        ConfigError: it is no object of such fields, or holds a value that no request may have.
+    """
     if isinstance(override, str):
         text = override
         try:
@@ -72,6 +75,7 @@ def _read_override(override: Mapping[str, Any] | str | None) -> dict[str, Any]:
             f"override_generation_config={str(override)[:80]!r} is not valid: it must be an object of some of "
             f"{', '.join(_NAMES)}. Requests say what else there is."
         )
+    _check(override, "override_generation_config", "Give another value.")
     return dict(override)
 
 

@@ -124,7 +124,7 @@ class LLM:
         self._tokenizer = None
         if not skip_tokenizer_init and (tokenizer is not None or not is_dummy):
             self._tokenizer = Tokenizer(config.tokenizer or folder, chat_template=chat_template)
-        self.engine = load_engine(config, folder=folder, progress=use_tqdm)
+        self.engine = load_engine(config, folder=folder, tokenizer=self._tokenizer, progress=use_tqdm)
         self._request_ids = itertools.count()
 
     def get_tokenizer(self) -> Any:

@@ -28,11 +28,16 @@ from baton.text import Tokenizer
 
 
 def load_engine(
-    config: EngineConfig, *, folder: Path | None = None, progress: bool = True, cache_key: bytes = b""
+    config: EngineConfig,
+    *,
+    folder: Path | None = None,
+    tokenizer: Tokenizer | None = None,
+    progress: bool = True,
+    cache_key: bytes = b"",
 ) -> Engine:
     """Check what fits, print the plan, load the model, make the cache.
 
-    `folder` has the model's files, if they have been located already. `cache_key` is the deployment's secret
+    `folder` has the model's files, if they have been located already; so with `tokenizer`, asked only for the ends of answers. `cache_key` is the deployment's secret
     for block hashes; workers and routers of one share it.
 
     Raises:
@@ -69,7 +74,7 @@ def load_engine(
         max_model_len=max_model_len,
         deterministic=config.deterministic,
     )
-    model.spec = dataclasses.replace(model.spec, eos_token_ids=_end_token_ids(config, folder, spec))
+    model.spec = dataclasses.replace(model.spec, eos_token_ids=_end_token_ids(config, folder, tokenizer, spec))
     identity = model_identity(folder, dummy_seed=config.seed if config.load_format == "dummy" else None)
     with largest_steps_tried(config):
         if device.type == "cuda":
@@ -82,14 +87,14 @@ def load_engine(
     return engine
 
 
-def _end_token_ids(config: EngineConfig, folder: Path, spec: ModelSpec) -> tuple[int, ...]:
+def _end_token_ids(config: EngineConfig, folder: Path, tokenizer: Tokenizer | None, spec: ModelSpec) -> tuple[int, ...]:
     """Return what ends an answer: what the model's configs name, and, as in vLLM, what its tokenizer calls the end."""
-    if config.tokenizer is None and not (folder / "tokenizer.json").is_file():
-        return spec.eos_token_ids
     try:
-        ends = Tokenizer(config.tokenizer or folder, config.revision).end_token_ids(spec.eos_token_ids)
+        if tokenizer is None and (config.tokenizer is not None or (folder / "tokenizer.json").is_file()):
+            tokenizer = Tokenizer(config.tokenizer or folder, config.revision)
     except ConfigError:  # who needs the text says so; tokens can do without
         return spec.eos_token_ids
+    ends = spec.eos_token_ids if tokenizer is None else tokenizer.end_token_ids(spec.eos_token_ids)
     return tuple(token_id for token_id in ends if token_id < spec.vocab_size)
 
 

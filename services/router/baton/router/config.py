@@ -8,6 +8,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 from baton.config import setting
 from baton.errors import ConfigError
+from baton.generation_defaults import read_override
 from baton.requests.limits import DEFAULT_LIMITS, Limits
 
 PolicyName = Literal["cost", "least-load", "round-robin", "prefix-only"]
@@ -88,6 +89,7 @@ class RouterConfig:
     drain_s: float = setting(30.0, "how long open streams may go on after SIGTERM")
 
     def __post_init__(self) -> None:
+        read_override(self.override_generation_config)
         for name, hint in get_type_hints(RouterConfig).items():
             value = getattr(self, name)
             if get_origin(hint) is Literal and value not in get_args(hint):
