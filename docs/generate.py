@@ -26,6 +26,7 @@ from docs.markdown import default, rows
 
 from baton.config import EngineConfig
 from baton.kvtransfer.settings import TransferConfig
+from baton.logs import LogConfig
 from baton.metrics import RouterMetrics, WorkerMetrics
 from baton.router.config import RouterConfig
 from baton.router.http_config import HttpConfig
@@ -124,10 +125,10 @@ _TABLES: dict[str, Callable[..., str]] = {
 def fill_schema(schema: str) -> str:
     """Return the chart's schema with the flags of each role made anew."""
     whole = json.loads(schema)
-    worker = _properties(EngineConfig) | _properties(WorkerConfig)
+    worker = _properties(EngineConfig) | _properties(WorkerConfig) | _properties(LogConfig)
     also_prefill = {"also-prefill": {"type": "boolean", "description": "serve prompts for other decode workers too"}}
     whole["definitions"] |= {
-        "routerSettings": _closed(_properties(RouterConfig) | _properties(HttpConfig)),
+        "routerSettings": _closed(_properties(RouterConfig) | _properties(HttpConfig) | _properties(LogConfig)),
         "prefillSettings": _closed(worker),
         "decodeSettings": _closed(worker | also_prefill),
     }

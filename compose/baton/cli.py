@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +18,7 @@ from baton.config import EngineConfig
 from baton.errors import BatonError, ConfigError
 from baton.flag_groups import COMMON
 from baton.flags import came_from, with_flags
+from baton.logs import LogConfig, say_why_it_ends, setup_logs
 from baton.router.config import RouterConfig
 from baton.router.http_config import HttpConfig
 from baton.up_config import UpConfig
@@ -88,6 +91,7 @@ def up(
     up_config: UpConfig,
     engine: EngineConfig,
     http: HttpConfig,
+    logs: LogConfig,
     model_tag: ModelTag = None,
     help_all: HelpAll = False,
 ) -> None:
@@ -100,7 +104,7 @@ def up(
         if came_from(context, "model") == "flag" and engine.model != model_tag:
             raise ConfigError(f"model={engine.model!r} is not valid beside MODEL={model_tag!r}: name one.")
         engine = dataclasses.replace(engine, model=model_tag)
-    sys.exit(asyncio.run(run_up(up_config, engine, http)))
+    sys.exit(asyncio.run(run_up(up_config, engine, http, logs)))
 
 
 app.command("up", cls=UpCommand)(up)
@@ -109,20 +113,20 @@ app.command("serve", cls=UpCommand, short_help="The same as `up`, by vLLM's name
 
 @app.command("router", cls=ServiceCommand)
 @with_flags
-def router(config: RouterConfig, http: HttpConfig) -> None:
+def router(config: RouterConfig, http: HttpConfig, logs: LogConfig) -> None:
     """Serve the OpenAI API over the workers that Redis, or --worker, names."""
     from baton.services import run_router
 
-    run_router(config, http)
+    run_router(config, http, logs)
 
 
 @app.command("prefill", cls=ServiceCommand)
 @with_flags
-def prefill(engine: EngineConfig, worker: WorkerConfig) -> None:
+def prefill(engine: EngineConfig, worker: WorkerConfig, logs: LogConfig) -> None:
     """Serve prompts: compute them, sample their first token, hold their KV until a decode worker has it."""
     from baton.services import run_worker
 
-    sys.exit(run_worker(engine, worker, ["prefill"]))
+    sys.exit(run_worker(engine, worker, logs, ["prefill"]))
 
 
 @app.command("decode", cls=ServiceCommand)
@@ -130,6 +134,7 @@ def prefill(engine: EngineConfig, worker: WorkerConfig) -> None:
 def decode(
     engine: EngineConfig,
     worker: WorkerConfig,
+    logs: LogConfig,
     also_prefill: Annotated[
         bool, Option(rich_help_panel="Workers", help="serve prompts for other decode workers too")
     ] = False,
@@ -137,7 +142,7 @@ def decode(
     """Serve requests to their end: fetch the prompt's KV or compute it, and generate."""
     from baton.services import run_worker
 
-    sys.exit(run_worker(engine, worker, ["decode", "prefill"] if also_prefill else ["decode"]))
+    sys.exit(run_worker(engine, worker, logs, ["decode", "prefill"] if also_prefill else ["decode"]))
 
 
 @app.command("chat", cls=Command)
@@ -223,12 +228,18 @@ def version(
     print("\n".join(version_lines(verbose=verbose)))
 
 
+def _asks_for_json(words: Sequence[str]) -> bool:
+    return "--log-format json" in " ".join(words).replace("=", " ") or os.environ.get("BATON_LOG_FORMAT") == "json"
+
+
 def main(name: str | None = None) -> None:
     """Run the command; what Baton raises on purpose is shown as one line."""
     try:
         app(prog_name=name)
     except BatonError as error:
-        print(f"baton: {error}", file=sys.stderr)
+        if _asks_for_json(sys.argv):  # also where settings are wrong, before a service has set up its log
+            setup_logs("baton", LogConfig(log_format="json"))
+        say_why_it_ends(error)
         sys.exit(2)
 
 

@@ -33,7 +33,7 @@ from baton.kvtransfer.transports.shm import ShmTransport
 from baton.kvtransfer.transports.tcp import TcpTransport
 from baton.kvtransfer.transports.transport import Transport
 from baton.kvtransfer.wire import layout_fingerprint
-from baton.logs import get_logger, setup_logs
+from baton.logs import get_logger, say_why_it_ends, setup_logs
 from baton.messages import ModelFacts, WorkerInfo
 from baton.prefill.leg import PrefillLeg
 from baton.prompt import Prompt
@@ -214,14 +214,14 @@ def main() -> None:
     if frame is None:  # the face is gone
         sys.exit(3)
     assignment = msgspec.msgpack.decode(frame, type=Assignment)
-    setup_logs(assignment.worker_id)
+    setup_logs(assignment.worker_id, assignment.logs)
     process = EngineProcess(assignment, link)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the face's to act on
     signal.signal(signal.SIGTERM, lambda *_: process.drain())
     try:
         sys.exit(process.run())
     except BatonError as error:
-        print(f"baton: {error}", file=sys.stderr)
+        say_why_it_ends(error)
         sys.exit(2)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from baton.config import EngineConfig, demo_model_path
 from baton.errors import ConfigError
-from baton.logs import setup_logs
+from baton.logs import LogConfig, setup_logs
 from baton.messages import Leg
 from baton.registry import Registry
 from baton.router.config import RouterConfig
@@ -49,7 +49,7 @@ def own_address() -> str:
     return address
 
 
-def run_router(config: RouterConfig, http: HttpConfig) -> None:
+def run_router(config: RouterConfig, http: HttpConfig, logs: LogConfig) -> None:
     """Run a router until a signal ends it."""
     from baton.router.server import serve
 
@@ -58,10 +58,10 @@ def run_router(config: RouterConfig, http: HttpConfig) -> None:
         config = dataclasses.replace(config, model=str(demo_model_path()), served_model_name=served)
     if config.host == "auto":
         config = dataclasses.replace(config, host=own_address())
-    serve(config, http)
+    serve(config, http, logs)
 
 
-def run_worker(engine: EngineConfig, worker: WorkerConfig, legs: Sequence[Leg]) -> int:
+def run_worker(engine: EngineConfig, worker: WorkerConfig, logs: LogConfig, legs: Sequence[Leg]) -> int:
     """Run a worker's face, which starts its engine process; return the exit status."""
     from baton.worker.face import Face
     from baton.worker.stats import Assignment
@@ -72,8 +72,10 @@ def run_worker(engine: EngineConfig, worker: WorkerConfig, legs: Sequence[Leg]) 
     if engine.model is None:
         engine = dataclasses.replace(engine, model=str(demo_model_path()))
     worker_id = worker.worker_id or f"{legs[0]}-{socket.gethostname()}-{secrets.token_hex(3)}"
-    setup_logs(worker_id)
-    assignment = Assignment(worker_id=worker_id, legs=list(legs), model_name=name, engine=engine, worker=worker)
+    setup_logs(worker_id, logs)
+    assignment = Assignment(
+        worker_id=worker_id, legs=list(legs), model_name=name, engine=engine, worker=worker, logs=logs
+    )
     registry = None if worker.redis_url is None else Registry(worker.redis_url, name, worker.redis_password)
     face = Face(assignment, [sys.executable, "-m", "baton.engine_process"], registry)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from baton.keeper import keep
+from baton.log_view import LogView
 from baton.tied import tied
 
 WRONG_CONFIG = 2
 """The status of a child that a restart would not help."""
-_COLOURS = (36, 33, 35, 32, 34, 31)
 _MAX_LINE = 1 << 20
 
 
@@ -43,7 +41,8 @@ class Child:
 class Supervisor:
     """Starts children and restarts those that die."""
 
-    def __init__(self) -> None:
+    def __init__(self, view: LogView) -> None:
+        self._view = view
         self._children: list[Child] = []
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Holds the reason once a child cannot be kept."""
@@ -51,6 +50,7 @@ class Supervisor:
     def start(self, child: Child) -> None:
         """Start a child, and keep it."""
         self._children.append(child)
+        self._view.add(child.name)
         child.task = asyncio.create_task(self._keep(child))
 
     async def stop(self, child: Child) -> None:
@@ -63,7 +63,7 @@ class Supervisor:
             try:
                 await asyncio.wait_for(process.wait(), child.stop_s)
             except TimeoutError:
-                self.say("up", f"{child.name} does not end; it is killed")
+                self._view.say("up", f"{child.name} does not end; it is killed")
                 kill(child)
         if child.task is not None:
             child.task.cancel()
@@ -75,19 +75,9 @@ class Supervisor:
             child.stopping.set()
             kill(child)
 
-    def say(self, name: str, line: str) -> None:
-        """Print one line under a name."""
-        names = [child.name for child in self._children]
-        prefix = f"{name:<{max(map(len, names), default=8)}} |"
-        if sys.stderr.isatty():
-            colour = _COLOURS[names.index(name) % len(_COLOURS)] if name in names else 37
-            prefix = f"\x1b[{colour}m{prefix}\x1b[0m"
-        with contextlib.suppress(OSError):  # the terminal is gone, and its hang-up ends us in order
-            print(f"{prefix} {line}", file=sys.stderr, flush=True)
-
     async def _keep(self, child: Child) -> None:
         def on_death(status: int, delay_s: float) -> None:
-            self.say("up", f"{child.name} ended with status {status}; it starts again in {delay_s:g} s")
+            self._view.say("up", f"{child.name} ended with status {status}; it starts again in {delay_s:g} s")
 
         run, stopping = partial(self._run, child), child.stopping
         failure = ""
@@ -118,7 +108,7 @@ class Supervisor:
                 continue  # a line without end: it is dropped
             if not line:
                 break
-            self.say(child.name, _readable(line.decode(errors="replace").rstrip()))
+            self._view.take(child.name, line.decode(errors="replace").rstrip())
         return await process.wait()
 
 
@@ -127,19 +117,3 @@ def kill(child: Child) -> None:
     if child.process is not None and child.process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.process.pid, signal.SIGKILL)
-
-
-def _readable(line: str) -> str:
-    """A log line of ours, which is JSON where no terminal is, as people read it."""
-    if not line.startswith("{"):
-        return line
-    try:
-        event = json.loads(line)
-        words = [str(event.pop("event"))]
-    except (ValueError, KeyError):
-        return line
-    level, trace = event.pop("level", "info"), event.pop("exception", "")
-    if level not in ("info", "debug"):
-        words.insert(0, level.upper())
-    words += [f"{name}={value}" for name, value in event.items() if name not in ("service", "timestamp", "part")]
-    return " ".join(words) + (f"\n{trace}" if trace else "")

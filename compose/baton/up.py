@@ -25,6 +25,8 @@ import httpx
 from baton.config import EngineConfig, demo_model_path
 from baton.flags import as_arguments, to_flags
 from baton.listener import bind_tcp, bracketed
+from baton.log_view import LogView
+from baton.logs import LogConfig, setup_logs
 from baton.own_http import UDS_URL, client_of_started
 from baton.redis_server import find_redis_server, server_command
 from baton.router.http_config import HttpConfig
@@ -55,7 +57,7 @@ class Plan:
     notice: str
 
 
-def make_plan(config: UpConfig, engine: EngineConfig, http: HttpConfig, folder: str) -> Plan:
+def make_plan(config: UpConfig, engine: EngineConfig, http: HttpConfig, logs: LogConfig, folder: str) -> Plan:
     """Lay out processes, ports, keys and devices.
 
     Raises:
@@ -77,7 +79,7 @@ def make_plan(config: UpConfig, engine: EngineConfig, http: HttpConfig, folder: 
     ids = [f"prefill-{i}" for i in range(num_prefill)] + [f"decode-{i}" for i in range(config.decode)]
     ports = _free_ports(2 * len(ids) + 1)
     redis, redis_url, notice = _plan_redis(config, ports.pop(), folder)
-    environment = _unset_settings(config, engine, http)
+    environment = _unset_settings(config, engine, http, logs)
     # Given, so that a worker started beside these can share their caches; else one that nobody knows.
     environment |= {"BATON_CACHE_KEY": os.environ.get("BATON_CACHE_KEY") or secrets.token_hex(16)}
     # Not a flag: it may hold a password, and a process's arguments can be read by others.
@@ -88,7 +90,7 @@ def make_plan(config: UpConfig, engine: EngineConfig, http: HttpConfig, folder: 
         flags = to_flags(
             worker_id=worker_id, port=port, control_port=control, served_model_name=name, drain_s=config.drain_s
         )
-        command = _baton(worker_id.partition("-")[0], *as_arguments(placed), *flags)
+        command = _baton(worker_id.partition("-")[0], logs, *as_arguments(placed), *flags)
         workers.append(Child(worker_id, command, environment | dict(own), stop_s=config.drain_s + 30))
         urls.append(f"http://127.0.0.1:{port}")
         controls.append(f"tcp://127.0.0.1:{control}")
@@ -109,20 +111,23 @@ def make_plan(config: UpConfig, engine: EngineConfig, http: HttpConfig, folder: 
     )
     if config.api_key:
         environment = environment | {"BATON_API_KEY": " ".join(config.api_key)}
-    command = _baton("router", *flags, *as_arguments(http))
+    command = _baton("router", logs, *flags, *as_arguments(http))
     router = Child("router", command, environment, stop_s=config.drain_s + 10)
     return Plan(redis, workers, urls, router, _router_url(config, http), name, notice)
 
 
-async def run_up(config: UpConfig, engine: EngineConfig, http: HttpConfig) -> int:
+async def run_up(config: UpConfig, engine: EngineConfig, http: HttpConfig, logs: LogConfig) -> int:
     """Run everything until Ctrl-C (or, with `once`, until the answer); return the exit status."""
-    supervisor = Supervisor()
+    if logs.log_format == "json":
+        setup_logs("up", logs)
+    view = LogView(logs)
+    supervisor = Supervisor(view)
     with tempfile.TemporaryDirectory(prefix="baton-up-", ignore_cleanup_errors=True) as folder:
-        plan = make_plan(config, engine, http, folder)
-        supervisor.say("up", plan.notice)
+        plan = make_plan(config, engine, http, logs, folder)
+        view.say("up", plan.notice)
         for child in (*plan.redis, *plan.workers, plan.router):
             supervisor.start(child)
-        serving = asyncio.create_task(_serve(config, http, plan, supervisor))
+        serving = asyncio.create_task(_serve(config, http, plan, view))
 
         def on_signal() -> None:
             if not serving.cancel():  # it has ended: this is the second signal
@@ -136,22 +141,22 @@ async def run_up(config: UpConfig, engine: EngineConfig, http: HttpConfig) -> in
                 supervisor.failure.result()
             return 0 if serving.cancelled() else serving.result()
         except ChildFailed as error:
-            supervisor.say("up", str(error))
+            view.say("up", str(error))
             return 2
         finally:
             serving.cancel()
-            await _end(plan, supervisor)
+            await _end(plan, supervisor, view)
 
 
-async def _serve(config: UpConfig, http: HttpConfig, plan: Plan, supervisor: Supervisor) -> int:
+async def _serve(config: UpConfig, http: HttpConfig, plan: Plan, view: LogView) -> int:
     """Say when all is ready, ask if told to; return the exit status, with `once`, else never."""
     started_at = time.monotonic()
     headers = {"authorization": f"Bearer {config.api_key[0]}"} if config.api_key else {}
     async with client_of_started(http, timeout=10, headers=headers) as client:
         await _wait_ready(client, plan)
         took_s = time.monotonic() - started_at
-        supervisor.say("up", f"ready after {took_s:.1f} s, with a page at {plan.router_url}/. Try:")
-        print(_curl(plan, config, http), flush=True)
+        view.say("up", f"ready after {took_s:.1f} s, with a page at {plan.router_url}/. Try:")
+        view.answer(_curl(plan, config, http))
         status = 0
         if config.ask or config.once:
             status = await try_chat(client, plan.router_url, plan.model_name, plan.worker_urls)
@@ -179,9 +184,9 @@ async def _is_ready(client: httpx.AsyncClient, url: str, num_workers: int) -> bo
     return False
 
 
-async def _end(plan: Plan, supervisor: Supervisor) -> None:
+async def _end(plan: Plan, supervisor: Supervisor, view: LogView) -> None:
     """End in the order in which nobody misses the next."""
-    supervisor.say("up", "draining; Ctrl-C again ends everything at once")
+    view.say("up", "draining; Ctrl-C again ends everything at once")
     decodes = [child for child in plan.workers if child.name.startswith("decode")]
     prefills = [child for child in plan.workers if not child.name.startswith("decode")]
     for group in ([plan.router], decodes, prefills, plan.redis):
@@ -225,8 +230,10 @@ def _gpus() -> list[str]:
     return []
 
 
-def _baton(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "baton.cli", *arguments]
+def _baton(service: str, logs: LogConfig, *arguments: str) -> list[str]:
+    """Return a service's command; its events come as JSON, whatever is shown of them."""
+    told = to_flags(log_level=logs.log_level, log_format="json")
+    return [sys.executable, "-m", "baton.cli", service, *told, *arguments]
 
 
 def _free_ports(count: int) -> list[int]:

@@ -7,26 +7,47 @@ log.warning("worker_lost", worker_id="d0", silent_s=3.1)
 from __future__ import annotations
 
 import logging
+import os
 import sys
-from typing import cast
+import threading
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 import structlog
 from structlog.typing import FilteringBoundLogger, Processor
 
+from baton.config import setting
 
-def setup_logs(service: str, *, level: str = "info") -> None:
-    """Send every event of this process, the libraries' too, to standard error."""
-    number = logging.getLevelNamesMapping()[level.upper()]
+_is_json = False
+"""Whether this process's events are JSON; what it says beside them has to be too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogConfig:
+    """What a process tells of itself, and how; flags are made from it."""
+
+    log_level: Literal["debug", "info", "warning", "error", "critical"] = setting("info", "least level that is told")
+    log_format: Literal["auto", "text", "json"] = setting(
+        "auto", "auto: text on a terminal and by `baton up`, JSON elsewhere"
+    )
+
+
+def setup_logs(service: str, config: LogConfig) -> None:
+    """Send every event of this process, warnings and the libraries' too, to standard error."""
+    global _is_json
+    number = logging.getLevelNamesMapping()[config.log_level.upper()]
+    _is_json = config.log_format == "json" or (config.log_format == "auto" and not sys.stderr.isatty())
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.TimeStamper(fmt="iso" if _is_json else "%Y-%m-%d %H:%M:%S", utc=_is_json),
         lambda _logger, _method, event: {**event, "service": service},
     ]
-    render: list[Processor] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    if sys.stderr.isatty():
-        # The default traceback shows local variables, which may be a user's words, and takes seconds to draw.
-        render = [structlog.dev.ConsoleRenderer(colors=True, exception_formatter=structlog.dev.plain_traceback)]
+    # The default traceback shows local variables, which may be a user's words, and takes seconds to draw.
+    plain = structlog.dev.plain_traceback
+    render: list[Processor] = [structlog.dev.ConsoleRenderer(colors=shows_colours(), exception_formatter=plain)]
+    if _is_json:
+        render = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -42,8 +63,29 @@ def setup_logs(service: str, *, level: str = "info") -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
+    logging.captureWarnings(True)
+    sys.excepthook = _on_crash
+    threading.excepthook = lambda crash: _on_crash(crash.exc_type, crash.exc_value, crash.exc_traceback)
 
 
 def get_logger(name: str) -> FilteringBoundLogger:
     """Make a logger whose events carry `name` as their part; works before `setup_logs` too."""
     return cast(FilteringBoundLogger, structlog.get_logger(part=name))
+
+
+def shows_colours() -> bool:
+    """Whether standard error is a terminal whose owner wants colours."""
+    return sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+
+
+def say_why_it_ends(error: Exception) -> None:
+    """Tell the one thing that a user has to know of a service that cannot go on."""
+    if _is_json:
+        get_logger("main").critical(str(error))
+    else:
+        print(f"baton: {error}", file=sys.stderr)
+
+
+def _on_crash(kind: type[BaseException], error: BaseException | None, trace: Any) -> None:
+    if not issubclass(kind, (KeyboardInterrupt, SystemExit)):
+        get_logger("main").critical("crashed", exc_info=(kind, error, trace))

@@ -109,6 +109,8 @@ class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
     router_id: str
     wants_blocks: bool = False
     """Whether to send the block log on this socket, beginning with a snapshot: for routers without Redis."""
+    refusal: str = ""
+    """Why this router sends the worker nothing, if so."""
 
 
 class Ticket(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -19,6 +19,7 @@ device served_model_name host port api_key config chat_template chat_template_co
 ssl_certfile ssl_ca_certs ssl_cert_reqs allow_credentials allowed_origins allowed_methods allowed_headers
 generation_config override_generation_config
 max_num_queued_reqs>max_num_waiting shutdown_timeout>drain_s
+disable_log_stats enable_log_requests log_level
 """
 """Flags of `baton up`, under vLLM's names or as `name>ours`."""
 
@@ -236,8 +237,8 @@ SERVING = (
     (
         "Logs are lines of facts to standard error, and never hold what users write.",
         """
-        disable_log_requests?~ enable_log_requests? enable_log_outputs? enable_log_deltas?~ max_log_len~
-        log_level=info uvicorn_log_level~ disable_uvicorn_access_log?~ disable_access_log_for_endpoints~
+        disable_log_requests?~ enable_log_outputs? enable_log_deltas?~ max_log_len~
+        uvicorn_log_level~ disable_uvicorn_access_log?~ disable_access_log_for_endpoints~
         log_error_stack?~ logging_config log_config_file
         """,
     ),

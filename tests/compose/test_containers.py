@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -70,14 +71,23 @@ def test_a_router_whose_port_is_taken_says_so_and_ends(tmp_path: Path) -> None:
         assert router.process is not None
         assert router.process.wait(HANG_S) == 2
     (line,) = router.log().splitlines()
-    assert line == f"baton: cannot listen on 127.0.0.1:{port}: Address already in use. Choose another --port."
+    reason = f"cannot listen on 127.0.0.1:{port}: Address already in use. Choose another --port."
+    assert json.loads(line).items() >= {"event": reason, "level": "critical"}.items()
 
 
 def test_a_router_that_could_find_no_worker_says_so_and_ends(tmp_path: Path) -> None:
     router = BatonProcess(["router"], tmp_path / "log").start()
     assert router.process is not None
     assert router.process.wait(HANG_S) == 2
-    assert router.log() == "baton: nothing names workers: give --redis-url, or --worker for each of them.\n"
+    reason = "nothing names workers: give --redis-url, or --worker for each of them."
+    assert json.loads(router.log())["event"] == reason
+    wrong = BatonProcess(
+        ["router", "--policy", "cost", "--curve-public-key", "x", "--log-format", "json"], tmp_path / "2"
+    )
+    wrong.start()
+    assert wrong.process is not None
+    assert wrong.process.wait(HANG_S) == 2
+    assert "go together" in json.loads(wrong.log())["event"]
 
 
 def pins(file: Path) -> dict[str, str]:

@@ -219,7 +219,7 @@ def parse(release: Manifests, role: str, folder: Path, monkeypatch: pytest.Monke
 
 
 def test_the_router_understands_its_pod(release: Manifests, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, http = parse(release, "router", tmp_path, monkeypatch)
+    config, http, _ = parse(release, "router", tmp_path, monkeypatch)
     http.check(config.host, config.api_key)
     pod = roles(release)["router"]["spec"]
     assert isinstance(config, RouterConfig)
@@ -239,7 +239,7 @@ def test_the_router_understands_its_pod(release: Manifests, tmp_path: Path, monk
 def test_a_worker_understands_its_pod(
     release: Manifests, role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, worker, legs = parse(release, role, tmp_path, monkeypatch)
+    engine, worker, _logs, legs = parse(release, role, tmp_path, monkeypatch)
     pod = roles(release)[role]["spec"]
     assert isinstance(engine, EngineConfig)
     assert isinstance(worker, WorkerConfig)
@@ -256,9 +256,9 @@ def test_a_worker_understands_its_pod(
 def test_all_roles_meet_under_one_name_with_one_model(
     release: Manifests, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    router, _ = parse(release, "router", tmp_path, monkeypatch)
+    router, *_ = parse(release, "router", tmp_path, monkeypatch)
     for role in ("prefill", "decode"):
-        engine, worker, _legs = parse(release, role, tmp_path, monkeypatch)
+        engine, worker, *_ = parse(release, role, tmp_path, monkeypatch)
         assert (engine.model or "") == router.model
         assert worker.served_model_name == router.model_names[:1]
         assert (worker.redis_url, worker.cache_key) == (router.redis_url, router.cache_key)
@@ -266,11 +266,11 @@ def test_all_roles_meet_under_one_name_with_one_model(
 
 def test_settings_reach_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release = render(EVERYTHING)
-    router, _ = parse(release, "router", tmp_path, monkeypatch)
+    router, *_ = parse(release, "router", tmp_path, monkeypatch)
     assert (router.policy, router.drain_s) == ("least-load", 7.5)
-    engine, worker, _ = parse(release, "prefill", tmp_path, monkeypatch)
+    engine, worker, *_ = parse(release, "prefill", tmp_path, monkeypatch)
     assert (engine.max_num_seqs, worker.drain_s) == (8, 120)
-    _, worker, legs = parse(release, "decode", tmp_path, monkeypatch)
+    _, worker, _, legs = parse(release, "decode", tmp_path, monkeypatch)
     assert (worker.lease_s, legs) == (20, ["decode", "prefill"])
 
 

@@ -18,6 +18,7 @@ from tests.processes import HANG_S, BatonProcess, eventually, free_ports
 
 from baton.config import EngineConfig
 from baton.errors import ConfigError
+from baton.logs import LogConfig
 from baton.router.http_config import HttpConfig
 from baton.up import make_plan
 from baton.up_config import UpConfig
@@ -145,7 +146,9 @@ def test_up_says_what_is_wrong_and_ends(tmp_path: Path) -> None:
 
 def test_a_plan_without_redis_tells_the_router_of_its_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("baton.up.find_redis_server", lambda: None)
-    plan = make_plan(UpConfig(prefill=2, decode=3, port=free_ports(1)[0]), EngineConfig(), HttpConfig(), str(tmp_path))
+    plan = make_plan(
+        UpConfig(prefill=2, decode=3, port=free_ports(1)[0]), EngineConfig(), HttpConfig(), LogConfig(), str(tmp_path)
+    )
     assert not plan.redis
     assert "none found" in plan.notice
     assert list(plan.router.command).count("--worker") == 5
@@ -159,24 +162,24 @@ def test_the_default_is_a_pair_unless_decode_needs_all_gpus(
     gpus: list[str], legs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("baton.up._gpus", lambda: gpus)
-    plan = make_plan(UpConfig(port=free_ports(1)[0]), EngineConfig(), HttpConfig(), str(tmp_path))
+    plan = make_plan(UpConfig(port=free_ports(1)[0]), EngineConfig(), HttpConfig(), LogConfig(), str(tmp_path))
     assert [worker.name for worker in plan.workers] == legs
 
 
 def test_a_given_cache_key_is_that_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = UpConfig(port=free_ports(1)[0])
     monkeypatch.delenv("BATON_CACHE_KEY", raising=False)
-    plans = [make_plan(config, EngineConfig(), HttpConfig(), str(tmp_path)) for _ in range(2)]
+    plans = [make_plan(config, EngineConfig(), HttpConfig(), LogConfig(), str(tmp_path)) for _ in range(2)]
     assert len({plan.router.environment["BATON_CACHE_KEY"] for plan in plans}) == 2
     monkeypatch.setenv("BATON_CACHE_KEY", "ours")
-    plan = make_plan(config, EngineConfig(), HttpConfig(), str(tmp_path))
+    plan = make_plan(config, EngineConfig(), HttpConfig(), LogConfig(), str(tmp_path))
     assert {child.environment["BATON_CACHE_KEY"] for child in (plan.router, *plan.workers)} == {"ours"}
 
 
 def test_a_given_redis_is_named_in_no_command_and_no_line(tmp_path: Path) -> None:
     url = "redis://:hidden@localhost:6379"
     config = UpConfig(port=free_ports(1)[0], redis_url=url)
-    plan = make_plan(config, EngineConfig(), HttpConfig(), str(tmp_path))
+    plan = make_plan(config, EngineConfig(), HttpConfig(), LogConfig(), str(tmp_path))
     for child in (plan.router, *plan.workers):
         assert "hidden" not in " ".join(child.command)
         assert child.environment["BATON_REDIS_URL"] == url
@@ -185,7 +188,9 @@ def test_a_given_redis_is_named_in_no_command_and_no_line(tmp_path: Path) -> Non
 
 def test_a_plan_spreads_workers_over_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    plan = make_plan(UpConfig(prefill=1, decode=2, port=free_ports(1)[0]), EngineConfig(), HttpConfig(), str(tmp_path))
+    plan = make_plan(
+        UpConfig(prefill=1, decode=2, port=free_ports(1)[0]), EngineConfig(), HttpConfig(), LogConfig(), str(tmp_path)
+    )
     assert [child.environment["CUDA_VISIBLE_DEVICES"] for child in plan.workers] == ["4", "6", "4"]
     assert all("0.45" in child.command for child in plan.workers)
 
@@ -195,14 +200,14 @@ def test_a_port_that_is_taken_is_said_before_anything_starts(tmp_path: Path) -> 
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(ConfigError, match="Choose another --port"):
-            make_plan(UpConfig(port=taken.getsockname()[1]), EngineConfig(), HttpConfig(), str(tmp_path))
+            make_plan(UpConfig(port=taken.getsockname()[1]), EngineConfig(), HttpConfig(), LogConfig(), str(tmp_path))
 
 
 def test_nobody_is_let_in_without_a_key_by_a_host_beyond_this_machine(tmp_path: Path) -> None:
     config = UpConfig(host="0.0.0.0", port=free_ports(1)[0])
     with pytest.raises(ConfigError, match="--allow-anonymous"):
-        make_plan(config, EngineConfig(), HttpConfig(), str(tmp_path))
-    plan = make_plan(config, EngineConfig(), HttpConfig(allow_anonymous=True), str(tmp_path))
+        make_plan(config, EngineConfig(), HttpConfig(), LogConfig(), str(tmp_path))
+    plan = make_plan(config, EngineConfig(), HttpConfig(allow_anonymous=True), LogConfig(), str(tmp_path))
     assert "--allow-anonymous" in plan.router.command
     assert plan.router_url == f"http://127.0.0.1:{config.port}"
 
@@ -216,7 +221,7 @@ def test_settings_of_a_worker_in_the_environment_are_not_those_of_all_workers(
     monkeypatch.setenv("BATON_LEASE_S", "5")
     monkeypatch.setattr("baton.up.own_address", lambda: "127.0.0.1")
     config = UpConfig(host="auto", port=free_ports(1)[0])
-    plan = make_plan(config, EngineConfig(), HttpConfig(), str(tmp_path))
+    plan = make_plan(config, EngineConfig(), HttpConfig(), LogConfig(), str(tmp_path))
     for child in (*plan.workers, plan.router):
         assert not child.environment.keys() & of_the_image.keys()
         assert child.environment["BATON_LEASE_S"] == "5"
@@ -225,12 +230,12 @@ def test_settings_of_a_worker_in_the_environment_are_not_those_of_all_workers(
 
 def test_how_the_router_listens_is_handed_on(tmp_path: Path) -> None:
     http = HttpConfig(uds=str(tmp_path / "socket"), root_path="/llm", allowed_origins=("[]",))
-    plan = make_plan(UpConfig(port=free_ports(1)[0]), EngineConfig(), http, str(tmp_path))
+    plan = make_plan(UpConfig(port=free_ports(1)[0]), EngineConfig(), http, LogConfig(), str(tmp_path))
     handed = " ".join(plan.router.command)
     assert f"--uds {tmp_path}/socket" in handed
     assert "--root-path /llm" in handed
     assert "--allowed-origins []" in handed
     with pytest.raises(ConfigError, match="folder is not there"):
-        make_plan(UpConfig(), EngineConfig(), HttpConfig(uds="/nowhere/socket"), str(tmp_path))
+        make_plan(UpConfig(), EngineConfig(), HttpConfig(uds="/nowhere/socket"), LogConfig(), str(tmp_path))
     with pytest.raises(ConfigError, match="cannot be used"):
-        make_plan(UpConfig(), EngineConfig(), HttpConfig(ssl_certfile="/nowhere/cert.pem"), str(tmp_path))
+        make_plan(UpConfig(), EngineConfig(), HttpConfig(ssl_certfile="/nowhere/cert.pem"), LogConfig(), str(tmp_path))

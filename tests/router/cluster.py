@@ -155,11 +155,15 @@ def cluster(
     *,
     registry: Registry | None = None,
     is_static: bool = True,
+    num_served: int | None = None,
     chat_template: str | None = None,
     http: HttpConfig | None = None,
     **config: Any,
 ) -> Iterator[Cluster]:
-    """Start a router and its workers; with `is_static` the router is told their endpoints."""
+    """Start a router and its workers; with `is_static` the router is told their endpoints.
+
+    `num_served` of them are waited for, or all.
+    """
     options = {} if chat_template is None else {"chat_template": chat_template}
     model = make_tokenizer_folder(folder / "tiny", **options)
     started = [FakeProcess(**settings).start() for settings in workers]
@@ -169,7 +173,7 @@ def cluster(
     try:
         made.start()
         if is_static:
-            made.wait_for_workers(len(workers))
+            made.wait_for_workers(len(workers) if num_served is None else num_served)
         yield made
     finally:
         made.stop()

@@ -49,6 +49,7 @@ class FakeClient:
     def __init__(self) -> None:
         self.sent: list[ToWorker] = []
         self.endpoint = "nowhere"
+        self.refusal = ""
         self.is_gone = False
 
     def send(self, message: ToWorker) -> None:
@@ -237,7 +238,7 @@ async def test_a_sink_that_ends_its_request_from_within_ends_it_once(world: Worl
     world.say(decode, running, 0)
     assert running.is_over
     assert not world.heard.is_ended
-    assert (world.dispatcher._num_with_token, running.record.state) == (0, "cancelled")
+    assert (world.dispatcher.num_running, running.record.state) == (0, "cancelled")
     assert isinstance(sent(decode)[-1], Cancel)
     world.check_nothing_is_left()
 

@@ -14,9 +14,11 @@ import httpx
 import pytest
 
 from baton.errors import ConfigError
+from baton.router import request_line
 from baton.router.http_config import HttpConfig
+from baton.router.load_line import LoadLine
 
-from .cluster import Cluster, cluster
+from .cluster import Cluster, cluster, wait_until
 
 BODY: dict[str, Any] = {"model": "tiny", "prompt": [20, 30, 40], "max_tokens": 4}
 ORIGIN = "http://localhost:3000"
@@ -214,3 +216,51 @@ def test_answers_and_streams_go_over_tls(tmp_path: Any) -> None:
             with client.stream("POST", "/v1/completions", json={**BODY, "stream": True}) as answer:
                 events = [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: {")]
         assert "".join(event["choices"][0]["text"] for event in events) == plain
+
+
+def test_each_request_that_ended_is_a_line_if_asked_for_and_never_its_text(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[dict[str, Any]] = []
+
+    class Log:
+        def info(self, event: str, **facts: Any) -> None:
+            lines.append({"event": event, **facts})
+
+    monkeypatch.setattr(request_line, "_log", Log())
+    http = HttpConfig(enable_log_requests=True)
+    with cluster(tmp_path, [{"worker_id": "d0"}], http=http) as made:
+        two = {**BODY, "prompt": [[20, 30, 40], [21, 31]], "max_tokens": 3}
+        for body in (BODY, {**BODY, "stream": True}, two, {**BODY, "prompt": "secret words", "n": 0}):
+            httpx.post(f"{made.url}/v1/completions/", json=body, headers={"x-request-id": "mine"})
+        for path in ("/health", "/ready", "/metrics", "/debug/workers", "/page/page.css", "/nowhere"):
+            httpx.get(made.url + path)
+        left = socket.create_connection(("127.0.0.1", made.config.port))
+        left.sendall(post({**BODY, "stream": True, "max_tokens": 2000, "ignore_eos": True}))
+        left.recv(100)
+        left.close()
+        wait_until(lambda: len(lines) == 6)
+    whole, stream, both, refused, missing, gone = lines
+    for line in (whole, stream):
+        assert line.items() >= {"event": "request", "request_id": "mine", "status": 200, "state": "finished"}.items()
+        assert line.items() >= {"path": "/v1/completions", "prompt_tokens": 3, "completion_tokens": 4}.items()
+        assert (line["decode"], line["prefill"], line["replays"]) == ("d0", None, 0)
+        assert 0 < line["first_token_s"] <= line["seconds"]
+    assert (both["prompt_tokens"], both["completion_tokens"]) == (5, 6)
+    assert (refused["status"], "prompt_tokens" in refused) == (400, False)
+    assert (missing["status"], missing["path"]) == (404, "/nowhere")
+    assert (gone["state"], gone["status"]) == ("cancelled", 200)
+    assert "secret" not in str(lines)
+
+
+def test_load_is_told_while_there_is_some(tmp_path: Any) -> None:
+    with cluster(tmp_path, [{"worker_id": "d0"}]) as made:
+        line = made.ask(lambda state: LoadLine(state.metrics, state.dispatcher))
+        assert made.ask(lambda _state: line.take()) == {}
+        httpx.post(f"{made.url}/v1/completions", json=BODY)
+        told = made.ask(lambda _state: line.take())
+        assert (told["running"], told["waiting"]) == (0, 0)
+        assert told["tokens_per_s"] > 0
+        assert told["requests_per_s"] > 0
+        assert "errors" not in told
+        assert made.ask(lambda _state: line.take()) == {}

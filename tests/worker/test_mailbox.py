@@ -15,7 +15,7 @@ from tests.worker.small_router import Link
 
 from baton.curve import CurveKeys
 from baton.errors import ConfigError
-from baton.messages import Cancel, Load, ModelFacts, Outputs, Token, ToRouter, Welcome, WorkerInfo, encode
+from baton.messages import Cancel, Hello, Load, ModelFacts, Outputs, Token, ToRouter, Welcome, WorkerInfo, encode
 from baton.router.config import RouterConfig
 from baton.router.workers import WorkerClient
 from baton.wakeup import Wakeup
@@ -106,6 +106,19 @@ async def test_a_router_reaches_a_worker_over_ipv6() -> None:
         client.close()
         context.destroy(linger=0)
         mailbox.close()
+
+
+def test_a_worker_is_refused_while_no_router_takes_it(open_mailbox: Open) -> None:
+    mailbox, endpoint = open_mailbox()
+    assert mailbox.refusal() == ""
+    first, second = Link(endpoint, "r1"), Link(endpoint, "r2")
+    first.hello = Hello("r1", refusal="block_size is 32, and 16 on d0")
+    eventually(lambda: (first.pump(), mailbox.refusal())[1] == "block_size is 32, and 16 on d0", "it hears why")
+    eventually(lambda: (second.pump(), first.pump(), mailbox.refusal())[2] == "", "another router takes it")
+    second.hello = Hello("r2", refusal="it serves 'x', this router 'y'")
+    eventually(lambda: (second.pump(), first.pump(), mailbox.refusal())[2], "both refuse")
+    first.hello = Hello("r1")
+    eventually(lambda: (second.pump(), first.pump(), mailbox.refusal())[2] == "", "the first takes it")
 
 
 def test_the_load_comes_by_itself_when_nothing_else_does(open_mailbox: Open) -> None:

@@ -16,7 +16,7 @@ from tests.cluster import WORKER_FLAGS, Cluster, prompt_of
 from tests.processes import eventually, start_worker
 from tests.worker.small_router import Link, SmallRouter
 
-from baton.messages import Cancel, Ticket
+from baton.messages import Cancel, Hello, Ticket
 from baton.prompt import Span
 from baton.protocol import SamplingParams
 from baton.worker.handover import FirstToken
@@ -326,6 +326,23 @@ def test_decode_also_prefill_announces_and_serves_both_legs(cluster: Cluster, ro
         assert both.links[0].answer(alone).ids() == wanted(cluster, prompt)
         both.close()
         assert worker.stop() == 0
+    finally:
+        worker.kill()
+
+
+def test_a_worker_that_is_refused_is_not_ready_and_says_why(cluster: Cluster) -> None:
+    worker = start_worker("decode", cluster.model, cluster.folder, "refused", *WORKER_FLAGS, "--block-size", "32")
+    try:
+        worker.wait_ready()
+        link = Link(worker.info().control, "r1")
+        link.hello = Hello("r1", refusal="block_size is 32, and 16 on d0")
+        eventually(lambda: (link.pump(), httpx.get(f"{worker.url}/ready"))[1].status_code == 503, "it is not ready")
+        assert httpx.get(f"{worker.url}/ready").json() == {
+            "status": "refused by the router: block_size is 32, and 16 on d0"
+        }
+        link.hello = Hello("r1")
+        eventually(lambda: (link.pump(), httpx.get(f"{worker.url}/ready"))[1].status_code == 200, "it is ready again")
+        assert worker.log().count("refused_by_router") == 1
     finally:
         worker.kill()
 

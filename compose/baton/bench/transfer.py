@@ -6,12 +6,12 @@ from pathlib import Path
 
 from baton.bench.report import Report
 from baton.kvtransfer.bench import Device, measure, plans
-from baton.logs import setup_logs
+from baton.logs import LogConfig, setup_logs
 
 
 def run(*, rounds: int, device: Device, json_file: Path | None) -> None:
     """Measure each transport and shape, and print one table."""
-    setup_logs("bench", level="warning")
+    setup_logs("bench", LogConfig(log_level="warning"))
     report = Report("baton bench transfer")
     for plan in plans(device):
         found = measure(plan, rounds=rounds)

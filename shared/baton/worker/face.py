@@ -104,6 +104,8 @@ class Face:
         """Why a new request would not be served; None: it would."""
         if self._draining.is_set() or self._stats.load.draining:
             return "draining"
+        if self._stats.refusal:
+            return f"refused by the router: {self._stats.refusal}"
         load = self._stats.load
         if load.num_waiting + load.num_running and time.monotonic() - self._moved_at > STALLED_S:
             return "work does not move"

@@ -57,6 +57,8 @@ class Peer:
     heard_at: float
     told_at: float = 0.0
     wants_blocks: bool = False
+    refusal: str = ""
+    """Why it sends nothing, if so."""
     is_lost: bool = False
     backlog: deque[bytes] = field(default_factory=deque)
 
@@ -145,6 +147,11 @@ class Mailbox:
         """Leave a message for a router; for all that want the block log, if `peer` is None."""
         self._outgoing.append((peer, message))
         self._wakeup.set()
+
+    def refusal(self) -> str:
+        """Why no router sends anything; empty: one does, or none is there."""
+        refusals = [peer.refusal for peer in list(self._peers)]
+        return refusals[0] if all(refusals) and refusals else ""
 
     def close(self) -> None:
         """Send what is left, for a bounded time, and close."""
@@ -236,6 +243,10 @@ class Mailbox:
             self._arrived.append(WantsBlocks(peer))
             self._wakes_loop.set()
         peer.wants_blocks = hello.wants_blocks
+        if hello.refusal != peer.refusal:
+            peer.refusal = hello.refusal
+            if peer.refusal:
+                log.error("refused_by_router", router_id=peer.router_id, reason=peer.refusal)
         return peer
 
     def _meet(self, router_id: str, identity: bytes, now: float) -> Peer:

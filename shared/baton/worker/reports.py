@@ -18,6 +18,7 @@ def take_stats(engine: Engine, legs: Iterable[Leg], runs: Runs, outbox: Outbox, 
         stranded = pool.num_held
     stats = Stats(
         load=mailbox.load,
+        refusal=mailbox.refusal(),
         blocks_free=pool.num_free,
         blocks_cached=pool.num_cached,
         blocks_held=pool.num_held,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from baton.config import EngineConfig
+from baton.logs import LogConfig
 from baton.messages import Blocks, Leg, Load, WorkerInfo
 from baton.worker.settings import WorkerConfig
 
@@ -13,6 +14,8 @@ class Stats(msgspec.Struct, tag="stats", kw_only=True):
     """One report; the face shows the newest. What is a series of `WorkerMetrics` has its name."""
 
     load: Load = Load()
+    refusal: str = ""
+    """Why no router sends anything, if so."""
     blocks_free: int = 0
     blocks_cached: int = 0
     blocks_held: int = 0
@@ -58,6 +61,7 @@ class Assignment(msgspec.Struct, kw_only=True):
     model_name: str
     engine: EngineConfig
     worker: WorkerConfig
+    logs: LogConfig = LogConfig()
     http: str = ""
     """Base address of the face, which it fills in once it has its port."""
 

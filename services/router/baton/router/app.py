@@ -22,7 +22,7 @@ from baton.router.router_state import RouterState
 
 def create_app(router: RouterState, http: HttpConfig) -> Envelope:
     """Build a router as an ASGI application."""
-    return Envelope(CrossOrigin(make_api(router), http), router.metrics, router.config, http.root_path)
+    return Envelope(CrossOrigin(make_api(router), http), router.metrics, router.config, http)
 
 
 def make_api(router: RouterState) -> FastAPI:

@@ -138,7 +138,8 @@ class Dispatcher:
         self._admission = admission
         self._placement = Placement(config, pool, index, metrics, rng or random.Random())
         self._parked: dict[str, Running] = {}
-        self._num_with_token = 0
+        self.num_running = 0
+        """Requests whose client has a token."""
         self._end: BatonError | None = None
         """Why nothing is taken in any more."""
         self._loop = asyncio.get_running_loop()
@@ -195,7 +196,7 @@ class Dispatcher:
         metrics.prompt_tokens.value += flow.usage.num_prompt
         if running.first_token_at:
             metrics.phase_seconds.observe("generate", now - running.first_token_at)
-            self._num_with_token -= 1
+            self.num_running -= 1
         if running.demand is not None:
             self._admission.release(running.demand)
         running.record.end(over.state, over.error, now)
@@ -311,7 +312,7 @@ class Dispatcher:
             metrics.time_to_first_token_seconds.observe(now - running.arrived_at)
             metrics.phase_seconds.observe("first_token", now - running.sent_at)
             if not running.is_over:
-                self._num_with_token += 1
+                self.num_running += 1
                 running.record.first_token(now, usage.num_cached)
                 assert running.demand is not None
                 self._admission.on_first_token(running.demand)
@@ -368,8 +369,8 @@ class Dispatcher:
 
     def count(self) -> None:
         """Bring the gauges up to date; called when somebody reads them."""
-        self.metrics.num_requests_running.set(self._num_with_token)
-        self.metrics.num_requests_waiting.set(len(self.flows) - self._num_with_token)
+        self.metrics.num_requests_running.set(self.num_running)
+        self.metrics.num_requests_waiting.set(len(self.flows) - self.num_running)
         self.metrics.index_blocks.set(len(self.index))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 import uuid
 from typing import Any
 
@@ -15,8 +16,10 @@ from starlette.types import Receive, Scope, Send
 from baton.logs import get_logger
 from baton.metrics import RouterMetrics
 from baton.router.config import RouterConfig
+from baton.router.http_config import HttpConfig
 from baton.router.json_answers import send_json
 from baton.router.openai.refusals import error_object, failure_object
+from baton.router.request_line import log_request
 
 _log = get_logger("http")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/@+=-]{1,128}")
@@ -25,16 +28,18 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/@+=-]{1,128}")
 class Envelope:
     """The outermost application."""
 
-    def __init__(self, app: Any, metrics: RouterMetrics, config: RouterConfig, root_path: str) -> None:
+    def __init__(self, app: Any, metrics: RouterMetrics, config: RouterConfig, http: HttpConfig) -> None:
         self.app = app
         self._metrics = metrics
         self._max_head = config.max_header_nbytes
-        self._root_path = root_path
+        self._root_path = http.root_path
+        self._logs_requests = http.enable_log_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        began_at = time.monotonic()
         given, nbytes = b"", 0
         for name, value in scope["headers"]:
             nbytes += len(name) + len(value)
@@ -77,3 +82,5 @@ class Envelope:
                     await send_json(send_with_id, 503, error_object("The server is shutting down. Send it again.", 503))
         route = scope.get("route")
         self._metrics.http_requests.inc(getattr(route, "path", "none"), str(status))
+        if self._logs_requests:
+            log_request(scope, status, time.monotonic() - began_at)

@@ -32,6 +32,8 @@ class HttpConfig:
     ssl_certfile: str | None = setting(None, "file with the certificate of TLS; none: no TLS")
     ssl_ca_certs: str | None = setting(None, "file with the certificates that sign those of clients")
     ssl_cert_reqs: int = setting(0, "certificates of clients; 0: none, 1: checked if there is one, 2: required")
+    enable_log_requests: bool = setting(False, "log a line for each request that ends, never its text")
+    disable_log_stats: bool = setting(False, "log no line of load every 10 s")
 
     def __post_init__(self) -> None:
         if self.root_path and not self.root_path.startswith("/"):

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from baton.errors import InvalidRequest
 from baton.requests.refusals import refuse_validation
 from baton.router.config import RouterConfig
+from baton.router.dispatcher import Running
 
 _Model = TypeVar("_Model", bound=BaseModel)
 _MAX_TIMEOUT_S = 24 * 3600.0
@@ -77,6 +78,8 @@ class Caller:
     tenant: bytes
     timeout_s: float | None
     explain: bool
+    running: list[Running]
+    """Takes what is begun for it, for who tells of the request when it has ended."""
 
 
 async def read_request(http: Request, model: type[_Model], config: RouterConfig) -> tuple[_Model, Caller]:
@@ -96,5 +99,6 @@ async def read_request(http: Request, model: type[_Model], config: RouterConfig)
                 f"{_MAX_TIMEOUT_S:g}.",
                 field="x-request-timeout",
             )
+    running: list[Running] = http.scope["state"].setdefault("running", [])
     explain = http.headers.get("x-baton-explain") in ("1", "true")
-    return body, Caller(http.scope["state"]["request_id"], http.state.tenant, timeout_s, explain)
+    return body, Caller(http.scope["state"]["request_id"], http.state.tenant, timeout_s, explain, running)

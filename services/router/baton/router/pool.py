@@ -236,9 +236,7 @@ class WorkerPool:
         if self._stalled.get(info.incarnation) == message.load.num_steps:
             return
         self._stalled.pop(info.incarnation, None)
-        reason = self._refusal(info)
-        if reason is not None:
-            _log.error("worker_refused", worker_id=info.worker_id, endpoint=client.endpoint, reason=reason)
+        if not self._accepts(client, info):
             return
         other = self.workers.get(info.worker_id)
         if other is not None:  # the same id at another endpoint: the newer one is the living one
@@ -248,18 +246,37 @@ class WorkerPool:
         _log.info("worker_joined", worker_id=info.worker_id, legs=",".join(info.legs), endpoint=client.endpoint)
         self._count_workers()
         self._listener.on_worker_joined(joined)
+        for each in list(self.workers.values()):  # those that came before any decode worker were compared with nobody
+            if reason := self._refusal(each.info):
+                self.lose(each, reason)
 
-    def _refusal(self, info: WorkerInfo) -> str | None:
-        """Say why a worker cannot serve with the others, if so."""
+    def _accepts(self, client: WorkerClient, info: WorkerInfo) -> bool:
+        """Whether a worker may serve; one that may not is told why, and so is the log, once."""
+        reason = self._refusal(info)
+        if reason != client.refusal:
+            client.refusal = reason
+            client.hello(self._router_id, self.wants_blocks)
+            if reason:
+                _log.error("worker_refused", worker_id=info.worker_id, endpoint=client.endpoint, reason=reason)
+        return not reason
+
+    def _refusal(self, info: WorkerInfo) -> str:
+        """Say why a worker cannot serve with the others; empty: it can."""
         if not info.legs:
             return "it has no leg"
         if info.model.name not in self._config.model_names:
             return f"it serves {info.model.name!r}, this router {self._config.model_names[0]!r}"
-        facts = next((w.info.model for w in self.workers.values() if "decode" in w.info.legs), None)
-        # parts of the hash chains may differ: workers of two layouts serve side by side while versions roll
-        if facts is not None and msgspec.structs.replace(info.model, cache_parts=facts.cache_parts) != facts:
-            return "its model facts differ from those of the other workers"
-        return None
+        other = next((w for w in self.workers.values() if "decode" in w.info.legs), None)
+        if other is None:
+            return ""
+        theirs = msgspec.structs.asdict(other.info.model)
+        differing = [
+            f"{name} is {value!r}, and {theirs[name]!r} on {other.worker_id}"
+            for name, value in msgspec.structs.asdict(info.model).items()
+            # parts of the hash chains may differ: workers of two layouts serve side by side while versions roll
+            if value != theirs[name] and name != "cache_parts"
+        ]
+        return "; ".join(differing)
 
     def _learn(self, decode: Worker, transfer: Transfer) -> None:
         for prefill in self.workers.values():

@@ -22,6 +22,7 @@ from baton.router.dispatcher import Dispatcher
 from baton.router.event_stream import OpenStreams
 from baton.router.history import History
 from baton.router.index import PrefixIndex
+from baton.router.load_line import LoadLine
 from baton.router.pool import WorkerPool
 from baton.router.text_pool import TextPool
 from baton.text import Tokenizer
@@ -32,7 +33,7 @@ _log = get_logger("router")
 class RouterState:
     """What routes are served with."""
 
-    def __init__(self, config: RouterConfig, registry: Registry | None = None) -> None:
+    def __init__(self, config: RouterConfig, registry: Registry | None = None, *, logs_load: bool = True) -> None:
         """Load the tokenizer; connections begin with `start`.
 
         Raises:
@@ -49,6 +50,7 @@ class RouterState:
         if registry is None and config.redis_url is not None:
             registry = Registry(config.redis_url, self.model_names[0], config.redis_password)
         self._registry = registry
+        self._logs_load = logs_load
         self.started_at = int(time.time())
 
     async def start(self) -> None:
@@ -66,6 +68,9 @@ class RouterState:
         self.pool.start(self.dispatcher)
         self.streams.start()
         self.history.start()
+        self._load_line = LoadLine(self.metrics, self.dispatcher)
+        if self._logs_load:
+            self._load_line.start()
         # What was loaded stays, so collections need not walk it. Rarer ones, of 50,000 objects, were measured too:
         # each stopped all streams for 30 to 70 ms.
         gc.collect()
@@ -76,6 +81,7 @@ class RouterState:
         for flow in list(self.dispatcher.flows.values()):
             flow.cancel()
         await asyncio.sleep(0.05)  # let the cancels leave
+        await self._load_line.close()
         await self.history.close()
         await self.discovery.close()
         await self.streams.close()

@@ -14,7 +14,7 @@ import uvicorn
 
 from baton.errors import ConfigError, Unavailable
 from baton.listener import bind_tcp
-from baton.logs import get_logger, setup_logs
+from baton.logs import LogConfig, get_logger, setup_logs
 from baton.registry import Registry
 from baton.router.app import create_app
 from baton.router.config import RouterConfig
@@ -53,7 +53,8 @@ class ShuttingDown(Unavailable):
 
 def make_server(config: RouterConfig, registry: Registry | None = None, http: HttpConfig | None = None) -> RouterServer:
     """Build the HTTP server of a router; `registry` replaces the one that the config names."""
-    router, http = RouterState(config, registry), http or HttpConfig()
+    http = http or HttpConfig()
+    router = RouterState(config, registry, logs_load=not http.disable_log_stats)
     settings = uvicorn.Config(
         create_app(router, http),
         host=config.host,
@@ -78,13 +79,13 @@ def make_server(config: RouterConfig, registry: Registry | None = None, http: Ht
     return RouterServer(settings, router)
 
 
-def serve(config: RouterConfig, http: HttpConfig | None = None) -> None:
+def serve(config: RouterConfig, http: HttpConfig | None = None, logs: LogConfig | None = None) -> None:
     """Serve until a signal ends it.
 
     Raises:
         ConfigError: nothing names workers, everybody might ask, the address cannot be had, or the model cannot be loaded.
     """
-    setup_logs("router")
+    setup_logs("router", logs or LogConfig())
     http = http or HttpConfig()
     http.check(config.host, config.api_key)
     if any(len(key) < _SHORT_KEY for key in config.api_key):

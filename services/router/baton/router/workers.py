@@ -43,6 +43,8 @@ class WorkerClient:
         self.endpoint = endpoint
         self.last_heard = 0.0
         """By the loop's clock; 0: never."""
+        self.refusal = ""
+        """Why who lives there is sent no requests, if so; it hears of it with each hello."""
         self._context = context
         self._config = config
         self._on_message = on_message
@@ -88,7 +90,7 @@ class WorkerClient:
     def hello(self, router_id: str, wants_blocks: bool) -> None:
         """Say who we are; silently nothing while the worker is away."""
         with contextlib.suppress(WorkerGone):
-            self.send(Hello(router_id, wants_blocks))
+            self.send(Hello(router_id, wants_blocks, self.refusal))
 
     def send(self, message: ToWorker) -> None:
         """Queue a message.

@@ -17,7 +17,6 @@ from baton.protocol import SamplingParams, check_answer_len, check_prompt
 from baton.requests.chat import ChatRequest
 from baton.requests.completions import CompletionRequest
 from baton.router.auth import salt_of
-from baton.router.dispatcher import Running
 from baton.router.flow import Flow
 from baton.router.generation import Generation, hash_prompt
 from baton.router.http_request import Caller
@@ -103,7 +102,7 @@ class OpenRequest:
         self._router = router
         self._block_size = facts.block_size
         self._explains = caller.explain
-        self._running: list[Running] = []
+        self._running = caller.running
 
     def cancel(self) -> None:
         """Nobody waits any more."""
