@@ -150,7 +150,7 @@ def stream_of(shown: list[Any], **options: Any) -> list[Any]:
     stream: Any = FakeStream()
     tally = Tally(20, 1, hides_completion=False)
     answer = AnswerEvents(request, {"id": "i"}, stream, tally, str, lambda: None)
-    say(ChatEvents(answer, range(20)), shown)
+    say(ChatEvents(answer, list(range(20))), shown)
     assert stream.is_closed
     return list(stream.events)
 
@@ -175,9 +175,11 @@ def test_every_kind_of_part_reaches_a_body() -> None:
     assert choice["message"] == {
         "role": "assistant",
         "content": "Well, ",
+        "reasoning": "Let me think.",
         "reasoning_content": "Let me think.",
         "refusal": "No.",
         "tool_calls": [call],
+        **dict.fromkeys(("annotations", "audio", "function_call")),
     }
     assert choice["finish_reason"] == "tool_calls"
 
@@ -195,22 +197,47 @@ def test_the_deltas_of_a_stream_add_up_to_the_body() -> None:
                 known[call["index"]]["function"]["arguments"] += call["function"]["arguments"]
         for key, value in delta.items():
             sums[key] = sums.get(key, "") + value
-    assert sums == body_of(SHOWN)["message"]
+    assert sums == {key: value for key, value in body_of(SHOWN)["message"].items() if value is not None}
     assert events[-1]["choices"][0]["finish_reason"] == "tool_calls"
 
 
 def test_text_alone_and_text_among_parts_are_the_same_events() -> None:
-    assert stream_of(["a", "", "b"]) == stream_of([["a"], [], ["b"]])
+    assert stream_of(["a", "c", "b"]) == stream_of([["a"], ["c"], ["b"]])
+
+
+def test_each_token_of_text_has_one_event_and_the_last_says_how_the_choice_ended() -> None:
+    role, *choices = [event["choices"][0] for event in stream_of(["a", "", "b"])]
+    assert role["delta"] == {"role": "assistant", "content": ""}
+    assert [choice["delta"] for choice in choices] == [{"content": "a"}, {"content": ""}, {"content": "b"}]
+    assert [choice["finish_reason"] for choice in choices] == [None, None, "stop"]
+
+
+def test_an_end_that_shows_nothing_is_an_event_of_its_own() -> None:
+    choices = [event["choices"][0] for event in stream_of([["a"], [], []])]
+    assert [(choice["delta"].get("content"), choice["finish_reason"]) for choice in choices] == [
+        ("", None),
+        ("a", None),
+        ("", "stop"),
+    ]
+
+
+def test_what_a_client_looks_for_is_there_though_nobody_asked() -> None:
+    choice = body_of(["a"])
+    assert {
+        name: choice[name] for name in ("logprobs", "prompt_logprobs", "token_ids", "stop_reason")
+    } == dict.fromkeys(("logprobs", "prompt_logprobs", "token_ids", "stop_reason"))
+    assert choice["message"]["reasoning"] is None
+    assert choice["message"]["tool_calls"] == []
 
 
 def test_usage_is_counted_token_by_token_for_those_who_want_it_in_each_event() -> None:
     options = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
     usages = [event["usage"] for event in stream_of(["a", ["b"], "c"], **options)]
-    assert [usage["completion_tokens"] for usage in usages] == [1, 1, 2, 3, 3, 3]
+    assert [usage["completion_tokens"] for usage in usages] == [0, 1, 2, 3, 3]
     assert {usage["prompt_tokens_details"]["cached_tokens"] for usage in usages} == {16}
 
 
 def test_a_tokens_id_is_told_once_whatever_it_shows() -> None:
     events = stream_of(SHOWN, return_token_ids=True)
     choices = [event["choices"][0] for event in events]
-    assert sum(len(choice.get("token_ids", [])) for choice in choices) == len(SHOWN)
+    assert sum(len(choice.get("token_ids") or []) for choice in choices) == len(SHOWN)

@@ -22,6 +22,13 @@ from baton.router.openai.parts import CallArguments, CallBegins, Part, Reasoning
 from baton.router.sink import Usage
 from baton.text import Tokenizer
 
+_MESSAGE: dict[str, Any] = {
+    "role": "assistant",
+    **dict.fromkeys(("content", "refusal", "annotations", "audio", "function_call")),
+}
+BODY: dict[str, Any] = dict.fromkeys(("service_tier", "system_fingerprint", "kv_transfer_params"))
+"""What every body has, as vLLM's have: clients look for keys without asking whether they are there."""
+
 
 class Collected:
     """One choice of a whole answer."""
@@ -50,13 +57,14 @@ class Collected:
     def message(self) -> dict[str, Any]:
         """Return it as an assistant's message."""
         text = "".join(self.text)
-        message: dict[str, Any] = {"role": "assistant", "content": None if self.calls and not text.strip() else text}
+        message = _MESSAGE | {
+            "content": None if self.calls and not text.strip() else text,
+            "refusal": "".join(self.refusal) or None,
+            "tool_calls": self.calls,
+            "reasoning": "".join(self.reasoning) or None,
+        }
         if self.reasoning:
-            message["reasoning_content"] = "".join(self.reasoning)
-        if self.refusal:
-            message["refusal"] = "".join(self.refusal)
-        if self.calls:
-            message["tool_calls"] = self.calls
+            message["reasoning_content"] = message["reasoning"]
         return message
 
 
@@ -102,19 +110,20 @@ class CollectSink:
         self._on_failed()
 
 
-def chat_choice(request: ChatRequest, index: int, choice: Collected, tokenizer: Tokenizer) -> dict[str, Any]:
+def chat_choice(
+    request: ChatRequest, index: int, choice: Collected, tokenizer: Tokenizer, prompt_logprobs: object = None
+) -> dict[str, Any]:
     skips = request.skip_special_tokens is not False
     rows = [chat_logprob(row, tokenizer, skips_special=skips) for row in choice.logprobs if row is not None]
-    entry = {
+    return {
         "index": index,
         "message": choice.message(),
         "logprobs": {"content": rows} if request.logprobs else None,
         "finish_reason": "tool_calls" if choice.finish_reason == "stop" and choice.calls else choice.finish_reason,
         "stop_reason": choice.stop_reason,
+        "token_ids": choice.token_ids if request.return_token_ids else None,
+        "prompt_logprobs": prompt_logprobs,
     }
-    if request.return_token_ids:
-        entry["token_ids"] = choice.token_ids
-    return entry
 
 
 def completion_choice(
@@ -140,15 +149,14 @@ def completion_choice(
             prompt_rows = sink.prompt_logprobs or [None] * len(prompt_ids)
             first = completion_logprobs(prompt_ids, prompt_rows, echo.offsets, tokenizer)
             scores = {name: values + scores[name] for name, values in first.items()}
-    entry = {
+    asked = sink.prompt_logprobs if request.prompt_logprobs is not None else None
+    return {
         "index": index,
         "text": text,
         "logprobs": scores,
         "finish_reason": "length" if request.answers_nothing else choice.finish_reason,
         "stop_reason": choice.stop_reason,
+        "token_ids": token_ids if request.return_token_ids else None,
+        "prompt_logprobs": prompt_logprobs_table(asked, tokenizer),
+        "prompt_token_ids": prompt_ids if request.return_token_ids else None,
     }
-    if request.prompt_logprobs is not None:
-        entry["prompt_logprobs"] = prompt_logprobs_table(sink.prompt_logprobs, tokenizer)
-    if request.return_token_ids:
-        entry["token_ids"], entry["prompt_token_ids"] = choice.token_ids, prompt_ids
-    return entry

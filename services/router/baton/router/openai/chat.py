@@ -14,7 +14,7 @@ from baton.prompt import Prompt
 from baton.requests.chat import ChatRequest
 from baton.router.http_request import read_request
 from baton.router.json_answers import JSON
-from baton.router.openai.bodies import CollectSink, chat_choice
+from baton.router.openai.bodies import BODY, CollectSink, chat_choice
 from baton.router.openai.events import AnswerEvents, ChatEvents
 from baton.router.openai.logprobs import prompt_logprobs_table
 from baton.router.openai.models import check_model
@@ -40,7 +40,7 @@ def chat_routes(router: RouterState) -> APIRouter:
         opened = OpenRequest(router, request, params, [prompt], caller)
         one_call = request.parallel_tool_calls is False
         new_parser = new_parser_of("hermes", one_call=one_call) if shown["tools"] else None
-        frame = {
+        frame: dict[str, Any] = {
             "id": f"chatcmpl-{request.request_id or uuid.uuid4().hex}",
             "object": "chat.completion.chunk" if request.stream else "chat.completion",
             "created": int(time.time()),
@@ -55,12 +55,15 @@ def chat_routes(router: RouterState) -> APIRouter:
         sink = CollectSink(params.n, opened.tally, opened.done, opened.cancel)
         headers = await opened.start([sink], new_parser)
         await opened.wait(http)
-        choices = [chat_choice(request, i, choice, router.tokenizer) for i, choice in enumerate(sink.choices)]
-        body: dict[str, Any] = frame | {"choices": choices, "usage": opened.tally.usage()}
-        if request.prompt_logprobs is not None:
-            body["prompt_logprobs"] = prompt_logprobs_table(sink.prompt_logprobs, router.tokenizer)
-        if request.return_token_ids:
-            body["prompt_token_ids"] = prompt.token_ids
+        asked = sink.prompt_logprobs if request.prompt_logprobs is not None else None
+        prompt_logprobs = prompt_logprobs_table(asked, router.tokenizer)
+        body = frame | BODY
+        body["choices"] = [
+            chat_choice(request, i, choice, router.tokenizer, prompt_logprobs) for i, choice in enumerate(sink.choices)
+        ]
+        body["usage"] = opened.tally.usage()
+        body["prompt_logprobs"] = prompt_logprobs
+        body["prompt_token_ids"] = prompt.token_ids if request.return_token_ids else None
         return JSON(body, headers=headers)
 
     return routes

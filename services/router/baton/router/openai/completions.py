@@ -15,7 +15,7 @@ from baton.prompt import Prompt
 from baton.requests.completions import CompletionRequest
 from baton.router.http_request import read_request
 from baton.router.json_answers import JSON
-from baton.router.openai.bodies import CollectSink, completion_choice
+from baton.router.openai.bodies import BODY, CollectSink, completion_choice
 from baton.router.openai.events import AnswerEvents, CompletionEvents
 from baton.router.openai.logprobs import Echo
 from baton.router.openai.models import check_model
@@ -70,7 +70,7 @@ def completion_routes(router: RouterState) -> APIRouter:
             for i, collector in enumerate(collectors)
             for j, choice in enumerate(collector.choices)
         ]
-        return JSON(frame | {"choices": choices, "usage": opened.tally.usage()}, headers=headers)
+        return JSON(frame | BODY | {"choices": choices, "usage": opened.tally.usage()}, headers=headers)
 
     return routes
 

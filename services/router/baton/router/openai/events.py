@@ -18,11 +18,12 @@ from baton.requests.completions import CompletionRequest
 from baton.router.event_stream import EventStream
 from baton.router.openai.logprobs import CompletionLogprobs, Echo, chat_logprob, completion_logprobs
 from baton.router.openai.open_request import Tally
-from baton.router.openai.parts import CallArguments, CallBegins, Part, Reasoning
+from baton.router.openai.parts import CallArguments, CallBegins, Part, Reasoning, Refusal
 from baton.router.sink import Usage
 from baton.text import Tokenizer
 
 _DONE = b"data: [DONE]\n\n"
+_NO_REASON = b'"finish_reason":null,"stop_reason":null'
 
 
 class AnswerEvents:
@@ -49,7 +50,7 @@ class AnswerEvents:
         """The usage so far, counted token by token, for clients that want it in each event."""
         self.with_token_ids = bool(request.return_token_ids)
         self.with_logprobs = request.logprobs is not None and request.logprobs is not False
-        self.is_plain = not (self.running or self.with_token_ids or self.with_logprobs)
+        self.is_plain = not (self.with_token_ids or self.with_logprobs)
         self._tail = b'],"usage":null}\n\n' if self._with_usage else b"]}\n\n"
         self._stream = stream
         self._tally = tally
@@ -77,11 +78,11 @@ class ChatEvents:
     """A sink: a chat as events of chat.completion.chunk."""
 
     __slots__ = (
-        *("_answer", "_heads", "_is_plain", "_plain_end", "_prompt_ids", "_push", "_running", "_with_calls"),
-        *("end", "fail"),
+        *("_answer", "_choice_end", "_heads", "_is_plain", "_plain_end", "_prompt_ids", "_push", "_running"),
+        *("_with_calls", "end", "fail"),
     )
 
-    def __init__(self, answer: AnswerEvents, prompt_ids: Sequence[int]) -> None:
+    def __init__(self, answer: AnswerEvents, prompt_ids: list[int]) -> None:
         self._answer = answer
         self._prompt_ids = prompt_ids
         self._heads: dict[int, bytes] = {}
@@ -89,7 +90,8 @@ class ChatEvents:
         self._push = answer.push
         self._running = answer.running
         self._is_plain = answer.is_plain
-        self._plain_end = b'},"logprobs":null,"finish_reason":null}' + answer.tail()
+        self._choice_end = b'},"logprobs":null,%b,"token_ids":null}' % _NO_REASON
+        self._plain_end = self._choice_end + answer.tail()
         self.end, self.fail = answer.end, answer.fail
 
     def push(
@@ -100,44 +102,59 @@ class ChatEvents:
         finish_reason: str | None,
         stop_reason: int | str | None,
     ) -> None:
-        """Write a token's events, the first one of its choice before and the last one after them."""
-        if self._running is not None:
-            self._running.count(token, 0 if self._heads else len(self._prompt_ids))
+        """Write a token's events; that of the role stands before the first, and how the choice ended is in the last."""
         head = self._heads.get(choice)
         if head is None:
-            head = self._heads[choice] = self._answer.head + b'{"index":%d,"delta":{"content":' % choice
-            self._write_delta(choice, {"role": "assistant", "content": ""})
-        if self._is_plain and type(shown) is str:
-            if shown:
-                self._push(b"".join((head, orjson.dumps(shown), self._plain_end)))
+            head = self._begin(choice, token)
+        end = self._plain_end
+        if self._running is not None:
+            self._running.count()
+            end = self._choice_end + self._answer.tail()
+        if self._is_plain and finish_reason is None and type(shown) is str:
+            self._push(b"".join((head, orjson.dumps(shown), end)))
         else:
-            self._write_parts(choice, (shown,) if isinstance(shown, str) else shown, token)
-        if finish_reason is not None:
-            ended = "tool_calls" if finish_reason == "stop" and choice in self._with_calls else finish_reason
-            rest = b'"finish_reason":"%b","stop_reason":%b}' % (ended.encode(), orjson.dumps(stop_reason))
-            self._push(
-                self._answer.head + b'{"index":%d,"delta":{},"logprobs":null,' % choice + rest + self._answer.tail()
-            )
+            self._write(choice, (shown,) if isinstance(shown, str) else shown, token, finish_reason, stop_reason)
 
-    def _write_parts(self, choice: int, parts: Sequence[Part], token: Token) -> None:
-        """Write a token's parts; its score and its id go with its first text."""
+    def _begin(self, choice: int, token: Token) -> bytes:
+        """Write the role, before any token counts; return what an event of text begins with."""
         answer = self._answer
-        scores, ids = b"null", b""
+        if self._running is not None and not self._heads:
+            self._running.begin(token, len(self._prompt_ids))
+        head = answer.head + b'{"index":%d,"delta":' % choice
+        ids = orjson.dumps(self._prompt_ids if answer.with_token_ids else None)
+        role = b'{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}],"prompt_token_ids":'
+        self._push(head + role + ids + answer.tail().removeprefix(b"]"))
+        self._heads[choice] = head + b'{"content":'
+        return self._heads[choice]
+
+    def _write(
+        self, choice: int, parts: Sequence[Part], token: Token, finish_reason: str | None, stop_reason: int | str | None
+    ) -> None:
+        """Write a token's parts: its score and its id go with the first, how the choice ended with the last."""
+        answer = self._answer
+        begun = [self._begin_event(choice, part) for part in parts]
+        if not begun and (finish_reason is not None or answer.with_logprobs or answer.with_token_ids):
+            begun = [self._begin_event(choice, "")]
+        if finish_reason == "stop" and choice in self._with_calls:
+            finish_reason = "tool_calls"
+        scores, ids = b"null", b"null"
         if token.logprobs is not None and answer.with_logprobs:
             row = chat_logprob(token.logprobs, answer.tokenizer, skips_special=answer.skips_special)
             scores = orjson.dumps({"content": [row]})
         if answer.with_token_ids:
-            ids = b',"token_ids":[%d]' % token.token_id
-        is_due = answer.with_logprobs or answer.with_token_ids
-        for part in [*parts, ""] if is_due else parts:
-            if not isinstance(part, str):
-                self._write_delta(choice, self._delta(choice, part))
-            elif part or is_due:
-                end = b'},"logprobs":%b,"finish_reason":null%b}' % (scores, ids)
-                self._push(self._heads[choice] + orjson.dumps(part) + end + answer.tail())
-                scores, ids, is_due = b"null", b"", False
+            ids = b"[%d]" % token.token_id
+        for i, event in enumerate(begun, 1):
+            reason = _reason(finish_reason, stop_reason) if i == len(begun) else _NO_REASON
+            self._push(event + b',"logprobs":%b,%b,"token_ids":%b}' % (scores, reason, ids) + answer.tail())
+            scores, ids = b"null", b"[]" if answer.with_token_ids else b"null"
 
-    def _delta(self, choice: int, part: Part) -> dict[str, Any]:
+    def _begin_event(self, choice: int, part: Part) -> bytes:
+        """Write an event up to the end of its delta."""
+        if isinstance(part, str):
+            return self._heads[choice] + orjson.dumps(part) + b"}"
+        return self._answer.head + b'{"index":%d,"delta":' % choice + orjson.dumps(self._delta(choice, part))
+
+    def _delta(self, choice: int, part: Reasoning | Refusal | CallBegins | CallArguments) -> dict[str, Any]:
         if isinstance(part, CallBegins):
             self._with_calls.add(choice)
             function = {"name": part.name, "arguments": part.arguments}
@@ -145,21 +162,17 @@ class ChatEvents:
             return {"tool_calls": [call]}
         if isinstance(part, CallArguments):
             return {"tool_calls": [{"index": part.index, "function": {"arguments": part.arguments}}]}
-        assert not isinstance(part, str)
-        return {"reasoning_content" if isinstance(part, Reasoning) else "refusal": part.text}
-
-    def _write_delta(self, choice: int, delta: dict[str, Any]) -> None:
-        head = self._answer.head + b'{"index":%d,"delta":' % choice
-        end = b',"logprobs":null,"finish_reason":null}' + self._answer.tail()
-        self._push(head + orjson.dumps(delta) + end)
+        if isinstance(part, Reasoning):
+            return {"reasoning": part.text, "reasoning_content": part.text}
+        return {"refusal": part.text}
 
 
 class CompletionEvents:
     """A sink: one prompt's choices as streamed events of text_completion."""
 
     __slots__ = (
-        *("_answer", "_echo", "_echo_scores", "_heads", "_hides_answer", "_is_plain", "_offset", "_plain_end"),
-        *("_prompt_ids", "_push", "_running", "_scores", "end", "fail"),
+        *("_answer", "_choice_end", "_echo", "_echo_scores", "_heads", "_hides_answer", "_is_plain", "_offset"),
+        *("_plain_end", "_prompt_ids", "_push", "_running", "_scores", "end", "fail"),
     )
 
     def __init__(
@@ -178,32 +191,40 @@ class CompletionEvents:
         self._push = answer.push
         self._running = answer.running
         self._is_plain = answer.is_plain and not self._hides_answer
-        self._plain_end = b',"logprobs":null,"finish_reason":null,"stop_reason":null}' + answer.tail()
+        self._choice_end = b',"logprobs":null,%b,"token_ids":null}' % _NO_REASON
+        self._plain_end = self._choice_end + answer.tail()
         self.end, self.fail = answer.end, answer.fail
 
     def push(
         self, choice: int, shown: str, token: Token, finish_reason: str | None, stop_reason: int | str | None
     ) -> None:
-        """Write a token's events, the echoed prompt before the first and the end after the last one of its choice."""
-        if self._running is not None:
-            self._running.count(token, 0 if self._heads else len(self._prompt_ids))
-        head = self._heads.get(choice)
+        """Write a token's event; the echoed prompt stands before the first, and how the choice ended is in the last."""
+        head, begins = self._heads.get(choice), False
         if head is None:
-            head = self._heads[choice] = self._answer.head + b'{"index":%d,"text":' % (self._offset + choice)
-            if self._echo is not None:
-                self._write_echo(choice, self._echo, token)
-        if self._is_plain:
-            if shown:
-                self._push(b"".join((head, orjson.dumps(shown), self._plain_end)))
-        elif not self._hides_answer and (shown or self._answer.with_logprobs or self._answer.with_token_ids):
-            table = None
+            head, begins = self._begin(choice, token), self._echo is None
+        end = self._plain_end
+        if self._running is not None:
+            self._running.count()
+            end = self._choice_end + self._answer.tail()
+        if self._is_plain and finish_reason is None:
+            self._push(b"".join((head, orjson.dumps(shown), end)))
+        elif not self._hides_answer:
+            scores = None
             if token.logprobs is not None and self._answer.with_logprobs:
-                table = self._scores_of(choice).table([token.token_id], [token.logprobs])
-            self._write(choice, shown, table, [token.token_id])
-        if finish_reason is not None:
-            ended = "length" if self._hides_answer else finish_reason
-            rest = b'"finish_reason":"%b","stop_reason":%b}' % (ended.encode(), orjson.dumps(stop_reason))
-            self._push(head + b'"","logprobs":null,' + rest + self._answer.tail())
+                scores = self._scores_of(choice).table([token.token_id], [token.logprobs])
+            reason = _reason(finish_reason, stop_reason)
+            self._write(choice, shown, scores, [token.token_id], reason=reason, begins=begins)
+        elif finish_reason is not None:
+            self._write(choice, "", None, [], reason=_reason("length", stop_reason))
+
+    def _begin(self, choice: int, token: Token) -> bytes:
+        """Write the echoed prompt, before any token counts; return what this choice's events begin with."""
+        if self._running is not None and not self._heads:
+            self._running.begin(token, len(self._prompt_ids))
+        head = self._heads[choice] = self._answer.head + b'{"index":%d,"text":' % (self._offset + choice)
+        if self._echo is not None:
+            self._write_echo(choice, self._echo, token)
+        return head
 
     def _scores_of(self, choice: int) -> CompletionLogprobs:
         if choice not in self._scores:
@@ -218,9 +239,28 @@ class CompletionEvents:
         answer, rows = self._answer, token.prompt_logprobs
         if answer.with_logprobs and self._echo_scores is None and rows is not None:
             self._echo_scores = completion_logprobs(self._prompt_ids, rows, echo.offsets, answer.tokenizer)
-        self._write(choice, echo.text, self._echo_scores, self._prompt_ids)
+        self._write(choice, echo.text, self._echo_scores, [], begins=True)
 
-    def _write(self, choice: int, text: str, logprobs: dict[str, Any] | None, token_ids: list[int]) -> None:
-        ids = b',"token_ids":' + orjson.dumps(token_ids) if self._answer.with_token_ids else b""
-        end = b',"logprobs":%b,"finish_reason":null,"stop_reason":null%b}' % (orjson.dumps(logprobs), ids)
+    def _write(
+        self,
+        choice: int,
+        text: str,
+        logprobs: dict[str, Any] | None,
+        token_ids: list[int],
+        *,
+        reason: bytes = _NO_REASON,
+        begins: bool = False,
+    ) -> None:
+        ids = b',"token_ids":null'
+        if self._answer.with_token_ids:
+            ids = b',"token_ids":' + orjson.dumps(token_ids)
+            if begins:
+                ids += b',"prompt_token_ids":' + orjson.dumps(self._prompt_ids)
+        end = b',"logprobs":%b,%b%b}' % (orjson.dumps(logprobs), reason, ids)
         self._push(self._heads[choice] + orjson.dumps(text) + end + self._answer.tail())
+
+
+def _reason(finish_reason: str | None, stop_reason: int | str | None) -> bytes:
+    if finish_reason is None:
+        return _NO_REASON
+    return b'"finish_reason":%b,"stop_reason":%b' % (orjson.dumps(finish_reason), orjson.dumps(stop_reason))

@@ -90,7 +90,7 @@ def _card(router: RouterState, name: str) -> dict[str, Any]:
         "object": "model",
         "created": router.started_at,
         "owned_by": "baton",
-        "root": router.config.model,
+        "root": name,
         "parent": None,
         "max_model_len": None if facts is None else facts.max_model_len,
         "default_sampling_params": router.sampling_defaults,

@@ -40,10 +40,13 @@ class Tally:
         self._num_cached = 0
         self._num_completion = 0
 
-    def count(self, token: Token, first_of: int) -> None:
-        """Count one token; with a prompt's first one its length, else 0."""
+    def begin(self, token: Token, prompt_len: int) -> None:
+        """Count what a prompt found in caches, which its first token tells."""
+        self._num_cached += min(token.num_cached, prompt_len)
+
+    def count(self) -> None:
+        """Count one token."""
         self._num_completion += 1
-        self._num_cached += min(token.num_cached, first_of)
 
     def end(self, usage: Usage) -> bool:
         """Count a prompt whose answer has ended; whether all have."""
