@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from tests.browser import TIMEOUT_MS, opened, running_browser
 
+from baton.router.page.routes import CSP
 from baton.text import Tokenizer
 
 from .cluster import Cluster, cluster, wait_until
@@ -18,7 +19,7 @@ from .tokenizer_folder import make_tokenizer_folder
 expect.set_options(timeout=TIMEOUT_MS)
 KEY = "a-key-of-the-page"
 MARKUP = '<img/src=x/onerror="document.title=1"><b>bold</b>&amp;'
-SERVED = ("/", "/page/main.js", "/page/page.css", "/page/icon.svg")
+SERVED = ("/", "/page/main.js", "/page/page.css", "/page/chat.css", "/page/system.css", "/page/icon.svg")
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +55,7 @@ def ask(page: Page, text: str) -> None:
 def test_the_files_are_served_to_everybody_and_load_nothing_from_elsewhere(guarded: Cluster) -> None:
     for path in SERVED:
         answer = httpx.get(f"{guarded.url}{path}").raise_for_status()
-        assert (
-            answer.headers["content-security-policy"]
-            == "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-        )
+        assert answer.headers["content-security-policy"] == CSP
         assert answer.headers["x-content-type-options"] == "nosniff"
     html = httpx.get(f"{guarded.url}/").text
     for link in re.findall(r'(?:src|href)="([^"]+)"', html):
@@ -89,7 +87,8 @@ def test_the_key_is_asked_for_once_and_a_wrong_one_is_said(guarded: Cluster, bro
         page.reload()
         expect(page.get_by_role("status")).to_have_text("Ready")
         expect(dialog).to_be_hidden()
-        assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
+        assert page.evaluate("document.cookie") == ""
+        assert KEY not in page.evaluate("JSON.stringify({...localStorage})")
 
 
 def test_what_a_model_writes_is_shown_as_text_whatever_it_is(guarded: Cluster, browser: Browser) -> None:
@@ -164,13 +163,49 @@ def test_nothing_is_cut_off_on_a_narrow_screen(pair: Cluster, browser: Browser, 
         page.get_by_label("Max tokens").fill("4")
         ask(page, "hello")
         expect(page.locator("#requests li").first).to_contain_text("4 out")
+        expect(page.locator(".failures")).to_contain_text("refused")
+        assert too_wide(page) == []
+        open_tab(page, "Workers")
+        expect(page.get_by_role("rowheader", name="d0", exact=True)).to_be_visible()
+        assert too_wide(page) == []
+        open_tab(page, "Requests")
         page.locator("#requests li button").first.click()
         expect(page.get_by_role("cell", name="prefill", exact=True).first).to_be_visible()
-        too_wide = page.evaluate(
-            """() => [...document.querySelectorAll("body, main, .workers, .requests, .chat, .system")]
-                .filter((box) => box.scrollWidth > box.clientWidth).map((box) => box.className || box.tagName)"""
-        )
-        assert too_wide == []
+        assert too_wide(page) == []
+
+
+def open_tab(page: Page, name: str) -> None:
+    tab = page.get_by_role("tab", name=name)
+    if tab.count():  # on a wide screen all is shown
+        tab.click()
+
+
+def too_wide(page: Page) -> list[str]:
+    """Name what is wider than its place."""
+    found: list[str] = page.evaluate(
+        """() => [...document.querySelectorAll("body, header, main, .tabs, .totals, .card, .workers, .requests, .chat, .system")]
+            .filter((box) => box.scrollWidth > box.clientWidth).map((box) => box.className || box.tagName)"""
+    )
+    return found
+
+
+def test_on_a_phone_chat_workers_and_requests_are_tabs(pair: Cluster, browser: Browser) -> None:
+    with opened(browser, pair.url, viewport={"width": 390, "height": 800}) as page:
+        chat, workers, requests = (page.get_by_role("tabpanel", name=name) for name in ("Chat", "Workers", "Requests"))
+        expect(chat).to_be_visible()
+        expect(workers).to_be_hidden()
+        page.get_by_role("tab", name="Chat").focus()
+        page.keyboard.press("ArrowRight")
+        expect(page.get_by_role("tab", name="Workers")).to_be_focused()
+        expect(workers).to_be_visible()
+        expect(chat).to_be_hidden()
+        page.keyboard.press("ArrowRight")
+        expect(requests).to_be_visible()
+        assert page.get_by_role("tab", selected=True).all_text_contents() == ["Requests"]
+        page.set_viewport_size({"width": 1200, "height": 800})
+        expect(page.get_by_role("tab")).to_have_count(0)
+        expect(page.get_by_role("region", name="Chat")).to_be_visible()
+        expect(page.get_by_role("region", name="Workers")).to_be_visible()
 
 
 def test_everything_is_reached_by_keyboard_in_reading_order(pair: Cluster, browser: Browser) -> None:
@@ -181,17 +216,18 @@ def test_everything_is_reached_by_keyboard_in_reading_order(pair: Cluster, brows
         expect(page.locator("#requests li").first).to_contain_text("2 out")
         page.get_by_role("button", name="Settings").focus()
         reached = []
-        for _ in range(20):
+        for _ in range(30):
             page.keyboard.press("Tab")
             reached.append(
                 page.evaluate(
-                    "document.activeElement.id || document.activeElement.className || document.activeElement.tagName"
+                    "(({id, name, className, tagName}) => id || name || className || tagName)(document.activeElement)"
                 )
             )
             if reached[-1] == "row":
                 break
         assert reached == [
-            *("new-chat", "system", "temperature", "max-tokens", "log", "link again"),
+            *("history-button", "new-chat", "system", "temperature", "top_p", "max_tokens", "seed", "stop", "link"),
+            *("log", "link copy", "link again"),
             *("question", "send", "pause", "row"),
         ]
         row = page.locator("#requests li button").first

@@ -89,6 +89,7 @@ def monitoring_routes(router: RouterState) -> APIRouter:
                 "transfers": [
                     {"prefill": prefill, "decode": decode, **dataclasses.asdict(sent)}
                     for (prefill, decode), sent in pool.transfers.items()
+                    if sent.count
                 ],
             }
         )

@@ -43,9 +43,12 @@ class Transfers:
     last_ms: float = 0.0
 
     def add(self, transfer: Transfer) -> None:
-        """Count one more."""
+        """Count one more; of a prompt that was cached whole, nothing travels."""
+        if not transfer.nbytes:
+            return
+        seconds = max(transfer.seconds, transfer.exposed_seconds)  # the former is 0 for a single block
         self.count += 1
         self.bytes += transfer.nbytes
-        self.seconds += transfer.seconds
+        self.seconds += seconds
         self.last_at, self.last_tokens, self.last_bytes = time.time(), transfer.num_tokens, transfer.nbytes
-        self.last_ms = round(1000 * transfer.seconds, 3)
+        self.last_ms = round(1000 * seconds, 3)

@@ -48,7 +48,7 @@ export function newRequestId() {
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-// Streams one answer. Gives, in this order: {route}, {text, finish} ..., {usage}; throws what the API says.
+// Streams one answer. Gives, in this order: {route}, {text, reasoning, finish} ..., {usage}; throws what the API says.
 export async function* chat(body, requestId, signal) {
   const response = await send("v1/chat/completions", {
     method: "POST",
@@ -62,7 +62,7 @@ export async function* chat(body, requestId, signal) {
     const chunk = JSON.parse(data);
     if (chunk.error) throw new ApiError(response.status, chunk);
     const choice = chunk.choices[0];
-    if (choice) yield { text: choice.delta.content ?? "", finish: choice.finish_reason };
+    if (choice) yield { text: choice.delta.content ?? "", reasoning: choice.delta.reasoning_content ?? "", finish: choice.finish_reason };
     if (chunk.usage) yield { usage: chunk.usage };
   }
   throw new Unreachable("The answer broke off.");

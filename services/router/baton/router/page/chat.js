@@ -1,8 +1,13 @@
 // The conversation: asks, shows the answer as it comes, and says beneath it how it came.
 
-import { ApiError, chat, newRequestId } from "./api.js";
+import { ApiError, chat as ask, newRequestId } from "./api.js";
 import { byId, count, duration, el, rate } from "./dom.js";
+import { Answer, userMessage } from "./message.js";
+import { words } from "./request_details.js";
 import { markMine } from "./requests.js";
+import { requestFields, systemPrompt } from "./settings.js";
+import { chats, keepChat, openChatId, setOpenChatId } from "./storage.js";
+import { isReplaying } from "./timeline.js";
 
 const SUGGESTIONS = ["What is the capital of France?", "Tell me a story about a miller.", "What is 17 + 25?"];
 
@@ -10,16 +15,16 @@ const log = byId("log");
 const question = byId("question");
 const sendButton = byId("send");
 
-let messages = []; // what the model is sent, without the system prompt
-let running = null; // AbortController of the answer that is coming
-let model = null;
+let chat = newChat(); // as it is kept; without the system prompt
+let running = null; // {abort, requestId, answer, facts, lost} of the answer that is coming
+let newest = null; // the same, and of the last one that came
 let onKeyRefused = null;
 
 export function startChat(options) {
   onKeyRefused = options.onKeyRefused;
   byId("composer").addEventListener("submit", (event) => {
     event.preventDefault();
-    if (running) running.abort();
+    if (running) running.abort.abort();
     else submit();
   });
   question.addEventListener("keydown", (event) => {
@@ -29,28 +34,53 @@ export function startChat(options) {
     }
   });
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && running) running.abort();
+    if (event.key === "Escape" && running && !document.querySelector("dialog[open]")) running.abort.abort();
   });
-  byId("new-chat").addEventListener("click", () => {
-    running?.abort();
-    messages = [];
-    showEmpty();
-    question.focus();
-  });
-  byId("settings-button").addEventListener("click", (event) => {
-    const settings = byId("settings");
-    settings.hidden = !settings.hidden;
-    event.currentTarget.setAttribute("aria-expanded", String(!settings.hidden));
-  });
-  byId("settings").addEventListener("submit", (event) => event.preventDefault());
-  showEmpty();
+  byId("new-chat").addEventListener("click", () => openChat(null));
+  const open = openChatId();
+  showChat(chats().find((each) => each.id === open) ?? newChat());
 }
 
-export function setModel(name) {
-  model = name;
+// Shows a chat that was kept, or a new one.
+export function openChat(kept) {
+  running?.abort.abort();
+  showChat(kept ?? newChat());
+  question.focus();
 }
 
-function showEmpty() {
+// What the router told of the last requests: whether the newest answer waits for another worker, or went on at one.
+export function watchReplays(requests) {
+  const request = newest && requests.find((each) => each.id === newest.requestId);
+  if (!request) return;
+  const reasons = request.attempts.map((attempt) => attempt.replay_reason).filter(Boolean);
+  if (!reasons.length) return;
+  newest.lost = `${words(reasons.at(-1))}, went on at ${request.attempts.at(-1).decode}`;
+  if (running) newest.answer.setReplay(isReplaying(request) ? `${words(reasons.at(-1))}: the answer goes on at another worker…` : null);
+  else newest.answer.setFacts([newest.facts, newest.lost].join(" · "));
+}
+
+function newChat() {
+  return { id: newRequestId(), at: Date.now(), messages: [] };
+}
+
+function showChat(shown) {
+  chat = shown;
+  setOpenChatId(chat.id);
+  if (!chat.messages.length) showWelcome();
+  else log.replaceChildren(...chat.messages.map((message) => (message.role === "user" ? userMessage(message.content) : kept(message))));
+  log.scrollTop = log.scrollHeight;
+}
+
+function kept(message) {
+  const answer = new Answer();
+  answer.text = message.content;
+  answer.reasoning = String(message.reasoning ?? "");
+  answer.setFacts(String(message.facts ?? ""));
+  answer.end(() => again(answer.item));
+  return answer.item;
+}
+
+function showWelcome() {
   log.replaceChildren(
     el("div", { class: "welcome" },
       el("p", { class: "lead" }, "Ask the model something."),
@@ -61,73 +91,86 @@ function showEmpty() {
 function submit(text = question.value) {
   if (!text.trim() || running) return;
   question.value = "";
-  if (!messages.length) log.replaceChildren();
-  messages.push({ role: "user", content: text });
-  log.append(el("article", { class: "message user", "aria-label": "You" }, el("p", {}, text)));
+  if (!chat.messages.length) log.replaceChildren();
+  chat.messages.push({ role: "user", content: text });
+  keep(chat);
+  log.append(userMessage(text));
   answer();
-}
-
-function settings() {
-  const [system, temperature, maxTokens] = ["system", "temperature", "max-tokens"].map((id) => byId(id).value.trim());
-  return {
-    model,
-    messages: [...(system ? [{ role: "system", content: system }] : []), ...messages],
-    ...(temperature ? { temperature: Number(temperature) } : {}),
-    ...(maxTokens ? { max_tokens: Number(maxTokens) } : {}),
-  };
-}
-
-async function answer() {
-  const text = document.createTextNode("");
-  const facts = el("p", { class: "facts muted" }, "waiting for the first token…");
-  const item = el("article", { class: "message answer", "aria-label": "Answer" }, el("p", {}, text), facts);
-  log.querySelector(".again")?.remove();
-  log.append(item);
-  setRunning(new AbortController());
-  const requestId = newRequestId();
-  markMine(requestId);
-  const times = { sent: performance.now(), first: null, last: null, pieces: 0 };
-  let seen = { route: null, usage: null };
-  let end = null;
-  try {
-    for await (const part of chat(settings(), requestId, running.signal)) {
-      seen = { ...seen, ...part };
-      if (part.text) {
-        times.last = performance.now();
-        times.first ??= times.last;
-        times.pieces += 1;
-        const follows = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
-        text.appendData(part.text);
-        if (follows) log.scrollTop = log.scrollHeight;
-        if (times.pieces === 1) facts.textContent = told(seen, times, null);
-      }
-    }
-    if (seen.finish === "length") end = "ended by max tokens";
-  } catch (error) {
-    if (error.name === "AbortError") {
-      end = "stopped";
-    } else {
-      item.classList.add("failed");
-      item.insertBefore(el("p", { class: "error", role: "alert" }, error instanceof ApiError ? `${error.status} · ${error.message}` : error.message), facts);
-      if (error.status === 401) onKeyRefused();
-    }
-  }
-  facts.textContent = told(seen, times, end);
-  if (text.data) messages.push({ role: "assistant", content: text.data });
-  else item.firstChild.remove();
-  if (item.isConnected) {
-    item.append(el("button", { type: "button", class: "link again", onclick: () => again(item) }, item.classList.contains("failed") ? "Try again" : "Regenerate"));
-    log.scrollTop = log.scrollHeight;
-  }
-  setRunning(null);
 }
 
 function again(item) {
   if (running) return;
-  if (messages.at(-1)?.role === "assistant") messages.pop();
+  // the last answer alone is asked for again
+  if (chat.messages.at(-1)?.role === "assistant") chat.messages.pop();
   item.remove();
   answer();
   question.focus();
+}
+
+async function answer() {
+  const shown = new Answer();
+  const asked = chat; // another one may be opened meanwhile
+  shown.setFacts("waiting for the first token…");
+  log.querySelectorAll(".again").forEach((button) => button.remove());
+  log.append(shown.item);
+  scrollDown(true);
+  const mine = { abort: new AbortController(), requestId: newRequestId(), answer: shown };
+  newest = mine;
+  setRunning(mine);
+  markMine(mine.requestId);
+  const times = { sent: performance.now(), first: null, last: null, pieces: 0 };
+  const { seen, end, error } = await listen(ask(body(), mine.requestId, mine.abort.signal), shown, times);
+  if (error) shown.fail(error instanceof ApiError ? `${error.status} · ${error.message}` : error.message);
+  mine.facts = told(seen, times, end);
+  const facts = [mine.facts, mine.lost].filter(Boolean).join(" · ");
+  shown.setFacts(facts);
+  shown.end(() => again(shown.item));
+  if (shown.text || shown.reasoning) {
+    asked.messages.push({ role: "assistant", content: shown.text, facts, ...(shown.reasoning ? { reasoning: shown.reasoning } : {}) });
+    keep(asked);
+  }
+  scrollDown(true);
+  if (running === mine) setRunning(null);
+  if (error?.status === 401) onKeyRefused();
+}
+
+function body() {
+  const system = systemPrompt();
+  const messages = chat.messages.map(({ role, content }) => ({ role, content }));
+  return { ...requestFields(), messages: [...(system ? [{ role: "system", content: system }] : []), ...messages] };
+}
+
+// Shows an answer as it comes; gives what was told beside its text, and how it ended.
+async function listen(parts, shown, times) {
+  let seen = { route: null, usage: null };
+  try {
+    for await (const part of parts) {
+      seen = { ...seen, ...part };
+      if (!part.text && !part.reasoning) continue;
+      times.last = performance.now();
+      times.first ??= times.last;
+      times.pieces += 1;
+      const follows = isAtEnd();
+      shown.add(part.text, part.reasoning, () => scrollDown(follows));
+      if (times.pieces === 1) shown.setFacts(told(seen, times, null));
+    }
+    return { seen, end: seen.finish === "length" ? "ended by max tokens" : null };
+  } catch (error) {
+    return error.name === "AbortError" ? { seen, end: "stopped" } : { seen, end: null, error };
+  }
+}
+
+function keep(changed) {
+  changed.at = Date.now();
+  keepChat(changed);
+}
+
+function isAtEnd() {
+  return log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+}
+
+function scrollDown(follows) {
+  if (follows) log.scrollTop = log.scrollHeight;
 }
 
 function told({ route, usage }, times, end) {
@@ -145,9 +188,9 @@ function told({ route, usage }, times, end) {
   return parts.join(" · ");
 }
 
-function setRunning(controller) {
-  running = controller;
-  log.setAttribute("aria-busy", String(controller !== null));
-  sendButton.textContent = controller ? "Stop" : "Send";
-  sendButton.classList.toggle("stop", controller !== null);
+function setRunning(next) {
+  running = next;
+  log.setAttribute("aria-busy", String(next !== null));
+  sendButton.textContent = next ? "Stop" : "Send";
+  sendButton.classList.toggle("stop", next !== null);
 }

@@ -49,6 +49,17 @@ export function rate(perSecond) {
   return perSecond >= 99.5 ? count(perSecond) : perSecond.toFixed(1);
 }
 
+// The time of a Unix time, as clocks here show it.
+export function clock(at) {
+  return new Date(1000 * at).toLocaleTimeString([], { hour12: false });
+}
+
+export function ago(seconds) {
+  if (seconds < 1) return "now";
+  if (seconds < 60) return `${Math.floor(seconds)} s ago`;
+  return seconds < 3600 ? `${Math.floor(seconds / 60)} min ago` : `${Math.floor(seconds / 3600)} h ago`;
+}
+
 export function nbytes(number) {
   if (number < 1000) return `${number} B`;
   if (number < 1e6) return `${(number / 1e3).toFixed(1)} kB`;

@@ -1,45 +1,44 @@
 // Starts the page: asks the router what there is once a second, while somebody looks.
 
-import { ApiError, get, hasKey, setKey } from "./api.js";
-import { setModel, startChat } from "./chat.js";
+import { ApiError, get } from "./api.js";
+import { startChat, watchReplays } from "./chat.js";
+import { startChatList } from "./chat_list.js";
 import { byId } from "./dom.js";
+import { askForKey, showKeyButton, startKeyDialog } from "./key_dialog.js";
 import { LIMIT, showRequests } from "./requests.js";
-import { showWorkers } from "./workers.js";
+import { setModels, startSettings } from "./settings.js";
+import { startTabs } from "./tabs.js";
+import { showTotals } from "./totals.js";
+import { showTransfers } from "./transfers.js";
+import { showWorkers, startWorkers } from "./workers.js";
 
 const INTERVAL_MS = 1000;
 const SLOWEST_MS = 5000;
+const TOTALS_EVERY = 3; // rounds; the router makes a point each five seconds
+const MODELS_EVERY = 60;
 
-let model = null;
+let round = 0;
 let isPaused = false;
 let failures = 0;
 let timer = null;
 let isAsking = false;
-let isDeclined = false;
 
 async function refresh() {
   clearTimeout(timer);
   if (isAsking || document.hidden) return;
   isAsking = true;
   try {
-    if (model === null) {
-      const names = (await get("v1/models")).data.map((card) => card.id);
-      [model] = names;
-      byId("model").textContent = model;
-      document.title = `Baton · ${model}`;
-      setModel(model);
-    }
-    const [{ workers }, requests] = await Promise.all([get("debug/workers"), get(`debug/requests?limit=${LIMIT}`)]);
+    await show();
     failures = 0;
-    showWorkers(workers);
-    if (!isPaused) showRequests(requests);
-    const canAnswer = workers.some((worker) => worker.legs.includes("decode") && worker.state === "live");
-    setStatus(canAnswer ? "ready" : "waiting", canAnswer ? "Ready" : "No decode worker");
+    round += 1;
   } catch (error) {
+    round = 0;
     if (error instanceof ApiError && error.status === 401) {
       setStatus("locked", "API key needed");
-      if (!isDeclined) askForKey(hasKey() ? error.message : null);
-      return;
+      askForKey(error.message);
+      return; // until a key is entered
     }
+    if (!(error instanceof ApiError) && error.name !== "Error") console.error(error);
     failures += 1;
     setStatus("gone", error instanceof ApiError ? error.message : "Router gone, reconnecting…");
   } finally {
@@ -48,38 +47,28 @@ async function refresh() {
   timer = setTimeout(refresh, Math.min(INTERVAL_MS * 2 ** Math.max(failures - 1, 0), SLOWEST_MS));
 }
 
+async function show() {
+  if (round % MODELS_EVERY === 0) setModels((await get("v1/models")).data);
+  const [told, requests, history] = await Promise.all([
+    get("debug/workers"), get(`debug/requests?limit=${LIMIT}`), round % TOTALS_EVERY === 0 ? get("debug/history") : null,
+  ]);
+  showWorkers(told);
+  showTransfers(told);
+  if (history) showTotals(history);
+  if (!isPaused) showRequests(requests);
+  watchReplays(requests.requests);
+  const canAnswer = told.workers.some((worker) => worker.legs.includes("decode") && worker.state === "live");
+  setStatus(canAnswer ? "ready" : "waiting", canAnswer ? "Ready" : "No decode worker");
+}
+
 function setStatus(state, text) {
   const status = byId("status");
   if (status.textContent !== text) status.textContent = text;
   status.dataset.state = state;
   byId("system-state").classList.toggle("stale", state === "gone" || state === "locked");
-  if (state !== "locked") byId("key-button").hidden = true;
+  showKeyButton(state === "locked");
 }
 
-// Asks for the key in a dialog; what is entered is kept for this tab, and tried.
-function askForKey(reason = null) {
-  const dialog = byId("key-dialog");
-  if (dialog.open) return;
-  if (reason) byId("key-reason").textContent = reason;
-  byId("key").value = "";
-  byId("key-button").hidden = true;
-  dialog.showModal();
-}
-
-byId("key-form").addEventListener("submit", (event) => {
-  event.preventDefault();
-  setKey(byId("key").value.trim());
-  isDeclined = false;
-  byId("key-dialog").close("entered");
-  refresh();
-});
-byId("key-cancel").addEventListener("click", () => byId("key-dialog").close("declined"));
-byId("key-dialog").addEventListener("cancel", () => (byId("key-dialog").returnValue = "declined"));
-byId("key-dialog").addEventListener("close", () => {
-  isDeclined = byId("key-dialog").returnValue !== "entered";
-  byId("key-button").hidden = !isDeclined;
-});
-byId("key-button").addEventListener("click", () => askForKey());
 byId("pause").addEventListener("click", (event) => {
   isPaused = !isPaused;
   event.currentTarget.setAttribute("aria-pressed", String(isPaused));
@@ -88,5 +77,10 @@ byId("pause").addEventListener("click", (event) => {
 });
 document.addEventListener("visibilitychange", refresh);
 
+startTabs();
+startSettings();
+startKeyDialog(refresh);
 startChat({ onKeyRefused: refresh });
+startChatList();
+startWorkers();
 refresh();

@@ -1,18 +1,31 @@
-// The live workers, by leg: what each is doing now, and how full its KV cache is.
+// The workers by leg: what each is doing now, and how full its KV cache is. Those that are gone stay below, with when and why.
 
-import { byId, count, duration, el, plural, rate } from "./dom.js";
+import { ago, byId, clock, count, duration, el, plural, rate } from "./dom.js";
 
 const LEGS = [
   { leg: "prefill", title: "Prefill", says: "reads prompts, and hands over their KV" },
   { leg: "decode", title: "Decode", says: "fetches the KV, and writes the answers" },
 ];
 
-export function showWorkers(workers) {
+const MAX_LOST = 3; // of a leg, unless all are asked for
+let showsAllLost = false;
+
+export function startWorkers() {
+  byId("more-lost").addEventListener("click", (event) => {
+    showsAllLost = !showsAllLost;
+    event.currentTarget.setAttribute("aria-pressed", String(showsAllLost));
+  });
+}
+
+export function showWorkers({ workers, lost, now }) {
   const shown = LEGS.map(({ leg }) => workers.filter((worker) => worker.legs.includes(leg)));
   byId("workers-count").textContent = workers.length
     ? LEGS.map(({ leg }, i) => `${count(shown[i].length)} ${leg}`).join(" · ")
     : "";
-  if (!workers.length) {
+  const gone = LEGS.map(({ leg }) => lost.filter((worker) => worker.legs.includes(leg)));
+  byId("more-lost").hidden = gone.every((each) => each.length <= MAX_LOST);
+  byId("more-lost").textContent = showsAllLost ? "Last lost" : `All ${count(lost.length)} lost`;
+  if (!workers.length && !lost.length) {
     byId("workers").replaceChildren(
       el("p", { class: "empty" }, el("strong", {}, "No worker is here."), " Nothing is answered until one comes: ",
         el("code", {}, "baton decode"), " starts one, ", el("code", {}, "baton up"), " all of it."),
@@ -29,7 +42,8 @@ export function showWorkers(workers) {
           el("strong", {}, group.title), ` ${group.says}`)),
         shown[i].length
           ? shown[i].sort((a, b) => a.id.localeCompare(b.id, "en", { numeric: true })).map((worker) => row(worker, group.leg))
-          : el("tr", {}, el("td", { colspan: 6, class: "muted" }, missing(group.leg))))),
+          : el("tr", {}, el("td", { colspan: 6, class: "muted" }, missing(group.leg))),
+        gone[i].slice(0, showsAllLost ? undefined : MAX_LOST).map((worker) => lostRow(worker, now)))),
     ),
   );
 }
@@ -54,6 +68,13 @@ function row(worker, leg) {
     el("td", { class: "number", "data-column": "queue" }, count(worker.waiting)),
     el("td", { class: "number", "data-column": "speed" }, speed(worker, leg)),
   );
+}
+
+function lostRow(worker, now) {
+  const went = worker.in_flight ? ` · ${plural(worker.in_flight, "request")} went on elsewhere` : "";
+  return el("tr", { class: "lost", "data-worker": worker.id, "data-state": worker.state },
+    el("th", { scope: "row" }, el("span", { class: "dot" }), worker.id),
+    el("td", { colspan: 5 }, el("b", {}, `${worker.state} ${clock(worker.at)}`), ` · ${ago(now - worker.at)} · ${worker.reason}${went}`));
 }
 
 function activity(worker, leg) {

@@ -1,0 +1,109 @@
+"""Take the pictures of the page that README and site show: `python -m docs.pictures`, from a checkout with Chromium.
+
+Starts the demo model on a prefill and two decode workers, sends requests of all kinds for a while, and looks at the page:
+light, dark, on a phone, and after a decode worker was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+from playwright.sync_api import Browser, Page
+from tests.browser import opened, running_browser
+from tests.processes import BatonProcess, eventually, free_ports
+
+IMAGES = Path(__file__).parent / "images"
+DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+LOAD_S = 60
+"""Before the first picture, so that the curves have a course."""
+ANIMALS = ("a miller", "an owl", "a sailor", "the old baker", "two sisters", "a fox")
+
+
+def main() -> None:
+    IMAGES.mkdir(exist_ok=True)
+    with deployment() as (router, workers), load(router.url) as is_over, running_browser() as browser:
+        is_over.wait(LOAD_S)
+        take(browser, router.url, "page-desktop", color_scheme="light", viewport=DESKTOP)
+        take(browser, router.url, "page-dark", color_scheme="dark", viewport=DESKTOP)
+        take(browser, router.url, "page-phone", viewport=PHONE, device_scale_factor=1.5)
+        take(browser, router.url, "page-dead-worker", dying=workers["d1"], color_scheme="light", viewport=DESKTOP)
+
+
+@contextlib.contextmanager
+def deployment() -> Iterator[tuple[BatonProcess, dict[str, BatonProcess]]]:
+    """Start workers and a router that knows them; give both."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, workers, known = Path(name), {}, []
+        for worker_id, leg in (("p0", "prefill"), ("d0", "decode"), ("d1", "decode")):
+            port, control = free_ports(2)
+            flags = ("--worker-id", worker_id, "--port", str(port), "--control-port", str(control))
+            workers[worker_id] = BatonProcess([leg, *flags], folder / f"{worker_id}.log", port).start()
+            known += ["--worker", f"tcp://127.0.0.1:{control}"]
+        (port,) = free_ports(1)
+        arguments = ["router", "--port", str(port), "--path", "remote", *known]
+        router = BatonProcess(arguments, folder / "router.log", port).start()
+        try:
+            for process in (*workers.values(), router):
+                process.wait_ready()
+            eventually(lambda: len(httpx.get(f"{router.url}/debug/workers").json()["workers"]) == 3, "all are seen")
+            yield router, workers
+        finally:
+            for process in (router, *workers.values()):
+                process.kill()
+
+
+@contextlib.contextmanager
+def load(url: str) -> Iterator[threading.Event]:
+    """Send requests until the block ends: most are answered, every eighth is refused."""
+    is_over = threading.Event()
+
+    def send() -> None:
+        with httpx.Client(base_url=url, timeout=60) as client:
+            for i in itertools.count():
+                if is_over.wait(0.2 + 0.6 * (i % 7 == 0)):
+                    return
+                text = f"Request {i}. Tell me a story about {ANIMALS[i % len(ANIMALS)]}. " * (1 + i % 5)
+                body = {"messages": [{"role": "user", "content": text}], "max_tokens": 24 + 24 * (i % 4)}
+                client.post("/v1/chat/completions", json=body | ({"max_tokens": 10**6} if i % 8 == 5 else {}))
+
+    threads = [threading.Thread(target=send) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield is_over
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join()
+
+
+def take(browser: Browser, url: str, name: str, dying: BatonProcess | None = None, **context: object) -> None:
+    """Look at the page after two questions; a worker that shall die does so during the second one."""
+    with opened(browser, url, **context) as page:
+        page.locator("#status[data-state=ready]").wait_for()
+        ask(page, "What is the capital of France?")
+        page.locator(".again").wait_for()
+        ask(page, "Tell me a story about a miller.")
+        if dying is not None:
+            page.locator("#log .answer:last-child .facts", has_text="first token").wait_for()
+            dying.kill()
+            page.locator("tr.lost").first.wait_for()
+            page.locator("#requests .tag.warn").first.wait_for()
+        page.locator(".again").wait_for()
+        page.wait_for_timeout(3500)  # the totals are asked for every third second
+        page.screenshot(path=IMAGES / f"{name}.png")
+
+
+def ask(page: Page, text: str) -> None:
+    page.get_by_role("textbox", name="Message").fill(text)
+    page.keyboard.press("Enter")
+
+
+if __name__ == "__main__":
+    main()
