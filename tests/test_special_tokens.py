@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from baton.errors import ModelLoadError
 from baton.text import Tokenizer
 
+from . import template_kinds
 from .tokenizer_kinds import tokenizer_of
 
 TEXT = "a<|im_start|>hello <|im_end|> world</s><tool> <img>é<|new|>x"
@@ -75,38 +76,35 @@ def test_declared_tokens_are_tokens_as_in_transformers(tmp_path: Path, files: di
         assert len(tokenizer.encode("<|im_end|>", add_special_tokens=False)) == 1
 
 
-TOKEN = st.sampled_from(["<|im_start|>", "<|im_end|>", "</s>", "<s>", "<tool>", "<img>", "hello", "é"])
-FLAG = st.booleans()
-
-
-@st.composite
-def _declared(draw: st.DrawFn, *, typed: bool = False) -> Any:
-    content = draw(TOKEN)
-    if draw(FLAG):
-        return content
-    return {"content": content, "lstrip": draw(FLAG), "rstrip": draw(FLAG)} | (
-        {"__type": "AddedToken"} if typed else {}
-    )
+CONTENTS = ["<|im_start|>", "<|im_end|>", "</s>", "<s>", "<tool>", "<img>", "hello", "é"]
+TOKEN, FLAG = st.sampled_from(CONTENTS), st.booleans()
 
 
 @st.composite
 def _files(draw: st.DrawFn) -> dict[str, Any]:
+    """Write some of the files; a token's flags are the same wherever it stands."""
+    forms = {content: draw(st.none() | st.fixed_dictionaries({"lstrip": FLAG, "rstrip": FLAG})) for content in CONTENTS}
+
+    def declared(**more: Any) -> Any:
+        content = draw(TOKEN)
+        flags = forms[content]
+        return content if flags is None else {"content": content, "normalized": False} | flags | more
+
     config: dict[str, Any] = {}
     files: dict[str, Any] = {"tokenizer_config.json": config}
     if draw(FLAG):
         contents = draw(st.lists(TOKEN, max_size=3, unique=True))
         config["added_tokens_decoder"] = {
-            str(SIZE + i): LISTED | {"content": content, "special": draw(FLAG), "normalized": draw(FLAG)}
+            str(SIZE + i): LISTED | {"content": content, "special": draw(FLAG)} | (forms[content] or {})
             for i, content in enumerate(contents)
         }
     elif draw(FLAG):
         files["added_tokens.json"] = {content: SIZE + i for i, content in enumerate(draw(st.lists(TOKEN, unique=True)))}
     for name in draw(st.lists(st.sampled_from(["bos_token", "eos_token", "pad_token", "image_token"]), unique=True)):
-        config[name] = draw(_declared(typed=True))
+        config[name] = declared(__type="AddedToken")
     if draw(FLAG):
-        files["special_tokens_map.json"] = {
-            name: draw(_declared()) for name in draw(st.lists(st.sampled_from(["eos_token", "unk_token"]), unique=True))
-        }
+        names = draw(st.lists(st.sampled_from(["eos_token", "unk_token"]), unique=True))
+        files["special_tokens_map.json"] = {name: declared() for name in names}
     if draw(FLAG):
         config["additional_special_tokens"] = draw(st.lists(TOKEN, max_size=2))
     return files
@@ -122,3 +120,29 @@ def test_a_declaration_that_is_none_names_the_files(tmp_path: Path) -> None:
     files = {"tokenizer_config.json": {"added_tokens_decoder": {"7": 5}}}
     with pytest.raises(ModelLoadError, match=r"tokenizer_config.json.* cannot be read"):
         Tokenizer(_folder(tmp_path, files))
+
+
+END_OF_TURN = {
+    "chatml": "<|im_end|>",
+    "qwen3": "<|im_end|>",
+    "qwen2.5": "<|im_end|>",
+    "smollm3": "<|im_end|>",
+    "llama3": "<|eot_id|>",
+    "gemma2": "<end_of_turn>",
+    "gemma3": "<end_of_turn>",
+    "phi3": "<|end|>",
+    "macro": "<|end|>",
+}
+
+
+@pytest.mark.parametrize("kind", template_kinds.ALL)
+def test_a_templates_own_end_of_a_turn_is_found(kind: str, tmp_path: Path) -> None:
+    config = {
+        "eos_token": "</s>",
+        "bos_token": "<s>",
+        "extra_special_tokens": [*set(END_OF_TURN.values()), "<|im_start|>", "<start_of_turn>"],
+        "chat_template": template_kinds.ALL[kind],
+    }
+    tokenizer = Tokenizer(_folder(tmp_path / "model", {"tokenizer_config.json": config}))
+    ends = dict.fromkeys(["</s>", END_OF_TURN.get(kind, "</s>")])
+    assert tokenizer.end_token_ids() == tuple(tokenizer.special_token_id(end) for end in ends)

@@ -36,11 +36,14 @@ def declare_special_tokens(backend: Any, config: Declared, names: Declared, adde
         named, others = _named(config), _others(config)
         special = {token.content for token in (*named.values(), *others)}
         by_id = {token_id: AddedToken(content, special=content in special) for content, token_id in added.items()}
-    listed = {token.content: token for token in by_id.values()}
-    named = {name: listed.get(token.content, token) for name, token in named.items()}
-    known = {repr(token) for token in backend.get_added_tokens_decoder().values()}
-    backend.add_tokens([token for _, token in sorted(by_id.items()) if repr(token) not in known])
-    backend.add_special_tokens([*named.values(), *others])
+    known = backend.get_added_tokens_decoder().values()
+    as_known, with_names = {repr(token) for token in known}, {token.content for token in named.values()}
+    listed = [token for _, token in sorted(by_id.items()) if repr(token) not in as_known]
+    for token in listed:
+        token.special = token.special or token.content in with_names
+    present = {token.content for token in (*known, *listed)}
+    declared = {repr(token): token for token in (*named.values(), *others) if token.content not in present}
+    backend.add_tokens([*listed, *declared.values()])
     return {name: token.content for name, token in named.items()}
 
 
