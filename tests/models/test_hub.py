@@ -28,13 +28,7 @@ class FakeHub:
         self.calls: list[tuple[str, str | None]] = []
 
     def snapshot_download(
-        self,
-        name: str,
-        *,
-        revision: str | None,
-        allow_patterns: list[str],
-        ignore_patterns: list[str],
-        tqdm_class: type,
+        self, name: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]
     ) -> str:
         self.calls.append((name, revision))
         self.snapshot.mkdir(exist_ok=True)
