@@ -10,12 +10,19 @@ SOURCES := compose shared kernels services demo tests docs
 install: $(STAMP)
 
 # torch alone first and by exact version: asked for as a range, pip would take the newest CUDA build.
+TORCH = $(shell grep '^torch==' constraints.txt)
 $(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
-	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" --constraint constraints.txt
-	$(BIN)/python -m pip install --quiet --editable '.[redis,worker,dev]' --constraint constraints.txt
-	touch $(STAMP)
+	@echo "install: Python environment in $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
+	@echo "install: $(TORCH), the largest part"
+	@test -e /proc/driver/nvidia || echo "install: no NVIDIA GPU here: torch for CPUs alone is 15 times smaller, by" \
+		"PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make install"
+	@$(BIN)/python -m pip install --quiet "$(TORCH)" --constraint constraints.txt
+	@echo "install: Baton, Redis, and what tests and tools need"
+	@$(BIN)/python -m pip install --quiet --editable '.[redis,worker,dev]' --constraint constraints.txt
+	@echo "install: done; the command is $(BIN)/baton"
+	@touch $(STAMP)
 
 check: install
 	$(BIN)/ruff format --check $(SOURCES)

@@ -6,6 +6,7 @@ does, but knows no groups.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
@@ -29,7 +30,7 @@ class Command(TyperCommand):
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in sorted(shown, key=lambda each: place_of(str(each.name))):
             if record := parameter.get_help_record(ctx):
-                sections.setdefault(_group(parameter), []).append(record)
+                sections.setdefault(_group(parameter), []).append(_with_default(parameter, *record))
         order = ("Arguments", "Options", *GROUPS)
         for group in sorted(sections, key=order.index):
             with formatter.section(group):
@@ -41,6 +42,13 @@ class Command(TyperCommand):
     def is_rare(self, name: str) -> bool:
         """Whether a flag is shown by --help-all alone."""
         return False
+
+
+def _with_default(parameter: Any, names: str, text: str) -> tuple[str, str]:
+    """Write a switch's default as on or off: click names the flag again, which lines then cut at its dashes."""
+    if parameter.param_type_name != "option" or not parameter.secondary_opts:
+        return names, text
+    return names, re.sub(r"default: [\w-]+\]$", f"default: {'on' if parameter.default else 'off'}]", text)
 
 
 def _group(parameter: Any) -> str:

@@ -28,6 +28,7 @@ from baton.listener import bind_tcp, bracketed
 from baton.log_view import LogView
 from baton.logs import LogConfig, setup_logs
 from baton.own_http import UDS_URL, client_of_started
+from baton.progress import EVERY_S
 from baton.redis_server import find_redis_server, server_command
 from baton.router.http_config import HttpConfig
 from baton.services import model_name, own_address
@@ -124,7 +125,8 @@ async def run_up(config: UpConfig, engine: EngineConfig, http: HttpConfig, logs:
     supervisor = Supervisor(view)
     with tempfile.TemporaryDirectory(prefix="baton-up-", ignore_cleanup_errors=True) as folder:
         plan = make_plan(config, engine, http, logs, folder)
-        view.say("up", plan.notice)
+        names = ", ".join(child.name for child in (*plan.redis, *plan.workers, plan.router))
+        view.say("up", f"{plan.model_name}: starting {names}. {plan.notice}")
         for child in (*plan.redis, *plan.workers, plan.router):
             supervisor.start(child)
         serving = asyncio.create_task(_serve(config, http, plan, view))
@@ -153,7 +155,7 @@ async def _serve(config: UpConfig, http: HttpConfig, plan: Plan, view: LogView) 
     started_at = time.monotonic()
     headers = {"authorization": f"Bearer {config.api_key[0]}"} if config.api_key else {}
     async with client_of_started(http, timeout=10, headers=headers) as client:
-        await _wait_ready(client, plan)
+        await _wait_ready(client, plan, view)
         took_s = time.monotonic() - started_at
         view.say("up", f"ready after {took_s:.1f} s, with a page at {plan.router_url}/. Try:")
         view.answer(_curl(plan, config, http))
@@ -165,12 +167,17 @@ async def _serve(config: UpConfig, http: HttpConfig, plan: Plan, view: LogView) 
         return status
 
 
-async def _wait_ready(client: httpx.AsyncClient, plan: Plan) -> None:
-    deadline = time.monotonic() + START_S
-    for url in [*plan.worker_urls, plan.router_url]:
+async def _wait_ready(client: httpx.AsyncClient, plan: Plan, view: LogView) -> None:
+    """Wait for workers and router, and say every few seconds for whom: loading torch alone is silent for long."""
+    start = told_at = time.monotonic()
+    for child, url in zip((*plan.workers, plan.router), (*plan.worker_urls, plan.router_url), strict=True):
         while not await _is_ready(client, url, len(plan.workers)):
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now > start + START_S:
                 raise ChildFailed(f"{url} is not ready after {START_S:.0f} s")
+            if now > told_at + EVERY_S:
+                told_at = now
+                view.say("up", f"waiting for {child.name} since {now - start:.0f} s")
             await asyncio.sleep(_POLL_S)
 
 

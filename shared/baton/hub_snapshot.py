@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from baton.errors import ModelLoadError
+from baton.progress import DownloadBar
 
 
 def fetch_snapshot(repository: str, revision: str | None, patterns: tuple[str, ...], *, field: str) -> Path:
@@ -25,7 +26,13 @@ def fetch_snapshot(repository: str, revision: str | None, patterns: tuple[str, .
     ignored = [f"*/{pattern}" for pattern in patterns if "/" not in pattern]
     try:
         return Path(
-            snapshot_download(repository, revision=revision, allow_patterns=list(patterns), ignore_patterns=ignored)
+            snapshot_download(
+                repository,
+                revision=revision,
+                allow_patterns=list(patterns),
+                ignore_patterns=ignored,
+                tqdm_class=DownloadBar,
+            )
         )
     except errors.GatedRepoError:
         reason = f"{name} is gated. Accept its licence on huggingface.co and set HF_TOKEN."

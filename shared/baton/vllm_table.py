@@ -226,7 +226,7 @@ SERVING = (
     (
         "A running service is measured by /metrics, `baton top` and `baton bench`; nothing else is measured.",
         """
-        disable_log_stats?~ aggregate_engine_logging?~ enable_metrics?~ show_hidden_metrics_for_version~
+        aggregate_engine_logging?~ enable_metrics?~ show_hidden_metrics_for_version~
         enable_prompt_tokens_details?~ enable_server_load_tracking?~
         metrics_port otlp_traces_endpoint collect_detailed_traces[] kv_cache_metrics? kv_cache_metrics_sample=0.01
         custom_histogram_buckets cudagraph_metrics? enable_layerwise_nvtx_tracing? enable_mfu_metrics?

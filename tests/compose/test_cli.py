@@ -55,6 +55,7 @@ def test_help_at_80_columns_shows_every_flag_whole_in_groups_with_its_variable(n
     assert max(map(len, text.splitlines())) <= 80
     assert "\nModel:\n" in text
     assert "BATON_MODEL" in text
+    assert "default: no-" not in " ".join(text.split())
     assert "…" not in text
 
 

@@ -52,6 +52,9 @@ def test_up_once_answers_one_question_over_both_workers_and_ends(tmp_path: Path)
     finally:
         process.kill()
     log = process.log()
+    assert "starting redis, prefill-0, decode-0, router" in log.splitlines()[0]
+    assert "Loading weights: 100 %" in log
+    assert "longest context" in log
     assert "path=remote; decode=decode-0; prefill=prefill-0" in log
     assert "first token after" in log
     assert f"curl {process.url}/v1/chat/completions" in log

@@ -28,7 +28,13 @@ class FakeHub:
         self.calls: list[tuple[str, str | None]] = []
 
     def snapshot_download(
-        self, name: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]
+        self,
+        name: str,
+        *,
+        revision: str | None,
+        allow_patterns: list[str],
+        ignore_patterns: list[str],
+        tqdm_class: type,
     ) -> str:
         self.calls.append((name, revision))
         self.snapshot.mkdir(exist_ok=True)

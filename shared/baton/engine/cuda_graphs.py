@@ -5,21 +5,19 @@ A graph is captured for each shape of padded_step.py; its inputs are one packed 
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from baton.engine.batch import BatchBuilder, HostBatch
 from baton.engine.padded_step import StepShape, StepShapes, forward, pack
 from baton.engine.upload import upload
 from baton.models.causal_lm import CausalLM
+from baton.progress import Bar, tell
 
 
 @dataclass(slots=True)
@@ -44,15 +42,14 @@ class StepGraphs:
         start, free = time.perf_counter(), torch.cuda.mem_get_info()[0]
         pool: Any = None
         shapes = self._shapes.all
-        for shape in track(shapes, "Capturing steps", console=Console(stderr=True), disable=not progress):
+        for shape in Bar(shapes, desc="Capturing steps", unit=" steps", disable=not progress):
             self._graphs[shape] = self._capture_one(shape, pool)
             pool = self._graphs[shape].graph.pool()
         if progress:
             seconds, nbytes = time.perf_counter() - start, free - torch.cuda.mem_get_info()[0]
-            print(
+            tell(
                 f"captured {len(shapes)} steps of up to {shapes[0].num_tokens} tokens in {seconds:.1f} s, "
-                f"{nbytes / 2**20:.0f} MiB",
-                file=sys.stderr,
+                f"{nbytes / 2**20:.0f} MiB"
             )
 
     def run(self, batch: HostBatch) -> Tensor | None:

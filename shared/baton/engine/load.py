@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import sys
 from pathlib import Path
 
 import torch
@@ -22,6 +21,7 @@ from baton.models.hub import locate
 from baton.models.identity import model_identity
 from baton.models.loader import load_model, resolve_dtype, weights_nbytes
 from baton.models.spec import ModelSpec
+from baton.progress import tell
 from baton.prompt import Prompt
 from baton.protocol import SamplingParams
 from baton.text import Tokenizer
@@ -60,17 +60,17 @@ def load_engine(
     )
     if progress:
         name = f"{spec.family} on {device} in {str(dtype).removeprefix('torch.')}"
-        print(f"{name}: {memory.describe()}", file=sys.stderr)
+        tell(f"{name}: {memory.describe()}")
     references = prepare_kernels(config, spec, dtype, max_model_len, device)
     if references and progress:
-        print(f"in plain torch, and so without CUDA graphs: {', '.join(references)}", file=sys.stderr)
+        tell(f"in plain torch, and so without CUDA graphs: {', '.join(references)}")
     model = load_model(
         folder,
         dtype=dtype,
         device=device,
         load_format=config.load_format,
         seed=config.seed,
-        progress=progress and sys.stderr.isatty(),
+        progress=progress,
         max_model_len=max_model_len,
         deterministic=config.deterministic,
     )
@@ -80,7 +80,7 @@ def load_engine(
         if device.type == "cuda":
             memory = _measured(model, config, memory, kv_spec)
             if progress:
-                print(f"measured: {memory.describe()}", file=sys.stderr)
+                tell(f"measured: {memory.describe()}")
         engine = Engine(model, config, memory, kv_spec, cache_key=cache_key, identity=identity)
         if device.type == "cuda" and not config.enforce_eager and not references:
             engine.runner.capture_graphs(max_num_tokens=config.max_num_batched_tokens, progress=progress)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import contextmanager
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from torch import Tensor
 
 from baton.errors import ModelLoadError
 from baton.models.checkpoint import FLOATS, TensorEntry, open_weights
 from baton.models.parameters import Parameters, Piece, Target
+from baton.progress import Bar
 
 PREFIXES = ("model.decoder.", "decoder.", "model.", "transformer.")
 # Buffers that old versions of transformers saved: frequencies of rotary embeddings, GPT-2's causal masks.
@@ -111,15 +109,6 @@ def _listed(names: list[str]) -> str:
 # Reading
 
 
-@contextmanager
-def progress_bar(total: int, shown: bool) -> Iterator[Callable[[int], None]]:
-    """Draw a bar on stderr while weights are read; yields the function that moves it by bytes."""
-    columns = (TextColumn("Loading weights"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not shown) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda nbytes: bar.advance(task, nbytes)
-
-
 def load_weights(parameters: Parameters, found: Mapping[str, TensorEntry], progress: bool) -> None:
     """Read all tensors that `match` found, or this rank's parts of them, file by file in the order of their bytes.
 
@@ -133,17 +122,18 @@ def load_weights(parameters: Parameters, found: Mapping[str, TensorEntry], progr
         for name, entry in in_order
         for piece in parameters.target(name).pieces
     )
-    with progress_bar(sum(stored), progress) as advance:
+    form = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "disable": not progress}
+    with Bar(total=sum(stored), desc="Loading weights", **form) as bar:
         for file, items in itertools.groupby(in_order, key=lambda item: item[1].file):
             with open_weights(file) as weights:
                 for name, entry in items:
-                    _load(weights.get_tensor(entry.name), name, entry, parameters, advance)
+                    _load(weights.get_tensor(entry.name), name, entry, parameters, bar.update)
     if parameters.device.type == "cuda":
         torch.cuda.synchronize(parameters.device)
 
 
 def _load(
-    stored: Tensor, name: str, entry: TensorEntry, parameters: Parameters, advance: Callable[[int], None]
+    stored: Tensor, name: str, entry: TensorEntry, parameters: Parameters, advance: Callable[[int], object]
 ) -> None:
     original = parameters.tied.get(name)
     for piece in parameters.target(name).pieces:
