@@ -140,13 +140,18 @@ class Tokenizer:
 
     def offsets(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return where in `text` each of its tokens begins; one that the tokenizer adds stands where it is added."""
-        begins, end = [], 0
-        for token_begin, token_end in self._backend.encode_batch([text], add_special_tokens=add_special_tokens)[
-            0
-        ].offsets:
-            # a token's span may leave out its space; those of a character's parts are all the character's
-            begins.append(min(token_begin, end) if token_end > token_begin else end)
-            end = max(end, token_end)
+        (encoding,) = self._backend.encode_batch([text], add_special_tokens=add_special_tokens)
+        is_added = encoding.special_tokens_mask
+        shown, counted = self.decode_with_offsets(
+            t for t, added in zip(encoding.ids, is_added, strict=True) if not added
+        )
+        if shown != text:  # something was lost on the way to ids, so the library's spans must do, wide as some are
+            return _beginnings(encoding.offsets)
+        own = iter([*counted, len(text)])
+        begins, begin = [], next(own)
+        for added in is_added:
+            begins.append(begin)
+            begin = begin if added else next(own)
         return begins
 
     def token(self, token_id: int) -> str:
@@ -347,6 +352,15 @@ class AnswerText:
         if stop is None and finish_reason is not None:
             text += stops.flush()
         return text, stop
+
+
+def _beginnings(spans: Iterable[tuple[int, int]]) -> list[int]:
+    """Return where tokens begin. A span may leave out its space; those of a character's parts are all the character's."""
+    begins, end = [], 0
+    for span_begin, span_end in spans:
+        begins.append(min(span_begin, end) if span_end > span_begin else end)
+        end = max(end, span_end)
+    return begins
 
 
 def unnamed(token_id: int) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from tests.tokenizer_kinds import KINDS, tokenizer_of
 
+from baton.config import demo_model_path
 from baton.messages import TokenLogprobs
 from baton.router.openai.logprobs import CompletionLogprobs, Echo, chat_logprob
 from baton.text import Tokenizer
@@ -97,3 +98,14 @@ def test_a_prompts_tokens_stand_where_they_are_in_its_text(kind: str, tmp_path: 
         assert name.startswith(("bytes:", "<unk>")) or text.startswith((name, name.strip()), at)
     if kind == "byte-level":  # which loses nothing
         assert tokenizer.decode_with_offsets(ids) == (text, offsets)
+
+
+def test_a_prompts_tokens_stand_where_they_are_also_where_the_library_knows_wide_spans_alone(tmp_path: Path) -> None:
+    tokenizer = _tokenizer("unigram with byte fallback", tmp_path)
+    assert tokenizer.offsets("o日本 hello") == [0, 0, 1, 2, 2, 2, 3]
+
+
+def test_what_a_tokenizer_adds_stands_where_it_is_added(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(demo_model_path())
+    assert tokenizer.offsets("Hi there") == [0, 0, 2]
+    assert tokenizer.offsets("Hi there", add_special_tokens=False) == [0, 2]
