@@ -46,6 +46,9 @@ class PaperMailbox:
         arrived, self.arrived = self.arrived, []
         return arrived
 
+    def refusal(self) -> str:
+        return ""
+
     def post(self, peer: Peer | None, message: Outputs | Blocks) -> None:
         self.posted.append((peer, message))
 
