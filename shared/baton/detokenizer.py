@@ -15,7 +15,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, cast
 
 _UNKNOWN = "\N{REPLACEMENT CHARACTER}"
@@ -33,8 +33,8 @@ Piece = str | bytes
 class Pieces(dict[int, Piece]):
     """Pieces by token id, each found when it is first asked for. Shared by all streams of a tokenizer."""
 
-    def __init__(self, backend: Any, *, skip_special_tokens: bool) -> None:
-        """`backend`: a tokenizer of the `tokenizers` library."""
+    def __init__(self, backend: Any, *, skip_special_tokens: bool, shown: Collection[str] = ()) -> None:
+        """`backend`: a tokenizer of the `tokenizers` library; `shown`: special tokens that are shown all the same."""
         super().__init__()
         self._backend = backend
         stages = list(_stages(backend.decoder))
@@ -43,12 +43,12 @@ class Pieces(dict[int, Piece]):
         """How bytes that make no character are shown: a name for `codecs`."""
         self.suffix: str | None = next((stage["suffix"] for stage in stages if stage["type"] == "BPEDecoder"), None)
         """The end of a word, where words end so."""
-        self._hides = skip_special_tokens
+        self._hides, self._shown = skip_special_tokens, shown
 
     def __missing__(self, token_id: int) -> Piece:
         token = self._backend.id_to_token(token_id)
         piece: Piece = ""
-        if token is not None and not (self._hides and self._is_special(token_id)):
+        if token is not None and not (self._hides and token not in self._shown and self._is_special(token_id)):
             piece = self._read(token, self._decode(_ANCHOR, token).removeprefix(_ANCHOR))
         self[token_id] = piece
         return piece

@@ -69,6 +69,7 @@ class Tokenizer:
         )
         self._shown = Pieces(self._backend, skip_special_tokens=True)
         self._all = Pieces(self._backend, skip_special_tokens=False)
+        self._shown_with: dict[tuple[str, ...], Pieces] = {}
 
     @property
     def hf(self) -> Any:
@@ -201,9 +202,14 @@ class Tokenizer:
         )
         return self.encode(text, add_special_tokens=False)
 
-    def new_stream(self, prompt_ids: Sequence[int], *, skip_special_tokens: bool = True) -> Detokenizer:
-        """Start the text of one answer, after `prompt_ids`."""
-        return Detokenizer(self._shown if skip_special_tokens else self._all, prompt_ids)
+    def new_stream(
+        self, prompt_ids: Sequence[int], *, skip_special_tokens: bool = True, shown: tuple[str, ...] = ()
+    ) -> Detokenizer:
+        """Start the text of one answer, after `prompt_ids`; `shown` are special tokens that are not skipped."""
+        pieces = self._shown if skip_special_tokens else self._all
+        if skip_special_tokens and any(self.special_token_id(token) is not None for token in shown):
+            pieces = self._shown_with.setdefault(shown, Pieces(self._backend, skip_special_tokens=True, shown=shown))
+        return Detokenizer(pieces, prompt_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,12 +319,20 @@ class AnswerText:
 
     __slots__ = ("_detokenizer", "_hidden_stops", "_include_stop", "_min_tokens", "_num_tokens", "_stops")
 
-    def __init__(self, tokenizer: Tokenizer | None, prompt_ids: Sequence[int], params: SamplingParams) -> None:
-        """Start after `prompt_ids`; without a tokenizer the text is empty."""
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        shown: tuple[str, ...] = (),
+    ) -> None:
+        """Start after `prompt_ids`; without a tokenizer the text is empty. `shown` are special tokens that stay in it."""
         self._include_stop = params.include_stop_str_in_output
         self._detokenizer: Detokenizer | None = None
         if tokenizer is not None and params.detokenize:
-            self._detokenizer = tokenizer.new_stream(prompt_ids, skip_special_tokens=params.skip_special_tokens)
+            self._detokenizer = tokenizer.new_stream(
+                prompt_ids, skip_special_tokens=params.skip_special_tokens, shown=shown
+            )
         self._stops = StopMatcher(params.stop, include_in_output=self._include_stop) if params.stop else None
         self._hidden_stops: dict[int, str] = {}
         """Stop strings that are special tokens: those are not in the text."""

@@ -1,6 +1,7 @@
 """Tokenizer and chat template without `transformers`: the same ids and texts as it gives."""
 
 import asyncio
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from baton.errors import InvalidRequest, ModelLoadError
 from baton.protocol import SamplingParams
 from baton.requests.chat import ChatRequest
 from baton.router.config import RouterConfig
+from baton.router.openai.parsers.hermes import HermesParser
+from baton.router.openai.parts import AnswerParts, CallBegins
 from baton.router.text_pool import TextPool
 from baton.text import AnswerText, Tokenizer
 
@@ -190,3 +193,19 @@ def test_a_special_token_is_a_stop_string_though_it_is_not_shown(
         if stop is not None:
             break
     assert (text, stop) == expected
+
+
+@pytest.mark.parametrize("is_special", [False, True])
+def test_a_calls_marks_reach_its_parser_though_they_are_special_tokens(tmp_path: Path, is_special: bool) -> None:
+    folder = make_tokenizer_folder(tmp_path)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    marks = ["<tool_call>", "</tool_call>"] if is_special else []
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"extra_special_tokens": marks}))
+    tokenizer = Tokenizer(folder)
+    parser = HermesParser()
+    answer = AnswerParts(AnswerText(tokenizer, [5], SamplingParams(), parser.marks), parser)
+    token_ids = tokenizer.encode('Well<|user|> <tool_call>{"name": "f", "arguments": {}}</tool_call>')
+    parts = [part for token_id in token_ids for part in answer.push(token_id, None)[0]]
+    *text, call = parts
+    assert isinstance(call, CallBegins)
+    assert ("".join(map(str, text)), call.name, call.arguments) == ("Well ", "f", "{}")

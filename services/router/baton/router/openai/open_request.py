@@ -143,8 +143,10 @@ class OpenRequest:
             left.cancel()
 
     def _text(self, generation: Generation, new_parser: Callable[[], AnswerParser] | None) -> ChoiceText[Shown]:
-        text = AnswerText(self._router.tokenizer, generation.prompt.token_ids, generation.params)
-        return text if new_parser is None else AnswerParts(text, new_parser())
+        parser = None if new_parser is None else new_parser()
+        marks = () if parser is None else parser.marks
+        text = AnswerText(self._router.tokenizer, generation.prompt.token_ids, generation.params, marks)
+        return text if parser is None else AnswerParts(text, parser)
 
     async def _hash_aside(self, generation: Generation) -> None:
         """Hash a long prompt's blocks in a thread."""

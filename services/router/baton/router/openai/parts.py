@@ -50,6 +50,10 @@ Shown = Text | list[Part]
 class AnswerParser(Protocol):
     """Tells apart what one choice's text means. One model family's way to write it is one file in `parsers`."""
 
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What it looks for; where that is a special token, it is left in the text for the parser."""
+
     def push(self, text: str, token_id: int) -> list[Part]:
         """Take a token and the text that it completes, which may be none; return the parts that are certain by now."""
 

@@ -10,6 +10,7 @@ class FirstCall:
 
     def __init__(self, parser: AnswerParser) -> None:
         self._parser = parser
+        self.marks = parser.marks
 
     def push(self, text: str, token_id: int) -> list[Part]:
         return _without_later_calls(self._parser.push(text, token_id))

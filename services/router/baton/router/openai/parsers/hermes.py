@@ -38,6 +38,8 @@ _CALLS = msgspec.json.Decoder(_Call)
 class HermesParser:
     """Text and calls, in order. Each piece is looked at once, however long a call grows."""
 
+    marks = (_OPEN, _CLOSE)
+
     def __init__(self) -> None:
         self._held = ""
         """The end of the text: it may become a tag."""
