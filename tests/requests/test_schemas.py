@@ -22,6 +22,7 @@ from baton.requests.closed import Closed
 from baton.requests.completions import CompletionRequest
 from baton.requests.messages import Message, TextPart, ToolCall
 from baton.requests.sampling import StreamOptions
+from baton.requests.tokenize import TokenizeRequest
 from baton.requests.tools import FunctionDefinition, Tool
 
 VLLM_SAMPLING = """
@@ -38,6 +39,10 @@ VLLM_SAMPLING = """
 VLLM_CHAT = """
     include_reasoning echo add_generation_prompt continue_final_message documents chat_template chat_template_kwargs
     media_io_kwargs mm_processor_kwargs return_prompt_text best_of
+"""
+VLLM_TOKENIZE = """
+    model prompt messages add_special_tokens return_token_strs add_generation_prompt continue_final_message chat_template
+    chat_template_kwargs mm_processor_kwargs media_io_kwargs tools
 """
 VLLM_PARTS = """
     image_url image_pil image_embeds audio_url audio_embeds input_audio video_url input_image input_text output_text
@@ -85,6 +90,7 @@ def test_every_type_of_part_of_the_sdk_is_known() -> None:
     [
         (ChatRequest, VLLM_SAMPLING + VLLM_CHAT),
         (CompletionRequest, VLLM_SAMPLING + "prompt_embeds"),
+        (TokenizeRequest, VLLM_TOKENIZE),
         (TextPart, VLLM_PARTS),
         (Message, "reasoning tools"),
         (Tool, "defer_loading"),

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from .cluster import Cluster, cluster
@@ -19,6 +20,11 @@ COUNTED = {"stream": True, "stream_options": {"include_usage": True, "continuous
 def http(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     with cluster(tmp_path_factory.mktemp("shape"), [{"worker_id": "d0"}]) as made, _client(made) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def sdk(http: httpx.Client) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{http.base_url}/v1", api_key=http.headers["authorization"].split()[1])
 
 
 def _client(made: Cluster) -> httpx.Client:
@@ -98,6 +104,16 @@ def test_a_models_root_is_its_name_and_no_path(http: httpx.Client) -> None:
 def test_a_given_id_stands_in_the_answer(http: httpx.Client) -> None:
     body = http.post("/v1/completions", json={"prompt": "hello", "max_tokens": 1, "request_id": "mine"}).json()
     assert body["id"] == "cmpl-mine"
+
+
+def test_an_answer_may_be_sent_back_as_the_sdk_gives_it(http: httpx.Client, sdk: openai.OpenAI) -> None:
+    asked: list[Any] = [{"role": "user", "content": "hello"}]
+    for _ in range(2):
+        message = sdk.chat.completions.create(model="tiny", messages=asked, max_tokens=2).choices[0].message
+        asked += [message, message.model_dump(), {"role": "user", "content": "and?"}]
+    body = http.post("/v1/chat/completions", json={"messages": MESSAGES, "max_tokens": 2}).json()
+    again = [*MESSAGES, body["choices"][0]["message"], *MESSAGES]
+    assert http.post("/v1/chat/completions", json={"messages": again, "max_tokens": 2}).status_code == 200
 
 
 @pytest.mark.parametrize(

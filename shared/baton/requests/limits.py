@@ -22,18 +22,23 @@ class Limits(NamedTuple):
         Raises:
             InvalidRequest: names the field, its value, the limit and the flag that moves it.
         """
-        self._check_one("prompt", num_prompts, "prompts", self.max_prompts, "--max-prompts")
-        self._check_one("stop", num_stop, "strings", self.max_stop_strings, "--max-stop-strings")
+        self._check_one("prompt", num_prompts, "prompts", self.max_prompts, "max_prompts")
+        self._check_one("stop", num_stop, "strings", self.max_stop_strings, "max_stop_strings")
         if n * num_prompts > self.max_choices:
             what = "n" if num_prompts == 1 else f"{num_prompts} prompts times n"
-            way_out = "Send several requests, or raise --max-choices of the router."
+            way_out = f"Send several requests, or raise {_flag('max_choices')}."
             raise refuse("n", n, f"{what} may be at most {self.max_choices}", way_out)
 
     @staticmethod
-    def _check_one(field: str, count: int, noun: str, limit: int, flag: str) -> None:
+    def _check_one(field: str, count: int, noun: str, limit: int, name: str) -> None:
         if count > limit:
-            way_out = f"Send fewer, or raise {flag} of the router."
+            way_out = f"Send fewer, or raise {_flag(name)}."
             raise refuse(field, f"{count} {noun}", f"at most {limit} are taken at once", way_out)
+
+
+def _flag(name: str) -> str:
+    """Name a setting as whoever runs `baton router`, and as whoever runs `baton up`, gives it."""
+    return f"the router's --{name.replace('_', '-')} (BATON_{name.upper()})"
 
 
 DEFAULT_LIMITS = Limits()
