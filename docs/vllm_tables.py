@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from docs.markdown import rows
 
-from baton.vllm_names import ARGUMENTS, BENCH, EMPTY, FLAGS, METHODS, SAMPLING, Name
+from baton.vllm_names import ARGUMENTS, BENCH, CALLS, EMPTY, FLAGS, METHODS, SAMPLING, Name
 
 
 def vllm_table(name: str) -> str:
     """Return a table of vLLM's names: each sentence of the table in the code, with its names."""
-    table = {"flags": FLAGS, "arguments": ARGUMENTS, "sampling": SAMPLING, "methods": METHODS, "bench": BENCH}[name]
+    python = {"arguments": ARGUMENTS, "calls": CALLS, "sampling": SAMPLING, "methods": METHODS}
+    table = ({"flags": FLAGS, "bench": BENCH} | python)[name]
     said: dict[str, tuple[list[str], list[str]]] = {}
     for each in table.values():
         if name == "arguments" and FLAGS.get(each.name) == each:
