@@ -20,7 +20,7 @@ from tests.processes import BatonProcess, eventually, free_ports
 
 IMAGES = Path(__file__).parent / "images"
 DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
-LOAD_S = 60
+LOAD_S = 100
 """Before the first picture, so that the curves have a course."""
 ANIMALS = ("a miller", "an owl", "a sailor", "the old baker", "two sisters", "a fox")
 

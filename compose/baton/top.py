@@ -1,7 +1,7 @@
 """`baton top`: workers and requests, live in a terminal, from what the router and the workers tell.
 
-The router names its workers at /debug/workers; speeds come from the difference of two readings of /metrics. A worker whose
-/metrics cannot be reached from here (in another network) is shown with what the router knows of it.
+The router names its workers at /debug/workers, and those that are gone; speeds come from the difference of two readings of
+/metrics. A worker whose /metrics cannot be reached from here (in another network) is shown with what the router knows of it.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ WINDOW_S = 60.0
 _TIMEOUT_S = 2.0
 _BAR_LEN = 5
 _COLUMNS = ("worker", "legs", "run", "wait", "KV use", "tok/s", "prompt/s", "hits", "KV in/s", "out/s", "held")
+_MAX_LOST = 3
+"""Workers that are gone, the last ones."""
+_REFUSED = frozenset(("400", "404", "408", "413", "422", "429", "431"))
 _TOLD_BY_WORKER = 6
 """The last columns, which the router does not know."""
 
@@ -50,6 +53,11 @@ class Readings:
     def total(self, name: str, **labels: str) -> float:
         """Add up a series' samples that have these labels; 0 if there is none."""
         return sum(value for its, value in self._samples.get(name, ()) if labels.items() <= its.items())
+
+    def refused(self) -> float:
+        """Add up the requests for answers that were refused, for whatever cause but the key."""
+        answers = self._samples.get("http_requests_total", ())
+        return sum(n for its, n in answers if its["status"] in _REFUSED and its["route"].startswith("/v1/"))
 
     def moved(self, old: Readings, name: str, **labels: str) -> float:
         """How much a counter has grown since; 0 if it began anew."""
@@ -71,6 +79,10 @@ class Snapshot:
     """As /debug/workers has them."""
     of_worker: dict[str, Readings]
     """By incarnation; without those that could not be reached."""
+    lost: Sequence[dict[str, Any]] = ()
+    """Workers that are gone, the newest first."""
+    unix_time: float = 0.0
+    """The router's."""
 
 
 NOTHING = Readings("")
@@ -99,13 +111,15 @@ class Observer:
         told = await self._ask("/debug/workers")
         metrics = await self._ask("/metrics")
         try:
-            workers = told.json()["workers"]
+            body = told.json()
+            workers = body["workers"]
         except (ValueError, KeyError, TypeError):
             raise ConfigError(f"url={self._url!r} is not valid: what answers there is no Baton router.") from None
         readings = await asyncio.gather(*(self._read(worker["http"]) for worker in workers))
         by_worker = zip((worker["incarnation"] for worker in workers), readings, strict=True)
         of_worker = {incarnation: reading for incarnation, reading in by_worker if reading is not None}
-        return Snapshot(time.monotonic(), Readings(metrics.text), workers, of_worker)
+        lost, now = body.get("lost", ()), body.get("now", 0.0)
+        return Snapshot(time.monotonic(), Readings(metrics.text), workers, of_worker, lost, now)
 
     async def _ask(self, path: str) -> httpx.Response:
         try:
@@ -163,24 +177,22 @@ async def run(url: str, *, api_key: str | None, interval_s: float, once: bool) -
 def frame(url: str, before: Snapshot, now: Snapshot, since: Snapshot, trouble: str = "") -> RenderableType:
     """Draw what is now, with speeds since `before`, latencies and events since `since`."""
     lines = [_headline(url, before, now), *([Text(trouble, style="bold red")] if trouble else [])]
-    return Group(*lines, _latencies(now, since), _events(now, since), _workers(before, now))
+    return Group(*lines, _latencies(now, since), _events(now, since), _workers(before, now), *_lost(now))
 
 
 def _headline(url: str, before: Snapshot, now: Snapshot) -> Text:
     router, seconds = now.router, now.at - before.at
     tokens = router.moved(before.router, "generation_tokens_total")
     ended = router.moved(before.router, "request_success_total")
-    line = Text.assemble(
-        ("baton top  ", "bold"),
-        (url, "dim"),
-        f"   {router.total('num_requests_running'):.0f} running, {router.total('num_requests_waiting'):.0f} waiting, "
-        f"{_speed(ended, seconds)} requests/s, {_speed(tokens, seconds)} tokens/s",
-    )
+    line = Text.assemble(("baton top  ", "bold"), (url, "dim"))
     up = router.total("registry_up")
     if not math.isnan(up):
         line.append("   Redis ")
         line.append("answers" if up else "does not answer", "green" if up else "bold red")
-    return line
+    return line.append(
+        f"\n{router.total('num_requests_running'):.0f} running, {router.total('num_requests_waiting'):.0f} waiting, "
+        f"{_speed(ended, seconds)} requests/s, {_speed(tokens, seconds)} tokens/s"
+    )
 
 
 def _latencies(now: Snapshot, since: Snapshot) -> Table:
@@ -206,17 +218,17 @@ def _events(now: Snapshot, since: Snapshot) -> Text:
     failures = count("kv_integrity_failures_total")
     for incarnation, reading in now.of_worker.items():
         failures += reading.moved(since.of_worker.get(incarnation, NOTHING), "kv_integrity_failures_total")
-    line = Text(f"{_window(now, since)}   ", "dim")
+    line = Text()
     for title, value, is_wrong in (
         ("remote", count("route_decisions_total", path="remote"), False),
         ("local", count("route_decisions_total", path="local"), False),
         ("replays", count("replays_total"), True),
-        ("refusals", count("admission_refusals_total"), True),
+        ("refused", max(now.router.refused() - since.router.refused(), 0.0), True),
         ("errors", count("request_success_total", finished_reason="error"), True),
         ("integrity failures", failures, True),
     ):
         line.append(f"{title} ", "dim")
-        line.append(f"{value:.0f}   ", "bold red" if is_wrong and value else "")
+        line.append(f"{value:.0f}  ", "bold red" if is_wrong and value else "")
     return line
 
 
@@ -236,6 +248,20 @@ def _workers(before: Snapshot, now: Snapshot) -> RenderableType:
             *_speeds(worker["incarnation"], before, now),
         )
     return table
+
+
+def _lost(now: Snapshot) -> list[Text]:
+    """Name the workers that are gone, with when and why."""
+    lines = []
+    for worker in now.lost[:_MAX_LOST]:
+        at, legs = time.strftime("%H:%M:%S", time.localtime(worker["at"])), "+".join(worker["legs"])
+        what = f"{worker['state']} {at}, {_ago(now.unix_time - worker['at'])}: {worker['reason']}"
+        if worker["in_flight"]:
+            what += f", {worker['in_flight']} in flight went on elsewhere"
+        lines.append(Text(f"{worker['id']} {legs} {what}", style="bold red" if worker["state"] == "died" else "dim"))
+    if len(now.lost) > _MAX_LOST:
+        lines.append(Text(f"and {len(now.lost) - _MAX_LOST} before", style="dim"))
+    return lines
 
 
 def _speeds(incarnation: str, before: Snapshot, now: Snapshot) -> list[str]:
@@ -285,6 +311,13 @@ def _time(seconds: float | None) -> str:
     if seconds is None:
         return "–"
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
+
+
+def _ago(seconds: float) -> str:
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit} ago"
+    return f"{max(seconds, 0):.0f} s ago"
 
 
 def _bar(share: float) -> Text:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from tests.cluster import Cluster, prompt_of, stream_all
 from tests.processes import HANG_S, free_ports
@@ -106,6 +108,21 @@ def assert_shown(screen: int, wanted: str, timeout_s: float = HANG_S) -> None:
         assert left > 0, f"{wanted!r} is not in {shown[-3000:]!r}"
         if select.select([screen], [], [], left)[0]:
             shown += os.read(screen, 65536).decode(errors="replace")
+
+
+def test_workers_that_died_and_requests_that_were_refused_are_told_within_80_columns(tmp_path: Path) -> None:
+    workers = [{"worker_id": "d0", "die_after_tokens": 5}, {"worker_id": "d1"}]
+    with router_cluster(tmp_path, workers, policy="round-robin") as made:
+        body = {"prompt": [20, 21, 22], "max_tokens": 40}
+        for more, status in (({}, 200), ({"max_tokens": 10**6}, 400), ({"model": "another"}, 404)):
+            assert httpx.post(f"{made.url}/v1/completions", json=body | more, timeout=HANG_S).status_code == status
+        shown = top(made.url, COLUMNS="80", NO_COLOR="1", FORCE_COLOR="1").stdout
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    (lost,) = [line for line in plain.splitlines() if "died" in line]
+    assert re.fullmatch(r"d0 decode died \d\d:\d\d:\d\d, \d+ s ago: .+, 1 in flight went on elsewhere", lost.strip())
+    assert "replays 1  refused 2  errors 0" in plain
+    assert max(map(len, plain.splitlines())) <= 80
+    assert not re.search(r"\x1b\[(?:[0-9]+;)*(?:3[0-9]|4[0-9]|9[0-7])m", shown)  # no colour
 
 
 def test_workers_that_cannot_be_reached_are_shown_as_the_router_sees_them(tmp_path: Path) -> None:

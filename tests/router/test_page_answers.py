@@ -1,6 +1,7 @@
 """What a model wrote, as the page shows it: Markdown as elements, and nothing of what hostile text asks for."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -299,3 +300,13 @@ def test_all_settings_are_sent_and_kept_and_reset(writing: Cluster, browser: Bro
         page.get_by_role("button", name="Reset").click()
         expect(page.get_by_role("button", name="Settings", exact=True)).to_be_visible()
         assert page.evaluate("Object.keys(JSON.parse(localStorage['baton.settings']))") == ["model"]
+
+
+def test_what_the_model_draws_with_by_default_is_shown(tmp_path: Path, browser: Browser) -> None:
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.6, "top_p": 0.95}')
+    with cluster(tmp_path, [{"worker_id": "d0"}]) as made, opened(browser, made.url) as page:
+        page.get_by_role("button", name="Settings").click()
+        expect(page.get_by_label("Temperature")).to_have_attribute("placeholder", "0.6, the model's")
+        expect(page.get_by_label("Top p")).to_have_attribute("placeholder", "0.95, the model's")
+        expect(page.get_by_label("Seed")).to_have_attribute("placeholder", "random")

@@ -17,8 +17,12 @@ export function startSettings() {
   keep();
 }
 
-// Cards of /v1/models. The one that was chosen stays chosen while it is served.
+// Cards of /v1/models. The one that was chosen stays chosen while it is served; what a model draws with by default is shown.
 export function setModels(cards) {
+  const defaults = cards[0]?.default_sampling_params ?? {};
+  for (const name of NUMBERS) {
+    if (defaults[name] !== undefined) form.elements[name].placeholder = `${defaults[name]}, the model's`;
+  }
   const names = cards.map((card) => card.id);
   if (names.join("\n") === [...model.options].map((option) => option.value).join("\n")) return;
   const wanted = model.value || settings().model;
