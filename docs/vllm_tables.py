@@ -5,10 +5,16 @@ from __future__ import annotations
 from docs.markdown import rows
 
 from baton.vllm_names import ARGUMENTS, BENCH, CALLS, EMPTY, FLAGS, METHODS, SAMPLING, Name
+from baton.vllm_table import IMPORTS, ROUTES
 
 
 def vllm_table(name: str) -> str:
     """Return a table of vLLM's names: each sentence of the table in the code, with its names."""
+    if name in ("routes", "imports"):
+        groups = {"routes": ROUTES, "imports": IMPORTS}[name]
+        return rows(
+            ("not here", ""), ((", ".join(f"`{each}`" for each in names.split()), says) for says, names in groups)
+        )
     python = {"arguments": ARGUMENTS, "calls": CALLS, "sampling": SAMPLING, "methods": METHODS}
     table = ({"flags": FLAGS, "bench": BENCH} | python)[name]
     said: dict[str, tuple[list[str], list[str]]] = {}

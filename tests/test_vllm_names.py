@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+import batonllm
 from baton import vllm_table
 from baton.config import EngineConfig
 from baton.errors import InvalidRequest, UnsupportedFeature
 from baton.llm import LLM
 from baton.protocol import SamplingParams
-from baton.vllm_names import ARGUMENTS, FLAGS, METHODS, SAMPLING, Name, plain
+from baton.vllm_names import ARGUMENTS, FLAGS, IMPORTS, METHODS, SAMPLING, Name, plain, why_no_route
 
 ASKS = "asks for something"
 """No value that changes nothing."""
@@ -25,7 +26,7 @@ def of_kind(table: dict[str, Name], kind: str) -> list[Name]:
 
 
 def test_no_name_stands_twice() -> None:
-    for groups in (vllm_table.SERVING, vllm_table.SAMPLING, vllm_table.METHODS):
+    for groups in (vllm_table.SERVING, vllm_table.SAMPLING, vllm_table.METHODS, vllm_table.BENCH):
         names = [re.split(r"\W", word)[0] for word in chain(*(words.split() for _, words in groups))]
         assert sorted(names) == sorted(set(names))
 
@@ -94,3 +95,25 @@ def test_a_method_of_llm_that_is_not_here_says_why(name: Name) -> None:
     assert not hasattr(llm, name.name)
     with pytest.raises(AttributeError, match=re.escape(f"LLM has no {name.name}. {name.says}")):
         getattr(llm, name.name)
+
+
+@pytest.mark.parametrize("name", IMPORTS.values(), ids=lambda name: name.name)
+def test_a_name_of_the_package_that_is_not_here_says_why(name: Name) -> None:
+    with pytest.raises(ImportError, match=re.escape(f"batonllm has no {name.name}. {name.says}")):
+        exec(f"from batonllm import {name.name}")  # noqa: S102
+
+
+def test_prompts_may_be_written_with_vllms_classes() -> None:
+    assert batonllm.TokensPrompt(prompt_token_ids=[1, 2]) == {"prompt_token_ids": [1, 2]}
+    assert batonllm.TextPrompt(prompt="a", cache_salt="b") == {"prompt": "a", "cache_salt": "b"}
+    with pytest.raises(AttributeError, match="batonllm has no Nothing"):
+        batonllm.Nothing  # noqa: B018
+    for name in batonllm.__all__:
+        assert getattr(batonllm, name) is not None
+
+
+def test_a_path_of_vllms_has_a_way_out_and_so_has_what_lies_below_it() -> None:
+    assert why_no_route("/v1/embeddings") == "Generation alone is served yet."
+    assert why_no_route("/v1/responses/resp_1/cancel") == "Send /v1/chat/completions."
+    assert why_no_route("/v1/chat/completions/batch").startswith("Send the requests one by one")
+    assert why_no_route("/") == why_no_route("/v1/nothing") == why_no_route("/v1") == ""

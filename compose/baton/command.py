@@ -6,7 +6,9 @@ does, but knows no groups.
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
@@ -14,7 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 from baton import vllm_table
 from baton.errors import UnsupportedFeature
 from baton.flag_groups import GROUPS, place_of
-from baton.spelling import ours
+from baton.spelling import ours, tell
 from baton.vllm_names import BENCH
 
 ALL = "baton.help_all"
@@ -62,6 +64,8 @@ class ServiceCommand(Command):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Rewrite what is vLLM's, and parse."""
+        if theirs := sorted(name for name in os.environ if name.startswith("VLLM_")):
+            tell(f"{', '.join(theirs)} in the environment: vLLM's, and not read here. Baton's variables are BATON_….")
         return super().parse_args(ctx, ours(args, self.get_params(ctx)))
 
 
@@ -76,22 +80,14 @@ class BenchServeCommand(Command):
 class Group(TyperGroup):
     """A command of sub-commands."""
 
+    strangers: Mapping[str, str] = {}
+    """vLLM's sub-commands that are not here, with what stands for them."""
+
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Name every sub-command with its first sentence, whole: click cuts it at the width."""
         commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
             formatter.write_dl([(name, each.get_short_help_str(1000)) for name, each in commands if each])
-
-
-class Commands(Group):
-    """The command `baton`, which says of vLLM's sub-commands what stands for them."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Take flags of a server without a command for `up`, as images of vLLM are run."""
-        own = {flag for parameter in self.get_params(ctx) for flag in parameter.opts}
-        if args and args[0].startswith("--") and args[0].partition("=")[0] not in own:
-            args = ["up", *args]
-        return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the sub-command.
@@ -99,6 +95,25 @@ class Commands(Group):
         Raises:
             UnsupportedFeature: it is vLLM's, and has no twin here.
         """
-        if args[0] in vllm_table.COMMANDS and self.get_command(ctx, args[0]) is None:
-            raise UnsupportedFeature(f"{args[0]} is not served. {vllm_table.COMMANDS[args[0]]}", field=args[0])
+        if args[0] in self.strangers and self.get_command(ctx, args[0]) is None:
+            raise UnsupportedFeature(f"{args[0]} is not served. {self.strangers[args[0]]}", field=args[0])
         return super().resolve_command(ctx, args)
+
+
+class BenchCommands(Group):
+    """The command `baton bench`."""
+
+    strangers = vllm_table.BENCH_COMMANDS
+
+
+class Commands(Group):
+    """The command `baton`, which says of vLLM's sub-commands what stands for them."""
+
+    strangers = vllm_table.COMMANDS
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take flags of a server without a command for `up`, as images of vLLM are run."""
+        own = {flag for parameter in self.get_params(ctx) for flag in parameter.opts}
+        if args and args[0].startswith("--") and args[0].partition("=")[0] not in own:
+            args = ["up", *args]
+        return super().parse_args(ctx, args)

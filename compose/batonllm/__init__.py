@@ -10,13 +10,17 @@ import importlib
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
+from baton.vllm_names import IMPORTS
+
 if TYPE_CHECKING:
     from baton.llm import LLM, CompletionOutput, RequestOutput
     from baton.protocol import SamplingParams
 
-__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "TextPrompt", "TokensPrompt", "__version__"]
 
 __version__ = importlib.metadata.version("batonllm")
+TextPrompt = TokensPrompt = dict
+"""As in vLLM: `TokensPrompt(prompt_token_ids=[1, 2])` is what `LLM.generate` takes."""
 _HOMES = {
     "LLM": "baton.llm",
     "CompletionOutput": "baton.llm",
@@ -28,6 +32,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in IMPORTS:  # which `from batonllm import` shows; of an AttributeError it shows nothing
+        raise ImportError(f"batonllm has no {name}. {IMPORTS[name].says}", name="batonllm")
     raise AttributeError(f"batonllm has no {name}. It has {', '.join(__all__)}; the rest is in the package `baton`.")
 
 

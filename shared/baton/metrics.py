@@ -239,6 +239,11 @@ class RouterMetrics(_Series):
         self.workers = Gauge(f"{_PREFIX}workers", "Live workers, by leg.", ["leg"], registry=self.registry)
         for leg in ("prefill", "decode"):
             self.workers.labels(leg)
+        # Under vLLM's names alone, for its dashboards: Baton's own series is a worker's, and is alerted on by worker.
+        usage = Gauge(
+            "vllm:kv_cache_usage_perc", "Share of all workers' KV blocks in use.", ["model_name"], registry=None
+        )
+        self.kv_cache_usage_perc = self._register(usage, "vllm:gpu_cache_usage_perc").labels(model_name)
         self.index_blocks = self._gauge("index_blocks", "Block hashes in the prefix index.")
         self.registry_up = self._gauge("registry_up", "Whether Redis answers; NaN where none is used.")
         self.streams_open = self._gauge("streams_open", "Streams open to clients.")

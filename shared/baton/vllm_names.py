@@ -128,5 +128,18 @@ CALLS = _read("", vllm_table.CALLS)
 """Of `LLM.generate` and `LLM.chat`."""
 BENCH = _read(vllm_table.BENCH_TAKEN, vllm_table.BENCH)
 """Of `vllm bench serve`."""
+IMPORTS = _read("", vllm_table.IMPORTS)
+"""Of the package `vllm`."""
 METHODS = _read("", vllm_table.METHODS)
 """Of `LLM`, beside generate, chat, beam_search and what else Baton's has."""
+ROUTES = {path: says for says, paths in vllm_table.ROUTES for path in paths.split()}
+"""Of the servers of vLLM and OpenAI: why it is not here."""
+
+
+def why_no_route(path: str) -> str:
+    """Return what to do in place of asking a path that is vLLM's or OpenAI's, or lies below one; nothing of others."""
+    while path.strip("/"):
+        if path in ROUTES:
+            return ROUTES[path]
+        path = path.rpartition("/")[0]
+    return ""

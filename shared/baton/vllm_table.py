@@ -325,6 +325,53 @@ METHODS = (
     ),
 )
 
+IMPORTS = (
+    (
+        "Generation alone is served: no embeddings, scores, rewards or classes.",
+        """
+        PoolingParams PoolingOutput PoolingRequestOutput EmbeddingOutput EmbeddingRequestOutput ClassificationOutput
+        ClassificationRequestOutput ScoringOutput ScoringRequestOutput
+        """,
+    ),
+    ("`LLM(...)` takes the settings itself.", "EngineArgs AsyncEngineArgs"),
+    ("Use `LLM`, or run `baton serve` and ask it over HTTP.", "LLMEngine AsyncLLMEngine AsyncLLM"),
+    ("LoRA adapters are not served yet: merge the adapter into its model.", "LoRARequest"),
+    ("Answers in a given grammar are not served yet.", "StructuredOutputsParams GuidedDecodingParams"),
+    ("No code of yours is loaded; a new family is a file in baton/models.", "ModelRegistry"),
+    ("A worker is a process of its own: `baton serve` starts them.", "initialize_ray_cluster"),
+    ("It is a string, or {'prompt_token_ids': [...]}.", "PromptType"),
+)
+"""What is imported from `vllm` and not from `batonllm`."""
+
+ROUTES = (
+    ("Generation alone is served yet.", "/v1/embeddings /v1/rerank /v2/rerank /rerank /v2/embed /v1/score /score"),
+    ("Generation alone is served yet.", "/pooling /classify /generative_scoring /v1/moderations /v1/fine_tuning"),
+    ("Send /v1/chat/completions.", "/v1/responses /v1/messages /v1/realtime /cohere /invocations /v1/assistants"),
+    ("Send the requests one by one, as many at once as you like.", "/v1/files /v1/batches /v1/chat/completions/batch"),
+    ("Only text is served yet.", "/v1/audio /v1/images"),
+    ("Adapters are not served yet: merge it into the weights.", "/v1/load_lora_adapter /v1/unload_lora_adapter"),
+    (
+        "GET /health says whether the process is alive, GET /ready whether requests are served.",
+        "/ping /readyz /livez /healthz",
+    ),
+    ("GET /metrics and GET /debug/workers say how busy it is.", "/load /server_info /get_world_size"),
+    ("GET /openapi.json describes every route.", "/docs /redoc"),
+    (
+        "Blocks are found by what they hold, so none is ever stale.",
+        "/reset_prefix_cache /reset_mm_cache /reset_encoder_cache",
+    ),
+    (
+        "A served model is not put to sleep, nor its weights changed.",
+        "/sleep /wake_up /is_sleeping /pause /resume /update_weights",
+    ),
+    ("Measure with `baton bench serve`.", "/start_profile /stop_profile"),
+    ("No code of yours is run in a server.", "/collective_rpc"),
+    ("Close the connection to end a request.", "/abort_requests"),
+    ("Count them with POST /tokenize.", "/v1/messages/count_tokens /tokenizer_info"),
+    ("POST /tokenize shows the prompt of a chat as tokens.", "/v1/chat/completions/render /v1/completions/render"),
+)
+"""Paths of vLLM's server, and of OpenAI's, that are not here; what lies below one too."""
+
 BENCH_TAKEN = """
 model base_url num_prompts request_rate max_concurrency seed save_result save_detailed result_dir result_filename
 input_len output_len random_input_len>input_len random_output_len>output_len disable_tqdm?~
@@ -362,6 +409,15 @@ BENCH = (
     ("Names of requests are drawn.", "request_id_prefix~ label~ served_model_name~ append_result? header[] insecure?"),
 )
 """Flags of `vllm bench serve`."""
+
+BENCH_COMMANDS = {
+    "throughput": "`baton bench offline` measures a crowd of requests.",
+    "latency": "`baton bench offline` measures one stream too.",
+    "startup": "`baton up` says after how many seconds it is ready.",
+    "sweep": "`baton bench serve --rate 1 2 4` takes several rates.",
+    "mm-processor": "Only text is served yet.",
+}
+"""Sub-commands of `vllm bench` that have no twin."""
 
 COMMANDS = {
     "run-batch": "Files of requests are not served yet. Send them with any OpenAI client, or use `LLM.generate`.",

@@ -187,11 +187,23 @@ def test_entries_of_a_file_are_judged_as_flags_are(tmp_path: Any) -> None:
         shown("--config", str(file))
 
 
-@pytest.mark.parametrize("name", sorted(vllm_table.COMMANDS))
-def test_a_command_of_vllm_without_a_twin_says_what_stands_for_it(name: str) -> None:
-    result = CliRunner().invoke(app, [name])
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        *(([name], says) for name, says in vllm_table.COMMANDS.items()),
+        *((["bench", name], says) for name, says in vllm_table.BENCH_COMMANDS.items()),
+    ],
+)
+def test_a_command_of_vllm_without_a_twin_says_what_stands_for_it(words: list[str], says: str) -> None:
+    result = CliRunner().invoke(app, words)
     assert isinstance(result.exception, UnsupportedFeature)
-    assert vllm_table.COMMANDS[name] in str(result.exception)
+    assert str(result.exception) == f"{words[-1]} is not served. {says}"
+
+
+def test_a_server_says_of_vllms_variables_that_it_does_not_read_them() -> None:
+    result = call("serve", "--port", "0", VLLM_API_KEY="secret", VLLM_USE_V1="1")
+    assert result.stderr.startswith("baton: VLLM_API_KEY, VLLM_USE_V1 in the environment: vLLM's, and not read here.")
+    assert "secret" not in result.stderr
 
 
 def test_a_misspelt_flag_is_told_the_right_one() -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from tests.processes import HANG_S, BatonProcess, eventually, free_ports
 
@@ -118,6 +119,22 @@ def test_bench_serve_writes_what_vllms_scripts_read(server: BatonProcess, tmp_pa
     )
     assert whole["model_id"] == "baton-demo"
     assert len(whole["ttfts"]) == len(whole["itls"]) == 6
+
+
+def test_the_one_port_that_users_know_tells_how_full_the_caches_are(server: BatonProcess) -> None:
+    headers = {"authorization": f"Bearer {KEY.split()[0]}"}
+    text = httpx.get(f"{server.url}/metrics", headers=headers).text
+    for series in ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"):
+        (usage,) = re.findall(rf"^{series}{{[^}}]*}} (\S+)$", text, re.MULTILINE)
+        assert 0.0 <= float(usage) <= 1.0
+
+
+def test_a_route_of_vllms_that_is_not_here_says_what_to_do(server: BatonProcess) -> None:
+    headers = {"authorization": f"Bearer {KEY.split()[0]}"}
+    answer = httpx.post(f"{server.url}/v1/embeddings", json={}, headers=headers)
+    assert answer.status_code == 404
+    message = answer.json()["error"]["message"]
+    assert message == "There is no /v1/embeddings here. Generation alone is served yet."
 
 
 def test_bench_serve_needs_no_torch() -> None:

@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option, Typer
 
-from baton.command import BenchServeCommand, Command, Group
+from baton.command import BenchCommands, BenchServeCommand, Command
 
-bench = Typer(cls=Group, no_args_is_help=True, help="Measure, beside the peer or the physical floor.")
+bench = Typer(cls=BenchCommands, no_args_is_help=True, help="Measure, beside the peer or the physical floor.")
 
 Json = Annotated[Path | None, Option("--json", help="also write the table to this file")]
 

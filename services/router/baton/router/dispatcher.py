@@ -372,6 +372,9 @@ class Dispatcher:
         self.metrics.num_requests_running.set(self.num_running)
         self.metrics.num_requests_waiting.set(len(self.flows) - self.num_running)
         self.metrics.index_blocks.set(len(self.index))
+        loads = [worker.load for worker in self.pool.workers.values()]
+        num_free, num_blocks = sum(each.kv_free_blocks for each in loads), sum(each.kv_total_blocks for each in loads)
+        self.metrics.kv_cache_usage_perc.set(1 - num_free / num_blocks if num_blocks else 0.0)
 
 
 def _check_fits(num_prompt: int, capacities: Sequence[int], block_size: int) -> None:

@@ -16,6 +16,7 @@ from baton.errors import BatonError
 from baton.router.admission import Refused
 from baton.router.auth import NotAuthorized
 from baton.router.openai.refusals import error_object, error_of, failure_object
+from baton.vllm_names import why_no_route
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -68,6 +69,8 @@ async def _on_http_error(http: Request, error: Exception) -> Response:
     missing = f"There is no {path} here."
     if path in ("/chat/completions", "/completions", "/models"):
         missing += f" There is /v1{path}: end the base URL with /v1."
+    elif why := why_no_route(path):
+        missing += f" {why}"
     message = {404: missing, 405: f"{http.method} is not served on {path}."}.get(error.status_code, str(error.detail))
     return JSON(error_object(message, error.status_code), status_code=error.status_code, headers=error.headers)
 
