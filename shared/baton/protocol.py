@@ -107,6 +107,11 @@ class SamplingParams(msgspec.Struct, metaclass=_NamedAsInVllm, frozen=True, kw_o
         """Whether earlier tokens change later logits."""
         return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
 
+    @property
+    def has_logprobs(self) -> bool:
+        """Whether an answer has log-probabilities, of its own tokens or the prompt's."""
+        return self.logprobs is not None or self.prompt_logprobs is not None
+
     def replace(self, **changes: Any) -> SamplingParams:
         """Copy with some fields changed, checked again."""
         return msgspec.structs.replace(self, **changes)

@@ -110,6 +110,20 @@ def test_a_router_sets_how_many_choices_prompts_and_stop_strings_it_takes() -> N
     assert refusal(n=129).field == "n"
 
 
+def test_scores_of_prompts_are_bounded_by_prompts_alternatives_and_choices_together() -> None:
+    limits = Limits(max_prompt_scores=21_000)
+    many = completion(prompt_logprobs=20, n=10).sampling_params()
+    limits.check_scores(many, num_prompt_tokens=100)
+    with pytest.raises(
+        InvalidRequest, match=r"prompt_logprobs=20 .*101 tokens .*n=10 .*21210 scores.*--max-prompt-scores"
+    ):
+        limits.check_scores(many, num_prompt_tokens=101)
+    echoed = completion(prompt="a", echo=True, logprobs=1).sampling_params()
+    with pytest.raises(InvalidRequest, match="prompt_logprobs=1 "):
+        limits.check_scores(echoed, num_prompt_tokens=10_501)
+    limits.check_scores(completion(logprobs=20).sampling_params(), num_prompt_tokens=10**9)
+
+
 # -- messages -----------------------------------------------------------------------------------------------------
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from baton.errors import refuse
+from baton.protocol import SamplingParams
 
 
 class Limits(NamedTuple):
@@ -15,6 +16,8 @@ class Limits(NamedTuple):
     max_prompts: int = 64
     max_stop_strings: int = 16
     """Each costs time at every token."""
+    max_prompt_scores: int = 400_000
+    """Tokens of prompts times alternatives times n: each takes a microsecond, and 70 bytes of the answer."""
 
     def check(self, *, n: int, num_prompts: int, num_stop: int) -> None:
         """Refuse what exceeds a bound.
@@ -28,6 +31,23 @@ class Limits(NamedTuple):
             what = "n" if num_prompts == 1 else f"{num_prompts} prompts times n"
             way_out = f"Send several requests, or raise {_flag('max_choices')}."
             raise refuse("n", n, f"{what} may be at most {self.max_choices}", way_out)
+
+    def check_scores(self, params: SamplingParams, num_prompt_tokens: int) -> None:
+        """Refuse more log-probabilities of prompts than one answer may hold.
+
+        Raises:
+            InvalidRequest: as `check`.
+        """
+        if params.prompt_logprobs is None:
+            return
+        count = num_prompt_tokens * (params.prompt_logprobs + 1) * params.n
+        if count > self.max_prompt_scores:
+            limit = (
+                f"with {num_prompt_tokens} tokens of prompts and n={params.n} it makes {count} scores, and at most "
+                f"{self.max_prompt_scores} are given at once"
+            )
+            way_out = f"Ask for fewer alternatives or choices, send less, or raise {_flag('max_prompt_scores')}."
+            raise refuse("prompt_logprobs", params.prompt_logprobs, limit, way_out)
 
     @staticmethod
     def _check_one(field: str, count: int, noun: str, limit: int, name: str) -> None:

@@ -70,6 +70,10 @@ class RouterConfig:
     max_choices: int = setting(DEFAULT_LIMITS.max_choices, "most answers of a request: prompts times n")
     max_prompts: int = setting(DEFAULT_LIMITS.max_prompts, "most prompts of a completions request")
     max_stop_strings: int = setting(DEFAULT_LIMITS.max_stop_strings, "most stop strings of a request")
+    max_prompt_scores: int = setting(
+        DEFAULT_LIMITS.max_prompt_scores,
+        "most log-probabilities of prompts in an answer: their tokens times alternatives times n",
+    )
     max_body_nbytes: int = setting(8 * 2**20, "longest request body")
     max_header_nbytes: int = setting(64 * 2**10, "longest request head")
     head_timeout_s: float = setting(10.0, "how long a request head may take to arrive")
@@ -104,7 +108,7 @@ class RouterConfig:
     @property
     def limits(self) -> Limits:
         """What one request may ask for."""
-        return Limits(self.max_choices, self.max_prompts, self.max_stop_strings)
+        return Limits(self.max_choices, self.max_prompts, self.max_stop_strings, self.max_prompt_scores)
 
     @property
     def model_names(self) -> tuple[str, ...]:

@@ -110,9 +110,7 @@ class CollectSink:
         self._on_failed()
 
 
-def chat_choice(
-    request: ChatRequest, index: int, choice: Collected, tokenizer: Tokenizer, prompt_logprobs: object = None
-) -> dict[str, Any]:
+def chat_choice(request: ChatRequest, index: int, choice: Collected, tokenizer: Tokenizer) -> dict[str, Any]:
     skips = request.skip_special_tokens is not False
     rows = [chat_logprob(row, tokenizer, skips_special=skips) for row in choice.logprobs if row is not None]
     return {
@@ -122,41 +120,60 @@ def chat_choice(
         "finish_reason": "tool_calls" if choice.finish_reason == "stop" and choice.calls else choice.finish_reason,
         "stop_reason": choice.stop_reason,
         "token_ids": choice.token_ids if request.return_token_ids else None,
-        "prompt_logprobs": prompt_logprobs,
+        "prompt_logprobs": None,  # the body has it, once for all choices
     }
 
 
-def completion_choice(
-    request: CompletionRequest,
-    index: int,
-    choice: Collected,
-    sink: CollectSink,
-    tokenizer: Tokenizer,
-    prompt_ids: list[int],
-    echo: Echo | None,
-) -> dict[str, Any]:
-    """Return a prompt's choice, after the prompt's text if that is echoed."""
-    text, token_ids, rows = "".join(choice.text), choice.token_ids, choice.logprobs
-    if request.answers_nothing:
-        text, token_ids, rows = "", [], []
-    scores = None
-    if request.logprobs is not None:
-        skips = request.skip_special_tokens is not False
-        scores = CompletionLogprobs(tokenizer, prompt_ids, echo, skips_special=skips).table(token_ids, rows)
-    if echo is not None:
-        text = echo.text + text
-        if scores is not None:
-            prompt_rows = sink.prompt_logprobs or [None] * len(prompt_ids)
-            first = completion_logprobs(prompt_ids, prompt_rows, echo.offsets, tokenizer)
-            scores = {name: values + scores[name] for name, values in first.items()}
+def chat_body(request: ChatRequest, sink: CollectSink, tokenizer: Tokenizer, prompt_ids: list[int]) -> dict[str, Any]:
+    """Return what a chat's body has beside its frame and its usage."""
     asked = sink.prompt_logprobs if request.prompt_logprobs is not None else None
     return {
+        "choices": [chat_choice(request, i, choice, tokenizer) for i, choice in enumerate(sink.choices)],
+        "prompt_logprobs": prompt_logprobs_table(asked, tokenizer),
+        "prompt_token_ids": prompt_ids if request.return_token_ids else None,
+    }
+
+
+def completion_choices(
+    request: CompletionRequest,
+    first: int,
+    sink: CollectSink,
+    tokenizer: Tokenizer,
+    prompt: list[int],
+    echo: Echo | None,
+) -> list[dict[str, Any]]:
+    """Return a prompt's choices, numbered from `first` on, each after the prompt's text if that is echoed."""
+    echoed = None
+    if echo is not None and request.logprobs is not None:
+        rows = sink.prompt_logprobs or [None] * len(prompt)
+        echoed = completion_logprobs(prompt, rows, echo.offsets, tokenizer)
+    asked = sink.prompt_logprobs if request.prompt_logprobs is not None else None
+    beside = {
+        "prompt_logprobs": prompt_logprobs_table(asked, tokenizer),
+        "prompt_token_ids": prompt if request.return_token_ids else None,
+    }
+    choices = []
+    for index, choice in enumerate(sink.choices, first):
+        scores = None
+        if request.logprobs is not None:
+            skips = request.skip_special_tokens is not False
+            new = CompletionLogprobs(tokenizer, prompt, echo, skips_special=skips)
+            scores = new.table([], []) if request.answers_nothing else new.table(choice.token_ids, choice.logprobs)
+            if echoed is not None:
+                scores = {name: values + scores[name] for name, values in echoed.items()}
+        choices.append(_completion_choice(request, index, choice, echo, scores) | beside)
+    return choices
+
+
+def _completion_choice(
+    request: CompletionRequest, index: int, choice: Collected, echo: Echo | None, scores: dict[str, Any] | None
+) -> dict[str, Any]:
+    token_ids = [] if request.answers_nothing else choice.token_ids
+    return {
         "index": index,
-        "text": text,
+        "text": ("" if echo is None else echo.text) + ("" if request.answers_nothing else "".join(choice.text)),
         "logprobs": scores,
         "finish_reason": "length" if request.answers_nothing else choice.finish_reason,
         "stop_reason": choice.stop_reason,
         "token_ids": token_ids if request.return_token_ids else None,
-        "prompt_logprobs": prompt_logprobs_table(asked, tokenizer),
-        "prompt_token_ids": prompt_ids if request.return_token_ids else None,
     }

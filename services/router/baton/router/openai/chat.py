@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
@@ -14,9 +15,8 @@ from baton.prompt import Prompt
 from baton.requests.chat import ChatRequest
 from baton.router.http_request import read_request
 from baton.router.json_answers import JSON
-from baton.router.openai.bodies import BODY, CollectSink, chat_choice
+from baton.router.openai.bodies import BODY, CollectSink, chat_body
 from baton.router.openai.events import AnswerEvents, ChatEvents
-from baton.router.openai.logprobs import prompt_logprobs_table
 from baton.router.openai.models import check_model
 from baton.router.openai.open_request import OpenRequest
 from baton.router.openai.parsers import new_parser_of
@@ -55,15 +55,8 @@ def chat_routes(router: RouterState) -> APIRouter:
         sink = CollectSink(params.n, opened.tally, opened.done, opened.cancel)
         headers = await opened.start([sink], new_parser)
         await opened.wait(http)
-        asked = sink.prompt_logprobs if request.prompt_logprobs is not None else None
-        prompt_logprobs = prompt_logprobs_table(asked, router.tokenizer)
-        body = frame | BODY
-        body["choices"] = [
-            chat_choice(request, i, choice, router.tokenizer, prompt_logprobs) for i, choice in enumerate(sink.choices)
-        ]
-        body["usage"] = opened.tally.usage()
-        body["prompt_logprobs"] = prompt_logprobs
-        body["prompt_token_ids"] = prompt.token_ids if request.return_token_ids else None
-        return JSON(body, headers=headers)
+        make = partial(chat_body, request, sink, router.tokenizer, prompt.token_ids)
+        body = await router.text.run(make) if params.has_logprobs else make()
+        return JSON(frame | BODY | body | {"usage": opened.tally.usage()}, headers=headers)
 
     return routes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from fastapi import APIRouter
@@ -15,7 +16,7 @@ from baton.prompt import Prompt
 from baton.requests.completions import CompletionRequest
 from baton.router.http_request import read_request
 from baton.router.json_answers import JSON
-from baton.router.openai.bodies import BODY, CollectSink, completion_choice
+from baton.router.openai.bodies import BODY, CollectSink, completion_choices
 from baton.router.openai.events import AnswerEvents, CompletionEvents
 from baton.router.openai.logprobs import Echo
 from baton.router.openai.models import check_model
@@ -65,11 +66,12 @@ def completion_routes(router: RouterState) -> APIRouter:
         collectors = [CollectSink(params.n, opened.tally, opened.done, opened.cancel) for _ in prompts]
         headers = await opened.start(collectors)
         await opened.wait(http)
-        choices = [
-            completion_choice(request, i * params.n + j, choice, collector, tokenizer, prompts[i].token_ids, echoes[i])
-            for i, collector in enumerate(collectors)
-            for j, choice in enumerate(collector.choices)
+        makes = [
+            partial(completion_choices, request, i * params.n, sink, tokenizer, prompts[i].token_ids, echoes[i])
+            for i, sink in enumerate(collectors)
         ]
+        made = [await router.text.run(make) if params.has_logprobs else make() for make in makes]
+        choices = list(chain(*made))
         return JSON(frame | BODY | {"choices": choices, "usage": opened.tally.usage()}, headers=headers)
 
     return routes

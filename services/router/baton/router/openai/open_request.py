@@ -93,6 +93,7 @@ class OpenRequest:
             params = params.replace(bad_words_ids=bad_words_ids(router.tokenizer, params.bad_words))
         params.check_vocab(facts.vocab_size, facts.eos_token_ids)
         _check_lengths(prompts, params, facts, request)
+        router.config.limits.check_scores(params, sum(map(len, prompts)))
         limit_s = router.config.request_timeout_s
         deadline = time.time() + min(caller.timeout_s or limit_s, limit_s)
         salt = salt_of(caller.tenant, request.cache_salt)
