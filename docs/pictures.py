@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import httpx
@@ -32,7 +32,7 @@ def main() -> None:
         take(browser, router.url, "page-desktop", color_scheme="light", viewport=DESKTOP)
         take(browser, router.url, "page-dark", color_scheme="dark", viewport=DESKTOP)
         take(browser, router.url, "page-phone", viewport=PHONE, device_scale_factor=1.5)
-        take(browser, router.url, "page-dead-worker", dying=workers["d1"], color_scheme="light", viewport=DESKTOP)
+        take(browser, router.url, "page-dead-worker", workers, color_scheme="light", viewport=DESKTOP)
 
 
 @contextlib.contextmanager
@@ -83,16 +83,18 @@ def load(url: str) -> Iterator[threading.Event]:
             thread.join()
 
 
-def take(browser: Browser, url: str, name: str, dying: BatonProcess | None = None, **context: object) -> None:
-    """Look at the page after two questions; a worker that shall die does so during the second one."""
+def take(
+    browser: Browser, url: str, name: str, dying: Mapping[str, BatonProcess] | None = None, **context: object
+) -> None:
+    """Look at the page after two questions; the worker that answers the second one dies meanwhile, if any shall."""
     with opened(browser, url, **context) as page:
         page.locator("#status[data-state=ready]").wait_for()
         ask(page, "What is the capital of France?")
         page.locator(".again").wait_for()
         ask(page, "Tell me a story about a miller.")
         if dying is not None:
-            page.locator("#log .answer:last-child .facts", has_text="first token").wait_for()
-            dying.kill()
+            facts = page.locator("#log .answer:last-child .facts", has_text="first token").text_content()
+            dying[str(facts).split(" ")[2]].kill()  # "p0 → d1 · …"
             page.locator("tr.lost").first.wait_for()
             page.locator("#requests .tag.warn").first.wait_for()
         page.locator(".again").wait_for()

@@ -1,5 +1,6 @@
 """The page against a real deployment: a question is asked, answered, and seen on the workers and the timeline."""
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -62,3 +63,6 @@ def test_a_question_is_answered_and_its_way_through_the_pair_is_drawn(cluster: C
         expect(row.get_by_role("row").filter(has=page.get_by_text("decode", exact=True))).to_contain_text("d0")
         row.get_by_role("button", name="Why these workers?").click()
         expect(row).to_contain_text("p0 → d0 ✓")
+        transfers = page.get_by_role("region", name="KV transfers")
+        expect(transfers.get_by_role("rowheader", name="p0 → d0")).to_be_visible()
+        expect(transfers.get_by_role("cell").first).to_have_text(re.compile(r"[0-9.]+ kB in [0-9.]+ m?s · \d+ tokens"))

@@ -251,6 +251,10 @@ def test_chats_are_kept_in_the_browser_until_they_are_cleared(writing: Cluster, 
     with opened(browser, writing.url) as page:
         for text in ("first question", "second question"):
             ask(page, text)
+            page.get_by_role("textbox", name="Message").fill("more")
+            page.keyboard.press("Enter")
+            expect(page.get_by_role("article", name="Answer")).to_have_count(2)
+            expect(page.get_by_role("button", name="Regenerate")).to_be_visible()
             page.get_by_role("button", name="New chat").click()
             expect(page.get_by_text("Ask the model something.")).to_be_visible()
         page.reload()
@@ -259,8 +263,11 @@ def test_chats_are_kept_in_the_browser_until_they_are_cleared(writing: Cluster, 
         expect(kept).to_have_count(2)
         expect(kept.first).to_contain_text("second question")
         kept.last.get_by_role("button").first.click()
-        expect(page.get_by_role("article", name="You")).to_have_text("first question")
-        expect(page.get_by_role("article", name="Answer").locator(".facts")).to_contain_text("first token")
+        expect(page.get_by_role("article", name="You")).to_have_text(["first question", "more"])
+        expect(page.get_by_role("article", name="Answer").last.locator(".facts")).to_contain_text("first token")
+        page.get_by_role("button", name="Regenerate").click()  # there is one, for the last answer
+        expect(page.get_by_role("button", name="Regenerate")).to_be_visible()
+        expect(page.get_by_role("article", name="Answer")).to_have_count(2)
         page.get_by_role("button", name="History").click()
         page.get_by_role("button", name="Forget second question").click()
         expect(kept).to_have_count(1)
@@ -310,3 +317,21 @@ def test_what_the_model_draws_with_by_default_is_shown(tmp_path: Path, browser: 
         expect(page.get_by_label("Temperature")).to_have_attribute("placeholder", "0.6, the model's")
         expect(page.get_by_label("Top p")).to_have_attribute("placeholder", "0.95, the model's")
         expect(page.get_by_label("Seed")).to_have_attribute("placeholder", "random")
+
+
+def test_the_model_is_chosen_by_name_and_stays_chosen(tmp_path: Path, browser: Browser) -> None:
+    names = ("large", "small")
+    with (
+        cluster(tmp_path, [{"worker_id": "d0", "model_name": "large"}], served_model_name=names) as made,
+        opened(browser, made.url) as page,
+    ):
+        model = page.get_by_label("Model")
+        expect(model).to_have_value("large")
+        model.select_option("small")
+        page.reload()
+        expect(model).to_have_value("small")
+        expect(page).to_have_title("Baton · small")
+        with page.expect_request("**/v1/chat/completions") as sent:
+            ask(page, "hello")
+        assert sent.value.post_data_json is not None
+        assert sent.value.post_data_json["model"] == "small"

@@ -68,6 +68,10 @@ function showChat(shown) {
   setOpenChatId(chat.id);
   if (!chat.messages.length) showWelcome();
   else log.replaceChildren(...chat.messages.map((message) => (message.role === "user" ? userMessage(message.content) : kept(message))));
+  // only an answer that is the last message can be asked for again
+  const buttons = [...log.querySelectorAll(".again")];
+  if (chat.messages.at(-1)?.role === "assistant") buttons.pop();
+  buttons.forEach((button) => button.remove());
   log.scrollTop = log.scrollHeight;
 }
 

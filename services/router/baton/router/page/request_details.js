@@ -19,7 +19,7 @@ export function details(request) {
       el("thead", {}, el("tr", {}, ...["Phase", "Worker", "Begins at", "Takes", ""].map((name, i) => el("th", { scope: "col", class: i === 2 || i === 3 ? "number" : null }, name)))),
       el("tbody", {}, lines.length ? lines : el("tr", {}, el("td", { colspan: 5, class: "muted" }, "No worker has told of it yet."))))),
     el("p", { class: "muted facts" },
-      `${clock(request.at)} · total ${duration(request.total_ms)} · id ${request.id} · `,
+      `${clock(request.at)} · total ${duration(request.total_ms)}${request.cause ? ` · ${words(request.cause)}` : ""} · id ${request.id} · `,
       el("button", { type: "button", class: "link", onclick: () => explain(request.id, why) }, "Why these workers?")),
     why,
   ];
