@@ -8,11 +8,12 @@ from itertools import chain
 from typing import Any
 
 import pytest
+import torch
 
 import batonllm
 from baton import vllm_table
 from baton.config import EngineConfig
-from baton.errors import InvalidRequest, UnsupportedFeature
+from baton.errors import ConfigError, InvalidRequest, UnsupportedFeature
 from baton.llm import LLM
 from baton.protocol import SamplingParams
 from baton.vllm_names import ARGUMENTS, FLAGS, IMPORTS, METHODS, SAMPLING, Name, plain, why_no_route
@@ -59,6 +60,26 @@ def test_arguments_of_llm_that_are_taken_are_settings_of_the_engine_or_its_own()
     assert {name for name in EngineConfig.__dataclass_fields__ if name in FLAGS} <= {
         name.name for name in of_kind(ARGUMENTS, "taken")
     }
+
+
+def test_none_is_the_default_and_a_dtype_may_be_torchs() -> None:
+    none: dict[str, Any] = dict.fromkeys(
+        ("enable_prefix_caching", "block_size", "max_num_seqs", "max_num_batched_tokens")
+    )
+    llm = LLM(device="cpu", num_gpu_blocks_override=300, use_tqdm=False, dtype=torch.bfloat16, **none)
+    assert {name: getattr(llm.config, name) for name in none} == {name: getattr(EngineConfig(), name) for name in none}
+    assert llm.config.dtype == "bfloat16"
+
+
+def test_what_is_neither_on_nor_off_is_refused() -> None:
+    with pytest.raises(ConfigError, match="enforce_eager='no' is not valid: it must be True or False"):
+        LLM(enforce_eager="no")
+
+
+def test_sampling_parameters_are_given_by_name() -> None:
+    by_place: list[Any] = [0.5]
+    with pytest.raises(InvalidRequest, match=r"SamplingParams=\(0\.5,\) is not valid: values are given by name"):
+        SamplingParams(*by_place)
 
 
 def test_a_misspelt_argument_of_llm_is_told_the_right_one() -> None:

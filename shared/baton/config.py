@@ -105,8 +105,10 @@ def _at_least(name: str, value: Any, low: int) -> None:
 
 
 def _check_choices(config: EngineConfig) -> None:
-    """Refuse a value outside its field's `Literal`."""
+    """Refuse a value outside its field's `Literal`, and what is neither on nor off."""
     for name, hint in get_type_hints(EngineConfig).items():
+        if hint is bool and not isinstance(getattr(config, name), bool):
+            raise ConfigError(f"{name}={getattr(config, name)!r} is not valid: it must be True or False.")
         if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
             choices = ", ".join(get_args(hint))
             raise ConfigError(f"{name}={getattr(config, name)!r} is not valid: it must be one of {choices}.")

@@ -106,8 +106,11 @@ class LLM:
         **engine_settings: Any,
     ) -> None:
         path = demo_model_path() if model is None else Path(model).expanduser()
-        engine_settings = own_names(ARGUMENTS, engine_settings, own=(*_SETTINGS, "use_tqdm"))
+        given = {name: value for name, value in engine_settings.items() if value is not None}  # None is vLLM's default
+        engine_settings = own_names(ARGUMENTS, given, own=(*_SETTINGS, "use_tqdm"))
         use_tqdm = engine_settings.pop("use_tqdm", use_tqdm)
+        if isinstance(engine_settings.get("dtype"), torch.dtype):
+            engine_settings["dtype"] = str(engine_settings["dtype"]).removeprefix("torch.")
         if engine_settings.get("device") != "cpu" and _has_large_gpu():
             engine_settings.setdefault("max_num_batched_tokens", LARGE_STEP)
         config = EngineConfig(

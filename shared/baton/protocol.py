@@ -41,6 +41,9 @@ class _NamedAsInVllm(msgspec.StructMeta):
     """Lets callers write vLLM's names that change nothing, and says of each other one why it is not taken."""
 
     def __call__(cls, *args: Any, **given: Any) -> Any:
+        if args:
+            limit, way_out = "values are given by name", f"Write {cls.__name__}(temperature=...) and so on."
+            raise refuse(cls.__name__, args, limit, way_out)
         fields = cls.__struct_fields__
         if not all(map(fields.__contains__, given)):
             given = own_names(SAMPLING, given, own=fields)

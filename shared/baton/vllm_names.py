@@ -89,7 +89,9 @@ def own_names(table: Mapping[str, Name], given: Mapping[str, Any], own: Collecti
 def closest(name: str, own: Collection[str]) -> str:
     """Name what may have been meant, or all that there is."""
     near = difflib.get_close_matches(name, own, n=1, cutoff=0.75)
-    return f"Did you mean {near[0]}?" if near else f"Known: {', '.join(sorted(own))}."
+    if near:
+        return f"Did you mean {near[0]}?"
+    return f"Known: {', '.join(sorted(own))}." if own else ""
 
 
 def _read(taken: str, groups: Iterable[tuple[str, str]]) -> dict[str, Name]:
@@ -119,8 +121,7 @@ def _name(word: str, says: str, kind: Kind) -> Name:
 FLAGS = _read(vllm_table.TAKEN, vllm_table.SERVING)
 """Of `vllm serve`, as settings are named: with underscores."""
 _SERVER = ("The server has it: give it to `baton up`.", re.sub(r">\w+", "", vllm_table.TAKEN))
-_NAME = ("One model answers here, and nobody has to name it.", "served_model_name~")
-ARGUMENTS = _read(vllm_table.ARGUMENTS, (_NAME, *vllm_table.SERVING, _SERVER))
+ARGUMENTS = _read(vllm_table.ARGUMENTS, (*vllm_table.OFFLINE, *vllm_table.SERVING, _SERVER))
 """Of `LLM(...)`."""
 SAMPLING = _read(vllm_table.SAMPLING_TAKEN, vllm_table.SAMPLING)
 """Of `SamplingParams(...)`."""

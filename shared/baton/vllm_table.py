@@ -31,6 +31,12 @@ max_num_queued_reqs>max_num_waiting use_tqdm_on_load?>use_tqdm
 """
 """What `LLM(...)` takes, where that differs from the groups below; names of the server are refused there."""
 
+OFFLINE = (
+    ("One model answers here, and nobody has to name it.", "served_model_name~"),
+    ("`LLM` writes no log.", "disable_log_stats?~ enable_log_requests?~ log_level~"),
+)
+"""Of `LLM(...)`, names that are the server's otherwise and change nothing."""
+
 SERVING = (
     (
         "One worker runs on one GPU: a model is not spread over several yet. `--decode N` serves a copy on each.",
