@@ -25,6 +25,8 @@ log.debug("small")
 log.info("event", fact=1)
 logging.getLogger("uvicorn.error").error("of a library")
 warnings.warn("beware")
+print("half a", file=sys.stderr, end=" ")
+print("line", file=sys.stderr)
 try:
     1 / 0
 except ZeroDivisionError:
@@ -48,16 +50,17 @@ def speak(level: str, form: str, **environment: str) -> str:
 def test_json_is_all_json_whatever_speaks(form: str) -> None:
     events = [json.loads(line) for line in speak("info", form).splitlines()]
     assert [each["level"] for each in events] == [
-        *("info", "error", "warning", "error", "critical", "critical", "critical")
+        *("info", "error", "warning", "info", "error", "critical", "critical", "critical")
     ]
     assert all(each["timestamp"] and each["service"] == "s" for each in events)
     assert events[0]["event"] == "event"
     assert events[0]["fact"] == 1
     assert "beware" in events[2]["event"]
-    assert "ZeroDivisionError" in events[3]["exception"]
-    assert "IndexError" in events[4]["exception"]
-    assert events[5]["event"] == "no such port"
-    assert "crash" in events[6]["exception"]
+    assert events[3]["event"] == "half a line"
+    assert "ZeroDivisionError" in events[4]["exception"]
+    assert "IndexError" in events[5]["exception"]
+    assert events[6]["event"] == "no such port"
+    assert "crash" in events[7]["exception"]
 
 
 def test_text_has_time_and_level_and_no_colours_outside_a_terminal() -> None:
@@ -95,7 +98,7 @@ def event(**fields: Any) -> str:
 def test_several_processes_make_one_log(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "UTC")
     view = LogView(LogConfig())
-    view.add("router")
+    view.add(["router"])
     view.take("router", event(worker_id="d0", part="pool", service="router"))
     view.take("redis", "plain words")
     view.take("router", '{"no": "event"}')

@@ -18,7 +18,7 @@ from baton.config import EngineConfig
 from baton.errors import BatonError, ConfigError
 from baton.flag_groups import COMMON
 from baton.flags import came_from, with_flags
-from baton.logs import LogConfig, say_why_it_ends, setup_logs
+from baton.logs import LogConfig, say_why_it_ends
 from baton.router.config import RouterConfig
 from baton.router.http_config import HttpConfig
 from baton.up_config import UpConfig
@@ -237,9 +237,7 @@ def main(name: str | None = None) -> None:
     try:
         app(prog_name=name)
     except BatonError as error:
-        if _asks_for_json(sys.argv):  # also where settings are wrong, before a service has set up its log
-            setup_logs("baton", LogConfig(log_format="json"))
-        say_why_it_ends(error)
+        say_why_it_ends(error, as_json=_asks_for_json(sys.argv))
         sys.exit(2)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,9 +27,9 @@ class LogView:
         self._told: set[str] = set()
         """Reasons for which a process ended: those of its siblings are often the same."""
 
-    def add(self, name: str) -> None:
-        """Take in the name of a process, for its colour and the width of the column."""
-        self._names.append(name)
+    def add(self, names: Sequence[str]) -> None:
+        """Take in the names of processes, for their colours and the width of the column."""
+        self._names += names
 
     def say(self, name: str, text: str) -> None:
         """Show a line that is no event."""

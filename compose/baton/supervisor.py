@@ -50,7 +50,6 @@ class Supervisor:
     def start(self, child: Child) -> None:
         """Start a child, and keep it."""
         self._children.append(child)
-        self._view.add(child.name)
         child.task = asyncio.create_task(self._keep(child))
 
     async def stop(self, child: Child) -> None:

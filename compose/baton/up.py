@@ -27,6 +27,7 @@ from baton.flags import as_arguments, to_flags
 from baton.listener import bind_tcp, bracketed
 from baton.log_view import LogView
 from baton.logs import LogConfig, setup_logs
+from baton.model_folder import find_model
 from baton.own_http import UDS_URL, client_of_started
 from baton.progress import EVERY_S
 from baton.redis_server import find_redis_server, server_command
@@ -121,12 +122,15 @@ async def run_up(config: UpConfig, engine: EngineConfig, http: HttpConfig, logs:
     """Run everything until Ctrl-C (or, with `once`, until the answer); return the exit status."""
     if logs.log_format == "json":
         setup_logs("up", logs)
+    if engine.model is not None:  # here, once, and not by each of the services
+        await asyncio.to_thread(find_model, engine.model, engine.revision)
     view = LogView(logs)
     supervisor = Supervisor(view)
     with tempfile.TemporaryDirectory(prefix="baton-up-", ignore_cleanup_errors=True) as folder:
         plan = make_plan(config, engine, http, logs, folder)
-        names = ", ".join(child.name for child in (*plan.redis, *plan.workers, plan.router))
-        view.say("up", f"{plan.model_name}: starting {names}. {plan.notice}")
+        names = [child.name for child in (*plan.redis, *plan.workers, plan.router)]
+        view.add(names)
+        view.say("up", f"{plan.model_name}: starting {', '.join(names)}. {plan.notice}")
         for child in (*plan.redis, *plan.workers, plan.router):
             supervisor.start(child)
         serving = asyncio.create_task(_serve(config, http, plan, view))

@@ -7,19 +7,13 @@ huggingface_hub.
 
 from __future__ import annotations
 
-import contextlib
-import re
 from pathlib import Path
 
 from baton.errors import ModelLoadError
-from baton.foreign_model import foreign_model
 from baton.hub_snapshot import fetch_snapshot
+from baton.model_folder import find_model
 from baton.models.checkpoint import INDEX, PICKLED, SINGLE, no_safetensors, read_weight_map
 from baton.models.config import read_spec
-
-# What tells the model and its tokenizer.
-SMALL_FILES = ("*.json", "*.model", "*.txt", "*.tiktoken", "chat_template.jinja", "additional_chat_templates/*.jinja")
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def locate(path_or_id: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:
@@ -32,28 +26,13 @@ def locate(path_or_id: str | Path, revision: str | None = None, *, weights: bool
     Raises:
         ModelLoadError: no such folder or repository, no access, no network, or a model that Baton refuses.
     """
-    folder = Path(path_or_id).expanduser()
-    if not str(path_or_id):
-        raise ModelLoadError("model='' names nothing. Give a folder with config.json, or a Hugging Face model id.")
-    if folder.is_dir():
-        return folder
-    if folder.is_file():
-        if foreign := foreign_model(f"model={str(path_or_id)!r}", folder, [folder.name]):
-            raise ModelLoadError(foreign)
-        raise ModelLoadError(f"model={str(path_or_id)!r} is a file. Give the folder with config.json and the weights.")
-    repository = str(path_or_id)
-    if isinstance(path_or_id, Path) or not HUB_ID.fullmatch(repository):
-        raise ModelLoadError(
-            f"model={repository!r}: no such folder. Give a folder with config.json, or a Hugging Face model id such as "
-            "'Qwen/Qwen3-0.6B'."
-        )
-    snapshot = fetch_snapshot(repository, revision, SMALL_FILES, field="model")
-    if not (snapshot / "config.json").is_file():
-        raise ModelLoadError(_why_no_config(repository, snapshot))
-    read_spec(snapshot)
+    found = find_model(path_or_id, revision)
+    if Path(path_or_id).expanduser().is_dir():
+        return found
+    read_spec(found)
     if weights:
-        _fetch_weights(repository, snapshot)
-    return snapshot
+        _fetch_weights(str(path_or_id), found)
+    return found
 
 
 def _fetch_weights(repository: str, snapshot: Path) -> None:
@@ -66,16 +45,6 @@ def _fetch_weights(repository: str, snapshot: Path) -> None:
     fetched = fetch_snapshot(repository, commit, patterns, field="model")
     if not any(fetched.glob("*.safetensors")):
         raise ModelLoadError(_why_no_weights(repository, commit))
-
-
-def _why_no_config(repository: str, snapshot: Path) -> str:
-    name = f"model={repository!r}"
-    with contextlib.suppress(Exception):  # offline: what is in the cache must do
-        from huggingface_hub import HfApi
-
-        if foreign := foreign_model(name, snapshot, HfApi().list_repo_files(repository, revision=snapshot.name)):
-            return foreign
-    return foreign_model(name, snapshot) or f"{name} has no config.json, so it is no model. Give one that has it."
 
 
 def _why_no_weights(repository: str, commit: str) -> str:
