@@ -64,9 +64,10 @@ docs: install
 
 # The pages as a site, in build/site. A link or an anchor that leads nowhere ends it.
 site: $(VENV)/.site
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
-	@echo 'build/site is made. To look at it: python3 -m http.server --directory build/site 8080'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo 'site: build/site is made. To look at it: python3 -m http.server --directory build/site 8080'
 
 $(VENV)/.site: $(STAMP)
-	$(BIN)/python -m pip install --quiet --editable '.[docs]' --constraint constraints.txt
-	touch $(VENV)/.site
+	@echo "site: what builds the pages"
+	@$(BIN)/python -m pip install --quiet --editable '.[docs]' --constraint constraints.txt
+	@touch $(VENV)/.site
