@@ -15,6 +15,7 @@ from docs.api_words import WORDS
 
 from baton.cli import app
 from baton.protocol import SamplingParams
+from baton.requests.chat import ChatRequest
 
 _FOLDERS = ("", "docs/", "docs/decisions/", "compose/", "kernels/", "services/*/", "shared/baton/worker/")
 PAGES = sorted(page for folder in _FOLDERS for page in generate.ROOT.glob(f"{folder}*.md"))
@@ -70,6 +71,14 @@ def files() -> list[str]:
 def test_files_that_pages_name_are_there(page: Path) -> None:
     named = re.findall(r"`((?:[\w-]+/)*[\w-]+\.py)`", page.read_text())
     assert [name for name in named if not any(path.endswith(f"/{name}") for path in files())] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(generate.ROOT)))
+def test_examples_can_be_read(page: Path) -> None:
+    for example in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
+        ast.parse(example)
+    for body in re.findall(r"-d '(\{.*?\})'", page.read_text(), re.DOTALL):
+        ChatRequest.model_validate_json(body)
 
 
 WRAPPED = [page for page in PAGES if page.name != "CHANGELOG.md"]
