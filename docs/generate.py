@@ -1,7 +1,7 @@
 """Write what documents and manifests take from the code: `make docs`, or `python docs/generate.py`.
 
     *.md                              tables between <!-- table: … --> and <!-- end -->
-    docs/images/                      charts of what was measured
+    docs/images/                      charts of what was measured, and what a terminal shows
     deploy/helm/baton/values.schema.json    the flags that `settings` may hold
     deploy/kustomize/base/            the chart, rendered with its defaults
 
@@ -21,7 +21,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # to be run as a file too
 
-from docs import api_tables, charts, command_tables, model_tables, python_tables, vllm_tables
+from docs import api_tables, charts, command_tables, model_tables, python_tables, terminal, vllm_tables
 from docs.markdown import default, rows
 
 from baton.config import EngineConfig
@@ -63,6 +63,7 @@ def outputs() -> Iterator[tuple[Path, str]]:
         yield page, fill_tables(page.read_text())
     for name, chart in charts.charts().items():
         yield ROOT / "docs/images" / name, chart
+    yield ROOT / "docs/images/up-help.svg", terminal.help_picture()
     schema = CHART / "values.schema.json"
     yield schema, fill_schema(schema.read_text())
     yield from base_manifests()

@@ -1,0 +1,24 @@
+"""What a terminal of 80 columns shows, as a picture."""
+
+from __future__ import annotations
+
+import io
+import re
+
+from rich._export_format import CONSOLE_SVG_FORMAT
+from rich.console import Console
+from rich.text import Text
+from typer.testing import CliRunner
+
+from baton.cli import app
+
+_OWN_FONTS = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+"""The page that shows it fetches no font from elsewhere."""
+
+
+def help_picture() -> str:
+    """Draw `baton up --help`."""
+    text = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["up", "--help"]).stdout
+    console = Console(record=True, width=80, file=io.StringIO(), color_system=None)
+    console.print(Text(text.rstrip().replace("Usage: root ", "Usage: baton ")))
+    return console.export_svg(title="baton up --help", unique_id="help", code_format=_OWN_FONTS)
