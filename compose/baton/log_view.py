@@ -31,9 +31,9 @@ class LogView:
         """Take in the names of processes, for their colours and the width of the column."""
         self._names += names
 
-    def say(self, name: str, text: str) -> None:
+    def say(self, name: str, text: str, level: str = "info") -> None:
         """Show a line that is no event."""
-        self._show(name, {"event": text, "level": "info"})
+        self._show(name, {"event": text, "level": level})
 
     def take(self, name: str, line: str) -> None:
         """Show a line that a process wrote: an event of ours as JSON, or anything."""

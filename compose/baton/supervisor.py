@@ -62,7 +62,7 @@ class Supervisor:
             try:
                 await asyncio.wait_for(process.wait(), child.stop_s)
             except TimeoutError:
-                self._view.say("up", f"{child.name} does not end; it is killed")
+                self._view.say("up", f"{child.name} does not end; it is killed", "warning")
                 kill(child)
         if child.task is not None:
             child.task.cancel()
@@ -76,7 +76,7 @@ class Supervisor:
 
     async def _keep(self, child: Child) -> None:
         def on_death(status: int, delay_s: float) -> None:
-            self._view.say("up", f"{child.name} ended with status {status}; it starts again in {delay_s:g} s")
+            self._view.say("up", f"{child.name} ended with status {status}; it starts again in {delay_s:g} s", "error")
 
         run, stopping = partial(self._run, child), child.stopping
         failure = ""

@@ -147,7 +147,7 @@ async def run_up(config: UpConfig, engine: EngineConfig, http: HttpConfig, logs:
                 supervisor.failure.result()
             return 0 if serving.cancelled() else serving.result()
         except ChildFailed as error:
-            view.say("up", str(error))
+            view.say("up", str(error), "error")
             return 2
         finally:
             serving.cancel()

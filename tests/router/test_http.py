@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import ssl
 import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -71,7 +73,7 @@ def test_a_request_that_offers_another_protocol_is_answered_over_http_1(
     for pieces in ([request], [request[:60], request[60:-9], request[-9:]]):
         answer = exchange(serving, *pieces)
         assert b"HTTP/1.1 200 OK" in answer
-        assert b"101" not in answer.split(b"\r\n\r\n")[0]
+        assert b"HTTP/1.1 101" not in answer
         assert answer.count(b'"text"') == plain.count(b'"text"')
 
 
@@ -168,7 +170,7 @@ def test_a_page_from_outside_reaches_a_private_network_only_where_it_is_named(se
 
 def test_a_proxy_may_offer_the_router_under_a_path_and_keep_it_or_not(tmp_path: Any) -> None:
     with cluster(tmp_path, [], http=HttpConfig(root_path="/llm")) as made:
-        for path in ("/v1/models", "/llm/v1/models", "/llm/v1/models/"):
+        for path in ("/v1/models", "/llm/v1/models", "/llm/v1/models/", "/llm/", "/llm/page/page.css", "/"):
             assert httpx.get(made.url + path).status_code == 200
         assert httpx.get(made.url + "/other/v1/models").status_code == 404
 
@@ -216,6 +218,9 @@ def test_answers_and_streams_go_over_tls(tmp_path: Any) -> None:
             with client.stream("POST", "/v1/completions", json={**BODY, "stream": True}) as answer:
                 events = [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: {")]
         assert "".join(event["choices"][0]["text"] for event in events) == plain
+        environment = {**os.environ, "BATON_PORT": str(made.config.port), "BATON_SSL_CERTFILE": certificate}
+        check = subprocess.run([sys.executable, "-m", "baton.ready"], env=environment, capture_output=True, text=True)
+        assert check.returncode == 0, check.stdout
 
 
 def test_each_request_that_ended_is_a_line_if_asked_for_and_never_its_text(

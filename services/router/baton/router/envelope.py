@@ -52,7 +52,7 @@ class Envelope:
             **scope,
             "state": {**scope.get("state", {}), "request_id": request_id},
             "method": "GET" if scope["method"] == "HEAD" else scope["method"],
-            "path": scope["path"].rstrip("/") or "/",
+            "path": self._path(scope["path"]),
             "root_path": self._root_path,
             # a stream's events go by without another call on their way
             "baton.send": send,
@@ -84,3 +84,8 @@ class Envelope:
         self._metrics.http_requests.inc(getattr(route, "path", "none"), str(status))
         if self._logs_requests:
             log_request(scope, status, time.monotonic() - began_at)
+
+    def _path(self, given: str) -> str:
+        """Leave out a slash at the end, but for that of the page: what it loads lies beside it."""
+        path = given.rstrip("/")
+        return f"{path}/" if path in ("", self._root_path) else path

@@ -8,6 +8,7 @@ import math
 import signal
 import socket
 import sys
+from pathlib import Path
 
 import msgspec
 import uvicorn
@@ -100,7 +101,11 @@ def serve(config: RouterConfig, http: HttpConfig | None = None, logs: LogConfig 
         for number in end_signals():
             signal.signal(number, server.handle_exit)
         _log.info("waiting_for_workers", named_by=named_by)
-        server.run(None if listener is None else [listener])
+        try:
+            server.run(None if listener is None else [listener])
+        finally:
+            if http.uds is not None:
+                Path(http.uds).unlink(missing_ok=True)
 
 
 def main() -> None:
