@@ -93,7 +93,7 @@ def take(
         page.locator(".again").wait_for()
         ask(page, "Tell me a story about a miller.")
         if dying is not None:
-            facts = page.locator("#log .answer:last-child .facts", has_text="first token").text_content()
+            facts = page.locator("#log .answer:last-child .facts", has_text="→").text_content()
             dying[str(facts).split(" ")[2]].kill()  # "p0 → d1 · …"
             page.locator("tr.lost").first.wait_for()
             page.locator("#requests .tag.warn").first.wait_for()

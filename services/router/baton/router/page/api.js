@@ -11,7 +11,7 @@ export class ApiError extends Error {
 }
 
 // The router does not answer at all.
-export class Unreachable extends Error {}
+class Unreachable extends Error {}
 
 export function setKey(key) {
   if (key) sessionStorage.setItem(KEY, key);

@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { clock, count, duration, el, nbytes } from "./dom.js";
-import { PHASES, spansOf } from "./timeline.js";
+import { PHASES } from "./timeline.js";
 
 export function details(request) {
   if (request.state === "refused") return refusal(request);

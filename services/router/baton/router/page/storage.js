@@ -3,7 +3,7 @@
 const CHATS = "baton.chats";
 const SETTINGS = "baton.settings";
 const OPEN = "baton.chat";
-export const MAX_CHATS = 50;
+const MAX_CHATS = 50;
 
 // Chats, the last used first: {id, at, messages: [{role, content, reasoning?, facts?}]}.
 export function chats() {

@@ -83,6 +83,6 @@ function told(request, from, to) {
   return said.join(", ") || "nothing yet";
 }
 
-export function spansOf(request) {
+function spansOf(request) {
   return request.attempts.flatMap((attempt) => attempt.spans).sort((a, b) => a.start_ms - b.start_ms);
 }
