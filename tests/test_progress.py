@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from baton.progress import Bar, DownloadBar
+from baton.progress import Bar, LongBar
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_what_is_short_has_a_last_line_and_a_download_that_is_none_has_nothing(
     with Bar(total=4, desc="Loading weights") as bar:
         bar.update(4)
     assert capfd.readouterr().err.startswith("Loading weights: 100 %, 4 of 4 in ")
-    with DownloadBar(total=4, desc="Fetching 4 files") as bar:
+    with LongBar(total=4, desc="Fetching 4 files") as bar:
         bar.update(4)
     with Bar(total=4, desc="Loading weights", disable=True) as bar:
         bar.update(4)
@@ -47,7 +47,7 @@ def test_what_is_short_has_a_last_line_and_a_download_that_is_none_has_nothing(
 
 
 def test_a_download_of_unknown_size_says_what_has_come(passing: list[float], capfd: pytest.CaptureFixture[str]) -> None:
-    with DownloadBar(total=0, desc="Downloading bytes", unit="B", unit_scale=True) as bar:
+    with LongBar(total=0, desc="Downloading bytes", unit="B", unit_scale=True) as bar:
         passing[0] = 6.0
         bar.update(3_000_000)
         bar.refresh()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from baton.errors import ModelLoadError
-from baton.progress import DownloadBar
+from baton.progress import LongBar
 
 
 def fetch_snapshot(repository: str, revision: str | None, patterns: tuple[str, ...], *, field: str) -> Path:
@@ -31,7 +31,7 @@ def fetch_snapshot(repository: str, revision: str | None, patterns: tuple[str, .
                 revision=revision,
                 allow_patterns=list(patterns),
                 ignore_patterns=ignored,
-                tqdm_class=DownloadBar,
+                tqdm_class=LongBar,
             )
         )
     except errors.GatedRepoError:

@@ -57,7 +57,7 @@ class Bar(tqdm):  # type: ignore[type-arg]
         tell(self.format_meter(**facts))
 
 
-class DownloadBar(Bar):
-    """What the hub's client draws: of nothing to download, nothing is said."""
+class LongBar(Bar):
+    """Of what is short, a log says nothing: a download of nothing, say."""
 
     tells_end = False

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from tqdm import tqdm
 
 from baton.bench.loads import Arrival, Load
 from baton.bench.serve_result import Outcome, Result
 from baton.errors import ConfigError
 from baton.own_http import client_of
+from baton.progress import LongBar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ class Server:
 async def drive(server: Server, model: str, load: Load) -> Result:
     """Send every request at its time, with a bar of those that have ended."""
     gate = contextlib.nullcontext() if server.max_concurrency is None else asyncio.Semaphore(server.max_concurrency)
-    with tqdm(total=len(load.arrivals), desc=load.name, unit="request", disable=None, leave=False) as bar:
+    with LongBar(total=len(load.arrivals), desc=load.name, unit="request", leave=False) as bar:
         async with server.client() as client:
             start = time.perf_counter()
 
