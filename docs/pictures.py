@@ -1,11 +1,12 @@
-"""Take the pictures of the page that README and site show: `python -m docs.pictures`, from a checkout with Chromium.
+"""Take the pictures of the page and of `baton top`: `python -m docs.pictures`, from a checkout with Chromium.
 
 Starts the demo model on a prefill and two decode workers, sends requests of all kinds for a while, and looks at the page:
-light, dark, on a phone, and after a decode worker was killed.
+light, dark, on a phone, and after a decode worker was killed. Then at `baton top`, on a terminal of 80 columns.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import tempfile
@@ -14,9 +15,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import httpx
+from docs import terminal
 from playwright.sync_api import Browser, Page
 from tests.browser import opened, running_browser
 from tests.processes import BatonProcess, eventually, free_ports
+
+from baton.top import THE_START, Observer, frame
 
 IMAGES = Path(__file__).parent / "images"
 DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
@@ -27,12 +31,14 @@ ANIMALS = ("a miller", "an owl", "a sailor", "the old baker", "two sisters", "a 
 
 def main() -> None:
     IMAGES.mkdir(exist_ok=True)
-    with deployment() as (router, workers), load(router.url) as is_over, running_browser() as browser:
+    with deployment() as (router, workers), load(router.url) as is_over:
         is_over.wait(LOAD_S)
-        take(browser, router.url, "page-desktop", color_scheme="light", viewport=DESKTOP)
-        take(browser, router.url, "page-dark", color_scheme="dark", viewport=DESKTOP)
-        take(browser, router.url, "page-phone", viewport=PHONE, device_scale_factor=1.5)
-        take(browser, router.url, "page-dead-worker", workers, color_scheme="light", viewport=DESKTOP)
+        with running_browser() as browser:
+            take(browser, router.url, "page-desktop", color_scheme="light", viewport=DESKTOP)
+            take(browser, router.url, "page-dark", color_scheme="dark", viewport=DESKTOP)
+            take(browser, router.url, "page-phone", viewport=PHONE, device_scale_factor=1.5)
+            take(browser, router.url, "page-dead-worker", workers, color_scheme="light", viewport=DESKTOP)
+        (IMAGES / "top.svg").write_text(asyncio.run(top(router.url)))
 
 
 @contextlib.contextmanager
@@ -100,6 +106,17 @@ def take(
         page.locator(".again").wait_for()
         page.wait_for_timeout(3500)  # the totals are asked for every third second
         page.screenshot(path=IMAGES / f"{name}.png")
+
+
+async def top(url: str) -> str:
+    """Draw one frame of `baton top`."""
+    observer = Observer(url, None)
+    try:
+        before = await observer.look()
+        await asyncio.sleep(2)  # speeds are of this time
+        return terminal.picture("baton top", frame(url, before, await observer.look(), THE_START))
+    finally:
+        await observer.close()
 
 
 def ask(page: Page, text: str) -> None:

@@ -6,7 +6,7 @@ import io
 import re
 
 from rich._export_format import CONSOLE_SVG_FORMAT
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.text import Text
 from typer.testing import CliRunner
 
@@ -19,6 +19,11 @@ _OWN_FONTS = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=
 def help_picture() -> str:
     """Draw `baton up --help`."""
     text = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["up", "--help"]).stdout
+    return picture("baton up --help", Text(text.rstrip().replace("Usage: root ", "Usage: baton ")))
+
+
+def picture(title: str, shown: RenderableType) -> str:
+    """Draw what is printed."""
     console = Console(record=True, width=80, file=io.StringIO(), color_system=None)
-    console.print(Text(text.rstrip().replace("Usage: root ", "Usage: baton ")))
-    return console.export_svg(title="baton up --help", unique_id="help", code_format=_OWN_FONTS)
+    console.print(shown)
+    return console.export_svg(title=title, unique_id=title.split()[-1].strip("-"), code_format=_OWN_FONTS)

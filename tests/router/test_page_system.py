@@ -42,7 +42,7 @@ def rows(page: Page, state: str) -> Locator:
 
 def test_a_worker_that_died_stays_in_red_and_its_request_is_seen_to_go_on(tmp_path: Path, browser: Browser) -> None:
     # the second one reads slowly, so that the replay is seen
-    dying, other = {"worker_id": "d0", "die_after_tokens": 5}, {"worker_id": "d1", "prefill_rate": 2.5}
+    dying, other = {"worker_id": "d0", "die_after_tokens": 5}, {"worker_id": "d1", "prefill_rate": 1.5}
     with (
         cluster(tmp_path, [dying, other], policy="round-robin") as made,
         opened(browser, made.url, reduced_motion="no-preference") as page,
