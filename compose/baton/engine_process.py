@@ -28,6 +28,7 @@ from baton.kvtransfer.loop import TransferThread
 from baton.kvtransfer.memory import BlockMemory, HostMemory
 from baton.kvtransfer.settings import TransferConfig, TransferStats
 from baton.kvtransfer.side import Side
+from baton.kvtransfer.transports.cuda_ipc import CudaIpcTransport
 from baton.kvtransfer.transports.ipc import IpcTransport
 from baton.kvtransfer.transports.shm import ShmTransport
 from baton.kvtransfer.transports.tcp import TcpTransport
@@ -203,6 +204,8 @@ def _memory(engine: Engine, config: TransferConfig, *, is_read: bool) -> BlockMe
 
 def _host_transports(memory: BlockMemory, *, listens: bool) -> tuple[Transport, ...]:
     """Return the ways between processes of one host, the fastest first."""
+    if isinstance(memory, DeviceMemory) and isinstance(memory.copies, CudaCopies) and memory.copies.is_shared:
+        return CudaIpcTransport(memory.copies), IpcTransport()
     fd = memory.fd if isinstance(memory, HostMemory) else None
     return (IpcTransport(),) if listens and fd is None else (ShmTransport(fd), IpcTransport())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -9,8 +10,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from baton.kvtransfer.device_memory import Mark
+from baton.kvtransfer.device_memory import ID_NBYTES, Mark
 from baton.kvtransfer.memory import Bytes
+from baton.kvtransfer.wire import MAX_BATCH_BLOCKS, checksum
 
 
 @dataclass(eq=False)
@@ -48,6 +50,7 @@ class LateCopies:
     reads: deque[Copy] = field(default_factory=deque)
     writes: deque[Copy] = field(default_factory=deque)
     num_asked: int = 0
+    is_shared: bool = True
 
     @property
     def num_blocks(self) -> int:
@@ -74,6 +77,26 @@ class LateCopies:
             self.bytes[list(block_ids)] = source.reshape(len(block_ids), -1)
 
         return self._start(self.writes, run, cast(Collection[LateMark], after))
+
+    def sum_up(self, block_ids: Sequence[int], note: Bytes) -> Mark:
+        return self._start(self.reads, lambda: self._sum(block_ids, note), ())
+
+    def from_peer(
+        self, address: int, places: Sequence[int], block_ids: Sequence[int], note: Bytes, after: Collection[Mark]
+    ) -> Mark:
+        """Read from an address of this process, such as another `LateCopies`' `bytes.ctypes.data`."""
+
+        def run() -> None:
+            nbytes = self.block_nbytes
+            for place, block_id in zip(places, block_ids, strict=True):
+                ctypes.memmove(self.bytes[block_id].ctypes.data, address + place * nbytes, nbytes)
+            self._sum(block_ids, note)
+
+        return self._start(self.writes, run, cast(Collection[LateMark], after))
+
+    def _sum(self, block_ids: Sequence[int], note: Bytes) -> None:
+        sums = b"".join(checksum(self.bytes[block_id].data) for block_id in block_ids)
+        note[MAX_BATCH_BLOCKS * ID_NBYTES :][: len(sums)] = np.frombuffer(sums, dtype=np.uint8)
 
     def work(self, num_copies: int = 1_000_000) -> None:
         """Run the next copies of each order, as far as what they wait for has been reached."""

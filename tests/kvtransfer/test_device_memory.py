@@ -7,13 +7,17 @@ import secrets
 import numpy as np
 import pytest
 
+from baton.errors import ConfigError
 from baton.kvtransfer import wire
 from baton.kvtransfer.device_memory import MIN_SLOTS, DeviceMemory
 from baton.kvtransfer.imports import Fetched
+from baton.kvtransfer.memory import PeerMemory
+from baton.kvtransfer.transports.cuda_ipc import CudaIpcTransport
+from baton.kvtransfer.transports.ipc import IpcTransport
 
 from .blocks import BLOCK_NBYTES, TestTicket, block_hashes, request_id
 from .late_copies import LateCopies, LateMark, random_blocks
-from .test_transfer import Workers, assert_nothing_is_left, ends_of, offer_all, releases_of
+from .test_transfer import CONFIG, Workers, assert_nothing_is_left, ends_of, offer_all, releases_of
 
 FRAME_NBYTES = 4 * BLOCK_NBYTES
 NEVER = 1 << 60
@@ -55,7 +59,7 @@ def test_landed_blocks_are_as_they_came_whatever_becomes_of_the_frames() -> None
     order = np.random.default_rng(3).permutation(40)[:10].tolist()
     frames = [bytearray(block) for block in content]
     landing = memory.land(order, [memoryview(frame) for frame in frames])
-    assert landing.checksums == b"".join(map(wire.checksum, views(content)))
+    assert landing.checksums() == b"".join(map(wire.checksum, views(content)))
     for frame in frames:
         frame[:] = bytes(len(frame))
     assert not landing.is_ready()
@@ -118,3 +122,95 @@ def test_devices_exchange_blocks_over_sockets(block_nbytes: int) -> None:
     finally:
         workers.stop()
     assert (ours.bytes[order] == theirs.bytes).all()
+
+
+class InProcess:
+    """A device's sharing between two memories of one process: a handle is an address."""
+
+    def __init__(self, copies: LateCopies, *, in_reach: bool = True) -> None:
+        self.nbytes = copies.bytes.nbytes
+        self.address = copies.bytes.ctypes.data
+        self.in_reach = in_reach
+        self.num_open = 0
+
+    def export_memory(self) -> tuple[bytes, int]:
+        return (self.address - 64).to_bytes(8, "big"), 64
+
+    def open_memory(self, handle: bytes) -> int:
+        if not self.in_reach:
+            raise ConfigError("no way from one device to the other")
+        self.num_open += 1
+        return int.from_bytes(handle, "big")
+
+    def close_memory(self, address: int) -> None:
+        self.num_open -= 1
+
+
+@pytest.mark.parametrize("in_reach", [True, False], ids=["in reach", "out of reach"])
+def test_a_device_reads_the_blocks_of_another_or_gets_them_over_sockets(in_reach: bool) -> None:
+    """200 blocks a request: more than one message says where they lie."""
+    workers = Workers("ipc")
+    num, each = 6, 200
+    theirs = LateCopies(random_blocks(num * each, 512, 8))
+    ours = LateCopies(np.zeros_like(theirs.bytes))
+    shared, mapped = InProcess(theirs), InProcess(ours, in_reach=in_reach)
+    frame = CONFIG.frame_nbytes
+    exporter = workers.exporter(
+        DeviceMemory(theirs, frame_nbytes=frame, ring_nbytes=1), transports=(CudaIpcTransport(shared), IpcTransport())
+    )
+    importer = workers.importer(
+        DeviceMemory(ours, frame_nbytes=frame, ring_nbytes=1), transports=(CudaIpcTransport(mapped), IpcTransport())
+    )
+    order = np.random.default_rng(9).permutation(num * each).tolist()
+    try:
+        for number in range(num):
+            ticket = TestTicket(request_id(number), secret=secrets.token_bytes(16), source=exporter.endpoint)
+            importer.fetch(ticket, 0, block_hashes(number, each), order[number * each : (number + 1) * each])
+            offer_all(exporter, ticket, number, list(range(number * each, (number + 1) * each)))
+        for end in ends_of(importer, num):
+            assert isinstance(end, Fetched), end
+        assert mapped.num_open == int(in_reach)
+        assert {released.reason for released in releases_of(exporter, num)} == {"fetched"}
+        assert_nothing_is_left(exporter, importer)
+    finally:
+        workers.stop()
+    assert (ours.bytes[order] == theirs.bytes).all()
+    assert mapped.num_open == 0
+
+
+def test_what_a_peer_overwrites_while_it_is_read_is_seen() -> None:
+    """The exporter's lease had ended: the sums that it sent are of other bytes than those that were copied."""
+    theirs, ours = LateCopies(random_blocks(4, 512, 1)), LateCopies(np.zeros((4, 512), dtype=np.uint8), patience=NEVER)
+    exporting, importing = small_memory(theirs), small_memory(ours)
+    stage = exporting.stage_in_place([0, 1, 2, 3])
+    theirs.work()
+    told, payload = stage.read()
+    assert not payload
+    peer = PeerMemory(theirs.bytes.ctypes.data, theirs.bytes.nbytes, "/proc/self", lambda: None)
+    landing = importing.land_from(peer, [0, 1, 2, 3], [3, 2, 1, 0])
+    assert not landing.is_ready()
+    theirs.bytes[2] += 1
+    ours.work()
+    assert landing.is_ready()
+    same = [a == b for a, b in zip(wire.digests(told), wire.digests(landing.checksums()), strict=True)]
+    assert same == [True, True, False, True]
+
+
+def test_blocks_do_not_change_under_what_the_engine_started_before_a_peer_is_read() -> None:
+    theirs, ours = LateCopies(random_blocks(2, 512, 1)), LateCopies(np.zeros((2, 512), dtype=np.uint8))
+    memory = small_memory(ours)
+    step = ours.engine = LateMark()
+    memory.expect([1])
+    landing = memory.land_from(PeerMemory(theirs.bytes.ctypes.data, 1024, "/proc/self", lambda: None), [0], [1])
+    ours.work()
+    assert not landing.is_ready()
+    step.reached = True
+    ours.work()
+    assert landing.is_ready()
+    assert (ours.bytes[1] == theirs.bytes[0]).all()
+
+
+@pytest.mark.parametrize("address", ["cuda_ipc:///tmp/x", "cuda_ipc:///tmp/x#1/ab/0", "cuda_ipc:///tmp/x#1/ab/0/x"])
+def test_an_address_that_names_no_memory_is_refused(address: str) -> None:
+    with pytest.raises(ConfigError, match="names no memory of a GPU"):
+        CudaIpcTransport(InProcess(LateCopies(random_blocks(1, 512, 1)))).map(address)

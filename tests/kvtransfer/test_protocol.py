@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from baton.kvtransfer import wire
 from baton.kvtransfer.exports import Batch, Exports
 from baton.kvtransfer.imports import Event, Fetched, FetchFailed, Imports, Landed
-from baton.kvtransfer.memory import Landing, Stage
+from baton.kvtransfer.memory import Landing, PeerMemory, Stage
 from baton.kvtransfer.parked import MAX_PARKED, MAX_PARKED_NBYTES
 from baton.kvtransfer.settings import TransferConfig, TransferStats
 from baton.kvtransfer.side import Side
@@ -44,7 +44,7 @@ class SlowMemory:
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
         self.block_nbytes = NBYTES
-        self.shared: memoryview | None = None
+        self.place_nbytes = 0
         self.bytes = np.full((num_blocks, NBYTES), POISON, dtype=np.uint8)
         self.waiting: list[Copy] = []
         self.num_stages = 0
@@ -65,15 +65,29 @@ class SlowMemory:
     def expect(self, block_ids: Sequence[int]) -> None:
         pass
 
+    def stage_in_place(self, block_ids: Sequence[int]) -> Stage:
+        return Stage([self.bytes[at].data for at in block_ids], NBYTES)
+
     def land(self, block_ids: Sequence[int], blocks: Sequence[memoryview]) -> Landing:
         taken = np.frombuffer(b"".join(blocks), dtype=np.uint8).reshape(-1, NBYTES)
+        return self._land(block_ids, lambda: taken)
+
+    def land_from(self, peer: PeerMemory, places: Sequence[int], block_ids: Sequence[int]) -> Landing:
+        """Read the peer's bytes when the copy runs, whatever they are by then."""
+        assert isinstance(peer.where, memoryview)
+        theirs = np.frombuffer(peer.where, dtype=np.uint8).reshape(-1, NBYTES)
+        return self._land(block_ids, lambda: theirs[list(places)])
+
+    def _land(self, block_ids: Sequence[int], read: Callable[[], np.ndarray[Any, Any]]) -> Landing:
+        sums: list[bytes] = []
 
         def run() -> None:
-            self.bytes[list(block_ids)] = taken
+            taken = self.bytes[list(block_ids)] = read()
+            sums.extend(wire.checksum(block.data) for block in taken)
 
         copy = Copy(self, run, [])
         self.waiting.append(copy)
-        return Landing(b"".join(map(wire.checksum, blocks)), copy.is_ready)
+        return Landing(lambda: b"".join(sums), copy.is_ready)
 
     def work(self) -> None:
         while self.waiting:
@@ -115,7 +129,7 @@ class World:
         self.exporter_memory = SlowMemory(NUM_REQUESTS * NUM_BLOCKS)
         self.importer_memory = SlowMemory(NUM_REQUESTS * NUM_BLOCKS)
         if by_place:
-            self.exporter_memory.shared = self.exporter_memory.bytes.reshape(-1).data
+            self.exporter_memory.place_nbytes = 2 * NBYTES
         self.sent_stats, self.got_stats = TransferStats(), TransferStats()
         common: dict[str, Any] = {"layout": LAYOUT, "config": CONFIG, "clock": self.clock}
         self.exports = Exports(
@@ -157,8 +171,11 @@ class World:
     def fetch(self, key: wire.Key, from_block: int) -> None:
         self.fetched[key] = from_block
         hashes = block_hashes(int.from_bytes(key[0], "big"), NUM_BLOCKS)[from_block:]
-        shared = self.exporter_memory.shared
-        self.imports.fetch(key, TestTicket(*key), from_block, b"".join(hashes), shared=shared)
+        view = self.exporter_memory.bytes.reshape(-1).data
+        memory = (
+            PeerMemory(view, view.nbytes, "/proc/self", lambda: None) if self.exporter_memory.place_nbytes else None
+        )
+        self.imports.fetch(key, TestTicket(*key), from_block, b"".join(hashes), peer_memory=memory)
 
     def grant(self, key: wire.Key, num_blocks: int) -> None:
         first = self.fetched[key] + self.granted[key]

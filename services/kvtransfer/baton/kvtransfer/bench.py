@@ -35,13 +35,14 @@ from baton.kvtransfer.memory import BlockMemory, Bytes, HostMemory
 from baton.kvtransfer.settings import MIB, TransferConfig
 from baton.kvtransfer.side import Side
 from baton.kvtransfer.sockets import RECEIVE_QUEUE, SEND_QUEUE
+from baton.kvtransfer.transports.cuda_ipc import CudaIpcTransport
 from baton.kvtransfer.transports.ipc import IpcTransport
 from baton.kvtransfer.transports.shm import ShmTransport
 from baton.kvtransfer.transports.tcp import TcpTransport
 from baton.kvtransfer.transports.transport import Transport
 from baton.kvtransfer.wire import DIGEST_NBYTES, layout_fingerprint
 
-Scheme = Literal["tcp", "ipc", "shm"]
+Scheme = Literal["tcp", "ipc", "shm", "cuda_ipc"]
 Device = Literal["cpu", "cuda"]
 _EPOCH = 0
 _DEADLINE_S = 120.0
@@ -101,7 +102,9 @@ class Plan(msgspec.Struct, frozen=True):
         from baton.kvtransfer.cuda_copies import CudaCopies
 
         shape = self.num_blocks * self.num_transfers, self.block_nbytes
-        kv = torch.full(shape, fill, dtype=torch.uint8, device="cuda")
+        # the last device: the importer's, fill 0, is the first, so that two GPUs are used where there are two
+        device = 0 if fill == 0 else torch.cuda.device_count() - 1
+        kv = torch.full(shape, fill, dtype=torch.uint8, device=f"cuda:{device}")
         return DeviceMemory(CudaCopies(kv), frame_nbytes=self.frame_nbytes)
 
     def side(self, memory: BlockMemory, transport: Transport, on_event: Callable[[], None] = lambda: None) -> Side:
@@ -236,7 +239,8 @@ class _Importing:
         self._pull.connect(bare)
         self._layout = layout_fingerprint(plan.block_nbytes)
         self._stirs = threading.Event()
-        self._importer = Importer(plan.side(plan.memory(0), _transport(plan), self._stirs.set))
+        memory = plan.memory(0)
+        self._importer = Importer(plan.side(memory, _transport(plan, memory), self._stirs.set))
         self._thread = TransferThread(self._importer).start()
 
     def bare_round(self) -> None:
@@ -316,7 +320,13 @@ def _request_id(index: int, transfer: int) -> bytes:
     return index.to_bytes(8, "big") + transfer.to_bytes(8, "big")
 
 
-def _transport(plan: Plan, memory: BlockMemory | None = None) -> Transport:
+def _transport(plan: Plan, memory: BlockMemory) -> Transport:
+    if plan.scheme == "cuda_ipc":
+        from baton.kvtransfer.cuda_copies import CudaCopies
+
+        assert isinstance(memory, DeviceMemory)
+        assert isinstance(memory.copies, CudaCopies)
+        return CudaIpcTransport(memory.copies)
     if plan.scheme == "shm":
         return ShmTransport(memory.fd if isinstance(memory, HostMemory) else None)
     return TcpTransport() if plan.scheme == "tcp" else IpcTransport()
@@ -330,7 +340,7 @@ def plans(device: Device = "cpu") -> list[Plan]:
     """What is measured: each transport and shape."""
     return [
         Plan(scheme=scheme, block_nbytes=block_nbytes, num_blocks=num_blocks, scattered=scattered, device=device)
-        for scheme in cast(tuple[Scheme, ...], ("tcp", "ipc", "shm") if device == "cpu" else ("tcp", "ipc"))
+        for scheme in cast(tuple[Scheme, ...], ("tcp", "ipc", "shm" if device == "cpu" else "cuda_ipc"))
         for block_nbytes, num_blocks, scattered in SHAPES
     ]
 

@@ -17,7 +17,6 @@ from baton.kvtransfer.epochs import Epochs
 from baton.kvtransfer.lease import LeaseBook
 from baton.kvtransfer.memory import Stage
 from baton.kvtransfer.parked import ParkedFetches
-from baton.kvtransfer.settings import MIB
 from baton.kvtransfer.side import Side
 from baton.kvtransfer.wire import DIGEST_NBYTES, Key
 
@@ -25,8 +24,6 @@ STAGES_AHEAD = 2
 """Batches of one export that are staged before the first is sent: one copies while one waits for the socket."""
 BUSY_S = 0.002
 """Until a peer that was full, or a staging copy, is asked again; most sends that end wake by themselves."""
-PLACED_NBYTES = 8 * MIB
-"""Of one message that only says where its blocks lie: some milliseconds of the importer's work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +76,8 @@ class _Export:
     peer: bytes = b""
     wanted: bytes = b""
     from_block: int = 0
-    shared: memoryview | None = None
-    """Our memory, if the peer reads the blocks where they lie."""
+    by_place: bool = False
+    """Whether the peer reads the blocks where they lie."""
     limit: int = 0
     num_staged: int = 0
     num_sent: int = 0
@@ -116,7 +113,7 @@ class Exports:
         self._read: list[tuple[_Export, Stage, Callable[[], bool]]] = []
         """What the sockets, or a staging copy, still read, and how to ask whether they are done."""
         self._batch_blocks = _blocks_within(side.config.frame_nbytes, side.memory.block_nbytes)
-        self._placed_blocks = _blocks_within(PLACED_NBYTES, side.memory.block_nbytes)
+        self._placed_blocks = _blocks_within(side.memory.place_nbytes, side.memory.block_nbytes)
         self.replies: deque[tuple[bytes, bytes]] = deque()
         """Headers to send, by peer. Each may be lost: the peer asks again."""
         self.events: deque[Released] = deque()
@@ -218,7 +215,7 @@ class Exports:
             export.state = State.ATTACHED
             export.peer, export.wanted, export.from_block = peer, fetch.hashes, fetch.from_block
             export.num_staged = export.num_sent = fetch.from_block
-            export.shared = self._memory.shared if fetch.by_place else None
+            export.by_place = fetch.by_place and self._memory.place_nbytes > 0
         if export.state is State.ATTACHED and fetch.layout != self._side.layout:
             self._fail(export, "layout")
         else:
@@ -276,7 +273,7 @@ class Exports:
         hashes = bytes(export.hashes[first * DIGEST_NBYTES : stop * DIGEST_NBYTES])
         checksums, payload = batch.stage.read()
         places = b""
-        if export.shared is not None:
+        if export.by_place:
             places, payload = wire.join_places(export.block_ids[first:stop]), ()
         message = wire.Blocks(*export.key, self._side.layout, first, hashes, checksums, places)
         return wire.seal(message, export.secret), payload
@@ -310,7 +307,7 @@ class Exports:
         """Stage what credits allow; False: the memory has no room now."""
         while len(export.staged) < STAGES_AHEAD:
             first = export.num_staged
-            most = self._batch_blocks if export.shared is None else self._placed_blocks
+            most = self._placed_blocks if export.by_place else self._batch_blocks
             stop = min(len(export.block_ids), export.limit, first + most)
             if stop <= first:
                 return True
@@ -319,12 +316,8 @@ class Exports:
             if export.hashes[span] != export.wanted[span.start - skip : span.stop - skip]:
                 self._fail(export, "hash")
                 return True
-            block_ids, nbytes = export.block_ids[first:stop], self._memory.block_nbytes
-            stage = (
-                self._memory.stage(block_ids)
-                if export.shared is None
-                else Stage([export.shared[at * nbytes : (at + 1) * nbytes] for at in block_ids], nbytes)
-            )
+            block_ids = export.block_ids[first:stop]
+            stage = self._memory.stage_in_place(block_ids) if export.by_place else self._memory.stage(block_ids)
             if stage is None:
                 return False
             export.staged.append(Batch(export.key, export.peer, first, stop - first, stage))

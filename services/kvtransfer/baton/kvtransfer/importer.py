@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from baton.errors import ConfigError
 from baton.kvtransfer import wire
 from baton.kvtransfer.exchange import Exchange
 from baton.kvtransfer.imports import Event, Imports
-from baton.kvtransfer.memory import check_block_ids
+from baton.kvtransfer.memory import PeerMemory, check_block_ids
 from baton.kvtransfer.side import Side
 from baton.kvtransfer.sockets import Act, keep_message_memory, make_dealer, send
 from baton.kvtransfer.transports.transport import Endpoint, Socket, Transport, choose
@@ -23,6 +24,8 @@ from baton.logs import get_logger
 
 log = get_logger("kvtransfer")
 IDLE_S = 60.0
+LOOK_S = 1.0
+"""Between two looks at who is idle, or gone."""
 CLOSE_S = 1.0
 CLOSE_LINGER_MS = 200
 
@@ -30,13 +33,19 @@ CLOSE_LINGER_MS = 200
 @dataclass(slots=True)
 class _Link:
     dealers: list[Socket]
-    shared: memoryview | None
-    """The exporter's blocks, where they can be read in its memory."""
+    memory: PeerMemory | None
+    """The exporter's, where its blocks can be read there."""
     used_at: float
+
+    def is_gone(self) -> bool:
+        """Whether the process whose memory is mapped has ended: mapped on, a GPU's would not come free."""
+        return self.memory is not None and not os.path.exists(self.memory.process)
 
     def close(self, linger_ms: int = 0) -> None:
         for dealer in self.dealers:
             dealer.close(linger=linger_ms)
+        if self.memory is not None:
+            self.memory.close()
 
 
 class Importer(Exchange[Event]):
@@ -50,6 +59,7 @@ class Importer(Exchange[Event]):
         self._imports = Imports(side)
         super().__init__(side, self._imports, self._imports.events)
         self._links: dict[str, _Link] = {}
+        self._look_at = 0.0
 
     # For the engine's thread
 
@@ -69,10 +79,10 @@ class Importer(Exchange[Event]):
             raise ValueError(f"from_block={from_block} and {len(hashes)} more are above {wire.MAX_BLOCKS} blocks")
         check_block_ids(self._side.memory, block_ids)
         endpoint = Endpoint.parse(ticket.source)
-        transport = choose(self._side.transports, endpoint)
+        transports = choose(self._side.transports, endpoint)
         self._begin(key)
         self._side.memory.expect(block_ids)
-        self._tell(self._connect, ticket.source, transport, endpoint.addresses[transport.scheme])
+        self._tell(self._connect, ticket.source, transports, endpoint)
         self._tell(self._fetch, key, ticket, from_block, joined, list(block_ids))
 
     def grant(self, request_id: bytes, epoch: int, block_ids: Sequence[int]) -> None:
@@ -94,8 +104,8 @@ class Importer(Exchange[Event]):
 
     def _fetch(self, key: Key, ticket: Ticket, from_block: int, hashes: bytes, block_ids: Sequence[int]) -> None:
         link = self._links.get(ticket.source)
-        shared = None if link is None else link.shared
-        self._imports.fetch(key, ticket, from_block, hashes, block_ids, shared)
+        memory = None if link is None else link.memory
+        self._imports.fetch(key, ticket, from_block, hashes, block_ids, memory)
 
     def _send(self) -> bool:
         now = time.monotonic()
@@ -107,36 +117,47 @@ class Importer(Exchange[Event]):
             else:
                 link.used_at = now
                 send(link.dealers[0], header)
-        for source, link in list(self._links.items()):
-            if now - link.used_at > IDLE_S:
-                self._links.pop(source).close()
+        if now >= self._look_at:
+            self._look_at = now + LOOK_S
+            for source, link in list(self._links.items()):
+                if (now - link.used_at > IDLE_S or link.is_gone()) and not self._imports.is_landing_from(source):
+                    self._links.pop(source).close()
         return False
 
-    def _connect(self, source: str, transport: Transport, addresses: Sequence[str]) -> None:
-        """Connect to an exporter; if that fails, what is asked of it ends as unreachable."""
+    def _connect(self, source: str, transports: Sequence[Transport], endpoint: Endpoint) -> None:
+        """Connect to an exporter by the first transport that can; if none can, what is asked of it ends as unreachable."""
         if source in self._links:
             return
-        routing_id = b"\x01" + secrets.token_bytes(15)
-        link = _Link([], None, time.monotonic())
-        try:
-            link.shared = transport.map(addresses[0])
-            for address in addresses:
-                dealer = make_dealer(self._context, self._side, routing_id)
-                link.dealers.append(dealer)
-                transport.connect(dealer, address)
-        except (ConfigError, zmq.ZMQError) as error:  # it went with its process, or is no address
-            log.warning("source_unreachable", source=source, reason=str(error))
-            link.close()
+        for transport in transports:
+            addresses = endpoint.addresses[transport.scheme]
+            link = _Link([], None, time.monotonic())
+            try:
+                self._link_up(link, transport, addresses)
+            except (
+                ConfigError,
+                zmq.ZMQError,
+            ) as error:  # it went with its process, is no address, or out of a GPU's reach
+                log.warning("kv_path_failed", transport=transport.scheme, source=addresses[0], reason=str(error))
+                link.close()
+                continue
+            self._links[source] = link
+            log.info(
+                "kv_path",
+                transport=transport.scheme,
+                source=addresses[0],
+                num_sockets=len(addresses),
+                is_encrypted=self._side.keys is not None,
+                block_nbytes=self._side.memory.block_nbytes,
+            )
             return
-        log.info(
-            "kv_path",
-            transport=transport.scheme,
-            source=addresses[0],
-            num_sockets=len(addresses),
-            is_encrypted=self._side.keys is not None,
-            block_nbytes=self._side.memory.block_nbytes,
-        )
-        self._links[source] = link
+
+    def _link_up(self, link: _Link, transport: Transport, addresses: Sequence[str]) -> None:
+        routing_id = b"\x01" + secrets.token_bytes(15)
+        link.memory = transport.map(addresses[0])
+        for address in addresses:
+            dealer = make_dealer(self._context, self._side, routing_id)
+            link.dealers.append(dealer)
+            transport.connect(dealer, address)
 
     def _disconnect(self) -> None:
         self._settle(CLOSE_S)

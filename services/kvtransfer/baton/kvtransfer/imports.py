@@ -12,7 +12,7 @@ from enum import Enum, auto
 
 from baton.kvtransfer import wire
 from baton.kvtransfer.epochs import Epochs
-from baton.kvtransfer.memory import Landing
+from baton.kvtransfer.memory import Landing, PeerMemory
 from baton.kvtransfer.side import Side
 from baton.kvtransfer.wire import DIGEST_NBYTES, Key, Ticket, digests
 
@@ -88,25 +88,36 @@ class _Peer:
     ping_at: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Arrival:
+    """Wanted blocks that the memory has taken over, and what their sums must be."""
+
+    blocks: list[int]
+    checksums: list[bytes]
+    landing: Landing
+
+
 @dataclass(slots=True, eq=False)
 class _Import:
     key: Key
     ticket: Ticket
     from_block: int
     hashes: bytes
-    shared: memoryview | None
+    peer_memory: PeerMemory | None
     """The exporter's memory, if it is read here."""
     started_at: float
     state: State = State.ASKING
     block_ids: list[int] = field(default_factory=list)
     is_taken: bytearray = field(default_factory=bytearray)
-    """1 for each wanted block that is verified: the memory has its bytes."""
+    """1 for each wanted block of which the memory has the bytes."""
+    is_good: bytearray = field(default_factory=bytearray)
+    """1 for each that is in place and verified."""
     num_landed: int = 0
-    """Blocks, from the first without a gap, that are in place."""
+    """Blocks, from the first without a gap, that are good."""
     num_told: int = 0
     """Blocks that the last `Landed` counted."""
-    landings: deque[tuple[int, Landing]] = field(default_factory=deque)
-    """What the memory still works on, and the first block of each."""
+    arrivals: deque[_Arrival] = field(default_factory=deque)
+    """What the memory still works on."""
     told_limit: int = 0
     renew_at: float = 0.0
     end: wire.End | None = None
@@ -163,16 +174,16 @@ class Imports:
         from_block: int,
         hashes: bytes,
         block_ids: Sequence[int] = (),
-        shared: memoryview | None = None,
+        peer_memory: PeerMemory | None = None,
     ) -> None:
         """Ask for the blocks with these hashes; the first is block `from_block` of the prompt.
 
-        `shared` is the exporter's memory, if it can be read here.
+        `peer_memory` is the exporter's, if it can be read here.
         """
         now = self._clock()
         peer = self._peers.setdefault(ticket.source, _Peer(heard_at=now, ping_at=now))
-        it = self._imports[key] = _Import(key, ticket, from_block, hashes, shared, started_at=now)
-        it.is_taken = bytearray(len(hashes) // DIGEST_NBYTES)
+        it = self._imports[key] = _Import(key, ticket, from_block, hashes, peer_memory, started_at=now)
+        it.is_taken, it.is_good = bytearray(len(hashes) // DIGEST_NBYTES), bytearray(len(hashes) // DIGEST_NBYTES)
         self._epochs.open(key)
         if ticket.layout != self._side.layout:
             self._spoil(it, "layout")
@@ -277,32 +288,40 @@ class Imports:
         if not new:
             raise wire.BadFrame("duplicate")
         try:
-            if message.places and it.shared is not None and not payload:
-                blocks = wire.read_places(message.places, self._memory.block_nbytes, it.shared)
-            else:
-                blocks = wire.split_payload(num_blocks, self._memory.block_nbytes, payload)
+            landing = self._land(it, message, [it.block_ids[first + at] for at in new], new, payload)
         except wire.BadFrame:
             self._spoil(it, "size")
             return
-        landing = self._memory.land([it.block_ids[first + at] for at in new], [blocks[at] for at in new])
-        sums, expected = digests(landing.checksums), digests(message.checksums)
-        num_good = next((i for i, at in enumerate(new) if sums[i] != expected[at]), len(new))
-        it.landings.append((first + new[0], landing))  # those that are not good are being written all the same
-        self._take(it, [first + at for at in new[:num_good]])
-        if num_good < len(new):
-            self._spoil(it, "checksum")
-        else:
-            self._advance(it)
+        checksums = digests(message.checksums)
+        it.arrivals.append(_Arrival([first + at for at in new], [checksums[at] for at in new], landing))
+        for at in new:
+            it.is_taken[first + at] = 1
+        if it.owed_since is not None:
+            it.owed_since = self._clock()
+        self._advance(it)
 
-    def _take(self, it: _Import, good: Sequence[int]) -> None:
+    def _land(
+        self, it: _Import, message: wire.Blocks, block_ids: list[int], new: list[int], payload: Sequence[wire.Buffer]
+    ) -> Landing:
+        """Have the memory take over the new ones of a message's blocks."""
+        nbytes = self._memory.block_nbytes
+        if message.places and it.peer_memory is not None and not payload:
+            places = wire.read_places(message.places, it.peer_memory.nbytes // nbytes)
+            return self._memory.land_from(it.peer_memory, [places[at] for at in new], block_ids)
+        blocks = wire.split_payload(message.num_blocks, nbytes, payload)
+        return self._memory.land(block_ids, [blocks[at] for at in new])
+
+    def _check(self, it: _Import, arrival: _Arrival) -> bool:
+        """Count the good ones of blocks that are in place; False: one is not."""
+        sums = digests(arrival.landing.checksums())
+        good = [at for at, got, told in zip(arrival.blocks, sums, arrival.checksums, strict=True) if got == told]
         for at in good:
-            it.is_taken[at] = 1
+            it.is_good[at] = 1
         self._side.stats.bytes_received += len(good) * self._memory.block_nbytes
         it.last_block_at = self._clock()
         if it.first_block_at is None:
             it.first_block_at = it.last_block_at
-        if it.owed_since is not None:
-            it.owed_since = it.last_block_at
+        return len(good) == len(sums)
 
     def _on_end(self, it: _Import, end: wire.End) -> None:
         if end.num_blocks != it.from_block + it.num_wanted:
@@ -355,9 +374,13 @@ class Imports:
     def _imports_from(self, source: str) -> list[_Import]:
         return [it for it in self._imports.values() if it.ticket.source == source]
 
+    def is_landing_from(self, source: str) -> bool:
+        """Whether the memory still works on blocks of this exporter."""
+        return any(it.arrivals for it in self._imports_from(source))
+
     def _landing(self) -> list[_Import]:
         """Imports for which the memory still works on blocks that were taken over."""
-        return [it for it in self._imports.values() if it.landings]
+        return [it for it in self._imports.values() if it.arrivals]
 
     def _note_owed(self, it: _Import, num_sent: int) -> None:
         if num_sent <= it.is_taken.count(1):
@@ -367,13 +390,16 @@ class Imports:
 
     def _advance(self, it: _Import) -> None:
         """Count what is in place, and end the import when that is all."""
-        while it.landings and it.landings[0][1].is_ready():
-            it.landings.popleft()
-        stop = min((first for first, _ in it.landings), default=it.num_wanted)
-        while it.num_landed < stop and it.is_taken[it.num_landed]:
+        is_all_good = True
+        while it.arrivals and it.arrivals[0].landing.is_ready():
+            is_all_good &= self._check(it, it.arrivals.popleft())
+        while it.num_landed < it.num_wanted and it.is_good[it.num_landed]:
             it.num_landed += 1
+        if not is_all_good and it.state is not State.FAILED:
+            self._spoil(it, "checksum")
+            return
         if it.state is State.FAILED:
-            if not it.landings:
+            if not it.arrivals:
                 self._close(it, FetchFailed(*it.key, it.num_landed, it.failure), it.failure)
             return
         num_untold = it.num_landed - it.num_told
@@ -418,7 +444,7 @@ class Imports:
         if it.state is State.ATTACHED:
             self._request(it, wire.Credit(*it.key, it.limit))
         else:
-            by_place = it.shared is not None
+            by_place = it.peer_memory is not None
             self._request(it, wire.Fetch(*it.key, self._side.layout, it.from_block, it.limit, it.hashes, by_place))
 
     def _ping(self, source: str, peer: _Peer) -> None:

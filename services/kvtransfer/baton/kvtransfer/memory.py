@@ -4,6 +4,9 @@ Transfer code never learns whether blocks lie on a CPU or a GPU. Reading is *sta
 blocks readable by the host, and says later that they are. Writing is *landing*: the bytes are taken over at once, and
 are where the engine reads them when the landing says so. On a CPU (here) both are done when asked; on a GPU
 (`device_memory.py`) they are copies that run while the engine computes.
+
+Between two workers of one host the importer may read the exporter's blocks itself, where they lie (`PeerMemory`): the
+exporter only sums them (`stage_in_place`), and the importer sums its own copy.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ Bytes = NDArray[np.uint8]
 GATHER_NBYTES = 512 << 10
 """Runs of less are put side by side before they are sent: a frame of its own costs each as much as copying this."""
 NUM_GATHERED = 32
+PLACED_NBYTES = 8 << 20
+"""Of one message that only says where its blocks lie: some milliseconds of the importer's work."""
 PIECE_NBYTES = 256 << 10
 """Copied and summed at a time, so that the second pass finds the bytes in the processor's own cache: 14 % less time
 than one pass after the other over 2 MiB."""
@@ -56,10 +61,23 @@ class Stage:
 class Landing:
     """Blocks on their way to where the engine reads them."""
 
-    checksums: bytes
-    """Of the bytes that were taken over, 16 a block. Whoever uses a block compares them first."""
+    checksums: Callable[[], bytes]
+    """Returns, once it is ready, those of the bytes that were taken over, 16 a block. Whoever uses a block compares them first."""
     is_ready: Callable[[], bool] = lambda: True
     """Whether nothing writes into the blocks any more, and the engine may read them."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerMemory:
+    """The blocks of another process, block 0 first, as this one reads them."""
+
+    where: memoryview | int
+    """Host memory, or an address that this process's GPU reads."""
+    nbytes: int
+    process: str
+    """The folder under /proc that goes with the process whose memory it is."""
+    close: Callable[[], None]
+    """Unmaps it, after the last copy from it."""
 
 
 class BlockMemory(Protocol):
@@ -72,8 +90,8 @@ class BlockMemory(Protocol):
     def block_nbytes(self) -> int: ...
 
     @property
-    def shared(self) -> memoryview | None:
-        """All blocks, if other processes of the host can map them and read them where they lie."""
+    def place_nbytes(self) -> int:
+        """Most bytes of a message that only says where blocks lie; 0: no other process can read them there."""
 
     def expect(self, block_ids: Sequence[int]) -> None:
         """Note that blocks will land here: after all that the engine has started until now, which may write there."""
@@ -81,8 +99,14 @@ class BlockMemory(Protocol):
     def stage(self, block_ids: Sequence[int]) -> Stage | None:
         """Start making blocks readable; None: no room for it now, ask again. Blocks must not change until released."""
 
+    def stage_in_place(self, block_ids: Sequence[int]) -> Stage:
+        """Start making the sums of blocks that a peer reads where they lie. Blocks must not change until released."""
+
     def land(self, block_ids: Sequence[int], blocks: Sequence[memoryview]) -> Landing:
         """Take over the bytes of blocks. May wait for a device, never for a peer."""
+
+    def land_from(self, peer: PeerMemory, places: Sequence[int], block_ids: Sequence[int]) -> Landing:
+        """Take over the blocks at these places of a peer's memory, all of them within it."""
 
 
 class HostMemory:
@@ -101,7 +125,7 @@ class HostMemory:
         self.block_nbytes = array.nbytes // num_blocks
         self._blocks: Bytes = array.reshape(-1).view(np.uint8).reshape(num_blocks, -1)
         self._bytes = self._blocks.reshape(-1).data
-        self.shared = None if fd is None else self._bytes
+        self.place_nbytes = 0 if fd is None else PLACED_NBYTES
         self.fd = fd
         self._spare: list[Bytes] = []
         self._num_gathered = 0
@@ -119,12 +143,22 @@ class HostMemory:
         self._num_gathered += 1
         return _Gathered(self, block_ids)
 
+    def stage_in_place(self, block_ids: Sequence[int]) -> Stage:
+        """Sum the blocks when read."""
+        nbytes = self.block_nbytes
+        return Stage([self._bytes[at * nbytes : (at + 1) * nbytes] for at in block_ids], nbytes)
+
     def land(self, block_ids: Sequence[int], blocks: Sequence[memoryview]) -> Landing:
         """Copy the bytes to their blocks."""
         pairs = zip(block_ids, blocks, strict=True)
-        return Landing(
-            b"".join(copy_and_sum(np.frombuffer(block, np.uint8), self._blocks[block_id]) for block_id, block in pairs)
-        )
+        sums = [copy_and_sum(np.frombuffer(block, np.uint8), self._blocks[block_id]) for block_id, block in pairs]
+        return Landing(lambda: b"".join(sums))
+
+    def land_from(self, peer: PeerMemory, places: Sequence[int], block_ids: Sequence[int]) -> Landing:
+        """Copy the bytes from where the peer has them."""
+        nbytes = self.block_nbytes
+        assert isinstance(peer.where, memoryview)
+        return self.land(block_ids, [peer.where[at * nbytes : (at + 1) * nbytes] for at in places])
 
     def _gather(self, block_ids: Sequence[int]) -> tuple[bytes, Bytes]:
         """Copy blocks side by side into a room that is kept: new pages take the kernel as long as filling them.

@@ -255,16 +255,16 @@ def join_places(block_ids: Sequence[int]) -> bytes:
     return struct.pack(f">{len(block_ids)}I", *block_ids)
 
 
-def read_places(places: bytes, block_nbytes: int, memory: memoryview) -> list[memoryview]:
-    """Return the blocks of these numbers in a memory that begins with block 0, without copying.
+def read_places(places: bytes, num_blocks: int) -> list[int]:
+    """Return the numbers of blocks in a memory of so many.
 
     Raises:
         BadFrame: one lies beyond the memory.
     """
-    starts = [block_id * block_nbytes for (block_id,) in struct.iter_unpack(">I", places)]
-    if max(starts) + block_nbytes > len(memory):
+    block_ids = [block_id for (block_id,) in struct.iter_unpack(">I", places)]
+    if max(block_ids) >= num_blocks:
         raise BadFrame("garbage", "a place beyond the memory")
-    return [memory[start : start + block_nbytes] for start in starts]
+    return block_ids
 
 
 def digests(joined: bytes) -> list[bytes]:

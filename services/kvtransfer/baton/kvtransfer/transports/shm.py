@@ -14,6 +14,7 @@ import os
 from collections.abc import Sequence
 
 from baton.errors import ConfigError
+from baton.kvtransfer.memory import PeerMemory
 from baton.kvtransfer.transports.ipc import IpcTransport
 from baton.kvtransfer.transports.transport import Socket
 
@@ -51,11 +52,13 @@ class ShmTransport(IpcTransport):
         """Connect to an exporter's socket."""
         super().connect(socket, _split(address)[0])
 
-    def map(self, address: str) -> memoryview:
+    def map(self, address: str) -> PeerMemory:
         """Map the exporter's file, to be read only."""
         fd = _open(address)
         try:
-            return memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ))
+            view = memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ))
+            # the last view of it unmaps it
+            return PeerMemory(view, len(view), f"/proc/{_split(address)[1].partition('/')[0]}", lambda: None)
         except (OSError, ValueError) as error:  # no address space, or no bytes
             raise ConfigError(f"the memory of {address} cannot be mapped: {error}") from None
         finally:

@@ -2,7 +2,7 @@
 
 An exporter listens on all of its transports at once and announces one text, its *endpoint*: every address of every
 stripe, and the host it runs on, as `host:4f0a...;ipc:///run/kv-1b-0;tcp://10.0.0.7:41001;...`. The importer takes the
-first of its own transports that says it can use it.
+first of its own transports that says it can use it, and the next where that fails.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import zmq
 
 from baton.errors import ConfigError
+from baton.kvtransfer.memory import PeerMemory
 
 MAX_ENDPOINT_LEN = 4096
 MAX_STRIPES = 16
@@ -47,7 +48,7 @@ class Transport(ABC):
         """Connect the socket to an exporter's address."""
         socket.connect(address)
 
-    def map(self, address: str) -> memoryview | None:
+    def map(self, address: str) -> PeerMemory | None:
         """Map the exporter's blocks, to read them where they lie; None: their bytes come over the socket.
 
         Raises:
@@ -88,18 +89,21 @@ class Endpoint:
         return cls(host.removeprefix("host:"), {scheme: tuple(group) for scheme, group in groups.items()})
 
 
-def choose(transports: Sequence[Transport], endpoint: Endpoint) -> Transport:
-    """Choose the first transport that reaches the endpoint.
+def choose(transports: Sequence[Transport], endpoint: Endpoint) -> list[Transport]:
+    """Choose the transports that reach the endpoint, the best first.
 
     Raises:
         ConfigError: none does.
     """
     same_host = endpoint.host == host_id()
+    found = []
     for transport in transports:
         addresses = endpoint.addresses.get(transport.scheme)
         if addresses and transport.reaches(addresses, same_host=same_host):
-            return transport
-    raise ConfigError(f"no transport of {[t.scheme for t in transports]} reaches {endpoint}")
+            found.append(transport)
+    if not found:
+        raise ConfigError(f"no transport of {[t.scheme for t in transports]} reaches {endpoint}")
+    return found
 
 
 @cache
