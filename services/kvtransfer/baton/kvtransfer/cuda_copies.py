@@ -90,12 +90,14 @@ class CudaCopies:
 
     def export_memory(self) -> tuple[bytes, int]:
         """Return the handle of the allocation, and where in it block 0 begins."""
-        with torch.cuda.device(self._device):
+        with torch.cuda.stream(self._reads):
+            self._reads.query()
             return cuda_driver.export_memory(self._blocks.data_ptr())
 
     def open_memory(self, handle: bytes) -> int:
         """Map another process's allocation for this device."""
         with torch.cuda.stream(self._writes):
+            self._writes.query()  # a thread has a current context only after a first call of the runtime
             return cuda_driver.open_memory(handle)
 
     def close_memory(self, address: int) -> None:
