@@ -30,10 +30,10 @@ class CudaCopies:
         self.block_nbytes = self._blocks.shape[1]
         self._device = kv.device
         self.nbytes = self.num_blocks * self.block_nbytes
-        self.is_shared = self._is_shared()
         # Two: a copy that waits for a step of the engine keeps none of the other direction back.
         self._reads = torch.cuda.Stream(kv.device)  # type: ignore[no-untyped-call]
         self._writes = torch.cuda.Stream(kv.device)  # type: ignore[no-untyped-call]
+        self.is_shared = self._is_shared()
 
     def pin(self, nbytes: int) -> Bytes:
         """Make pinned memory; its array keeps it."""
