@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import subprocess
 
 import numpy as np
 import pytest
@@ -10,12 +12,12 @@ import pytest
 from baton.errors import ConfigError
 from baton.kvtransfer import wire
 from baton.kvtransfer.device_memory import MIN_SLOTS, DeviceMemory
-from baton.kvtransfer.imports import Fetched
+from baton.kvtransfer.imports import Fetched, FetchFailed
 from baton.kvtransfer.memory import PeerMemory
 from baton.kvtransfer.transports.cuda_ipc import CudaIpcTransport
 from baton.kvtransfer.transports.ipc import IpcTransport
 
-from .blocks import BLOCK_NBYTES, TestTicket, block_hashes, request_id
+from .blocks import BLOCK_NBYTES, TestTicket, block_hashes, request_id, wait_until
 from .late_copies import LateCopies, LateMark, random_blocks
 from .test_transfer import CONFIG, Workers, assert_nothing_is_left, ends_of, offer_all, releases_of
 
@@ -186,7 +188,7 @@ def test_what_a_peer_overwrites_while_it_is_read_is_seen() -> None:
     theirs.work()
     told, payload = stage.read()
     assert not payload
-    peer = PeerMemory(theirs.bytes.ctypes.data, theirs.bytes.nbytes, "/proc/self", lambda: None)
+    peer = PeerMemory(theirs.bytes.ctypes.data, theirs.bytes.nbytes)
     landing = importing.land_from(peer, [0, 1, 2, 3], [3, 2, 1, 0])
     assert not landing.is_ready()
     theirs.bytes[2] += 1
@@ -201,7 +203,7 @@ def test_blocks_do_not_change_under_what_the_engine_started_before_a_peer_is_rea
     memory = small_memory(ours)
     step = ours.engine = LateMark()
     memory.expect([1])
-    landing = memory.land_from(PeerMemory(theirs.bytes.ctypes.data, 1024, "/proc/self", lambda: None), [0], [1])
+    landing = memory.land_from(PeerMemory(theirs.bytes.ctypes.data, 1024), [0], [1])
     ours.work()
     assert not landing.is_ready()
     step.reached = True
@@ -214,3 +216,46 @@ def test_blocks_do_not_change_under_what_the_engine_started_before_a_peer_is_rea
 def test_an_address_that_names_no_memory_is_refused(address: str) -> None:
     with pytest.raises(ConfigError, match="names no memory of a GPU"):
         CudaIpcTransport(InProcess(LateCopies(random_blocks(1, 512, 1)))).map(address)
+
+
+def test_the_memory_of_a_process_that_has_ended_is_unmapped() -> None:
+    """Dead is enough: nobody has reaped it."""
+    ours = LateCopies(np.zeros((4, 512), dtype=np.uint8))
+    device = InProcess(ours)
+    child = subprocess.Popen(["sleep", "1000"])
+    try:
+        address = f"cuda_ipc:///tmp/x#{child.pid}/{ours.bytes.ctypes.data.to_bytes(8, 'big').hex()}/0/2048"
+        mapped = CudaIpcTransport(device).map(address)
+        assert not mapped.is_gone()
+        child.kill()
+        wait_until(mapped.is_gone)
+        mapped.close()
+        assert device.num_open == 0
+    finally:
+        child.kill()
+        child.wait()
+    with pytest.raises(ConfigError, match="cannot be watched"):
+        CudaIpcTransport(device).map(address)
+
+
+def test_an_importer_lets_go_of_the_memory_of_an_exporter_that_died() -> None:
+    theirs = LateCopies(random_blocks(4, 512, 8))
+    ours = LateCopies(np.zeros_like(theirs.bytes))
+    child = subprocess.Popen(["sleep", "1000"])
+    workers = Workers("ipc")
+    device = InProcess(ours)
+    exporter = workers.exporter(small_memory(theirs), transports=(CudaIpcTransport(InProcess(theirs)), IpcTransport()))
+    # its memory stands for one of another process, which is about to die
+    source = exporter.endpoint.replace(f"#{os.getpid()}/", f"#{child.pid}/")
+    importer = workers.importer(small_memory(ours), transports=(CudaIpcTransport(device),))
+    try:
+        importer.fetch(TestTicket(request_id(0), source=source), 0, block_hashes(0, 4), [0, 1, 2, 3])
+        wait_until(lambda: device.num_open == 1)
+        child.kill()
+        wait_until(lambda: device.num_open == 0)
+        (end,) = ends_of(importer)
+        assert isinstance(end, FetchFailed), end
+    finally:
+        child.kill()
+        child.wait()
+        workers.stop()

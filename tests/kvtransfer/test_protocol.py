@@ -172,9 +172,7 @@ class World:
         self.fetched[key] = from_block
         hashes = block_hashes(int.from_bytes(key[0], "big"), NUM_BLOCKS)[from_block:]
         view = self.exporter_memory.bytes.reshape(-1).data
-        memory = (
-            PeerMemory(view, view.nbytes, "/proc/self", lambda: None) if self.exporter_memory.place_nbytes else None
-        )
+        memory = PeerMemory(view, view.nbytes) if self.exporter_memory.place_nbytes else None
         self.imports.fetch(key, TestTicket(*key), from_block, b"".join(hashes), peer_memory=memory)
 
     def grant(self, key: wire.Key, num_blocks: int) -> None:

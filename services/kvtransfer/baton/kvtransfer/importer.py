@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -38,8 +37,7 @@ class _Link:
     used_at: float
 
     def is_gone(self) -> bool:
-        """Whether the process whose memory is mapped has ended: mapped on, a GPU's would not come free."""
-        return self.memory is not None and not os.path.exists(self.memory.process)
+        return self.memory is not None and self.memory.is_gone()
 
     def close(self, linger_ms: int = 0) -> None:
         for dealer in self.dealers:

@@ -74,10 +74,10 @@ class PeerMemory:
     where: memoryview | int
     """Host memory, or an address that this process's GPU reads."""
     nbytes: int
-    process: str
-    """The folder under /proc that goes with the process whose memory it is."""
-    close: Callable[[], None]
-    """Unmaps it, after the last copy from it."""
+    close: Callable[[], None] = lambda: None
+    """Unmaps it, after the last copy from it. Host memory needs none: the last view of it unmaps it."""
+    is_gone: Callable[[], bool] = lambda: False
+    """Whether the process whose memory it is has ended: mapped on, a GPU's memory would not come free."""
 
 
 class BlockMemory(Protocol):

@@ -13,6 +13,7 @@ from typing import Protocol
 from baton.errors import ConfigError
 from baton.kvtransfer.memory import PeerMemory
 from baton.kvtransfer.transports.ipc import IpcTransport
+from baton.kvtransfer.transports.peer_process import PeerProcess
 from baton.kvtransfer.transports.transport import Socket
 
 
@@ -68,8 +69,18 @@ class CudaIpcTransport(IpcTransport):
     def map(self, address: str) -> PeerMemory:
         """Map the exporter's blocks."""
         _, pid, handle, offset, nbytes = _split(address)
-        begin = self._device.open_memory(bytes.fromhex(handle))
-        return PeerMemory(begin + int(offset), int(nbytes), f"/proc/{pid}", lambda: self._device.close_memory(begin))
+        process = PeerProcess(int(pid))
+        try:
+            begin = self._device.open_memory(bytes.fromhex(handle))
+        except ConfigError:
+            process.close()
+            raise
+
+        def close() -> None:
+            self._device.close_memory(begin)
+            process.close()
+
+        return PeerMemory(begin + int(offset), int(nbytes), close, process.has_ended)
 
 
 def _split(address: str) -> list[str]:

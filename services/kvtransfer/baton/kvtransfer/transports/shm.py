@@ -57,8 +57,7 @@ class ShmTransport(IpcTransport):
         fd = _open(address)
         try:
             view = memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ))
-            # the last view of it unmaps it
-            return PeerMemory(view, len(view), f"/proc/{_split(address)[1].partition('/')[0]}", lambda: None)
+            return PeerMemory(view, len(view))
         except (OSError, ValueError) as error:  # no address space, or no bytes
             raise ConfigError(f"the memory of {address} cannot be mapped: {error}") from None
         finally:
