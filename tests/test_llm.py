@@ -546,6 +546,7 @@ def test_a_wrong_argument_is_refused_by_name_and_never_a_type_error(llm: LLM) ->
     calls: list[tuple[Callable[[], object], str]] = [
         (lambda: llm.generate(None), "prompts=None"),
         (lambda: llm.generate(5), "prompts=5"),
+        (lambda: llm.generate(prompt_token_ids=[[5]]), "prompt_token_ids=.*stand in `prompts`"),
         (lambda: llm.generate(b"hi"), "prompts="),
         (lambda: llm.generate("hi", 5), "sampling_params=5"),
         (lambda: llm.generate("hi", {"temperature": 0}), "sampling_params="),

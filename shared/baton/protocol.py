@@ -47,7 +47,7 @@ class _NamedAsInVllm(msgspec.StructMeta):
         fields = cls.__struct_fields__
         if not all(map(fields.__contains__, given)):
             given = own_names(SAMPLING, given, own=fields)
-        return super().__call__(*args, **given)
+        return super().__call__(**given)
 
 
 class SamplingParams(msgspec.Struct, metaclass=_NamedAsInVllm, frozen=True, kw_only=True, omit_defaults=True):

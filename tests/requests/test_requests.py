@@ -13,6 +13,7 @@ from baton.requests.chat import ChatRequest
 from baton.requests.completions import CompletionRequest
 from baton.requests.refusals import refuse_validation
 from baton.requests.sampling import Ignored
+from baton.requests.tokenize import DetokenizeRequest
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 COMPLETION = {"prompt": "hi"}
@@ -150,6 +151,29 @@ def test_a_wrong_completion_is_refused(changes: dict[str, Any]) -> None:
 )
 def test_a_body_that_is_no_request_is_refused(text: str) -> None:
     assert refusal(CompletionRequest, text).status == 400
+
+
+def test_of_many_wrong_entries_the_first_is_told() -> None:
+    """Telling of each held the router for tens of seconds."""
+    bad = [{"x": 1}] * 10_000
+    for body, field in (
+        ({"messages": bad}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": bad}]}, "messages[0].content[0].x"),
+        ({"messages": [{"role": "assistant", "tool_calls": bad}]}, "messages[0].tool_calls[0].function"),
+        (CHAT | {"tools": bad}, "tools[0].function"),
+    ):
+        with pytest.raises(ValidationError) as caught:
+            ChatRequest.model_validate_json(json.dumps(body))
+        assert caught.value.error_count() <= 2
+        assert refuse_validation(caught.value).field == field
+    with pytest.raises(ValidationError) as caught:
+        DetokenizeRequest.model_validate({"tokens": ["a"] * 10_000})
+    assert caught.value.error_count() == 1
+
+
+def test_a_name_of_megabytes_is_cut() -> None:
+    error = refusal(ChatRequest, CHAT | {"x" * 2**20: 1})
+    assert len(str(error)) < 400
 
 
 def test_not_a_number_is_refused() -> None:

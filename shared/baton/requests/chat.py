@@ -9,7 +9,7 @@ from pydantic import Field
 from baton.errors import refuse, unsupported
 from baton.protocol import MAX_LOGPROBS, SamplingParams
 from baton.requests.conversation import MAX_MESSAGES, Conversation
-from baton.requests.fields import INT31, TextOrObject, Whole
+from baton.requests.fields import INT31, FirstError, TextOrObject, Whole
 from baton.requests.limits import DEFAULT_LIMITS, Limits
 from baton.requests.messages import Message
 from baton.requests.sampling import SamplingRequest
@@ -20,7 +20,7 @@ class ChatRequest(SamplingRequest, Conversation):
     """POST /v1/chat/completions."""
 
     unserved = CHAT
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES), FirstError()]
     max_completion_tokens: Annotated[int, Field(ge=1, le=INT31), Whole] | None = None
     logprobs: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), Whole] | None = None

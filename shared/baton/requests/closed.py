@@ -47,6 +47,7 @@ class Closed(BaseModel):
 
 
 def _unknown(name: str, value: object, known: list[str]) -> InvalidRequest:
+    name = name[:80]  # it may be of megabytes
     close = difflib.get_close_matches(name, known, 1)
     way_out = f"Leave it out, or write {close[0]}." if close else "Leave it out."
-    return refuse(name[:80], value, "there is no such parameter", way_out, code="unknown_parameter")
+    return refuse(name, value, "there is no such parameter", way_out, code="unknown_parameter")

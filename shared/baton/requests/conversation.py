@@ -8,6 +8,7 @@ from pydantic import Field
 
 from baton.errors import refuse
 from baton.requests.closed import Closed
+from baton.requests.fields import FirstError
 from baton.requests.messages import Message
 from baton.requests.tools import MAX_TOOLS, Tool
 
@@ -31,8 +32,8 @@ _RESERVED = frozenset(
 class Conversation(Closed):
     """A conversation, and how the model's template renders it."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
-    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES), FirstError()] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS), FirstError()] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+from annotated_types import MaxLen
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from baton.errors import InvalidRequest, refuse, unsupported
 from baton.requests.closed import Closed
-from baton.requests.fields import TextOrObject, one_of
+from baton.requests.fields import FirstError, TextOrObject, one_of
 from baton.requests.tools import MAX_TOOLS
 from baton.requests.unserved import CALL, MESSAGE, PART, SENT_BACK
 
@@ -68,6 +69,10 @@ class TextPart(Closed):
         return self.text if self.text is not None else self.refusal or ""
 
 
+Parts = Annotated[list[TextPart], MaxLen(4096), FirstError()]
+Content = one_of({str: str, list: Parts}, "a text or a list of parts")
+
+
 class Message(Closed):
     """One message of a conversation."""
 
@@ -75,9 +80,9 @@ class Message(Closed):
     # what SDKs send back of an earlier answer, and what other servers read
     ignored = SENT_BACK | {"annotations", "reasoning_details", "thinking_blocks", "parsed", "id", "metadata", "weight"}
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: one_of({str: str, list: list[TextPart]}, "a text or a list of parts") | None = None  # type: ignore[valid-type]
+    content: Content | None = None  # type: ignore[valid-type]
     name: Annotated[str, Field(max_length=256)] | None = None
-    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOLS)] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOLS), FirstError()] | None = None
     tool_call_id: Annotated[str, Field(max_length=256)] | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from baton.requests.closed import Closed
 from baton.requests.conversation import Conversation
-from baton.requests.fields import TokenId
+from baton.requests.fields import FirstError, TokenId
 from baton.requests.unserved import TOKENIZE
 
 
@@ -32,4 +32,4 @@ class DetokenizeRequest(Closed):
     """POST /detokenize."""
 
     model: Annotated[str, Field(max_length=1024)] | None = None
-    tokens: Annotated[list[TokenId], Field(max_length=2_000_000)]
+    tokens: Annotated[list[TokenId], Field(max_length=2_000_000), FirstError()]
