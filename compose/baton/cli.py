@@ -21,6 +21,7 @@ from baton.flags import came_from, with_flags
 from baton.logs import LogConfig, say_why_it_ends
 from baton.router.config import RouterConfig
 from baton.router.http_config import HttpConfig
+from baton.spelling import tell
 from baton.up_config import UpConfig
 from baton.version import version_lines
 from baton.worker.settings import WorkerConfig
@@ -52,6 +53,12 @@ class UpCommand(ServiceCommand):
     def is_rare(self, name: str) -> bool:
         """Whether --help leaves a flag out."""
         return name not in COMMON
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse, and name vLLM's variables: whoever sets a key by one would serve everybody."""
+        if theirs := sorted(name for name in os.environ if name.startswith("VLLM_")):
+            tell(f"{', '.join(theirs)} in the environment: vLLM's, and not read here. Baton's variables are BATON_….")
+        return super().parse_args(ctx, args)
 
 
 def _show_all(context: Context, asked: bool) -> None:

@@ -6,7 +6,6 @@ does, but knows no groups.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 from baton import vllm_table
 from baton.errors import UnsupportedFeature
 from baton.flag_groups import GROUPS, place_of
-from baton.spelling import ours, tell
+from baton.spelling import ours
 from baton.vllm_names import BENCH
 
 ALL = "baton.help_all"
@@ -64,8 +63,6 @@ class ServiceCommand(Command):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Rewrite what is vLLM's, and parse."""
-        if theirs := sorted(name for name in os.environ if name.startswith("VLLM_")):
-            tell(f"{', '.join(theirs)} in the environment: vLLM's, and not read here. Baton's variables are BATON_….")
         return super().parse_args(ctx, ours(args, self.get_params(ctx)))
 
 
