@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baton.messages import Token
+from baton.messages import Ticket, Token
 from baton.router.attempt import MAX_EARLY, Attempt, Choice, State, Verdict
 
 NUM_PROMPT = 20
@@ -53,6 +53,15 @@ def test_a_replay_goes_on_after_what_the_client_has() -> None:
     made = attempt(remote=False, epoch=1, given=3)
     assert made.take(token(3, epoch=1), "d") is Verdict.ACCEPTED
     assert made.choices[0].tokens == ANSWER[:4]
+
+
+def test_another_first_token_is_a_mismatch_only_where_both_stand_on_the_same_kv() -> None:
+    ticket = Ticket(bytes(16), 0, bytes(16), "layout", "source", "p-1", NUM_PROMPT)
+    for arrived, verdict in ((False, Verdict.RECOMPUTED), (True, Verdict.MISMATCH)):
+        made = Attempt(0, NUM_PROMPT, [Choice(0)], "d", "p", ticket, kv_arrived=arrived)
+        assert made.take(token(0), "p") is Verdict.ACCEPTED
+        assert made.take(token(0, token_id=399), "d") is verdict
+        assert made.choices[0].tokens == ANSWER[:1]
 
 
 def test_a_known_token_is_a_repeat_and_another_one_in_its_place_a_mismatch() -> None:

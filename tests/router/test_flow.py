@@ -21,6 +21,7 @@ from baton.messages import (
     Start,
     Token,
     ToWorker,
+    Transfer,
     Welcome,
     WorkerInfo,
 )
@@ -247,6 +248,8 @@ async def test_a_repeat_is_dropped_and_another_token_at_a_known_place_is_an_inte
     prefill, decode = world.join("p", "prefill"), world.join("d", "decode")
     running = world.begin()
     world.say(prefill, running, 0)
+    arrived = Transfer(running.flow.request_id, 0, "p-1", len(PROMPT), 1000, 0.1, 0.0)
+    world.dispatcher.on_outputs(decode, Outputs("w", "i", [], decode.load, [], [arrived]))
     world.say(decode, running, 0)
     assert world.heard.tokens == {0: ANSWER[:1]}
     assert epoch_of(running) == 0
@@ -254,6 +257,37 @@ async def test_a_repeat_is_dropped_and_another_token_at_a_known_place_is_an_inte
     assert epoch_of(running) == 1
     assert world.metrics.replays.value("integrity") == 1
     assert b'baton:kv_integrity_failures_total{model_name="m"} 1.0' in world.metrics.render()
+
+
+async def test_a_decode_worker_that_computed_the_prompt_itself_goes_on_from_the_token_that_the_client_has(
+    world: World,
+) -> None:
+    """Rounding took it to another first token, which is no failure of anything."""
+    prefill, decode = world.join("p", "prefill"), world.join("d", "decode")
+    running = world.begin()
+    world.say(prefill, running, 0)
+    world.say(decode, running, 0, token_id=399)
+    assert epoch_of(running) == 1
+    start = sent(decode)[-1]
+    assert isinstance(start, Start)
+    assert (start.choices[0].emitted, start.ticket) == (ANSWER[:1], None)
+    for at in range(1, 8):
+        world.say(decode, running, at)
+    assert world.heard.tokens == {0: ANSWER}
+    assert world.metrics.replays.value("recomputed") == 1
+    assert running.num_replays == 0
+    assert b'baton:kv_integrity_failures_total{model_name="m"} 0.0' in world.metrics.render()
+
+
+async def test_a_prefill_worker_that_is_late_with_another_first_token_is_not_heard(world: World) -> None:
+    prefill, decode = world.join("p", "prefill"), world.join("d", "decode")
+    running = world.begin()
+    world.say(decode, running, 0)
+    world.say(prefill, running, 0, token_id=399)
+    for at in range(1, 8):
+        world.say(decode, running, at)
+    assert world.heard.tokens == {0: ANSWER}
+    assert epoch_of(running) == 0
 
 
 async def test_a_gap_is_replayed(world: World) -> None:

@@ -26,7 +26,9 @@ class Verdict(enum.Enum):
     GAP = "gap"
     """One before it is missing, and nobody will give it."""
     MISMATCH = "mismatch"
-    """Another token stands there already: one of two workers computed on wrong KV."""
+    """Another token stands there already, computed on the same KV: it was wrong on one of two workers."""
+    RECOMPUTED = "recomputed"
+    """Another token stands there already, of a prompt that both workers computed: rounding may part them, and neither is wrong."""
     UNKNOWN = "unknown"
     """Of a choice that nobody asked for."""
     STALE = "stale"
@@ -49,7 +51,7 @@ class State(enum.Enum):
 
 
 _PREFILLING, _OVERTAKEN, _HANDED, _DECODING, _CLOSED = State
-_ACCEPTED, _EARLY, _REPEAT, _GAP, _MISMATCH, _UNKNOWN, _STALE = Verdict
+_ACCEPTED, _EARLY, _REPEAT, _GAP, _MISMATCH, _RECOMPUTED, _UNKNOWN, _STALE = Verdict
 _DECODE_GAVE = {_PREFILLING: _OVERTAKEN, _HANDED: _DECODING}
 _PREFILL_GAVE = {_PREFILLING: _HANDED, _OVERTAKEN: _DECODING}
 
@@ -88,6 +90,8 @@ class Attempt:
     decode: str
     prefill: str | None = None
     ticket: Ticket | None = None
+    kv_arrived: bool = False
+    """Whether the decode worker has the prompt's KV from the prefill worker."""
     state: State = field(init=False)
     early: dict[int, Token] = field(default_factory=dict)
     """Tokens of choice 0 that came before the first one, by their place in the answer."""
@@ -133,7 +137,9 @@ class Attempt:
             return _ACCEPTED
         if at > len(tokens):
             return self._keep_early(token, at)
-        return _REPEAT if at >= 0 and tokens[at] == token.token_id else _MISMATCH
+        if at >= 0 and tokens[at] == token.token_id:
+            return _REPEAT
+        return _RECOMPUTED if self.ticket is not None and not self.kv_arrived else _MISMATCH
 
     def lose_prefill(self) -> bool:
         """Go on without the prefill worker; False if something is missing that only it could give."""

@@ -268,6 +268,7 @@ class Dispatcher:
         for transfer in outputs.transfers:
             if (running := flows.get(transfer.request_id)) is not None:
                 running.record.transferred(worker_id, transfer, now)
+                running.flow.kv_arrived(worker_id, transfer.epoch)
         for computed in outputs.computed:
             if (running := flows.get(computed.request_id)) is not None:
                 running.record.computed(worker_id, computed, now)
@@ -352,7 +353,7 @@ class Dispatcher:
         running.record.replayed(reason, time.monotonic())
         running.leave_workers()
         delay = 0.05 * 4**running.num_replays if step.is_busy else 0.0
-        if reason != "draining":  # a worker that drains hands over; nothing failed
+        if reason not in ("draining", "recomputed"):  # a worker that drains hands over; nothing failed
             running.num_replays += 1
         if running.num_replays > self.config.max_replays:
             error = f"The request failed on {running.num_replays} workers, the last time by {reason}."

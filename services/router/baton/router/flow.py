@@ -205,6 +205,12 @@ class Flow(Generic[_Shown]):
 
     # -- failures -----------------------------------------------------------------------------------------
 
+    def kv_arrived(self, worker: str, epoch: int) -> None:
+        """A decode worker has fetched the prompt's KV."""
+        attempt = self.attempt
+        if attempt is not None and attempt.has_leg(worker, epoch):
+            attempt.kv_arrived = True
+
     def leg_failed(self, worker: str, epoch: int, error: LegError) -> Next:
         attempt = self.attempt
         if attempt is None or not attempt.has_leg(worker, epoch):
@@ -239,6 +245,9 @@ def _refusal(verdict: Verdict, token: Token, worker: str, attempt: Attempt) -> N
         return NOTHING_NEW
     if verdict is Verdict.GAP:
         return Replay("gap", attempt.decode)
+    if verdict is Verdict.RECOMPUTED:
+        # the client keeps the token that it has: the decode worker goes on from there, with the KV that it computed
+        return Replay("recomputed", None) if worker == attempt.decode else NOTHING_NEW
     return Replay("integrity", worker, mismatch_at=token.position if verdict is Verdict.MISMATCH else None)
 
 
