@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Error, Page, expect
 from tests.browser import TIMEOUT_MS, opened, running_browser
 
 from baton.text import Tokenizer
@@ -335,3 +335,14 @@ def test_the_model_is_chosen_by_name_and_stays_chosen(tmp_path: Path, browser: B
             ask(page, "hello")
         assert sent.value.post_data_json is not None
         assert sent.value.post_data_json["model"] == "small"
+
+
+def test_the_browser_itself_refuses_to_read_text_as_markup(writing: Cluster, browser: Browser) -> None:
+    page = browser.new_page()
+    try:
+        page.goto(f"{writing.url}/")
+        for attempt in ("document.body.innerHTML = '<b>x</b>'", "document.createElement('script').text = 'x'"):
+            with pytest.raises(Error, match="requires 'Trusted"):
+                page.evaluate(f"() => {{ {attempt} }}")
+    finally:
+        page.close()

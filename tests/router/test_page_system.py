@@ -1,5 +1,6 @@
 """What the page tells of the system: workers that died, replays, refusals, transfers, totals; and that all can read it."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -121,10 +122,8 @@ def test_totals_are_of_the_last_minute_and_their_curves_of_fifteen(pair: Cluster
         expect(totals).to_contain_text("p99")
         pictures = totals.get_by_role("img")
         expect(pictures).to_have_count(5)
-        # the router's next point comes within five seconds
-        page.wait_for_function(
-            "[...document.querySelectorAll('.line-0')].every((each) => each.getAttribute('d').length > 9)"
-        )
+        for line in totals.locator(".line-0").all():  # the router's next point comes within five seconds
+            expect(line).to_have_attribute("d", re.compile(r".{9}"))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
