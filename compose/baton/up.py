@@ -84,6 +84,7 @@ def make_plan(config: UpConfig, engine: EngineConfig, http: HttpConfig, logs: Lo
     environment = _unset_settings(config, engine, http, logs)
     # Given, so that a worker started beside these can share their caches; else one that nobody knows.
     environment |= {"BATON_CACHE_KEY": os.environ.get("BATON_CACHE_KEY") or secrets.token_hex(16)}
+    environment |= {"HF_HUB_CACHE": os.path.abspath(config.download_dir)} if config.download_dir else {}
     # Not a flag: it may hold a password, and a process's arguments can be read by others.
     environment |= {"BATON_REDIS_URL": redis_url} if redis_url else {}
     workers, urls, controls = [], [], []

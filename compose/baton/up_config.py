@@ -24,6 +24,7 @@ class UpConfig:
         "address on which the router listens; auto: that of this machine's own name; workers stay on the loopback",
     )
     port: int = setting(8000, "port of the router")
+    download_dir: str | None = setting(None, "folder for models of the hub; none: as HF_HOME says")
     redis_url: str | None = setting(
         None, "Redis to use; none: one is started if this machine has a server, else there is none"
     )

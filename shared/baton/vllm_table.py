@@ -19,7 +19,7 @@ device served_model_name host port api_key config chat_template chat_template_co
 ssl_certfile ssl_ca_certs ssl_cert_reqs allow_credentials allowed_origins allowed_methods allowed_headers
 generation_config override_generation_config
 max_num_queued_reqs>max_num_waiting shutdown_timeout>drain_s
-disable_log_stats enable_log_requests log_level
+disable_log_stats enable_log_requests log_level download_dir
 """
 """Flags of `baton up`, under vLLM's names or as `name>ours`."""
 
@@ -34,6 +34,7 @@ max_num_queued_reqs>max_num_waiting use_tqdm_on_load?>use_tqdm
 OFFLINE = (
     ("One model answers here, and nobody has to name it.", "served_model_name~"),
     ("`LLM` writes no log.", "disable_log_stats?~ enable_log_requests?~ log_level~"),
+    ("Set HF_HOME in the environment before Python starts: models are kept below it.", "download_dir"),
 )
 """Of `LLM(...)`, names that are the server's otherwise and change nothing."""
 
@@ -190,7 +191,6 @@ SERVING = (
     ),
     ("`--revision` holds for model and tokenizer; a tokenizer of its own can be a folder.", "tokenizer_revision"),
     ("Set HF_TOKEN in the environment.", "hf_token"),
-    ("Set HF_HOME in the environment: models are kept below it.", "download_dir"),
     (
         "Weights are read from safetensors in Baton's own way.",
         """

@@ -158,6 +158,13 @@ def test_a_plan_without_redis_tells_the_router_of_its_workers(tmp_path: Path, mo
     assert [child.name for child in plan.workers] == [*("prefill-0", "prefill-1", "decode-0", "decode-1", "decode-2")]
 
 
+def test_models_are_fetched_to_where_download_dir_says(tmp_path: Path) -> None:
+    config = UpConfig(port=free_ports(1)[0], download_dir=str(tmp_path / "models"))
+    plan = make_plan(config, EngineConfig(), HttpConfig(), LogConfig(), str(tmp_path))
+    for child in (*plan.workers, plan.router):
+        assert child.environment["HF_HUB_CACHE"] == str(tmp_path / "models")
+
+
 @pytest.mark.parametrize(
     ("gpus", "legs"), [([], ["prefill-0", "decode-0"]), (["0"], ["decode-0"]), (["0", "1"], ["prefill-0", "decode-0"])]
 )
