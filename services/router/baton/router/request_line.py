@@ -30,7 +30,7 @@ def _answer(running: Sequence[Running]) -> dict[str, Any]:
     usages = [each.flow.usage for each in running]
     waits = [each.first_token_at - each.arrived_at for each in running if each.first_token_at]
     decision = running[0].decision
-    return {
+    facts = {
         "state": running[-1].record.state,
         "prompt_tokens": sum(usage.num_prompt for usage in usages),
         "cached_tokens": sum(usage.num_cached for usage in usages),
@@ -40,3 +40,4 @@ def _answer(running: Sequence[Running]) -> dict[str, Any]:
         "prefill": None if decision is None else decision.chosen.prefill,
         "decode": None if decision is None else decision.chosen.decode,
     }
+    return {name: value for name, value in facts.items() if value is not None}
