@@ -109,8 +109,8 @@ class Commands(Group):
     strangers = vllm_table.COMMANDS
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Take flags of a server without a command for `up`, as images of vLLM are run."""
+        """Take a model, or flags of a server, without a command for `up`, as images of vLLM are run."""
         own = {flag for parameter in self.get_params(ctx) for flag in parameter.opts}
-        if args and args[0].startswith("--") and args[0].partition("=")[0] not in own:
+        if args and ("/" in args[0] or (args[0].startswith("--") and args[0].partition("=")[0] not in own)):
             args = ["up", *args]
         return super().parse_args(ctx, args)

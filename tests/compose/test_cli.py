@@ -99,6 +99,7 @@ def test_serve_is_up_and_flags_without_a_command_are_those_of_up() -> None:
     result = call("--model", "/nowhere", "--port", "0")
     assert result.stderr == "baton: port=0 is not valid: it must be 1 to 65535.\n"
     assert call("serve", "/nowhere", "--port", "0").stderr == result.stderr
+    assert call("some/model", "--port=0").stderr == result.stderr
 
 
 def test_the_model_is_named_by_the_argument_the_flag_or_the_variable() -> None:
