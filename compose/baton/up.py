@@ -72,8 +72,7 @@ def make_plan(config: UpConfig, engine: EngineConfig, http: HttpConfig, logs: Lo
     if http.uds is None:
         bind_tcp(config.host, config.port).close()
     name = model_name(engine.model, config.served_model_name)
-    model = engine.model or str(demo_model_path())
-    engine = dataclasses.replace(engine, model=model)
+    engine = dataclasses.replace(engine, model=engine.model or str(demo_model_path()))
     gpus = [] if engine.device == "cpu" else _gpus()
     num_prefill = config.prefill
     if num_prefill is None:
@@ -97,25 +96,8 @@ def make_plan(config: UpConfig, engine: EngineConfig, http: HttpConfig, logs: Lo
         workers.append(Child(worker_id, command, environment | dict(own), stop_s=config.drain_s + 30))
         urls.append(f"http://127.0.0.1:{port}")
         controls.append(f"tcp://127.0.0.1:{control}")
-    flags = to_flags(
-        model=model,
-        host=config.host,
-        port=config.port,
-        path=config.path,
-        served_model_name=config.served_model_name or (name,),
-        drain_s=config.drain_s,
-        tokenizer=engine.tokenizer,
-        revision=engine.revision,
-        chat_template=config.chat_template,
-        chat_template_content_format=config.chat_template_content_format,
-        generation_config=config.generation_config,
-        override_generation_config=config.override_generation_config,
-        worker=() if redis_url else tuple(controls),  # without Redis the router is told where its workers are
-    )
-    if config.api_key:
-        environment = environment | {"BATON_API_KEY": " ".join(config.api_key)}
-    command = _baton("router", logs, *flags, *as_arguments(http))
-    router = Child("router", command, environment, stop_s=config.drain_s + 10)
+    static = [] if redis_url else controls  # without Redis the router is told where its workers are
+    router = _plan_router(config, engine, http, logs, environment, name, static)
     return Plan(redis, workers, urls, router, _router_url(config, http), name, notice)
 
 
@@ -206,6 +188,36 @@ async def _end(plan: Plan, supervisor: Supervisor, view: LogView) -> None:
 
 
 # -- the plan's parts -----------------------------------------------------------------------------------------
+
+
+def _plan_router(
+    config: UpConfig,
+    engine: EngineConfig,
+    http: HttpConfig,
+    logs: LogConfig,
+    environment: Mapping[str, str],
+    name: str,
+    static: Sequence[str],
+) -> Child:
+    flags = to_flags(
+        model=engine.model,
+        host=config.host,
+        port=config.port,
+        path=config.path,
+        served_model_name=config.served_model_name or (name,),
+        drain_s=config.drain_s,
+        tokenizer=engine.tokenizer,
+        revision=engine.revision,
+        chat_template=config.chat_template,
+        chat_template_content_format=config.chat_template_content_format,
+        generation_config=config.generation_config,
+        override_generation_config=config.override_generation_config,
+        worker=tuple(static),
+    )
+    if config.api_key:
+        environment = {**environment, "BATON_API_KEY": " ".join(config.api_key)}
+    command = _baton("router", logs, *flags, *as_arguments(http))
+    return Child("router", command, environment, stop_s=config.drain_s + 10)
 
 
 def _plan_redis(config: UpConfig, port: int, folder: str) -> tuple[list[Child], str | None, str]:
