@@ -114,6 +114,7 @@ OPENERS = (
 ENDLESS = (
     *(part * (60_000 // len(part)) for part in OPENERS),
     *("\n".join("  " * i + "- x" for i in range(300)), "> " * 300 + "x", "a|b\n-|-\n" + "|x" * 20_000),
+    "_a_ " * 70_000,  # more elements than one call takes arguments
 )
 
 

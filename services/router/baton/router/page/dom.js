@@ -16,7 +16,9 @@ function fill(node, attributes, children) {
     else if (value === true) node.setAttribute(name, "");
     else if (value !== false && value !== null && value !== undefined) node.setAttribute(name, value);
   }
-  node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  for (const child of children.flat()) { // one by one: there may be more than a call takes arguments
+    if (child !== null && child !== undefined && child !== false) node.append(child);
+  }
   return node;
 }
 

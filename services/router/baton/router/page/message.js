@@ -17,26 +17,32 @@ export class Answer {
   #moving = el("div", { class: "moving", hidden: true });
   #markdown = new Markdown(this.#body);
   #isDrawn = true;
+  #drawMs = 0;
 
   constructor() {
     this.item = el("article", { class: "message answer", "aria-label": "Answer" }, this.#body, this.#moving, this.#facts);
   }
 
-  // Takes what has come; it is drawn with the next frame, however many pieces come until then.
+  // Takes what has come; it is drawn with the next frame, however many pieces come until then. What is slow to draw is drawn
+  // less often, so that most of the time is left for the rest of the page.
   add(text, reasoning, afterDrawing) {
     this.text += text;
     this.reasoning += reasoning;
     if (!this.#isDrawn) return;
     this.#isDrawn = false;
-    requestAnimationFrame(() => {
+    const draw = () => {
       this.draw();
       afterDrawing();
-    });
+    };
+    if (this.#drawMs < 10) requestAnimationFrame(draw);
+    else setTimeout(draw, 3 * this.#drawMs);
   }
 
   draw() {
+    const began = performance.now();
     this.#isDrawn = true;
     this.#markdown.show(this.text);
+    this.#drawMs = performance.now() - began;
     if (!this.reasoning) return;
     if (!this.#thought.parentNode) this.item.prepend(el("details", { class: "thoughts" }, el("summary", {}, "Thoughts"), this.#thought));
     this.#thought.textContent = this.reasoning;

@@ -60,7 +60,7 @@ function row(worker, leg) {
   fill.style.width = `${100 * worker.kv_usage}%`;
   const now = activity(worker, leg);
   return el("tr", { "data-worker": worker.id, "data-state": worker.state, "data-busy": String(now !== "idle") },
-    el("th", { scope: "row" }, el("span", { class: "dot" }), worker.id,
+    el("th", { scope: "row", title: `since ${clock(worker.since)}` }, el("span", { class: "dot" }), worker.id,
       worker.legs.length > 1 && el("span", { class: "tag" }, "both legs")),
     el("td", { "data-column": "now" }, now),
     el("td", {}, el("span", { class: "meter", role: "img", "aria-label": `${used} % in use` }, fill), el("span", { class: "percent" }, `${used} %`)),
