@@ -45,7 +45,8 @@ class EngineConfig:
     )
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where the model runs; auto: cuda if there is one")
     max_model_len: int | None = setting(
-        None, "longest prompt plus answer, in tokens; none: the model's context; auto: as much of it as memory holds"
+        None,
+        "longest prompt plus answer, in tokens; none: the model's context; auto: what of it memory holds, rounded down",
     )
     max_num_seqs: int = setting(256, "most sequences in one step")
     max_num_batched_tokens: int = setting(8192, "most tokens in one step, prompts' chunks included")

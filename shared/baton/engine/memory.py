@@ -56,10 +56,15 @@ class MemoryPlan:
         return size * bisect_right(range(num_blocks), num_blocks, key=lambda n: reach.num_held((n + 1) * size))
 
     def within(self, config: EngineConfig) -> MemoryPlan:
-        """Shorten the context to what the memory holds, if that is asked; never below a token and its answer."""
-        if config.max_model_len != AUTO_LEN:
+        """Shorten the context to what the memory holds, if that is asked; never below a token and its answer.
+
+        To a round number: workers serve together only if their contexts are equal, and of two equal devices one has
+        some blocks more.
+        """
+        if config.max_model_len != AUTO_LEN or self.num_tokens >= self.max_model_len:
             return self
-        return dataclasses.replace(self, max_model_len=max(2, min(self.max_model_len, self.num_tokens)))
+        grain = 1 << max(0, self.num_tokens.bit_length() - 4)  # an eighth to a sixteenth
+        return dataclasses.replace(self, max_model_len=max(2, self.num_tokens // grain * grain))
 
     def describe(self) -> str:
         """The line that is printed at start."""
