@@ -1,7 +1,8 @@
 """Where workers announce themselves and log their cached blocks.
 
 Soft state only (a lease of 3 s, hashes of blocks, load): wiped, slow or gone, it costs cache hits and the discovery of new
-workers, never a request. Nothing on a request's path waits for it.
+workers, never a request. Nothing on a request's path waits for it. What somebody else wrote under one of the keys costs that
+key, and is said once.
 
 Keys, for a model `m` and a worker `w`
     baton:{m}:workers             set of worker ids that may be alive
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +23,10 @@ import msgspec
 import redis.asyncio as redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from baton.errors import BatonError, ConfigError
+from baton.logs import get_logger
 from baton.messages import BadMessage, Blocks, Load, WorkerInfo, decode_to_router, encode
 
 LEASE_S = 3.0
@@ -32,6 +34,7 @@ RENEW_S = 1.0
 _STREAM_LEN = 4_000
 _ANSWER_S = 1.0
 """After so long Redis counts as gone for this call."""
+_log = get_logger("registry")
 
 
 class RegistryDown(BatonError):
@@ -100,15 +103,19 @@ class Registry:
             form = "redis://HOST:6379, with %2F for a / in its password"
             raise ConfigError(f"redis_url is not valid: it must be as {form}.") from None
         self._prefix = f"baton:{model_name}:"
+        self._told: set[str] = set()
+        """Bad keys that were spoken of."""
 
     async def announce(self, info: WorkerInfo, load: Load) -> None:
         """Write or renew a worker's lease; call it each second."""
-        key = f"{self._prefix}worker:{info.worker_id}"
-        async with _answering(), self._redis.pipeline(transaction=True) as pipe:
+        key, workers = f"{self._prefix}worker:{info.worker_id}", f"{self._prefix}workers"
+
+        def fill(pipe: Any) -> None:
             pipe.hset(key, mapping=_to_fields(info, load))
             pipe.pexpire(key, int(LEASE_S * 1000))
-            pipe.sadd(f"{self._prefix}workers", info.worker_id)
-            await pipe.execute()
+            pipe.sadd(workers, info.worker_id)
+
+        await self._write(fill, {key: b"hash", workers: b"set"})
 
     async def withdraw(self, info: WorkerInfo) -> None:
         """Take back what a worker wrote, at its end."""
@@ -121,11 +128,13 @@ class Registry:
     async def append_blocks(self, entry: Blocks) -> None:
         """Add an entry to a worker's block log; the first of an incarnation replaces the log."""
         key = f"{self._prefix}blocks:{entry.worker_id}"
-        async with _answering(), self._redis.pipeline(transaction=True) as pipe:
+
+        def fill(pipe: Any) -> None:
             if entry.sequence == 1:
                 pipe.delete(key, f"{key}:snapshot")
             pipe.xadd(key, {"e": encode(entry)}, id=f"{entry.sequence}-1", maxlen=_STREAM_LEN, approximate=True)
-            await pipe.execute()
+
+        await self._write(fill, {key: b"stream"})
 
     async def write_snapshot(self, entry: Blocks) -> None:
         """Replace a worker's snapshot."""
@@ -135,18 +144,25 @@ class Registry:
     async def workers(self) -> list[WorkerRecord]:
         """Read the workers with a live lease."""
         async with _answering():
-            members = [member.decode() for member in await self._redis.smembers(f"{self._prefix}workers")]
+            members = await self._or_none(self._redis.smembers(f"{self._prefix}workers"), f"{self._prefix}workers")
             if not members:
                 return []
+            keys = {member: f"{self._prefix}worker:".encode() + member for member in members}
             async with self._redis.pipeline(transaction=False) as pipe:
-                for worker_id in members:
-                    pipe.hgetall(f"{self._prefix}worker:{worker_id}")
-                rows = await pipe.execute()
-            gone = [worker_id for worker_id, row in zip(members, rows, strict=True) if not row]
+                for key in keys.values():
+                    pipe.hgetall(key)
+                rows = dict(zip(keys, await pipe.execute(raise_on_error=False), strict=True))
+            gone = [member for member, row in rows.items() if not row]
             if gone:
                 await self._redis.srem(f"{self._prefix}workers", *gone)
-        records = (_from_fields(row) for row in rows if row)
-        return [record for record in records if record is not None]
+        records = []
+        for member, row in rows.items():
+            record = None if not row or isinstance(row, Exception) else _from_fields(row)
+            if record is not None:
+                records.append(record)
+            elif row:
+                self._tell(keys[member], "it is no worker's hash")
+        return records
 
     async def read_blocks(self, after: Mapping[str, int]) -> list[Blocks]:
         """Read the entries of each named worker after a sequence number, in order."""
@@ -154,19 +170,62 @@ class Registry:
             return []
         streams = {f"{self._prefix}blocks:{worker_id}": f"{sequence}-1" for worker_id, sequence in after.items()}
         async with _answering():
-            rows = await self._redis.xread(streams, count=500)
+            try:
+                rows = await self._redis.xread(streams, count=500)
+            except ResponseError:  # one of them is no stream, which Redis does not say of which
+                answers = [
+                    await self._or_none(self._redis.xread({key: at}, count=500), key) for key, at in streams.items()
+                ]
+                rows = [row for answer in answers for row in answer or ()]
         entries = (_decode(fields.get(b"e", b"")) for _stream, row in rows for _id, fields in row)
         return [entry for entry in entries if entry is not None]
 
     async def read_snapshot(self, worker_id: str) -> Blocks | None:
         """Read a worker's snapshot; None: there is none."""
+        key = f"{self._prefix}blocks:{worker_id}:snapshot"
         async with _answering():
-            raw = await self._redis.get(f"{self._prefix}blocks:{worker_id}:snapshot")
+            raw = await self._or_none(self._redis.get(key), key)
         return None if raw is None else _decode(raw)
 
     async def close(self) -> None:
         """Close the connections."""
         await self._redis.aclose()
+
+    async def _write(self, fill: Callable[[Any], None], kinds: Mapping[str, bytes]) -> None:
+        """Execute what `fill` puts into a pipeline; keys of ours that hold something else are cleared for it."""
+        async with _answering(), self._redis.pipeline(transaction=True) as pipe:
+            fill(pipe)
+            try:
+                await pipe.execute()
+            except ResponseError as error:
+                if "WRONGTYPE" not in str(error):
+                    raise
+                await self._clear(kinds)
+                fill(pipe)
+                await pipe.execute()
+
+    async def _or_none(self, answer: Awaitable[Any], key: str) -> Any:
+        """Return what Redis answers; None if it says that the key holds something else."""
+        try:
+            return await answer
+        except ResponseError as error:
+            if "WRONGTYPE" not in str(error):
+                raise
+            self._tell(key.encode(), str(error))
+            return None
+
+    async def _clear(self, kinds: Mapping[str, bytes]) -> None:
+        """Delete those of our keys that hold something of another kind."""
+        for key, kind in kinds.items():
+            if await self._redis.type(key) not in (kind, b"none"):
+                self._tell(key.encode(), f"it was no {kind.decode()}; deleted")
+                await self._redis.delete(key)
+
+    def _tell(self, key: bytes, reason: str) -> None:
+        name = key.decode(errors="backslashreplace")
+        if name not in self._told:
+            self._told.add(name)
+            _log.warning("registry_bad_key", key=name, reason=reason)
 
 
 @contextlib.asynccontextmanager

