@@ -30,7 +30,7 @@ from baton.prompt import Prompt
 from baton.protocol import SamplingParams
 from baton.router.admission import Admission
 from baton.router.config import RouterConfig
-from baton.router.dispatcher import Dispatcher, Running
+from baton.router.dispatcher import PROGRESS, Dispatcher, Running
 from baton.router.flow import Flow
 from baton.router.generation import Generation
 from baton.router.index import PrefixIndex
@@ -136,7 +136,7 @@ class World:
             "epoch": epoch_of(running),
             "choice": 0,
             "position": len(PROMPT) + at,
-            "token_id": ANSWER[at],
+            "token_id": ANSWER[at % len(ANSWER)],
             "finish_reason": "length" if at == len(ANSWER) - 1 else None,
         }
         token = Token(**(fields | changes))
@@ -357,6 +357,23 @@ async def test_after_the_last_replay_comes_one_error(world: World) -> None:
     assert world.heard.error is not None
     assert world.heard.error.status == 503
     assert not world.heard.is_ended
+    world.check_nothing_is_left()
+
+
+async def test_a_long_answer_meets_any_number_of_lost_workers_with_tokens_between(world: World) -> None:
+    decode = world.join("d", "decode")
+    world.heard.tokens[0] = []
+    running = world.begin(max_tokens=None)
+    for round in range(10):
+        for at in range(round * PROGRESS, (round + 1) * PROGRESS):
+            world.say(decode, running, at, token_id=100 + at, finish_reason=None)
+        world.end(decode, running, "internal")
+        assert epoch_of(running) == round + 1
+    assert world.heard.tokens == {0: [100 + at for at in range(10 * PROGRESS)]}
+    for _ in range(3):
+        world.end(decode, running, "internal")
+    assert world.heard.error is not None, "without a token between it is over"
+    assert "13 workers" in str(world.heard.error)
     world.check_nothing_is_left()
 
 

@@ -82,7 +82,9 @@ class RouterConfig:
     stream_buffer_nbytes: int = setting(1 * 2**20, "text that waits for a slow client before its stream ends")
     slow_client_s: float = setting(60.0, "how long one write to a client may take before its stream ends")
     request_timeout_s: float = setting(3600.0, "deadline of a request that names none")
-    max_replays: int = setting(3, "how often a request goes to other workers after a failure")
+    max_replays: int = setting(
+        3, "how often a request goes to other workers after failures between which it got next to nothing"
+    )
     worker_wait_s: float = setting(30.0, "how long a request waits for a worker when all of them are away")
     stall_s: float = setting(
         120.0, "how long a worker may do no step while it has requests, before it is taken as dead"

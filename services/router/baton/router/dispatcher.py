@@ -39,6 +39,8 @@ from baton.router.pool import Worker, WorkerPool
 from baton.router.workers import WorkerGone
 
 _log = get_logger("dispatch")
+PROGRESS = 16
+"""Tokens to the client after which failures are counted anew: a long answer may meet many workers that end, one after another."""
 
 
 class Running:
@@ -46,7 +48,17 @@ class Running:
 
     __slots__ = (
         *("_dispatcher", "arrived_at", "deadline", "decision", "demand", "first_token_at", "flow", "is_over"),
-        *("last_token_at", "num_counted", "num_replays", "record", "sent_at", "timer", "workers"),
+        *(
+            "last_token_at",
+            "num_counted",
+            "num_replays",
+            "record",
+            "replays_left",
+            "sent_at",
+            "timer",
+            "tokens_at_replay",
+        ),
+        "workers",
     )
 
     def __init__(self, dispatcher: Dispatcher, flow: Flow[Any]) -> None:
@@ -63,6 +75,9 @@ class Running:
         self.timer: asyncio.TimerHandle | None = None
         """Of a retry, or of the wait for a worker."""
         self.num_replays = 0
+        self.replays_left = dispatcher.config.max_replays
+        """Until it fails; all of them again once the client has got more tokens."""
+        self.tokens_at_replay = 0
         self.num_counted = 0
         """Tokens to the client that are in the metrics."""
         self.sent_at = self.first_token_at = 0.0
@@ -352,10 +367,15 @@ class Dispatcher:
         self.metrics.replays.inc(reason)
         running.record.replayed(reason, time.monotonic())
         running.leave_workers()
-        delay = 0.05 * 4**running.num_replays if step.is_busy else 0.0
+        most, num_tokens = self.config.max_replays, flow.usage.num_completion
+        if num_tokens - running.tokens_at_replay >= PROGRESS:
+            running.replays_left = most
+        running.tokens_at_replay = num_tokens
+        delay = 0.05 * 4 ** (most - running.replays_left) if step.is_busy else 0.0
         if reason not in ("draining", "recomputed"):  # a worker that drains hands over; nothing failed
             running.num_replays += 1
-        if running.num_replays > self.config.max_replays:
+            running.replays_left -= 1
+        if running.replays_left < 0:
             error = f"The request failed on {running.num_replays} workers, the last time by {reason}."
             self._fail(running, Unavailable(error))
             return
