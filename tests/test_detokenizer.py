@@ -47,6 +47,17 @@ def test_any_ids_split_anywhere_go_on_with_what_is_new(kind: str, data: st.DataO
 
 @kinds
 @settings(max_examples=60, deadline=None)
+@given(st.data(), st.booleans())
+def test_a_prompts_last_visible_tokens_stand_for_all_of_it(kind: str, data: st.DataObject, skip: bool) -> None:
+    ids = st.lists(st.integers(0, tokenizer_of(kind).get_vocab_size() - 1), max_size=12)
+    prompt, answer = data.draw(ids), data.draw(ids)
+    end = Pieces(tokenizer_of(kind), skip_special_tokens=skip).visible_end(prompt)
+    assert len(end) <= 3
+    assert _streamed(kind, end, answer, skip=skip) == _streamed(kind, prompt, answer, skip=skip)
+
+
+@kinds
+@settings(max_examples=60, deadline=None)
 @given(TEXTS)
 def test_a_whole_text_equals_the_librarys(kind: str, text: str) -> None:
     tokenizer = tokenizer_of(kind)

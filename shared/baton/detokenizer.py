@@ -16,6 +16,7 @@ import codecs
 import json
 import re
 from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
 from typing import Any, cast
 
 _UNKNOWN = "\N{REPLACEMENT CHARACTER}"
@@ -57,6 +58,10 @@ class Pieces(dict[int, Piece]):
         """Return what a token adds at the beginning of a text."""
         token = self._backend.id_to_token(token_id)
         return self._read(token, self._decode(token))
+
+    def visible_end(self, token_ids: Sequence[int]) -> list[int]:
+        """Return the last ids that add something; three, as a character of 4 bytes has at most that many open."""
+        return list(islice(filter(self.__getitem__, reversed(token_ids)), 3))[::-1]
 
     def _is_special(self, token_id: int) -> bool:
         """Ask the library: a token's own flag may be older than the set that it keeps."""

@@ -21,6 +21,7 @@ _PREFIX = "baton:"
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 640)
+_LAG = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2.5, 5, 10)
 _INTER_TOKEN = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 5)
 _REPLAYS = (
     *("prefill_lost", "decode_lost", "draining", "transfer", "recomputed", "integrity", "gap", "out_of_blocks"),
@@ -249,6 +250,9 @@ class RouterMetrics(_Series):
         self.kv_cache_usage_perc = self._register(usage, "vllm:gpu_cache_usage_perc").labels(model_name)
         self.index_blocks = self._gauge("index_blocks", "Block hashes in the prefix index.")
         self.registry_up = self._gauge("registry_up", "Whether Redis answers; NaN where none is used.")
+        self.event_loop_lag_seconds = self._histogram(
+            "event_loop_lag_seconds", "How late the event loop came to a timer that is due every 10 ms.", buckets=_LAG
+        )
         self.streams_open = self._gauge("streams_open", "Streams open to clients.")
 
 

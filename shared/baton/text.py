@@ -121,8 +121,11 @@ class Tokenizer:
 
         Other threads run meanwhile: of the library's calls only the batched ones release the interpreter.
         """
-        ids: list[int] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
-        return ids
+        return self.encode_all([text], add_special_tokens=add_special_tokens)[0]
+
+    def encode_all(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+        """Return the token ids of each text."""
+        return [each.ids for each in self._backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of whole token ids; for a stream use `new_stream`."""
@@ -206,10 +209,20 @@ class Tokenizer:
         self, prompt_ids: Sequence[int], *, skip_special_tokens: bool = True, shown: tuple[str, ...] = ()
     ) -> Detokenizer:
         """Start the text of one answer, after `prompt_ids`; `shown` are special tokens that are not skipped."""
-        pieces = self._shown if skip_special_tokens else self._all
-        if skip_special_tokens and any(self.special_token_id(token) is not None for token in shown):
-            pieces = self._shown_with.setdefault(shown, Pieces(self._backend, skip_special_tokens=True, shown=shown))
-        return Detokenizer(pieces, prompt_ids)
+        return Detokenizer(self._pieces(skip_special_tokens, shown), prompt_ids)
+
+    def visible_end(
+        self, prompt_ids: Sequence[int], *, skip_special_tokens: bool = True, shown: tuple[str, ...] = ()
+    ) -> list[int]:
+        """Return the few ids that stand for the whole prompt in `new_stream`: many choices need not walk it each."""
+        return self._pieces(skip_special_tokens, shown).visible_end(prompt_ids)
+
+    def _pieces(self, skips_special: bool, shown: tuple[str, ...]) -> Pieces:
+        if skips_special and any(self.special_token_id(token) is not None for token in shown):
+            if shown not in self._shown_with:
+                self._shown_with[shown] = Pieces(self._backend, skip_special_tokens=True, shown=shown)
+            return self._shown_with[shown]
+        return self._shown if skips_special else self._all
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,11 +397,8 @@ def unnamed(token_id: int) -> str:
 
 def bad_words_ids(tokenizer: Tokenizer, words: Iterable[str]) -> tuple[tuple[int, ...], ...]:
     """Spell each bad word as tokens, at the start of a text and after a space."""
-    spellings = {
-        tuple(tokenizer.encode(prefix + word.lstrip(), add_special_tokens=False))
-        for word in words
-        for prefix in ("", " ")
-    }
+    texts = [prefix + word.lstrip() for word in words for prefix in ("", " ")]
+    spellings = set(map(tuple, tokenizer.encode_all(texts, add_special_tokens=False)))
     return tuple(sorted(ids for ids in spellings if ids))
 
 

@@ -124,6 +124,12 @@ def test_scores_of_prompts_are_bounded_by_prompts_alternatives_and_choices_toget
     limits.check_scores(completion(logprobs=20).sampling_params(), num_prompt_tokens=10**9)
 
 
+def test_bad_words_are_bounded_together() -> None:
+    assert completion(bad_words=["x" * 32] * 1024).sampling_params().bad_words
+    with pytest.raises(ValidationError, match="at most 32768 characters are taken in all"):
+        completion(bad_words=["x" * 33] * 1024)
+
+
 # -- messages -----------------------------------------------------------------------------------------------------
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}

@@ -7,11 +7,26 @@ from itertools import takewhile
 from operator import or_
 from typing import Annotated, Any, cast
 
-from pydantic import BeforeValidator, Discriminator, FailFast, Field, PlainValidator, Tag, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    FailFast,
+    Field,
+    PlainValidator,
+    Tag,
+    WithJsonSchema,
+)
 
 from baton.protocol import MAX_LIST
 
 INT31 = 2**31 - 1
+
+
+class FirstError(FailFast):
+    """A list that ends at its first wrong entry: telling of a million takes tens of seconds."""
+
+    __hash__ = object.__hash__  # a member of a union has one
 
 
 def _whole(value: Any) -> Any:
@@ -22,14 +37,23 @@ def _whole(value: Any) -> Any:
 Whole = BeforeValidator(_whole)
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, le=INT31)]
-TokenIds = Annotated[list[Annotated[TokenId, Whole]], Field(max_length=MAX_LIST)]
-Words = Annotated[list[Annotated[str, Field(min_length=1, max_length=1024)]], Field(max_length=MAX_LIST)]
+TokenIds = Annotated[list[Annotated[TokenId, Whole]], Field(max_length=MAX_LIST), FirstError()]
 
 
-class FirstError(FailFast):
-    """A list that ends at its first wrong entry: telling of a million takes tens of seconds."""
+def _check_words(words: list[str]) -> list[str]:
+    if sum(map(len, words)) > _MAX_WORDS_LEN:
+        raise ValueError(f"at most {_MAX_WORDS_LEN} characters are taken in all")
+    return words
 
-    __hash__ = object.__hash__  # a member of a union has one
+
+_MAX_WORDS_LEN = 32_768
+"""Of all bad words: each is spelled as tokens, twice, which every step looks for."""
+Words = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=1024)]],
+    Field(max_length=MAX_LIST),
+    FirstError(),
+    AfterValidator(_check_words),
+]
 
 
 def one_of(branches: dict[type, Any], words: str) -> Any:

@@ -23,6 +23,7 @@ from baton.router.event_stream import OpenStreams
 from baton.router.history import History
 from baton.router.index import PrefixIndex
 from baton.router.load_line import LoadLine
+from baton.router.loop_lag import LoopLag
 from baton.router.pool import WorkerPool
 from baton.router.text_pool import TextPool
 from baton.text import Tokenizer
@@ -68,6 +69,8 @@ class RouterState:
         self.pool.start(self.dispatcher)
         self.streams.start()
         self.history.start()
+        self._loop_lag = LoopLag(self.metrics)
+        self._loop_lag.start()
         self._load_line = LoadLine(self.metrics, self.dispatcher)
         if self._logs_load:
             self._load_line.start()
@@ -81,6 +84,7 @@ class RouterState:
         for flow in list(self.dispatcher.flows.values()):
             flow.cancel()
         await asyncio.sleep(0.05)  # let the cancels leave
+        self._loop_lag.close()
         await self._load_line.close()
         await self.history.close()
         await self.discovery.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 from typing import cast
 
@@ -19,8 +20,8 @@ from baton.messages import MAX_MESSAGE_NBYTES, BadMessage, Hello, ToRouter, ToWo
 from baton.router.config import RouterConfig
 
 _QUEUE_LEN = 10_000
-_BATCH = 64
-"""Messages taken before the loop may do something else."""
+_TURN_S = 0.005
+"""For how long messages are taken before the loop may do something else."""
 _log = get_logger("workers")
 
 
@@ -114,7 +115,8 @@ class WorkerClient:
         if socket is None:
             return
         self._is_reading = True
-        for _ in range(_BATCH):
+        turn_ends_at = time.monotonic() + _TURN_S
+        while time.monotonic() < turn_ends_at:
             try:
                 frames = socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:

@@ -17,6 +17,7 @@ from baton.router.http_request import read_request
 from baton.router.json_answers import JSON
 from baton.router.openai.bodies import BODY, CollectSink, chat_body
 from baton.router.openai.events import AnswerEvents, ChatEvents
+from baton.router.openai.model_checks import check_with_model
 from baton.router.openai.models import check_model
 from baton.router.openai.open_request import OpenRequest
 from baton.router.openai.parsers import new_parser_of
@@ -37,6 +38,7 @@ def chat_routes(router: RouterState) -> APIRouter:
         prompt = Prompt(await router.text.render_chat(add_special_tokens=bool(request.add_special_tokens), **shown))
         router.metrics.phase_seconds.observe("tokenize", time.monotonic() - began)
 
+        params = await check_with_model(router, request, params, [prompt])
         opened = OpenRequest(router, request, params, [prompt], caller)
         one_call = request.parallel_tool_calls is False
         new_parser = new_parser_of("hermes", one_call=one_call) if shown["tools"] else None

@@ -19,6 +19,7 @@ from baton.router.json_answers import JSON
 from baton.router.openai.bodies import BODY, CollectSink, completion_choices
 from baton.router.openai.events import AnswerEvents, CompletionEvents
 from baton.router.openai.logprobs import Echo
+from baton.router.openai.model_checks import check_with_model
 from baton.router.openai.models import check_model
 from baton.router.openai.open_request import OpenRequest
 from baton.router.openapi_file import operation
@@ -41,6 +42,7 @@ def completion_routes(router: RouterState) -> APIRouter:
         ]
         router.metrics.phase_seconds.observe("tokenize", time.monotonic() - began)
 
+        params = await check_with_model(router, request, params, prompts)
         opened = OpenRequest(router, request, params, prompts, caller)
         tokenizer = router.tokenizer
         echoes = [

@@ -10,20 +10,20 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from baton.errors import InvalidRequest, Unavailable
-from baton.messages import ModelFacts, Token
+from baton.messages import Token
 from baton.prompt import Prompt
-from baton.protocol import SamplingParams, check_answer_len, check_prompt
+from baton.protocol import SamplingParams
 from baton.requests.chat import ChatRequest
 from baton.requests.completions import CompletionRequest
 from baton.router.auth import salt_of
 from baton.router.flow import Flow
 from baton.router.generation import Generation, hash_prompt
 from baton.router.http_request import Caller
+from baton.router.openai.model_checks import facts_of
 from baton.router.openai.parts import AnswerParser, AnswerParts, Shown
 from baton.router.router_state import RouterState
 from baton.router.sink import ChoiceText, Sink, Usage
-from baton.text import AnswerText, bad_words_ids
+from baton.text import AnswerText
 
 _INLINE_TOKENS = 4096
 """Prompts up to here are hashed on the loop: a fifth of a millisecond."""
@@ -77,23 +77,7 @@ class OpenRequest:
         prompts: Sequence[Prompt],
         caller: Caller,
     ) -> None:
-        """Check prompts and parameters against the model.
-
-        Raises:
-            InvalidRequest: the model cannot do it, or its context does not hold it.
-            Unavailable: no worker has come yet.
-        """
-        facts = router.dispatcher.last_facts  # those of all workers are alike, but for the parts of their hash chains
-        if facts is None:
-            raise Unavailable("No decode worker is ready. Try again in a few seconds.")
-        defaults = {name: v for name, v in router.sampling_defaults.items() if getattr(request, name) is None}
-        if defaults:
-            params = params.replace(**defaults)
-        if params.bad_words:
-            params = params.replace(bad_words_ids=bad_words_ids(router.tokenizer, params.bad_words))
-        params.check_vocab(facts.vocab_size, facts.eos_token_ids)
-        _check_lengths(prompts, params, facts, request)
-        router.config.limits.check_scores(params, sum(map(len, prompts)))
+        """Take what `check_with_model` has let pass."""
         limit_s = router.config.request_timeout_s
         deadline = time.time() + min(caller.timeout_s or limit_s, limit_s)
         salt = salt_of(caller.tenant, request.cache_salt)
@@ -104,7 +88,7 @@ class OpenRequest:
         """Set when a whole answer is there."""
         self.tally = Tally(sum(map(len, prompts)), len(prompts), hides_completion=request.max_tokens == 0)
         self._router = router
-        self._block_size = facts.block_size
+        self._block_size = facts_of(router).block_size
         self._explains = caller.explain
         self._running = caller.running
 
@@ -121,7 +105,7 @@ class OpenRequest:
             for generation, sink in zip(self.generations, sinks, strict=True):
                 if len(generation.prompt) > _INLINE_TOKENS:
                     await self._hash_aside(generation)
-                texts = [self._text(generation, new_parser) for _ in range(generation.params.n)]
+                texts = self._texts(generation, new_parser)
                 self._running.append(self._router.dispatcher.start(Flow(generation, texts, sink)))
         except BaseException:
             self.cancel()
@@ -143,11 +127,18 @@ class OpenRequest:
         finally:
             left.cancel()
 
-    def _text(self, generation: Generation, new_parser: Callable[[], AnswerParser] | None) -> ChoiceText[Shown]:
-        parser = None if new_parser is None else new_parser()
-        marks = () if parser is None else parser.marks
-        text = AnswerText(self._router.tokenizer, generation.prompt.token_ids, generation.params, marks)
-        return text if parser is None else AnswerParts(text, parser)
+    def _texts(self, generation: Generation, new_parser: Callable[[], AnswerParser] | None) -> list[ChoiceText[Shown]]:
+        """Make the texts of a prompt's choices."""
+        params, tokenizer = generation.params, self._router.tokenizer
+        parsers = [None if new_parser is None else new_parser() for _ in range(params.n)]
+        marks = () if parsers[0] is None else parsers[0].marks
+        end = tokenizer.visible_end(
+            generation.prompt.token_ids, skip_special_tokens=params.skip_special_tokens, shown=marks
+        )
+        texts = [AnswerText(tokenizer, end, params, marks) for _ in parsers]
+        return [
+            text if parser is None else AnswerParts(text, parser) for text, parser in zip(texts, parsers, strict=True)
+        ]
 
     async def _hash_aside(self, generation: Generation) -> None:
         """Hash a long prompt's blocks in a thread."""
@@ -174,17 +165,3 @@ async def _left(http: Request) -> None:
     """Return when the client has left."""
     while (await http.receive())["type"] != "http.disconnect":
         pass
-
-
-def _check_lengths(
-    prompts: Sequence[Prompt], params: SamplingParams, facts: ModelFacts, request: ChatRequest | CompletionRequest
-) -> None:
-    """Refuse prompts, or prompts with their answers, that the context does not hold."""
-    says_completion = getattr(request, "max_completion_tokens", None) is not None
-    field = "max_completion_tokens" if says_completion else "max_tokens"
-    for index, prompt in enumerate(prompts):
-        try:
-            check_prompt(prompt, facts.vocab_size, facts.max_model_len)
-            check_answer_len(prompt, params, facts.max_model_len, max_tokens_field=field)
-        except InvalidRequest as error:
-            raise (error if len(prompts) == 1 else error.of(f"prompt {index}")) from None

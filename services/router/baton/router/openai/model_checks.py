@@ -1,0 +1,67 @@
+"""What of a request is checked against the model that serves: ids, lengths, and what the answer may come to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from baton.errors import InvalidRequest, Unavailable
+from baton.messages import ModelFacts
+from baton.prompt import Prompt
+from baton.protocol import SamplingParams, check_answer_len, check_prompt
+from baton.requests.chat import ChatRequest
+from baton.requests.completions import CompletionRequest
+from baton.router.router_state import RouterState
+from baton.text import bad_words_ids
+
+_LONG = 4096
+
+
+async def check_with_model(
+    router: RouterState, request: ChatRequest | CompletionRequest, params: SamplingParams, prompts: Sequence[Prompt]
+) -> SamplingParams:
+    """Check parameters and prompts; return the parameters with the model's defaults, and bad words as ids.
+
+    Raises:
+        InvalidRequest: the model cannot do it, or its context does not hold it.
+        Unavailable: no worker has come yet.
+    """
+    facts = facts_of(router)
+    defaults = {name: v for name, v in router.sampling_defaults.items() if getattr(request, name) is None}
+    if defaults:
+        params = params.replace(**defaults)
+    if params.bad_words:
+        spelled = await router.text.run(bad_words_ids, router.tokenizer, params.bad_words)
+        params = params.replace(bad_words_ids=spelled)
+    params.check_vocab(facts.vocab_size, facts.eos_token_ids)
+    await _check_lengths(prompts, params, facts, request)
+    router.config.limits.check_scores(params, sum(map(len, prompts)))
+    return params
+
+
+def facts_of(router: RouterState) -> ModelFacts:
+    """Return what is known of the model; workers are alike, but for the parts of their hash chains.
+
+    Raises:
+        Unavailable: no worker has come yet.
+    """
+    facts = router.dispatcher.last_facts
+    if facts is None:
+        raise Unavailable("No decode worker is ready. Try again in a few seconds.")
+    return facts
+
+
+async def _check_lengths(
+    prompts: Sequence[Prompt], params: SamplingParams, facts: ModelFacts, request: ChatRequest | CompletionRequest
+) -> None:
+    """Refuse prompts, or prompts with their answers, that the context does not hold."""
+    says_completion = getattr(request, "max_completion_tokens", None) is not None
+    field = "max_completion_tokens" if says_completion else "max_tokens"
+    for index, prompt in enumerate(prompts):
+        try:
+            check_prompt(prompt, facts.vocab_size, facts.max_model_len)
+            check_answer_len(prompt, params, facts.max_model_len, max_tokens_field=field)
+        except InvalidRequest as error:
+            raise (error if len(prompts) == 1 else error.of(f"prompt {index}")) from None
+        if len(prompt) > _LONG:
+            await asyncio.sleep(0)  # there may be many: others have their turn between
