@@ -6,6 +6,7 @@ message on it is an `Assignment`. Only this module knows both kinds of legs.
 
 from __future__ import annotations
 
+import faulthandler
 import signal
 import socket
 import sys
@@ -40,6 +41,7 @@ from baton.prefill.leg import PrefillLeg
 from baton.prompt import Prompt
 from baton.protocol import SamplingParams
 from baton.wakeup import Wakeup
+from baton.worker.engine_watch import STACK_SIGNAL
 from baton.worker.link import FaceLink, receive_frame
 from baton.worker.loop import WorkerLoop
 from baton.worker.mailbox import Mailbox
@@ -78,7 +80,7 @@ class EngineProcess:
             engine = load_engine(self._assignment.engine, cache_key=config.cache_key.encode())
             engine.scheduler.max_prefill_chunk = config.max_prefill_chunk
             _warm_up(engine)
-            mailbox = Mailbox(self._wakeup)
+            mailbox = Mailbox(self._wakeup, self._link.post)
             endpoint = f"tcp://{config.host}:{config.control_port or '*'}"
             control = mailbox.bind(endpoint, announce=config.reached_at, keys=_keys(config))
             legs, info = self._join(engine, control)
@@ -219,6 +221,7 @@ def main() -> None:
     assignment = msgspec.msgpack.decode(frame, type=Assignment)
     setup_logs(assignment.worker_id, assignment.logs)
     process = EngineProcess(assignment, link)
+    faulthandler.register(STACK_SIGNAL, all_threads=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the face's to act on
     signal.signal(signal.SIGTERM, lambda *_: process.drain())
     try:

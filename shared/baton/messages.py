@@ -13,7 +13,7 @@ Every message is one frame: a tagged array that `encode` writes and `decode_to_w
 Rules
 - A message that does not decode, or whose numbers are out of range, is dropped and counted; the connection stays.
 - Any traffic counts as a heartbeat. A router takes a worker as dead after 3 s of silence or when `incarnation`
-  changes. A worker that has not heard a router for 10 s cancels what it runs for it.
+  changes, and sends nothing to one that says it is stuck. A worker that has not heard a router for 10 s cancels what it runs for it.
 - A request id is minted by the router (uuid4, hex). What the client calls its request never is a key.
 - The epoch rises with each replay. Both sides drop what belongs to a lower epoch than the highest they know. Cancel is
   idempotent and remembered: a Start that arrives after its Cancel is dropped.
@@ -98,6 +98,8 @@ class Load(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Steps since the start: shows that work moves."""
     draining: bool = False
     """No new Start is taken; what runs ends, or is handed back as retryable `Ended`."""
+    stuck: bool = False
+    """The loop does not come out of a step, or its thread stands: nothing goes there until it moves again."""
 
 
 # -- router -> worker -----------------------------------------------------------------------------------------

@@ -272,6 +272,9 @@ class WorkerMetrics(_Series):
         )
         text = "KV blocks by state; free + cached + held = total."
         self.kv_blocks = Gauge(f"{_PREFIX}kv_blocks", text, ["state"], registry=self.registry)
+        self.engine_restarts = self._labelled_counter(
+            "engine_restarts", "Engine processes started anew, by why the one before ended.", reason=("died", "stuck")
+        )
         self.num_preemptions = self._counter("num_preemptions", "Sequences put back for want of blocks.", vllm=True)
         self.prompt_tokens_by_source = self._labelled_counter(
             "prompt_tokens_by_source",

@@ -27,6 +27,7 @@ from baton.prefill.leg import PrefillLeg
 from baton.prompt import Prompt
 from baton.protocol import SamplingParams
 from baton.wakeup import Wakeup
+from baton.worker.beat import Beat
 from baton.worker.loop import WorkerLoop
 from baton.worker.mailbox import Arrival, Peer
 from baton.worker.runs import Leg, Outbox, Runs
@@ -40,6 +41,7 @@ class PaperMailbox:
         self.arrived: list[Arrival] = []
         self.posted: list[tuple[Peer | None, Outputs | Blocks]] = []
         self.load = Load()
+        self.beat = Beat(lambda: 0.0)
         self.dropped: Counter[str] = Counter()
 
     def take(self) -> list[Arrival]:

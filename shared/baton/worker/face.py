@@ -1,12 +1,13 @@
 """The face of a worker: HTTP, Redis and the life of the engine process. No torch, so a step never waits for it.
 
-    GET /health   200 while the engine process's loop turns; 503 while it starts, hangs or is gone
-    GET /ready    200 when a request sent now would be served: the step counter moves while work is queued, not draining
+    GET /health   200 while the engine process's loop turns; 503 while it starts, is stuck or is gone
+    GET /ready    200 when a request sent now would be served: healthy, not draining, refused by no router
     GET /metrics  Prometheus
     GET /info     what the worker announces
 
 The face starts the engine process by its module's name, hears it over a socket pair, writes its lease and its block log,
-and starts it anew, with back-off, when it dies. SIGTERM drains: withdrawn first, then nothing new, then the end.
+and starts it anew, with back-off, when it dies or is stuck. What is stuck is told to routers by the engine process itself, and
+its lease is not renewed. SIGTERM drains: withdrawn first, then nothing new, then the end.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import asyncio
 import contextlib
 import signal
 import socket
-import time
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -33,13 +33,10 @@ from baton.registry import Registry
 from baton.signals import end_signals
 from baton.tied import tied
 from baton.worker.announcer import Announcer
+from baton.worker.engine_watch import EngineWatch
 from baton.worker.link import MAX_NBYTES, frame, read_frame, to_face
-from baton.worker.stats import Assignment, Drain, Failed, Logged, Ready, Stats
+from baton.worker.stats import Assignment, Drain, Failed, Logged, Pulse, Ready, Stats
 
-HUNG_S = 10.0
-"""A loop that has not reported for so long is taken as hung; one step of a long prompt on a CPU takes seconds."""
-STALLED_S = 10.0
-"""Work is queued and no step was made for so long: not ready."""
 DRAIN_MARGIN_S = 15.0
 """Beyond the worker's own drain time, for leases to run out, before the engine process is killed."""
 
@@ -57,8 +54,7 @@ class Face:
         self._metrics = WorkerMetrics(assignment.model_name)
         self.info: WorkerInfo | None = None
         self._stats = Stats()
-        self._heard_at = 0.0
-        self._moved_at = 0.0
+        self._watch = EngineWatch(assignment.worker_id)
         self._draining = asyncio.Event()
         self._announcer = Announcer(registry, self._serving, self._draining)
         self._failure: str | None = None
@@ -94,11 +90,7 @@ class Face:
 
     def why_unhealthy(self) -> str | None:
         """What is wrong with the engine process; None: its loop turns."""
-        if self.info is None:
-            return "starting"
-        if time.monotonic() - self._heard_at > HUNG_S:
-            return "the loop does not turn"
-        return None
+        return "starting" if self.info is None else self._watch.why_stuck
 
     def why_not_ready(self) -> str | None:
         """Why a new request would not be served; None: it would."""
@@ -106,9 +98,6 @@ class Face:
             return "draining"
         if self._stats.refusal:
             return f"refused by the router: {self._stats.refusal}"
-        load = self._stats.load
-        if load.num_waiting + load.num_running and time.monotonic() - self._moved_at > STALLED_S:
-            return "work does not move"
         return None
 
     def _fill_metrics(self) -> None:
@@ -131,9 +120,6 @@ class Face:
     def _take_stats(self, stats: Stats) -> None:
         """Take a report in; counters move by what it has more than the one before."""
         before, metrics = self._stats, self._metrics
-        if stats.load.num_steps != before.load.num_steps or not stats.load.num_running + stats.load.num_waiting:
-            self._moved_at = time.monotonic()
-        self._heard_at = time.monotonic()
         metrics.prefix_cache_queries.inc(stats.prefix_cache_queries - before.prefix_cache_queries)
         metrics.prefix_cache_hits.inc(stats.prefix_cache_hits - before.prefix_cache_hits)
         metrics.prompt_tokens.inc(stats.prompt_tokens - before.prompt_tokens)
@@ -195,6 +181,7 @@ class Face:
         return 1 if status else 0
 
     def _note_death(self, status: int, delay_s: float) -> None:
+        self._metrics.engine_restarts.inc("stuck" if self._watch.has_ended_it else "died")
         log.error("engine_died", worker_id=self._assignment.worker_id, status=status, restart_in_s=delay_s)
 
     async def _run_engine(self) -> int:
@@ -206,13 +193,15 @@ class Face:
         theirs.close()
         reader, link = await asyncio.open_unix_connection(sock=ours, limit=MAX_NBYTES)
         link.write(frame(self._assignment))
+        self._watch = EngineWatch(self._assignment.worker_id)
         hearing = asyncio.create_task(self._hear(reader))
         draining = asyncio.create_task(self._drain_engine(process, link))
+        watching = asyncio.create_task(self._watch.end_if_stuck(process, self._draining))
         try:
             status = await process.wait()
             await asyncio.wait_for(asyncio.gather(hearing, return_exceptions=True), 2.0)
         finally:
-            for task in (hearing, draining):
+            for task in (hearing, draining, watching):
                 task.cancel()
             link.close()
             if process.returncode is None:
@@ -232,9 +221,10 @@ class Face:
             match message:
                 case Stats():
                     self._take_stats(message)
+                case Pulse():
+                    self._watch.heard(message)
                 case Ready():
                     self.info = message.info
-                    self._heard_at = self._moved_at = time.monotonic()
                 case Logged():
                     self._announcer.add(message.entry)
                 case Failed():

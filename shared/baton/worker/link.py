@@ -19,7 +19,7 @@ from collections.abc import Callable
 import msgspec
 
 from baton.wakeup import Wakeup
-from baton.worker.stats import Assignment, Drain, Logged, Stats, ToFace
+from baton.worker.stats import Assignment, Drain, Logged, Pulse, Stats, ToFace
 
 _LENGTH = struct.Struct("<I")
 MAX_NBYTES = 64 * 2**20
@@ -69,6 +69,7 @@ class FaceLink:
         self._wakeup = Wakeup()
         self._queue: deque[ToFace] = deque()
         self._stats: Stats | None = None
+        self._pulse: Pulse | None = None
         self._on_drain = on_drain
         self._is_closing = False
         self._thread = threading.Thread(target=self._run, name="face", daemon=True)
@@ -81,6 +82,8 @@ class FaceLink:
                 message.transfers = (self._stats.transfers + message.transfers)[-1000:]
                 message.phases = (self._stats.phases + message.phases)[-1000:]
             self._stats = message
+        elif isinstance(message, Pulse):
+            self._pulse = message
         elif not isinstance(message, Logged) or len(self._queue) < MAX_LOGGED:
             self._queue.append(message)
         self._wakeup.set()
@@ -114,5 +117,7 @@ class FaceLink:
         while self._queue:
             self._socket.sendall(frame(self._queue.popleft()))
         stats, self._stats = self._stats, None
-        if stats is not None:
-            self._socket.sendall(frame(stats))
+        pulse, self._pulse = self._pulse, None
+        for message in (stats, pulse):
+            if message is not None:
+                self._socket.sendall(frame(message))

@@ -6,11 +6,16 @@ import time
 
 from baton.engine.engine import Engine
 from baton.messages import Load
+from baton.worker.beat import STUCK_S
 
 _EMA = 0.2
 """Weight of the newest measurement: some five steps back."""
 _REFRESH_S = 0.1
 """Between counts of what waits, which walk the queues."""
+_SLOWER = 10.0
+"""Times that a step may take what it is expected to: a cold start, a longer context, a machine that others use too."""
+_FIRST_STEP_S = 30.0
+"""While nothing is known of steps of a kind."""
 
 
 class LoadMeter:
@@ -20,8 +25,8 @@ class LoadMeter:
         self._engine = engine
         self._prefill_rate = 0.0
         self._decode_step_ms = 0.0
-        self._num_chunk_tokens = 0
-        self._num_steps = 0
+        self._num_steps, self._num_chunk_tokens = engine.num_steps, engine.num_chunk_tokens  # after a warm-up
+        self._last_chunk_tokens = 0
         self._began_at = 0.0
         self._load = Load()
         self._at = 0.0
@@ -38,10 +43,24 @@ class LoadMeter:
         seconds = time.perf_counter() - self._began_at
         num_chunk_tokens = engine.num_chunk_tokens - self._num_chunk_tokens
         self._num_steps, self._num_chunk_tokens = engine.num_steps, engine.num_chunk_tokens
+        self._last_chunk_tokens = num_chunk_tokens
         if num_chunk_tokens:
             self._prefill_rate = _mean(self._prefill_rate, num_chunk_tokens / max(seconds, 1e-6))
         else:
             self._decode_step_ms = _mean(self._decode_step_ms, seconds * 1e3)
+
+    def limit_s(self) -> float:
+        """Say how long the loop may take for what it does now; asked by another thread."""
+        engine = self._engine
+        if engine.num_steps == self._num_steps:  # between steps
+            return STUCK_S
+        # a GPU's step is waited for while the next one is launched
+        num_chunk_tokens = max(engine.num_chunk_tokens - self._num_chunk_tokens, self._last_chunk_tokens)
+        if num_chunk_tokens:
+            expected_s = num_chunk_tokens / self._prefill_rate if self._prefill_rate else _FIRST_STEP_S / _SLOWER
+        else:
+            expected_s = self._decode_step_ms / 1e3 or _FIRST_STEP_S / _SLOWER
+        return max(STUCK_S, _SLOWER * expected_s)
 
     def load(self, *, draining: bool, force: bool = False) -> Load:
         """Measure the present load; counted anew at most ten times a second unless forced."""

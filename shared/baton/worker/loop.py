@@ -82,6 +82,7 @@ class WorkerLoop:
         self._num_stale = 0
         engine.cache.record_events = engine.scheduler.cache is not None
         runs.on_close = self._note_end
+        mailbox.beat.limit_s = self._meter.limit_s
 
     # -- from other threads -------------------------------------------------------------------------------
 
@@ -107,6 +108,7 @@ class WorkerLoop:
 
     def turn(self) -> bool:
         """Go round once, without waiting; return whether there was nothing to do. Raises as `run` does."""
+        self._mailbox.beat.turns += 1
         self._receive()
         engine = self._engine
         progress = engine.num_steps + engine.num_collected

@@ -1,8 +1,9 @@
 """The control socket: a thread that moves messages between routers and the loop, and keeps routers' hearts at ease.
 
 The loop never touches the socket. It takes what arrived from a queue and leaves what it has to say in another; both are
-bounded. Hello is answered here, so that a step which takes seconds does not look like a death. A router that does not
-read is backed up here to a bound, then given up: its work is cancelled.
+bounded. Hello is answered here, so that a step which takes seconds does not look like a death. A step that takes longer
+than it ever should is one: then routers and face are told from here that the loop is stuck. A router that does not read
+is backed up here to a bound, then given up: its work is cancelled.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
@@ -35,6 +38,8 @@ from baton.messages import (
     encode,
 )
 from baton.wakeup import Wakeup
+from baton.worker.beat import STUCK_S, Beat
+from baton.worker.stats import Pulse
 
 MAX_ARRIVED = 65_536
 """Messages that wait for the loop; beyond it the socket is not read, and routers feel it."""
@@ -81,9 +86,9 @@ Arrival = tuple[Peer, Start | Cancel] | PeerLost | WantsBlocks
 
 
 class Mailbox:
-    """Owns the control socket. `bind`, `start`; the loop calls `take`, `post` and sets `load`."""
+    """Owns the control socket. `bind`, `start`; the loop calls `take`, `post`, sets `load`, and counts in `beat`."""
 
-    def __init__(self, wakeup: Wakeup) -> None:
+    def __init__(self, wakeup: Wakeup, tell_face: Callable[[Pulse], None] = lambda pulse: None) -> None:
         self._wakes_loop = wakeup
         self._wakeup = Wakeup()
         self._context = zmq.Context(io_threads=1)
@@ -96,6 +101,9 @@ class Mailbox:
         self._socket.setsockopt(zmq.LINGER, 1_000)
         self._info: WorkerInfo
         self.load = Load()
+        self.beat = Beat(lambda: STUCK_S)
+        self._tell_face = tell_face
+        self._pulse_at = 0.0
         self.dropped: Counter[str] = Counter()
         """Messages that went no further, by reason."""
         self._arrived: deque[Arrival] = deque()
@@ -184,10 +192,12 @@ class Mailbox:
                 if is_reading:
                     self._read()
                 self._write()
+                self._judge_loop()
                 self._tell_idle()
                 self._forget_silent()
             except Exception:  # the edge of this loop: one bad peer must not end all others' streams
                 log.exception("control_failed")
+        self._tell_face(Pulse(False, is_last=True))
         try:
             self._write()
         except zmq.ZMQError:
@@ -282,6 +292,22 @@ class Mailbox:
             raise
         peer.told_at = time.monotonic()
         return True
+
+    def _judge_loop(self) -> None:
+        """Look whether the loop turns; say so in the load, at once if it does not, and to the face."""
+        now, was_stuck = time.monotonic(), self.beat.is_stuck
+        is_stuck = self.beat.look(now)
+        if is_stuck:  # the loop itself says otherwise as soon as it turns
+            self.load = msgspec.structs.replace(self.load, stuck=True)
+            if not was_stuck:
+                log.error("loop_stuck")
+                for peer in self._peers:
+                    peer.told_at = 0.0
+        elif was_stuck:
+            log.info("loop_turns_again")
+        if self.beat.turns and (now - self._pulse_at >= LOAD_INTERVAL_S or is_stuck != was_stuck):
+            self._pulse_at = now
+            self._tell_face(Pulse(is_stuck))
 
     def _tell_idle(self) -> None:
         """Let routers know the load when no step says it."""

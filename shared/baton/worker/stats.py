@@ -41,6 +41,15 @@ class Stats(msgspec.Struct, tag="stats", kw_only=True):
     """Names and seconds of phases that ended since the last report."""
 
 
+class Pulse(msgspec.Struct, tag="pulse"):
+    """The process lives; said four times a second from the first turn of its loop on."""
+
+    is_stuck: bool
+    """Whether the loop has been too long in one turn."""
+    is_last: bool = False
+    """The loop has ended, and the process is about to."""
+
+
 class Ready(msgspec.Struct, tag="ready"):
     """The engine serves."""
 
@@ -76,4 +85,4 @@ class Failed(msgspec.Struct, tag="failed"):
     message: str
 
 
-ToFace = Stats | Ready | Logged | Failed
+ToFace = Stats | Pulse | Ready | Logged | Failed

@@ -1,7 +1,7 @@
 """WorkerPool: the live workers, and what is known of each.
 
-A worker lives from its first Welcome until it has been silent for 3 s, says another incarnation, does no step, or does not
-take a message. Redis only names endpoints. The pool tells a listener who came, who went, and what arrived; it knows no
+A worker lives from its first Welcome until it has been silent for 3 s, says that it is stuck, says another incarnation, does
+no step, or does not take a message. One that comes back is let in again. Redis only names endpoints. The pool tells a listener who came, who went, and what arrived; it knows no
 requests but by their ids.
 """
 
@@ -35,6 +35,8 @@ from baton.router.worker_records import NUM_LOST, LostWorker, Transfers
 from baton.router.workers import WorkerClient
 
 _log = get_logger("pool")
+TRIAL_S = 30.0
+"""After so long a worker that did no step is tried again."""
 _KEEP = 0.98
 """Weight of the past in a moving mean: about fifty reports."""
 
@@ -129,8 +131,8 @@ class WorkerPool:
         self._clients: dict[str, WorkerClient] = {}
         self._of_client: dict[WorkerClient, Worker] = {}
         self._listener: PoolListener
-        self._stalled: dict[str, int] = {}
-        """Incarnations that did no step any more, and the number of their last."""
+        self._stalled: dict[str, tuple[int, float]] = {}
+        """Incarnations that did no step any more: the number of their last, and until when they are passed over."""
         self._beat: asyncio.Task[None] | None = None
         self.workers: dict[str, Worker] = {}
         """Live workers by id."""
@@ -212,6 +214,9 @@ class WorkerPool:
                 self._metrics.stale_messages.inc()
                 return
             worker.report(message.load)
+            if message.load.stuck:
+                self.lose(worker, "stuck")
+                return
             for transfer in message.transfers:
                 self._learn(worker, transfer)
             if message.tokens or message.ended or message.transfers:
@@ -233,7 +238,8 @@ class WorkerPool:
         if worker is not None:
             self.lose(worker, "restarted")
             return  # it says hello again on the new connection
-        if self._stalled.get(info.incarnation) == message.load.num_steps:
+        num_steps, until = self._stalled.get(info.incarnation, (-1, 0.0))
+        if message.load.stuck or (message.load.num_steps == num_steps and time.monotonic() < until):
             return
         self._stalled.pop(info.incarnation, None)
         if not self._accepts(client, info):
@@ -308,8 +314,8 @@ class WorkerPool:
             if now - client.last_heard > WORKER_SILENCE_S:
                 self.lose(worker, "silent")
             elif self._is_stalled(worker):
-                # its sockets answer, its loop does not: it is let in again when it has done a step
-                self._stalled[worker.info.incarnation] = worker.load.num_steps
+                # its loop turns, its work does not move: it is let in again when it has done a step, or for a trial
+                self._stalled[worker.info.incarnation] = worker.load.num_steps, time.monotonic() + TRIAL_S
                 self.lose(worker, "stalled")
 
     def _is_stalled(self, worker: Worker) -> bool:
