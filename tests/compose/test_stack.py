@@ -321,7 +321,12 @@ ALONE = {"BATON_HOST": "127.0.0.1", "BATON_REDIS_URL": "redis://127.0.0.1:1"}
             "redis_url is not valid",
             id="no URL of a Redis",
         ),
-        pytest.param(*(ROUTER_IMAGE, "router", {}), "nothing names workers", id="a router that waits for nobody"),
+        pytest.param(*(ROUTER_IMAGE, "router", {}), "say --allow-anonymous", id="a router open to everybody"),
+        pytest.param(
+            *(ROUTER_IMAGE, "router", {"BATON_ALLOW_ANONYMOUS": "1"}),
+            "nothing names workers",
+            id="a router that waits for nobody",
+        ),
     ],
 )
 def test_what_cannot_run_says_why_in_one_line_and_ends(
@@ -343,6 +348,7 @@ def test_a_port_in_use_is_said_by_router_and_worker(stack: Stack) -> None:
             options=("--network", f"container:{container.id}"),
             BATON_REDIS_URL="redis://redis:6379",
             BATON_HOST=address,
+            BATON_ALLOW_ANONYMOUS="1",
         )
         assert (status, len(lines)) == (2, 1), lines
         assert f"cannot listen on {address}:800" in lines[0]
