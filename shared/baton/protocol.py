@@ -301,12 +301,17 @@ def check_prompt(prompt: Prompt, vocab_size: int, max_model_len: int) -> None:
             field="spans",
         )
     if len(token_ids) >= max_model_len:
-        raise _too_long(
-            "prompt",
-            f" of {len(token_ids)} tokens",
-            max_model_len,
-            f"the prompt has {len(token_ids)}, and an answer needs at least one. Shorten the prompt",
-        )
+        raise prompt_too_long(str(len(token_ids)), max_model_len)
+
+
+def prompt_too_long(num_tokens: str, max_model_len: int) -> ContextTooLong:
+    """Make the error of a prompt that leaves no room for an answer; `num_tokens` is its length in words."""
+    return _too_long(
+        "prompt",
+        f" of {num_tokens} tokens",
+        max_model_len,
+        f"the prompt has {num_tokens}, and an answer needs at least one. Shorten the prompt",
+    )
 
 
 def check_answer_len(

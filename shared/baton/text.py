@@ -28,6 +28,14 @@ _TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_token
 _TOKENIZER_FILES = ("tokenizer.json", *_TOKEN_FILES, *TEMPLATE_FILES, ADAPTER)
 
 
+class TooManyTokens(Exception):
+    """A text makes more tokens than are wanted."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.count = count
+
+
 class Tokenizer:
     """A model's own tokenizer and chat template, without torch and without remote code."""
 
@@ -116,12 +124,19 @@ class Tokenizer:
         """Entries, added tokens included; the model may have more, as padding."""
         return int(self._backend.get_vocab_size(with_added_tokens=True))
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True, max_tokens: int | None = None) -> list[int]:
         """Return the token ids of `text`, with the tokenizer's own bos and eos if it adds them.
 
         Other threads run meanwhile: of the library's calls only the batched ones release the interpreter.
+
+        Raises:
+            TooManyTokens: there are more than `max_tokens`; no list was made of them.
         """
-        return self.encode_all([text], add_special_tokens=add_special_tokens)[0]
+        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        if max_tokens is not None and len(encoding) > max_tokens:
+            raise TooManyTokens(len(encoding))
+        ids: list[int] = encoding.ids
+        return ids
 
     def encode_all(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
         """Return the token ids of each text."""

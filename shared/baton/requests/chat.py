@@ -44,10 +44,14 @@ class ChatRequest(SamplingRequest, Conversation):
         params = self.given_params(logprobs=(self.top_logprobs or 0) if self.logprobs else None, max_tokens=None)
         return SamplingParams(**params, max_tokens=max_tokens)
 
+    @property
+    def shows_tools(self) -> bool:
+        return super().shows_tools and self.tool_choice != "none"
+
     def for_template(self) -> dict[str, Any]:
         """Return what `TextPool.render_chat` takes."""
         arguments = super().for_template()
-        if self.tool_choice == "none":
+        if not self.shows_tools:
             arguments["tools"] = None
         if self.reasoning_effort is not None:
             arguments["kwargs"].setdefault("reasoning_effort", self.reasoning_effort)

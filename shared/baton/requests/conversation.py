@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from baton.errors import refuse
 from baton.requests.closed import Closed
@@ -37,6 +37,21 @@ class Conversation(Closed):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    _rendered: str | None = PrivateAttr(default=None)
+
+    @property
+    def rendered(self) -> str | None:
+        """The text that the template gave, where the body was too long to be rendered after it was read."""
+        return self._rendered
+
+    @property
+    def shows_tools(self) -> bool:
+        """Whether the model is shown functions to call."""
+        return bool(self.tools)
+
+    def with_text(self, rendered: str) -> None:
+        """Take the text that the template gave in place of all that it was made of."""
+        self._rendered = rendered
 
     def for_template(self) -> dict[str, Any]:
         """Return what `TextPool.render_chat` takes."""

@@ -11,6 +11,20 @@ from baton.errors import InvalidRequest, refuse
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
+def read_json(model: type[_Model], body: bytes) -> _Model:
+    """Check a body.
+
+    Raises:
+        InvalidRequest: it is not JSON, or not what the model takes.
+    """
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise refuse_validation(error) from None
+    except (RecursionError, ValueError) as error:
+        raise InvalidRequest(f"The body is not valid: {type(error).__name__}.") from None
+
+
 def read_value(model: type[_Model], value: Any) -> _Model:
     """Check a Python value as a body is checked.
 

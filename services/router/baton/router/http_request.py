@@ -7,13 +7,15 @@ import re
 from dataclasses import dataclass
 from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
 
 from baton.errors import InvalidRequest
-from baton.requests.refusals import refuse_validation
+from baton.requests.refusals import read_json
 from baton.router.config import RouterConfig
 from baton.router.dispatcher import Running
+from baton.router.long_bodies import INLINE_NBYTES
+from baton.router.router_state import RouterState
 
 _Model = TypeVar("_Model", bound=BaseModel)
 _MAX_TIMEOUT_S = 24 * 3600.0
@@ -32,12 +34,19 @@ class BodyTooSlow(InvalidRequest):
     status = 408
 
 
-async def read_body(http: Request, model: type[_Model], config: RouterConfig) -> _Model:
-    """Read and check a body.
+async def read_body(http: Request, model: type[_Model], router: RouterState) -> _Model:
+    """Read and check a body; a long one in a process beside the event loop.
 
     Raises:
         InvalidRequest: too long, too slow, not JSON, or not what the model takes.
     """
+    body = await _receive(http, router.config)
+    if len(body) <= INLINE_NBYTES:
+        return read_json(model, body)
+    return await router.long_bodies.read(model, body, router.dispatcher.last_facts)
+
+
+async def _receive(http: Request, config: RouterConfig) -> bytes:
     limit = config.max_body_nbytes
     declared = http.headers.get("content-length", "0")
     if declared.isdigit() and int(declared[:20]) > limit:
@@ -54,12 +63,7 @@ async def read_body(http: Request, model: type[_Model], config: RouterConfig) ->
         raise InvalidRequest("The body broke off.") from None
     except TimeoutError:
         raise BodyTooSlow(f"The body did not arrive within {config.body_timeout_s:g} s.") from None
-    try:
-        return model.model_validate_json(b"".join(parts))
-    except ValidationError as error:
-        raise refuse_validation(error) from None
-    except (RecursionError, ValueError) as error:
-        raise InvalidRequest(f"The body is not valid: {type(error).__name__}.") from None
+    return b"".join(parts)
 
 
 def _too_long(nbytes: int, limit: int) -> BodyTooLong:
@@ -82,13 +86,13 @@ class Caller:
     """Takes what is begun for it, for who tells of the request when it has ended."""
 
 
-async def read_request(http: Request, model: type[_Model], config: RouterConfig) -> tuple[_Model, Caller]:
+async def read_request(http: Request, model: type[_Model], router: RouterState) -> tuple[_Model, Caller]:
     """Read and check a body, and the headers that say how it is to be served.
 
     Raises:
         InvalidRequest: as `read_body`; or x-request-timeout is not a number of seconds.
     """
-    body = await read_body(http, model, config)
+    body = await read_body(http, model, router)
     text = http.headers.get("x-request-timeout")
     timeout_s = None
     if text is not None:

@@ -23,6 +23,7 @@ from baton.router.event_stream import OpenStreams
 from baton.router.history import History
 from baton.router.index import PrefixIndex
 from baton.router.load_line import LoadLine
+from baton.router.long_bodies import LongBodies
 from baton.router.loop_lag import LoopLag
 from baton.router.pool import WorkerPool
 from baton.router.text_pool import TextPool
@@ -63,6 +64,7 @@ class RouterState:
         self.history = History(self.metrics, self.dispatcher.journal)
         self.streams = OpenStreams(config, self.metrics)
         self.text = TextPool(self.tokenizer, config)
+        self.long_bodies = LongBodies(config, self.text)
         self.discovery = Discovery(self._registry, self.pool, self.index, self.metrics)
         await self.text.start()
         self.discovery.start()
@@ -90,6 +92,7 @@ class RouterState:
         await self.discovery.close()
         await self.streams.close()
         await self.pool.close()
+        await self.long_bodies.close()
         await self.text.close()
 
 

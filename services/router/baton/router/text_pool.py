@@ -9,21 +9,26 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import msgspec
 
-from baton.errors import InvalidRequest
+from baton.errors import InvalidRequest, refuse
 from baton.logs import get_logger
+from baton.protocol import prompt_too_long
+from baton.requests.conversation import Conversation
 from baton.router.config import RouterConfig
-from baton.text import Tokenizer
+from baton.router.helper_process import HelperDied, HelperPool, HelperTooSlow
+from baton.text import Tokenizer, TooManyTokens
 
 _INLINE_LEN = 1500
 """Characters encoded on the loop: below a millisecond."""
-_START_S = 10.0
+_MAX_TOKENS = 2**20
+"""Ids that a text may have: a list of them is made while everything else waits, for 30 ms."""
+_HEAD_LEN = 16
+"""Characters a token of the context: if so many have twice as many tokens as it holds, the rest need not be looked at."""
 _T = TypeVar("_T")
 _log = get_logger("text_pool")
 
@@ -35,29 +40,42 @@ class TextPool:
         self.tokenizer = tokenizer
         self._config = config
         self._threads = ThreadPoolExecutor(config.tokenizer_threads or 1, "tokenize")
-        self._renderers: asyncio.Queue[_Renderer] = asyncio.Queue()
-        self._all = [_Renderer() for _ in range(2)]
-        for renderer in self._all:
-            self._renderers.put_nowait(renderer)
+        self._renderers = HelperPool("baton.router.render", 2)
 
     async def start(self) -> None:
-        """Start the first renderer, so that the first request does not wait for it."""
         if self.tokenizer.chat_templates.sources:
-            await self._all[0].ready()
+            await self._renderers.start()
 
     async def close(self) -> None:
-        for renderer in self._all:
-            await renderer.stop()
+        await self._renderers.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def run(self, work: Callable[..., _T], *args: Any) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
 
-    async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        work = functools.partial(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+    async def encode(
+        self, text: str, *, add_special_tokens: bool = True, max_model_len: int | None = None
+    ) -> list[int]:
+        """Return a text's token ids.
+
+        Raises:
+            InvalidRequest: more than the context holds, if that is given, or than are given at once.
+        """
+        work = functools.partial(_encode, self.tokenizer, text, add_special_tokens, max_model_len)
         return work() if len(text) <= _INLINE_LEN else await self.run(work)
 
-    async def render_chat(self, *, add_special_tokens: bool = False, **shown: Any) -> list[int]:
+    async def chat_ids(
+        self, request: Conversation, *, add_special_tokens: bool, max_model_len: int | None = None
+    ) -> list[int]:
+        """Return the token ids of a conversation, which may have been rendered already; raises as `render_chat`."""
+        if request.rendered is None:
+            shown = request.for_template()
+            return await self.render_chat(add_special_tokens=add_special_tokens, max_model_len=max_model_len, **shown)
+        return await self.encode(request.rendered, add_special_tokens=add_special_tokens, max_model_len=max_model_len)
+
+    async def render_chat(
+        self, *, add_special_tokens: bool = False, max_model_len: int | None = None, **shown: Any
+    ) -> list[int]:
         """Render a conversation, as `for_template` of its request returns it, by the model's template; and encode it.
 
         With `add_special_tokens` the tokenizer adds its own, beside those that the template writes.
@@ -65,26 +83,60 @@ class TextPool:
         Raises:
             InvalidRequest: no template, one that refuses these messages, or one that takes too long or too much.
         """
+        source = self.tokenizer.chat_templates.source(with_tools=bool(shown["tools"]))
+        frame = _frame_of({"template": source, **self.template_settings()} | shown)
+        try:
+            answer = await self._renderers.ask(frame, self._config.template_timeout_s)
+        except (HelperTooSlow, HelperDied) as error:
+            _log.warning("template_failed", reason=str(error))
+            answer = {"reason": str(error)}
+        text = rendered_text(answer)
+        return await self.encode(text, add_special_tokens=add_special_tokens, max_model_len=max_model_len)
+
+    def template_settings(self) -> dict[str, Any]:
+        """Return what `render` needs to know beside a template and a conversation."""
         templates = self.tokenizer.chat_templates
-        request = {
-            "template": templates.source(with_tools=bool(shown["tools"])),
+        return {
             "special_tokens": templates.special_tokens,
             "content_format": templates.content_format,
             "max_len": self._config.max_rendered_nbytes,
         }
-        body = _frame_of(request | shown)
-        renderer = await self._renderers.get()
+
+
+def rendered_text(answer: dict[str, Any]) -> str:
+    """Return the text that `render` gave.
+
+    Raises:
+        InvalidRequest: it gave none.
+    """
+    if "reason" in answer:
+        raise InvalidRequest(
+            f"messages cannot be rendered by this model's chat template: {answer['reason']}.", field="messages"
+        )
+    if "error" in answer:
+        raise InvalidRequest(answer["error"], field=answer["field"])
+    text: str = answer["text"]
+    return text
+
+
+def _encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool, max_model_len: int | None) -> list[int]:
+    if max_model_len is None:
         try:
-            answer = await renderer.render(body, self._config.template_timeout_s)
-        finally:
-            self._renderers.put_nowait(renderer)
-        if "reason" in answer:
-            raise InvalidRequest(
-                f"messages cannot be rendered by this model's chat template: {answer['reason']}.", field="messages"
-            )
-        if "error" in answer:
-            raise InvalidRequest(answer["error"], field=answer["field"])
-        return await self.encode(answer["text"], add_special_tokens=add_special_tokens)
+            return tokenizer.encode(text, add_special_tokens=add_special_tokens, max_tokens=_MAX_TOKENS)
+        except TooManyTokens as error:
+            limit = f"it has {error.count} tokens, and at most {_MAX_TOKENS} are given at once"
+            raise refuse("prompt", f"{len(text)} characters", limit, "Send it in parts.") from None
+    head_len = _HEAD_LEN * max_model_len
+    if len(text) > 2 * head_len:
+        with_less = functools.partial(tokenizer.encode, text[:head_len], add_special_tokens=False)
+        try:
+            with_less(max_tokens=2 * max_model_len)
+        except TooManyTokens:
+            raise prompt_too_long(f"more than {2 * max_model_len}", max_model_len) from None
+    try:
+        return tokenizer.encode(text, add_special_tokens=add_special_tokens, max_tokens=max_model_len)
+    except TooManyTokens as error:
+        raise prompt_too_long(str(error.count), max_model_len) from None
 
 
 def _frame_of(request: dict[str, Any]) -> bytes:
@@ -100,54 +152,3 @@ def _frame_of(request: dict[str, Any]) -> bytes:
             "deep.",
             field="messages",
         ) from None
-
-
-class _Renderer:
-    """One rendering process, started when needed and ended when it hangs."""
-
-    def __init__(self) -> None:
-        self._process: asyncio.subprocess.Process | None = None
-
-    async def ready(self) -> asyncio.subprocess.Process:
-        if self._process is None or self._process.returncode is not None:
-            self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "baton.router.render"),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                start_new_session=True,  # Ctrl-C is for the router, which ends it in order
-            )
-            # its first answer tells that Python and Jinja are loaded: that time is not the template's
-            async with asyncio.timeout(_START_S):
-                await self._exchange(self._process, msgspec.msgpack.encode(None))
-        return self._process
-
-    async def render(self, body: bytes, timeout_s: float) -> dict[str, Any]:
-        try:
-            process = await self.ready()
-            async with asyncio.timeout(timeout_s):
-                return await self._exchange(process, body)
-        except TimeoutError:
-            _log.warning("template_timeout", timeout_s=timeout_s)
-            await self.stop()
-            return {"reason": f"it took longer than {timeout_s:g} s"}
-        except (OSError, EOFError, asyncio.IncompleteReadError):
-            await self.stop()
-            return {"reason": "it needs too much memory"}
-        except asyncio.CancelledError:
-            await self.stop()  # its answer would be taken for the next one's
-            raise
-
-    async def stop(self) -> None:
-        process, self._process = self._process, None
-        if process is not None and process.returncode is None:
-            process.kill()
-            await process.wait()
-
-    async def _exchange(self, process: asyncio.subprocess.Process, body: bytes) -> dict[str, Any]:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.writelines((len(body).to_bytes(4, "little"), body))
-        await process.stdin.drain()
-        nbytes = int.from_bytes(await process.stdout.readexactly(4), "little")
-        answer: dict[str, Any] = msgspec.msgpack.decode(await process.stdout.readexactly(nbytes))
-        return answer

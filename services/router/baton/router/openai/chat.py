@@ -17,7 +17,7 @@ from baton.router.http_request import read_request
 from baton.router.json_answers import JSON
 from baton.router.openai.bodies import BODY, CollectSink, chat_body
 from baton.router.openai.events import AnswerEvents, ChatEvents
-from baton.router.openai.model_checks import check_with_model
+from baton.router.openai.model_checks import check_with_model, facts_of
 from baton.router.openai.models import check_model
 from baton.router.openai.open_request import OpenRequest
 from baton.router.openai.parsers import new_parser_of
@@ -30,18 +30,23 @@ def chat_routes(router: RouterState) -> APIRouter:
 
     @routes.post("/v1/chat/completions", summary="Answer a conversation", **operation(ChatRequest))
     async def chat(http: Request) -> Response:
-        request, caller = await read_request(http, ChatRequest, router.config)
+        request, caller = await read_request(http, ChatRequest, router)
         model = check_model(router, request.model)
         params = request.sampling_params(router.config.limits)
         began = time.monotonic()
-        shown = request.for_template()
-        prompt = Prompt(await router.text.render_chat(add_special_tokens=bool(request.add_special_tokens), **shown))
+        prompt = Prompt(
+            await router.text.chat_ids(
+                request,
+                add_special_tokens=bool(request.add_special_tokens),
+                max_model_len=facts_of(router).max_model_len,
+            )
+        )
         router.metrics.phase_seconds.observe("tokenize", time.monotonic() - began)
 
         params = await check_with_model(router, request, params, [prompt])
         opened = OpenRequest(router, request, params, [prompt], caller)
         one_call = request.parallel_tool_calls is False
-        new_parser = new_parser_of("hermes", one_call=one_call) if shown["tools"] else None
+        new_parser = new_parser_of("hermes", one_call=one_call) if request.shows_tools else None
         frame: dict[str, Any] = {
             "id": f"chatcmpl-{request.request_id or uuid.uuid4().hex}",
             "object": "chat.completion.chunk" if request.stream else "chat.completion",

@@ -19,7 +19,7 @@ from baton.router.json_answers import JSON
 from baton.router.openai.bodies import BODY, CollectSink, completion_choices
 from baton.router.openai.events import AnswerEvents, CompletionEvents
 from baton.router.openai.logprobs import Echo
-from baton.router.openai.model_checks import check_with_model
+from baton.router.openai.model_checks import check_with_model, facts_of
 from baton.router.openai.models import check_model
 from baton.router.openai.open_request import OpenRequest
 from baton.router.openapi_file import operation
@@ -31,13 +31,12 @@ def completion_routes(router: RouterState) -> APIRouter:
 
     @routes.post("/v1/completions", summary="Go on from one or more prompts", **operation(CompletionRequest))
     async def completions(http: Request) -> Response:
-        request, caller = await read_request(http, CompletionRequest, router.config)
+        request, caller = await read_request(http, CompletionRequest, router)
         model = check_model(router, request.model)
         params = request.sampling_params(router.config.limits)
         began = time.monotonic()
-        add = request.add_special_tokens is not False
         prompts = [
-            Prompt(await router.text.encode(given, add_special_tokens=add) if isinstance(given, str) else given)
+            Prompt(await _encode(router, request, given) if isinstance(given, str) else given)
             for given in request.prompt
         ]
         router.metrics.phase_seconds.observe("tokenize", time.monotonic() - began)
@@ -77,6 +76,12 @@ def completion_routes(router: RouterState) -> APIRouter:
         return JSON(frame | BODY | {"choices": choices, "usage": opened.tally.usage()}, headers=headers)
 
     return routes
+
+
+async def _encode(router: RouterState, request: CompletionRequest, text: str) -> list[int]:
+    return await router.text.encode(
+        text, add_special_tokens=request.add_special_tokens is not False, max_model_len=facts_of(router).max_model_len
+    )
 
 
 async def _echo(router: RouterState, request: CompletionRequest, given: Any, prompt: Prompt) -> Echo:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from fastapi import APIRouter
@@ -15,6 +14,7 @@ from baton.router.http_request import read_body
 from baton.router.json_answers import JSON
 from baton.router.openapi_file import errors, operation
 from baton.router.router_state import RouterState
+from baton.text import Tokenizer
 
 
 class UnknownModel(InvalidRequest):
@@ -36,14 +36,14 @@ def model_routes(router: RouterState) -> APIRouter:
 
     @routes.post("/tokenize", summary="Turn text or messages into token ids", **operation(TokenizeRequest))
     async def tokenize(http: Request) -> Response:
-        body = await read_body(http, TokenizeRequest, router.config)
+        body = await read_body(http, TokenizeRequest, router)
         check_model(router, body.model)
         if body.messages is None:
             add = body.add_special_tokens is not False
             token_ids = await router.text.encode(body.prompt or "", add_special_tokens=add)
         else:
             add = bool(body.add_special_tokens)  # which templates write themselves
-            token_ids = await router.text.render_chat(add_special_tokens=add, **body.for_template())
+            token_ids = await router.text.chat_ids(body, add_special_tokens=add)
         facts = router.dispatcher.last_facts
         answer = {
             "count": len(token_ids),
@@ -55,16 +55,20 @@ def model_routes(router: RouterState) -> APIRouter:
 
     @routes.post("/detokenize", summary="Turn token ids into text", **operation(DetokenizeRequest))
     async def detokenize(http: Request) -> Response:
-        body = await read_body(http, DetokenizeRequest, router.config)
+        body = await read_body(http, DetokenizeRequest, router)
         check_model(router, body.model)
-        size = router.tokenizer.vocab_size
-        for token_id in body.tokens:
-            if token_id >= size:
-                raise refuse("tokens", token_id, f"token ids of this tokenizer are 0 to {size - 1}")
-        decode = functools.partial(router.tokenizer.decode, skip_special_tokens=False)
-        return JSON({"prompt": await router.text.run(decode, body.tokens)})
+        return JSON({"prompt": await router.text.run(_decode, router.tokenizer, body.tokens)})
 
     return routes
+
+
+def _decode(tokenizer: Tokenizer, token_ids: list[int]) -> str:
+    """Return the text of token ids; in a thread, as both may be long."""
+    size = tokenizer.vocab_size
+    for token_id in token_ids:
+        if token_id >= size:
+            raise refuse("tokens", token_id, f"token ids of this tokenizer are 0 to {size - 1}")
+    return tokenizer.decode(token_ids, skip_special_tokens=False)
 
 
 def check_model(router: RouterState, name: str | None) -> str:

@@ -1,0 +1,76 @@
+"""The process that reads long bodies: JSON, its checks and the chat template, all of which hold an interpreter for long."""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from baton.errors import InvalidRequest
+from baton.prompt import Prompt
+from baton.protocol import check_prompt
+from baton.requests.chat import ChatRequest
+from baton.requests.completions import CompletionRequest
+from baton.requests.conversation import Conversation
+from baton.requests.limits import Limits
+from baton.requests.refusals import read_json
+from baton.requests.tokenize import DetokenizeRequest, TokenizeRequest
+from baton.router.frames import answer_frames
+from baton.router.render import render
+
+MODELS: dict[str, type[BaseModel]] = {
+    model.__name__: model for model in (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
+}
+_LONG = {"messages", "tools", "chat_template_kwargs", "metadata", "prompt_cache_options", "prompt", "tokens"}
+"""Fields that may hold much: what the router needs of them stands beside the request."""
+_TOOL = {"type": "function", "function": {"name": "stands_for_all"}}
+
+
+def read_long(job: dict[str, Any]) -> dict[str, Any]:
+    """Read a body; return the request less what is long, with that as the router takes it, or why it is refused."""
+    try:
+        request = read_json(MODELS[job["model"]], job["body"])
+        if isinstance(request, (ChatRequest, CompletionRequest)):
+            request.sampling_params(Limits(*job["limits"]))
+        # pydantic warns of tuples and keys that its own way to JSON has made lists and strings
+        left = request.model_dump_json(exclude=_LONG, exclude_none=True, warnings=False)
+        return {"request": left, **_long_parts(request, job)}
+    except InvalidRequest as error:
+        about = {"field": error.field, "code": error.code}
+        return {"refusal": str(error), "kind": type(error).__name__} | about
+    except MemoryError:
+        return {"refusal": "The body is not valid: it needs too much memory.", "kind": "InvalidRequest"}
+
+
+def _long_parts(request: BaseModel, job: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(request, Conversation) and request.messages is not None:
+        shown = request.for_template()
+        has_tools = bool(shown["tools"])
+        source, why_none = job["templates"][has_tools]
+        if why_none:
+            raise InvalidRequest(why_none, field="messages")
+        template = {"template": source, **job["template"]}
+        return {"rendered": render(template | shown), "beside": {"tools": [_TOOL] if has_tools else None}}
+    if isinstance(request, DetokenizeRequest):
+        return {"tokens": _packed(request.tokens)}
+    prompt: Any = getattr(request, "prompt", None)
+    if isinstance(prompt, str) or isinstance(prompt[0], str):
+        return {"prompt": prompt}
+    for index, token_ids in enumerate(prompt):
+        try:
+            check_prompt(Prompt(token_ids), job["vocab_size"], job["max_model_len"])
+        except InvalidRequest as error:
+            raise (error if len(prompt) == 1 else error.of(f"prompt {index}")) from None
+    return {"prompt_ids": [_packed(token_ids) for token_ids in prompt]}
+
+
+def _packed(token_ids: Sequence[int]) -> bytes:
+    return array("i", token_ids).tobytes()
+
+
+if __name__ == "__main__":
+    assert sys.byteorder == "little"
+    answer_frames(read_long)
