@@ -25,6 +25,7 @@ Rules
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -153,8 +154,8 @@ class Start(msgspec.Struct, tag="start", array_like=True, frozen=True):
     seed: int
     """Effective: the router mints one if the user gave none. The same in every epoch."""
     priority: int = 0
-    deadline: float | None = None
-    """Unix time, seconds; past it the worker may end the request as "deadline"."""
+    seconds_left: float | None = None
+    """When it was sent; after so long the worker may end the request as "deadline". Clocks of two machines differ."""
     salt: bytes = b""
     """The tenant's part of the hash chain's root."""
     ticket: Ticket | None = None
@@ -331,6 +332,7 @@ def _check_start(start: Start) -> None:
     _check(len(set(indices)) == len(indices) and min(indices) >= 0, "choices repeat")
     _check(max(indices) < start.params.n, "a choice exceeds n")
     _check(-(2**63) <= start.seed < 2**63, "seed is out of range")
+    _check(start.seconds_left is None or not math.isnan(start.seconds_left), "seconds_left is no number")
     ticket = start.ticket
     if ticket is not None:
         _check(len(ticket.request_id) == 16 and len(ticket.secret) == 16, "the ticket is malformed")

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -412,6 +413,14 @@ async def test_a_cancel_reaches_both_workers_once(world: World) -> None:
         assert [m for m in sent(worker) if isinstance(m, Cancel)] == [Cancel(running.flow.request_id, 0)]
     assert world.heard.tokens == {}
     world.check_nothing_is_left()
+
+
+async def test_a_deadline_travels_as_the_seconds_that_are_left(world: World) -> None:
+    """Not as a time of day: the worker's clock may be minutes off."""
+    decode = world.join("d", "decode")
+    running = world.begin(deadline=time.monotonic() + 100)
+    assert 0 < sent(decode)[-1].seconds_left <= 100
+    running.cancel()
 
 
 async def test_a_deadline_ends_a_request(world: World) -> None:

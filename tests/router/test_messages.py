@@ -1,6 +1,7 @@
 """The wire types between router and worker: round trips, and what is refused."""
 
 import contextlib
+import math
 import uuid
 
 import msgspec
@@ -71,6 +72,7 @@ def test_every_sampling_parameter_survives_the_wire() -> None:
         {"prompt": Prompt([-1])},
         {"choices": []},
         {"choices": [ChoiceStart(1)]},
+        {"seconds_left": math.nan},
         {"choices": [ChoiceStart(0), ChoiceStart(0)], "params": SamplingParams(n=2)},
         {"leg": "other"},
         {"ticket": Ticket(b"", 0, bytes(16), "l", "s", "i", 3)},

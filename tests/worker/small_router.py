@@ -136,7 +136,7 @@ class SmallRouter:
         choices: dict[int, list[int]] | None = None,
         ticket: Ticket | None = None,
         seed: int = 0,
-        deadline: float | None = None,
+        seconds_left: float | None = None,
         spans: tuple[Span, ...] = (),
     ) -> str:
         request_id = request_id or uuid.uuid4().hex
@@ -150,7 +150,7 @@ class SmallRouter:
                 [ChoiceStart(index, emitted) for index, emitted in choices.items()],
                 params,
                 seed,
-                deadline=deadline,
+                seconds_left=seconds_left,
                 ticket=ticket,
             )
         )

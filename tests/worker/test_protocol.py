@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import time
 import uuid
 from collections.abc import Iterator
 
@@ -241,8 +240,8 @@ def test_a_leg_that_a_worker_lacks_is_refused_as_retryable(router: SmallRouter) 
 
 def test_a_deadline_ends_a_running_request(router: SmallRouter) -> None:
     _, decode = router.links
-    request_id = router.start(decode, prompt_of(41_100, 30), LONG, deadline=time.time() + 0.2)
-    late = router.start(decode, prompt_of(41_101, 30), LONG, deadline=time.time() - 1)
+    request_id = router.start(decode, prompt_of(41_100, 30), LONG, seconds_left=0.2)
+    late = router.start(decode, prompt_of(41_101, 30), LONG, seconds_left=-1)
     router.until(lambda: decode.answer(request_id).ended and decode.answer(late).ended, "both end")
     assert decode.answer(request_id).ended[0].error.kind == "deadline"
     assert decode.answer(late).ended[0].error.kind == "deadline"

@@ -152,7 +152,7 @@ class WorkerLoop:
         error: LegError | None
         if self._drain_asked:
             error = _ENDING
-        elif start.deadline is not None and start.deadline <= time.time():
+        elif start.seconds_left is not None and start.seconds_left <= 0:
             error = _TOO_LATE
         elif start.leg not in self._legs:
             error = LegError("internal", f"this worker has no {start.leg} leg", True)
@@ -173,8 +173,8 @@ class WorkerLoop:
             if not isinstance(error, BatonError):
                 log.exception("start_failed", request_id=start.request_id, epoch=start.epoch)
             return leg_error(error)
-        if start.deadline is not None:
-            heapq.heappush(self._deadlines, (start.deadline, next(self._arrivals), run))
+        if start.seconds_left is not None:
+            heapq.heappush(self._deadlines, (run.began_at + start.seconds_left, next(self._arrivals), run))
         return None
 
     def _cancel(self, cancel: Cancel) -> None:
@@ -204,7 +204,7 @@ class WorkerLoop:
         self._stop(run)
 
     def _check_time(self) -> None:
-        while self._deadlines and self._deadlines[0][0] <= time.time():
+        while self._deadlines and self._deadlines[0][0] <= time.monotonic():
             run = heapq.heappop(self._deadlines)[2]
             if not run.is_over:
                 self._fail(run, _TOO_LATE)
@@ -288,7 +288,7 @@ class WorkerLoop:
         self._outbox.phases.append((run.start.leg, time.monotonic() - run.began_at))
 
     def _idle_s(self) -> float:
-        wait_s = min(IDLE_S, self._deadlines[0][0] - time.time()) if self._deadlines else IDLE_S
+        wait_s = min(IDLE_S, self._deadlines[0][0] - time.monotonic()) if self._deadlines else IDLE_S
         if self._draining_until is not None:
             wait_s = min(wait_s, max(0.01, self._draining_until - time.monotonic()))
         return wait_s

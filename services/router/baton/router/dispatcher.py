@@ -182,9 +182,9 @@ class Dispatcher:
         running.demand = demand
         self.flows[flow.request_id] = running
         self.journal.add(running.record)
-        if generation.deadline is not None:
-            delay = max(generation.deadline - time.time(), 0.0)
-            running.deadline = self._loop.call_later(delay, lambda: self._fail(running, DeadlinePassed()))
+        seconds_left = generation.seconds_left()
+        if seconds_left is not None:
+            running.deadline = self._loop.call_later(seconds_left, lambda: self._fail(running, DeadlinePassed()))
         self._place(running)
         return running
 

@@ -147,7 +147,7 @@ class Flow(Generic[_Shown]):
             generation.params,
             generation.seed,
             generation.priority,
-            generation.deadline,
+            generation.seconds_left(),
             generation.salt,
             attempt.ticket,
         )

@@ -79,7 +79,7 @@ class OpenRequest:
     ) -> None:
         """Take what `check_with_model` has let pass."""
         limit_s = router.config.request_timeout_s
-        deadline = time.time() + min(caller.timeout_s or limit_s, limit_s)
+        deadline = time.monotonic() + min(caller.timeout_s or limit_s, limit_s)
         salt = salt_of(caller.tenant, request.cache_salt)
         self.generations = [
             Generation(prompt, params, salt, request.priority or 0, deadline, caller.public_id) for prompt in prompts
