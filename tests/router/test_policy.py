@@ -158,6 +158,55 @@ def test_a_worker_that_has_not_reported_is_taken_for_one_like_the_others() -> No
 def test_the_link_model_learns_what_transfers_expose() -> None:
     link = Link()
     for _ in range(100):
-        link = link.learn(1000, 0.103)
+        link = link.learn(1000, 0.103, now=5.0)
     assert abs(link.fixed_ms + 1000 * link.ms_per_token - 103) < 2
+    assert abs(link.predict(1000, now=5.0) - 103) < 2
     assert Link().ms_per_token > 0
+
+
+def test_a_link_that_was_slow_once_is_tried_again_and_believed() -> None:
+    workers = [make("p0", "p"), make("p1", "p"), make("d", "d")]
+    links = {("p0", "d"): Link().learn(1000, 12.0, now=0.0)}
+
+    def chosen(now: float) -> set[str | None]:
+        decisions = (
+            choose("cost", SHAPE, workers, links, path="remote", now=now, rng=random.Random(i)) for i in range(20)
+        )
+        return {decision.chosen.prefill for decision in decisions if decision is not None}
+
+    assert chosen(1.0) == {"p1"}
+    assert chosen(60.0) == {"p1"}
+    assert chosen(3600.0) == {"p0", "p1"}
+    slow = links["p0", "d"].learn(1000, 12.0, now=3600.0)
+    assert slow.predict(1000, now=3600.0) > 5_000
+    good = links["p0", "d"].learn(1000, 0.005, now=3600.0)
+    assert good.predict(1000, now=3600.0) < 10
+
+
+def test_what_was_learned_of_a_worker_fades_while_others_work_and_never_beyond_them() -> None:
+    slow = make("slow", "pd", prefill_rate=10.0, step_ms=12_000.0)
+    fast = make("fast", "pd", prefill_rate=10_000.0, step_ms=5.0)
+
+    def after(slow_s: float, fast_s: float) -> Candidate:
+        both = [dataclasses.replace(slow, idle_s=slow_s), dataclasses.replace(fast, idle_s=fast_s)]
+        seen, other = like_peers(both, 8000.0)
+        assert other.step_ms == 5.0 or slow_s < fast_s
+        return seen
+
+    assert (after(0.0, 0.0).step_ms, after(0.0, 0.0).prefill_rate) == (12_000.0, 10.0)
+    assert after(600.0, 600.0).step_ms == 12_000.0  # nobody worked
+    assert 5.0 < after(60.0, 0.0).step_ms < 1_000
+    assert 5.0 <= after(600.0, 0.0).step_ms < 5.1
+    assert 9_990 < after(600.0, 0.0).prefill_rate <= 10_000
+    assert like_peers([dataclasses.replace(slow, idle_s=600.0)], 8000.0)[0].step_ms == 12_000.0  # the only one
+
+
+def test_a_step_model_that_was_idle_believes_what_it_hears_next() -> None:
+    model = StepModel()
+    for _ in range(100):
+        model.observe(10, 12_000.0)
+    model.fade(120.0)
+    assert model.predict(10) == 12_000.0
+    for _ in range(5):
+        model.observe(10, 5.0)
+    assert model.predict(10) < 1_000

@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 from tests.worker.table_top import TableTop, turn_until
 
+from baton.engine.model_runner import ForwardedStep
+from baton.engine.step_plan import StepPlan
 from baton.messages import Cancel, Outputs
 from baton.protocol import SamplingParams
+from baton.worker.beat import STUCK_S
 from baton.worker.loop import EngineBroken
 from baton.worker.mailbox import PeerLost, WantsBlocks
 from baton.worker.runs import ClosedEpochs
@@ -258,3 +261,24 @@ def test_a_worker_with_both_legs_serves_itself_and_others(make_table: MakeTable)
     got = answers()
     assert got == [ask_alone(one, prompt) for prompt in prompts]
     turn_until([one, two], lambda: is_quiet(one, two), "everything is back")
+
+
+def test_a_step_may_take_long_while_none_like_it_is_known_and_then_in_proportion(make_table: MakeTable) -> None:
+    table = make_table(64)
+    meter, runner = table.loop._meter, table.engine.runner
+    limits: list[float] = []
+    forward = runner.forward
+
+    def looked_at(plan: StepPlan) -> ForwardedStep:  # as the mailbox's thread does in the middle of a step
+        limits.append(meter.limit_s())
+        return forward(plan)
+
+    runner.forward = looked_at  # type: ignore[method-assign]
+    ask_alone(table, prompt_of(1, 50))
+    assert meter.limit_s() == STUCK_S
+    assert limits[0] == 30.0
+    assert limits[-1] == STUCK_S
+    limits.clear()
+    meter._prefill_rate = 1.0  # as slow as a model can be
+    ask_alone(table, prompt_of(2, 50))
+    assert limits[0] == 500.0  # ten times the 50 s that 50 tokens take

@@ -13,7 +13,7 @@ from baton.metrics import RouterMetrics
 from baton.router.config import RouterConfig
 from baton.router.generation import Generation, hash_prompt
 from baton.router.index import PrefixIndex
-from baton.router.policy import Candidate, Decision, Shape, choose
+from baton.router.policy import Candidate, Decision, Shape, choose, kept
 from baton.router.pool import Worker, WorkerPool
 
 
@@ -54,6 +54,7 @@ class Placement:
             path="local" if num_emitted else config.path,
             interference_weight=config.interference_weight,
             turn=self._turn,
+            now=time.monotonic(),
             rng=self._rng,
         )
         if decision is None:
@@ -93,15 +94,36 @@ class Placement:
             step_ms=worker.steps.predict(running + generation.params.n),
             free_blocks=load.kv_free_blocks if load.kv_total_blocks else 1 << 30,
             total_blocks=load.kv_total_blocks or 1 << 30,
+            idle_s=time.monotonic() - worker.worked_at,
         )
 
 
 def like_peers(candidates: Sequence[Candidate], default_prefill_rate: float) -> list[Candidate]:
-    """Take a worker that has not reported yet for one like the others; a better guess would draw all requests to it."""
+    """Take a worker for one like the others as far as it is not known.
+
+    One that has not reported is taken for their mean: a better guess would draw all requests to it. What was learned of one
+    that got nothing while others worked fades towards their mean too, and never beyond.
+    """
     rates = [c.prefill_rate for c in candidates if c.prefill_rate]
     rate = fmean(rates) if rates else default_prefill_rate
     steps = [c.step_ms for c in candidates if c.can_decode and c.step_ms]
     step_ms = fmean(steps) if steps else 0.0
-    return [
-        dataclasses.replace(c, prefill_rate=c.prefill_rate or rate, step_ms=c.step_ms or step_ms) for c in candidates
-    ]
+    last_s = min((c.idle_s for c in candidates), default=0.0)
+    seconds = [1 / r for r in rates]  # a token, which add up as step times do
+    like = []
+    for c in candidates:
+        own_rate, own_step_ms, age_s = c.prefill_rate, c.step_ms, c.idle_s - last_s
+        if age_s > 1.0:  # not the usual case
+            own_rate = own_rate and 1 / _faded(1 / own_rate, seconds, age_s)
+            own_step_ms = own_step_ms and c.can_decode and _faded(own_step_ms, steps, age_s)
+        like.append(dataclasses.replace(c, prefill_rate=own_rate or rate, step_ms=own_step_ms or step_ms))
+    return like
+
+
+def _faded(value: float, all_values: Sequence[float], age_s: float) -> float:
+    """Return what was learned so long ago, between itself and the mean of the others; `all_values` has it too."""
+    num_others = len(all_values) - 1
+    if num_others < 1:
+        return value
+    others = (sum(all_values) - value) / num_others
+    return others + (value - others) * kept(age_s)

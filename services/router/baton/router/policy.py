@@ -12,11 +12,15 @@ wait          for KV blocks, when the worker has too few free ones
 interference  pace: the steps that this request will take, at D's predicted step time; and delay: what each running stream
               of D loses while D computes this prompt in chunks, weighted
 
+What was learned counts for half after each `HALF_LIFE_S` in which nothing new is learned, so nobody is passed over for ever:
+one slow transfer or step sends requests elsewhere for minutes, then one of them tries again.
+
 Other policies are for comparison; they use the same candidates and refuse the same impossible ones.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +30,8 @@ from baton.router.config import PathMode, PolicyName
 
 PACE_STEPS = 16
 """Steps by which a slow batch counts against a worker; more would send long prompts away from their cache."""
+HALF_LIFE_S = 15.0
+"""Of what was learned; a link that once took 12 s is as good as a new one after three minutes."""
 _BLOCK_WAIT_MS = 2.0
 """Per missing block: about what a running batch takes to free one."""
 
@@ -49,6 +55,13 @@ class Candidate:
     """Predicted time of a decode step with this request in the batch."""
     free_blocks: int = 1 << 30
     total_blocks: int = 1 << 30
+    idle_s: float = 0.0
+    """Since its last step, by which its rate and step time were learned."""
+
+
+def kept(age_s: float) -> float:
+    """Return the weight of what was learned so long ago, 0 to 1."""
+    return math.exp2(-max(age_s, 0.0) / HALF_LIFE_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +72,24 @@ class Link:
     ms_per_token: float = 0.002
     num_learned: float = 1000.0
     """Tokens of which `ms_per_token` is the mean; transfers long past count less."""
+    learned_at: float = 0.0
 
-    def learn(self, num_tokens: int, exposed_seconds: float) -> Link:
+    def learn(self, num_tokens: int, exposed_seconds: float, now: float) -> Link:
         """Return the link as it is known after one more transfer."""
         exposed_ms = max(1000 * exposed_seconds - self.fixed_ms, 0.0)
-        learned = max(0.9 * self.num_learned + 0.1 * num_tokens, 1.0)
-        ms_per_token = (0.9 * self.num_learned * self.ms_per_token + 0.1 * exposed_ms) / learned
-        return Link(self.fixed_ms, ms_per_token, learned)
+        before = 0.9 * self.num_learned * kept(now - self.learned_at)
+        learned = max(before + 0.1 * num_tokens, 1.0)
+        ms_per_token = (before * self.ms_per_token + 0.1 * exposed_ms) / learned
+        return Link(self.fixed_ms, ms_per_token, learned, now)
+
+    def predict(self, num_tokens: int, now: float) -> float:
+        """Predict the ms that a transfer adds; what was learned long ago is forgotten."""
+        new = NEW_LINK.ms_per_token
+        learned = self.ms_per_token - new
+        return self.fixed_ms + num_tokens * (new + (learned and learned * kept(now - self.learned_at)))
+
+
+NEW_LINK = Link()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +122,6 @@ class Decision:
     considered: Sequence[Option]
 
 
-NEW_LINK = Link()
-
-
 def choose(
     policy: PolicyName,
     shape: Shape,
@@ -110,13 +131,14 @@ def choose(
     path: PathMode = "auto",
     interference_weight: float = 0.05,
     turn: int = 0,
+    now: float = 0.0,
     rng: random.Random,
 ) -> Decision | None:
     """Pick the workers for one request; None when no decode worker could take it.
 
-    `turn` counts decisions, for round-robin. Equal costs are decided by `rng`.
+    `turn` counts decisions, for round-robin; `now` is of the clock by which links were learned. Equal costs are decided by `rng`.
     """
-    options = list(_options(shape, candidates, links, path, interference_weight))
+    options = list(_options(shape, candidates, links, path, interference_weight, now))
     if not options:
         return None
     if policy == "round-robin":
@@ -130,7 +152,12 @@ def choose(
 
 
 def _options(
-    shape: Shape, candidates: Sequence[Candidate], links: Mapping[tuple[str, str], Link], path: PathMode, weight: float
+    shape: Shape,
+    candidates: Sequence[Candidate],
+    links: Mapping[tuple[str, str], Link],
+    path: PathMode,
+    weight: float,
+    now: float,
 ) -> Iterable[Option]:
     decodes = [c for c in candidates if c.can_decode and c.total_blocks >= shape.num_blocks]
     prefills = [c for c in candidates if c.can_prefill]
@@ -139,17 +166,17 @@ def _options(
         if path == "local":
             partners = []
         for prefill in partners:
-            yield _remote(shape, prefill, decode, links.get((prefill.worker_id, decode.worker_id), NEW_LINK))
+            yield _remote(shape, prefill, decode, links.get((prefill.worker_id, decode.worker_id), NEW_LINK), now)
         if path != "remote" or not partners:  # with no prefill worker alive everything still works
             yield _local(shape, decode, weight)
 
 
-def _remote(shape: Shape, prefill: Candidate, decode: Candidate, link: Link) -> Option:
+def _remote(shape: Shape, prefill: Candidate, decode: Candidate, link: Link, now: float) -> Option:
     missing = _uncached(shape, decode)
     terms = {
         "queue_p": 1000 * prefill.queue_tokens / prefill.prefill_rate,
         "prefill": 1000 * _uncached(shape, prefill) / prefill.prefill_rate,
-        "transfer": link.fixed_ms + link.ms_per_token * missing,
+        "transfer": link.predict(missing, now),
         "wait_blocks": _wait_blocks(shape, decode),
         "pace": PACE_STEPS * decode.step_ms,
     }

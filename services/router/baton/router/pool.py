@@ -30,7 +30,7 @@ from baton.messages import (
 )
 from baton.metrics import RouterMetrics
 from baton.router.config import RouterConfig
-from baton.router.policy import NEW_LINK, Link
+from baton.router.policy import NEW_LINK, Link, kept
 from baton.router.worker_records import NUM_LOST, LostWorker, Transfers
 from baton.router.workers import WorkerClient
 
@@ -62,7 +62,7 @@ class StepModel:
     __slots__ = ("_cov", "_mean_ms", "_mean_n", "_num", "_var")
 
     def __init__(self) -> None:
-        self._num = 0
+        self._num = 0.0
         self._mean_n = self._mean_ms = self._var = self._cov = 0.0
 
     def observe(self, num_running: int, step_ms: float) -> None:
@@ -76,6 +76,10 @@ class StepModel:
         self._mean_ms += (1 - keep) * dms
         self._var = keep * (self._var + (1 - keep) * dn * dn)
         self._cov = keep * (self._cov + (1 - keep) * dn * dms)
+
+    def fade(self, age_s: float) -> None:
+        """Have what was learned until so long ago count less than what is learned from now on."""
+        self._num *= kept(age_s)
 
     def predict(self, num_running: int) -> float:
         """Predict the ms of a step; 0 before the first report."""
@@ -104,14 +108,19 @@ class Worker:
         self.sent_tokens = 0
         """Prompt tokens sent since its last report, which does not count them yet."""
         self.steps = StepModel()
-        self.moved_at = time.monotonic()
-        """When it last told of a new step, or had nothing of ours to do."""
+        self.moved_at = self.worked_at = time.monotonic()
+        """When it last told of a new step, or had nothing of ours to do; and when it told of one."""
         self.report(load)
 
     def report(self, load: Load) -> None:
         """Take the worker's own word on its load."""
-        if load.num_steps != self.load.num_steps or not self.request_ids:
+        has_stepped = load.num_steps != self.load.num_steps
+        if has_stepped or not self.request_ids:
             self.moved_at = time.monotonic()
+        if has_stepped:
+            if self.moved_at - self.worked_at > 1.0:
+                self.steps.fade(self.moved_at - self.worked_at)
+            self.worked_at = self.moved_at
         self.load = load
         self.can_prefill = not load.draining and "prefill" in self.info.legs and bool(self.info.kv)
         self.can_decode = not load.draining and "decode" in self.info.legs
@@ -289,7 +298,7 @@ class WorkerPool:
             if prefill.info.incarnation == transfer.source_incarnation:
                 pair = (prefill.worker_id, decode.worker_id)
                 link = self.links.get(pair, NEW_LINK)
-                self.links[pair] = link.learn(transfer.num_tokens, transfer.exposed_seconds)
+                self.links[pair] = link.learn(transfer.num_tokens, transfer.exposed_seconds, time.monotonic())
                 self.transfers.setdefault(pair, Transfers()).add(transfer)
 
     # -- heartbeats ---------------------------------------------------------------------------------------
