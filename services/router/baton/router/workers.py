@@ -16,8 +16,18 @@ import zmq
 
 from baton.errors import ConfigError
 from baton.logs import get_logger
-from baton.messages import MAX_MESSAGE_NBYTES, BadMessage, Hello, ToRouter, ToWorker, decode_to_router, encode
+from baton.messages import (
+    MAX_MESSAGE_NBYTES,
+    WORKER_SILENCE_S,
+    BadMessage,
+    Hello,
+    ToRouter,
+    ToWorker,
+    decode_to_router,
+    encode,
+)
 from baton.router.config import RouterConfig
+from baton.router.host_name import HostName
 
 _QUEUE_LEN = 10_000
 _TURN_S = 0.005
@@ -53,15 +63,36 @@ class WorkerClient:
         self._loop = asyncio.get_running_loop()
         self._socket: zmq.Socket[bytes] | None = None
         self._is_reading = False
+        self._name = HostName.of(endpoint, self._on_new_address)
+        self._looks_again: asyncio.TimerHandle | None = None
         self.reopen()
 
     def reopen(self) -> None:
         """Connect anew, and drop what the old connection had queued: it was meant for one who is gone."""
         self.close()
+        if self._name is None:
+            self._connect(self.endpoint)
+            return
+        if self._name.endpoint:
+            self._connect(self._name.endpoint)
+        self._name.look_up()
+        self._looks_again = self._loop.call_later(WORKER_SILENCE_S, self._look_again, self._name)
+
+    def _on_new_address(self) -> None:
+        if self._looks_again is not None:  # else we have left meanwhile
+            self.reopen()
+
+    def _look_again(self, name: HostName) -> None:
+        """Ask where the name leads while nobody answers there."""
+        if self._loop.time() - self.last_heard > WORKER_SILENCE_S:
+            name.look_up(after=name.endpoint)
+        self._looks_again = self._loop.call_later(WORKER_SILENCE_S, self._look_again, name)
+
+    def _connect(self, endpoint: str) -> None:
         socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         try:
             socket.setsockopt(zmq.LINGER, 0)
-            socket.setsockopt(zmq.IPV6, "[" in self.endpoint)
+            socket.setsockopt(zmq.IPV6, "[" in endpoint)
             socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing queues for a worker that is not there
             socket.setsockopt(zmq.SNDHWM, _QUEUE_LEN)
             socket.setsockopt(zmq.RCVHWM, _QUEUE_LEN)
@@ -74,7 +105,7 @@ class WorkerClient:
                 socket.curve_serverkey = self._config.curve_server_key.encode()
                 socket.curve_publickey = self._config.curve_public_key.encode()
                 socket.curve_secretkey = self._config.curve_secret_key.encode()
-            socket.connect(self.endpoint)
+            socket.connect(endpoint)
         except zmq.ZMQError as error:
             socket.close()
             raise ConfigError(f"worker={self.endpoint!r} is not valid: {error}.") from None
@@ -83,6 +114,9 @@ class WorkerClient:
 
     def close(self) -> None:
         """Leave; what was not sent is dropped."""
+        if self._looks_again is not None:
+            self._looks_again.cancel()
+            self._looks_again = None
         if self._socket is not None:
             self._loop.remove_reader(self._socket.fileno())
             self._socket.close(linger=0)
