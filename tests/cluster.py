@@ -41,7 +41,7 @@ ROUTERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-def make_model(folder: Path) -> Path:
+def make_model(folder: Path, seed: int = 7) -> Path:
     """Save a tiny Llama with random weights, a long context and a tokenizer of bytes."""
     make_tokenizer_folder(folder)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
@@ -58,7 +58,7 @@ def make_model(folder: Path) -> Path:
         eos_token_id=1,
         pad_token_id=0,
     )
-    generator = torch.Generator().manual_seed(7)
+    generator = torch.Generator().manual_seed(seed)
     model = transformers.LlamaForCausalLM(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -202,6 +202,30 @@ def top(
         asyncio.run(run(url, api_key=first_key(api_key), interval_s=interval, once=once))
 
 
+@app.command("verify", cls=Command)
+def verify(
+    url: Url = "http://127.0.0.1:8000",
+    model: Annotated[
+        str | None, Option(help="hub id or folder of the server's model, for the offline LLM; none: the server's name")
+    ] = None,
+    prompts: Annotated[int, Option(min=1, max=64, help="prompts, each asked greedily and with a seed")] = 8,
+    offline: Annotated[bool, Option(help="compare with the LLM in this process too, where torch is installed")] = True,
+    dtype: Annotated[str, Option(help="type that the workers compute in; auto: what they take by themselves")] = "auto",
+    api_key: ApiKey = None,
+) -> None:
+    """Compare all workers and paths of a running stack, token for token; end with 1 where they differ."""
+    import asyncio
+
+    from baton.talk import first_key
+    from baton.verify import Settings
+    from baton.verify import verify as compare
+
+    settings = Settings(
+        url=url, api_key=first_key(api_key), model=model, num_prompts=prompts, offline=offline, dtype=dtype
+    )
+    sys.exit(asyncio.run(compare(settings)))
+
+
 @config_app.command("show", cls=Command, context_settings={"ignore_unknown_options": True})
 def config_show(
     words: Annotated[

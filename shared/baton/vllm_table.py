@@ -433,7 +433,6 @@ COMMANDS = {
     "download-kernels": "Kernels are compiled on this machine at the first start.",
     "api_server": "`baton serve MODEL` is the server.",
     "doctor": "`baton version --verbose` says what is here, `baton up --once` tries it.",
-    "verify": "`baton up --once --path remote` moves KV between two workers, every block checked.",
     "kvstore": "Workers keep cached KV in their own memory; no store stands beside them yet.",
 }
 """Sub-commands of `vllm`, and of Baton's plans, that have no twin."""

@@ -167,6 +167,7 @@ class Dispatcher:
         Raises:
             QueueFull: refused before it queues, with the seconds after which to try again.
             ContextTooLong: no decode worker could ever hold it.
+            InvalidRequest: its pin names a worker that is not there.
             Unavailable: no worker has come yet.
         """
         running, generation = Running(self, flow), flow.generation
@@ -174,6 +175,8 @@ class Dispatcher:
             raise self._end
         if self.last_facts is None:
             raise Unavailable("No decode worker is ready. Try again in a few seconds.")
+        if generation.pin is not None:
+            generation.pin.check(self.pool.workers)
         block_size = self.last_facts.block_size
         capacities = [w.load.kv_total_blocks for w in self.pool.workers.values() if w.can_decode]
         _check_fits(len(generation.prompt), capacities, block_size)

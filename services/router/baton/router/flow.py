@@ -237,6 +237,33 @@ class Flow(Generic[_Shown]):
             self._sink.end(self.usage)
 
 
+class ReplayedFlow(Flow[_Shown]):
+    """A generation that is replayed once, after the tokens that its pin says: a class of its own, so that others pay nothing."""
+
+    __slots__ = ("_replay_at",)
+
+    def __init__(
+        self, generation: Generation, texts: Sequence[ChoiceText[_Shown]], sink: Sink[_Shown], replay_at: int
+    ) -> None:
+        super().__init__(generation, texts, sink)
+        self._replay_at = replay_at
+
+    def take(self, token: Token, worker: str) -> Next:
+        """Take one token; the one that the pin waits for is the last of its worker's."""
+        step = super().take(token, worker)
+        is_due = 0 < self._replay_at <= self.usage.num_completion and not self.is_over
+        if is_due and step in (GO, NOTHING_NEW):
+            self._replay_at = 0
+            return Replay("asked", None if self.attempt is None else self.attempt.decode)
+        return step
+
+
+def flow_of(generation: Generation, texts: Sequence[ChoiceText[_Shown]], sink: Sink[_Shown]) -> Flow[_Shown]:
+    """Make the flow of a generation, pinned or not."""
+    replay_at = 0 if generation.pin is None else generation.pin.replay
+    return ReplayedFlow(generation, texts, sink, replay_at) if replay_at else Flow(generation, texts, sink)
+
+
 def _refusal(verdict: Verdict, token: Token, worker: str, attempt: Attempt) -> Next:
     """Return what follows from a token that is not the next one."""
     if verdict is Verdict.STALE:

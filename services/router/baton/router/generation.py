@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from baton.block_hash import cache_root, hash_blocks
 from baton.prompt import Prompt
 from baton.protocol import SamplingParams
+from baton.router.pin import Pin
 
 
 @dataclass(slots=True)
@@ -24,6 +25,7 @@ class Generation:
     public_id: str = ""
     """What the client sees; never a key between services."""
     seed: int = 0
+    pin: Pin | None = None
     hashes: dict[tuple[str, ...], list[bytes]] = field(default_factory=dict)
     """The prompt's block hashes by cache parts, as far as they were needed."""
 

@@ -15,6 +15,7 @@ from baton.requests.refusals import read_json
 from baton.router.config import RouterConfig
 from baton.router.dispatcher import Running
 from baton.router.long_bodies import INLINE_NBYTES
+from baton.router.pin import HEADER, Pin, read_pin
 from baton.router.router_state import RouterState
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -82,6 +83,7 @@ class Caller:
     tenant: bytes
     timeout_s: float | None
     explain: bool
+    pin: Pin | None
     running: list[Running]
     """Takes what is begun for it, for who tells of the request when it has ended."""
 
@@ -90,7 +92,7 @@ async def read_request(http: Request, model: type[_Model], router: RouterState) 
     """Read and check a body, and the headers that say how it is to be served.
 
     Raises:
-        InvalidRequest: as `read_body`; or x-request-timeout is not a number of seconds.
+        InvalidRequest: as `read_body`; or x-request-timeout is not a number of seconds; or as `read_pin`.
     """
     body = await read_body(http, model, router)
     text = http.headers.get("x-request-timeout")
@@ -105,4 +107,5 @@ async def read_request(http: Request, model: type[_Model], router: RouterState) 
             )
     running: list[Running] = http.scope["state"].setdefault("running", [])
     explain = http.headers.get("x-baton-explain") in ("1", "true")
-    return body, Caller(http.scope["state"]["request_id"], http.state.tenant, timeout_s, explain, running)
+    pin = read_pin(http.headers.get(HEADER), router.config)
+    return body, Caller(http.scope["state"]["request_id"], http.state.tenant, timeout_s, explain, pin, running)

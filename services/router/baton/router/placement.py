@@ -45,13 +45,17 @@ class Placement:
         block_size = workers[0].info.model.block_size
         num_tokens = len(generation.prompt) + num_emitted
         candidates = [self._candidate(worker, generation) for worker in workers]
+        pin = generation.pin if not num_emitted and avoid is None else None  # of the first attempt
+        path = config.path if pin is None else pin.path or config.path
+        if pin is not None:
+            candidates = pin.narrow(candidates)
         decision = choose(
             config.policy,
             Shape(num_tokens, block_size, math.ceil((num_tokens + 1) / block_size)),
             like_peers(candidates, config.default_prefill_rate),
             self._pool.links,
             # what was emitted is only at a decode worker's to compute: the first token is known already
-            path="local" if num_emitted else config.path,
+            path="local" if num_emitted else path,
             interference_weight=config.interference_weight,
             turn=self._turn,
             now=time.monotonic(),

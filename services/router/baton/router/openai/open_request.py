@@ -16,7 +16,7 @@ from baton.protocol import SamplingParams
 from baton.requests.chat import ChatRequest
 from baton.requests.completions import CompletionRequest
 from baton.router.auth import salt_of
-from baton.router.flow import Flow
+from baton.router.flow import flow_of
 from baton.router.generation import Generation, hash_prompt
 from baton.router.http_request import Caller
 from baton.router.openai.model_checks import facts_of
@@ -82,7 +82,8 @@ class OpenRequest:
         deadline = time.monotonic() + min(caller.timeout_s or limit_s, limit_s)
         salt = salt_of(caller.tenant, request.cache_salt)
         self.generations = [
-            Generation(prompt, params, salt, request.priority or 0, deadline, caller.public_id) for prompt in prompts
+            Generation(prompt, params, salt, request.priority or 0, deadline, caller.public_id, pin=caller.pin)
+            for prompt in prompts
         ]
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Set when a whole answer is there."""
@@ -106,7 +107,7 @@ class OpenRequest:
                 if len(generation.prompt) > _INLINE_TOKENS:
                     await self._hash_aside(generation)
                 texts = self._texts(generation, new_parser)
-                self._running.append(self._router.dispatcher.start(Flow(generation, texts, sink)))
+                self._running.append(self._router.dispatcher.start(flow_of(generation, texts, sink)))
         except BaseException:
             self.cancel()
             raise
