@@ -279,6 +279,6 @@ def test_a_step_may_take_long_while_none_like_it_is_known_and_then_in_proportion
     assert limits[0] == 30.0
     assert limits[-1] == STUCK_S
     limits.clear()
-    meter._prefill_rate = 1.0  # as slow as a model can be
+    meter._largest_chunk = 10.0, 10.0  # as slow as a model can be
     ask_alone(table, prompt_of(2, 50))
     assert limits[0] == 500.0  # ten times the 50 s that 50 tokens take

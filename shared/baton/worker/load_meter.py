@@ -27,6 +27,8 @@ class LoadMeter:
         self._decode_step_ms = 0.0
         self._num_steps, self._num_chunk_tokens = engine.num_steps, engine.num_chunk_tokens  # after a warm-up
         self._last_chunk_tokens = 0
+        self._largest_chunk = 0.0, 0.0
+        """Tokens of the largest chunk of late, and the longest that a step with so many or fewer took, in seconds."""
         self._began_at = 0.0
         self._load = Load()
         self._at = 0.0
@@ -45,6 +47,7 @@ class LoadMeter:
         self._num_steps, self._num_chunk_tokens = engine.num_steps, engine.num_chunk_tokens
         self._last_chunk_tokens = num_chunk_tokens
         if num_chunk_tokens:
+            self._learn_chunk(num_chunk_tokens, seconds)
             self._prefill_rate = _mean(self._prefill_rate, num_chunk_tokens / max(seconds, 1e-6))
         else:
             self._decode_step_ms = _mean(self._decode_step_ms, seconds * 1e3)
@@ -57,10 +60,19 @@ class LoadMeter:
         # a GPU's step is waited for while the next one is launched
         num_chunk_tokens = max(engine.num_chunk_tokens - self._num_chunk_tokens, self._last_chunk_tokens)
         if num_chunk_tokens:
-            expected_s = num_chunk_tokens / self._prefill_rate if self._prefill_rate else _FIRST_STEP_S / _SLOWER
+            largest, longest_s = self._largest_chunk
+            expected_s = longest_s * max(1.0, num_chunk_tokens / max(largest, 1.0))
         else:
-            expected_s = self._decode_step_ms / 1e3 or _FIRST_STEP_S / _SLOWER
-        return max(STUCK_S, _SLOWER * expected_s)
+            expected_s = self._decode_step_ms / 1e3
+        return max(STUCK_S, _SLOWER * expected_s) if expected_s else _FIRST_STEP_S
+
+    def _learn_chunk(self, num_tokens: int, seconds: float) -> None:
+        """Keep what says most of larger chunks; rates of small ones, with many decodes beside them, say little."""
+        largest, longest_s = self._largest_chunk
+        if num_tokens >= largest:
+            self._largest_chunk = num_tokens, seconds
+        else:
+            self._largest_chunk = 0.99 * largest, max(longest_s, seconds)
 
     def load(self, *, draining: bool, force: bool = False) -> Load:
         """Measure the present load; counted anew at most ten times a second unless forced."""
