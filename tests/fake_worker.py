@@ -75,6 +75,8 @@ class FakeSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     prefill_rate: float = 100_000.0
     """Prompt tokens a second; 0: at once."""
     transfer_ms: float = 1.0
+    num_places: int = 0
+    """Choices that get a token in one step, those that came first; 0: all."""
     answer_len: int = 0
     """Tokens after which it ends by itself; 0: only max_tokens ends it."""
     compute_despite_ticket: bool = False
@@ -154,6 +156,7 @@ class FakeWorker:
             control=endpoint,
             kv="tcp://127.0.0.1:1" if "prefill" in settings.legs else "",
             layout=settings.layout,
+            num_places=settings.num_places,
             model=ModelFacts(
                 name=settings.model_name,
                 max_model_len=settings.max_model_len,
@@ -307,9 +310,11 @@ class FakeWorker:
         """Say one token of each choice whose prompt is there."""
         self._num_steps += 1
         tokens: dict[bytes, list[Token]] = {}
+        places = self.settings.num_places or 1 << 30
         for request in list(self._requests.values()):
-            if request.ready_at > now:
+            if request.ready_at > now or len(request.choices) > places:
                 continue
+            places -= len(request.choices)
             out = tokens.setdefault(request.router, [])
             for running in list(request.choices):
                 token = self._token(running)
@@ -390,9 +395,11 @@ class FakeWorker:
             len(request.start.prompt) for request in self._requests.values() if request.ready_at > time.monotonic()
         )
         num_blocks = self.settings.num_blocks
+        num_choices = sum(len(request.choices) for request in self._requests.values())
+        num_running = min(num_choices, self.settings.num_places or num_choices)
         return Load(
-            num_running=sum(len(request.choices) for request in self._requests.values()),
-            num_waiting=0,
+            num_running=num_running,
+            num_waiting=num_choices - num_running,
             waiting_tokens=waiting,
             kv_free_blocks=num_blocks,
             kv_total_blocks=num_blocks,

@@ -146,6 +146,7 @@ class EngineProcess:
             kv="" if self._exporter is None else self._exporter.endpoint,
             layout=layout,
             http=self._assignment.http,
+            num_places=engine.scheduler.config.max_num_seqs,
             model=ModelFacts(
                 name=self._assignment.model_name,
                 max_model_len=engine.max_model_len,

@@ -20,7 +20,7 @@ _GROUPS = {
     "Keys": "cache_key curve_server_key curve_public_key curve_secret_key encrypt_kv",
     "Limits": """
         slow_client_s request_timeout_s head_timeout_s body_timeout_s keep_alive_s template_timeout_s stream_buffer_nbytes
-        kv_overcommit
+        kv_overcommit max_queue_s ttft_target_ms
     """,
     "Logs": "log_level log_format log_requests enable_log_requests disable_log_requests disable_log_stats",
     "More": "",

@@ -46,6 +46,13 @@ class UpConfig:
         None, 'values over those of generation_config.json, as JSON: {"temperature": 0.6}'
     )
     api_key: tuple[str, ...] = setting((), "keys that clients may send; none: everybody may ask")
+    max_queue_s: float = setting(
+        10.0,
+        "longest wait that is predicted for a request, before its first token or its second; more is refused; 0: any",
+    )
+    ttft_target_ms: float = setting(
+        0.0, "refuse what would wait too long to have its first token by then; 0: only --max-queue-s counts"
+    )
     drain_s: float = setting(10.0, "how long open streams may go on after Ctrl-C")
     ask: bool = setting(False, "send one chat request when ready, and print the answer, its route and its times")
     once: bool = setting(False, "end after that answer")
@@ -56,5 +63,8 @@ class UpConfig:
             raise ConfigError(f"prefill={self.prefill} is not valid: it must be at least 0.")
         if self.decode < 1:
             raise ConfigError(f"decode={self.decode} is not valid: requests end on decode workers, so at least 1.")
+        for name in ("max_queue_s", "ttft_target_ms"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)!r} is not valid: it must be at least 0.")
         if not 0 < self.port < 65536:
             raise ConfigError(f"port={self.port} is not valid: it must be 1 to 65535.")

@@ -79,6 +79,8 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     model: ModelFacts
     http: str = ""
     """Base address of the face: /health, /ready, /metrics."""
+    num_places: int = 0
+    """Most sequences in one step; 0: no bound is known."""
 
 
 class Load(msgspec.Struct, array_like=True, frozen=True, gc=False):

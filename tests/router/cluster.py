@@ -168,6 +168,8 @@ def cluster(
     model = make_tokenizer_folder(folder / "tiny", **options)
     started = [FakeProcess(**settings).start() for settings in workers]
     endpoints = tuple(worker.settings.control for worker in started) if is_static else ()
+    # fake workers compute all prompts side by side, so queues that are predicted from the rates they tell are none
+    config = {"max_queue_s": 0.0} | config
     made = Cluster(RouterConfig(model=str(model), worker=endpoints, **config), registry, http)
     made.workers = {worker.settings.worker_id: worker for worker in started}
     try:

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from baton.errors import QueueFull
 from baton.metrics import RouterMetrics
 from baton.router.config import RouterConfig
-
-_QUEUE_S = 60.0
-"""Prompts waiting for longer than this help nobody: their clients have left."""
+from baton.router.policy import Option
 
 
 @dataclass(slots=True)
@@ -45,15 +43,15 @@ class Admission:
         self.waiting_tokens = 0
         self.blocks = 0
 
-    def admit(self, demand: Demand, prefill_rate: float, total_blocks: int) -> None:
-        """Take a request in.
+    def admit(self, demand: Demand, way: Option | None, total_blocks: int) -> None:
+        """Take a request in, which would go the way given; None: it waits for a worker.
 
         Raises:
             Refused: with the reason that is counted, and Retry-After.
         """
         config = self._config
-        max_tokens = config.max_queued_tokens or int(_QUEUE_S * prefill_rate)
-        wait_s = self.waiting_tokens / max(prefill_rate, 1.0)
+        max_tokens = config.max_queued_tokens
+        wait_s = 0.0 if way is None else way.wait_ms / 1000
         if self.num_requests >= config.max_streams:
             state = f"{self.num_requests} requests are open, and the limit is --max-streams {config.max_streams}"
             self._refuse("streams", state, wait_s)
@@ -67,9 +65,24 @@ class Admission:
             state = f"accepted requests need {self.blocks} of {total_blocks} KV blocks"
             limit = f"the limit is --kv-overcommit {config.kv_overcommit:g}"
             self._refuse("kv_blocks", f"{state}, and {limit}", max(wait_s, 2.0))
+        if way is not None:
+            self._check_waits(way)
         self.num_requests += 1
         self.waiting_tokens += demand.tokens
         self.blocks += demand.blocks
+
+    def _check_waits(self, way: Option) -> None:
+        """Refuse what would wait too long. What takes long by itself is not overload, and waits for half of the target."""
+        target_ms, most_ms = self._config.ttft_target_ms, 1000 * self._config.max_queue_s
+        spare_ms = target_ms - min(way.terms["prefill"], target_ms / 2)
+        if target_ms and way.first_wait_ms > spare_ms:
+            first_s = (way.first_wait_ms + way.terms["prefill"]) / 1000
+            state = f"a first token would take {first_s:.1f} s, and the limit is --ttft-target-ms {target_ms:g}"
+            self._refuse("ttft", state, (2 * way.first_wait_ms - spare_ms) / 1000)
+        if most_ms and way.wait_ms > most_ms:
+            wait_s = way.wait_ms / 1000
+            state = f"a request would wait {wait_s:.1f} s, and the limit is --max-queue-s {most_ms / 1000:g}"
+            self._refuse("queue", state, 2 * wait_s - most_ms / 1000)
 
     def on_first_token(self, demand: Demand) -> None:
         """Its prompt waits no more."""
@@ -83,6 +96,7 @@ class Admission:
         self.blocks -= demand.blocks
 
     def _refuse(self, reason: str, state: str, wait_s: float) -> None:
+        """Raise, with the seconds after which half of what waits is done."""
         self._metrics.admission_refusals.inc(reason)
         retry_after = min(max(math.ceil(wait_s / 2), 1), 60)
         message = f"The server is busy: {state}. Try again in {retry_after} s."

@@ -61,9 +61,14 @@ class RouterConfig:
     )
 
     max_streams: int = setting(16_384, "most requests at once")
-    max_queued_tokens: int = setting(
-        0, "most prompt tokens waiting for their first token; 0: 60 s of the workers' prefill"
+    max_queue_s: float = setting(
+        10.0,
+        "longest wait that is predicted for a request, before its first token or its second; more is refused; 0: any",
     )
+    ttft_target_ms: float = setting(
+        0.0, "refuse what would wait too long to have its first token by then; 0: only --max-queue-s counts"
+    )
+    max_queued_tokens: int = setting(0, "most prompt tokens waiting for their first token; 0: any")
     kv_overcommit: float = setting(
         4.0, "KV blocks that accepted requests may come to need, as a multiple of what decode workers have"
     )

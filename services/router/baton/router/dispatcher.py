@@ -36,6 +36,7 @@ from baton.router.journal import Journal, RequestRecord
 from baton.router.placement import Placement
 from baton.router.policy import Decision
 from baton.router.pool import Worker, WorkerPool
+from baton.router.turnover import AnswerLength, answer_prior
 from baton.router.workers import WorkerGone
 
 _log = get_logger("dispatch")
@@ -51,7 +52,9 @@ class Running:
         *(
             "last_token_at",
             "num_counted",
+            "num_queued",
             "num_replays",
+            "queue",
             "record",
             "replays_left",
             "sent_at",
@@ -71,6 +74,9 @@ class Running:
         """Where it went last."""
         self.workers: list[Worker] = []
         """Those with an open leg of it, the decode worker first."""
+        self.queue: Worker | None = None
+        """Who has still to compute `num_queued` tokens of it."""
+        self.num_queued = 0
         self.deadline: asyncio.TimerHandle | None = None
         self.timer: asyncio.TimerHandle | None = None
         """Of a retry, or of the wait for a worker."""
@@ -90,8 +96,8 @@ class Running:
         """End it because nobody waits for the answer."""
         self._dispatcher.finish(self, Over("cancelled", "abort"))
 
-    def send_legs(self, decision: Decision, workers: Mapping[str, Worker]) -> Worker | None:
-        """Send a Start to each leg's worker; return the one that did not take it."""
+    def send_legs(self, decision: Decision, workers: Mapping[str, Worker], num_tokens: int) -> Worker | None:
+        """Send a Start to each leg's worker, of which one has `num_tokens` to compute; return the one that did not take it."""
         self.decision, lost = decision, None
         prefill = decision.chosen.prefill
         starts = self.flow.begin(workers[decision.chosen.decode].info, workers[prefill].info if prefill else None)
@@ -104,8 +110,19 @@ class Running:
                 break
             worker.request_ids.add(start.request_id)
             self.workers.append(worker)
+            worker.num_choices += self.flow.generation.params.n * (start.leg == "decode")
         self.record.placed(starts[0][1].epoch, decision, 0.0 if lost else time.monotonic())
+        if lost is None:
+            self.queue = workers[prefill or decision.chosen.decode]
+            self.num_queued = num_tokens
+            self.queue.queued_tokens += num_tokens
         return lost
+
+    def leave_queue(self, worker: Worker) -> None:
+        """Its prompt waits no more for this worker."""
+        if worker is self.queue:
+            worker.queued_tokens -= self.num_queued
+            self.queue = None
 
     def leave_workers(self, *, cancel_decode: bool = True) -> None:
         """Close the attempt on both workers: what they hold for it is free."""
@@ -113,7 +130,11 @@ class Running:
         if attempt is None:
             return
         self.workers = []
+        if self.queue is not None:
+            self.leave_queue(self.queue)
         for worker in workers:
+            if worker.worker_id == attempt.decode:
+                worker.num_choices -= self.flow.generation.params.n
             worker.request_ids.discard(self.flow.request_id)
             if cancel_decode or worker.worker_id != attempt.decode:
                 self.cancel_leg(worker, attempt.epoch)
@@ -151,7 +172,7 @@ class Dispatcher:
         self.last_facts: ModelFacts | None = None
         """Of the last worker that came: what to check requests against while all are away."""
         self._admission = admission
-        self._placement = Placement(config, pool, index, metrics, rng or random.Random())
+        self._placement = Placement(config, pool, index, metrics, rng or random.Random(), self._tokens_left)
         self._parked: dict[str, Running] = {}
         self.num_running = 0
         """Requests whose client has a token."""
@@ -181,14 +202,15 @@ class Dispatcher:
         capacities = [w.load.kv_total_blocks for w in self.pool.workers.values() if w.can_decode]
         _check_fits(len(generation.prompt), capacities, block_size)
         demand = _demand(generation, block_size)
-        self._admission.admit(demand, self._placement.prefill_rate(), sum(capacities))
+        decision = self._placement.place(generation, 0, None)
+        self._admission.admit(demand, None if decision is None else decision.chosen, sum(capacities))
         running.demand = demand
         self.flows[flow.request_id] = running
         self.journal.add(running.record)
         seconds_left = generation.seconds_left()
         if seconds_left is not None:
             running.deadline = self._loop.call_later(seconds_left, lambda: self._fail(running, DeadlinePassed()))
-        self._place(running)
+        self._place(running, decision=decision)
         return running
 
     def end_all(self, error: BatonError) -> None:
@@ -206,6 +228,9 @@ class Dispatcher:
             if timer is not None:
                 timer.cancel()
         flow, metrics, now = running.flow, self.metrics, time.monotonic()
+        if flow.usage.num_completion:
+            params = flow.generation.params
+            self._placement.answer_length.learn(params.max_tokens, flow.usage.num_completion / params.n)
         running.leave_workers(cancel_decode=over.runs_on)
         self.flows.pop(flow.request_id, None)
         self._parked.pop(flow.request_id, None)
@@ -226,20 +251,23 @@ class Dispatcher:
         """End a request with an error that the client sees."""
         self.finish(running, Over("failed", "error", error=error))
 
-    def _place(self, running: Running, avoid: str | None = None) -> None:
-        """Choose workers and send the legs; park the request when no worker is there."""
+    def _place(self, running: Running, avoid: str | None = None, decision: Decision | None = None) -> None:
+        """Choose workers, unless they are chosen, and send the legs; park the request when no worker is there."""
         running.timer = None
         flow = running.flow
         while not running.is_over:
             num_emitted = 0 if flow.attempt is None else flow.num_emitted
-            decision = self._placement.place(flow.generation, num_emitted, avoid)
+            decision = decision or self._placement.place(flow.generation, num_emitted, avoid)
             if decision is None:
                 wait_s = self.config.worker_wait_s
                 error = Unavailable(f"No decode worker came within {wait_s:g} s. Try again later.")
                 running.timer = self._loop.call_later(wait_s, self._fail, running, error)
                 self._parked[flow.request_id] = running
                 return
-            lost = running.send_legs(decision, self.pool.workers)
+            self._placement.take(decision)
+            chosen, workers = decision.chosen, self.pool.workers
+            num_tokens = self._placement.num_uncached(workers[chosen.prefill or chosen.decode], flow.generation)
+            lost = running.send_legs(decision, workers, num_tokens + num_emitted)
             if lost is None:
                 if running.sent_at == 0.0:
                     running.sent_at = time.monotonic()
@@ -248,6 +276,7 @@ class Dispatcher:
                 return
             running.leave_workers()
             self.pool.lose(lost, "takes no messages")
+            decision = None
 
     def _unpark(self) -> None:
         if not any(worker.can_decode for worker in self.pool.workers.values()):
@@ -280,6 +309,17 @@ class Dispatcher:
         attempts = [self.flows[request_id].flow.attempt for request_id in worker.request_ids]
         return sum(attempt is not None and attempt.waits_for(worker.worker_id) for attempt in attempts)
 
+    def _tokens_left(self, worker: Worker, length: AnswerLength) -> list[float]:
+        """What the sequences lack that decode on a worker, as far as we know them, ascending."""
+        left: list[float] = []
+        for request_id in worker.request_ids:
+            flow = self.flows[request_id].flow
+            attempt, params = flow.attempt, flow.generation.params
+            if attempt is not None and attempt.decode == worker.worker_id and attempt.decode_gave_token:
+                left.append(length.predict_rest(params.max_tokens, flow.usage.num_completion / params.n))
+        left.sort()
+        return left
+
     def on_outputs(self, worker: Worker, outputs: Outputs) -> None:
         now = time.monotonic()
         flows, worker_id = self.flows, worker.worker_id
@@ -289,6 +329,7 @@ class Dispatcher:
                 running.flow.kv_arrived(worker_id, transfer.epoch)
         for computed in outputs.computed:
             if (running := flows.get(computed.request_id)) is not None:
+                running.leave_queue(worker)
                 running.record.computed(worker_id, computed, now)
         num_tokens, observe_gap = self.metrics.generation_tokens, self.metrics.inter_token_latency_seconds.observe
         for token in outputs.tokens:
@@ -358,6 +399,7 @@ class Dispatcher:
         if step is NOTHING_NEW:  # the other worker has all that it needs
             worker.request_ids.discard(running.flow.request_id)
             running.workers.remove(worker)
+            running.leave_queue(worker)
         else:
             self._act(running, step)
 
@@ -414,6 +456,5 @@ def _check_fits(num_prompt: int, capacities: Sequence[int], block_size: int) -> 
 
 
 def _demand(generation: Generation, block_size: int) -> Demand:
-    num_prompt, params = len(generation.prompt), generation.params
-    answer = 256 if params.max_tokens is None else min(params.max_tokens, 256)
-    return Demand(num_prompt, math.ceil(num_prompt / block_size) + params.n * math.ceil(answer / block_size))
+    num_prompt, answer = len(generation.prompt), answer_prior(generation.params.max_tokens)
+    return Demand(num_prompt, math.ceil(num_prompt / block_size) + generation.params.n * math.ceil(answer / block_size))

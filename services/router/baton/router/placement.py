@@ -6,7 +6,7 @@ import dataclasses
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from baton.metrics import RouterMetrics
@@ -15,20 +15,30 @@ from baton.router.generation import Generation, hash_prompt
 from baton.router.index import PrefixIndex
 from baton.router.policy import Candidate, Decision, Shape, choose, kept
 from baton.router.pool import Worker, WorkerPool
+from baton.router.turnover import AnswerLength, num_places, wait_s
 
 
 class Placement:
     """Decides where requests go now."""
 
     def __init__(
-        self, config: RouterConfig, pool: WorkerPool, index: PrefixIndex, metrics: RouterMetrics, rng: random.Random
+        self,
+        config: RouterConfig,
+        pool: WorkerPool,
+        index: PrefixIndex,
+        metrics: RouterMetrics,
+        rng: random.Random,
+        tokens_left: Callable[[Worker, AnswerLength], list[float]],
     ) -> None:
+        """`tokens_left` tells what the sequences lack that decode on a worker, as far as we know them."""
         self._config = config
         self._pool = pool
         self._index = index
         self._metrics = metrics
         self._turn = 0
         self._rng = rng
+        self._tokens_left = tokens_left
+        self.answer_length = AnswerLength()
 
     def place(self, generation: Generation, num_emitted: int, avoid: str | None) -> Decision | None:
         """Choose the workers of a request whose client has `num_emitted` tokens; None with no worker to take it.
@@ -61,27 +71,34 @@ class Placement:
             now=time.monotonic(),
             rng=self._rng,
         )
-        if decision is None:
-            return None
-        self._turn += 1
-        chosen = decision.chosen
-        computing = chosen.prefill or chosen.decode
-        cached = next(c.cached_blocks for c in candidates if c.worker_id == computing)
-        self._pool.workers[computing].sent_tokens += max(len(generation.prompt) - cached * block_size, 1)
-        self._metrics.route_decisions.inc(chosen.path)
         self._metrics.phase_seconds.observe("route", time.perf_counter() - started)
         return decision
 
-    def prefill_rate(self) -> float:
-        """Prompt tokens a second of all workers that compute prompts."""
-        default = self._config.default_prefill_rate
-        workers = self._pool.workers.values()
-        rates = [w.load.prefill_rate or default for w in workers if w.can_prefill]
-        return sum(rates) or sum(w.load.prefill_rate or default for w in workers)
+    def take(self, decision: Decision) -> None:
+        """Count a decision that is carried out."""
+        self._turn += 1
+        self._metrics.route_decisions.inc(decision.chosen.path)
+
+    def num_uncached(self, worker: Worker, generation: Generation) -> int:
+        """How much of a prompt a worker that was placed has to compute."""
+        facts = worker.info.model
+        num_cached = self._index.num_cached(worker.worker_id, generation.hashes[facts.cache_parts])
+        return max(len(generation.prompt) - num_cached * facts.block_size, 1)
+
+    def _place_ms(self, worker: Worker, num_here: int, generation: Generation) -> float:
+        """Predict how long a request waits for its places in a worker's batch."""
+        load, length = worker.load, self.answer_length
+        places = num_places(load, worker.info.num_places)
+        position = num_here + generation.params.n - places
+        if position <= 0:
+            return 0.0
+        mean = length.predict(generation.params.max_tokens)
+        return 1000 * wait_s(position, places, self._tokens_left(worker, length), mean, worker.pace.seconds)
 
     def _candidate(self, worker: Worker, generation: Generation) -> Candidate:
         load, facts = worker.load, worker.info.model
-        running = max(load.num_running + load.num_waiting, len(worker.request_ids))
+        num_here = worker.num_choices + worker.other_choices
+        running = max(num_here, len(worker.request_ids))
         hashes = generation.hashes.get(facts.cache_parts)
         if hashes is None:  # the same for all workers of one build
             hashes = hash_prompt(generation, facts.cache_parts, self._config.cache_key, facts.block_size)
@@ -91,7 +108,7 @@ class Placement:
             can_prefill=worker.can_prefill,
             can_decode=worker.can_decode,
             layout=worker.info.layout,
-            queue_tokens=load.waiting_tokens + worker.sent_tokens,
+            queue_tokens=worker.queued_tokens + worker.other_tokens,
             prefill_rate=load.prefill_rate,
             cached_blocks=self._index.num_cached(worker.worker_id, hashes),
             num_running=running,
@@ -99,6 +116,7 @@ class Placement:
             free_blocks=load.kv_free_blocks if load.kv_total_blocks else 1 << 30,
             total_blocks=load.kv_total_blocks or 1 << 30,
             idle_s=time.monotonic() - worker.worked_at,
+            place_ms=self._place_ms(worker, num_here, generation) if worker.can_decode else 0.0,
         )
 
 

@@ -6,9 +6,12 @@ token, what the request does to those who run beside it, and what they do to it;
     with P   queue(P) + uncached(P) / rate(P) + transfer(missing(D), link(P, D)) + wait(D) + interference(D)
     alone    queue(D) + uncached(D) / rate(D)                                    + wait(D) + interference(D)
 
+The first token of a pair does not wait for D; all else of its terms comes before the second one.
+
 queue         tokens asked for before, over the worker's rate
 transfer      the part of the KV transfer that the prefill does not hide, as learned for this pair
-wait          for KV blocks, when the worker has too few free ones
+wait          for KV blocks, when the worker has too few free ones; and what is left of the wait for a place in its batch
+              when the terms before it are over
 interference  pace: the steps that this request will take, at D's predicted step time; and delay: what each running stream
               of D loses while D computes this prompt in chunks, weighted
 
@@ -57,6 +60,8 @@ class Candidate:
     total_blocks: int = 1 << 30
     idle_s: float = 0.0
     """Since its last step, by which its rate and step time were learned."""
+    place_ms: float = 0.0
+    """Predicted wait for a place in its batch."""
 
 
 def kept(age_s: float) -> float:
@@ -90,6 +95,7 @@ class Link:
 
 
 NEW_LINK = Link()
+_QUEUES = {"remote": "queue_p", "local": "queue_d"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +118,17 @@ class Option:
     prefill: str | None
     cost_ms: float
     terms: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def wait_ms(self) -> float:
+        """What it waits for others before its second token."""
+        terms = self.terms
+        return terms[_QUEUES[self.path]] + terms["wait_blocks"] + terms["wait_place"]
+
+    @property
+    def first_wait_ms(self) -> float:
+        """What it waits for others before its first token."""
+        return self.terms["queue_p"] if self.path == "remote" else self.wait_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,17 +195,22 @@ def _remote(shape: Shape, prefill: Candidate, decode: Candidate, link: Link, now
         "prefill": 1000 * _uncached(shape, prefill) / prefill.prefill_rate,
         "transfer": link.predict(missing, now),
         "wait_blocks": _wait_blocks(shape, decode),
-        "pace": PACE_STEPS * decode.step_ms,
     }
+    # it queues for its place while the prompt is computed
+    terms["wait_place"] = max(decode.place_ms - sum(terms.values()), 0.0)
+    terms["pace"] = PACE_STEPS * decode.step_ms
     return Option("remote", decode.worker_id, prefill.worker_id, sum(terms.values()), terms)
 
 
 def _local(shape: Shape, decode: Candidate, weight: float) -> Option:
     compute = 1000 * _uncached(shape, decode) / decode.prefill_rate
+    queue_ms = 1000 * decode.queue_tokens / decode.prefill_rate
     terms = {
-        "queue_d": 1000 * decode.queue_tokens / decode.prefill_rate,
+        "queue_d": queue_ms,
         "prefill": compute,
         "wait_blocks": _wait_blocks(shape, decode),
+        # prompts that wait for a place are in its queue too
+        "wait_place": max(decode.place_ms - queue_ms, 0.0),
         "pace": PACE_STEPS * decode.step_ms,
         "delay": weight * decode.num_running * compute,
     }

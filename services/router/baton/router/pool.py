@@ -31,6 +31,7 @@ from baton.messages import (
 from baton.metrics import RouterMetrics
 from baton.router.config import RouterConfig
 from baton.router.policy import NEW_LINK, Link, kept
+from baton.router.turnover import Pace
 from baton.router.worker_records import NUM_LOST, LostWorker, Transfers
 from baton.router.workers import WorkerClient
 
@@ -105,9 +106,13 @@ class Worker:
         """Whether new prompts may go there for another worker; whether new requests may end there."""
         self.request_ids: set[str] = set()
         """Requests with an open leg here; kept by whoever sends them."""
-        self.sent_tokens = 0
-        """Prompt tokens sent since its last report, which does not count them yet."""
+        self.queued_tokens = self.num_choices = 0
+        """What we have asked of it: prompt tokens that it has not computed, sequences that end here. Kept by whoever sends them:
+        a report that left a worker in a long step knows nothing of what was sent meanwhile."""
+        self.other_tokens = self.other_choices = 0
+        """What others have, by its last report."""
         self.steps = StepModel()
+        self.pace = Pace()
         self.moved_at = self.worked_at = time.monotonic()
         """When it last told of a new step, or had nothing of ours to do; and when it told of one."""
         self.report(load)
@@ -124,7 +129,9 @@ class Worker:
         self.load = load
         self.can_prefill = not load.draining and "prefill" in self.info.legs and bool(self.info.kv)
         self.can_decode = not load.draining and "decode" in self.info.legs
-        self.sent_tokens = 0
+        self.other_tokens = max(load.waiting_tokens - self.queued_tokens, 0)
+        self.other_choices = max(load.num_running + load.num_waiting - self.num_choices, 0)
+        self.pace.report(load, time.monotonic())
         self.steps.observe(load.num_running, load.decode_step_ms)
 
 

@@ -1,0 +1,111 @@
+"""Admission refuses what would wait too long, and says when to come again."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import pytest
+import pytest_asyncio
+
+from baton.messages import Load
+from baton.router.admission import Refused
+from baton.router.pool import Worker
+
+from .test_flow import ANSWER, PROMPT, World
+
+pytestmark = pytest.mark.asyncio
+FREE: dict[str, Any] = {"kv_total_blocks": 1000, "kv_free_blocks": 1000}
+
+
+@pytest_asyncio.fixture
+async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    world = World(**getattr(request, "param", {}))
+    yield world
+    await world.pool.close()
+
+
+def busy(worker: Worker, *, seconds: float, places: int = 4, running: int = 4, waiting: int = 0) -> None:
+    """Let a worker report a full batch, whose sequences have a token each so many seconds."""
+    worker.info = msgspec.structs.replace(worker.info, num_places=places)
+    for num_steps in (1, 11):
+        worker.report(Load(num_running=running, num_waiting=waiting, num_steps=num_steps, **FREE))
+        worker.pace._at -= 10 * seconds
+
+
+async def test_of_workers_whose_speed_is_not_known_nothing_is_refused(world: World) -> None:
+    worker = world.join("d", "decode")
+    worker.info = msgspec.structs.replace(worker.info, num_places=2)
+    for _ in range(50):
+        world.begin()
+    assert len(world.dispatcher.flows) == 50
+
+
+async def test_prompts_that_would_wait_too_long_for_their_first_token_are_refused(world: World) -> None:
+    worker = world.join("d", "decode")
+    worker.report(Load(waiting_tokens=900, prefill_rate=100.0, **FREE))
+    world.begin()
+    worker.report(Load(waiting_tokens=1500, prefill_rate=100.0, **FREE))
+    with pytest.raises(Refused, match=r"would wait 15\.0 s, and the limit is --max-queue-s 10\.") as caught:
+        world.begin()
+    assert caught.value.retry_after_s == 10  # by then half of the limit waits, if nobody else came
+    assert world.metrics.admission_refusals.value("queue") == 1
+
+
+async def test_without_a_free_place_the_second_token_is_what_would_come_too_late(world: World) -> None:
+    prefill, decode = world.join("p", "prefill"), world.join("d", "decode")
+    prefill.report(Load(prefill_rate=1e6, **FREE))
+    busy(decode, seconds=20.0)  # an answer of ANSWER's length lasts 160 s, so a place is free each 40
+    assert len(ANSWER) == 8
+    with pytest.raises(Refused, match="would wait"):
+        world.begin()
+    decode.pace._steps *= 1000  # what was slow has become fast
+    world.begin()
+
+
+@pytest.mark.parametrize("world", [{"ttft_target_ms": 500.0}], indirect=True)
+async def test_a_target_for_the_first_token_refuses_what_would_miss_it(world: World) -> None:
+    worker = world.join("d", "decode")
+    worker.report(Load(waiting_tokens=1000, prefill_rate=1000.0, **FREE))
+    with pytest.raises(Refused, match="--ttft-target-ms 500") as caught:
+        world.begin()
+    assert caught.value.cause == "ttft"
+    worker.report(Load(waiting_tokens=300, prefill_rate=1000.0, **FREE))
+    world.begin()
+
+
+@pytest.mark.parametrize("world", [{"ttft_target_ms": 500.0}], indirect=True)
+async def test_a_prompt_that_takes_long_by_itself_is_no_overload(world: World) -> None:
+    worker = world.join("d", "decode")
+    worker.report(Load(prefill_rate=1.0, **FREE))
+    world.begin()
+
+
+@pytest.mark.parametrize("world", [{"max_queue_s": 0.0}], indirect=True)
+async def test_without_a_limit_everything_waits(world: World) -> None:
+    worker = world.join("d", "decode")
+    worker.report(Load(waiting_tokens=100_000, prefill_rate=1.0, **FREE))
+    world.begin()
+
+
+async def test_what_was_sent_counts_until_it_is_computed_whatever_a_late_report_says(world: World) -> None:
+    worker = world.join("d", "decode")
+    worker.report(Load(prefill_rate=1.0, **FREE))
+    first = world.begin()
+    worker.report(Load(prefill_rate=1.0, **FREE))  # from before it arrived
+    with pytest.raises(Refused):
+        world.begin()
+    worker.report(Load(waiting_tokens=len(PROMPT), prefill_rate=1.0, **FREE))
+    first.cancel()
+    world.begin()
+
+
+async def test_nothing_is_left_of_what_was_counted(world: World) -> None:
+    prefill, decode = world.join("p", "prefill"), world.join("d", "decode")
+    for _ in range(3):
+        running = world.begin()
+        assert prefill.queued_tokens + decode.queued_tokens == len(PROMPT)
+        assert decode.num_choices == 1
+        world.end(decode, running, "draining")  # it is replayed
+        assert decode.num_choices == 1
+        running.cancel()
+    assert (prefill.queued_tokens, decode.queued_tokens, decode.num_choices) == (0, 0, 0)
