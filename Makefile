@@ -9,16 +9,19 @@ SOURCES := compose shared kernels services demo tests docs
 
 install: $(STAMP)
 
-# torch alone first and by exact version: asked for as a range, pip would take the newest CUDA build.
+# torch alone first and by exact version: asked for as a range, pip would take the newest CUDA build. Without an NVIDIA GPU it is
+# the build for CPUs, 15 times smaller, which torch's own index has; where that is out of reach, pip takes what it finds.
 TORCH = $(shell grep '^torch==' constraints.txt)
+CPU_INDEX := https://download.pytorch.org/whl/cpu
 $(STAMP): pyproject.toml constraints.txt
 	@echo "install: Python environment in $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
 	@echo "install: $(TORCH), the largest part"
-	@test -e /proc/driver/nvidia || echo "install: no NVIDIA GPU here: torch for CPUs alone is 15 times smaller, by" \
-		"PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make install"
-	@$(BIN)/python -m pip install --quiet "$(TORCH)" --constraint constraints.txt
+	@index=; if ! command -v nvidia-smi >/dev/null && ! test -e /proc/driver/nvidia \
+		&& $(BIN)/python -c "import urllib.request as web; web.urlopen('$(CPU_INDEX)/torch/', timeout=5)" 2>/dev/null; \
+		then echo "install: the build for CPUs, as there is no NVIDIA GPU"; index="--extra-index-url $(CPU_INDEX)"; fi; \
+		$(BIN)/python -m pip install --quiet $$index "$(TORCH)" --constraint constraints.txt
 	@echo "install: Baton, Redis, and what tests and tools need"
 	@$(BIN)/python -m pip install --quiet --editable '.[redis,worker,dev]' --constraint constraints.txt
 	@echo "install: done; the command is $(BIN)/baton"
