@@ -42,7 +42,7 @@ CHART_OWNS = frozenset(
         *("model", "served_model_name", "worker_id", "host", "announce_host", "port", "control_port", "kv_port"),
         *("redis_url", "redis_password", "api_key", "cache_key"),
         *("curve_public_key", "curve_secret_key", "curve_server_key"),
-        *("allow_anonymous", "uds", "ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_cert_reqs"),
+        *("allow_anonymous", "uds", "control_uds", "ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_cert_reqs"),
     )
 )
 """Settings that the chart sets itself, from its own values or the Secret; or that its pods do without."""

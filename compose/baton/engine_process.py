@@ -81,8 +81,7 @@ class EngineProcess:
             engine.scheduler.max_prefill_chunk = config.max_prefill_chunk
             _warm_up(engine)
             mailbox = Mailbox(self._wakeup, self._link.post)
-            endpoint = f"tcp://{config.host}:{config.control_port or '*'}"
-            control = mailbox.bind(endpoint, announce=config.reached_at, keys=_keys(config))
+            control = _bind(mailbox, config)
             legs, info = self._join(engine, control)
         except ConfigError as error:
             self._link.post(Failed(str(error)))
@@ -166,6 +165,13 @@ class EngineProcess:
         stats.kv_integrity_failures = sum(dict(kv.integrity_failures).values())
         stats.stale_messages += sum(dict(kv.dropped).values())
         stats.kv_leases_held = 0 if self._exporter is None else self._exporter.num_open
+
+
+def _bind(mailbox: Mailbox, config: WorkerConfig) -> str:
+    if config.control_uds is not None:  # its folder says who may connect
+        return mailbox.bind(f"ipc://{config.control_uds}")
+    endpoint = f"tcp://{config.host}:{config.control_port or '*'}"
+    return mailbox.bind(endpoint, announce=config.reached_at, keys=_keys(config))
 
 
 def _keys(config: WorkerConfig) -> CurveKeys | None:

@@ -9,8 +9,9 @@ _GROUPS = {
     """,
     "Clients": "host port api_key allow_anonymous uds root_path allowed_origins allowed_methods allowed_headers",
     "Workers": """
-        prefill decode path redis_url redis_password drain_s ask once worker_id announce_host control_port kv_port worker
-        policy also_prefill max_replays worker_wait_s stall_s lease_s default_prefill_rate interference_weight
+        prefill decode path redis_url redis_password drain_s ask once worker_id announce_host control_port control_uds
+        kv_port worker policy also_prefill max_replays worker_wait_s stall_s lease_s default_prefill_rate
+        interference_weight
     """,
     "Memory and speed": """
         gpu_memory_utilization kv_cache_memory_bytes num_gpu_blocks_override block_size max_num_seqs max_num_batched_tokens

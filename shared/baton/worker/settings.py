@@ -22,6 +22,9 @@ class WorkerConfig:
     announce_host: str = setting("", "address under which others reach this worker; none: --host")
     port: int = setting(0, "port of /health, /ready and /metrics; 0: a free one")
     control_port: int = setting(0, "port on which routers connect; 0: a free one")
+    control_uds: str | None = setting(
+        None, "path of a Unix socket for routers, in place of --control-port: who may open it may send requests"
+    )
     kv_port: int = setting(0, "first port from which KV is fetched; 0: free ones")
     redis_url: str | None = setting(None, "where to announce itself; none: routers are told of it by --worker")
     redis_password: str | None = setting(None, "password of Redis, where the URL has none")
