@@ -45,6 +45,7 @@ from baton.messages import (
     WorkerInfo,
     decode_to_worker,
     encode,
+    write_rows,
 )
 from baton.registry import RENEW_S, BlockLog, Registry, RegistryDown
 
@@ -349,7 +350,8 @@ class FakeWorker:
             logprobs = self._logprobs(token_id, start.params.logprobs)
         if start.params.prompt_logprobs is not None and running.is_first and running.choice == 0:
             num = start.params.prompt_logprobs
-            prompt_logprobs = [None, *(self._logprobs(token_id, num) for token_id in start.prompt.token_ids[1:])]
+            of_all = (self._logprobs(token_id, num) for token_id in start.prompt.token_ids[1:])
+            prompt_logprobs = write_rows([None, *of_all])
         first, running.is_first = running.is_first, False
         if first and running.choice == start.choices[0].index:
             self._computed.setdefault(running.request.router, []).append(

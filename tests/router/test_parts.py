@@ -164,7 +164,7 @@ def body_of(shown: list[Any]) -> dict[str, Any]:
         say(sink, shown)
         assert done.done()
         request = ChatRequest.model_validate({"messages": [{"role": "user", "content": "x"}]})
-        return chat_choice(request, 0, sink.choices[0], str)
+        return json.loads(b"".join(chat_choice(request, 0, sink.choices[0], str)))
 
     return asyncio.run(collect())
 

@@ -18,6 +18,8 @@ class Limits(NamedTuple):
     """Each costs time at every token."""
     max_prompt_scores: int = 400_000
     """Tokens of prompts times alternatives times n: each takes a microsecond, and 70 bytes of the answer."""
+    max_answer_scores: int = 4_000_000
+    """Tokens of whole answers times alternatives: kept until the last one is there."""
 
     def check(self, *, n: int, num_prompts: int, num_stop: int) -> None:
         """Refuse what exceeds a bound.
@@ -48,6 +50,26 @@ class Limits(NamedTuple):
             )
             way_out = f"Ask for fewer alternatives or choices, send less, or raise {_flag('max_prompt_scores')}."
             raise refuse("prompt_logprobs", params.prompt_logprobs, limit, way_out)
+
+    def check_answer_scores(self, params: SamplingParams, room: int) -> None:
+        """Refuse more log-probabilities of an answer's own tokens than one whole answer may hold.
+
+        `room` is how many tokens the context holds after each prompt, all prompts together.
+
+        Raises:
+            InvalidRequest: as `check`.
+        """
+        if params.logprobs is None:
+            return
+        num_tokens = room * params.n
+        count = num_tokens * (params.logprobs + 1)
+        if count > self.max_answer_scores:
+            limit = (
+                f"with n={params.n} and answers of up to {num_tokens} tokens together it makes {count} scores, and at "
+                f"most {self.max_answer_scores} are kept for a whole answer"
+            )
+            way_out = f"Lower max_tokens or n, ask with stream, or raise {_flag('max_answer_scores')}."
+            raise refuse("logprobs", params.logprobs, limit, way_out)
 
     @staticmethod
     def _check_one(field: str, count: int, noun: str, limit: int, name: str) -> None:

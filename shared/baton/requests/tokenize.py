@@ -32,4 +32,4 @@ class DetokenizeRequest(Closed):
     """POST /detokenize."""
 
     model: Annotated[str, Field(max_length=1024)] | None = None
-    tokens: Annotated[list[TokenId], Field(max_length=2_000_000), FirstError()]
+    tokens: Annotated[list[TokenId], Field(max_length=2**20), FirstError()]

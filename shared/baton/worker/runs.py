@@ -14,7 +14,7 @@ from typing import Protocol
 
 from baton.engine.engine import TokenOutput
 from baton.errors import BatonError, ContextTooLong, InvalidRequest, OutOfBlocks, QueueFull, UnsupportedFeature
-from baton.messages import Computed, Ended, LegError, Load, Outputs, Start, Token, Transfer
+from baton.messages import Computed, Ended, LegError, Load, Outputs, Start, Token, Transfer, write_rows
 from baton.messages import Leg as LegName
 from baton.worker.mailbox import Peer
 
@@ -198,7 +198,7 @@ class Outbox:
             num_cached=output.num_cached_tokens if is_first else 0,
             num_fetched=run.num_fetched if is_first else 0,
             logprobs=output.logprobs,
-            prompt_logprobs=output.prompt_logprobs,
+            prompt_logprobs=None if output.prompt_logprobs is None else write_rows(output.prompt_logprobs),
         )
         self._mail[run.peer].tokens.append(token)
         self.num_tokens += 1

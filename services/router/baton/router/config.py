@@ -79,6 +79,10 @@ class RouterConfig:
         DEFAULT_LIMITS.max_prompt_scores,
         "most log-probabilities of prompts in an answer: their tokens times alternatives times n",
     )
+    max_answer_scores: int = setting(
+        DEFAULT_LIMITS.max_answer_scores,
+        "most log-probabilities of a whole answer's own tokens: tokens times alternatives",
+    )
     max_body_nbytes: int = setting(8 * 2**20, "longest request body")
     max_header_nbytes: int = setting(64 * 2**10, "longest request head")
     head_timeout_s: float = setting(10.0, "how long a request head may take to arrive")
@@ -115,7 +119,9 @@ class RouterConfig:
     @property
     def limits(self) -> Limits:
         """What one request may ask for."""
-        return Limits(self.max_choices, self.max_prompts, self.max_stop_strings, self.max_prompt_scores)
+        return Limits(
+            self.max_choices, self.max_prompts, self.max_stop_strings, self.max_prompt_scores, self.max_answer_scores
+        )
 
     @property
     def model_names(self) -> tuple[str, ...]:

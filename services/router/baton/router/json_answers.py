@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import orjson
@@ -10,7 +12,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Send
+from starlette.types import Receive, Scope, Send
 
 from baton.errors import BatonError
 from baton.router.admission import Refused
@@ -19,6 +21,8 @@ from baton.router.openai.refusals import error_object, error_of, failure_object
 from baton.vllm_names import why_no_route
 
 Headers = Iterable[tuple[bytes, bytes]]
+_PART_NBYTES = 2**18
+_TURN_S = 0.002
 
 
 class JSON(Response):
@@ -28,6 +32,46 @@ class JSON(Response):
 
     def render(self, content: Any) -> bytes:
         return orjson.dumps(content)
+
+
+class LongJSON(Response):
+    """A JSON body that is made while it is sent: for a few milliseconds, in turns with all other such bodies."""
+
+    media_type = "application/json"
+
+    def __init__(self, pieces: Iterator[bytes], turns: asyncio.Lock, headers: Mapping[str, str] | None = None) -> None:
+        self.status_code = 200
+        self.background = None
+        self.init_headers(headers)
+        del self.headers["content-length"]
+        self._pieces = pieces
+        self._turns = turns
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        part, is_last = await self._next()
+        if is_last:
+            self.headers["content-length"] = str(len(part))
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        while not is_last:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+            part, is_last = await self._next()
+        await send({"type": "http.response.body", "body": part, "more_body": False})
+
+    async def _next(self) -> tuple[bytes, bool]:
+        """Return a part of the body, and whether it is the last."""
+        parts: list[bytes] = []
+        nbytes = 0
+        while nbytes < _PART_NBYTES:
+            async with self._turns:
+                ends_at = time.monotonic() + _TURN_S
+                while nbytes < _PART_NBYTES and time.monotonic() < ends_at:
+                    piece = next(self._pieces, None)
+                    if piece is None:
+                        return b"".join(parts), True
+                    parts.append(piece)
+                    nbytes += len(piece)
+                await asyncio.sleep(0)  # one turn of one body, and then the loop's
+        return b"".join(parts), False
 
 
 async def send_json(send: Send, status: int, content: Any, *, before: Headers = (), after: Headers = ()) -> None:

@@ -63,6 +63,8 @@ class RouterState:
         self.dispatcher = Dispatcher(config, self.pool, self.index, self.metrics, Admission(config, self.metrics))
         self.history = History(self.metrics, self.dispatcher.journal)
         self.streams = OpenStreams(config, self.metrics)
+        self.turns = asyncio.Lock()
+        """Held by the long answer that is being made: one at a time."""
         self.text = TextPool(self.tokenizer, config)
         self.long_bodies = LongBodies(config, self.text)
         self.discovery = Discovery(self._registry, self.pool, self.index, self.metrics)

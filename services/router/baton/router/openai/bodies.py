@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
 from typing import Any
 
+import msgspec
+
 from baton.errors import BatonError
-from baton.messages import Token, TokenLogprobs
+from baton.messages import Token, TokenLogprobs, read_rows
 from baton.requests.chat import ChatRequest
 from baton.requests.completions import CompletionRequest
+from baton.router.openai.json_pieces import NULL, ROWS, Columns, Once, Pieces, joined_pieces, list_pieces, object_pieces
 from baton.router.openai.logprobs import (
     CompletionLogprobs,
     Echo,
@@ -73,7 +78,7 @@ class CollectSink:
 
     def __init__(self, n: int, tally: Tally, done: asyncio.Future[None], on_failed: Callable[[], None]) -> None:
         self.choices = [Collected() for _ in range(n)]
-        self.prompt_logprobs: list[TokenLogprobs | None] | None = None
+        self.prompt_logprobs: list[msgspec.Raw] | None = None
         self._tally = tally
         self._done = done
         self._on_failed = on_failed
@@ -110,70 +115,105 @@ class CollectSink:
         self._on_failed()
 
 
-def chat_choice(request: ChatRequest, index: int, choice: Collected, tokenizer: Tokenizer) -> dict[str, Any]:
+def chat_pieces(
+    frame: Mapping[str, Any], request: ChatRequest, sink: CollectSink, tokenizer: Tokenizer, prompt_ids: list[int]
+) -> Iterator[bytes]:
+    """Write a chat's body; `frame` is what it has beside its choices and its prompt."""
+    choices = (chat_choice(request, i, choice, tokenizer) for i, choice in enumerate(sink.choices))
+    asked = sink.prompt_logprobs if request.prompt_logprobs is not None else None
+    return object_pieces(
+        frame,
+        {
+            "choices": joined_pieces(choices),
+            "prompt_logprobs": list_pieces(asked, partial(prompt_logprobs_table, tokenizer=tokenizer), ROWS),
+            "prompt_token_ids": list_pieces(prompt_ids if request.return_token_ids else None),
+        },
+    )
+
+
+def chat_choice(request: ChatRequest, index: int, choice: Collected, tokenizer: Tokenizer) -> Iterator[bytes]:
+    """Write one choice of a chat."""
     skips = request.skip_special_tokens is not False
-    rows = [chat_logprob(row, tokenizer, skips_special=skips) for row in choice.logprobs if row is not None]
-    return {
+
+    def write(rows: Sequence[TokenLogprobs]) -> list[dict[str, Any]]:
+        return [chat_logprob(row, tokenizer, skips_special=skips) for row in rows]
+
+    short = {
         "index": index,
         "message": choice.message(),
-        "logprobs": {"content": rows} if request.logprobs else None,
         "finish_reason": "tool_calls" if choice.finish_reason == "stop" and choice.calls else choice.finish_reason,
         "stop_reason": choice.stop_reason,
-        "token_ids": choice.token_ids if request.return_token_ids else None,
         "prompt_logprobs": None,  # the body has it, once for all choices
     }
+    scores: Pieces = NULL
+    if request.logprobs:
+        rows = [row for row in choice.logprobs if row is not None]
+        scores = chain((b'{"content":',), list_pieces(rows, write, ROWS), (b"}",))
+    token_ids = choice.token_ids if request.return_token_ids else None
+    yield from object_pieces(short, {"logprobs": scores, "token_ids": list_pieces(token_ids)})
 
 
-def chat_body(request: ChatRequest, sink: CollectSink, tokenizer: Tokenizer, prompt_ids: list[int]) -> dict[str, Any]:
-    """Return what a chat's body has beside its frame and its usage."""
-    asked = sink.prompt_logprobs if request.prompt_logprobs is not None else None
-    return {
-        "choices": [chat_choice(request, i, choice, tokenizer) for i, choice in enumerate(sink.choices)],
-        "prompt_logprobs": prompt_logprobs_table(asked, tokenizer),
-        "prompt_token_ids": prompt_ids if request.return_token_ids else None,
-    }
+class CompletionAnswer:
+    """One prompt's choices in the body of a completion, each after the prompt's text if that is echoed."""
 
+    def __init__(
+        self, request: CompletionRequest, sink: CollectSink, tokenizer: Tokenizer, prompt: list[int], echo: Echo | None
+    ) -> None:
+        self._request = request
+        self._sink = sink
+        self._tokenizer = tokenizer
+        self._prompt = prompt
+        self._echo = echo
+        self._echoed = Columns()
+        self._skips_special = request.skip_special_tokens is not False
+        self._end = tokenizer.visible_end(prompt, skip_special_tokens=self._skips_special)
 
-def completion_choices(
-    request: CompletionRequest,
-    first: int,
-    sink: CollectSink,
-    tokenizer: Tokenizer,
-    prompt: list[int],
-    echo: Echo | None,
-) -> list[dict[str, Any]]:
-    """Return a prompt's choices, numbered from `first` on, each after the prompt's text if that is echoed."""
-    echoed = None
-    if echo is not None and request.logprobs is not None:
-        rows = sink.prompt_logprobs or [None] * len(prompt)
-        echoed = completion_logprobs(prompt, rows, echo.offsets, tokenizer)
-    asked = sink.prompt_logprobs if request.prompt_logprobs is not None else None
-    beside = {
-        "prompt_logprobs": prompt_logprobs_table(asked, tokenizer),
-        "prompt_token_ids": prompt if request.return_token_ids else None,
-    }
-    choices = []
-    for index, choice in enumerate(sink.choices, first):
-        scores = None
-        if request.logprobs is not None:
-            skips = request.skip_special_tokens is not False
-            new = CompletionLogprobs(tokenizer, prompt, echo, skips_special=skips)
-            scores = new.table([], []) if request.answers_nothing else new.table(choice.token_ids, choice.logprobs)
-            if echoed is not None:
-                scores = {name: values + scores[name] for name, values in echoed.items()}
-        choices.append(_completion_choice(request, index, choice, echo, scores) | beside)
-    return choices
+    def choices(self, first: int) -> Iterator[Pieces]:
+        """Write a choice after the other, numbered from `first` on."""
+        request, sink = self._request, self._sink
+        asked = sink.prompt_logprobs if request.prompt_logprobs is not None else None
+        # the same for every choice, so written once
+        table = list_pieces(asked, partial(prompt_logprobs_table, tokenizer=self._tokenizer), ROWS)
+        prompt_ids = list_pieces(self._prompt if request.return_token_ids else None)
+        beside = {"prompt_logprobs": Once(table), "prompt_token_ids": Once(prompt_ids)}
+        for index, choice in enumerate(sink.choices):
+            yield self._choice(first + index, choice, beside, writes_echo=index == 0)
 
+    def _choice(
+        self, index: int, choice: Collected, beside: Mapping[str, Pieces], *, writes_echo: bool
+    ) -> Iterator[bytes]:
+        request, echo = self._request, self._echo
+        token_ids = [] if request.answers_nothing else choice.token_ids
+        short = {
+            "index": index,
+            "text": ("" if echo is None else echo.text) + ("" if request.answers_nothing else "".join(choice.text)),
+            "finish_reason": "length" if request.answers_nothing else choice.finish_reason,
+            "stop_reason": choice.stop_reason,
+        }
+        if writes_echo:
+            yield from self._write_echo()
+        long: dict[str, Pieces] = {
+            "logprobs": NULL if request.logprobs is None else self._scores(token_ids, choice.logprobs),
+            "token_ids": list_pieces(token_ids if request.return_token_ids else None),
+        }
+        yield from object_pieces(short, {**long, **beside})
 
-def _completion_choice(
-    request: CompletionRequest, index: int, choice: Collected, echo: Echo | None, scores: dict[str, Any] | None
-) -> dict[str, Any]:
-    token_ids = [] if request.answers_nothing else choice.token_ids
-    return {
-        "index": index,
-        "text": ("" if echo is None else echo.text) + ("" if request.answers_nothing else "".join(choice.text)),
-        "logprobs": scores,
-        "finish_reason": "length" if request.answers_nothing else choice.finish_reason,
-        "stop_reason": choice.stop_reason,
-        "token_ids": token_ids if request.return_token_ids else None,
-    }
+    def _write_echo(self) -> Iterator[bytes]:
+        """Write the prompt's scores, as they stand before those of each choice."""
+        if self._echo is None or self._request.logprobs is None:
+            return
+        for at in range(0, len(self._prompt), ROWS):
+            part = slice(at, at + ROWS)
+            rows = read_rows((self._sink.prompt_logprobs or [])[part]) or [None] * len(self._prompt[part])
+            columns = completion_logprobs(self._prompt[part], rows, self._echo.offsets[part], self._tokenizer)
+            self._echoed.add(columns)
+            yield b""
+
+    def _scores(self, token_ids: list[int], rows: list[TokenLogprobs | None]) -> Iterator[bytes]:
+        written = Columns()
+        scores = CompletionLogprobs(self._tokenizer, self._end, self._echo, skips_special=self._skips_special)
+        for at in range(0, max(len(token_ids), 1), ROWS):  # a choice without tokens has columns without values
+            part = slice(at, at + ROWS)
+            written.add(scores.table(token_ids[part], rows[part] if token_ids else []))
+            yield b""
+        yield from self._echoed.then(written)

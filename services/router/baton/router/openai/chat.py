@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import uuid
-from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
@@ -14,8 +13,8 @@ from starlette.responses import Response
 from baton.prompt import Prompt
 from baton.requests.chat import ChatRequest
 from baton.router.http_request import read_request
-from baton.router.json_answers import JSON
-from baton.router.openai.bodies import BODY, CollectSink, chat_body
+from baton.router.json_answers import LongJSON
+from baton.router.openai.bodies import BODY, CollectSink, chat_pieces
 from baton.router.openai.events import AnswerEvents, ChatEvents
 from baton.router.openai.model_checks import check_with_model, facts_of
 from baton.router.openai.models import check_model
@@ -62,8 +61,7 @@ def chat_routes(router: RouterState) -> APIRouter:
         sink = CollectSink(params.n, opened.tally, opened.done, opened.cancel)
         headers = await opened.start([sink], new_parser)
         await opened.wait(http)
-        make = partial(chat_body, request, sink, router.tokenizer, prompt.token_ids)
-        body = await router.text.run(make) if params.has_logprobs else make()
-        return JSON(frame | BODY | body | {"usage": opened.tally.usage()}, headers=headers)
+        beside = frame | BODY | {"usage": opened.tally.usage()}
+        return LongJSON(chat_pieces(beside, request, sink, router.tokenizer, prompt.token_ids), router.turns, headers)
 
     return routes

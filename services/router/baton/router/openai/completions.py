@@ -15,9 +15,10 @@ from starlette.responses import Response
 from baton.prompt import Prompt
 from baton.requests.completions import CompletionRequest
 from baton.router.http_request import read_request
-from baton.router.json_answers import JSON
-from baton.router.openai.bodies import BODY, CollectSink, completion_choices
+from baton.router.json_answers import LongJSON
+from baton.router.openai.bodies import BODY, CollectSink, CompletionAnswer
 from baton.router.openai.events import AnswerEvents, CompletionEvents
+from baton.router.openai.json_pieces import joined_pieces, object_pieces
 from baton.router.openai.logprobs import Echo
 from baton.router.openai.model_checks import check_with_model, facts_of
 from baton.router.openai.models import check_model
@@ -67,13 +68,12 @@ def completion_routes(router: RouterState) -> APIRouter:
         collectors = [CollectSink(params.n, opened.tally, opened.done, opened.cancel) for _ in prompts]
         headers = await opened.start(collectors)
         await opened.wait(http)
-        makes = [
-            partial(completion_choices, request, i * params.n, sink, tokenizer, prompts[i].token_ids, echoes[i])
+        choices = chain.from_iterable(
+            CompletionAnswer(request, sink, tokenizer, prompts[i].token_ids, echoes[i]).choices(i * params.n)
             for i, sink in enumerate(collectors)
-        ]
-        made = [await router.text.run(make) if params.has_logprobs else make() for make in makes]
-        choices = list(chain(*made))
-        return JSON(frame | BODY | {"choices": choices, "usage": opened.tally.usage()}, headers=headers)
+        )
+        beside = frame | BODY | {"usage": opened.tally.usage()}
+        return LongJSON(object_pieces(beside, {"choices": joined_pieces(choices)}), router.turns, headers)
 
     return routes
 

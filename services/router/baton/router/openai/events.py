@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from baton.errors import BatonError
-from baton.messages import Token
+from baton.messages import Token, read_rows
 from baton.requests.chat import ChatRequest
 from baton.requests.completions import CompletionRequest
 from baton.router.event_stream import EventStream
@@ -172,7 +172,7 @@ class CompletionEvents:
 
     __slots__ = (
         *("_answer", "_choice_end", "_echo", "_echo_scores", "_heads", "_hides_answer", "_is_plain", "_offset"),
-        *("_plain_end", "_prompt_ids", "_push", "_running", "_scores", "end", "fail"),
+        *("_plain_end", "_prompt_end", "_prompt_ids", "_push", "_running", "_scores", "end", "fail"),
     )
 
     def __init__(
@@ -181,6 +181,7 @@ class CompletionEvents:
         """Number the choices from `offset` on; `echo` is the prompt's text, where it stands before the answers."""
         self._answer = answer
         self._prompt_ids = prompt_ids
+        self._prompt_end: list[int] | None = None
         self._offset = offset
         self._echo = echo
         self._echo_scores: dict[str, Any] | None = None
@@ -229,8 +230,12 @@ class CompletionEvents:
     def _scores_of(self, choice: int) -> CompletionLogprobs:
         if choice not in self._scores:
             answer = self._answer
+            if self._prompt_end is None:
+                self._prompt_end = answer.tokenizer.visible_end(
+                    self._prompt_ids, skip_special_tokens=answer.skips_special
+                )
             self._scores[choice] = CompletionLogprobs(
-                answer.tokenizer, self._prompt_ids, self._echo, skips_special=answer.skips_special
+                answer.tokenizer, self._prompt_end, self._echo, skips_special=answer.skips_special
             )
         return self._scores[choice]
 
@@ -238,7 +243,7 @@ class CompletionEvents:
         """Write the prompt; its scores come with choice 0's first token."""
         answer, rows = self._answer, token.prompt_logprobs
         if answer.with_logprobs and self._echo_scores is None and rows is not None:
-            self._echo_scores = completion_logprobs(self._prompt_ids, rows, echo.offsets, answer.tokenizer)
+            self._echo_scores = completion_logprobs(self._prompt_ids, read_rows(rows), echo.offsets, answer.tokenizer)
         self._write(choice, echo.text, self._echo_scores, [], begins=True)
 
     def _write(

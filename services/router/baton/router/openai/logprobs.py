@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from baton.messages import TokenLogprobs
+import msgspec
+
+from baton.messages import TokenLogprobs, read_rows
 from baton.text import Tokenizer, unnamed
 
 _MIN_LOGPROB = -9999.0
@@ -85,12 +87,8 @@ def _names(row: TokenLogprobs, tokenizer: Tokenizer) -> list[str]:
     return names
 
 
-def prompt_logprobs_table(
-    rows: Sequence[TokenLogprobs | None] | None, tokenizer: Tokenizer
-) -> list[dict[str, Any] | None] | None:
+def prompt_logprobs_table(rows: Sequence[msgspec.Raw], tokenizer: Tokenizer) -> list[dict[str, Any] | None]:
     """Return vLLM's prompt_logprobs: for each token of the prompt, token id to score, rank and text."""
-    if rows is None:
-        return None
     name = tokenizer.token_text
     return [
         None
@@ -99,5 +97,5 @@ def prompt_logprobs_table(
             str(token_id): {"logprob": max(value, _MIN_LOGPROB), "rank": rank, "decoded_token": name(token_id)}
             for token_id, value, rank in zip(row.token_ids, row.logprobs, row.ranks, strict=True)
         }
-        for row in rows
+        for row in read_rows(rows)
     ]

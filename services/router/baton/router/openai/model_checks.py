@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from baton.errors import InvalidRequest, Unavailable
+from baton.errors import InvalidRequest, Unavailable, refuse
 from baton.messages import ModelFacts
 from baton.prompt import Prompt
 from baton.protocol import SamplingParams, check_answer_len, check_prompt
@@ -15,6 +15,8 @@ from baton.router.router_state import RouterState
 from baton.text import bad_words_ids
 
 _LONG = 4096
+_TEXT_NBYTES, _ID_NBYTES, _TOKEN_NBYTES, _SCORE_NBYTES = 4, 6, 48, 32
+"""What a prompt's token takes about in an event: as text, as an id, and with scores; and each of those."""
 
 
 async def check_with_model(
@@ -36,7 +38,29 @@ async def check_with_model(
     params.check_vocab(facts.vocab_size, facts.eos_token_ids)
     await _check_lengths(prompts, params, facts, request)
     router.config.limits.check_scores(params, sum(map(len, prompts)))
+    if request.stream:
+        _check_stream_begin(router, request, params, prompts)
+    else:
+        room = sum(min(params.max_tokens or facts.max_model_len, facts.max_model_len - len(each)) for each in prompts)
+        router.config.limits.check_answer_scores(params, room)
     return params
+
+
+def _check_stream_begin(
+    router: RouterState, request: ChatRequest | CompletionRequest, params: SamplingParams, prompts: Sequence[Prompt]
+) -> None:
+    """Refuse a stream that gives so much of its prompts, all at once, that no client could take it in time."""
+    num_tokens, nbytes = sum(map(len, prompts)), 0
+    if isinstance(request, CompletionRequest) and request.echo:
+        nbytes += sum(len(each) if isinstance(each, str) else _TEXT_NBYTES * len(each) for each in request.prompt)
+        if request.logprobs is not None:
+            nbytes += num_tokens * (_TOKEN_NBYTES + _SCORE_NBYTES * ((params.prompt_logprobs or 0) + 1))
+    if request.return_token_ids:
+        nbytes += _ID_NBYTES * num_tokens
+    limit = router.config.stream_buffer_nbytes
+    if nbytes * params.n > limit:
+        reason = f"its first events would give {nbytes * params.n} bytes of the prompt, and at most {limit} may wait"
+        raise refuse("stream", True, reason, "Ask without stream, or raise the router's --stream-buffer-nbytes.")
 
 
 def facts_of(router: RouterState) -> ModelFacts:

@@ -11,10 +11,14 @@ from starlette.responses import Response
 from baton.errors import InvalidRequest, refuse
 from baton.requests.tokenize import DetokenizeRequest, TokenizeRequest
 from baton.router.http_request import read_body
-from baton.router.json_answers import JSON
+from baton.router.json_answers import JSON, LongJSON
+from baton.router.openai.json_pieces import list_pieces, object_pieces
 from baton.router.openapi_file import errors, operation
 from baton.router.router_state import RouterState
 from baton.text import Tokenizer
+
+_NAMES = 1024
+"""Names of tokens that are looked up at once."""
 
 
 class UnknownModel(InvalidRequest):
@@ -45,13 +49,10 @@ def model_routes(router: RouterState) -> APIRouter:
             add = bool(body.add_special_tokens)  # which templates write themselves
             token_ids = await router.text.chat_ids(body, add_special_tokens=add)
         facts = router.dispatcher.last_facts
-        answer = {
-            "count": len(token_ids),
-            "max_model_len": None if facts is None else facts.max_model_len,
-            "tokens": token_ids,
-            "token_strs": [router.tokenizer.token(t) for t in token_ids] if body.return_token_strs else None,
-        }
-        return JSON(answer)
+        short = {"count": len(token_ids), "max_model_len": None if facts is None else facts.max_model_len}
+        named = token_ids if body.return_token_strs else None
+        names = list_pieces(named, lambda some: list(map(router.tokenizer.token, some)), _NAMES)
+        return LongJSON(object_pieces(short, {"tokens": list_pieces(token_ids), "token_strs": names}), router.turns)
 
     @routes.post("/detokenize", summary="Turn token ids into text", **operation(DetokenizeRequest))
     async def detokenize(http: Request) -> Response:
