@@ -33,8 +33,10 @@ from baton.messages import (
     Hello,
     Leg,
     LegError,
+    Legs,
     Load,
     ModelFacts,
+    OpenLeg,
     Outputs,
     Start,
     Token,
@@ -89,6 +91,10 @@ class FakeSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Say another token than the others would at this position of the answer."""
     die_after_tokens: int = 0
     """Kill the process after so many tokens."""
+    drop_starts: int = 0
+    """Take no notice of so many Starts, as if they had been lost on the way."""
+    drop_cancels: bool = False
+    """Take no notice of any Cancel."""
     script_ids: tuple[int, ...] = ()
     """Tokens that it says in place of made-up ones."""
 
@@ -177,7 +183,7 @@ class FakeWorker:
         self._ended: dict[bytes, list[Ended]] = {}
         self._transfers: dict[bytes, list[Transfer]] = {}
         self._computed: dict[bytes, list[Computed]] = {}
-        self._num_steps = 0
+        self._num_steps = self._num_starts = 0
         self._num_tokens = 0
         self.is_draining = False
         self.is_over = False
@@ -230,15 +236,35 @@ class FakeWorker:
                     self._send(router, self._log.snapshot())
                 self._wants_blocks[router] = message.wants_blocks
                 self._send(router, Welcome(self.info, self._load()))
+                if message.number:
+                    self._answer_call(router, message)
             elif isinstance(message, Start):
                 self._start(router, message)
             else:
                 self._cancel(message)
 
+    def _answer_call(self, router: bytes, hello: Hello) -> None:
+        """End what the router does not name, and name what it has."""
+        named = {(leg.request_id, leg.epoch) for leg in hello.legs}
+        ours = [request for request in self._requests.values() if request.router == router]
+        for request in ours:
+            if (request.start.request_id, request.start.epoch) not in named:
+                del self._requests[request.start.request_id]
+        self._send_outputs(router, [])
+        legs = [
+            OpenLeg(request.start.request_id, request.start.epoch, [running.choice for running in request.choices])
+            for request in self._requests.values()
+            if request.router == router
+        ]
+        self._send(router, Legs(self.info.incarnation, hello.number, legs))
+
     # -- requests -----------------------------------------------------------------------------------------
 
     def _start(self, router: bytes, start: Start) -> None:
         settings = self.settings
+        self._num_starts += 1
+        if self._num_starts <= settings.drop_starts:
+            return
         if start.epoch <= self._cancelled.get(start.request_id, -1):
             return
         crc = prompt_crc(start.prompt.token_ids)
@@ -283,6 +309,8 @@ class FakeWorker:
             self._requests[start.request_id] = request
 
     def _cancel(self, cancel: Cancel) -> None:
+        if self.settings.drop_cancels:
+            return
         request = self._requests.get(cancel.request_id)
         if cancel.choice is not None:
             if request is not None and request.start.epoch == cancel.epoch:

@@ -3,17 +3,23 @@
 A worker's engine process binds a ROUTER socket (mandatory, bounded); each router connects a DEALER and speaks first.
 Every message is one frame: a tagged array that `encode` writes and `decode_to_worker` or `decode_to_router` reads.
 
-    router -> worker    Hello, once a second: who I am, and whether I want the block log by this way
+    router -> worker    Hello, once a second: who I am, whether I want the block log by this way, and my open legs there
                         Start     one leg of a request, under an epoch
                         Cancel    closes that epoch of the request, and all before it
     worker -> router    Welcome   the answer to each Hello: what this worker is, and its load
+                        Legs      the answer to each that names legs: those that this worker has
                         Outputs   once a step (and each 250 ms when idle): every stream's tokens, what ended, the load
                         Blocks    once a step at most, to routers that asked: what the prefix cache stored and evicted
 
 Rules
 - A message that does not decode, or whose numbers are out of range, is dropped and counted; the connection stays.
+- Who sends anything has said Hello on this connection; what a stranger sends is dropped and counted.
 - Any traffic counts as a heartbeat. A router takes a worker as dead after 3 s of silence or when `incarnation`
-  changes, and sends nothing to one that says it is stuck. A worker that has not heard a router for 10 s cancels what it runs for it.
+  changes, and sends nothing to one that says it is stuck. A worker that has not heard a router for 10 s cancels what it runs
+  for it. A pause of one's own is nobody's silence.
+- Roll call: a worker stops what it runs for a router and the router does not name in a Hello; a router replays what it had
+  sent before a Hello, still waits for and the worker does not name in the answer. Both lists stand in the order of the
+  other messages, so that nothing on its way is taken as lost; one that came by an older connection is known by its number.
 - A request id is minted by the router (uuid4, hex). What the client calls its request never is a key.
 - The epoch rises with each replay. Both sides drop what belongs to a lower epoch than the highest they know. Cancel is
   idempotent and remembered: a Start that arrives after its Cancel is dropped.
@@ -41,6 +47,8 @@ WORKER_SILENCE_S = 3.0
 """After so long without any message a router takes a worker as dead."""
 ROUTER_SILENCE_S = 10.0
 """After so long without any message a worker cancels what a router had asked."""
+PAUSE_S = 1.0
+"""Who did not look at its clock for so long was stopped itself: its machine slept, or a debugger held it."""
 MAX_MESSAGE_NBYTES = 32 * 2**20
 """For `zmq.MAXMSGSIZE` on both ends; a prompt of a million tokens is 5 MB."""
 
@@ -108,6 +116,15 @@ class Load(msgspec.Struct, array_like=True, frozen=True, gc=False):
 # -- router -> worker -----------------------------------------------------------------------------------------
 
 
+class OpenLeg(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A leg that has not ended, for one side's view of it."""
+
+    request_id: str
+    epoch: int
+    choices: list[int]
+    """Those that have not ended."""
+
+
 class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
     """Make oneself known; repeated as the heartbeat."""
 
@@ -116,6 +133,10 @@ class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
     """Whether to send the block log on this socket, beginning with a snapshot: for routers without Redis."""
     refusal: str = ""
     """Why this router sends the worker nothing, if so."""
+    number: int = 0
+    """Of this roll call, rising with each over all of a router's workers; 0: this is none, and `legs` says nothing."""
+    legs: list[OpenLeg] = []
+    """All that this router has sent there, and that has not ended."""
 
 
 class Ticket(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -179,6 +200,16 @@ class Welcome(msgspec.Struct, tag="welcome", array_like=True, frozen=True):
 
     info: WorkerInfo
     load: Load
+
+
+class Legs(msgspec.Struct, tag="legs", array_like=True, frozen=True):
+    """The answer to a roll call, after all that was said before it."""
+
+    incarnation: str
+    number: int
+    """The Hello's."""
+    legs: list[OpenLeg]
+    """All that this worker runs for the router. A prompt that only waits to be fetched is not among them."""
 
 
 class TokenLogprobs(msgspec.Struct, array_like=True, frozen=True):
@@ -300,7 +331,7 @@ class Blocks(msgspec.Struct, tag="blocks", array_like=True, frozen=True):
 
 
 ToWorker = Hello | Start | Cancel
-ToRouter = Welcome | Outputs | Blocks
+ToRouter = Welcome | Outputs | Blocks | Legs
 
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
 _to_router: msgspec.msgpack.Decoder[ToRouter] = msgspec.msgpack.Decoder(ToRouter)

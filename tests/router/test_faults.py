@@ -125,6 +125,28 @@ def test_a_worker_that_computes_a_prompt_again_to_another_first_token_goes_on_fr
         assert 'baton:kv_integrity_failures_total{model_name="tiny"} 0.0' in metrics
 
 
+@pytest.mark.parametrize("path", ["local", "remote"])
+def test_starts_that_are_lost_on_the_way_are_found_and_sent_again(tmp_path: Path, path: Any) -> None:
+    workers = [
+        {"worker_id": "p0", "legs": ["prefill"], "drop_starts": 2 if path == "remote" else 0},
+        {"worker_id": "d0", "drop_starts": 3},
+    ]
+    with cluster(tmp_path, workers, path=path) as made:
+        run_streams(made, 10)
+        assert made.state.metrics.replays.value("leg_lost") >= 3
+
+
+def test_a_request_whose_cancel_is_lost_does_not_run_on(tmp_path: Path) -> None:
+    with cluster(tmp_path, [{"worker_id": "d0", "drop_cancels": True}]) as made:
+        body = {"prompt": [20], "max_tokens": 2000, "ignore_eos": True, "stream": True}
+        with httpx.stream("POST", f"{made.url}/v1/completions", json=body) as answer:
+            next(answer.iter_text())
+        wait_until(lambda: not made.state.dispatcher.flows)
+        tokens = made.ask(lambda state: state.pool.workers["d0"].load.num_steps)
+        wait_until(lambda: made.state.pool.workers["d0"].load.num_running == 0)
+        assert tokens < made.state.pool.workers["d0"].load.num_steps < 1900
+
+
 def test_a_failed_fetch_is_no_more_than_a_repeat(tmp_path: Path) -> None:
     workers = [{"worker_id": "p0", "legs": ["prefill"]}, {"worker_id": "d0", "compute_despite_ticket": True}]
     with cluster(tmp_path, workers, path="remote") as made:

@@ -497,6 +497,7 @@ async def test_a_worker_that_answers_but_does_no_step_is_taken_as_dead_until_it_
     world = World(stall_s=60.0)
     stuck = world.join("d0", "decode")
     client: Any = stuck.client
+    client.hello = client.send
     world.pool._of_client[client] = stuck
     client.last_heard = now = asyncio.get_running_loop().time()
     stuck.moved_at -= 61.0

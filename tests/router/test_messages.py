@@ -16,7 +16,9 @@ from baton.messages import (
     ChoiceStart,
     Computed,
     Hello,
+    Legs,
     Load,
+    OpenLeg,
     Outputs,
     Start,
     Ticket,
@@ -46,12 +48,14 @@ def make_start(**changes: object) -> Start:
 def test_messages_survive_the_wire_unchanged() -> None:
     start = make_start()
     ticket = Ticket(bytes(16), 0, bytes(16), "layout", "tcp://127.0.0.1:1", "inc", 3)
-    for message in (Hello("r", True), start, make_start(ticket=ticket), Cancel("a" * 32, 3, 1)):
+    hello = Hello("r", True, number=3, legs=[OpenLeg("a" * 32, 1, [0, 2])])
+    for message in (hello, start, make_start(ticket=ticket), Cancel("a" * 32, 3, 1)):
         assert decode_to_worker(encode(message)) == message
     token = Token("a" * 32, 1, 0, 5, 9, "stop", None, 4, 0, TokenLogprobs([9], [-0.5], [1]))
     for answer in (
         Outputs("w", "i", [token], Load(num_running=1), computed=[Computed("a" * 32, 1, 5, 4, 0.1, 0.2)]),
         Blocks("w", "i", 1, [b"h" * 16], []),
+        Legs("i", 3, [OpenLeg("a" * 32, 1, [0])]),
     ):
         assert decode_to_router(encode(answer)) == answer
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from baton.router import pool as pool_module
+from baton.router.router_state import RouterState
 
-from .cluster import Cluster, cluster, wait_until
+from .cluster import Cluster, FakeProcess, cluster, wait_until
 
 
 class Log:
@@ -61,3 +62,38 @@ def test_a_worker_with_other_blocks_is_refused_with_the_fact_that_differs(tmp_pa
         refusals = made.ask(lambda state: {client.refusal for client in state.pool._clients.values()})
         assert refusals == {"", *said.values()}  # each hello brings it
         assert set(made.ask(lambda state: set(state.pool.workers))) == {"d0"}
+
+
+def test_the_second_of_two_workers_with_one_id_is_refused_until_the_first_is_gone(tmp_path: Path, log: Log) -> None:
+    with cluster(tmp_path, [{"worker_id": "d0"}]) as made:
+        first = made.workers["d0"]
+        second = FakeProcess(worker_id="d0").start()
+        try:
+            made.ask(lambda state: state.pool.connect(second.settings.control))
+            wait_until(lambda: log.refused)
+            (refused,) = log.refused
+            assert refused["endpoint"] == second.settings.control
+            assert refused["reason"] == (
+                f"worker_id='d0' is that of the worker at {first.settings.control}. Give each worker its own --worker-id."
+            )
+            first.kill()
+            wait_until(lambda: made.ask(_endpoints) == [second.settings.control])
+        finally:
+            second.stop()
+
+
+def test_a_worker_with_two_names_is_served_by_one_of_them(tmp_path: Path) -> None:
+    with cluster(tmp_path, [{"worker_id": "d0"}]) as made:
+        first = made.workers["d0"].settings.control
+        other = first.replace("127.0.0.1", "localhost")
+        made.ask(lambda state: state.pool.connect(other))
+        made.ask(lambda state: state.pool._twins, until=True)
+        assert made.ask(_endpoints) == [first]
+        first_client = made.ask(lambda state: state.pool._clients[first])
+        heard = first_client.last_heard
+        wait_until(lambda: first_client.last_heard > heard + 1.5)
+        assert not made.state.pool.lost
+
+
+def _endpoints(state: RouterState) -> list[str]:
+    return [worker.client.endpoint for worker in state.pool.workers.values()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ async def test_a_router_reaches_a_worker_over_ipv6() -> None:
         welcome = None
         async with asyncio.timeout(20):
             while welcome is None:  # what is said before the connection stands is dropped
-                client.hello("r1", False)
+                client.hello(Hello("r1"))
                 with contextlib.suppress(TimeoutError):
                     welcome = await asyncio.wait_for(answers.get(), 0.1)
         assert isinstance(welcome, Welcome)
@@ -140,17 +141,43 @@ def test_a_router_that_connects_anew_gets_what_is_left_for_it(open_mailbox: Open
     eventually(lambda: (second.pump(), second.answer("a" * 32).ids() == [9])[1], "the token comes there")
 
 
-def test_a_message_before_hello_is_taken_and_answered(open_mailbox: Open) -> None:
+def test_what_a_stranger_asks_for_is_dropped(open_mailbox: Open) -> None:
     mailbox, endpoint = open_mailbox()
     socket = zmq.Context.instance().socket(zmq.DEALER)
     socket.setsockopt(zmq.LINGER, 0)
     socket.connect(endpoint)
     socket.send(encode(Cancel("b" * 32, 0)))
-    peer, cancel = take(mailbox, tuple)
-    assert cancel == Cancel("b" * 32, 0)
-    mailbox.post(peer, outputs())
-    assert socket.poll(5000)
+    eventually(lambda: mailbox.dropped["stranger"] == 1, "it is counted")
+    assert not mailbox.take()
     socket.close()
+
+
+def test_a_roll_call_that_was_left_in_an_older_connection_says_nothing() -> None:
+    mailbox = Mailbox(Wakeup())
+    mailbox._info = INFO
+    for identity, number in ((b"1", 5), (b"2", 6), (b"1", 4), (b"2", 7)):
+        mailbox._on_message(identity, Hello("r1", number=number))
+    arrived: list[Any] = mailbox.take()
+    assert [hello.number for _, hello in arrived] == [5, 6, 7]
+    assert arrived[0][0].identity == b"2"
+    mailbox.close()
+
+
+def test_a_pause_of_ones_own_is_not_the_routers_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    mailbox = Mailbox(Wakeup())
+    mailbox._info = INFO
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    mailbox._on_message(b"1", Hello("r1"))
+    mailbox._forget_silent()
+    now[0] += 60.0
+    mailbox._forget_silent()
+    assert not mailbox.take()
+    for _ in range(24):
+        now[0] += 0.5
+        mailbox._forget_silent()
+    assert isinstance(mailbox.take()[0], PeerLost)
+    mailbox.close()
 
 
 def test_a_silent_router_is_lost(open_mailbox: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,6 +220,7 @@ def test_only_who_has_the_keys_is_heard(open_mailbox: Open) -> None:
             socket.curve_publickey, socket.curve_secretkey = pair
         socket.connect(endpoint)
         with contextlib.suppress(zmq.Again):  # a stranger may be turned away before it sends: it would wait for ever
+            socket.send(encode(Hello(f"router {len(sockets)}")), zmq.NOBLOCK)
             socket.send(encode(Cancel(f"{len(sockets):032d}", 0)), zmq.NOBLOCK)
         sockets.append(socket)
     _, cancel = take(mailbox, tuple)

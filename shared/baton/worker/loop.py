@@ -17,13 +17,14 @@ from collections.abc import Callable, Sequence
 from baton.engine.engine import Engine
 from baton.errors import BatonError
 from baton.logs import get_logger
-from baton.messages import Cancel, LegError, Start, WorkerInfo
+from baton.messages import Cancel, Hello, LegError, Legs, Start, WorkerInfo
 from baton.protocol import check_prompt
 from baton.registry import BlockLog
 from baton.wakeup import Wakeup
 from baton.worker.load_meter import LoadMeter
 from baton.worker.mailbox import Mailbox, Peer, PeerLost, WantsBlocks
 from baton.worker.reports import take_stats
+from baton.worker.roll_call import open_legs, strays
 from baton.worker.runs import ClosedEpochs, Leg, Outbox, Run, Runs, leg_error
 from baton.worker.stats import Logged, Stats, ToFace
 
@@ -80,6 +81,7 @@ class WorkerLoop:
         self._drain_asked = False
         self._draining_until: float | None = None
         self._num_stale = 0
+        self._calls: list[tuple[Peer, int]] = []  # of this turn; answered after what it has to say
         engine.cache.record_events = engine.scheduler.cache is not None
         runs.on_close = self._note_end
         mailbox.beat.limit_s = self._meter.limit_s
@@ -132,6 +134,9 @@ class WorkerLoop:
                     self._start(peer, start)
                 case (_, Cancel() as cancel):
                     self._cancel(cancel)
+                case (peer, Hello() as hello):
+                    self._calls.append((peer, hello.number))
+                    self._end_strays(peer, hello)
         self._check_time()
 
     def _start(self, peer: Peer, start: Start) -> None:
@@ -182,16 +187,26 @@ class WorkerLoop:
         if cancel.choice is not None:
             for run in runs:
                 if run.start.epoch == cancel.epoch and cancel.choice in run.open_choices:
-                    run.open_choices.discard(cancel.choice)
-                    if run.open_choices:
-                        self._legs[run.start.leg].stop_choice(run, cancel.choice)
-                    else:
-                        self._stop(run)
+                    self._stop_choice(run, cancel.choice)
             return
         self._closed.close(cancel.request_id, cancel.epoch)
         for run in runs:
             if run.start.epoch <= cancel.epoch:
                 self._stop(run)
+
+    def _end_strays(self, peer: Peer, hello: Hello) -> None:
+        for run, choice in strays(self._runs, peer, hello.legs):
+            if choice is None:
+                self._stop(run)
+            else:
+                self._stop_choice(run, choice)
+
+    def _stop_choice(self, run: Run, choice: int) -> None:
+        run.open_choices.discard(choice)
+        if run.open_choices:
+            self._legs[run.start.leg].stop_choice(run, choice)
+        else:
+            self._stop(run)
 
     def _stop(self, run: Run) -> None:
         run.is_over = True
@@ -265,6 +280,9 @@ class WorkerLoop:
         load = self._mailbox.load = self._meter.load(draining=is_draining, force=is_idle)
         for peer, outputs in self._outbox.take(self._info.worker_id, self._info.incarnation, load):
             self._mailbox.post(peer, outputs)
+        while self._calls:
+            peer, number = self._calls.pop()
+            self._mailbox.post(peer, Legs(self._info.incarnation, number, open_legs(self._runs, peer)))
         self._log_blocks()
         now = time.monotonic()
         if is_idle or now - self._reported_at >= REPORT_S:

@@ -25,10 +25,12 @@ from baton.logs import get_logger
 from baton.messages import (
     LOAD_INTERVAL_S,
     MAX_MESSAGE_NBYTES,
+    PAUSE_S,
     ROUTER_SILENCE_S,
     Blocks,
     Cancel,
     Hello,
+    Legs,
     Load,
     Outputs,
     Start,
@@ -62,6 +64,8 @@ class Peer:
     heard_at: float
     told_at: float = 0.0
     wants_blocks: bool = False
+    num_calls: int = 0
+    """The last of its roll calls."""
     refusal: str = ""
     """Why it sends nothing, if so."""
     is_lost: bool = False
@@ -82,7 +86,8 @@ class WantsBlocks:
     peer: Peer
 
 
-Arrival = tuple[Peer, Start | Cancel] | PeerLost | WantsBlocks
+Arrival = tuple[Peer, Start | Cancel | Hello] | PeerLost | WantsBlocks
+"""A Hello among them is a roll call."""
 
 
 class Mailbox:
@@ -107,11 +112,12 @@ class Mailbox:
         self.dropped: Counter[str] = Counter()
         """Messages that went no further, by reason."""
         self._arrived: deque[Arrival] = deque()
-        self._outgoing: deque[tuple[Peer | None, Outputs | Blocks]] = deque()
+        self._outgoing: deque[tuple[Peer | None, Outputs | Blocks | Legs]] = deque()
         self._by_identity: dict[bytes, Peer] = {}
         self._peers: list[Peer] = []
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
         self._is_closing = False
+        self._looked_at = 0.0
         self._guardian: ThreadAuthenticator | None = None
 
     # -- for the loop -------------------------------------------------------------------------------------
@@ -151,7 +157,7 @@ class Mailbox:
             self._wakeup.set()  # the thread had stopped reading
         return arrived
 
-    def post(self, peer: Peer | None, message: Outputs | Blocks) -> None:
+    def post(self, peer: Peer | None, message: Outputs | Blocks | Legs) -> None:
         """Leave a message for a router; for all that want the block log, if `peer` is None."""
         self._outgoing.append((peer, message))
         self._wakeup.set()
@@ -225,30 +231,28 @@ class Mailbox:
             self._send(peer, encode(Welcome(self._info, self.load)))
             return
         known = self._by_identity.get(identity)
-        if known is None:
-            # It was connected anew, and what it had queued came before its next Hello.
-            known = self._meet("", identity, now)
+        if known is None:  # nobody we know, or a router that was connected anew: the next roll call says what it lacks
+            self.dropped["stranger"] += 1
+            return
         known.heard_at = now
         self._arrived.append((known, message))
         self._wakes_loop.set()
 
     def _on_hello(self, identity: bytes, hello: Hello, now: float) -> Peer:
-        peer = next((each for each in self._peers if each.router_id == hello.router_id != ""), None)
-        nameless = self._by_identity.get(identity)
-        if peer is None and nameless is not None and not nameless.router_id:
-            peer = nameless
-            peer.router_id = hello.router_id
-        elif peer is None:
+        peer = next((each for each in self._peers if each.router_id == hello.router_id), None)
+        if peer is None:
             peer = self._meet(hello.router_id, identity, now)
-            log.debug("router_met", router_id=hello.router_id)
+        elif 0 < hello.number <= peer.num_calls:  # it was left in an older connection
+            return peer
         elif peer.identity != identity:
             self._by_identity.pop(peer.identity, None)
             peer.identity = identity
-            if nameless is None or nameless.router_id:
-                self._by_identity[identity] = peer
-        if nameless is not None:
-            nameless.heard_at = now
+            self._by_identity[identity] = peer
         peer.heard_at = now
+        if hello.number:
+            peer.num_calls = hello.number
+            self._arrived.append((peer, hello))
+            self._wakes_loop.set()
         if hello.wants_blocks and not peer.wants_blocks:
             self._arrived.append(WantsBlocks(peer))
             self._wakes_loop.set()
@@ -262,6 +266,7 @@ class Mailbox:
     def _meet(self, router_id: str, identity: bytes, now: float) -> Peer:
         peer = self._by_identity[identity] = Peer(router_id, identity, now)
         self._peers.append(peer)
+        log.debug("router_met", router_id=router_id)
         return peer
 
     def _write(self) -> None:
@@ -314,14 +319,17 @@ class Mailbox:
         info, now = self._info, time.monotonic()
         frame = None
         for peer in list(self._peers):
-            if now - peer.told_at >= LOAD_INTERVAL_S and not peer.backlog and peer.router_id:
+            if now - peer.told_at >= LOAD_INTERVAL_S and not peer.backlog:
                 frame = frame or encode(Outputs(info.worker_id, info.incarnation, [], self.load))
                 self._try_send(peer, frame)
                 peer.told_at = now
 
     def _forget_silent(self) -> None:
         now = time.monotonic()
+        pause_s, self._looked_at = now - self._looked_at, now
         for peer in list(self._peers):
+            if pause_s > PAUSE_S:  # we were stopped ourselves: what it said meanwhile is still unread
+                peer.heard_at = min(peer.heard_at + pause_s, now)
             if now - peer.heard_at > ROUTER_SILENCE_S:
                 self._lose(peer, "it is silent")
 

@@ -114,6 +114,20 @@ class Attempt:
             return False
         return worker == self.decode or (worker == self.prefill and self._prefill_owes)
 
+    @property
+    def open_choices(self) -> list[int]:
+        """Choices that have not ended."""
+        return [choice.index for choice in self.choices if not choice.is_done]
+
+    def due(self, worker: str) -> list[int]:
+        """Choices whose next token must come from this worker, whatever another one says."""
+        if not self.waits_for(worker):
+            return []
+        if worker == self.prefill:
+            return [0]
+        # the first token of choice 0, which comes from the prefill worker, may be its last
+        return [choice for choice in self.open_choices if choice or not self._prefill_owes]
+
     def take(self, token: Token, worker: str) -> Verdict:
         """Judge one token of a worker; an accepted one is now its choice's last."""
         state = self.state

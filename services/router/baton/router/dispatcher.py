@@ -25,7 +25,7 @@ from typing import Any
 
 from baton.errors import BatonError, ContextTooLong, Unavailable
 from baton.logs import get_logger
-from baton.messages import Blocks, Cancel, ModelFacts, Outputs
+from baton.messages import Blocks, Cancel, Legs, ModelFacts, OpenLeg, Outputs
 from baton.metrics import RouterMetrics
 from baton.router.admission import Admission, Demand
 from baton.router.config import RouterConfig
@@ -36,6 +36,7 @@ from baton.router.journal import Journal, RequestRecord
 from baton.router.placement import Placement
 from baton.router.policy import Decision
 from baton.router.pool import Worker, WorkerPool
+from baton.router.roll_call import by_key, is_lost, name_legs
 from baton.router.turnover import AnswerLength, answer_prior
 from baton.router.workers import WorkerGone
 
@@ -48,7 +49,17 @@ class Running:
     """A request on its way: its flow, and what the dispatcher keeps beside it. The handle of whoever started it."""
 
     __slots__ = (
-        *("_dispatcher", "arrived_at", "deadline", "decision", "demand", "first_token_at", "flow", "is_over"),
+        *(
+            "_dispatcher",
+            "arrived_at",
+            "called_at",
+            "deadline",
+            "decision",
+            "demand",
+            "first_token_at",
+            "flow",
+            "is_over",
+        ),
         *(
             "last_token_at",
             "num_counted",
@@ -77,6 +88,8 @@ class Running:
         self.queue: Worker | None = None
         """Who has still to compute `num_queued` tokens of it."""
         self.num_queued = 0
+        self.called_at = 0
+        """The roll call before its Starts were sent."""
         self.deadline: asyncio.TimerHandle | None = None
         self.timer: asyncio.TimerHandle | None = None
         """Of a retry, or of the wait for a worker."""
@@ -98,7 +111,7 @@ class Running:
 
     def send_legs(self, decision: Decision, workers: Mapping[str, Worker], num_tokens: int) -> Worker | None:
         """Send a Start to each leg's worker, of which one has `num_tokens` to compute; return the one that did not take it."""
-        self.decision, lost = decision, None
+        self.decision, lost, self.called_at = decision, None, self._dispatcher.pool.num_calls
         prefill = decision.chosen.prefill
         starts = self.flow.begin(workers[decision.chosen.decode].info, workers[prefill].info if prefill else None)
         for worker_id, start in starts:
@@ -303,6 +316,26 @@ class Dispatcher:
 
     def on_blocks(self, entry: Blocks) -> None:
         self.index.apply(entry)
+
+    def open_legs(self, worker: Worker) -> list[OpenLeg]:
+        """Name what a worker should have of ours."""
+        attempts = ((request_id, self.flows[request_id].flow.attempt) for request_id in worker.request_ids)
+        return name_legs((request_id, attempt) for request_id, attempt in attempts if attempt is not None)
+
+    def on_legs(self, worker: Worker, answer: Legs) -> None:
+        """Run elsewhere what a worker has lost of what it should have."""
+        named = by_key(answer.legs)
+        for request_id in list(worker.request_ids):
+            running = self.flows.get(request_id)
+            if running is None or worker not in running.workers:  # what is done for one may end another
+                continue
+            flow = running.flow
+            if (
+                running.called_at < answer.number
+                and flow.attempt is not None
+                and is_lost(request_id, flow.attempt, worker.worker_id, named)
+            ):
+                self._act_on_leg(running, worker, flow.leg_lost(worker.worker_id, "leg_lost"))
 
     def num_awaited(self, worker: Worker) -> int:
         """How many requests wait for this worker's next token."""

@@ -221,12 +221,13 @@ class Flow(Generic[_Shown]):
             return NOTHING_NEW
         return Replay(error.kind, worker, is_busy=error.kind in _BUSY_KINDS)
 
-    def leg_lost(self, worker: str) -> Next:
+    def leg_lost(self, worker: str, reason: str | None = None) -> Next:
+        """Go on without a worker's leg; `reason` is of a worker that lives."""
         attempt = self.attempt
         assert attempt is not None
         if worker != attempt.prefill:
-            return Replay("decode_lost", worker)
-        return NOTHING_NEW if attempt.lose_prefill() else Replay("prefill_lost", worker)
+            return Replay(reason or "decode_lost", worker)
+        return NOTHING_NEW if attempt.lose_prefill() else Replay(reason or "prefill_lost", worker)
 
     def end(self, over: Over) -> None:
         """Tell the client, unless it has left."""

@@ -19,9 +19,14 @@ import zmq
 from baton.logs import get_logger
 from baton.messages import (
     HELLO_INTERVAL_S,
+    LOAD_INTERVAL_S,
+    PAUSE_S,
     WORKER_SILENCE_S,
     Blocks,
+    Hello,
+    Legs,
     Load,
+    OpenLeg,
     Outputs,
     ToRouter,
     Transfer,
@@ -55,6 +60,12 @@ class PoolListener(Protocol):
 
     def num_awaited(self, worker: Worker) -> int:
         """How many requests wait for this worker's next token."""
+
+    def open_legs(self, worker: Worker) -> list[OpenLeg]:
+        """Name what the worker should have."""
+
+    def on_legs(self, worker: Worker, answer: Legs) -> None:
+        """Hear what it has."""
 
 
 class StepModel:
@@ -146,6 +157,8 @@ class WorkerPool:
         self._context.set(zmq.MAX_SOCKETS, 4096)
         self._clients: dict[str, WorkerClient] = {}
         self._of_client: dict[WorkerClient, Worker] = {}
+        self._twins: dict[WorkerClient, Worker] = {}
+        """Connections to workers that we talk to by another one."""
         self._listener: PoolListener
         self._stalled: dict[str, tuple[int, float]] = {}
         """Incarnations that did no step any more: the number of their last, and until when they are passed over."""
@@ -158,6 +171,8 @@ class WorkerPool:
         """Those there were, by the same."""
         self.lost: deque[LostWorker] = deque(maxlen=NUM_LOST)
         """Workers that are gone, newest first."""
+        self.num_calls = 0
+        """Roll calls, to all workers together."""
         self.wants_blocks = False
         """Ask workers for their block logs by socket: set while Redis does not answer."""
 
@@ -185,7 +200,7 @@ class WorkerPool:
             client = self._clients[endpoint] = WorkerClient(
                 self._context, endpoint, self._config, self.on_message, self.on_bad_message
             )
-            client.hello(self._router_id, self.wants_blocks)
+            self._greet(client)
 
     def disconnect(self, endpoint: str) -> None:
         """Stop talking to an endpoint at which nobody lives."""
@@ -193,6 +208,7 @@ class WorkerPool:
         if client is not None and client not in self._of_client and endpoint not in self._config.worker:
             client.close()
             del self._clients[endpoint]
+            self._twins.pop(client, None)
 
     def endpoints(self) -> Iterable[str]:
         return list(self._clients)
@@ -239,7 +255,12 @@ class WorkerPool:
                 self._listener.on_outputs(worker, message)
         elif isinstance(message, Welcome):
             self._welcome(client, worker, message)
-        elif worker is not None and message.worker_id == worker.worker_id:
+        elif worker is None:
+            return
+        elif isinstance(message, Legs):
+            if message.incarnation == worker.info.incarnation:
+                self._listener.on_legs(worker, message)
+        elif message.worker_id == worker.worker_id:
             self._listener.on_blocks(message)
 
     def on_bad_message(self, client: WorkerClient, reason: str) -> None:
@@ -258,26 +279,34 @@ class WorkerPool:
         if message.load.stuck or (message.load.num_steps == num_steps and time.monotonic() < until):
             return
         self._stalled.pop(info.incarnation, None)
-        if not self._accepts(client, info):
+        if self._is_twin(client, info) or not self._accepts(client, info):
             return
-        other = self.workers.get(info.worker_id)
-        if other is not None:  # the same id at another endpoint: the newer one is the living one
+        if (other := self.workers.get(info.worker_id)) is not None:
             self.lose(other, "replaced")
         joined = Worker(client, info, message.load)
         self.workers[info.worker_id] = self._of_client[client] = joined
         _log.info("worker_joined", worker_id=info.worker_id, legs=",".join(info.legs), endpoint=client.endpoint)
         self._count_workers()
         self._listener.on_worker_joined(joined)
+        self._greet(client)  # what runs there of an earlier time is nobody's any more
         for each in list(self.workers.values()):  # those that came before any decode worker were compared with nobody
             if reason := self._refusal(each.info):
                 self.lose(each, reason)
+
+    def _is_twin(self, client: WorkerClient, info: WorkerInfo) -> bool:
+        """Whether this is another way to a worker that we talk to."""
+        other = self.workers.get(info.worker_id)
+        if other is None or other.info.incarnation != info.incarnation:
+            return False
+        self._twins[client] = other
+        return True
 
     def _accepts(self, client: WorkerClient, info: WorkerInfo) -> bool:
         """Whether a worker may serve; one that may not is told why, and so is the log, once."""
         reason = self._refusal(info)
         if reason != client.refusal:
             client.refusal = reason
-            client.hello(self._router_id, self.wants_blocks)
+            self._greet(client)
             if reason:
                 _log.error("worker_refused", worker_id=info.worker_id, endpoint=client.endpoint, reason=reason)
         return not reason
@@ -286,6 +315,12 @@ class WorkerPool:
         """Say why a worker cannot serve with the others; empty: it can."""
         if not info.legs:
             return "it has no leg"
+        same = self.workers.get(info.worker_id)
+        if same is not None and same.info.incarnation != info.incarnation and self._speaks(same):
+            return (
+                f"worker_id={info.worker_id!r} is that of the worker at {same.client.endpoint}. "
+                "Give each worker its own --worker-id."
+            )
         if info.model.name not in self._config.model_names:
             return f"it serves {info.model.name!r}, this router {self._config.model_names[0]!r}"
         other = next((w for w in self.workers.values() if "decode" in w.info.legs), None)
@@ -299,6 +334,10 @@ class WorkerPool:
             if value != theirs[name] and name != "cache_parts"
         ]
         return "; ".join(differing)
+
+    def _speaks(self, worker: Worker) -> bool:
+        """Whether it lives: one that does not say its load any more may have been started anew elsewhere."""
+        return asyncio.get_running_loop().time() - worker.client.last_heard < 4 * LOAD_INTERVAL_S
 
     def _learn(self, decode: Worker, transfer: Transfer) -> None:
         for prefill in self.workers.values():
@@ -316,13 +355,33 @@ class WorkerPool:
         while True:
             await asyncio.sleep(0.25)
             now = loop.time()
-            stalled, checked_at = now - checked_at > 1.0, now
+            if now - checked_at > PAUSE_S:
+                self._forgive(now - checked_at, now)
+            checked_at = now
             if now >= next_hello:
                 next_hello = now + HELLO_INTERVAL_S
                 for client in list(self._clients.values()):
-                    client.hello(self._router_id, self.wants_blocks)
-            if not stalled:  # else we were silent ourselves: what has arrived meanwhile is still unread
-                self.lose_silent(now)
+                    self._greet(client)
+            self.lose_silent(now)
+
+    def _greet(self, client: WorkerClient) -> None:
+        """Say who we are, and to a worker that serves, or is refused, which legs it should have."""
+        twin = self._twins.pop(client, None)
+        if twin is not None and twin.is_live:  # a hello would take its connection from it
+            self._twins[client] = twin
+            return
+        worker = self._of_client.get(client)
+        hello = Hello(self._router_id, self.wants_blocks, client.refusal)
+        if worker is not None or client.refusal:
+            self.num_calls += 1
+            legs = [] if worker is None else self._listener.open_legs(worker)
+            hello = msgspec.structs.replace(hello, number=self.num_calls, legs=legs)
+        client.hello(hello)
+
+    def _forgive(self, pause_s: float, now: float) -> None:
+        """Take a pause of our own for nobody's silence: what came meanwhile is still unread."""
+        for client in self._clients.values():
+            client.last_heard = min(client.last_heard + pause_s, now)
 
     def lose_silent(self, now: float) -> None:
         """Lose the workers that say nothing any more by `now` of the loop's clock, or do no step."""

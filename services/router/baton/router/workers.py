@@ -122,10 +122,10 @@ class WorkerClient:
             self._socket.close(linger=0)
             self._socket = None
 
-    def hello(self, router_id: str, wants_blocks: bool) -> None:
+    def hello(self, hello: Hello) -> None:
         """Say who we are; silently nothing while the worker is away."""
         with contextlib.suppress(WorkerGone):
-            self.send(Hello(router_id, wants_blocks, self.refusal))
+            self.send(hello)
 
     def send(self, message: ToWorker) -> None:
         """Queue a message.
