@@ -223,9 +223,14 @@ class TokenLogprobs(msgspec.Struct, array_like=True, frozen=True):
 _ROW = msgspec.msgpack.Decoder(TokenLogprobs | None)
 
 
+def write_row(row: TokenLogprobs | None) -> msgspec.Raw:
+    """Write the log-probabilities of one position: a tenth of the memory, and nothing for the collector to walk."""
+    return msgspec.Raw(msgspec.msgpack.encode(row))
+
+
 def write_rows(rows: Iterable[TokenLogprobs | None]) -> list[msgspec.Raw]:
     """Write the log-probabilities of a prompt's positions; the first has none."""
-    return [msgspec.Raw(msgspec.msgpack.encode(row)) for row in rows]
+    return [write_row(row) for row in rows]
 
 
 def read_rows(rows: Iterable[msgspec.Raw]) -> list[TokenLogprobs | None]:

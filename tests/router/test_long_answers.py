@@ -37,6 +37,12 @@ def test_pieces_make_what_is_written_in_one(numbers: list[int], size: int, texts
     assert json.loads(b"".join(pieces)) == {"a": 1, "none": None, "small": small, "again": small, "texts": texts}
 
 
+@given(st.lists(st.integers(0, 9)), st.integers(1, 4))
+def test_items_may_be_left_out(numbers: list[int], size: int) -> None:
+    odd = list_pieces(numbers, lambda some: [each for each in some if each % 2], size)
+    assert json.loads(b"".join(odd)) == [each for each in numbers if each % 2]
+
+
 @given(st.lists(st.lists(st.integers(0, 9), max_size=3), min_size=1), st.lists(st.integers(0, 9), max_size=3))
 def test_columns_are_the_rows_of_both_tables(before: list[list[int]], behind: list[int]) -> None:
     first, second = Columns(), Columns()

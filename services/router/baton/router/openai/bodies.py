@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from baton.errors import BatonError
-from baton.messages import Token, TokenLogprobs, read_rows
+from baton.messages import Token, read_rows, write_row
 from baton.requests.chat import ChatRequest
 from baton.requests.completions import CompletionRequest
 from baton.router.openai.json_pieces import NULL, ROWS, Columns, Once, Pieces, joined_pieces, list_pieces, object_pieces
@@ -35,6 +35,9 @@ BODY: dict[str, Any] = dict.fromkeys(("service_tier", "system_fingerprint", "kv_
 """What every body has, as vLLM's have: clients look for keys without asking whether they are there."""
 
 
+_NO_ROW = write_row(None)
+
+
 class Collected:
     """One choice of a whole answer."""
 
@@ -44,7 +47,7 @@ class Collected:
         self.refusal: list[str] = []
         self.calls: list[dict[str, Any]] = []
         self.token_ids: list[int] = []
-        self.logprobs: list[TokenLogprobs | None] = []
+        self.logprobs: list[msgspec.Raw] = []
         self.finish_reason = ""
         self.stop_reason: int | str | None = None
 
@@ -98,7 +101,7 @@ class CollectSink:
             for part in shown:
                 collected.add(part)
         collected.token_ids.append(token.token_id)
-        collected.logprobs.append(token.logprobs)
+        collected.logprobs.append(_NO_ROW if token.logprobs is None else write_row(token.logprobs))
         if token.prompt_logprobs is not None:
             self.prompt_logprobs = token.prompt_logprobs
         if finish_reason is not None:
@@ -135,8 +138,8 @@ def chat_choice(request: ChatRequest, index: int, choice: Collected, tokenizer: 
     """Write one choice of a chat."""
     skips = request.skip_special_tokens is not False
 
-    def write(rows: Sequence[TokenLogprobs]) -> list[dict[str, Any]]:
-        return [chat_logprob(row, tokenizer, skips_special=skips) for row in rows]
+    def write(rows: Sequence[msgspec.Raw]) -> list[dict[str, Any]]:
+        return [chat_logprob(row, tokenizer, skips_special=skips) for row in read_rows(rows) if row is not None]
 
     short = {
         "index": index,
@@ -147,8 +150,7 @@ def chat_choice(request: ChatRequest, index: int, choice: Collected, tokenizer: 
     }
     scores: Pieces = NULL
     if request.logprobs:
-        rows = [row for row in choice.logprobs if row is not None]
-        scores = chain((b'{"content":',), list_pieces(rows, write, ROWS), (b"}",))
+        scores = chain((b'{"content":',), list_pieces(choice.logprobs, write, ROWS), (b"}",))
     token_ids = choice.token_ids if request.return_token_ids else None
     yield from object_pieces(short, {"logprobs": scores, "token_ids": list_pieces(token_ids)})
 
@@ -209,11 +211,11 @@ class CompletionAnswer:
             self._echoed.add(columns)
             yield b""
 
-    def _scores(self, token_ids: list[int], rows: list[TokenLogprobs | None]) -> Iterator[bytes]:
+    def _scores(self, token_ids: list[int], rows: list[msgspec.Raw]) -> Iterator[bytes]:
         written = Columns()
         scores = CompletionLogprobs(self._tokenizer, self._end, self._echo, skips_special=self._skips_special)
         for at in range(0, max(len(token_ids), 1), ROWS):  # a choice without tokens has columns without values
             part = slice(at, at + ROWS)
-            written.add(scores.table(token_ids[part], rows[part] if token_ids else []))
+            written.add(scores.table(token_ids[part], read_rows(rows[part]) if token_ids else []))
             yield b""
         yield from self._echoed.then(written)

@@ -30,14 +30,16 @@ def object_pieces(short: Mapping[str, Any], long: Mapping[str, Pieces]) -> Itera
 def list_pieces(
     items: Sequence[_T] | None, write: Callable[[Sequence[_T]], Sequence[Any]] = list, size: int = _IDS
 ) -> Iterator[bytes]:
-    """Write a list, or null: so many items at once, each as `write` shows it."""
+    """Write a list, or null: so many items at once, as `write` shows them; it may leave some out."""
     if items is None:
         yield from NULL
         return
-    yield b"["
+    before = b"["
     for at in range(0, len(items), size):
-        yield (b"," if at else b"") + orjson.dumps(write(items[at : at + size]))[1:-1]
-    yield b"]"
+        if written := orjson.dumps(write(items[at : at + size]))[1:-1]:
+            yield before + written
+            before = b","
+    yield b"]" if before == b"," else b"[]"
 
 
 def joined_pieces(items: Iterable[Pieces]) -> Iterator[bytes]:
