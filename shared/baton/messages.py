@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -53,6 +53,11 @@ MAX_MESSAGE_NBYTES = 32 * 2**20
 """For `zmq.MAXMSGSIZE` on both ends; a prompt of a million tokens is 5 MB."""
 
 Leg = Literal["prefill", "decode"]
+Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
+Id = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+Positive = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+Amount = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
+"""A time or a rate. What a worker says is in these ranges, or no message: an infinite rate would spoil every choice of worker."""
 
 
 # -- what a worker is -----------------------------------------------------------------------------------------
@@ -63,9 +68,9 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     """The name that clients send: the served model name."""
-    max_model_len: int
-    vocab_size: int
-    block_size: int
+    max_model_len: Positive
+    vocab_size: Positive
+    block_size: Positive
     eos_token_ids: tuple[int, ...] = ()
     cache_parts: tuple[str, ...] = ()
     """What, beside key and tenant salt, starts the hash chains: `cache_root(key, *cache_parts, salt)`."""
@@ -87,25 +92,25 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     model: ModelFacts
     http: str = ""
     """Base address of the face: /health, /ready, /metrics."""
-    num_places: int = 0
+    num_places: Count = 0
     """Most sequences in one step; 0: no bound is known."""
 
 
 class Load(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """How busy a worker is. Rates are its own measurements, 0 while it has none."""
 
-    num_running: int = 0
-    num_waiting: int = 0
-    waiting_tokens: int = 0
+    num_running: Count = 0
+    num_waiting: Count = 0
+    waiting_tokens: Count = 0
     """Prompt tokens that are asked for and not computed yet, chunks of running prompts included."""
-    kv_free_blocks: int = 0
+    kv_free_blocks: Count = 0
     """Free or evictable."""
-    kv_total_blocks: int = 0
-    prefill_rate: float = 0.0
+    kv_total_blocks: Count = 0
+    prefill_rate: Amount = 0.0
     """Prompt tokens a second while it computes prompts (on a decode worker: in the chunks of mixed steps)."""
-    decode_step_ms: float = 0.0
+    decode_step_ms: Amount = 0.0
     """Time of a step without prompt chunks, at the present batch."""
-    num_steps: int = 0
+    num_steps: Count = 0
     """Steps since the start: shows that work moves."""
     draining: bool = False
     """No new Start is taken; what runs ends, or is handed back as retryable `Ended`."""
@@ -206,7 +211,7 @@ class Legs(msgspec.Struct, tag="legs", array_like=True, frozen=True):
     """The answer to a roll call, after all that was said before it."""
 
     incarnation: str
-    number: int
+    number: Count
     """The Hello's."""
     legs: list[OpenLeg]
     """All that this worker runs for the router. A prompt that only waits to be fetched is not among them."""
@@ -242,16 +247,16 @@ class Token(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One new token of one choice."""
 
     request_id: str
-    epoch: int
-    choice: int
-    position: int
-    token_id: int
+    epoch: Id
+    choice: Id
+    position: Id
+    token_id: Id
     finish_reason: Literal["stop", "length"] | None = None
     stop_reason: int | None = None
     """The stop token id that ended it; None for the model's own end of text."""
-    num_cached: int = 0
+    num_cached: Count = 0
     """Prompt tokens that this worker found in its own prefix cache. With a choice's first token."""
-    num_fetched: int = 0
+    num_fetched: Count = 0
     """Prompt tokens whose KV came from another worker. With a choice's first token."""
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: list[msgspec.Raw] | None = None
@@ -274,7 +279,7 @@ class Ended(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A leg that failed; `choice` None: all its choices."""
 
     request_id: str
-    epoch: int
+    epoch: Id
     error: LegError
     choice: int | None = None
 
@@ -283,13 +288,13 @@ class Transfer(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One prompt's KV that arrived: what routers learn links from. Sent by the decode worker."""
 
     request_id: str
-    epoch: int
+    epoch: Id
     source_incarnation: str
-    num_tokens: int
-    nbytes: int
-    seconds: float
+    num_tokens: Count
+    nbytes: Count
+    seconds: Amount
     """From the first credit to the last verified block."""
-    exposed_seconds: float
+    exposed_seconds: Amount
     """The part of it that came after the prefill had ended."""
 
 
@@ -297,14 +302,14 @@ class Computed(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """How a leg came to its first token here; sent with it."""
 
     request_id: str
-    epoch: int
-    num_tokens: int
+    epoch: Id
+    num_tokens: Count
     """Of the prompt, and of what was emitted before, that this worker computed."""
-    num_cached: int
+    num_cached: Count
     """Of the prompt, in this worker's prefix cache."""
-    waited_seconds: float
+    waited_seconds: Amount
     """From the Start, or from the last block of a transfer, to the first step with a part of it."""
-    seconds: float
+    seconds: Amount
     """From there to the token."""
 
 
@@ -329,7 +334,7 @@ class Blocks(msgspec.Struct, tag="blocks", array_like=True, frozen=True):
 
     worker_id: str
     incarnation: str
-    sequence: int
+    sequence: Count
     stored: list[bytes] = []
     evicted: list[bytes] = []
     is_snapshot: bool = False
@@ -382,6 +387,7 @@ def _check_start(start: Start) -> None:
     indices = [choice.index for choice in start.choices]
     _check(len(set(indices)) == len(indices) and min(indices) >= 0, "choices repeat")
     _check(max(indices) < start.params.n, "a choice exceeds n")
+    _check(all(min(choice.emitted, default=0) >= 0 for choice in start.choices), "a token id is negative")
     _check(-(2**63) <= start.seed < 2**63, "seed is out of range")
     _check(start.seconds_left is None or not math.isnan(start.seconds_left), "seconds_left is no number")
     ticket = start.ticket

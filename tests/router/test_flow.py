@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 
@@ -289,6 +290,21 @@ async def test_a_prefill_worker_that_is_late_with_another_first_token_is_not_hea
         world.say(decode, running, at)
     assert world.heard.tokens == {0: ANSWER}
     assert epoch_of(running) == 0
+
+
+@pytest.mark.parametrize("asked", [{"max_tokens": 2}, {"max_tokens": None}])
+async def test_a_worker_that_goes_on_after_what_was_asked_is_told_to_stop(world: World, asked: dict[str, Any]) -> None:
+    decode = world.join("d", "decode")
+    if asked["max_tokens"] is None:
+        facts = msgspec.structs.replace(decode.info.model, max_model_len=len(PROMPT) + 2)
+        decode.info = msgspec.structs.replace(decode.info, model=facts)
+    running = world.begin(**asked)
+    for at in range(4):
+        world.say(decode, running, at, finish_reason=None, epoch=0)
+    assert world.heard.finished == {0: "length"}
+    assert world.heard.tokens == {0: ANSWER[:2]}
+    assert sent(decode)[-1] == Cancel(running.flow.request_id, 0)
+    world.check_nothing_is_left()
 
 
 async def test_a_gap_is_replayed(world: World) -> None:

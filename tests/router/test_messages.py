@@ -3,6 +3,7 @@
 import contextlib
 import math
 import uuid
+from typing import Any
 
 import msgspec
 import pytest
@@ -24,6 +25,7 @@ from baton.messages import (
     Ticket,
     Token,
     TokenLogprobs,
+    Transfer,
     decode_to_router,
     decode_to_worker,
     encode,
@@ -31,10 +33,12 @@ from baton.messages import (
 from baton.prompt import Prompt, Span
 from baton.protocol import SamplingParams
 
+ID = uuid.uuid4().hex
+
 
 def make_start(**changes: object) -> Start:
     fields = {
-        "request_id": uuid.uuid4().hex,
+        "request_id": ID,
         "epoch": 0,
         "leg": "decode",
         "prompt": Prompt([1, 2, 3], (Span(1, 2, b"cat", "there"),)),
@@ -74,6 +78,7 @@ def test_every_sampling_parameter_survives_the_wire() -> None:
         {"epoch": -1},
         {"prompt": Prompt([])},
         {"prompt": Prompt([-1])},
+        {"choices": [ChoiceStart(0, [5, -1])]},
         {"choices": []},
         {"choices": [ChoiceStart(1)]},
         {"seconds_left": math.nan},
@@ -87,6 +92,30 @@ def test_every_sampling_parameter_survives_the_wire() -> None:
 def test_a_start_that_no_router_sends_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(BadMessage):
         decode_to_worker(encode(make_start(**changes)))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"tokens": [Token(ID, 0, 0, 1, -1)]},
+        {"tokens": [Token(ID, 0, 0, 1, 2**40)]},
+        {"tokens": [Token(ID, 0, 0, -1, 1)]},
+        {"tokens": [Token(ID, 0, -1, 1, 1)]},
+        {"tokens": [Token(ID, 0, 0, 1, 1, num_cached=-5)]},
+        {"load": Load(prefill_rate=math.nan)},
+        {"load": Load(decode_step_ms=math.inf)},
+        {"load": Load(decode_step_ms=-1.0)},
+        {"load": Load(kv_free_blocks=-1)},
+        {"transfers": [Transfer(ID, 0, "i", 16, 4096, 1.0, math.nan)]},
+        {"computed": [Computed(ID, 0, 16, 0, -1.0, 1.0)]},
+    ],
+)
+def test_what_no_worker_can_have_measured_is_no_message(said: dict[str, Any]) -> None:
+    """One rate that is no number would spoil every choice between workers from then on."""
+    outputs = Outputs("w", "i", [], Load())
+    assert decode_to_router(encode(outputs)) == outputs
+    with pytest.raises(BadMessage):
+        decode_to_router(encode(msgspec.structs.replace(outputs, **said)))
 
 
 def test_sampling_parameters_out_of_range_are_refused_on_arrival() -> None:

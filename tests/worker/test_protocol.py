@@ -238,6 +238,16 @@ def test_a_leg_that_a_worker_lacks_is_refused_as_retryable(router: SmallRouter) 
     assert prefill.answer(request_id).ended[0].error.retryable
 
 
+@pytest.mark.parametrize("emitted", [[10**6], [5] * 10**4])
+def test_tokens_before_a_replay_that_cannot_be_cost_that_request_only(router: SmallRouter, emitted: list[int]) -> None:
+    _, decode = router.links
+    neighbour = router.start(decode, prompt_of(41_200, 30), GREEDY)
+    wrong = router.start(decode, prompt_of(41_201, 30), GREEDY, epoch=1, choices={0: emitted})
+    router.until(lambda: decode.answer(wrong, 1).ended and decode.answer(neighbour).is_finished(), "both end")
+    assert decode.answer(wrong, 1).ended[0].error.kind == "internal"
+    assert not decode.answer(neighbour).ended
+
+
 def test_a_deadline_ends_a_running_request(router: SmallRouter) -> None:
     _, decode = router.links
     request_id = router.start(decode, prompt_of(41_100, 30), LONG, seconds_left=0.2)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from baton.engine.engine import Engine
 from baton.errors import BatonError
 from baton.logs import get_logger
-from baton.messages import Cancel, Hello, LegError, Legs, Start, WorkerInfo
+from baton.messages import Cancel, Hello, LegError, Legs, ModelFacts, Start, WorkerInfo
 from baton.protocol import check_prompt
 from baton.registry import BlockLog
 from baton.wakeup import Wakeup
@@ -33,6 +33,7 @@ MAX_FAILED_STEPS = 3
 IDLE_S = 0.25
 REPORT_S = 0.1
 _ENDING = LegError("draining", "this worker is ending", True)
+_IMPOSSIBLE = LegError("internal", "the tokens before a replay are none of this model's", False)
 _TOO_LATE = LegError("deadline", "the deadline of the request has passed", False)
 
 log = get_logger("loop")
@@ -168,6 +169,8 @@ class WorkerLoop:
 
     def _begin(self, run: Run) -> LegError | None:
         start, model = run.start, self._info.model
+        if not _is_possible(start, model):
+            return _IMPOSSIBLE
         try:
             check_prompt(start.prompt, model.vocab_size, model.max_model_len)
             start.params.check_vocab(model.vocab_size, model.eos_token_ids)
@@ -310,3 +313,12 @@ class WorkerLoop:
         if self._draining_until is not None:
             wait_s = min(wait_s, max(0.01, self._draining_until - time.monotonic()))
         return wait_s
+
+
+def _is_possible(start: Start, model: ModelFacts) -> bool:
+    """Whether what a request has already can be its answer's beginning: else a step would fail, for all that are in it."""
+    room = model.max_model_len - len(start.prompt)
+    return all(
+        not emitted or (len(emitted) < room and max(emitted) < model.vocab_size)
+        for emitted in (choice.emitted for choice in start.choices)
+    )

@@ -6,6 +6,7 @@ Pure: it knows no clock, no metrics, no log and no client; it takes tokens and a
 from __future__ import annotations
 
 import enum
+import sys
 from dataclasses import dataclass, field
 
 from baton.messages import Ticket, Token
@@ -19,6 +20,8 @@ class Verdict(enum.Enum):
 
     ACCEPTED = "accepted"
     """The next one of its choice."""
+    LAST = "last"
+    """The next one of its choice, and no more was asked for."""
     EARLY = "early"
     """Kept in `early`, until the prefill worker's first token is here."""
     REPEAT = "repeat"
@@ -51,7 +54,7 @@ class State(enum.Enum):
 
 
 _PREFILLING, _OVERTAKEN, _HANDED, _DECODING, _CLOSED = State
-_ACCEPTED, _EARLY, _REPEAT, _GAP, _MISMATCH, _RECOMPUTED, _UNKNOWN, _STALE = Verdict
+_ACCEPTED, _LAST, _EARLY, _REPEAT, _GAP, _MISMATCH, _RECOMPUTED, _UNKNOWN, _STALE = Verdict
 _DECODE_GAVE = {_PREFILLING: _OVERTAKEN, _HANDED: _DECODING}
 _PREFILL_GAVE = {_PREFILLING: _HANDED, _OVERTAKEN: _DECODING}
 
@@ -90,6 +93,8 @@ class Attempt:
     decode: str
     prefill: str | None = None
     ticket: Ticket | None = None
+    last_at: int = sys.maxsize
+    """The place in an answer of the last token that was asked for."""
     kv_arrived: bool = False
     """Whether the decode worker has the prompt's KV from the prefill worker."""
     state: State = field(init=False)
@@ -148,7 +153,7 @@ class Attempt:
         at = token.position - self.num_prompt
         if at == len(tokens):
             tokens.append(token.token_id)
-            return _ACCEPTED
+            return _ACCEPTED if at < self.last_at else _LAST
         if at > len(tokens):
             return self._keep_early(token, at)
         if at >= 0 and tokens[at] == token.token_id:

@@ -23,7 +23,7 @@ from baton.router.sink import ChoiceText, Sink, Usage
 _log = get_logger("flow")
 _USERS_KINDS = ("invalid_request", "context_too_long", "unsupported")
 _BUSY_KINDS = ("queue_full", "out_of_blocks")
-_ACCEPTED = Verdict.ACCEPTED
+_ACCEPTED, _LAST = Verdict.ACCEPTED, Verdict.LAST
 _Shown = TypeVar("_Shown")
 EndState = Literal["finished", "failed", "cancelled"]
 
@@ -117,9 +117,11 @@ class Flow(Generic[_Shown]):
     def begin(self, decode: WorkerInfo, prefill: WorkerInfo | None) -> list[tuple[str, Start]]:
         """Make the next attempt: what is left, after the tokens that the client has."""
         epoch = 0 if self.attempt is None else self.attempt.epoch + 1
-        num_prompt = self.usage.num_prompt
+        num_prompt, most = self.usage.num_prompt, self.generation.params.max_tokens
+        room = decode.model.max_model_len - num_prompt
+        last_at = (room if most is None else min(most, room)) - 1
         if prefill is None:
-            self.attempt = Attempt(epoch, num_prompt, self._choices, decode.worker_id)
+            self.attempt = Attempt(epoch, num_prompt, self._choices, decode.worker_id, last_at=last_at)
             return [(decode.worker_id, self._start("decode", self.attempt))]
         ticket = Ticket(
             bytes.fromhex(self.request_id),
@@ -130,7 +132,7 @@ class Flow(Generic[_Shown]):
             prefill.incarnation,
             num_prompt,
         )
-        self.attempt = Attempt(epoch, num_prompt, self._choices, decode.worker_id, prefill.worker_id, ticket)
+        self.attempt = Attempt(epoch, num_prompt, self._choices, decode.worker_id, prefill.worker_id, ticket, last_at)
         return [
             (decode.worker_id, self._start("decode", self.attempt)),
             (prefill.worker_id, self._start("prefill", self.attempt)),
@@ -160,14 +162,16 @@ class Flow(Generic[_Shown]):
         if attempt is None:
             return STALE
         verdict = attempt.take(token, worker)
+        finish_reason: str | None = token.finish_reason
         if verdict is not _ACCEPTED:
-            return _refusal(verdict, token, worker, attempt)
+            if verdict is not _LAST:
+                return _refusal(verdict, token, worker, attempt)
+            finish_reason = finish_reason or "length"  # whatever its worker goes on to say
         usage = self.usage
         if not usage.num_completion:
             usage.num_cached = min(token.num_cached, usage.num_prompt)
         usage.num_completion += 1
         index = token.choice
-        finish_reason: str | None = token.finish_reason
         shown, stop = self._texts[index].push(token.token_id, finish_reason)
         if stop is not None:
             finish_reason = "stop"
@@ -177,7 +181,9 @@ class Flow(Generic[_Shown]):
         if self.is_over:  # a sink whose client is gone ends the request from within
             return NOTHING_NEW
         if finish_reason is not None:
-            return self._end_choice(attempt, index, finish_reason, runs_on=stop is not None)
+            return self._end_choice(
+                attempt, index, finish_reason, runs_on=stop is not None or token.finish_reason is None
+            )
         return self._take_early(attempt) if index == 0 else GO
 
     def _take_early(self, attempt: Attempt) -> Next:
