@@ -210,7 +210,6 @@ def verify(
     ] = None,
     prompts: Annotated[int, Option(min=1, max=64, help="prompts, each asked greedily and with a seed")] = 8,
     offline: Annotated[bool, Option(help="compare with the LLM in this process too, where torch is installed")] = True,
-    dtype: Annotated[str, Option(help="type that the workers compute in; auto: what they take by themselves")] = "auto",
     api_key: ApiKey = None,
 ) -> None:
     """Compare all workers and paths of a running stack, token for token; end with 1 where they differ."""
@@ -220,10 +219,25 @@ def verify(
     from baton.verify import Settings
     from baton.verify import verify as compare
 
-    settings = Settings(
-        url=url, api_key=first_key(api_key), model=model, num_prompts=prompts, offline=offline, dtype=dtype
-    )
+    settings = Settings(url=url, api_key=first_key(api_key), model=model, num_prompts=prompts, offline=offline)
     sys.exit(asyncio.run(compare(settings)))
+
+
+@app.command("chaos", cls=Command)
+def chaos(
+    url: Url = "http://127.0.0.1:8000",
+    rounds: Annotated[int, Option(min=1, help="faults, one after another")] = 8,
+    streams: Annotated[int, Option(min=2, max=256, help="live streams under each fault")] = 16,
+    seed: Annotated[int, Option(help="of the choice among processes of one role")] = 0,
+    api_key: ApiKey = None,
+) -> None:
+    """Kill and stop workers of your own `baton up` under live streams; end with 1 where an answer is lost or changed."""
+    import asyncio
+
+    from baton.chaos import chaos as disturb
+    from baton.talk import first_key
+
+    sys.exit(asyncio.run(disturb(url, first_key(api_key), rounds, streams, seed)))
 
 
 @config_app.command("show", cls=Command, context_settings={"ignore_unknown_options": True})

@@ -24,6 +24,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from baton.comparison import BOUNDS, LENGTHS, compare, dtype_of, make_questions
 from baton.config import demo_model_path
 from baton.errors import BatonError, ConfigError
 from baton.recording import NUM_LOGPROBS, Answer, Question, Server, connected, lead_of
@@ -31,13 +32,6 @@ from baton.services import DEMO_NAME
 
 ANSWER_LEN = 32
 _REPLAY_AT = ANSWER_LEN // 2
-_LENGTHS = (1, 15, 16, 17, 40, 64, 129, 200, 300, 513)
-"""Of prompts, in tokens: around a block's edges, and longer than a chunk of many settings."""
-BOUNDS = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 2e-1}
-"""How far two computations of one log-probability lie apart at most."""
-_PLAIN = {"max_tokens": ANSWER_LEN, "ignore_eos": True, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
-_GREEDY = {**_PLAIN, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "presence_penalty": 0.0}
-_SEEDED = {**_PLAIN, "temperature": 0.8, "top_p": 0.9, "top_k": 40, "min_p": 0.01, "presence_penalty": 0.4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,22 +86,12 @@ class Row:
         if answer.error is not None:
             self.differences.append(f"{where}: {answer.error}")
             return
-        end = ANSWER_LEN
-        if question.is_greedy:
-            end = next((at for at, lead in enumerate(wanted.leads) if lead <= 2 * bound), ANSWER_LEN)
-        self.num_cut += end < ANSWER_LEN
-        self.num_tokens += end
-        for at, (one, other) in enumerate(zip(answer.token_ids[:end], wanted.token_ids[:end], strict=False)):
-            if one != other:
-                self.differences.append(f"{where}: token {at} is {one}, not {other}")
-                return
-            gap = abs(answer.logprobs[at] - wanted.logprobs[at])
-            self.logprob_gap = max(self.logprob_gap, gap)
-            if gap > bound:
-                self.differences.append(f"{where}: log-probability of token {at} is off by {gap:.2g}")
-                return
-        if len(answer.token_ids) != ANSWER_LEN:
-            self.differences.append(f"{where}: {len(answer.token_ids)} tokens, not {ANSWER_LEN}")
+        found = compare(question, answer, wanted, bound)
+        self.num_tokens += found.num_tokens
+        self.num_cut += found.is_cut
+        self.logprob_gap = max(self.logprob_gap, found.logprob_gap)
+        if found.difference is not None:
+            self.differences.append(f"{where}: {found.difference}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,8 +104,6 @@ class Settings:
     """Hub id or folder for the offline LLM; None: what the server's name says."""
     num_prompts: int
     offline: bool
-    dtype: str
-    """That of the workers; auto: what this machine would take."""
 
 
 async def verify(settings: Settings) -> int:
@@ -131,13 +113,13 @@ async def verify(settings: Settings) -> int:
         ConfigError: nobody answers, nobody decodes, or the offline LLM cannot be loaded.
     """
     async with connected(settings.url, settings.api_key) as server:
-        questions = await _questions(server, settings.num_prompts)
-        ways = _ways((await server.read("/debug/workers"))["workers"])
+        questions = await make_questions(server, settings.num_prompts, ANSWER_LEN)
+        workers = (await server.read("/debug/workers"))["workers"]
+        ways, dtype = _ways(workers), dtype_of(workers)
         rows: list[Row] = []
-        reference, bound = None, BOUNDS.get(settings.dtype, BOUNDS["bfloat16"])
+        reference, bound = None, BOUNDS[dtype]
         if settings.offline and importlib.util.find_spec("torch") is not None:
-            reference, dtype = await asyncio.to_thread(_ask_offline, settings, server, questions)
-            bound = BOUNDS[dtype]
+            reference = await asyncio.to_thread(_ask_offline, settings.model, server, questions, dtype)
             rows.append(Row("offline", "this process"))
             for i, (question, answer) in enumerate(zip(questions, reference, strict=True)):
                 rows[0].compare(i, question, answer, answer, bound)
@@ -170,20 +152,6 @@ def _ways(workers: Sequence[Mapping[str, Any]]) -> list[Way]:
     return ways
 
 
-async def _questions(server: Server, num_prompts: int) -> list[Question]:
-    """Make prompts of the model's own tokens, none the beginning of another."""
-    text = " ".join(f"On day {i} the harbour counted {i * 37 % 101} boats and {i * 53 % 97} gulls." for i in range(200))
-    body = {"model": server.model, "prompt": text, "add_special_tokens": False}
-    ids = (await server.read("/tokenize", body))["tokens"]
-    longest = server.max_model_len - ANSWER_LEN
-    questions = []
-    for i in range(num_prompts):
-        start, length = i * 31 % (len(ids) // 2), min(_LENGTHS[-1 - i % len(_LENGTHS)], longest)
-        prompt = ids[start : start + length]
-        questions += [Question(prompt, _GREEDY), Question(prompt, {**_SEEDED, "seed": 1000 + i})]
-    return questions
-
-
 async def _went(server: Server, way: Way, answer: Answer) -> bool:
     """Whether an answer took its way."""
     if way.path == "cached":
@@ -194,18 +162,18 @@ async def _went(server: Server, way: Way, answer: Answer) -> bool:
     return told.get("decode") == way.decode and told.get("prefill") == way.prefill
 
 
-def _ask_offline(settings: Settings, server: Server, questions: Sequence[Question]) -> tuple[list[Answer], str]:
-    """Answer all questions in this process; also return the type that it computed in."""
+def _ask_offline(named: str | None, server: Server, questions: Sequence[Question], dtype: str) -> list[Answer]:
+    """Answer all questions in this process."""
     from baton.llm import LLM, SamplingParams
 
-    model = settings.model or (str(demo_model_path()) if server.model == DEMO_NAME else server.model)
+    model = named or (str(demo_model_path()) if server.model == DEMO_NAME else server.model)
     try:
         llm = LLM(
             model,
-            dtype=settings.dtype,
+            dtype=dtype,
             use_tqdm=False,
             enable_prefix_caching=False,
-            max_model_len=min(server.max_model_len, _LENGTHS[-1] + ANSWER_LEN),
+            max_model_len=min(server.max_model_len, max(LENGTHS) + ANSWER_LEN),
             max_num_seqs=16,
         )
     except BatonError as error:
@@ -226,7 +194,7 @@ def _ask_offline(settings: Settings, server: Server, questions: Sequence[Questio
                 choice.finish_reason,
             )
         )
-    return answers, str(llm.engine.runner.model.dtype).removeprefix("torch.")
+    return answers
 
 
 def _report(server: Server, rows: Sequence[Row], bound: float) -> int:

@@ -4,31 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.cluster import make_model
-from tests.processes import HANG_S, BatonProcess, eventually, free_ports
+from tests.processes import HANG_S, BatonProcess
 
 from baton.recording import Answer, Question
 from baton.verify import ANSWER_LEN, Row
 
 pytestmark = pytest.mark.xdist_group("cluster")
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BatonProcess]:
-    """Two of each leg, with a key."""
-    folder, (port,) = tmp_path_factory.mktemp("verify"), free_ports(1)
-    arguments = ["up", str(make_model(folder / "tiny")), "--prefill", "2", "--decode", "2", "--port", str(port)]
-    arguments += ["--kv-cache-memory-bytes", str(48 * 2**20), "--drain-s", "1", "--api-key", "the-key"]
-    process = BatonProcess(arguments, folder / "up.log", port).start()
-    try:
-        eventually(lambda: "Try:" in process.log() or not process.is_running, "all are ready")
-        yield process
-    finally:
-        process.stop()
 
 
 def verify(stack: BatonProcess, *flags: str, key: str = "the-key") -> subprocess.CompletedProcess[str]:
@@ -71,7 +56,7 @@ def test_who_may_not_ask_is_told_so_in_one_line(stack: BatonProcess) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-QUESTION = Question([1, 2], {"temperature": 0.0})
+QUESTION = Question([1, 2], {"temperature": 0.0, "max_tokens": ANSWER_LEN})
 
 
 def answer(token_ids: list[int], logprob: float = -1.0, leads: float = 1.0) -> Answer:

@@ -134,6 +134,7 @@ def _worker(worker: Worker, num_awaited: int) -> dict[str, Any]:
         "awaited": num_awaited,
         "prefill_rate": load.prefill_rate,
         "decode_step_ms": load.decode_step_ms,
+        "kv_form": info.model.cache_parts[1] if len(info.model.cache_parts) > 1 else None,
         "http": info.http,
         "control": info.control,
         "incarnation": info.incarnation,
