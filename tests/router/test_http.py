@@ -23,7 +23,7 @@ from baton.router.load_line import LoadLine
 from .cluster import Cluster, cluster, wait_until
 
 BODY: dict[str, Any] = {"model": "tiny", "prompt": [20, 30, 40], "max_tokens": 4}
-ORIGIN = "http://localhost:3000"
+ORIGIN, KEY = "https://app.example.com", "a-key-of-twenty-chars"
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,15 @@ def preflight(url: str, **headers: str) -> httpx.Response:
     return httpx.options(f"{url}/v1/chat/completions", headers=asked)
 
 
-def test_pages_of_any_origin_may_ask_by_default(serving: Cluster) -> None:
+def test_pages_of_any_origin_may_ask_where_a_key_is_asked_for_or_all_are_named(tmp_path: Any) -> None:
+    http = HttpConfig(allowed_origins=("*",))
+    with cluster(tmp_path, [{"worker_id": "d0"}], http=http) as open_to_all:
+        check_that_any_origin_may_ask(open_to_all, {})
+    with cluster(tmp_path, [{"worker_id": "d0"}], api_key=(KEY,)) as keyed:
+        check_that_any_origin_may_ask(keyed, {"authorization": f"Bearer {KEY}"})
+
+
+def check_that_any_origin_may_ask(serving: Cluster, key: dict[str, str]) -> None:
     answer = preflight(serving.url, access_control_request_headers="authorization,content-type,x-stainless-os")
     assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] == "*"
@@ -141,20 +149,57 @@ def test_pages_of_any_origin_may_ask_by_default(serving: Cluster) -> None:
     assert "authorization" in answer.headers["access-control-allow-headers"]
     for stream in (False, True):
         answer = httpx.post(
-            f"{serving.url}/v1/completions", json={**BODY, "stream": stream}, headers={"origin": ORIGIN}
+            f"{serving.url}/v1/completions", json={**BODY, "stream": stream}, headers={"origin": ORIGIN, **key}
         )
         assert answer.headers["access-control-allow-origin"] == "*"
         assert "x-request-id" in answer.headers["access-control-expose-headers"].lower()
-    wrong = httpx.post(f"{serving.url}/v1/completions", json={}, headers={"origin": ORIGIN})
+    wrong = httpx.post(f"{serving.url}/v1/completions", json={}, headers={"origin": ORIGIN, **key})
     assert (wrong.status_code, wrong.headers["access-control-allow-origin"]) == (400, "*")
 
 
-def test_a_page_from_outside_reaches_a_private_network_only_where_it_is_named(serving: Cluster, tmp_path: Any) -> None:
-    answer = preflight(serving.url, access_control_request_private_network="true")
-    assert answer.status_code == 400
-    assert "--allowed-origins" in answer.json()["error"]["message"]
+LOCAL = [{}, {"origin": "http://localhost:3000"}, {"origin": "http://127.0.0.1:1"}, {"origin": "tauri://app"}]
+LOCAL += [{"host": host} for host in ("localhost:8000", "[::1]:8000", "192.168.1.9", "box.local", "router")]
+FOREIGN = [{"origin": origin} for origin in (ORIGIN, "null", "http://localhost.evil.com", "http://127.0.0.1@evil.com")]
+FOREIGN += [{"host": host} for host in ("evil.com", "evil.com:8000", "localhost.evil.com", "127.0.0.1.nip.io", "[::1")]
+FOREIGN += [{"host": "evil.com", "origin": "http://evil.com"}, {"content-type": "text/plain;charset=UTF-8"}]
+
+
+@pytest.mark.parametrize("headers", LOCAL)
+def test_a_server_without_keys_answers_programs_and_pages_of_its_own_machine(
+    serving: Cluster, headers: dict[str, str]
+) -> None:
+    assert httpx.post(f"{serving.url}/v1/completions", json=BODY, headers=headers).status_code == 200
+    as_curl_sends_it = {"content-type": "application/x-www-form-urlencoded", **headers}
+    answer = httpx.post(f"{serving.url}/v1/completions", content=json.dumps(BODY), headers=as_curl_sends_it)
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("headers", FOREIGN)
+def test_a_server_without_keys_answers_no_page_of_elsewhere(serving: Cluster, headers: dict[str, str]) -> None:
+    """Any page that is open in a browser on this machine reaches it, and DNS may make its name lead here."""
+    for path in ("/v1/completions", "/debug/requests", "/"):
+        answer = httpx.post(serving.url + path, content=json.dumps(BODY), headers=headers)
+        assert answer.status_code == 403
+        assert answer.json()["error"]["message"]
+        assert "access-control-allow-origin" not in answer.headers
+
+
+def test_a_page_that_is_named_may_ask_a_server_without_keys(tmp_path: Any) -> None:
+    http = HttpConfig(allowed_origins=(ORIGIN,))
+    with cluster(tmp_path, [], http=http) as named:
+        answer = httpx.get(f"{named.url}/v1/models", headers={"origin": ORIGIN})
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, ORIGIN)
+        assert httpx.get(f"{named.url}/v1/models", headers={"origin": "http://evil.com"}).status_code == 403
+        assert httpx.get(f"{named.url}/v1/models", headers={"host": "evil.com"}).status_code == 403
+
+
+def test_a_page_from_outside_reaches_a_private_network_only_where_it_is_named(tmp_path: Any) -> None:
+    with cluster(tmp_path, [], api_key=(KEY,)) as unnamed:
+        answer = preflight(unnamed.url, access_control_request_private_network="true")
+        assert answer.status_code == 400
+        assert "--allowed-origins" in answer.json()["error"]["message"]
     http = HttpConfig(allowed_origins=(ORIGIN,), allow_credentials=True, allowed_methods=('["POST"]',))
-    with cluster(tmp_path, [], http=http, api_key=("a-key-of-twenty-chars",)) as named:
+    with cluster(tmp_path, [], http=http, api_key=(KEY,)) as named:
         answer = preflight(named.url, access_control_request_private_network="true")
         assert answer.status_code == 200
         assert answer.headers["access-control-allow-private-network"] == "true"

@@ -6,12 +6,14 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from fastapi import Depends, FastAPI
+from starlette.types import ASGIApp
 
 from baton.router.auth import Authenticator, require_key
 from baton.router.cors import CrossOrigin
 from baton.router.envelope import Envelope
 from baton.router.http_config import HttpConfig
 from baton.router.json_answers import answer_errors
+from baton.router.local_guard import LocalGuard
 from baton.router.openai.chat import chat_routes
 from baton.router.openai.completions import completion_routes
 from baton.router.openai.models import model_routes
@@ -22,7 +24,11 @@ from baton.router.router_state import RouterState
 
 def create_app(router: RouterState, http: HttpConfig) -> Envelope:
     """Build a router as an ASGI application."""
-    return Envelope(CrossOrigin(make_api(router), http), router.metrics, router.config, http)
+    config = router.config
+    app: ASGIApp = CrossOrigin(make_api(router), http)
+    if http.is_local(config.api_key):
+        app = LocalGuard(app, config.host, http)
+    return Envelope(app, router.metrics, config, http)
 
 
 def make_api(router: RouterState) -> FastAPI:

@@ -22,12 +22,12 @@ class CrossOrigin(CORSMiddleware):
     def __init__(self, app: Any, config: HttpConfig) -> None:
         super().__init__(
             app,
-            allow_origins=config.allowed_origins,
+            allow_origins=config.allowed_origins or ("*",),
             allow_methods=config.allowed_methods,
             allow_headers=config.allowed_headers,
             allow_credentials=config.allow_credentials,
             # who lets everybody in has not thought of pages from outside that reach into the network
-            allow_private_network="*" not in config.allowed_origins,
+            allow_private_network=bool(config.allowed_origins) and "*" not in config.allowed_origins,
             expose_headers=_EXPOSED,
         )
 

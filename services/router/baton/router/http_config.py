@@ -21,7 +21,9 @@ class HttpConfig:
         False, "answer everybody who reaches --host, without a key, beyond this machine too"
     )
     allowed_origins: tuple[str, ...] = setting(
-        ("*",), "origins whose pages may ask from a browser; named ones may also reach a private network"
+        (),
+        "origins whose pages may ask from a browser, * for all; none: all where a key is asked for, else those of this "
+        "machine; named ones may also reach a private network",
     )
     allowed_methods: tuple[str, ...] = setting(("*",), "methods that such pages may use")
     allowed_headers: tuple[str, ...] = setting(("*",), "headers that such pages may send")
@@ -44,6 +46,10 @@ class HttpConfig:
             raise ConfigError("ssl_keyfile, ssl_ca_certs and ssl_cert_reqs need --ssl-certfile.")
         for name in ("allowed_origins", "allowed_methods", "allowed_headers"):
             object.__setattr__(self, name, _entries(name, getattr(self, name)))
+
+    def is_local(self, api_keys: Sequence[str]) -> bool:
+        """Whether the address alone keeps others out: no key, and nothing said of who else may ask."""
+        return not (api_keys or self.allow_anonymous or self.uds is not None or "*" in self.allowed_origins)
 
     def check(self, host: str, api_keys: Sequence[str]) -> None:
         """Refuse what would fail only later: keys that cannot be sent, files that are not there; and an open door.
