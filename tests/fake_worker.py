@@ -200,6 +200,8 @@ class FakeWorker:
             if self._socket.poll(int(timeout * 1000) + (1 if timeout % 0.001 else 0)):
                 self._receive()
             now = time.monotonic()
+            for router in [each for each, heard_at in self._routers.items() if now - heard_at > ROUTER_SILENCE_S]:
+                self._forget_router(router)
             if self._requests and now >= next_step:
                 self._step(now)
                 next_load = now + LOAD_INTERVAL_S
@@ -207,7 +209,7 @@ class FakeWorker:
             elif not self._requests:
                 next_step = now
             if now >= next_load:
-                self._report(now)
+                self._report()
                 next_load = now + LOAD_INTERVAL_S
         self._socket.close()
         self._context.destroy(linger=0)
@@ -217,7 +219,7 @@ class FakeWorker:
         self.is_draining = True
         for request in list(self._requests.values()):
             self._fail(request, "draining", retryable=True)
-        self._report(time.monotonic())
+        self._report()
 
     def _receive(self) -> None:
         for _ in range(1000):
@@ -292,7 +294,7 @@ class FakeWorker:
         if self.is_draining or settings.fail_kind:
             self._requests[start.request_id] = request
             self._fail(request, settings.fail_kind or "draining", retryable=settings.fail_retryable)
-            self._report(time.monotonic())
+            self._report()
             return
         if fetched and start.ticket is not None:
             transfer = Transfer(
@@ -443,12 +445,9 @@ class FakeWorker:
         """Return the load, as announced."""
         return self._load()
 
-    def _report(self, now: float) -> None:
-        for router, heard_at in list(self._routers.items()):
-            if now - heard_at > ROUTER_SILENCE_S:
-                self._forget_router(router)
-            else:
-                self._send_outputs(router, [])
+    def _report(self) -> None:
+        for router in list(self._routers):
+            self._send_outputs(router, [])
         self._send_blocks()
 
     def _send_outputs(self, router: bytes, tokens: list[Token]) -> None:

@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -52,6 +53,44 @@ def post(body: dict[str, Any], *headers: str, version: str = "1.1", end: bool = 
     if end and version == "1.1":
         lines.append("connection: close")
     return "\r\n".join((*lines, "", "")).encode() + content
+
+
+def half_close(serving: Cluster, request: bytes) -> bytes:
+    """Send a request, shut the sending half, and read to the end of the connection."""
+    with socket.create_connection(("127.0.0.1", serving.config.port)) as connection:
+        connection.sendall(request)
+        connection.shutdown(socket.SHUT_WR)
+        connection.settimeout(60)
+        answer = b""
+        while piece := connection.recv(65536):
+            answer += piece
+    return answer
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_shuts_its_sending_half_is_answered(serving: Cluster, stream: bool) -> None:
+    answer = half_close(serving, post(BODY | {"stream": stream, "max_tokens": 200, "ignore_eos": True}, end=False))
+    heads = [line for line in answer.split(b"\r\n") if line.startswith(b"HTTP/1.1 ")]
+    assert heads == [b"HTTP/1.1 100 Continue", b"HTTP/1.1 200 OK"]
+    assert b"connection: close" in answer
+    assert b'"finish_reason":"length"' in answer
+    assert not serving.connections
+
+
+@pytest.mark.parametrize("request_", [post(BODY)[:-1], b"GET /v1/mod", b""])
+def test_a_request_whose_rest_will_not_come_ends_its_connection(serving: Cluster, request_: bytes) -> None:
+    assert b" 200 " not in half_close(serving, request_)
+    wait_until(lambda: not serving.connections)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_has_left_before_its_answer_began_ends_its_request(tmp_path: Path, stream: bool) -> None:
+    with cluster(tmp_path, [{"worker_id": "d0", "prefill_rate": 0.001}]) as made:  # no token will come
+        with socket.create_connection(("127.0.0.1", made.config.port)) as connection:
+            connection.sendall(post(BODY | {"stream": stream}, end=False))
+            made.ask(lambda state: state.dispatcher.flows, until=True)
+        wait_until(lambda: not made.state.dispatcher.flows)
+        wait_until(lambda: not made.connections)
 
 
 @pytest.mark.parametrize(

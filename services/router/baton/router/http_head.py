@@ -13,6 +13,7 @@ import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from baton.router.half_closed import HalfClosed, may_wait
 from baton.router.openai.refusals import error_object
 
 
@@ -24,6 +25,7 @@ class _BoundedProtocol(HttpToolsProtocol):
     _head_nbytes = 0
     _is_in_head = True
     _head_timer: asyncio.TimerHandle | None = None
+    _half_closed: HalfClosed | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -31,7 +33,17 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        if self._half_closed is not None:
+            self._half_closed.stop()
         super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Go on while an answer may be waited for; a connection of which nothing is left ends."""
+        if self.pipeline or not may_wait(self.cycle, is_whole=self._is_in_head and not self._head_nbytes):
+            return False
+        self.cycle.keep_alive = False
+        self._half_closed = HalfClosed(self.transport, self.cycle)
+        return True
 
     def data_received(self, data: bytes) -> None:
         if self._is_in_head:
