@@ -116,6 +116,8 @@ class Load(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """No new Start is taken; what runs ends, or is handed back as retryable `Ended`."""
     stuck: bool = False
     """The loop does not come out of a step, or its thread stands: nothing goes there until it moves again."""
+    in_long_step: bool = False
+    """The loop is in a step that takes seconds, as such a step may."""
 
 
 # -- router -> worker -----------------------------------------------------------------------------------------

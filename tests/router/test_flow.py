@@ -520,6 +520,11 @@ async def test_a_worker_that_answers_but_does_no_step_is_taken_as_dead_until_it_
     world.pool.lose_silent(now)
     assert "d0" in world.pool.workers  # nobody waits for it
     world.begin()
+    stuck.report(Load(in_long_step=True))
+    world.pool.lose_silent(now)
+    assert "d0" in world.pool.workers  # it knows what its step may take
+    stuck.report(Load())
+    stuck.moved_at -= 61.0
     world.pool.lose_silent(now)
     assert "d0" not in world.pool.workers
     world.pool.on_message(client, Welcome(stuck.info, stuck.load))

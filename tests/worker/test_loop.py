@@ -15,6 +15,7 @@ from baton.engine.step_plan import StepPlan
 from baton.messages import Cancel, Outputs
 from baton.protocol import SamplingParams
 from baton.worker.beat import STUCK_S
+from baton.worker.load_meter import _Chunks
 from baton.worker.loop import EngineBroken
 from baton.worker.mailbox import PeerLost, WantsBlocks
 from baton.worker.runs import ClosedEpochs
@@ -276,9 +277,9 @@ def test_a_step_may_take_long_while_none_like_it_is_known_and_then_in_proportion
     runner.forward = looked_at  # type: ignore[method-assign]
     ask_alone(table, prompt_of(1, 50))
     assert meter.limit_s() == STUCK_S
-    assert limits[0] == 30.0
+    assert limits[0] == 600.0
     assert limits[-1] == STUCK_S
     limits.clear()
-    meter._largest_chunk = 10.0, 10.0  # as slow as a model can be
+    meter._largest_chunks = _Chunks(10, 10 * 10, 1.0)  # as slow as a model can be
     ask_alone(table, prompt_of(2, 50))
-    assert limits[0] == 500.0  # ten times the 50 s that 50 tokens take
+    assert limits[0] == 250.0  # ten times the 25 s that 50 tokens take, whose attention is 25 times as much

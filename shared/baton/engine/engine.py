@@ -111,6 +111,8 @@ class Engine:
         """Steps launched since the start."""
         self.num_chunk_tokens = 0
         """Tokens of them that were prompts' chunks, not single next tokens."""
+        self.num_chunk_pairs = 0
+        """The same tokens, each times those up to the end of its chunk."""
         self.num_collected = 0
         """Steps whose result was taken in."""
 
@@ -272,6 +274,7 @@ class Engine:
             return None
         self.num_steps += 1
         self.num_chunk_tokens += plan.num_tokens - plan.num_decodes
+        self.num_chunk_pairs += plan.num_chunk_pairs
         self.admitted = [self._owner[sequence][0] for sequence in plan.admitted]
         return self.runner.sample(self.runner.forward(plan))
 

@@ -26,6 +26,8 @@ class StepPlan:
     num_tokens: int = 0
     num_decodes: int = 0
     """Rows with exactly one new token."""
+    num_chunk_pairs: int = 0
+    """Of the other rows: new tokens times the tokens up to their end, which bounds what attention does."""
 
     def add(self, sequence: Sequence, num_new: int, num_samples: int) -> None:
         """Add a row and count its tokens as computed; the blocks are there already."""
@@ -35,6 +37,8 @@ class StepPlan:
         if num_new == 1:
             at = self.num_decodes
             self.num_decodes += 1
+        else:
+            self.num_chunk_pairs += num_new * (start + num_new)
         self.sequences.insert(at, sequence)
         self.num_new.insert(at, num_new)
         self.starts.insert(at, start)

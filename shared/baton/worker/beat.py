@@ -20,16 +20,17 @@ class Beat:
         self.is_stuck = False
         """Of the last look: the present turn has lasted too long."""
         self._turns_seen = 0
-        self._stood_s = 0.0
+        self.stood_s = 0.0
+        """How long the present turn has lasted, at the last look."""
         self._looked_at = 0.0
 
     def look(self, now: float) -> bool:
         """Judge by `now` of a clock that does not jump; return `is_stuck`."""
         turns = self.turns
         if turns != self._turns_seen:
-            self._turns_seen, self._stood_s = turns, 0.0
+            self._turns_seen, self.stood_s = turns, 0.0
         elif turns:
-            self._stood_s += min(now - self._looked_at, MAX_LOOK_S)
+            self.stood_s += min(now - self._looked_at, MAX_LOOK_S)
         self._looked_at = now
-        self.is_stuck = self._stood_s > 0 and self._stood_s >= self.limit_s()
+        self.is_stuck = self.stood_s > 0 and self.stood_s >= self.limit_s()
         return self.is_stuck

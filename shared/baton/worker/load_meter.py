@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, replace
 
 from baton.engine.engine import Engine
 from baton.messages import Load
@@ -13,9 +14,23 @@ _EMA = 0.2
 _REFRESH_S = 0.1
 """Between counts of what waits, which walk the queues."""
 _SLOWER = 10.0
-"""Times that a step may take what it is expected to: a cold start, a longer context, a machine that others use too."""
-_FIRST_STEP_S = 30.0
-"""While nothing is known of steps of a kind."""
+"""Times that a step may take what it is expected to: a cold cache, a machine that others use too."""
+_FIRST_STEP_S = 600.0
+"""While nothing is known of steps of a kind: the first prompt of a large model on a CPU takes minutes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunks:
+    """The prompts' chunks of a step: how much work they are, and how long such a step takes at most."""
+
+    num_tokens: float = 0.0
+    num_pairs: float = 0.0
+    """Tokens times those up to their end."""
+    seconds: float = 0.0
+
+    def scale(self, other: _Chunks) -> float:
+        """How many times as long a step with `other` may take: as its matrices grow, or as its attention does."""
+        return max(1.0, other.num_tokens / self.num_tokens, other.num_pairs / self.num_pairs)
 
 
 class LoadMeter:
@@ -25,10 +40,12 @@ class LoadMeter:
         self._engine = engine
         self._prefill_rate = 0.0
         self._decode_step_ms = 0.0
-        self._num_steps, self._num_chunk_tokens = engine.num_steps, engine.num_chunk_tokens  # after a warm-up
-        self._last_chunk_tokens = 0
-        self._largest_chunk = 0.0, 0.0
-        """Tokens of the largest chunk of late, and the longest that a step with so many or fewer took, in seconds."""
+        self._num_steps = engine.num_steps  # from here on: after a warm-up
+        self._num_chunk_tokens, self._num_chunk_pairs = engine.num_chunk_tokens, engine.num_chunk_pairs
+        self._last_chunks = _Chunks()
+        self._largest_chunks: _Chunks | None = None
+        """Of late; the seconds are the longest of all since. They say most of chunks that are larger still: the rate of a
+        small one, with many decodes beside it, says little."""
         self._began_at = 0.0
         self._load = Load()
         self._at = 0.0
@@ -43,11 +60,11 @@ class LoadMeter:
         if engine.num_steps == self._num_steps:
             return
         seconds = time.perf_counter() - self._began_at
-        num_chunk_tokens = engine.num_chunk_tokens - self._num_chunk_tokens
-        self._num_steps, self._num_chunk_tokens = engine.num_steps, engine.num_chunk_tokens
-        self._last_chunk_tokens = num_chunk_tokens
-        if num_chunk_tokens:
-            self._learn_chunk(num_chunk_tokens, seconds)
+        chunks = self._chunks_since()
+        self._num_steps, self._last_chunks = engine.num_steps, chunks
+        self._num_chunk_tokens, self._num_chunk_pairs = engine.num_chunk_tokens, engine.num_chunk_pairs
+        if num_chunk_tokens := chunks.num_tokens:
+            self._learn(replace(chunks, seconds=seconds))
             self._prefill_rate = _mean(self._prefill_rate, num_chunk_tokens / max(seconds, 1e-6))
         else:
             self._decode_step_ms = _mean(self._decode_step_ms, seconds * 1e3)
@@ -58,21 +75,27 @@ class LoadMeter:
         if engine.num_steps == self._num_steps:  # between steps
             return STUCK_S
         # a GPU's step is waited for while the next one is launched
-        num_chunk_tokens = max(engine.num_chunk_tokens - self._num_chunk_tokens, self._last_chunk_tokens)
-        if num_chunk_tokens:
-            largest, longest_s = self._largest_chunk
-            expected_s = longest_s * max(1.0, num_chunk_tokens / max(largest, 1.0))
-        else:
+        running = [chunks for chunks in (self._last_chunks, self._chunks_since()) if chunks.num_tokens]
+        known = self._largest_chunks
+        if not running:
             expected_s = self._decode_step_ms / 1e3
+        else:
+            expected_s = 0.0 if known is None else known.seconds * max(map(known.scale, running))
         return max(STUCK_S, _SLOWER * expected_s) if expected_s else _FIRST_STEP_S
 
-    def _learn_chunk(self, num_tokens: int, seconds: float) -> None:
-        """Keep what says most of larger chunks; rates of small ones, with many decodes beside them, say little."""
-        largest, longest_s = self._largest_chunk
-        if num_tokens >= largest:
-            self._largest_chunk = num_tokens, seconds
+    def _chunks_since(self) -> _Chunks:
+        """Return what was launched since the last step that ended."""
+        engine = self._engine
+        return _Chunks(engine.num_chunk_tokens - self._num_chunk_tokens, engine.num_chunk_pairs - self._num_chunk_pairs)
+
+    def _learn(self, chunks: _Chunks) -> None:
+        """Keep the largest chunks of late."""
+        known = self._largest_chunks
+        if known is None or chunks.num_tokens >= known.num_tokens:
+            self._largest_chunks = chunks
         else:
-            self._largest_chunk = 0.99 * largest, max(longest_s, seconds)
+            longest_s = max(known.seconds, chunks.seconds)
+            self._largest_chunks = _Chunks(0.99 * known.num_tokens, 0.99 * known.num_pairs, longest_s)
 
     def load(self, *, draining: bool, force: bool = False) -> Load:
         """Measure the present load; counted anew at most ten times a second unless forced."""

@@ -308,6 +308,8 @@ class Mailbox:
                 log.error("loop_stuck")
                 for peer in self._peers:
                     peer.told_at = 0.0
+        elif self.beat.stood_s >= STUCK_S:
+            self.load = msgspec.structs.replace(self.load, in_long_step=True)
         elif was_stuck:
             log.info("loop_turns_again")
         if self.beat.turns and (now - self._pulse_at >= LOAD_INTERVAL_S or is_stuck != was_stuck):

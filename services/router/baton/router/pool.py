@@ -131,9 +131,9 @@ class Worker:
     def report(self, load: Load) -> None:
         """Take the worker's own word on its load."""
         has_stepped = load.num_steps != self.load.num_steps
-        if has_stepped or not self.request_ids:
+        if has_stepped or load.in_long_step or not self.request_ids:
             self.moved_at = time.monotonic()
-        if has_stepped:
+        if has_stepped:  # and what was learned until then counts less
             if self.moved_at - self.worked_at > 1.0:
                 self.steps.fade(self.moved_at - self.worked_at)
             self.worked_at = self.moved_at
