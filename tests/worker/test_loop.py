@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -283,3 +284,25 @@ def test_a_step_may_take_long_while_none_like_it_is_known_and_then_in_proportion
     meter._largest_chunks = _Chunks(10, 10 * 10, 1.0)  # as slow as a model can be
     ask_alone(table, prompt_of(2, 50))
     assert limits[0] == 250.0  # ten times the 25 s that 50 tokens take, whose attention is 25 times as much
+
+
+def test_a_long_step_that_has_ended_is_not_held_against_what_follows(make_table: MakeTable) -> None:
+    table = make_table(64)
+    beat, runner, send = table.mailbox.beat, table.engine.runner, table.loop._send
+    forward = runner.forward
+    clock = itertools.count(0.0, 0.5)
+    judged: list[bool] = []
+
+    def long_forward(plan: StepPlan) -> ForwardedStep:
+        assert not any(beat.look(next(clock)) for _ in range(100))
+        return forward(plan)
+
+    def looked_at(is_idle: bool) -> None:
+        judged.append(beat.look(next(clock)))
+        send(is_idle)
+
+    runner.forward = long_forward  # type: ignore[method-assign]
+    table.loop._send = looked_at  # type: ignore[method-assign]
+    table.start(prompt_of(1, 50), GREEDY)
+    table.loop.turn()
+    assert judged == [False]
