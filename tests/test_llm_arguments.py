@@ -113,9 +113,20 @@ def test_token_ids_outside_the_vocabulary_are_refused(llm: LLM, field: str) -> N
 
 def test_limits_that_leave_no_token_are_refused(llm: LLM) -> None:
     eos = llm.engine.model.spec.eos_token_ids
-    params = SamplingParams(min_tokens=2, stop_token_ids=(7,), allowed_token_ids=(7, *eos))
-    with pytest.raises(InvalidRequest, match="min_tokens"):
-        llm.generate(["hi"], params, use_tqdm=False)
+    banned = {"allowed_token_ids": (7, 8), "bad_words_ids": ((7,), (8,), (9, 10))}
+    for limits, field in (
+        ({"min_tokens": 2, "stop_token_ids": (7,), "allowed_token_ids": (7, *eos)}, "min_tokens"),
+        (
+            {"min_tokens": 2, "stop_token_ids": (7,), "allowed_token_ids": (7, 8), "bad_words_ids": ((8,),)},
+            "min_tokens",
+        ),
+        (banned, "allowed_token_ids"),
+    ):
+        with pytest.raises(InvalidRequest, match=f" {field}="):
+            llm.generate(["hi"], SamplingParams(**limits), use_tqdm=False)
+    one_left: dict[str, Any] = {**banned, "allowed_token_ids": (7, 8, 10)}
+    answer = llm.generate(["hi"], SamplingParams(**one_left, max_tokens=3, ignore_eos=True), use_tqdm=False)[0]
+    assert answer.outputs[0].token_ids == [10, 10, 10]
 
 
 @pytest.mark.parametrize("messages", ["hi", ["hi"], [[{"role": "user", "content": "a"}, "b"]], []])

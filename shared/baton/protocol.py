@@ -135,9 +135,15 @@ class SamplingParams(msgspec.Struct, metaclass=_NamedAsInVllm, frozen=True, kw_o
             for token_id in token_ids:
                 if not 0 <= token_id < vocab_size:
                     raise refuse(field, token_id, f"token ids of this model are 0 to {vocab_size - 1}")
-        ends = {*self.stop_token_ids, *eos_token_ids}
-        if self.min_tokens and self.allowed_token_ids is not None and ends.issuperset(self.allowed_token_ids):
-            limit = "every token of allowed_token_ids ends the answer, so none may come before"
+        if self.allowed_token_ids is None:
+            return
+        banned = {word[0] for word in self.bad_words_ids if len(word) == 1}
+        if banned.issuperset(self.allowed_token_ids):
+            limit, way_out = "bad_words forbids each of them, so no token is left", "Allow one that is no bad word."
+            raise refuse("allowed_token_ids", list(self.allowed_token_ids), limit, way_out)
+        ends = banned | {*self.stop_token_ids, *eos_token_ids}
+        if self.min_tokens and ends.issuperset(self.allowed_token_ids):
+            limit = "every token of allowed_token_ids ends the answer or is a bad word, so none may come before"
             way_out = "Allow a token that does not, or set min_tokens to 0."
             raise refuse("min_tokens", self.min_tokens, limit, way_out)
 
