@@ -31,6 +31,7 @@ from baton.listener import bind_tcp, bracketed
 from baton.log_view import LogView
 from baton.logs import LogConfig, setup_logs
 from baton.model_folder import find_model
+from baton.own_folder import OwnFolder
 from baton.own_http import UDS_URL, client_of_started
 from baton.progress import EVERY_S
 from baton.redis_server import find_redis_server, server_command
@@ -115,8 +116,8 @@ async def run_up(config: UpConfig, engine: EngineConfig, http: HttpConfig, logs:
     supervisor = Supervisor(view)
     # nobody else's; the name of a socket in it may have a hundred characters
     within = None if len(tempfile.gettempdir()) < 64 else "/tmp"
-    with tempfile.TemporaryDirectory(prefix="baton-up-", dir=within, ignore_cleanup_errors=True) as folder:
-        plan = make_plan(config, engine, http, logs, folder)
+    with contextlib.closing(OwnFolder("baton-up-", within=within)) as folder:
+        plan = make_plan(config, engine, http, logs, folder.path)
         names = [child.name for child in (*plan.redis, *plan.workers, plan.router)]
         view.add(names)
         view.say("up", f"{plan.model_name}: starting {', '.join(names)}. {plan.notice}")

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -129,6 +130,24 @@ def test_up_takes_its_children_with_it_when_it_is_killed_and_asks_no_proxy(tmp_p
         )  # Redis, the router, what renders for it, two faces, two engine processes
         process.signal(signal.SIGKILL)
         eventually(lambda: not any(map(is_alive, started)), "all of them have ended")
+    finally:
+        process.kill()
+
+
+def test_ctrl_c_does_not_wait_for_an_engine_that_is_stopped(tmp_path: Path) -> None:
+    process = up(tmp_path, str(make_model(tmp_path / "tiny")), "--prefill", "0")
+    try:
+        eventually(lambda: "Try:" in process.log(), "all are ready")
+        assert process.process is not None
+        started = descendants(process.process.pid)
+        engines = [pid for pid in started if b"baton.engine_process" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        for pid in engines:
+            os.kill(pid, signal.SIGSTOP)
+        began = time.monotonic()
+        process.signal(signal.SIGINT)
+        assert process.process.wait(HANG_S) == 0
+        assert time.monotonic() - began < 30, "the time that a worker has to drain was waited for"
+        assert not any(map(is_alive, started))
     finally:
         process.kill()
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import zmq
 
 from baton.errors import ConfigError
 from baton.kvtransfer.transports.transport import Socket, Transport
+from baton.own_folder import OwnFolder
 
 MAX_PATH_LEN = 107
 """What the kernel stores of a unix socket's name."""
@@ -23,12 +22,12 @@ class IpcTransport(Transport):
     scheme = "ipc"
 
     def __init__(self) -> None:
-        self._folder: str | None = None
+        self._folder: OwnFolder | None = None
 
     def bind(self, socket: Socket, stripe: int) -> str:
         """Listen; the folder's name may be too long for it."""
-        self._folder = self._folder or tempfile.mkdtemp(prefix="baton-kv-")
-        path = Path(self._folder).absolute() / f"kv-{stripe}"
+        self._folder = self._folder or OwnFolder("baton-kv-")
+        path = Path(self._folder.path).absolute() / f"kv-{stripe}"
         if len(str(path)) > MAX_PATH_LEN or ";" in str(path):
             raise ConfigError(f"{path} cannot name a unix socket: at most {MAX_PATH_LEN} characters, none of them ;")
         try:
@@ -44,5 +43,5 @@ class IpcTransport(Transport):
     def close(self) -> None:
         """Remove the folder."""
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.close()
             self._folder = None
