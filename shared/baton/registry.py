@@ -117,6 +117,18 @@ class Registry:
 
         await self._write(fill, {key: b"hash", workers: b"set"})
 
+    async def holder(self, worker_id: str) -> tuple[str, str] | None:
+        """Read whose lease an id is: incarnation and control endpoint; None: nobody's."""
+        key = f"{self._prefix}worker:{worker_id}"
+        async with _answering():
+            incarnation, control = await self._or_none(self._redis.hmget(key, "incarnation", "control"), key) or (
+                b"",
+                b"",
+            )
+        return (
+            (incarnation.decode(errors="replace"), (control or b"").decode(errors="replace")) if incarnation else None
+        )
+
     async def withdraw(self, info: WorkerInfo) -> None:
         """Take back what a worker wrote, at its end."""
         blocks = f"{self._prefix}blocks:{info.worker_id}"

@@ -31,6 +31,9 @@ class Announcer:
         self._registry = registry
         self._serving = serving
         self._draining = draining
+        self.conflict = ""
+        """Why it is not announced: another worker has its id."""
+        self._incarnations: set[str] = set()  # of this worker, so far
         self._log = BlockLog("", "")  # of the engine process that lives
         self._queue: deque[Blocks] = deque()
         self._changed = asyncio.Event()
@@ -63,7 +66,7 @@ class Announcer:
 
     async def withdraw(self, info: WorkerInfo) -> None:
         """Take back what was written of a worker."""
-        if self._registry is not None:
+        if self._registry is not None and not self.conflict:
             with contextlib.suppress(RegistryDown):
                 await self._registry.withdraw(info)
 
@@ -79,7 +82,8 @@ class Announcer:
             serving = self._serving()
             if serving is not None:
                 try:
-                    await registry.announce(*serving)
+                    if await self._may_announce(registry, serving[0]):
+                        await registry.announce(*serving)
                     if not is_up:
                         log.info("registry_back")
                         self._needs_snapshot = True
@@ -92,6 +96,24 @@ class Announcer:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._draining.wait(), RENEW_S if serving is not None else 0.1)
 
+    async def _may_announce(self, registry: Registry, info: WorkerInfo) -> bool:
+        """Whether the id is ours: nobody else holds its lease."""
+        self._incarnations.add(info.incarnation)
+        holder = await registry.holder(info.worker_id)
+        if holder is None or holder[0] in self._incarnations or holder[1] == info.control:
+            if self.conflict:
+                log.info("worker_id_free", worker_id=info.worker_id)
+                self.conflict, self._needs_snapshot = "", True
+                self._changed.set()
+            return True
+        conflict = (
+            f"worker_id={info.worker_id!r} is that of the worker at {holder[1]}. Give each worker its own --worker-id."
+        )
+        if conflict != self.conflict:
+            self.conflict = conflict
+            log.error("worker_id_taken", reason=conflict)
+        return False
+
     async def _write_log(self, registry: Registry) -> None:
         """Bring the block log to Redis, in order; after a loss, a snapshot first."""
         queue = self._queue
@@ -99,6 +121,9 @@ class Announcer:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), SNAPSHOT_S)
             self._changed.clear()
+            if self.conflict:  # the log there is another worker's
+                queue.clear()
+                continue
             try:
                 while queue:
                     entry = queue[0]

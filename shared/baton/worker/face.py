@@ -96,6 +96,8 @@ class Face:
         """Why a new request would not be served; None: it would."""
         if self._draining.is_set() or self._stats.load.draining:
             return "draining"
+        if self._announcer.conflict:
+            return self._announcer.conflict
         if self._stats.refusal:
             return f"refused by the router: {self._stats.refusal}"
         return None
