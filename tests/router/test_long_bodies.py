@@ -1,15 +1,24 @@
 """A body too long for the event loop is answered, or refused, as a short one that says the same."""
 
+import asyncio
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from baton.router.long_bodies import INLINE_NBYTES
+from baton.errors import InvalidRequest
+from baton.requests.completions import CompletionRequest
+from baton.router.config import RouterConfig
+from baton.router.helper_process import HelperTooSlow
+from baton.router.long_bodies import INLINE_NBYTES, LongBodies
+from baton.router.text_pool import TextPool
+from baton.text import Tokenizer
 
 from .cluster import Cluster, cluster
+from .tokenizer_folder import make_tokenizer_folder
 
 USER = {"role": "user", "content": "hello world"}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "maximum": 2**70}}}
@@ -88,3 +97,30 @@ def test_a_text_beyond_the_context_is_refused_though_it_is_not_read_to_its_end(s
     assert status == 400
     assert "maximum context length is 2048 tokens" in said["error"]["message"]
     assert "more than 4096" in said["error"]["message"]
+
+
+def test_a_process_that_does_not_answer_in_time_is_ended_and_the_next_body_is_read(tmp_path: Path) -> None:
+    async def read() -> None:
+        config = RouterConfig(model=str(make_tokenizer_folder(tmp_path)))
+        text = TextPool(Tokenizer(config.model), config)
+        bodies = LongBodies(config, text)
+        body = b'{"prompt": [' + b"[]," * 400_000 + b"[]]}"
+        with pytest.raises(HelperTooSlow):
+            await bodies._readers.ask(bodies._job(CompletionRequest, body, None), 0.001)
+        with pytest.raises(InvalidRequest, match="none empty"):
+            await bodies.read(CompletionRequest, body, None)
+        await bodies.close()
+        await text.close()
+
+    asyncio.run(read())
+
+
+def test_more_long_bodies_than_may_wait_are_refused_until_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("baton.router.long_bodies._MAX_WAITING", 0)
+    with cluster(tmp_path, [{}]) as made:
+        answer = httpx.post(f"{made.url}{COMPLETION}", content=b'{"prompt": "x"}' + b" " * INLINE_NBYTES, timeout=60)
+        assert answer.status_code == 429
+        assert answer.headers["retry-after"]
+        assert httpx.post(f"{made.url}{COMPLETION}", json={"prompt": "x"}, timeout=60).status_code == 200

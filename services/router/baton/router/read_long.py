@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import os
 from array import array
 from collections.abc import Sequence
 from typing import Any
@@ -72,5 +72,5 @@ def _packed(token_ids: Sequence[int]) -> bytes:
 
 
 if __name__ == "__main__":
-    assert sys.byteorder == "little"
+    os.nice(5)  # where cores are few, the event loop goes first
     answer_frames(read_long)

@@ -40,6 +40,8 @@ class TextPool:
         self.tokenizer = tokenizer
         self._config = config
         self._threads = ThreadPoolExecutor(config.tokenizer_threads or 1, "tokenize")
+        self._aside = ThreadPoolExecutor(1, "tokenize-aside")
+        """For texts of any length that nobody generates from: prompts do not wait behind them."""
         self._renderers = HelperPool("baton.router.render", 2)
 
     async def start(self) -> None:
@@ -48,7 +50,8 @@ class TextPool:
 
     async def close(self) -> None:
         await self._renderers.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._aside):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     async def run(self, work: Callable[..., _T], *args: Any) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
@@ -62,7 +65,10 @@ class TextPool:
             InvalidRequest: more than the context holds, if that is given, or than are given at once.
         """
         work = functools.partial(_encode, self.tokenizer, text, add_special_tokens, max_model_len)
-        return work() if len(text) <= _INLINE_LEN else await self.run(work)
+        if len(text) <= _INLINE_LEN:
+            return work()
+        threads = self._aside if max_model_len is None else self._threads
+        return await asyncio.get_running_loop().run_in_executor(threads, work)
 
     async def chat_ids(
         self, request: Conversation, *, add_special_tokens: bool, max_model_len: int | None = None
