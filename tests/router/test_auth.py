@@ -37,6 +37,20 @@ def test_every_route_but_the_public_ones_refuses_a_stranger(guarded: Cluster) ->
                         assert answer.headers["www-authenticate"] == "Bearer"
 
 
+def test_a_key_sees_its_own_requests_only(guarded: Cluster) -> None:
+    clients = [httpx.Client(base_url=guarded.url, headers={"authorization": f"Bearer {key}"}) for key in KEYS]
+    for i, client in enumerate(clients):
+        for kind, max_tokens in (("served", 2), ("refused", -1)):
+            body = {"model": "tiny", "prompt": [20, 30], "max_tokens": max_tokens}
+            client.post("/v1/completions", json=body, headers={"x-request-id": f"{kind}-{i}"})
+    for i, client in enumerate(clients):
+        shown = {each["id"] for each in client.get("/debug/requests").json()["requests"]}
+        assert shown == {f"served-{i}", f"refused-{i}"}
+        assert client.get(f"/debug/route?id=served-{i}").status_code == 200
+        assert client.get(f"/debug/route?id=served-{1 - i}").status_code == 404
+        client.close()
+
+
 @pytest.mark.parametrize(
     "path", ["/metrics/", "//metrics", "/METRICS", "/health/../metrics", "/metrics%2f", "/health;/metrics"]
 )

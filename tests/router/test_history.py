@@ -45,7 +45,7 @@ def test_a_point_holds_what_came_in_its_interval(clock: Clock) -> None:
     metrics.request_success.inc("error")
     metrics.replays.inc("decode_lost")
     metrics.replays.inc("gap")
-    journal.refuse("r", QueueFull("busy"))
+    journal.refuse("r", b"", QueueFull("busy"))
     clock.now += 5
     history.sample()
     clock.now += 5

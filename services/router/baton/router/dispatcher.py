@@ -78,7 +78,7 @@ class Running:
     def __init__(self, dispatcher: Dispatcher, flow: Flow[Any]) -> None:
         self.flow = flow
         self.arrived_at = time.monotonic()
-        self.record = RequestRecord(flow.generation.public_id, flow.usage, self.arrived_at)
+        self.record = RequestRecord(flow.generation.public_id, flow.usage, self.arrived_at, flow.generation.tenant)
         self.demand: Demand | None = None
         """What admission counts for it; None before it is taken in."""
         self.decision: Decision | None = None

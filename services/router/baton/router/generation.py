@@ -26,6 +26,8 @@ class Generation:
     """What the client sees; never a key between services."""
     seed: int = 0
     pin: Pin | None = None
+    tenant: bytes = b""
+    """Whose it is; empty without keys."""
     hashes: dict[tuple[str, ...], list[bytes]] = field(default_factory=dict)
     """The prompt's block hashes by cache parts, as far as they were needed."""
 

@@ -72,6 +72,8 @@ class RequestRecord:
     public_id: str
     usage: Usage
     arrived_at: float
+    tenant: bytes = b""
+    """Whose it is: shown to nobody else."""
     unix_time: float = field(default_factory=time.time)
     state: Literal["waiting", "running", "refused"] | EndState = "waiting"
     status: int = 200
@@ -194,23 +196,31 @@ class Journal:
         """Take in a request that arrived; the oldest may be forgotten."""
         self._records.appendleft(record)
 
-    def refuse(self, public_id: str, error: BatonError) -> None:
+    def refuse(self, public_id: str, tenant: bytes, error: BatonError) -> None:
         """Take in a request that was answered with an error before any worker heard of it."""
         now = time.monotonic()
         self.num_refused += 1
         self._refused.appendleft(
             RequestRecord(
-                *(public_id, Usage(0), now), state="refused", status=error.status, cause=error.cause, ended_at=now
+                *(public_id, Usage(0), now, tenant),
+                state="refused",
+                status=error.status,
+                cause=error.cause,
+                ended_at=now,
             )
         )
 
-    def newest(self, count: int) -> list[RequestRecord]:
-        """Return the last requests; refused ones are at most half of them, unless there are few others."""
-        num_refused = max((count + 1) // 2, count - len(self._records))
-        parts = (islice(self._records, count), islice(self._refused, num_refused))
+    def newest(self, count: int, tenant: bytes = b"") -> list[RequestRecord]:
+        """Return a tenant's last requests; refused ones are at most half of them, unless there are few others."""
+        taken, refused = (
+            list(islice((each for each in records if each.tenant == tenant), count))
+            for records in (self._records, self._refused)
+        )
+        parts = (taken, refused[: max((count + 1) // 2, count - len(taken))])
         return list(islice(merge(*parts, key=lambda record: record.arrived_at, reverse=True), count))
 
-    def routes(self, public_id: str) -> list[AttemptRecord]:
-        """Return the attempts of the requests with this id, oldest first."""
-        attempts = [each for record in self._records if record.public_id == public_id for each in record.attempts]
+    def routes(self, public_id: str, tenant: bytes = b"") -> list[AttemptRecord]:
+        """Return the attempts of a tenant's requests with this id, oldest first."""
+        mine = (each for each in self._records if each.public_id == public_id and each.tenant == tenant)
+        attempts = [attempt for record in mine for attempt in record.attempts]
         return sorted(attempts, key=lambda attempt: attempt.at)[-MAX_ATTEMPTS:]

@@ -93,7 +93,8 @@ async def _on_error(http: Request, error: Exception) -> Response:
     assert isinstance(error, BatonError)
     # what anybody can cause without a key is counted, not listed
     if not error.is_recorded and not isinstance(error, NotAuthorized) and _asks_for_answer(http):
-        http.app.state.router.dispatcher.journal.refuse(http.scope["state"]["request_id"], error)
+        state = http.scope["state"]
+        http.app.state.router.dispatcher.journal.refuse(state["request_id"], state.get("tenant", b""), error)
     headers = {}
     if error.retryable:
         headers["retry-after"] = str(error.retry_after_s) if isinstance(error, Refused) else "1"

@@ -68,7 +68,7 @@ def monitoring_routes(router: RouterState) -> APIRouter:
         public_id = http.query_params.get("id")
         if not public_id:
             raise InvalidRequest("id is missing. Give the request's x-request-id.", field="id")
-        attempts = router.dispatcher.journal.routes(public_id)
+        attempts = router.dispatcher.journal.routes(public_id, http.state.tenant)
         if not attempts:
             error = error_object("No such request is remembered here.", 404, param="id", code="not_found")
             return JSON(error, status_code=404)
@@ -101,7 +101,7 @@ def monitoring_routes(router: RouterState) -> APIRouter:
             raise InvalidRequest(
                 f"limit={text[:40]!r} is not valid: it must be a number from 1 to {CAPACITY}.", field="limit"
             )
-        records = router.dispatcher.journal.newest(int(text))
+        records = router.dispatcher.journal.newest(int(text), http.state.tenant)
         return JSON({"now": time.time(), "requests": [record.describe() for record in records]})
 
     @routes.get("/debug/history", summary="Show rates, percentiles and failures of the last 15 minutes")

@@ -80,9 +80,9 @@ class OpenRequest:
         """Take what `check_with_model` has let pass."""
         limit_s = router.config.request_timeout_s
         deadline = time.monotonic() + min(caller.timeout_s or limit_s, limit_s)
-        salt = salt_of(caller.tenant, request.cache_salt)
+        salt, priority = salt_of(caller.tenant, request.cache_salt), request.priority or 0
         self.generations = [
-            Generation(prompt, params, salt, request.priority or 0, deadline, caller.public_id, pin=caller.pin)
+            Generation(prompt, params, salt, priority, deadline, caller.public_id, 0, caller.pin, caller.tenant)
             for prompt in prompts
         ]
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
