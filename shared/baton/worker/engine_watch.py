@@ -7,6 +7,7 @@ holds the interpreter, or a process that is stopped, tells nothing at all. The k
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import time
 
@@ -59,6 +60,7 @@ class EngineWatch:
             stuck_s = stuck_s + LOOK_S if self.why_stuck else 0.0
         log.error("engine_stuck", worker_id=self._worker_id, reason=self.why_stuck, effect="it is killed")
         self.has_ended_it = True
-        process.send_signal(STACK_SIGNAL)
-        await asyncio.sleep(LOOK_S)  # for the stacks to be written; a stopped process writes none
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):  # it ended by itself, just now
+            process.send_signal(STACK_SIGNAL)
+            await asyncio.sleep(LOOK_S)  # for the stacks to be written; a stopped process writes none
+            process.kill()
