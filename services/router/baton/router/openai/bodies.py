@@ -119,19 +119,16 @@ class CollectSink:
 
 
 def chat_pieces(
-    frame: Mapping[str, Any], request: ChatRequest, sink: CollectSink, tokenizer: Tokenizer, prompt_ids: list[int]
-) -> Iterator[bytes]:
-    """Write a chat's body; `frame` is what it has beside its choices and its prompt."""
+    request: ChatRequest, sink: CollectSink, tokenizer: Tokenizer, prompt_ids: list[int]
+) -> dict[str, Pieces]:
+    """Write what a chat's body has beside its frame and its usage."""
     choices = (chat_choice(request, i, choice, tokenizer) for i, choice in enumerate(sink.choices))
     asked = sink.prompt_logprobs if request.prompt_logprobs is not None else None
-    return object_pieces(
-        frame,
-        {
-            "choices": joined_pieces(choices),
-            "prompt_logprobs": list_pieces(asked, partial(prompt_logprobs_table, tokenizer=tokenizer), ROWS),
-            "prompt_token_ids": list_pieces(prompt_ids if request.return_token_ids else None),
-        },
-    )
+    return {
+        "choices": joined_pieces(choices),
+        "prompt_logprobs": list_pieces(asked, partial(prompt_logprobs_table, tokenizer=tokenizer), ROWS),
+        "prompt_token_ids": list_pieces(prompt_ids if request.return_token_ids else None),
+    }
 
 
 def chat_choice(request: ChatRequest, index: int, choice: Collected, tokenizer: Tokenizer) -> Iterator[bytes]:

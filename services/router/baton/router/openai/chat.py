@@ -16,6 +16,7 @@ from baton.router.http_request import read_request
 from baton.router.json_answers import LongJSON
 from baton.router.openai.bodies import BODY, CollectSink, chat_pieces
 from baton.router.openai.events import AnswerEvents, ChatEvents
+from baton.router.openai.json_pieces import object_pieces, whole
 from baton.router.openai.model_checks import check_with_model, facts_of
 from baton.router.openai.models import check_model
 from baton.router.openai.open_request import OpenRequest
@@ -61,7 +62,8 @@ def chat_routes(router: RouterState) -> APIRouter:
         sink = CollectSink(params.n, opened.tally, opened.done, opened.cancel)
         headers = await opened.start([sink], new_parser)
         await opened.wait(http)
-        beside = frame | BODY | {"usage": opened.tally.usage()}
-        return LongJSON(chat_pieces(beside, request, sink, router.tokenizer, prompt.token_ids), router.turns, headers)
+        pieces = chat_pieces(request, sink, router.tokenizer, prompt.token_ids)
+        body = object_pieces(frame | BODY, pieces | {"usage": whole(opened.tally.usage())})
+        return LongJSON(body, router.turns, headers)
 
     return routes

@@ -18,7 +18,7 @@ from baton.router.http_request import read_request
 from baton.router.json_answers import LongJSON
 from baton.router.openai.bodies import BODY, CollectSink, CompletionAnswer
 from baton.router.openai.events import AnswerEvents, CompletionEvents
-from baton.router.openai.json_pieces import joined_pieces, object_pieces
+from baton.router.openai.json_pieces import joined_pieces, object_pieces, whole
 from baton.router.openai.logprobs import Echo
 from baton.router.openai.model_checks import check_with_model, facts_of
 from baton.router.openai.models import check_model
@@ -72,8 +72,8 @@ def completion_routes(router: RouterState) -> APIRouter:
             CompletionAnswer(request, sink, tokenizer, prompts[i].token_ids, echoes[i]).choices(i * params.n)
             for i, sink in enumerate(collectors)
         )
-        beside = frame | BODY | {"usage": opened.tally.usage()}
-        return LongJSON(object_pieces(beside, {"choices": joined_pieces(choices)}), router.turns, headers)
+        long = {"choices": joined_pieces(choices), "usage": whole(opened.tally.usage())}
+        return LongJSON(object_pieces(frame | BODY, long), router.turns, headers)
 
     return routes
 

@@ -27,6 +27,11 @@ def object_pieces(short: Mapping[str, Any], long: Mapping[str, Pieces]) -> Itera
     yield b"}"
 
 
+def whole(value: Any) -> Pieces:
+    """Write what is short, behind what is long."""
+    return (orjson.dumps(value),)
+
+
 def list_pieces(
     items: Sequence[_T] | None, write: Callable[[Sequence[_T]], Sequence[Any]] = list, size: int = _IDS
 ) -> Iterator[bytes]:
