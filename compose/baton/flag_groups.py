@@ -7,7 +7,7 @@ _GROUPS = {
         model tokenizer revision download_dir load_format dtype device max_model_len seed served_model_name chat_template
         chat_template_content_format generation_config override_generation_config deterministic
     """,
-    "Clients": "host port api_key allow_anonymous uds root_path allowed_origins allowed_methods allowed_headers",
+    "Clients": "host port api_key tenants allow_anonymous uds root_path allowed_origins allowed_methods allowed_headers",
     "Workers": """
         prefill decode path redis_url redis_password drain_s ask once worker_id announce_host control_port control_uds
         kv_port worker policy also_prefill max_replays worker_wait_s stall_s lease_s default_prefill_rate

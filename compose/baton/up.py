@@ -213,6 +213,7 @@ def _plan_router(
         path=config.path,
         served_model_name=config.served_model_name or (name,),
         drain_s=config.drain_s,
+        tenants=config.tenants,
         max_queue_s=config.max_queue_s,
         ttft_target_ms=config.ttft_target_ms,
         tokenizer=engine.tokenizer,

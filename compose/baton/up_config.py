@@ -46,6 +46,9 @@ class UpConfig:
         None, 'values over those of generation_config.json, as JSON: {"temperature": 0.6}'
     )
     api_key: tuple[str, ...] = setting((), "keys that clients may send; none: everybody may ask")
+    tenants: str | None = setting(
+        None, "YAML file with the weight and the caps of each API key; none: all keys have the same weight and no caps"
+    )
     max_queue_s: float = setting(
         10.0,
         "longest wait that is predicted for a request, before its first token or its second; more is refused; 0: any",

@@ -39,7 +39,7 @@ import msgspec
 
 from baton.errors import InvalidRequest
 from baton.prompt import Prompt
-from baton.protocol import SamplingParams
+from baton.protocol import NOBODY, SamplingParams, Share
 
 HELLO_INTERVAL_S = 1.0
 LOAD_INTERVAL_S = 0.25
@@ -189,6 +189,7 @@ class Start(msgspec.Struct, tag="start", array_like=True, frozen=True):
     salt: bytes = b""
     """The tenant's part of the hash chain's root."""
     ticket: Ticket | None = None
+    share: Share = NOBODY
 
 
 class Cancel(msgspec.Struct, tag="cancel", array_like=True, frozen=True, gc=False):
@@ -392,6 +393,7 @@ def _check_start(start: Start) -> None:
     _check(all(min(choice.emitted, default=0) >= 0 for choice in start.choices), "a token id is negative")
     _check(-(2**63) <= start.seed < 2**63, "seed is out of range")
     _check(start.seconds_left is None or not math.isnan(start.seconds_left), "seconds_left is no number")
+    _check(len(start.share.tenant) <= 32 and 0 < start.share.weight < 1e6, "the share is out of range")
     ticket = start.ticket
     if ticket is not None:
         _check(len(ticket.request_id) == 16 and len(ticket.secret) == 16, "the ticket is malformed")

@@ -230,7 +230,7 @@ class RouterMetrics(_Series):
         self.admission_refusals = self._labelled_counter(
             "admission_refusals",
             "Requests refused before they queued, by reason.",
-            reason=("ttft", "queue", "streams", "queued_tokens", "kv_blocks"),
+            reason=("ttft", "queue", "tenant", "streams", "queued_tokens", "kv_blocks"),
         )
         self.route_decisions = self._labelled_counter(
             "route_decisions", "Requests by the path that they took.", path=("local", "remote")

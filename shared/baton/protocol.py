@@ -30,6 +30,17 @@ MAX_LIST = 1024
 """Entries of stop, logit_bias, bad_words and stop_token_ids."""
 
 
+class Share(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Whose request it is, and how much of a worker is theirs where others want it too."""
+
+    tenant: bytes = b""
+    """A keyed hash that stands for a key, never the key; empty: nobody is told apart."""
+    weight: float = 1.0
+
+
+NOBODY = Share()
+
+
 class FinishReason(str, Enum):
     """Why a generation ended."""
 

@@ -25,7 +25,7 @@ from baton.engine.sequence import Sequence, SequenceState
 from baton.engine.step_plan import StepPlan
 from baton.engine.windows import Reach
 from baton.prompt import Prompt
-from baton.protocol import SamplingParams
+from baton.protocol import NOBODY, SamplingParams, Share
 
 VOCAB = 50
 EOS = 7
@@ -89,7 +89,9 @@ class FakeEngine:
         self.published: list[tuple[int, list[int]]] = []  # (block, what it holds) with a reference of the reader's
         self.num_steps = 0
 
-    def new(self, prompt: list[int], max_new: int, priority: int = 0, reuse_prefix: bool = True) -> Sequence:
+    def new(
+        self, prompt: list[int], max_new: int, priority: int = 0, reuse_prefix: bool = True, share: Share = NOBODY
+    ) -> Sequence:
         sequence = Sequence(
             str(self.num_created),
             Prompt(prompt),
@@ -98,6 +100,7 @@ class FakeEngine:
             priority=priority,
             root=b"root",
             reuse_prefix=reuse_prefix,
+            share=share,
         )
         self.sequences.append(sequence)
         self.num_created += 1
@@ -340,6 +343,7 @@ class FakeEngine:
 
 Drawn = tuple[SchedulerConfig, int, int, int]
 
+shares = st.sampled_from([NOBODY, Share(b"a"), Share(b"b"), Share(b"c", 3.0)])
 prompts = st.builds(
     lambda shared, own: ([1, 2, 3, 4, 5, 6] * 4)[:shared] + own,
     st.integers(0, 20),
@@ -387,9 +391,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     def some(self, state: SequenceState) -> bool:
         return hasattr(self, "engine") and any(s.state is state for s in self.engine.sequences)
 
-    @rule(prompt=prompts, max_new=st.integers(1, 15), priority=st.integers(0, 2), reuse=st.booleans())
-    def add(self, prompt: list[int], max_new: int, priority: int, reuse: bool) -> None:
-        self.engine.scheduler.add(self.engine.new(prompt, max_new, priority, reuse))
+    @rule(prompt=prompts, max_new=st.integers(1, 15), priority=st.integers(0, 2), reuse=st.booleans(), share=shares)
+    def add(self, prompt: list[int], max_new: int, priority: int, reuse: bool, share: Share) -> None:
+        self.engine.scheduler.add(self.engine.new(prompt, max_new, priority, reuse, share))
 
     @rule(count=st.integers(1, 6))
     def step(self, count: int) -> None:
@@ -408,9 +412,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.engine.scheduler.finish(sequence)
         self.engine.scheduler.finish(sequence)
 
-    @rule(prompt=prompts, max_new=st.integers(1, 15), priority=st.integers(0, 2))
-    def receive(self, prompt: list[int], max_new: int, priority: int) -> None:
-        sequence = self.engine.new(prompt, max_new, priority)
+    @rule(prompt=prompts, max_new=st.integers(1, 15), priority=st.integers(0, 2), share=shares)
+    def receive(self, prompt: list[int], max_new: int, priority: int, share: Share) -> None:
+        sequence = self.engine.new(prompt, max_new, priority, share=share)
         first, names = self.engine.scheduler.receive(sequence)
         missing, reach = self.engine.missing(sequence), self.engine.reach
         last = len(prompt) // self.engine.block_size
@@ -514,12 +518,14 @@ TestAnyOrderOfEvents = SchedulerMachine.TestCase
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(
     drawn=configs(),
-    requests=st.lists(st.tuples(prompts, st.integers(1, 16), st.integers(0, 2)), min_size=1, max_size=12),
+    requests=st.lists(st.tuples(prompts, st.integers(1, 16), st.integers(0, 2), shares), min_size=1, max_size=12),
 )
-def test_tokens_are_those_of_each_sequence_alone(drawn: Drawn, requests: list[tuple[list[int], int, int]]) -> None:
+def test_tokens_are_those_of_each_sequence_alone(
+    drawn: Drawn, requests: list[tuple[list[int], int, int, Share]]
+) -> None:
     engine = FakeEngine(*drawn)
-    for prompt, max_new, priority in requests:
-        engine.scheduler.add(engine.new(prompt, max_new, priority))
+    for prompt, max_new, priority, share in requests:
+        engine.scheduler.add(engine.new(prompt, max_new, priority, share=share))
     bound = 10 + 3 * sum(s.max_len for s in engine.sequences)
     while engine.scheduler.has_work:
         engine.step()

@@ -8,6 +8,7 @@ import pytest
 import pytest_asyncio
 
 from baton.messages import Load
+from baton.protocol import Share
 from baton.router.admission import Refused
 from baton.router.pool import Worker
 
@@ -103,9 +104,33 @@ async def test_nothing_is_left_of_what_was_counted(world: World) -> None:
     prefill, decode = world.join("p", "prefill"), world.join("d", "decode")
     for _ in range(3):
         running = world.begin()
-        assert prefill.queued_tokens + decode.queued_tokens == len(PROMPT)
+        assert prefill.queued.total + decode.queued.total == len(PROMPT)
         assert decode.num_choices == 1
         world.end(decode, running, "draining")  # it is replayed
         assert decode.num_choices == 1
         running.cancel()
-    assert (prefill.queued_tokens, decode.queued_tokens, decode.num_choices) == (0, 0, 0)
+    assert (prefill.queued.total, decode.queued.total, decode.num_choices) == (0, 0, 0)
+
+
+async def test_what_one_key_floods_is_refused_to_it_and_not_to_another(world: World) -> None:
+    worker = world.join("d", "decode")
+    worker.report(Load(prefill_rate=10.0, **FREE))
+    flood, other = Share(b"a"), Share(b"b")
+    assert len(PROMPT) == 20  # 2 s each
+    for _ in range(6):
+        world.begin(share=flood)
+    with pytest.raises(Refused):
+        world.begin(share=flood)
+    world.begin(share=other)
+
+
+async def test_of_places_too_one_key_has_its_part_and_waits_behind_itself(world: World) -> None:
+    worker = world.join("d", "decode")
+    flood, other = Share(b"a"), Share(b"b")
+    running = [world.begin(share=flood, max_tokens=len(ANSWER)) for _ in range(12)]
+    busy(worker, seconds=2.0, places=8, running=7, waiting=5)
+    for each in running[:7]:
+        world.say(worker, each, 0)
+    with pytest.raises(Refused):
+        world.begin(share=flood)
+    world.begin(share=other)  # a place is kept free for it

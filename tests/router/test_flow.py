@@ -29,7 +29,7 @@ from baton.messages import (
 )
 from baton.metrics import RouterMetrics
 from baton.prompt import Prompt
-from baton.protocol import SamplingParams
+from baton.protocol import NOBODY, SamplingParams, Share
 from baton.router.admission import Admission
 from baton.router.config import RouterConfig
 from baton.router.dispatcher import PROGRESS, Dispatcher, Running
@@ -38,6 +38,7 @@ from baton.router.generation import Generation
 from baton.router.index import PrefixIndex
 from baton.router.pool import Worker, WorkerPool
 from baton.router.sink import Usage
+from baton.router.tenants import Tenants
 from baton.router.workers import WorkerGone
 from baton.text import AnswerText
 
@@ -104,7 +105,12 @@ class World:
         self.config = RouterConfig(model="m", **config)
         self.pool = WorkerPool(self.config, "r", self.metrics)
         self.dispatcher = Dispatcher(
-            self.config, self.pool, PrefixIndex(), self.metrics, Admission(self.config, self.metrics), random.Random(0)
+            self.config,
+            self.pool,
+            PrefixIndex(),
+            self.metrics,
+            Admission(self.config, self.metrics, Tenants((), "", None)),
+            random.Random(0),
         )
         self.pool._listener = self.dispatcher
         self.heard = Heard()
@@ -125,10 +131,10 @@ class World:
         self.dispatcher.on_worker_joined(worker)
         return worker
 
-    def begin(self, *, deadline: float | None = None, **params: Any) -> Running:
+    def begin(self, *, deadline: float | None = None, share: Share = NOBODY, **params: Any) -> Running:
         sampling = SamplingParams(**{"max_tokens": len(ANSWER), "detokenize": False} | params)
         texts = [AnswerText(None, PROMPT, sampling) for _ in range(sampling.n)]
-        generation = Generation(Prompt(PROMPT), sampling, deadline=deadline)
+        generation = Generation(Prompt(PROMPT), sampling, deadline=deadline, share=share)
         return self.dispatcher.start(Flow(generation, texts, self.heard))
 
     def say(self, worker: Worker, running: Running, at: int, **changes: Any) -> None:

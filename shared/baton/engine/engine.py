@@ -35,7 +35,7 @@ from baton.messages import TokenLogprobs
 from baton.models.causal_lm import CausalLM
 from baton.models.rope import rotation_kind
 from baton.prompt import Prompt
-from baton.protocol import FinishReason, SamplingParams
+from baton.protocol import NOBODY, FinishReason, SamplingParams, Share
 
 
 @dataclass(slots=True)
@@ -128,6 +128,7 @@ class Engine:
         seed: int | None = None,
         priority: int = 0,
         salt: bytes = b"",
+        share: Share = NOBODY,
         holds_prompt: bool = False,
     ) -> None:
         """Queue a request; its choices share the prompt's blocks through the prefix cache.
@@ -138,12 +139,13 @@ class Engine:
             choices: index -> tokens that the answer has already, for those to run; None: all, from the start.
             seed: what to draw with if the parameters bring none; None: derived from the request's id.
             salt: the tenant's; requests of different salts share no KV.
+            share: whose it is, and how much of the engine is theirs.
             holds_prompt: stop after the first token and keep the prompt's blocks until `abort`, for export.
 
         Raises:
             QueueFull: too many wait. ContextTooLong: it could never run here.
         """
-        request = self._enter(request_id, prompt, params, choices, seed, priority, salt, holds_prompt)
+        request = self._enter(request_id, prompt, params, choices, seed, priority, salt, share, holds_prompt)
         try:
             for sequence in request.choices.values():
                 self.scheduler.add(sequence)
@@ -161,6 +163,7 @@ class Engine:
         seed: int | None = None,
         priority: int = 0,
         salt: bytes = b"",
+        share: Share = NOBODY,
     ) -> tuple[int, list[bytes]]:
         """Take in a request whose prompt's KV comes from elsewhere; it runs after `admit`.
 
@@ -171,7 +174,7 @@ class Engine:
         Raises:
             ContextTooLong: it could never run here.
         """
-        request = self._enter(request_id, prompt, params, choices, seed, priority, salt, False)
+        request = self._enter(request_id, prompt, params, choices, seed, priority, salt, share, False)
         (lead, first), *later = request.choices.items()
         request.choices, request.later = {lead: first}, dict(later)
         try:
@@ -351,6 +354,7 @@ class Engine:
         seed: int | None,
         priority: int,
         salt: bytes,
+        share: Share,
         holds_prompt: bool,
     ) -> _Request:
         """Make a request's sequences and take in their sampling; nothing is queued yet."""
@@ -374,6 +378,7 @@ class Engine:
                 priority=priority,
                 root=root,
                 reuse_prefix=not scores,
+                share=share,
             )
             sequence.token_ids.extend(emitted)
             request.choices[choice] = sequence

@@ -7,10 +7,11 @@ The loop around it, synchronous or one step behind:
     scheduler.commit(plan, token_lists)  # ... when the next plan is made; plans are committed in their order
     scheduler.finish(sequence)           # stop, length, abort, deadline, error: one way out, from any state
 
-Order of service is rank: priority (lower first), then arrival. Running sequences go first, those with one token to
+Order of service is rank: priority (lower first), then the turn of its tenant (`Turns`), then arrival. Running sequences go first, those with one token to
 compute before those with more; then the queue is admitted, in order. Why nobody starves: the first by rank can
 always take the blocks of all others, every sequence fits the pool alone, and nothing of lower rank is admitted
-before what waits, except past a sequence whose prefix is being computed by another at that moment.
+before what waits, except past a sequence whose prefix is being computed by another at that moment, or whose tenant
+has every place but the eighth part that is kept for others.
 
 Blocks are given up only when no launched step may write in them, whatever stream it runs on: sequences are
 preempted only while no step is in flight (`plan` gives None until the caller has collected), and what finishes
@@ -20,7 +21,7 @@ under a launched step keeps its blocks until that step is committed.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import attrgetter
@@ -31,6 +32,7 @@ from baton.engine.prefix_cache import PrefixCache
 from baton.engine.sequence import Sequence, SequenceState
 from baton.engine.sequence_blocks import SequenceBlocks
 from baton.engine.step_plan import StepPlan
+from baton.engine.turns import Turns
 from baton.engine.windows import Reach
 from baton.errors import ConfigError, ContextTooLong, QueueFull
 
@@ -41,6 +43,9 @@ MAX_DEFERRED = 8
 """Sequences passed over in one plan because their prefix is being computed."""
 MAX_BLOCKS_FOUND = 16_384
 """Blocks found in the prefix cache in one plan, 0.1 us each; 200 admissions of 30k known tokens would take 34 ms."""
+
+_LONG = 256
+"""Tokens of an answer that count as its work: how many there will be is not known."""
 
 _rank = attrgetter("rank")
 
@@ -96,6 +101,7 @@ class Scheduler:
         self._landing = LandingBlocks(config.block_size)
         self._unreported: list[Sequence] = []
         self._num_arrivals = 0
+        self._turns = Turns()
 
     # -- what there is ------------------------------------------------------------------------------------
 
@@ -336,17 +342,22 @@ class Scheduler:
         The whole of a sequence must fit, with one more block for each running one, though only its first chunk is
         taken: else preemption would follow. Tokens are left only when every prompt begun has its blocks.
         """
-        at = num_found = 0
-        while num_left > 0 and at < len(self.waiting) and at <= MAX_DEFERRED and num_found < MAX_BLOCKS_FOUND:
+        at = num_deferred = num_found = 0
+        crowding = self._crowding()
+        while num_left > 0 and at < len(self.waiting) and num_deferred <= MAX_DEFERRED and num_found < MAX_BLOCKS_FOUND:
             num_kept = len(self.running) * self.reach.num_groups
             if len(self.running) >= self.config.max_num_seqs or self.pool.num_available < num_kept:
                 return
             sequence = self.waiting[at]
+            if crowding and sequence.share.tenant == crowding:
+                at += 1
+                continue
             known = self.blocks.known(sequence)
             num_known = len(known[0]) if known else 0
             num_found += num_known
             if self._landing.has_half_of(sequence, num_known):
                 at += 1
+                num_deferred += 1
                 continue
             num_needed = self.blocks.num_needed(sequence, known)
             if self.pool.num_available < num_needed + num_kept:
@@ -363,11 +374,21 @@ class Scheduler:
             sequence.state = RUNNING
             plan.admitted.append(sequence)
             insort(self.running, sequence, key=_rank)
+            self._turns.begin(sequence.rank[1])
+            crowding = self._crowding()
             if not sequence.num_slots:
                 self.blocks.share(sequence, known)
             self.blocks.grow(sequence, num_computed + num_new)
             self._add_chunk(plan, sequence, num_new)
             num_left -= num_new
+
+    def _crowding(self) -> bytes:
+        """The tenant that has all places but those kept for others, which are free for who comes; empty: none."""
+        most = self.config.max_num_seqs - max(self.config.max_num_seqs // 8, 1)
+        if not 0 < most <= len(self.running):
+            return b""
+        tenant, num = Counter(sequence.share.tenant for sequence in self.running).most_common(1)[0]
+        return tenant if num >= most else b""
 
     def _first_chunk_len(self, num_lacking: int, num_left: int) -> int:
         """How many of the tokens that a sequence lacks fit the rest of the budget.
@@ -434,7 +455,8 @@ class Scheduler:
         if sequence.arrival is None:
             sequence.arrival = self._num_arrivals
             self._num_arrivals += 1
-        sequence.rank = (sequence.priority, sequence.arrival)
+        turn = self._turns.take(sequence.share, min(sequence.max_len, len(sequence.token_ids) + _LONG))
+        sequence.rank = (sequence.priority, turn, sequence.arrival)
         self.blocks.hash(sequence)
 
     def _queue(self, sequence: Sequence) -> None:

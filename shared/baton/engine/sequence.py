@@ -11,7 +11,7 @@ from enum import Enum
 
 from baton.block_hash import hash_blocks
 from baton.prompt import Prompt
-from baton.protocol import SamplingParams
+from baton.protocol import NOBODY, SamplingParams, Share
 
 
 class SequenceState(Enum):
@@ -65,6 +65,7 @@ class Sequence:
         "reuse_prefix",
         "root",
         "sequence_id",
+        "share",
         "spans",
         "state",
         "tables",
@@ -83,6 +84,7 @@ class Sequence:
         root: bytes = b"",
         block_hashes: list[bytes] | None = None,
         reuse_prefix: bool = True,
+        share: Share = NOBODY,
     ) -> None:
         self.sequence_id = sequence_id
         self.token_ids = list(prompt.token_ids)
@@ -94,9 +96,10 @@ class Sequence:
         self.arrival = arrival
         self.root = root
         self.reuse_prefix = reuse_prefix
+        self.share = share
 
         self.state = SequenceState.NEW
-        self.rank = (priority, -1 if arrival is None else arrival)
+        self.rank = (priority, 0.0, -1 if arrival is None else arrival)
         """Order of service, least first."""
         self.num_computed = 0
         """Tokens whose KV is in the blocks, or is being written there by a launched step."""

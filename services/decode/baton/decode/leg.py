@@ -90,6 +90,7 @@ class DecodeLeg:
             seed=start.seed,
             priority=start.priority,
             salt=start.salt,
+            share=start.share,
         )
 
     def take(self, run: Run, output: TokenOutput) -> None:
@@ -151,6 +152,7 @@ class DecodeLeg:
             seed=start.seed,
             priority=start.priority,
             salt=start.salt,
+            share=start.share,
         )
 
     def _places(self, receiving: _Receiving) -> list[int]:

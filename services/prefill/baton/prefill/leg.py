@@ -95,6 +95,7 @@ class PrefillLeg:
             seed=start.seed,
             priority=start.priority,
             salt=start.salt,
+            share=start.share,
             holds_prompt=True,
         )
         prompt = _Prompt(run, ticket, lead.index)

@@ -9,6 +9,7 @@ from baton.errors import QueueFull
 from baton.metrics import RouterMetrics
 from baton.router.config import RouterConfig
 from baton.router.policy import Option
+from baton.router.tenants import Tenant, Tenants
 
 
 @dataclass(slots=True)
@@ -19,6 +20,7 @@ class Demand:
     """Prompt tokens, counted until the first token comes."""
     blocks: int
     """KV blocks that it may come to need, counted until its end."""
+    tenant: bytes = b""
     is_waiting: bool = True
 
 
@@ -36,8 +38,9 @@ class Refused(QueueFull):
 class Admission:
     """What all accepted requests take together."""
 
-    def __init__(self, config: RouterConfig, metrics: RouterMetrics) -> None:
+    def __init__(self, config: RouterConfig, metrics: RouterMetrics, tenants: Tenants) -> None:
         self._config = config
+        self._tenants = tenants
         self._metrics = metrics
         self.num_requests = 0
         self.waiting_tokens = 0
@@ -61,15 +64,33 @@ class Admission:
             )
             self._refuse("queued_tokens", state, wait_s)
         max_blocks = int(config.kv_overcommit * total_blocks)
-        if self.blocks and max_blocks and self.blocks + demand.blocks > max_blocks:
+        tenant = self._tenants.of(demand.tenant)
+        self._check_caps(tenant, demand)
+        is_full = self.blocks and max_blocks and self.blocks + demand.blocks > max_blocks
+        # others' requests keep nobody from a part of the whole
+        if is_full and tenant.blocks + demand.blocks > max_blocks * self._tenants.fraction(tenant):
             state = f"accepted requests need {self.blocks} of {total_blocks} KV blocks"
             limit = f"the limit is --kv-overcommit {config.kv_overcommit:g}"
             self._refuse("kv_blocks", f"{state}, and {limit}", max(wait_s, 2.0))
         if way is not None:
             self._check_waits(way)
+        tenant.num_streams += 1
+        tenant.blocks += demand.blocks
+        tenant.spend(demand.tokens)
         self.num_requests += 1
         self.waiting_tokens += demand.tokens
         self.blocks += demand.blocks
+
+    def _check_caps(self, tenant: Tenant, demand: Demand) -> None:
+        """Refuse what is more than a key may take."""
+        limits = tenant.limits
+        if limits.max_streams and tenant.num_streams >= limits.max_streams:
+            self._refuse("tenant", f"this key has {limits.max_streams} open requests, which is its limit", 1.0)
+        if limits.max_blocks and tenant.blocks and tenant.blocks + demand.blocks > limits.max_blocks:
+            state = f"this key's open requests need {tenant.blocks} KV blocks, and its limit is {limits.max_blocks}"
+            self._refuse("tenant", state, 2.0)
+        if wait_s := tenant.tokens_in_s():
+            self._refuse("tenant", f"this key's limit is {limits.tokens_per_minute} tokens a minute", 2 * wait_s)
 
     def _check_waits(self, way: Option) -> None:
         """Refuse what would wait too long. What takes long by itself is not overload, and waits for half of the target."""
@@ -90,8 +111,12 @@ class Admission:
             demand.is_waiting = False
             self.waiting_tokens -= demand.tokens
 
-    def release(self, demand: Demand) -> None:
+    def release(self, demand: Demand, num_completion: int) -> None:
         self.on_first_token(demand)
+        tenant = self._tenants.of(demand.tenant)
+        tenant.num_streams -= 1
+        tenant.blocks -= demand.blocks
+        tenant.spend(num_completion)
         self.num_requests -= 1
         self.blocks -= demand.blocks
 

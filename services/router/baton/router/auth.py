@@ -41,7 +41,16 @@ class Authenticator:
         matches = [hmac.compare_digest(given, known) for known in self._hashes]  # all of them, always
         if not any(matches):
             raise NotAuthorized("The API key is not known here.")
-        return hashlib.blake2b(given, key=self._salt_key[:64], digest_size=16, person=b"baton tenant").digest()
+        return _tenant_of(given, self._salt_key)
+
+
+def tenant_of(key: str, salt_key: str) -> bytes:
+    """Return what stands for a key in the deployment, and is no key."""
+    return _tenant_of(hashlib.sha256(key.encode()).digest(), salt_key.encode())
+
+
+def _tenant_of(key_hash: bytes, salt_key: bytes) -> bytes:
+    return hashlib.blake2b(key_hash, key=salt_key[:64], digest_size=16, person=b"baton tenant").digest()
 
 
 def salt_of(tenant: bytes, cache_salt: str | None) -> bytes:

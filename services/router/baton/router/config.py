@@ -41,6 +41,9 @@ class RouterConfig:
     host: str = setting("127.0.0.1", "address to listen on; auto: that of this machine's own name")
     port: int = setting(8000, "port to listen on")
     api_key: tuple[str, ...] = setting((), "keys that clients may send; none: everybody may ask")
+    tenants: str | None = setting(
+        None, "YAML file with the weight and the caps of each API key; none: all keys have the same weight and no caps"
+    )
     worker: tuple[str, ...] = setting((), "control endpoints of workers, beside those that Redis names")
     redis_url: str | None = setting(None, "where workers announce themselves; none: only --worker")
     redis_password: str | None = setting(None, "password of Redis, where the URL has none")

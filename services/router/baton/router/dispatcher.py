@@ -37,7 +37,7 @@ from baton.router.placement import Placement
 from baton.router.policy import Decision
 from baton.router.pool import Worker, WorkerPool
 from baton.router.roll_call import by_key, is_lost, name_legs
-from baton.router.turnover import AnswerLength, answer_prior
+from baton.router.turnover import AnswerLength, Batch, answer_prior
 from baton.router.workers import WorkerGone
 
 _log = get_logger("dispatch")
@@ -128,13 +128,13 @@ class Running:
         if lost is None:
             self.queue = workers[prefill or decision.chosen.decode]
             self.num_queued = num_tokens
-            self.queue.queued_tokens += num_tokens
+            self.queue.queued.add(self.flow.generation.share, num_tokens)
         return lost
 
     def leave_queue(self, worker: Worker) -> None:
         """Its prompt waits no more for this worker."""
         if worker is self.queue:
-            worker.queued_tokens -= self.num_queued
+            worker.queued.add(self.flow.generation.share, -self.num_queued)
             self.queue = None
 
     def leave_workers(self, *, cancel_decode: bool = True) -> None:
@@ -185,7 +185,7 @@ class Dispatcher:
         self.last_facts: ModelFacts | None = None
         """Of the last worker that came: what to check requests against while all are away."""
         self._admission = admission
-        self._placement = Placement(config, pool, index, metrics, rng or random.Random(), self._tokens_left)
+        self._placement = Placement(config, pool, index, metrics, rng or random.Random(), self._batch)
         self._parked: dict[str, Running] = {}
         self.num_running = 0
         """Requests whose client has a token."""
@@ -254,7 +254,7 @@ class Dispatcher:
             metrics.phase_seconds.observe("generate", now - running.first_token_at)
             self.num_running -= 1
         if running.demand is not None:
-            self._admission.release(running.demand)
+            self._admission.release(running.demand, flow.usage.num_completion)
         running.record.end(over.state, over.error, now)
         if over.error is not None:
             over.error.is_recorded = True
@@ -342,16 +342,21 @@ class Dispatcher:
         attempts = [self.flows[request_id].flow.attempt for request_id in worker.request_ids]
         return sum(attempt is not None and attempt.waits_for(worker.worker_id) for attempt in attempts)
 
-    def _tokens_left(self, worker: Worker, length: AnswerLength) -> list[float]:
-        """What the sequences lack that decode on a worker, as far as we know them, ascending."""
-        left: list[float] = []
+    def _batch(self, worker: Worker, length: AnswerLength) -> Batch:
+        """What decodes on a worker, and what waits to, as far as we know."""
+        batch = Batch()
         for request_id in worker.request_ids:
             flow = self.flows[request_id].flow
-            attempt, params = flow.attempt, flow.generation.params
-            if attempt is not None and attempt.decode == worker.worker_id and attempt.decode_gave_token:
-                left.append(length.predict_rest(params.max_tokens, flow.usage.num_completion / params.n))
-        left.sort()
-        return left
+            attempt, params, share = flow.attempt, flow.generation.params, flow.generation.share
+            if attempt is None or attempt.decode != worker.worker_id:
+                continue
+            if attempt.decode_gave_token:
+                batch.left.append(length.predict_rest(params.max_tokens, flow.usage.num_completion / params.n))
+                batch.running.add(share, params.n)
+            else:
+                batch.waiting.add(share, params.n)
+        batch.left.sort()
+        return batch
 
     def on_outputs(self, worker: Worker, outputs: Outputs) -> None:
         now = time.monotonic()
@@ -490,4 +495,5 @@ def _check_fits(num_prompt: int, capacities: Sequence[int], block_size: int) -> 
 
 def _demand(generation: Generation, block_size: int) -> Demand:
     num_prompt, answer = len(generation.prompt), answer_prior(generation.params.max_tokens)
-    return Demand(num_prompt, math.ceil(num_prompt / block_size) + generation.params.n * math.ceil(answer / block_size))
+    num_blocks = math.ceil(num_prompt / block_size) + generation.params.n * math.ceil(answer / block_size)
+    return Demand(num_prompt, num_blocks, generation.tenant)

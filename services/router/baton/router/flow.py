@@ -152,6 +152,7 @@ class Flow(Generic[_Shown]):
             generation.seconds_left(),
             generation.salt,
             attempt.ticket,
+            generation.share,
         )
 
     # -- tokens -------------------------------------------------------------------------------------------

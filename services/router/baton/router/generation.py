@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from baton.block_hash import cache_root, hash_blocks
 from baton.prompt import Prompt
-from baton.protocol import SamplingParams
+from baton.protocol import NOBODY, SamplingParams, Share
 from baton.router.pin import Pin
 
 
@@ -28,6 +28,7 @@ class Generation:
     pin: Pin | None = None
     tenant: bytes = b""
     """Whose it is; empty without keys."""
+    share: Share = NOBODY
     hashes: dict[tuple[str, ...], list[bytes]] = field(default_factory=dict)
     """The prompt's block hashes by cache parts, as far as they were needed."""
 

@@ -15,7 +15,7 @@ from baton.router.generation import Generation, hash_prompt
 from baton.router.index import PrefixIndex
 from baton.router.policy import Candidate, Decision, Shape, choose, kept
 from baton.router.pool import Worker, WorkerPool
-from baton.router.turnover import AnswerLength, num_places, wait_s
+from baton.router.turnover import AnswerLength, Batch, num_places, wait_s
 
 
 class Placement:
@@ -28,16 +28,16 @@ class Placement:
         index: PrefixIndex,
         metrics: RouterMetrics,
         rng: random.Random,
-        tokens_left: Callable[[Worker, AnswerLength], list[float]],
+        batch_of: Callable[[Worker, AnswerLength], Batch],
     ) -> None:
-        """`tokens_left` tells what the sequences lack that decode on a worker, as far as we know them."""
+        """`batch_of` tells what decodes on a worker, as far as we know."""
         self._config = config
         self._pool = pool
         self._index = index
         self._metrics = metrics
         self._turn = 0
         self._rng = rng
-        self._tokens_left = tokens_left
+        self._batch_of = batch_of
         self.answer_length = AnswerLength()
 
     def place(self, generation: Generation, num_emitted: int, avoid: str | None) -> Decision | None:
@@ -85,15 +85,24 @@ class Placement:
         num_cached = self._index.num_cached(worker.worker_id, generation.hashes[facts.cache_parts])
         return max(len(generation.prompt) - num_cached * facts.block_size, 1)
 
+    def _queue_tokens(self, worker: Worker, generation: Generation) -> int:
+        """How many prompt tokens a worker computes before a request's own."""
+        share, own = generation.share, len(generation.prompt)
+        before = worker.queued.before(share, own)
+        # whose the others' are is not known: those of one tenant, of the same weight
+        others = min(worker.other_tokens, before + own) if share.tenant else worker.other_tokens
+        return int(before + others)
+
     def _place_ms(self, worker: Worker, num_here: int, generation: Generation) -> float:
         """Predict how long a request waits for its places in a worker's batch."""
         load, length = worker.load, self.answer_length
-        places = num_places(load, worker.info.num_places)
-        position = num_here + generation.params.n - places
-        if position <= 0:
+        places, num_new = num_places(load, worker.info.num_places), generation.params.n
+        if num_here + num_new <= places:
             return 0.0
+        batch = self._batch_of(worker, length)
+        position = batch.position(generation.share, num_new, num_here, places)
         mean = length.predict(generation.params.max_tokens)
-        return 1000 * wait_s(position, places, self._tokens_left(worker, length), mean, worker.pace.seconds)
+        return 1000 * wait_s(position, places, batch.left, mean, worker.pace.seconds)
 
     def _candidate(self, worker: Worker, generation: Generation) -> Candidate:
         load, facts = worker.load, worker.info.model
@@ -108,7 +117,7 @@ class Placement:
             can_prefill=worker.can_prefill,
             can_decode=worker.can_decode,
             layout=worker.info.layout,
-            queue_tokens=worker.queued_tokens + worker.other_tokens,
+            queue_tokens=self._queue_tokens(worker, generation),
             prefill_rate=load.prefill_rate,
             cached_blocks=self._index.num_cached(worker.worker_id, hashes),
             num_running=running,

@@ -36,7 +36,7 @@ from baton.messages import (
 from baton.metrics import RouterMetrics
 from baton.router.config import RouterConfig
 from baton.router.policy import NEW_LINK, Link, kept
-from baton.router.turnover import Pace
+from baton.router.turnover import Backlog, Pace
 from baton.router.worker_records import NUM_LOST, LostWorker, Transfers
 from baton.router.workers import WorkerClient
 
@@ -117,7 +117,7 @@ class Worker:
         """Whether new prompts may go there for another worker; whether new requests may end there."""
         self.request_ids: set[str] = set()
         """Requests with an open leg here; kept by whoever sends them."""
-        self.queued_tokens = self.num_choices = 0
+        self.queued, self.num_choices = Backlog(), 0
         """What we have asked of it: prompt tokens that it has not computed, sequences that end here. Kept by whoever sends them:
         a report that left a worker in a long step knows nothing of what was sent meanwhile."""
         self.other_tokens = self.other_choices = 0
@@ -140,7 +140,7 @@ class Worker:
         self.load = load
         self.can_prefill = not load.draining and "prefill" in self.info.legs and bool(self.info.kv)
         self.can_decode = not load.draining and "decode" in self.info.legs
-        self.other_tokens = max(load.waiting_tokens - self.queued_tokens, 0)
+        self.other_tokens = max(load.waiting_tokens - self.queued.total, 0)
         self.other_choices = max(load.num_running + load.num_waiting - self.num_choices, 0)
         self.pace.report(load, time.monotonic())
         self.steps.observe(load.num_running, load.decode_step_ms)

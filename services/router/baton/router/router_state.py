@@ -26,6 +26,7 @@ from baton.router.load_line import LoadLine
 from baton.router.long_bodies import LongBodies
 from baton.router.loop_lag import LoopLag
 from baton.router.pool import WorkerPool
+from baton.router.tenants import Tenants
 from baton.router.text_pool import TextPool
 from baton.text import Tokenizer
 
@@ -51,6 +52,7 @@ class RouterState:
         """Of requests that leave these fields out."""
         if registry is None and config.redis_url is not None:
             registry = Registry(config.redis_url, self.model_names[0], config.redis_password)
+        self.tenants = Tenants(config.api_key, config.cache_key, config.tenants)
         self._registry = registry
         self._logs_load = logs_load
         self.started_at = int(time.time())
@@ -60,7 +62,9 @@ class RouterState:
         config = self.config
         self.index = PrefixIndex()
         self.pool = WorkerPool(config, uuid.uuid4().hex, self.metrics)
-        self.dispatcher = Dispatcher(config, self.pool, self.index, self.metrics, Admission(config, self.metrics))
+        self.dispatcher = Dispatcher(
+            config, self.pool, self.index, self.metrics, Admission(config, self.metrics, self.tenants)
+        )
         self.history = History(self.metrics, self.dispatcher.journal)
         self.streams = OpenStreams(config, self.metrics)
         self.turns = asyncio.Lock()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from baton.messages import Load
+from baton.protocol import Share
 
 _KEEP = 0.98
 """Weight of the past in a moving mean: about fifty answers."""
@@ -86,7 +88,7 @@ def num_places(load: Load, num_places: int) -> int:
     return places
 
 
-def wait_s(position: int, places: int, left: Sequence[float], length: float, pace_s: float) -> float:
+def wait_s(position: float, places: int, left: Sequence[float], length: float, pace_s: float) -> float:
     """Predict when the `position`-th place from now becomes free.
 
     `left` are the tokens that running sequences lack, ascending, as far as they are known: as others run beside them that
@@ -97,3 +99,60 @@ def wait_s(position: int, places: int, left: Sequence[float], length: float, pac
     turns, place = divmod(position / places, 1.0)
     begins = left[int(place * len(left))] if left else place * length
     return pace_s * (turns * length + begins)
+
+
+class Backlog:
+    """What waits for one worker, and whose it is."""
+
+    __slots__ = ("_of", "total")
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._of: dict[Share, int] = {}
+
+    def add(self, share: Share, amount: int) -> None:
+        """Count something in, or with an amount below 0 out."""
+        self.total += amount
+        if share.tenant:
+            self._of[share] = left = self._of.get(share, 0) + amount
+            if not left:
+                del self._of[share]
+
+    def before(self, share: Share, own: float) -> float:
+        """How much has its turn before a new `own`: all of the same tenant's, and of another's what its weight gives it meanwhile."""
+        if not share.tenant:
+            return self.total
+        mine = self._of.get(share, 0)
+        others = (
+            min(amount, (mine + own) * each.weight / share.weight) for each, amount in self._of.items() if each != share
+        )
+        return mine + sum(others)
+
+    def of(self, share: Share) -> int:
+        """How much is one tenant's."""
+        return self._of.get(share, 0) if share.tenant else self.total
+
+
+@dataclass(slots=True)
+class Batch:
+    """What decodes on a worker, and what waits for a place there."""
+
+    left: list[float] = field(default_factory=list)
+    """What each running answer lacks, ascending."""
+    running: Backlog = field(default_factory=Backlog)
+    waiting: Backlog = field(default_factory=Backlog)
+
+    def position(self, share: Share, num_new: int, num_here: int, places: int) -> float:
+        """Which place, in the order in which they become free, is the last of a new request; 0 or less: one that is free.
+
+        `num_here` counts what others have sent too. Of a tenant beside others some places are kept free.
+        """
+        position = num_here + num_new - places
+        if position <= 0 or not share.tenant:
+            return position
+        num_others = max(num_here - self.running.total - self.waiting.total, 0)
+        most = places - max(places // 8, 1)
+        free = min(places - self.running.total - num_others, most - self.running.of(share))
+        if self.waiting.of(share) + num_new <= free:  # others wait beside it because they may not take it
+            return 0
+        return min(self.waiting.before(share, num_new) + num_new, position + places - most)

@@ -77,12 +77,19 @@ class OpenRequest:
         prompts: Sequence[Prompt],
         caller: Caller,
     ) -> None:
-        """Take what `check_with_model` has let pass."""
+        """Take what `check_with_model` has let pass.
+
+        Raises:
+            InvalidRequest: its key may not give this priority.
+        """
         limit_s = router.config.request_timeout_s
         deadline = time.monotonic() + min(caller.timeout_s or limit_s, limit_s)
-        salt, priority = salt_of(caller.tenant, request.cache_salt), request.priority or 0
+        salt = salt_of(caller.tenant, request.cache_salt)
+        tenant, priority = caller.tenant, request.priority or 0
+        router.tenants.check_priority(tenant, priority)
+        share = router.tenants.of(tenant).share
         self.generations = [
-            Generation(prompt, params, salt, priority, deadline, caller.public_id, 0, caller.pin, caller.tenant)
+            Generation(prompt, params, salt, priority, deadline, caller.public_id, 0, caller.pin, tenant, share)
             for prompt in prompts
         ]
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
