@@ -232,6 +232,13 @@ def test_a_page_that_is_named_may_ask_a_server_without_keys(tmp_path: Any) -> No
         assert httpx.get(f"{named.url}/v1/models", headers={"host": "evil.com"}).status_code == 403
 
 
+def test_an_empty_list_of_origins_lets_no_page_ask(tmp_path: Any) -> None:
+    with cluster(tmp_path, [], http=HttpConfig(allowed_origins=("[]",)), api_key=(KEY,)) as nobody:
+        assert preflight(nobody.url).status_code == 400
+        headers = {"origin": ORIGIN, "authorization": f"Bearer {KEY}"}
+        assert "access-control-allow-origin" not in httpx.get(f"{nobody.url}/v1/models", headers=headers).headers
+
+
 def test_a_page_from_outside_reaches_a_private_network_only_where_it_is_named(tmp_path: Any) -> None:
     with cluster(tmp_path, [], api_key=(KEY,)) as unnamed:
         answer = preflight(unnamed.url, access_control_request_private_network="true")

@@ -92,5 +92,5 @@ def _entries(name: str, given: Sequence[str]) -> tuple[str, ...]:
             listed = [None]
         if not all(isinstance(entry, str) for entry in listed):
             raise ConfigError(f"{name}={each[:80]!r} is not valid: it must be a name, or a JSON list of them.")
-        entries += listed
+        entries += listed or ["[]"]  # nobody, which is not the same as nothing said
     return tuple(entries)
