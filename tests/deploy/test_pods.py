@@ -92,6 +92,13 @@ def pods(tmp_path: Path) -> Iterator[dict[str, Pod]]:
         redis.kill()
 
 
+def has_fetched(decode: Pod) -> bool:
+    """Whether a prompt's KV came from the prefill pod."""
+    metrics = httpx.get(f"http://{ADDRESSES['decode']}:{decode.ports['http']}/metrics").text
+    (moved,) = (line for line in metrics.splitlines() if line.startswith("baton:kv_transfer_bytes_total{"))
+    return float(moved.rsplit(" ", 1)[1]) > 0
+
+
 def test_the_chart_s_pods_serve_and_drain(pods: dict[str, Pod]) -> None:
     for pod in pods.values():
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
@@ -100,9 +107,7 @@ def test_the_chart_s_pods_serve_and_drain(pods: dict[str, Pod]) -> None:
     messages: Any = [{"role": role, "content": content} for role, content in MESSAGES]
     answer = client.chat.completions.create(model="baton-demo", messages=messages, temperature=0)
     assert "Paris" in (answer.choices[0].message.content or "")
-    decode = httpx.get(f"http://{ADDRESSES['decode']}:{pods['decode'].ports['http']}/metrics").text
-    (moved,) = (line for line in decode.splitlines() if line.startswith("baton:kv_transfer_bytes_total{"))
-    assert float(moved.rsplit(" ", 1)[1]) > 0
+    eventually(partial(has_fetched, pods["decode"]), "the decode worker has counted what it fetched")
     for pod in pods.values():
         pod.process.terminate()
         # The router's server passes the signal on to itself once it has shut down.
