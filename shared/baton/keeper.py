@@ -36,5 +36,6 @@ async def keep(
         num_failures += 1
         on_death(status, delay_s)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(until.wait(), delay_s)
+            async with asyncio.timeout(delay_s):
+                await until.wait()
             return None

@@ -460,6 +460,22 @@ def test_a_fetch_ends_with_all_that_was_missing_and_nothing_more(from_block: int
     world.check_nothing_left()
 
 
+def test_a_credit_that_crosses_the_end_does_not_make_the_fetch_a_cancelled_one() -> None:
+    """The importer said it before END came, and has all by now."""
+    world = World()
+    key = start(world)
+
+    def delay_credit(message: Message) -> list[Message] | None:
+        if isinstance(kind(message), wire.Done):
+            return [Message(True, [wire.seal(wire.Credit(*key, NUM_BLOCKS), SECRET)]), message]
+        return None
+
+    carry(world, delay_credit)
+    assert isinstance(world.ended[key], Fetched)
+    assert world.sent_stats.releases == {"fetched": 1}
+    world.check_nothing_left()
+
+
 def test_a_flipped_bit_fails_the_fetch_from_that_block_on() -> None:
     world = World()
     key = start(world)

@@ -93,8 +93,10 @@ class Announcer:
                     if is_up:
                         log.warning("registry_down", reason=str(error))
                     is_up = False
+            # not `wait_for`: in Python 3.11 it forgets a cancellation that comes together with the event
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._draining.wait(), RENEW_S if serving is not None else 0.1)
+                async with asyncio.timeout(RENEW_S if serving is not None else 0.1):
+                    await self._draining.wait()
 
     async def _may_announce(self, registry: Registry, info: WorkerInfo) -> bool:
         """Whether the id is ours: nobody else holds its lease."""
@@ -119,7 +121,8 @@ class Announcer:
         queue = self._queue
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), SNAPSHOT_S)
+                async with asyncio.timeout(SNAPSHOT_S):
+                    await self._changed.wait()
             self._changed.clear()
             if self.conflict:  # the log there is another worker's
                 queue.clear()

@@ -85,6 +85,9 @@ class _Export:
     """Batches that the sockets, or a staging copy, still read."""
     staged: deque[Batch] = field(default_factory=deque)
     end_sent: bool = False
+    """Whether END need not be sent again, as far as is known."""
+    has_ended: bool = False
+    """Whether it was sent at all: only then can all have landed."""
     reason: str = ""
     """Why it is ending."""
 
@@ -193,7 +196,7 @@ class Exports:
         elif isinstance(message, wire.Credit):
             self._on_credit(export, message.limit)
         else:
-            self._end(export, "fetched" if isinstance(message, wire.Done) and export.end_sent else "cancelled")
+            self._end(export, "fetched" if isinstance(message, wire.Done) and export.has_ended else "cancelled")
 
     def _on_unknown(self, key: Key, peer: bytes, message: wire.OfTicket, header: bytes) -> None:
         reason = self._epochs.why_unknown(key)
@@ -262,7 +265,7 @@ class Exports:
         export = self._exports[batch.key]
         if not batch.num_blocks:
             assert export.meta is not None
-            export.end_sent = True
+            export.end_sent = export.has_ended = True
             age_s = min(1e6, max(0.0, self._clock() - export.finished_at))
             return wire.seal(wire.End(*export.key, export.total, age_s, export.meta), export.secret), ()
         first, stop = batch.first_block, batch.first_block + batch.num_blocks
