@@ -146,10 +146,12 @@ class Running:
         if self.queue is not None:
             self.leave_queue(self.queue)
         for worker in workers:
-            if worker.worker_id == attempt.decode:
+            is_decode = worker.worker_id == attempt.decode
+            if is_decode:
                 worker.num_choices -= self.flow.generation.params.n
             worker.request_ids.discard(self.flow.request_id)
-            if cancel_decode or worker.worker_id != attempt.decode:
+            # a prefill worker whose KV has arrived hears so from the decode worker
+            if cancel_decode if is_decode else not attempt.kv_arrived:
                 self.cancel_leg(worker, attempt.epoch)
         attempt.close()
 
