@@ -528,15 +528,15 @@ def test_a_pair_on_one_host_meets_over_shared_memory_and_others_over_what_reache
     ours = (ShmTransport(memory.fd), IpcTransport(), TcpTransport())
     exporter = Exporter(Side(memory=memory, layout=LAYOUT, incarnation="x", transports=ours))
     endpoint = Endpoint.parse(exporter.endpoint)
-    assert choose(ours, endpoint)[0].scheme == "shm"
+    assert next(choose(ours, endpoint)).scheme == "shm"
     socket, _, _ = endpoint.addresses["shm"][0].rpartition("#")
     gone = replace(endpoint, addresses=endpoint.addresses | {"shm": (f"{socket}#1/99999/1",)})
-    assert choose(ours, gone)[0].scheme == "ipc"
+    assert next(choose(ours, gone)).scheme == "ipc"
     another_file = replace(endpoint, addresses=endpoint.addresses | {"shm": (f"{socket}#{os.getpid()}/{memory.fd}/1",)})
-    assert choose(ours, another_file)[0].scheme == "ipc"
-    assert choose((ours[2],), endpoint)[0].scheme == "tcp"
+    assert next(choose(ours, another_file)).scheme == "ipc"
+    assert next(choose((ours[2],), endpoint)).scheme == "tcp"
     away = replace(endpoint, host="another", addresses=endpoint.addresses | {"tcp": ("tcp://10.1.2.3:5",)})
-    assert choose(ours, away)[0].scheme == "tcp"
+    assert next(choose(ours, away)).scheme == "tcp"
     with pytest.raises(ConfigError):
         choose(ours, replace(endpoint, host="another"))
     folders = {
@@ -578,7 +578,7 @@ def test_only_memory_that_keeps_its_size_is_mapped(kind: str, tmp_path: Path) ->
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     socket, _, _ = endpoint.addresses["shm"][0].rpartition("#")
     address = f"{socket}#{os.getpid()}/{fd}/{os.fstat(fd).st_ino}"
-    assert choose(ours, replace(endpoint, addresses=endpoint.addresses | {"shm": (address,)}))[0].scheme == "ipc"
+    assert next(choose(ours, replace(endpoint, addresses=endpoint.addresses | {"shm": (address,)}))).scheme == "ipc"
     with pytest.raises(ConfigError):
         ShmTransport().map(address)
     os.close(fd)

@@ -128,8 +128,7 @@ class DeviceMemory:
     def land_from(self, peer: PeerMemory, places: Sequence[int], block_ids: Sequence[int]) -> Landing:
         """Start copying the blocks from device to device, or take them over from the host's memory."""
         if isinstance(peer.where, memoryview):
-            nbytes = self.block_nbytes
-            return self.land(block_ids, [peer.where[at * nbytes : (at + 1) * nbytes] for at in places])
+            return self.land(block_ids, peer.views(places, self.block_nbytes))
         note = self._note()
         mark = self.copies.from_peer(peer.where, places, block_ids, note, self._marks_of(block_ids))
         return Landing(lambda: self._read(note, len(block_ids)), mark.query)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -122,7 +122,7 @@ class Importer(Exchange[Event]):
                     self._links.pop(source).close()
         return False
 
-    def _connect(self, source: str, transports: Sequence[Transport], endpoint: Endpoint) -> None:
+    def _connect(self, source: str, transports: Iterable[Transport], endpoint: Endpoint) -> None:
         """Connect to an exporter by the first transport that can; if none can, what is asked of it ends as unreachable."""
         if source in self._links:
             return

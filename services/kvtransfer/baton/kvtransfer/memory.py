@@ -79,6 +79,11 @@ class PeerMemory:
     is_gone: Callable[[], bool] = lambda: False
     """Whether the process whose memory it is has ended: mapped on, a GPU's memory would not come free."""
 
+    def views(self, places: Sequence[int], block_nbytes: int) -> list[memoryview]:
+        """View the blocks at these places of host memory."""
+        assert isinstance(self.where, memoryview)
+        return [self.where[at * block_nbytes : (at + 1) * block_nbytes] for at in places]
+
 
 class BlockMemory(Protocol):
     """Blocks of one size, by number. `expect` is for the engine's thread, the others for the one that transfers."""
@@ -156,9 +161,7 @@ class HostMemory:
 
     def land_from(self, peer: PeerMemory, places: Sequence[int], block_ids: Sequence[int]) -> Landing:
         """Copy the bytes from where the peer has them."""
-        nbytes = self.block_nbytes
-        assert isinstance(peer.where, memoryview)
-        return self.land(block_ids, [peer.where[at * nbytes : (at + 1) * nbytes] for at in places])
+        return self.land(block_ids, peer.views(places, self.block_nbytes))
 
     def _gather(self, block_ids: Sequence[int]) -> tuple[bytes, Bytes]:
         """Copy blocks side by side into a room that is kept: new pages take the kernel as long as filling them.

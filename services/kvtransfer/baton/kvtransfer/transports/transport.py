@@ -7,9 +7,10 @@ first of its own transports that says it can use it, and the next where that fai
 
 from __future__ import annotations
 
+import itertools
 import socket as system_socket
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
@@ -89,21 +90,22 @@ class Endpoint:
         return cls(host.removeprefix("host:"), {scheme: tuple(group) for scheme, group in groups.items()})
 
 
-def choose(transports: Sequence[Transport], endpoint: Endpoint) -> list[Transport]:
-    """Choose the transports that reach the endpoint, the best first.
+def choose(transports: Sequence[Transport], endpoint: Endpoint) -> Iterator[Transport]:
+    """Choose the transports that reach the endpoint, the best first; those after it are looked at when they are asked for.
 
     Raises:
         ConfigError: none does.
     """
     same_host = endpoint.host == host_id()
-    found = []
-    for transport in transports:
-        addresses = endpoint.addresses.get(transport.scheme)
-        if addresses and transport.reaches(addresses, same_host=same_host):
-            found.append(transport)
-    if not found:
+    found = (
+        transport
+        for transport in transports
+        if (addresses := endpoint.addresses.get(transport.scheme)) and transport.reaches(addresses, same_host=same_host)
+    )
+    best = next(found, None)
+    if best is None:
         raise ConfigError(f"no transport of {[t.scheme for t in transports]} reaches {endpoint}")
-    return found
+    return itertools.chain((best,), found)
 
 
 @cache
