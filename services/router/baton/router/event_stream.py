@@ -20,6 +20,7 @@ from baton.metrics import RouterMetrics
 from baton.router.config import RouterConfig
 from baton.router.json_answers import send_json
 from baton.router.openai.refusals import error_object, error_of
+from baton.router.repeated import Repeated
 
 KEEP_ALIVE = b": keep-alive\n\n"
 _EVENTS = "text/event-stream; charset=utf-8"
@@ -260,16 +261,9 @@ class OpenStreams:
         """From the start of their answer to its end."""
         self._fresh: list[EventStream] = []
         """Streams with new data since the last flush."""
-        self._task: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
-
-    def start(self) -> None:
-        self._task = self._loop.create_task(self._tick())
-
-    async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        ticking = Repeated(max(min(1.0, config.keep_alive_s / 4, config.slow_client_s / 4), 0.02), self._tick)
+        self.start, self.close = ticking.start, ticking.close
 
     def open(self, on_gone: Callable[[], None]) -> EventStream:
         """Make a stream; `on_gone` is called when its client has left or does not read."""
@@ -287,13 +281,10 @@ class OpenStreams:
         for stream in fresh:
             stream.flush(now)
 
-    async def _tick(self) -> None:
-        keep_alive_s, slow_s = self._config.keep_alive_s, self._config.slow_client_s
-        while True:
-            await asyncio.sleep(max(min(1.0, keep_alive_s / 4, slow_s / 4), 0.02))
-            now = time.monotonic()
-            for stream in list(self.served):
-                stream.tick(now, keep_alive_s, slow_s)
+    def _tick(self) -> None:
+        keep_alive_s, slow_s, now = self._config.keep_alive_s, self._config.slow_client_s, time.monotonic()
+        for stream in list(self.served):
+            stream.tick(now, keep_alive_s, slow_s)
 
 
 def _known_server(send: Send) -> Any:

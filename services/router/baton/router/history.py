@@ -5,7 +5,6 @@ Counters are read every 5 s and compared with what they were: requests and token
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 from baton.histograms import Buckets, between, quantile
 from baton.metrics import RouterMetrics
 from baton.router.journal import Journal
+from baton.router.repeated import Repeated
 
 INTERVAL_S = 5.0
 NUM_POINTS = 180
@@ -79,16 +79,8 @@ class History:
         self._journal = journal
         self._samples = deque([Sample.of(metrics, journal)], maxlen=NUM_POINTS + 1)
         self._points: deque[dict[str, float | None]] = deque(maxlen=NUM_POINTS)
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Begin to sample."""
-        self._task = asyncio.get_running_loop().create_task(self._keep())
-
-    async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        sampling = Repeated(INTERVAL_S, self.sample)
+        self.start, self.close = sampling.start, sampling.close
 
     def sample(self) -> None:
         """Add one point: what came since the last one."""
@@ -109,11 +101,6 @@ class History:
             "minute": {"seconds": round(now.clock - minute.clock, 1), **now.since(minute)},
             "all": {"seconds": round(now.clock - self._samples[0].clock, 1), **now.since(self._samples[0])},
         }
-
-    async def _keep(self) -> None:
-        while True:
-            await asyncio.sleep(INTERVAL_S)
-            self.sample()
 
 
 def _ms(buckets: Buckets, q: float) -> float | None:

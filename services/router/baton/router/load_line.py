@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from baton.logs import get_logger
 from baton.metrics import RouterMetrics
 from baton.router.dispatcher import Dispatcher
 from baton.router.history import Sample
+from baton.router.repeated import Repeated
 
 INTERVAL_S = 10.0
 _RATES = ("requests_per_s", "tokens_per_s", "first_token_p50_ms", "gap_p50_ms")
@@ -23,16 +23,8 @@ class LoadLine:
         self._metrics = metrics
         self._dispatcher = dispatcher
         self._last = Sample.of(metrics, dispatcher.journal)
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Begin to tell."""
-        self._task = asyncio.get_running_loop().create_task(self._keep())
-
-    async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        telling = Repeated(INTERVAL_S, self._tell)
+        self.start, self.close = telling.start, telling.close
 
     def take(self) -> dict[str, Any]:
         """Return what came since the last call; empty: nothing, and nothing runs."""
@@ -52,8 +44,6 @@ class LoadLine:
             **mishaps,
         }
 
-    async def _keep(self) -> None:
-        while True:
-            await asyncio.sleep(INTERVAL_S)
-            if line := self.take():
-                _log.info("load", **line)
+    def _tell(self) -> None:
+        if line := self.take():
+            _log.info("load", **line)
