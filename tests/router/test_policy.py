@@ -117,6 +117,27 @@ def test_a_cached_prefix_draws_requests_until_its_worker_is_busier_than_that_is_
     assert best([busy, *others]).prefill == "p1"
 
 
+def test_a_saturated_prefill_pool_borrows_a_decode_worker_that_idles_and_gives_it_back() -> None:
+    full = make("p", "p", queue_tokens=50_000)
+    idle, busy = make("d0", "pd", place_ms=60_000.0), make("d1", "pd", num_running=64)
+    assert (best([full, idle, busy]).prefill, best([full, idle, busy]).decode) == ("d0", "d1")
+    assert best([make("p", "p"), dataclasses.replace(idle, num_running=1), busy]).prefill == "p"
+    streaming = make("d0", "pd", place_ms=60_000.0, num_running=64)
+    slowed = best([make("p", "p", queue_tokens=2_000), streaming, busy])
+    assert slowed.prefill == "p"
+    assert slowed.terms["delay"] == 0
+
+
+def test_a_decode_worker_whose_batch_is_full_hands_the_prefix_that_it_has_to_another() -> None:
+    warm = make("d0", "pd", cached_blocks=60, num_running=64, place_ms=5_000.0)
+    assert (best([warm, make("d1", "pd", num_running=60)]).prefill, best([warm, make("d1", "pd")]).decode) == (
+        "d0",
+        "d1",
+    )
+    no_room = dataclasses.replace(warm, cached_blocks=0, free_blocks=0)
+    assert best([no_room, make("d1", "pd", num_running=8)]).path == "local"
+
+
 def test_workers_of_different_layouts_are_never_paired() -> None:
     workers = [make("p", "p", layout="x"), make("d", "d", num_running=300)]
     assert best(workers, path="remote").path == "local"

@@ -3,17 +3,18 @@
 `choose` predicts, for every decode worker D, alone and with every prefill worker P, the milliseconds until the first
 token, what the request does to those who run beside it, and what they do to it; the least wins:
 
-    with P   queue(P) + uncached(P) / rate(P) + transfer(missing(D), link(P, D)) + wait(D) + interference(D)
+    with P   queue(P) + uncached(P) / rate(P) + transfer(missing(D), link(P, D)) + wait(D) + interference(P, D)
     alone    queue(D) + uncached(D) / rate(D)                                    + wait(D) + interference(D)
 
 The first token of a pair does not wait for D; all else of its terms comes before the second one.
 
 queue         tokens asked for before, over the worker's rate
 transfer      the part of the KV transfer that the prefill does not hide, as learned for this pair
-wait          for KV blocks, when the worker has too few free ones; and what is left of the wait for a place in its batch
+wait          for KV blocks, when a worker of the two has too few free ones; and what is left of the wait for a place in its batch
               when the terms before it are over
 interference  pace: the steps that this request will take, at D's predicted step time; and delay: what each running stream
-              of D loses while D computes this prompt in chunks, weighted
+              of the worker that computes this prompt loses meanwhile, weighted. A P that decodes too (`--also-prefill`)
+              has streams, so an idle one lends itself to others and a busy one is dear: nothing else makes it do either
 
 What was learned counts for half after each `HALF_LIFE_S` in which nothing new is learned, so nobody is passed over for ever:
 one slow transfer or step sends requests elsewhere for minutes, then one of them tries again.
@@ -183,22 +184,25 @@ def _options(
         if path == "local":
             partners = []
         for prefill in partners:
-            yield _remote(shape, prefill, decode, links.get((prefill.worker_id, decode.worker_id), NEW_LINK), now)
+            link = links.get((prefill.worker_id, decode.worker_id), NEW_LINK)
+            yield _remote(shape, prefill, decode, link, weight, now)
         if path != "remote" or not partners:  # with no prefill worker alive everything still works
             yield _local(shape, decode, weight)
 
 
-def _remote(shape: Shape, prefill: Candidate, decode: Candidate, link: Link, now: float) -> Option:
+def _remote(shape: Shape, prefill: Candidate, decode: Candidate, link: Link, weight: float, now: float) -> Option:
     missing = _uncached(shape, decode)
+    compute = 1000 * _uncached(shape, prefill) / prefill.prefill_rate
     terms = {
         "queue_p": 1000 * prefill.queue_tokens / prefill.prefill_rate,
-        "prefill": 1000 * _uncached(shape, prefill) / prefill.prefill_rate,
+        "prefill": compute,
         "transfer": link.predict(missing, now),
-        "wait_blocks": _wait_blocks(shape, decode),
+        "wait_blocks": _wait_blocks(shape, decode) + _wait_blocks(shape, prefill),
     }
     # it queues for its place while the prompt is computed
     terms["wait_place"] = max(decode.place_ms - sum(terms.values()), 0.0)
     terms["pace"] = PACE_STEPS * decode.step_ms
+    terms["delay"] = _delay(prefill, compute, weight)
     return Option("remote", decode.worker_id, prefill.worker_id, sum(terms.values()), terms)
 
 
@@ -212,9 +216,14 @@ def _local(shape: Shape, decode: Candidate, weight: float) -> Option:
         # prompts that wait for a place are in its queue too
         "wait_place": max(decode.place_ms - queue_ms, 0.0),
         "pace": PACE_STEPS * decode.step_ms,
-        "delay": weight * decode.num_running * compute,
+        "delay": _delay(decode, compute, weight),
     }
     return Option("local", decode.worker_id, None, sum(terms.values()), terms)
+
+
+def _delay(worker: Candidate, compute_ms: float, weight: float) -> float:
+    """Predict what computing a prompt costs the streams of its worker; one that only prefills has none."""
+    return weight * worker.num_running * compute_ms if worker.can_decode else 0.0
 
 
 def _uncached(shape: Shape, worker: Candidate) -> int:
