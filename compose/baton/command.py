@@ -7,7 +7,7 @@ does, but knows no groups.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
@@ -70,8 +70,21 @@ class BenchServeCommand(Command):
     """`baton bench serve`: it also knows what is typed after `vllm bench serve`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Rewrite what is vLLM's, and parse."""
-        return super().parse_args(ctx, ours(args, self.get_params(ctx), table=BENCH))
+        """Rewrite what is vLLM's, take lists with commas apart, and parse."""
+        return super().parse_args(ctx, _apart(ours(args, self.get_params(ctx), table=BENCH), self.get_params(ctx)))
+
+
+def _apart(arguments: list[str], options: Sequence[Any]) -> list[str]:
+    """Write `--rate 8,16` as `--rate 8 --rate 16`."""
+    lists = {flag for option in options if option.multiple for flag in option.opts}
+    apart: list[str] = []
+    for word in arguments:
+        if apart and apart[-1] in lists:
+            flag = apart.pop()
+            apart += [part for each in word.split(",") for part in (flag, each)]
+        else:
+            apart.append(word)
+    return apart
 
 
 class Group(TyperGroup):

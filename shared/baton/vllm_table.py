@@ -380,7 +380,9 @@ ROUTES = (
 
 BENCH_TAKEN = """
 model base_url num_prompts request_rate max_concurrency seed save_result save_detailed result_dir result_filename
-input_len output_len random_input_len>input_len random_output_len>output_len disable_tqdm?~
+input_len output_len random_input_len>input_len random_output_len>output_len label disable_tqdm?~
+prefix_repetition_num_prefixes>prefixes prefix_repetition_prefix_len>prefix_len
+prefix_repetition_suffix_len>input_len prefix_repetition_output_len>output_len
 """
 """Flags of `baton bench serve`."""
 
@@ -390,8 +392,7 @@ BENCH = (
         """
         backend=openai|vllm|openai-completions endpoint=/v1/completions dataset_name=random dataset_path custom_output_len
         hf_name hf_split hf_subset hf_output_len sharegpt_output_len random_range_ratio=0 random_prefix_len=0
-        random_batch_size=1 prefix_repetition_prefix_len prefix_repetition_suffix_len prefix_repetition_num_prefixes
-        prefix_repetition_output_len lora_modules[] no_stream? skip_chat_template?~ use_beam_search?
+        random_batch_size=1 lora_modules[] no_stream? skip_chat_template?~ use_beam_search?
         """,
     ),
     ("Give --url http://HOST:PORT.", "host=127.0.0.1|localhost port=8000"),
@@ -404,15 +405,16 @@ BENCH = (
         """,
     ),
     (
-        "Mean, median and 99th percentile of TTFT, TPOT, ITL and E2EL are always given.",
-        "percentile_metrics~ metric_percentiles=99 goodput[] plot_timeline? plot_dataset_stats? metadata[]",
+        "Mean, median, 99th and 99.9th percentile of TTFT, TPOT, ITL and E2EL are always given.",
+        "percentile_metrics~ metric_percentiles=90|99|99.9 plot_timeline? plot_dataset_stats? metadata[]",
     ),
+    ("Give --ttft-target-ms and --itl-target-ms.", "goodput[]"),
     (
         "Arrivals are Poisson's, and several --rate make a sweep.",
         "burstiness=1 ramp_up_strategy ramp_up_start_rps ramp_up_end_rps",
     ),
-    ("Answers are counted from the first request on.", "num_warmups=0 ready_check_timeout_sec~ profile?"),
-    ("Names of requests are drawn.", "request_id_prefix~ label~ served_model_name~ append_result? header[] insecure?"),
+    ("--warm-up-s sends for a while what is not counted.", "num_warmups=0 ready_check_timeout_sec~ profile?"),
+    ("Names of requests are drawn.", "request_id_prefix~ served_model_name~ append_result? header[] insecure?"),
 )
 """Flags of `vllm bench serve`."""
 

@@ -92,8 +92,9 @@ def test_bench_serve_prints_a_block_a_rate_that_80_columns_hold(server: BatonPro
     assert result.returncode == 0, result.stdout + result.stderr
     assert max(map(len, result.stdout.splitlines())) <= 80
     blocks = result.stdout.split("\n\n")
-    assert [block.splitlines()[0][:12] for block in blocks[1:]] == ["50 requests/", "all at once:"]
-    for block in blocks[1:]:
+    assert [block.splitlines()[0][:12] for block in blocks[1:3]] == ["50 requests/", "all at once:"]
+    assert [line.split()[1] for line in blocks[3].splitlines()[2:]] == ["50", "inf"]
+    for block in blocks[1:3]:
         assert "6 answered, 0 failed" in block
         assert "384 tokens; 0 of them (0.0%) from the prefix cache" in block
         assert "first token (TTFT)" in block
@@ -119,6 +120,29 @@ def test_bench_serve_writes_what_vllms_scripts_read(server: BatonProcess, tmp_pa
     )
     assert whole["model_id"] == "baton-demo"
     assert len(whole["ttfts"]) == len(whole["itls"]) == 6
+
+
+def test_bench_serve_talks_on_with_the_answers_and_judges_two_servers_at_several_targets(
+    server: BatonProcess, tmp_path: Path
+) -> None:
+    words = ("--turns", "2", "--turn-len", "4", "--think-s", "0", "--rate", "40,60", "--itl-target-ms", "1e6,1e-6")
+    file = tmp_path / "out.json"
+    result = call(server, *BENCH, *words, "--beside", server.url, "--label", "a", "b", "--out", str(file))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert re.search(r"turn 2 .* prompt 7\d, \d\d\.\d% cached", result.stdout)  # 64 + 4 and an answer of 3 to 5
+    whole = json.loads(file.read_text())
+    assert [[run["rate"] for run in each["runs"]] for each in whole["servers"].values()] == [[40.0, 60.0]] * 2
+    for run in (run for each in whole["servers"].values() for run in each["runs"]):
+        assert [goodput["share"] for goodput in run["goodput"]][1:] == [0.0]
+        assert [turn["requests"] for turn in run["turns"]] == [6, 6]
+        assert run["server_counts"]["local"] == 12
+
+
+def test_bench_serve_searches_the_highest_rate_that_holds(server: BatonProcess) -> None:
+    words = ("--sweep", "--rate", "40,80", "--ttft-target-ms", "1e6", "--itl-target-ms", "1e6")
+    result = call(server, *BENCH, *words)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "server: 90% good at 80 requests/s, the most that was tried (TTFT <= 1e+06 ms" in result.stdout
 
 
 def test_the_one_port_that_users_know_tells_how_full_the_caches_are(server: BatonProcess) -> None:

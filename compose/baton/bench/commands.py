@@ -50,6 +50,9 @@ def bench_offline(
 @bench.command("serve", cls=BenchServeCommand)
 def bench_serve(
     url: Annotated[str, Option("--url", "--base-url", envvar="BATON_URL", help="the server")] = "http://127.0.0.1:8000",
+    beside: Annotated[str | None, Option(metavar="URL", help="a second server, sent the same; gives the ratio")] = None,
+    together: Annotated[bool, Option("--together", help="ask both at the same time; else in turn")] = False,
+    label: Annotated[list[str], Option(help="the server's name in tables; of the second too")] = ["server", "beside"],  # noqa: B006
     model: Annotated[str | None, Option(help="whom to ask; none: the first model that the server names")] = None,
     api_key: Annotated[str | None, Option(envvar="BATON_API_KEY", help="key to send; of several, the first")] = None,
     rate: Annotated[
@@ -58,55 +61,90 @@ def bench_serve(
             *("--rate", "--request-rate"),
             min=0.001,
             metavar="<float>...",
-            help="requests a second, Poisson; inf: all at once; several make a sweep",
+            help="requests a second, Poisson; inf: all at once; several are measured one after another",
         ),
     ] = [math.inf],  # noqa: B006
     num_prompts: Annotated[int, Option(min=1, help="requests of each rate")] = 64,
+    seconds: Annotated[
+        float | None, Option(min=0.1, help="in place of a number: send for so long at each rate")
+    ] = None,
+    warm_up_s: Annotated[float, Option(min=0, help="before --seconds: sent at the same rate, not counted")] = 5.0,
     max_concurrency: Annotated[int | None, Option(min=1, help="most requests at once; none: as they come")] = None,
     input_len: Annotated[tuple[int, int], Option(help="shortest and longest prompt, tokens")] = (50, 1000),
     output_len: Annotated[tuple[int, int], Option(help="shortest and longest answer, tokens")] = (20, 200),
+    prefixes: Annotated[int, Option(min=0, help="begin each prompt with one of so many long texts")] = 0,
+    prefix_len: Annotated[int, Option(min=1, help="tokens of each of these")] = 1024,
+    prefix_skew: Annotated[float, Option(min=0, help="the k-th of them comes as often as 1 / k ** skew says")] = 1.0,
+    turns: Annotated[int, Option(min=1, help="conversations of so many turns, which hold the answers before")] = 1,
+    turn_len: Annotated[tuple[int, int], Option(help="tokens that each later turn adds")] = (32, 256),
+    think_s: Annotated[float, Option(min=0, help="mean pause before each later turn")] = 1.0,
     trace: Annotated[Path | None, Option(help="JSON lines of timestamp, input_length, output_length, hash_ids")] = None,
     trace_speed: Annotated[float, Option(min=0.001, help="how many times as fast as recorded")] = 1.0,
+    ttft_target_ms: Annotated[float, Option(min=0, help="latest first token of a good request")] = 500.0,
+    itl_target_ms: Annotated[
+        list[float] | None,
+        Option(
+            min=0, metavar="<float>...", help="largest p99 of a good request's own gaps; several are judged at once"
+        ),
+    ] = None,
+    sweep: Annotated[
+        bool, Option("--sweep", help="search the highest rate with enough good, from the least --rate to the most")
+    ] = False,
+    sweep_runs: Annotated[int, Option(min=2, help="most runs of a search, for each target")] = 6,
+    good_share: Annotated[float, Option(min=0.01, max=1, help="what is enough")] = 0.9,
     vocab: Annotated[int, Option(min=11, help="token ids are drawn below this")] = 4000,
     seed: Annotated[
         str | None,
         Option(help="of lengths, tokens and arrivals; none: another one each time, so that nothing is cached"),
+    ] = None,
+    out: Annotated[
+        Path | None, Option(metavar="FILE", help="JSON of all runs; adds to what is there of the same load")
     ] = None,
     save_result: Annotated[bool, Option("--save-result", help="write a file a rate, in vLLM's JSON form")] = False,
     save_detailed: Annotated[bool, Option("--save-detailed", help="with an entry a request")] = False,
     result_dir: Annotated[Path, Option(help="where the files go")] = Path(),
     result_filename: Annotated[str | None, Option(help="none: made of rate, model and time")] = None,
 ) -> None:
-    """An open loop of requests against a running server: throughput, TTFT, TPOT, ITL; ends with 1 if one is lost."""
-    import asyncio
+    """An open loop of requests against a running server: throughput, latencies, goodput; ends with 1 if one is lost."""
     import secrets
 
-    from baton.bench import loads, serve
+    from baton.bench import serve_plan, serve_run
+    from baton.bench.loads import Shape, Span
+    from baton.bench.serve_file import ServeFile, VllmFiles
     from baton.talk import first_key
 
-    server = serve.Server(url=url, api_key=first_key(api_key), model=model, max_concurrency=max_concurrency)
     seed = seed or secrets.token_hex(4)
-
-    async def measure() -> int:
-        name, max_len = await serve.served_model(server)
-        if trace is not None:
-            all_loads = [
-                loads.read_trace(trace, num_prompts, speed=trace_speed, max_len=max_len, vocab=vocab, seed=seed)
-            ]
-        else:
-            lengths = {"input_len": input_len, "output_len": output_len}
-            all_loads = [
-                loads.poisson(each, num_prompts, **lengths, vocab=vocab, seed=f"{seed}/{i}")
-                for i, each in enumerate(rate)
-            ]
-        results = await serve.run(server, name, all_loads, seed=seed)
-        if save_result or save_detailed:
-            serve.Files(folder=result_dir, name=result_filename, detailed=save_detailed).save(
-                results, server, name, seed
-            )
-        return sum(result.num_failed for result in results)
-
-    sys.exit(1 if asyncio.run(measure()) else 0)
+    asked = serve_plan.Asked(
+        shape=Shape(
+            input_len=input_len,
+            output_len=output_len,
+            vocab=vocab,
+            num_prefixes=prefixes,
+            prefix_len=prefix_len,
+            prefix_skew=prefix_skew,
+            num_turns=turns,
+            turn_len=turn_len,
+            think_s=think_s,
+        ),
+        span=Span(count=num_prompts) if seconds is None else Span(seconds=seconds, warm_up_s=warm_up_s),
+        seed=seed,
+        trace=trace,
+        trace_speed=trace_speed,
+    )
+    plan = serve_run.Plan(
+        load_at=asked.load_at,
+        seed=seed,
+        rates=rate,
+        targets=serve_plan.targets(ttft_target_ms, itl_target_ms, sweep=sweep),
+        search=serve_plan.search(rate, good_share) if sweep else None,
+        num_runs=sweep_runs,
+        together=together,
+    )
+    servers = serve_plan.servers((url, beside), label, model, first_key(api_key), max_concurrency)
+    done = serve_run.run(plan, servers, ServeFile(out, asked.described()))
+    if save_result or save_detailed:
+        VllmFiles(folder=result_dir, name=result_filename, detailed=save_detailed).save(done.results, seed)
+    sys.exit(1 if done.num_failed else 0)
 
 
 @bench.command("router", cls=Command)

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import sys
+import gc
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import httpx
 
+from baton.bench.completion_stream import Endpoint, Outcome
+from baton.bench.goodput import Targets
 from baton.bench.loads import Arrival, Load
-from baton.bench.serve_result import Outcome, Result
+from baton.bench.serve_result import Client, Result
 from baton.errors import ConfigError
 from baton.own_http import client_of
 from baton.progress import LongBar
@@ -38,111 +37,59 @@ class Server:
     """None: the first that the server names."""
     max_concurrency: int | None = None
     """Most requests at once; None: as they come."""
+    label: str = ""
+    """What it is called in tables."""
 
     def client(self) -> httpx.AsyncClient:
-        """Open connections to it."""
+        """Open connections to it, for what is not measured."""
         headers = {"authorization": f"Bearer {self.api_key}"} if self.api_key else {}
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
         url = self.url.rstrip("/").removesuffix("/v1")
-        return client_of(httpx.AsyncClient, url, base_url=url, headers=headers, limits=limits, timeout=600.0)
+        return client_of(httpx.AsyncClient, url, base_url=url, headers=headers, timeout=10.0)
 
 
-async def drive(server: Server, model: str, load: Load) -> Result:
-    """Send every request at its time, with a bar of those that have ended."""
-    gate = contextlib.nullcontext() if server.max_concurrency is None else asyncio.Semaphore(server.max_concurrency)
-    with LongBar(total=len(load.arrivals), desc=load.name, unit="request", leave=False) as bar:
-        async with server.client() as client:
-            start = time.perf_counter()
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A server that has answered: its model, and how it is asked."""
 
-            async def send(arrival: Arrival) -> Outcome:
-                await asyncio.sleep(max(0.0, arrival.at_s - (time.perf_counter() - start)))
-                async with gate:
-                    outcome = await _ask(client, model, arrival, start)
-                bar.update()
-                return outcome
+    server: Server
+    model: str
+    max_len: int
+    ignores_eos: bool = True
+    """Whether it can be told to go on to the length asked for."""
 
-            outcomes = await asyncio.gather(*(send(arrival) for arrival in load.arrivals))
-            return Result(load, outcomes, time.perf_counter() - start)
-
-
-async def _ask(client: httpx.AsyncClient, model: str, arrival: Arrival, start: float) -> Outcome:
-    body = {
-        "model": model,
-        "prompt": arrival.prompt,
-        "max_tokens": arrival.output_len,
-        "temperature": 0.0,
-        "ignore_eos": True,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    sent_at = time.perf_counter()
-    outcome = Outcome(sent_s=sent_at - start)
-    try:
-        async with client.stream("POST", "/v1/completions", json=body) as answer:
-            if answer.status_code != 200:
-                outcome.error = f"{answer.status_code}: {(await answer.aread())[:200]!r}"
-                return outcome
-            await _read(answer, outcome, sent_at)
-    except httpx.HTTPError as error:
-        outcome.error = repr(error)
-        return outcome
-    if outcome.num_tokens != arrival.output_len:
-        outcome.error = outcome.error or f"{outcome.num_tokens} tokens came, {arrival.output_len} were asked for"
-    return outcome
+    def body(self, prompt: list[int], output_len: int, *, with_ids: bool) -> dict[str, Any]:
+        """Return what is sent."""
+        options: dict[str, Any] = {"ignore_eos": True} if self.ignores_eos else {}
+        if with_ids:
+            options["return_token_ids"] = True
+        return {
+            "model": self.model,
+            "prompt": prompt,
+            "max_tokens": output_len,
+            "temperature": 0.0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **options,
+        }
 
 
-async def _read(answer: httpx.Response, outcome: Outcome, sent_at: float) -> None:
-    times: list[float] = []
-    async for line in answer.aiter_lines():
-        if not line.startswith("data: ") or line == "data: [DONE]":
-            continue
-        event = json.loads(line[6:])
-        if "error" in event:
-            outcome.error = str(event["error"])
-            return
-        if usage := event.get("usage"):
-            outcome.num_tokens = usage["completion_tokens"]
-            outcome.num_cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
-        if event["choices"]:
-            times.append(time.perf_counter())
-    outcome.total_s = time.perf_counter() - sent_at
-    if times:
-        outcome.first_s = times[0] - sent_at
-        outcome.gaps_s = [later - earlier for earlier, later in pairwise(times)]
+async def find(server: Server) -> Served:
+    """Ask a server which model it serves, its longest context, and for an answer of two tokens.
 
-
-async def run(server: Server, model: str, loads: Sequence[Load], *, seed: str) -> list[Result]:
-    """Run each load against a server, and print a block for each."""
-    print(f"{model} at {server.url}\nprompts of --seed {seed}", flush=True)
-    results = []
-    for load in loads:
-        results.append(await drive(server, model, load))
-        print("\n" + "\n".join(results[-1].lines()), flush=True)
-    return results
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Files:
-    """Where results go."""
-
-    folder: Path = Path()
-    name: str | None = None
-    """None: made of rate, model and time."""
-    detailed: bool = False
-
-    def save(self, results: Sequence[Result], server: Server, model: str, seed: str) -> None:
-        """Write a file a rate, each as `vllm bench serve --save-result` does."""
-        now = datetime.now()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for i, result in enumerate(results):
-            whole = result.vllm_form(model, max_concurrency=server.max_concurrency, seed=seed, now=now)
-            rate = whole["request_rate"]
-            name = self.name or f"baton-{rate}qps-{model.split('/')[-1]}-{whole['date']}.json"
-            if self.name and len(results) > 1:
-                name = f"{Path(name).stem}-{i}{Path(name).suffix}"
-            whole |= result.details() if self.detailed else {}
-            (self.folder / name).write_text(json.dumps(whole))
-            print(f"wrote {self.folder / name}", file=sys.stderr)
+    Raises:
+        ConfigError: nobody answers there, or not that model, or not to a prompt of token ids.
+    """
+    model, max_len = await served_model(server)
+    refusal = ""
+    for served in (Served(server, model, max_len), Served(server, model, max_len, ignores_eos=False)):
+        outcome = Outcome()
+        await Endpoint(server.url, server.api_key).ask(served.body([20, 21, 22], 2, with_ids=False), outcome)
+        if outcome.error is None:
+            return served
+        refusal = refusal or outcome.error
+        if not refusal.startswith(("400", "422")):
+            break
+    raise ConfigError(f"url={server.url!r} refuses a completion of three token ids: {refusal}")
 
 
 async def served_model(server: Server) -> tuple[str, int]:
@@ -153,7 +100,7 @@ async def served_model(server: Server) -> tuple[str, int]:
     """
     try:
         async with server.client() as client:
-            answer = await client.get("/v1/models", timeout=10.0)
+            answer = await client.get("/v1/models")
             cards: list[dict[str, Any]] = answer.raise_for_status().json()["data"]
             card = next(card for card in cards if server.model in (None, card["id"]))
     except StopIteration:
@@ -163,3 +110,116 @@ async def served_model(server: Server) -> tuple[str, int]:
         url = server.url
         raise ConfigError(f"url={url!r}: no server answers there ({error!r}). Start one with `baton up`.") from None
     return card["id"], card.get("max_model_len") or 4096
+
+
+async def drive(served: Served, load: Load, targets: Sequence[Targets] = ()) -> Result:
+    """Send every request at its time, with a bar of those that have ended."""
+    run = _Run(served, load)
+    before = await counted(served.server)
+    with _no_pauses():
+        await run.whole()
+    after = await counted(served.server)
+    meanwhile = {name: count - before.get(name, 0) for name, count in after.items()}
+    seconds = run.ended_at - run.began_at - load.warm_up_s
+    client = Client(run.cpu_s, run.num_tokens, max((outcome.late_s for outcome in run.outcomes), default=0.0))
+    return Result(load, run.outcomes, max(seconds, 1e-9), client, targets, meanwhile)
+
+
+class _Run:
+    """One load on its way."""
+
+    def __init__(self, served: Served, load: Load) -> None:
+        self._served = served
+        self._endpoint = Endpoint(served.server.url, served.server.api_key)
+        limit = served.server.max_concurrency
+        self._gate = contextlib.nullcontext() if limit is None else asyncio.Semaphore(limit)
+        self._load = load
+        self.outcomes: list[Outcome] = []
+        """Of what is counted, in the order in which it was sent."""
+        self.began_at = self.ended_at = 0.0
+        self.cpu_s = 0.0
+        self.num_tokens = 0
+        """Of all answers."""
+
+    async def whole(self) -> None:
+        load = self._load
+        with LongBar(total=len(load.arrivals), desc=load.name, unit="request", leave=False) as bar:
+            cpu_s, self.began_at = time.process_time(), time.perf_counter()
+
+            async def whole(arrival: Arrival) -> None:
+                await self._converse(arrival)
+                bar.update()
+
+            async with asyncio.TaskGroup() as tasks:
+                for arrival in load.arrivals:
+                    tasks.create_task(whole(arrival))
+            self.cpu_s, self.ended_at = time.process_time() - cpu_s, time.perf_counter()
+        self.outcomes.sort(key=lambda outcome: outcome.sent_s)
+
+    async def _converse(self, arrival: Arrival) -> None:
+        due_s, said, answer = arrival.at_s, list[int](), list[int]()
+        for number, turn in enumerate(arrival.turns):
+            due_s += turn.pause_s
+            said = said + answer + turn.tokens
+            with_ids = number + 1 < len(arrival.turns)
+            outcome = Outcome(input_len=len(said), output_len=turn.output_len, turn=number)
+            await asyncio.sleep(max(0.0, self.began_at + due_s - time.perf_counter()))
+            outcome.late_s = time.perf_counter() - self.began_at - due_s
+            async with self._gate:
+                outcome.sent_s = time.perf_counter() - self.began_at
+                await self._endpoint.ask(self._served.body(said, turn.output_len, with_ids=with_ids), outcome)
+            self.num_tokens += outcome.num_tokens
+            outcome.error = outcome.error or self._mistake(outcome, with_ids=with_ids)
+            if arrival.at_s >= self._load.warm_up_s:
+                self.outcomes.append(outcome)
+            if outcome.error is not None:
+                return
+            due_s, answer, outcome.token_ids = time.perf_counter() - self.began_at, outcome.token_ids, []
+
+    def _mistake(self, outcome: Outcome, *, with_ids: bool) -> str | None:
+        """Say what an answer lacks."""
+        num_tokens, num_asked = outcome.num_tokens, outcome.output_len
+        if num_tokens != num_asked and (self._served.ignores_eos or not 0 < num_tokens < num_asked):
+            return f"{num_tokens} tokens came, {num_asked} were asked for"
+        if outcome.num_prompt not in (None, outcome.input_len):
+            return f"the server counts {outcome.num_prompt} prompt tokens, {outcome.input_len} were sent"
+        if with_ids and len(outcome.token_ids) != num_tokens:
+            return "the server does not tell its answer's ids (return_token_ids), of which the next turn is made"
+        return None
+
+
+@contextlib.contextmanager
+def _no_pauses() -> Iterator[None]:
+    """Keep the garbage collector from walking over all outcomes so far, which a token would wait for."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+COUNTED = {
+    "replays_total": "replays",
+    "admission_refusals_total": "refused",
+    "kv_integrity_failures_total": "integrity failures",
+    "route_decisions_total": "",
+}
+"""Series of a Baton router that say how a run went; those with no word are told by label."""
+_SAMPLE = re.compile(r'^baton:(\w+)\{(?:.*,)?(\w+)="([^"]*)"\} (\S+)$', re.MULTILINE)
+
+
+async def counted(server: Server) -> dict[str, int]:
+    """Return what a Baton router has counted so far; nothing of other servers."""
+    try:
+        async with server.client() as client:
+            text = (await client.get("/metrics")).text
+    except httpx.HTTPError:
+        return {}
+    counts: dict[str, int] = {}
+    for name, label, value, number in _SAMPLE.findall(text):
+        if name in COUNTED:
+            word = COUNTED[name] or value
+            word = f"{word} ({value})" if COUNTED[name] and label not in ("model_name",) else word
+            counts[word] = counts.get(word, 0) + int(float(number))
+    return counts
