@@ -160,8 +160,8 @@ class _Series:
         )
         phases = Histogram(
             f"{_PREFIX}phase_seconds",
-            "Phases of a request. Router: route, queue, first_token, generate. Worker: queue, compute (to its first "
-            "token), and prefill or decode, from the start to the last block given back.",
+            "Phases of a request. Router: route, queue, first_token, held (a first token, until the second can follow), "
+            "generate. Worker: queue, compute (to its first token), and prefill or decode, from the start to the last block given back.",
             ["model_name", "phase"],
             registry=self.registry,
             buckets=_LATENCY,

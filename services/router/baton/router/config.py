@@ -71,6 +71,9 @@ class RouterConfig:
     ttft_target_ms: float = setting(
         0.0, "refuse what would wait too long to have its first token by then; 0: only --max-queue-s counts"
     )
+    itl_target_ms: float = setting(
+        0.0, "hold a prefill worker's first token until the second can follow within this; 0: send it at once"
+    )
     max_queued_tokens: int = setting(0, "most prompt tokens waiting for their first token; 0: any")
     kv_overcommit: float = setting(
         4.0, "KV blocks that accepted requests may come to need, as a multiple of what decode workers have"

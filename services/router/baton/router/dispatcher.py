@@ -25,12 +25,13 @@ from typing import Any
 
 from baton.errors import BatonError, ContextTooLong, Unavailable
 from baton.logs import get_logger
-from baton.messages import Blocks, Cancel, Legs, ModelFacts, OpenLeg, Outputs
+from baton.messages import Blocks, Cancel, Legs, ModelFacts, OpenLeg, Outputs, Token
 from baton.metrics import RouterMetrics
 from baton.router.admission import Admission, Demand
 from baton.router.config import RouterConfig
 from baton.router.flow import GO, NOTHING_NEW, STALE, ChoiceOver, DeadlinePassed, Flow, Next, Over, Replay
 from baton.router.generation import Generation
+from baton.router.held_token import HeldToken, Holding
 from baton.router.index import PrefixIndex
 from baton.router.journal import Journal, RequestRecord
 from baton.router.placement import Placement
@@ -58,6 +59,7 @@ class Running:
             "demand",
             "first_token_at",
             "flow",
+            "held",
             "is_over",
         ),
         *(
@@ -72,6 +74,7 @@ class Running:
             "timer",
             "tokens_at_replay",
         ),
+        "waits_for_first",
         "workers",
     )
 
@@ -102,6 +105,9 @@ class Running:
         self.sent_at = self.first_token_at = 0.0
         self.last_token_at = [0.0] * flow.generation.params.n
         """By choice."""
+        self.waits_for_first = False
+        """Whether the next token may be a prefill worker's first, which may be held."""
+        self.held: HeldToken | None = None
         self.is_over = False
         self._dispatcher = dispatcher
 
@@ -125,6 +131,7 @@ class Running:
             self.workers.append(worker)
             worker.num_choices += self.flow.generation.params.n * (start.leg == "decode")
         self.record.placed(starts[0][1].epoch, decision, 0.0 if lost else time.monotonic())
+        self.waits_for_first = prefill is not None
         if lost is None:
             self.queue = workers[prefill or decision.chosen.decode]
             self.num_queued = num_tokens
@@ -187,6 +194,7 @@ class Dispatcher:
         self.last_facts: ModelFacts | None = None
         """Of the last worker that came: what to check requests against while all are away."""
         self._admission = admission
+        self._holding = Holding(config)
         self._placement = Placement(config, pool, index, metrics, rng or random.Random(), self._batch)
         self._parked: dict[str, Running] = {}
         self.num_running = 0
@@ -239,7 +247,8 @@ class Dispatcher:
         if running.is_over:
             return
         running.is_over = True
-        for timer in (running.deadline, running.timer):
+        held, running.held = running.held, None
+        for timer in (running.deadline, running.timer, None if held is None else held.timer):
             if timer is not None:
                 timer.cancel()
         flow, metrics, now = running.flow, self.metrics, time.monotonic()
@@ -312,8 +321,8 @@ class Dispatcher:
     def on_worker_lost(self, worker: Worker) -> None:
         self.index.forget(worker.worker_id)
         for request_id in list(worker.request_ids):
-            running = self.flows.get(request_id)
-            if running is not None and worker in running.workers:  # what is done for one may end another
+            running = self._with_leg(request_id, worker)
+            if running is not None:
                 self._act_on_leg(running, worker, running.flow.leg_lost(worker.worker_id))
 
     def on_blocks(self, entry: Blocks) -> None:
@@ -328,8 +337,8 @@ class Dispatcher:
         """Run elsewhere what a worker has lost of what it should have."""
         named = by_key(answer.legs)
         for request_id in list(worker.request_ids):
-            running = self.flows.get(request_id)
-            if running is None or worker not in running.workers:  # what is done for one may end another
+            running = self._with_leg(request_id, worker)
+            if running is None:
                 continue
             flow = running.flow
             if (
@@ -377,6 +386,8 @@ class Dispatcher:
                 self.metrics.stale_messages.inc()
                 continue
             try:
+                if running.waits_for_first and self._hold(running, token, worker_id, now):
+                    continue
                 step = running.flow.take(token, worker_id)
                 if step is GO and (last_at := running.last_token_at[token.choice]):  # the way of nearly every token
                     num_tokens.value += 1
@@ -386,14 +397,46 @@ class Dispatcher:
                 else:
                     self._count_tokens(running, token.choice, now)
                     self._act(running, step)
+                    self._let_go(running)
             except Exception:  # one request's failure is not the others'
                 _log.exception("request_failed", request_id=token.request_id)
                 self._fail(running, Unavailable("The request failed inside the router. Its reason is in the log."))
         for ended in outputs.ended:
-            if (running := flows.get(ended.request_id)) is not None:
+            if (running := self._with_leg(ended.request_id, worker)) is not None:
                 self._act_on_leg(running, worker, running.flow.leg_failed(worker_id, ended.epoch, ended.error))
         if self._parked:
             self._unpark()
+
+    def _hold(self, running: Running, token: Token, worker_id: str, now: float) -> bool:
+        """Keep a first token back, if it is one that may wait."""
+        attempt = running.flow.attempt
+        assert attempt is not None
+        longest_s = self._holding.longest_s(attempt, token, worker_id, now - running.arrived_at)
+        running.waits_for_first = False
+        if longest_s:
+            timer = self._loop.call_later(longest_s, self._let_go, running)
+            running.held = HeldToken(token, worker_id, now, timer)
+        return longest_s > 0
+
+    def _let_go(self, running: Running) -> None:
+        """Give the token that is held, if there is one."""
+        held, running.held = running.held, None
+        if held is None or running.is_over:
+            return
+        held.timer.cancel()
+        now = time.monotonic()
+        self.metrics.phase_seconds.observe("held", now - held.held_at)
+        step = running.flow.take(held.token, held.worker_id)
+        self._count_tokens(running, held.token.choice, now)
+        self._act(running, step)
+
+    def _with_leg(self, request_id: str, worker: Worker) -> Running | None:
+        """Find a request whose leg on a worker is ending; what the worker has given of it counts first."""
+        running = self.flows.get(request_id)
+        if running is not None:
+            self._let_go(running)
+        # what is done for one request may end another
+        return running if running is not None and worker in running.workers else None
 
     def _count_tokens(self, running: Running, choice: int, now: float) -> None:
         """Count the tokens that a choice has got at once, if any."""
