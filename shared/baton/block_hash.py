@@ -58,6 +58,18 @@ def hash_blocks(
         hashes.append(parent)
 
 
+def hash_tail(
+    root: bytes, parent: bytes | None, token_ids: Sequence[int], start: int, block_size: int, spans: Sequence[Span] = ()
+) -> bytes:
+    """Hash the tokens from `start` on, which do not fill a block, after `parent` (None: they are the first).
+
+    No full block is named so, and none of another count: a tail is what one transfer brings, never a cached prefix.
+    """
+    tail = token_ids[start:]
+    content = len(tail).to_bytes(4) + (parent or _NO_PARENT) + _encode(tail) + _encode_spans(spans, start, block_size)
+    return blake2b(content, key=root, digest_size=HASH_NBYTES, person=b"baton kv tail").digest()
+
+
 def _encode_spans(spans: Sequence[Span], start: int, block_size: int) -> bytes:
     """The media of one block, each with its place, so that no two lists of them read alike. Empty where it has none."""
     return b"".join(

@@ -526,11 +526,40 @@ def test_imported_kv_is_not_computed_again() -> None:
     scheduler.receive(a)
     assert scheduler.plan() is None
     assert len(scheduler.reserve(a, 2)) == 2
-    assert scheduler.reserve(a, 5) == [], "no more than its prompt fills"
-    assert scheduler.admit(a, 2, [77]) == 8
-    assert step(scheduler) == {"a": (8, 3)}
+    assert len(scheduler.reserve(a, 5)) == 1, "no more than its prompt touches"
+    assert scheduler.admit(a, 3, [77]) == 10
+    plan = planned(scheduler)
+    assert rows(plan) == {"a": (10, 1)}
+    assert plan.num_decodes == 1, "it joins as a row like all others"
+    scheduler.commit(plan, [[5]])
     scheduler.add(sequence("b", a.token_ids[:9]))
     assert step(scheduler)["b"] == (8, 1), "what was verified and admitted can be found"
+
+
+def test_a_tail_without_its_token_has_its_last_position_computed_again() -> None:
+    scheduler = make()
+    a = sequence("a", 10)
+    scheduler.receive(a)
+    scheduler.reserve(a, 3)
+    assert scheduler.admit(a, 3) == 10
+    assert step(scheduler) == {"a": (9, 1)}
+
+
+def test_a_tail_is_named_by_its_tokens_their_number_and_what_is_before_them() -> None:
+    names = [make().receive(sequence("t", prompt))[1] for prompt in ([1] * 4, [1] * 5, [1] * 6, [1] * 7, [2] + [1] * 4)]
+    assert [len(each) for each in names] == [1, 2, 2, 2, 2]
+    assert len({name for each in names for name in each}) == 1 + 3 + 2, "only the full block of ones is shared"
+
+
+def test_a_tail_is_never_found_in_the_prefix_cache() -> None:
+    scheduler = make()
+    a = sequence("a", 10)
+    _, names = scheduler.receive(a)
+    scheduler.reserve(a, 3)
+    scheduler.admit(a, 3, [77])
+    step(scheduler)
+    assert scheduler.cache is not None
+    assert [name in scheduler.cache for name in names] == [True, True, False]
 
 
 def test_a_transfer_that_stops_halfway_is_completed_here() -> None:
@@ -556,9 +585,9 @@ def test_only_the_missing_blocks_are_to_be_received() -> None:
     scheduler = make()
     run_until_computed(scheduler, sequence("a", list(range(9))))
     b = sequence("b", [*range(8), 50, 51, 52, 53, 54])
-    assert scheduler.receive(b) == (2, b.block_hashes[2:])
+    assert scheduler.receive(b) == (2, [*b.block_hashes[2:], b.hash_tail(13, 4)])
     assert (b.num_computed, b.num_cached) == (8, 8)
-    assert len(scheduler.reserve(b, 5)) == 1
+    assert len(scheduler.reserve(b, 5)) == 2
 
 
 def test_a_grant_leaves_room_for_those_who_run_and_for_an_older_one_who_waits() -> None:

@@ -207,8 +207,16 @@ class FakeEngine:
 
     def missing(self, sequence: Sequence) -> list[tuple[int, int]]:
         """List the (block, group) that a receiving sequence has asked for, in the order of their places."""
-        last = len(sequence.token_ids) // self.block_size
-        return list(self.reach.wanted(sequence.num_computed // self.block_size, last, last))
+        num_tokens = len(sequence.token_ids)
+        last = num_tokens // self.block_size
+        tail = [(last, group) for group in range(self.reach.num_groups)] if num_tokens % self.block_size else []
+        return [*self.reach.wanted(sequence.num_computed // self.block_size, last, last), *tail]
+
+    def name_of(self, sequence: Sequence, at: int, group: int, num_tokens: int) -> bytes:
+        """Name a block of the first `num_tokens`: by its chain hash, or as their tail if they do not fill it."""
+        if at < num_tokens // self.block_size:
+            return block_name(sequence.block_hashes[at], group)
+        return block_name(sequence.hash_tail(num_tokens, self.block_size), group)
 
     def import_kv(self, sequence: Sequence, num_blocks: int) -> None:
         """Write the KV of the first blocks that a sequence receives, as a transfer does: at once."""
@@ -216,20 +224,22 @@ class FakeEngine:
         for at, group in self.missing(sequence)[:num_blocks]:
             block_id = sequence.tables[group][at]
             assert not self.is_findable(block_id)
-            for offset in range(self.block_size):
-                self.kv[block_id * self.block_size + offset] = values[at * self.block_size + offset]
+            for offset, value in enumerate(values[at * self.block_size : (at + 1) * self.block_size]):
+                self.kv[block_id * self.block_size + offset] = value
         for at, group in self.missing(sequence)[num_blocks:]:  # half of a transfer that failed
             for block_id in sequence.tables[group][at : at + 1]:
                 self.kv |= dict.fromkeys(range(block_id * self.block_size, (block_id + 1) * self.block_size), -1)
 
     def publish(self, sequence: Sequence, first: int) -> None:
         """Have a reader hold what is computed of a sequence from block `first` on, as a prefill leg's exporter does."""
-        last = len(sequence.token_ids) // self.block_size
-        block_ids, names = self.scheduler.blocks.complete(sequence, first, last)
+        num_tokens, values = sequence.num_prompt_tokens, chain(sequence.token_ids[: sequence.num_prompt_tokens])
+        last = num_tokens // self.block_size
+        block_ids, names = self.scheduler.blocks.complete(sequence, first, num_tokens)
         wanted = list(self.reach.wanted(first, min(last, sequence.num_indexed), last))
-        assert names == [block_name(sequence.block_hashes[at], group) for at, group in wanted]
+        if first <= last and sequence.num_output_tokens and num_tokens % self.block_size:
+            wanted += [(last, group) for group in range(self.reach.num_groups)]
+        assert names == [self.name_of(sequence, at, group, num_tokens) for at, group in wanted]
         self.pool.share(block_ids)
-        values = chain(sequence.token_ids)
         for block_id, (at, _) in zip(block_ids, wanted, strict=True):
             self.published.append((block_id, values[at * self.block_size : (at + 1) * self.block_size]))
 
@@ -266,7 +276,7 @@ class FakeEngine:
             assert self.pool._refs[block_id] == owners[block_id] + read[block_id]
         for block_id, values in self.published:
             first = block_id * self.block_size
-            assert [self.kv[first + offset] for offset in range(self.block_size)] == values, "changed under a reader"
+            assert [self.kv[first + offset] for offset in range(len(values))] == values, "changed under a reader"
         names: dict[int, bytes] = {}
         for sequence in self.sequences:
             held = [(at, id) for table in sequence.tables for at, id in enumerate(table) if id]
@@ -418,8 +428,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         first, names = self.engine.scheduler.receive(sequence)
         missing, reach = self.engine.missing(sequence), self.engine.reach
         last = len(prompt) // self.engine.block_size
-        assert names == [block_name(sequence.block_hashes[at], group) for at, group in missing]
-        assert list(reach.wanted(0, last, last))[first:] == missing
+        assert names == [self.engine.name_of(sequence, at, group, len(prompt)) for at, group in missing]
+        assert list(reach.wanted(0, last, last))[first:] == [it for it in missing if it[0] < last]
         for group, table in enumerate(sequence.tables):
             begin = reach.first_block(group, sequence.num_computed // self.engine.block_size) * self.engine.block_size
             found = [self.engine.kv[self.engine.slot(table, p)] for p in range(begin, sequence.num_computed)]
@@ -463,9 +473,19 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(data=st.data(), first=st.integers(0, 6))
     def publish(self, data: st.DataObject, first: int) -> None:
         states = (SequenceState.RUNNING, SequenceState.HELD)
-        prompts_alone = [s for s in self.engine.sequences if s.state in states and not s.num_output_tokens]
+        prompts_alone = [
+            sequence
+            for sequence in self.engine.sequences
+            if sequence.state in states and (not sequence.num_output_tokens or self.is_at_its_first_token(sequence))
+        ]
         if prompts_alone:  # a block that the exporter reads is needed at the prompt's end, so no window has passed it
             self.engine.publish(data.draw(st.sampled_from(prompts_alone)), first)
+
+    @staticmethod
+    def is_at_its_first_token(sequence: Sequence) -> bool:
+        """Whether it is held where a prefill leg holds it, so that its tail is whole and nobody writes there."""
+        is_held = sequence.state is SequenceState.HELD and not sequence.num_in_flight
+        return is_held and sequence.num_computed == sequence.num_prompt_tokens == len(sequence.token_ids) - 1
 
     @precondition(lambda self: hasattr(self, "engine") and self.engine.published)
     @rule()

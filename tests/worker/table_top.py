@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +126,10 @@ class TableTop:
         ticket: Ticket | None = None,
         priority: int = 0,
         peer: Peer | None = None,
+        emitted: Sequence[int] = (),
     ) -> str:
         request_id = request_id or uuid.uuid4().hex
-        choices = [ChoiceStart(i) for i in range(params.n)]
+        choices = [ChoiceStart(0, list(emitted)), *(ChoiceStart(i) for i in range(1, params.n))]
         start = Start(request_id, 0, leg, Prompt(prompt), choices, params, 0, priority=priority, ticket=ticket)
         self.mailbox.arrived.append((peer or self.peer, start))
         return request_id

@@ -88,21 +88,51 @@ def test_a_fetch_gives_way_to_a_request_that_came_before_it_and_lost_its_blocks(
     turn_until([prefill, decode], lambda: is_quiet(prefill, decode), "everything is back")
 
 
-@pytest.mark.parametrize(("family", "num_blocks"), [("mistral", 4), ("gemma2", 9 + 2 * 3)])
+@pytest.mark.parametrize(("family", "num_blocks"), [("mistral", 4 + 1), ("gemma2", 9 + 2 * 3 + 3)])
 def test_of_layers_with_a_window_only_its_blocks_travel(make_table: MakeTable, family: str, num_blocks: int) -> None:
     prefill, decode, alone = (make_table(400, family, block_size=4, max_num_batched_tokens=16) for _ in range(3))
-    prompt = prompt_of(40, 38)  # 9 full blocks; a window of 13 begins in the 4th from the end, one of 12 in the 3rd
+    # 9 full blocks and a tail; a window of 13 begins in the 4th full one from the end, one of 12 in the 3rd
+    prompt = prompt_of(40, 38)
     request_id = start_pair(prefill, decode, prompt)
     turn_until([prefill, decode], lambda: len(decode.ids(request_id)) >= 11, "it ends")
     assert prefill.ids(request_id) + decode.ids(request_id) == ask_alone(alone, prompt)
     turn_until([prefill, decode], lambda: is_quiet(prefill, decode), "everything is back")
     outputs = [message for _, message in decode.mailbox.posted if isinstance(message, Outputs)]
     (transfer,) = (transfer for message in outputs for transfer in message.transfers)
-    assert (transfer.num_tokens, transfer.nbytes) == (36, num_blocks * decode.engine.memory.block_nbytes)
+    assert (transfer.num_tokens, transfer.nbytes) == (38, num_blocks * decode.engine.memory.block_nbytes)
     longer = prompt + decode.ids(request_id)[:7] + prompt_of(41, 30)  # its beginning is cached on both
     request_id = start_pair(prefill, decode, longer)
     turn_until([prefill, decode], lambda: len(decode.ids(request_id)) >= 11, "it ends")
     assert prefill.ids(request_id) + decode.ids(request_id) == ask_alone(alone, longer)
+    turn_until([prefill, decode], lambda: is_quiet(prefill, decode), "everything is back")
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_after_a_transfer_only_the_first_token_is_computed_whatever_the_prompts_length(
+    make_table: MakeTable, family: str
+) -> None:
+    prefill, decode, alone = (make_table(600, family) for _ in range(3))
+    prompts = [prompt_of(length, length) for length in range(1, 71)]
+    ids = [start_pair(prefill, decode, prompt) for prompt in prompts]
+    turn_until([prefill, decode], lambda: all(len(decode.ids(i)) == 11 for i in ids), "all end")
+    assert decode.engine.num_chunk_tokens == 0, "each continues as a row of one token"
+    wanted = [alone.start(prompt, GREEDY) for prompt in prompts]
+    turn_until([alone], lambda: all(len(alone.ids(i)) == 12 for i in wanted), "all end")
+    assert [prefill.ids(i) + decode.ids(i) for i in ids] == [alone.ids(i) for i in wanted]
+    turn_until([prefill, decode], lambda: is_quiet(prefill, decode), "everything is back")
+
+
+def test_what_is_begun_again_elsewhere_goes_on_from_the_tokens_that_the_client_has(make_table: MakeTable) -> None:
+    prefill, decode, alone = make_table(), make_table(), make_table()
+    prompt = prompt_of(71, 37)
+    wanted, request_id = ask_alone(alone, prompt), uuid.uuid4().hex
+    ticket = prefill.ticket(request_id, prompt)
+    pair = {"request_id": request_id, "ticket": ticket, "emitted": wanted[:6]}
+    decode.start(prompt, GREEDY, **pair)
+    prefill.start(prompt, GREEDY, leg="prefill", **pair)
+    turn_until([prefill, decode], lambda: len(decode.ids(request_id)) == 5, "it ends")
+    assert wanted[:6] + prefill.ids(request_id) + decode.ids(request_id) == wanted
+    assert decode.engine.num_chunk_tokens == 0
     turn_until([prefill, decode], lambda: is_quiet(prefill, decode), "everything is back")
 
 
@@ -122,7 +152,7 @@ def test_published_blocks_outlive_the_sequence_that_computed_them(make_table: Ma
     ticket = prefill.ticket(request_id, prompt)
     prefill.start(prompt, GREEDY, leg="prefill", request_id=request_id, ticket=ticket)
     turn_until([prefill], lambda: prefill.ids(request_id), "the first token comes")
-    assert prefill.num_held == 5  # the last, partial block is free already
+    assert prefill.num_held == 5
     prefill.loop.turn()
     assert prefill.stats.kv_stranded_bytes == 0  # it waits for its fetch
     prefill.mailbox.arrived.append((prefill.peer, Cancel(request_id, 0)))

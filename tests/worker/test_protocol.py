@@ -53,8 +53,8 @@ def test_the_first_token_comes_from_prefill_and_the_rest_from_decode(cluster: Cl
     first, rest = prefill.answer(request_id).tokens[0], decode.answer(request_id).tokens[0]
     assert [t.token_id for t in first + rest] == wanted(cluster, prompt)
     assert [t.position for t in first + rest] == list(range(100, 120))
-    assert rest[0].num_fetched == 96
-    assert decode.transfers[-1].num_tokens == 96
+    assert rest[0].num_fetched == 100
+    assert decode.transfers[-1].num_tokens == 100
 
 
 def test_a_decode_worker_without_a_ticket_computes_the_prompt(cluster: Cluster, router: SmallRouter) -> None:

@@ -168,8 +168,9 @@ class Engine:
         """Take in a request whose prompt's KV comes from elsewhere; it runs after `admit`.
 
         Returns the names of the blocks that the prefix cache lacks, in the order of their places from `reserve`, and how
-        many of the list of all come before them; a source lists the same for the same tokens. Other choices than the
-        first follow on `admit` and find the prompt in the prefix cache.
+        many of the list of all come before them; a source lists the same for the same tokens. The last, one a KV group,
+        may name blocks that are partly filled, by `hash_tail`: no prefix cache has them. Other choices than the first
+        follow on `admit` and find the prompt's full blocks in the prefix cache.
 
         Raises:
             ContextTooLong: it could never run here.
@@ -211,10 +212,10 @@ class Engine:
         request = self._requests.get(request_id)
         if request is None:
             return [], []
-        sequence, first = _lead(request), request.num_listed
-        last = (sequence.max_len - 1) // self.config.block_size
-        request.num_listed = max(first, min(last, sequence.num_indexed))
-        return self.scheduler.blocks.complete(sequence, first, last)
+        blocks, sequence, first = self.scheduler.blocks, _lead(request), request.num_listed
+        num_tokens = sequence.max_len - 1
+        request.num_listed = max(first, blocks.num_complete(sequence, num_tokens))
+        return blocks.complete(sequence, first, num_tokens)
 
     def abort(self, request_id: str) -> None:
         """End a request wherever it stands; its blocks come back. Unknown or ended ones are ignored."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from baton.block_hash import hash_blocks
+from baton.block_hash import hash_blocks, hash_tail
 from baton.prompt import Prompt
 from baton.protocol import NOBODY, SamplingParams, Share
 
@@ -141,6 +141,12 @@ class Sequence:
     def extend_hashes(self, block_size: int) -> None:
         """Hash the full blocks of known tokens that have no hash yet."""
         hash_blocks(self.root, self.block_hashes, self.token_ids, block_size, self.spans)
+
+    def hash_tail(self, num_tokens: int, block_size: int) -> bytes:
+        """Hash those of the first `num_tokens` that follow their last full block, which is hashed already."""
+        num_full = num_tokens // block_size
+        parent = self.block_hashes[num_full - 1] if num_full else None
+        return hash_tail(self.root, parent, self.token_ids[:num_tokens], num_full * block_size, block_size, self.spans)
 
     def __repr__(self) -> str:
         return (

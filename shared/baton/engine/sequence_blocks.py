@@ -7,6 +7,7 @@ in it. One that its group's window has passed is given back, and stays findable 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import islice, zip_longest
 
 from baton.block_hash import block_name
@@ -162,7 +163,7 @@ class SequenceBlocks:
     def expect(self, sequence: Sequence) -> tuple[int, list[bytes]]:
         """Begin a sequence whose KV comes from elsewhere: share what is known, list the names of what is missing.
 
-        Returns them with their place in the list of all that the prompt's end needs.
+        Returns them with their place in the list of all that the prompt's end needs: of full blocks, then of the tail.
         """
         self.share(sequence, self.known(sequence))
         sequence.extend_hashes(self.block_size)
@@ -170,12 +171,12 @@ class SequenceBlocks:
         for group in self._windowed:
             table = sequence.tables[group]
             table += [0] * (self.reach.first_block(group, last) - len(table))
-        names = [block_name(sequence.block_hashes[at], group) for at, group in self.reach.wanted(first, last, last)]
-        return self.reach.num_wanted(0, last) - len(names), names
+        names = self._names(sequence, self.reach.wanted(first, last, last))
+        return self.reach.num_wanted(0, last) - len(names), names + self._tail_names(sequence, len(sequence.token_ids))
 
     def take_places(self, sequence: Sequence, num_places: int) -> list[int]:
         """Take blocks for the next of the names that `expect` listed, in their order."""
-        last = len(sequence.block_hashes)
+        last = self.reach.num_blocks(len(sequence.token_ids))
         left = sum(last - len(table) for table in sequence.tables)
         block_ids = self.pool.allocate(min(num_places, left))
         for block_id in block_ids:
@@ -187,16 +188,22 @@ class SequenceBlocks:
 
         Blocks that are of no use without others are given back.
         """
-        known, last = sequence.num_slots // self.block_size, len(sequence.block_hashes)
+        num_tokens, known, last = (
+            len(sequence.token_ids),
+            sequence.num_slots // self.block_size,
+            len(sequence.block_hashes),
+        )
+        num_tails = self.num_groups if num_tokens % self.block_size else 0
         whole = self.reach.num_wanted(known, last)
-        assert num_names <= whole
-        num_blocks = last if num_names == whole else self._usable(known, last, num_names)
+        assert num_names <= whole + num_tails
+        num_full = last if num_names >= whole else self._usable(known, last, num_names)
+        num_blocks = self.reach.num_blocks(num_tokens) if num_names == whole + num_tails else num_full
         for table in sequence.tables:
             self.pool.release([block_id for block_id in table[num_blocks:] if block_id])
             del table[num_blocks:]
-        self._pass(sequence, num_blocks)
+        self._pass(sequence, num_full)
         sequence.num_slots = num_blocks * self.block_size
-        return sequence.num_slots
+        return min(num_tokens, sequence.num_slots)
 
     def _usable(self, known: int, last: int, num_names: int) -> int:
         """Find how many leading blocks are of use if the last names are missing."""
@@ -204,9 +211,32 @@ class SequenceBlocks:
             return known  # what a shorter beginning needs was not asked for
         return known + num_names // self.num_groups
 
-    def complete(self, sequence: Sequence, first: int, last: int) -> tuple[list[int], list[bytes]]:
-        """List the computed blocks from block `first` on, and their names, as a receiver of `last` blocks expects them."""
+    def complete(self, sequence: Sequence, first: int, num_tokens: int) -> tuple[list[int], list[bytes]]:
+        """List the computed blocks from block `first` on, and their names, as a receiver of `num_tokens` expects them.
+
+        The tail comes with the token behind it: then nobody writes there any more.
+        """
         sequence.extend_hashes(self.block_size)  # with prefix caching off, nobody else has
+        last = num_tokens // self.block_size
         wanted = list(self.reach.wanted(first, min(last, sequence.num_indexed), last))
-        block_ids = [sequence.tables[group][at] for at, group in wanted]
-        return block_ids, [block_name(sequence.block_hashes[at], group) for at, group in wanted]
+        block_ids, names = [sequence.tables[group][at] for at, group in wanted], self._names(sequence, wanted)
+        if first <= last and len(sequence.token_ids) > num_tokens and (tail := self._tail_names(sequence, num_tokens)):
+            block_ids, names = block_ids + [table[last] for table in sequence.tables], names + tail
+        return block_ids, names
+
+    def num_complete(self, sequence: Sequence, num_tokens: int) -> int:
+        """Count the blocks of tokens up to which `complete` lists now."""
+        if len(sequence.token_ids) > num_tokens:
+            return self.reach.num_blocks(num_tokens)
+        return min(num_tokens // self.block_size, sequence.num_indexed)
+
+    def _names(self, sequence: Sequence, wanted: Iterable[tuple[int, int]]) -> list[bytes]:
+        """Name full blocks, each given as (block, group)."""
+        return [block_name(sequence.block_hashes[at], group) for at, group in wanted]
+
+    def _tail_names(self, sequence: Sequence, num_tokens: int) -> list[bytes]:
+        """Name the blocks of the last of `num_tokens`, one a group; none where they fill theirs."""
+        if not num_tokens % self.block_size:
+            return []
+        tail = sequence.hash_tail(num_tokens, self.block_size)
+        return [block_name(tail, group) for group in range(self.num_groups)]

@@ -1,4 +1,4 @@
-"""The frame format of KV transfer, version 1. This docstring is the specification.
+"""The frame format of KV transfer, version 2. This docstring is the specification.
 
 Who talks: the *exporter* E (of a prefill worker) binds one ZeroMQ ROUTER a stripe; the *importer* I (of a decode
 worker) connects one DEALER a stripe, all with one random routing id of 16 bytes, so that E reaches I on every stripe.
@@ -32,9 +32,9 @@ thus authentic, and the checksums (xxh3-128, big-endian) bind the payload.
     9 END         E->I    after the last block: the prompt has num_blocks; `meta` is the legs' (first token, ...)
     10 FAIL       E->I    E will send no more, and why
 
-Block indices count from the beginning of the prompt. Credits are absolute (`limit`), so that a CREDIT lost, doubled
-or late does no harm; E never sends block `limit` or later. A request and epoch name a ticket; an epoch ends with its
-ticket, and frames of another epoch are dropped.
+Block indices count from the beginning of the prompt; its last block may be partly filled, which its hash says. Credits
+are absolute (`limit`), so that a CREDIT lost, doubled or late does no harm; E never sends block `limit` or later. A
+request and epoch name a ticket; an epoch ends with its ticket, and frames of another epoch are dropped.
 
 I uses a block only when request, epoch, layout, hash and checksum all match. What it reads by place may change when
 E's lease ends, which the checksum, taken of I's own copy, then shows. Every number has a range, checked
@@ -55,7 +55,7 @@ from xxhash import xxh3_128_digest
 
 from baton.errors import BatonError
 
-VERSION = 1
+VERSION = 2
 DIGEST_NBYTES = 16
 TAG_NBYTES = 16
 MAX_BLOCKS = 1 << 16

@@ -104,7 +104,7 @@ class RequestRecord:
             fetched = began - report.waited_seconds
             transfer.start, transfer.end = fetched - (transfer.end - transfer.start), fetched
             attempt.spans.append(Span("queue", worker, fetched, began))
-            # what is left of the prompt, less than a block, is computed in its first step
+            # nothing of the prompt is left to compute
             attempt.spans.append(Span("decode", worker, began))
             return
         since = attempt.sent_at if attempt.epoch else self.arrived_at
