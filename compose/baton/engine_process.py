@@ -40,11 +40,13 @@ from baton.messages import ModelFacts, WorkerInfo
 from baton.prefill.leg import PrefillLeg
 from baton.prompt import Prompt
 from baton.protocol import SamplingParams
+from baton.step_learning import StepLearner
 from baton.wakeup import Wakeup
 from baton.worker.engine_watch import STACK_SIGNAL
 from baton.worker.link import FaceLink, receive_frame
 from baton.worker.loop import WorkerLoop
 from baton.worker.mailbox import Mailbox
+from baton.worker.pacer import Pacer
 from baton.worker.runs import Leg, Outbox, Runs
 from baton.worker.settings import WorkerConfig
 from baton.worker.stats import Assignment, Failed, Ready, Stats
@@ -97,6 +99,7 @@ class EngineProcess:
             self._wakeup,
             info,
             drain_s=config.drain_s,
+            pacer=_pacer(engine, config),
             tell_face=self._link.post,
             add_stats=self._add_transfer_stats,
         )
@@ -184,6 +187,12 @@ def _keys(config: WorkerConfig) -> CurveKeys | None:
     except (zmq.ZMQError, ValueError):
         raise ConfigError("curve_secret_key is not valid: it must be 40 characters of Z85.") from None
     return CurveKeys(config.curve_public_key.encode(), config.curve_secret_key.encode())
+
+
+def _pacer(engine: Engine, config: WorkerConfig) -> Pacer:
+    """Return who sizes chunks; on a CPU, whose steps take as long as they take, to a target only if there is one."""
+    target_ms = config.itl_target_ms
+    return Pacer(StepLearner(), 0.0 if target_ms is None and engine.runner.device.type == "cpu" else target_ms)
 
 
 def _warm_up(engine: Engine) -> None:

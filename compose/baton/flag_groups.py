@@ -16,6 +16,7 @@ _GROUPS = {
     "Memory and speed": """
         gpu_memory_utilization kv_cache_memory_bytes num_gpu_blocks_override block_size max_num_seqs max_num_batched_tokens
         max_num_waiting enable_prefix_caching enable_chunked_prefill enforce_eager allow_reference_kernels max_prefill_chunk
+        itl_target_ms
         tokenizer_threads
     """,
     "Keys": "cache_key curve_server_key curve_public_key curve_secret_key encrypt_kv",

@@ -95,7 +95,12 @@ def make_plan(config: UpConfig, engine: EngineConfig, http: HttpConfig, logs: Lo
     for worker_id, (placed, own) in zip(ids, _place(engine, len(ids), gpus), strict=True):
         port, control = ports.pop(), f"{folder}/{worker_id}"
         flags = to_flags(
-            worker_id=worker_id, port=port, control_uds=control, served_model_name=name, drain_s=config.drain_s
+            worker_id=worker_id,
+            port=port,
+            control_uds=control,
+            served_model_name=name,
+            drain_s=config.drain_s,
+            itl_target_ms=config.itl_target_ms,
         )
         command = _baton(worker_id.partition("-")[0], logs, *as_arguments(placed), *flags)
         workers.append(Child(worker_id, command, environment | dict(own), stop_s=config.drain_s + 30))
@@ -216,6 +221,7 @@ def _plan_router(
         tenants=config.tenants,
         max_queue_s=config.max_queue_s,
         ttft_target_ms=config.ttft_target_ms,
+        itl_target_ms=config.itl_target_ms,
         tokenizer=engine.tokenizer,
         revision=engine.revision,
         chat_template=config.chat_template,

@@ -8,6 +8,7 @@ from typing import Literal
 from baton.config import setting
 from baton.errors import ConfigError
 from baton.generation_defaults import read_override
+from baton.worker.settings import ITL_TARGET_HELP, check_itl_target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,7 @@ class UpConfig:
     ttft_target_ms: float = setting(
         0.0, "refuse what would wait too long to have its first token by then; 0: only --max-queue-s counts"
     )
+    itl_target_ms: float | None = setting(None, ITL_TARGET_HELP)
     drain_s: float = setting(10.0, "how long open streams may go on after Ctrl-C")
     ask: bool = setting(False, "send one chat request when ready, and print the answer, its route and its times")
     once: bool = setting(False, "end after that answer")
@@ -66,6 +68,7 @@ class UpConfig:
             raise ConfigError(f"prefill={self.prefill} is not valid: it must be at least 0.")
         if self.decode < 1:
             raise ConfigError(f"decode={self.decode} is not valid: requests end on decode workers, so at least 1.")
+        check_itl_target(self.itl_target_ms)
         for name in ("max_queue_s", "ttft_target_ms"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)!r} is not valid: it must be at least 0.")

@@ -40,6 +40,7 @@ import msgspec
 from baton.errors import InvalidRequest
 from baton.prompt import Prompt
 from baton.protocol import NOBODY, SamplingParams, Share
+from baton.step_pace import StepPace
 
 HELLO_INTERVAL_S = 1.0
 LOAD_INTERVAL_S = 0.25
@@ -118,6 +119,8 @@ class Load(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The loop does not come out of a step, or its thread stands: nothing goes there until it moves again."""
     in_long_step: bool = False
     """The loop is in a step that takes seconds, as such a step may."""
+    context_tokens: Count = 0
+    """Tokens whose KV running sequences read in each step."""
 
 
 # -- router -> worker -----------------------------------------------------------------------------------------
@@ -208,6 +211,8 @@ class Welcome(msgspec.Struct, tag="welcome", array_like=True, frozen=True):
 
     info: WorkerInfo
     load: Load
+    pace: StepPace | None = None
+    """How long its steps take, and may take. Not in the load, which goes with each step's tokens: it changes slowly."""
 
 
 class Legs(msgspec.Struct, tag="legs", array_like=True, frozen=True):

@@ -14,6 +14,9 @@ from baton.engine.step_plan import StepPlan
 from baton.errors import ConfigError, ContextTooLong, QueueFull
 from baton.prompt import Prompt
 from baton.protocol import SamplingParams
+from baton.step_learning import StepLearner
+from baton.step_times import StepTimes
+from baton.worker.pacer import Pacer
 
 
 def make(num_blocks: int = 100, **changes: Any) -> Scheduler:
@@ -111,6 +114,48 @@ def test_prefill_beside_decodes_is_capped_and_alone_it_is_not() -> None:
     assert step(scheduler) == {"a": (20, 1), "b": (0, 6)}
     scheduler.max_prefill_chunk = 9
     assert step(scheduler) == {"a": (21, 1), "b": (6, 9)}
+
+
+def paced(target_ms: float, **changes: Any) -> Scheduler:
+    """Make a scheduler for a device that takes 5 ms for a step and 0.1 ms for each token of a prompt, after one that decodes."""
+    settings = {"max_num_batched_tokens": 1024, "max_model_len": 4000, "num_blocks": 2000}
+    scheduler = make(**(settings | changes))
+    scheduler.pace = Pacer(StepLearner(StepTimes(5e-3, 0.0, 0.0, 0.0, 1e-4, 0.0, 0.0)), target_ms)
+    run_until_computed(scheduler, sequence("a", 3, 3000))
+    return scheduler
+
+
+def test_chunks_beside_decodes_are_as_long_as_the_target_leaves_time_for() -> None:
+    scheduler = paced(20.0)
+    scheduler.add(sequence("b", 500))
+    assert step(scheduler) == {"a": (3, 1), "b": (0, 95)}  # 20 ms less 5 and the margins; 96 tokens are a whole shape
+    scheduler.pace = Pacer(StepLearner(StepTimes(5e-3, 0.0, 0.0, 0.0, 1e-3, 0.0, 0.0)), 0.0)
+    assert step(scheduler)["b"] == (95, 405)
+
+
+def test_prompts_alone_are_computed_in_chunks_that_cost_no_throughput() -> None:
+    scheduler = paced(20.0)
+    scheduler.finish(scheduler.running[0])
+    scheduler.add(sequence("b", 2000))
+    assert step(scheduler) == {"b": (0, 512)}
+
+
+def test_where_the_target_leaves_no_time_one_step_in_a_hundred_has_a_chunk() -> None:
+    scheduler = paced(5.0)
+    scheduler.add(sequence("b", 300))
+    chunks = [step(scheduler).get("b", (0, 0))[1] for _ in range(320)]
+    assert [at for at, num in enumerate(chunks) if num > 1][:2] == [100, 201]
+    assert sum(chunks) > 300
+
+
+def test_who_has_its_kv_already_passes_a_prompt_for_which_there_is_no_time() -> None:
+    scheduler = paced(5.0)
+    scheduler.add(sequence("b", 300))
+    c = sequence("c", 30)
+    scheduler.receive(c)
+    scheduler.reserve(c, 10)
+    scheduler.admit(c, 7, [77])
+    assert set(step(scheduler)) == {"a", "c"}
 
 
 def test_without_chunks_a_prompt_waits_until_it_fits_the_step() -> None:

@@ -26,7 +26,11 @@ from baton.engine.step_plan import StepPlan
 from baton.engine.windows import Reach
 from baton.prompt import Prompt
 from baton.protocol import NOBODY, SamplingParams, Share
+from baton.step_learning import StepLearner
+from baton.step_times import StepTimes
+from baton.worker.pacer import Pacer
 
+PROMPTS_TAKE_LONG = StepTimes(5e-3, 1e-6, 0.0, 0.0, 1e-3, 0.0, 0.0)
 VOCAB = 50
 EOS = 7
 MODULUS = 1_000_003
@@ -414,6 +418,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(chunk=st.sampled_from([None, 1, 4, 100]))
     def move_chunk_cap(self, chunk: int | None) -> None:
         self.engine.scheduler.max_prefill_chunk = chunk
+
+    @rule(target_ms=st.sampled_from([None, 5.0, 6.5, 20.0]))
+    def keep_pace(self, target_ms: float | None) -> None:
+        self.engine.scheduler.pace = None if target_ms is None else Pacer(StepLearner(PROMPTS_TAKE_LONG), target_ms)
 
     @precondition(lambda self: hasattr(self, "engine") and self.engine.sequences)
     @rule(data=st.data())

@@ -15,8 +15,9 @@ from baton.engine.model_runner import ForwardedStep
 from baton.engine.step_plan import StepPlan
 from baton.messages import Cancel, Outputs
 from baton.protocol import SamplingParams
+from baton.step_learning import StepLearner
 from baton.worker.beat import STUCK_S
-from baton.worker.load_meter import _Chunks
+from baton.worker.load_meter import LoadMeter, _Chunks
 from baton.worker.loop import EngineBroken
 from baton.worker.mailbox import PeerLost, WantsBlocks
 from baton.worker.runs import ClosedEpochs
@@ -336,3 +337,28 @@ def test_a_long_step_that_has_ended_is_not_held_against_what_follows(make_table:
     table.start(prompt_of(1, 50), GREEDY)
     table.loop.turn()
     assert judged == [False]
+
+
+class Recorded(StepLearner):
+    """Keep what is measured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[tuple[int, int, int, float]] = []
+
+    def learn(self, seconds: float, rows: int, context: int, tokens: int = 0, pairs: float = 0) -> None:
+        assert seconds > 0
+        self.steps.append((rows, context, tokens, pairs))
+
+
+@pytest.mark.parametrize("is_behind", [False, True])
+def test_a_steps_time_is_measured_with_what_that_step_computed(make_table: MakeTable, is_behind: bool) -> None:
+    table = make_table(64, enable_prefix_caching=False)
+    table.engine._runs_behind = is_behind  # as on a GPU: a call gives the result of the step before
+    learner = Recorded()
+    table.loop._meter = LoadMeter(table.engine, learner)
+    ask_alone(table, prompt_of(1, 50))
+    turn_until([table], lambda: not table.engine.has_work, "the last step is collected")
+    num_decodes = len(learner.steps) - 1
+    assert num_decodes >= 3
+    assert learner.steps == [(0, 0, 50, 50 * 50)] + [(1, 50 + at, 0, 0) for at in range(num_decodes)]

@@ -30,6 +30,7 @@ from baton.engine.prefix_cache import PrefixCache
 from baton.engine.sampler import seed_of
 from baton.engine.scheduler import Scheduler, SchedulerConfig
 from baton.engine.sequence import Sequence
+from baton.engine.step_plan import StepPlan
 from baton.errors import refuse
 from baton.messages import TokenLogprobs
 from baton.models.causal_lm import CausalLM
@@ -115,6 +116,8 @@ class Engine:
         """The same tokens, each times those up to the end of its chunk."""
         self.num_collected = 0
         """Steps whose result was taken in."""
+        self.collected: StepPlan | None = None
+        """The last of them."""
 
     # -- requests -----------------------------------------------------------------------------------------
 
@@ -288,6 +291,7 @@ class Engine:
         if step is None:
             return []
         self.num_collected += 1
+        self.collected = step.plan
         result = self.runner.collect(step)
         self.scheduler.commit(step.plan, result.token_lists)
         for sequence, position, row in result.prompt_logprobs:

@@ -11,7 +11,8 @@ Order of service is rank: priority (lower first), then the turn of its tenant (`
 compute before those with more; then the queue is admitted, in order. Why nobody starves: the first by rank can
 always take the blocks of all others, every sequence fits the pool alone, and nothing of lower rank is admitted
 before what waits, except past a sequence whose prefix is being computed by another at that moment, or whose tenant
-has every place but the eighth part that is kept for others.
+has every place but the eighth part that is kept for others; and past one for whose chunk a step has no time, by
+those that hold their blocks and lack a few tokens.
 
 Blocks are given up only when no launched step may write in them, whatever stream it runs on: sequences are
 preempted only while no step is in flight (`plan` gives None until the caller has collected), and what finishes
@@ -27,6 +28,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from baton.engine.block_pool import BlockPool
+from baton.engine.chunk_room import ChunkRoom, Pace
 from baton.engine.landing import LandingBlocks
 from baton.engine.prefix_cache import PrefixCache
 from baton.engine.sequence import Sequence, SequenceState
@@ -43,6 +45,8 @@ MAX_DEFERRED = 8
 """Sequences passed over in one plan because their prefix is being computed."""
 MAX_BLOCKS_FOUND = 16_384
 """Blocks found in the prefix cache in one plan, 0.1 us each; 200 admissions of 30k known tokens would take 34 ms."""
+MAX_PASSED = 256
+"""Of the queue: behind so many nobody is looked for who may pass."""
 
 _LONG = 256
 """Tokens of an answer that count as its work: how many there will be is not known."""
@@ -87,6 +91,8 @@ class Scheduler:
         self.cache = known if config.enable_prefix_caching else None
         self.max_prefill_chunk = config.max_prefill_chunk
         """Most prefill tokens in a step that also decodes; may be changed between plans."""
+        self.pace: Pace | None = None
+        """Who says how long steps with chunks may take; None: nobody."""
         self.waiting: list[Sequence] = []
         """By rank, preempted ones included."""
         self.running: list[Sequence] = []
@@ -197,12 +203,10 @@ class Scheduler:
         self._must_collect = False
         plan = StepPlan()
         unfinished = self._plan_decodes(plan)
-        num_left = self.config.max_num_batched_tokens - plan.num_tokens
-        if plan.num_tokens and self.max_prefill_chunk is not None and self.config.enable_chunked_prefill:
-            num_left = min(num_left, max(1, self.max_prefill_chunk))
+        room = self._room(plan)
         for sequence in unfinished:
-            num_left -= self._plan_chunk(plan, sequence, num_left)
-        self._plan_admissions(plan, num_left)
+            self._plan_chunk(plan, sequence, room)
+        self._plan_admissions(plan, room)
         if not plan.sequences:
             self._unreported += plan.preempted
             return None
@@ -324,32 +328,54 @@ class Scheduler:
         plan.num_samples = [1] * num
         return longer
 
-    def _plan_chunk(self, plan: StepPlan, sequence: Sequence, num_left: int) -> int:
-        """Plan the next chunk of a running sequence, as far as tokens and blocks reach; return its length.
+    def _room(self, plan: StepPlan) -> ChunkRoom:
+        """Say what a step of these decodes has left for chunks."""
+        num_left = self.config.max_num_batched_tokens - plan.num_tokens
+        if not self.config.enable_chunked_prefill:
+            return ChunkRoom(num_left)
+        if plan.num_tokens and self.max_prefill_chunk is not None:
+            num_left = min(num_left, max(1, self.max_prefill_chunk))
+        if self.pace is None or not (self.waiting or len(self.running) > plan.num_tokens):
+            return ChunkRoom(num_left)
+        return self.pace.room(plan.num_tokens, sum(plan.starts), num_left)
+
+    def _plan_chunk(self, plan: StepPlan, sequence: Sequence, room: ChunkRoom) -> None:
+        """Plan the next chunk of a running sequence, as far as the room and the blocks reach.
 
         It has a slot for one token already. More blocks are not worth a preemption.
         """
-        num_new = min(sequence.num_tokens - sequence.num_computed, num_left)
+        start = sequence.num_computed
+        num_new = room.most(start, sequence.num_tokens - start)
         if num_new <= 0:  # below 0: guesses are being verified, and how many are right is not known
-            return 0
-        num_new = self.blocks.grow(sequence, sequence.num_computed + num_new) - sequence.num_computed
+            return
+        num_new = self.blocks.grow(sequence, start + num_new) - start
         self._add_chunk(plan, sequence, num_new)
-        return num_new
+        room.take(start, num_new)
 
-    def _plan_admissions(self, plan: StepPlan, num_left: int) -> None:
-        """Admit from the queue, in order, while there are seats, tokens and blocks.
+    def _plan_admissions(self, plan: StepPlan, room: ChunkRoom) -> None:
+        """Admit from the queue, in order, while there are seats, room and blocks.
 
         The whole of a sequence must fit, with one more block for each running one, though only its first chunk is
         taken: else preemption would follow. Tokens are left only when every prompt begun has its blocks.
+
+        Behind who finds no time, those go on whose KV has come: they hold their blocks and lack next to nothing.
         """
         at = num_deferred = num_found = 0
+        is_late = False
         crowding = self._crowding()
-        while num_left > 0 and at < len(self.waiting) and num_deferred <= MAX_DEFERRED and num_found < MAX_BLOCKS_FOUND:
+        while (
+            room.num_left > 0
+            and at < len(self.waiting)
+            and num_deferred <= MAX_DEFERRED
+            and num_found < MAX_BLOCKS_FOUND
+        ):
+            if is_late and at > MAX_PASSED:
+                return
             num_kept = len(self.running) * self.reach.num_groups
             if len(self.running) >= self.config.max_num_seqs or self.pool.num_available < num_kept:
                 return
             sequence = self.waiting[at]
-            if crowding and sequence.share.tenant == crowding:
+            if (crowding and sequence.share.tenant == crowding) or (is_late and not sequence.num_slots):
                 at += 1
                 continue
             known = self.blocks.known(sequence)
@@ -367,9 +393,13 @@ class Scheduler:
                 self._preempt(plan, imported)
                 continue
             num_computed = max(sequence.num_computed, num_known * self.config.block_size)
-            num_new = self._first_chunk_len(len(sequence.token_ids) - num_computed, num_left)
+            num_new = self._first_chunk_len(len(sequence.token_ids) - num_computed, num_computed, room)
             if not num_new:
-                return
+                if not room.is_timed:
+                    return
+                is_late = True
+                at += 1
+                continue
             del self.waiting[at]
             sequence.state = RUNNING
             plan.admitted.append(sequence)
@@ -380,7 +410,7 @@ class Scheduler:
                 self.blocks.share(sequence, known)
             self.blocks.grow(sequence, num_computed + num_new)
             self._add_chunk(plan, sequence, num_new)
-            num_left -= num_new
+            room.take(num_computed, num_new)
 
     def _crowding(self) -> bytes:
         """The tenant that has all places but those kept for others, which are free for who comes; empty: none."""
@@ -390,13 +420,13 @@ class Scheduler:
         tenant, num = Counter(sequence.share.tenant for sequence in self.running).most_common(1)[0]
         return tenant if num >= most else b""
 
-    def _first_chunk_len(self, num_lacking: int, num_left: int) -> int:
-        """How many of the tokens that a sequence lacks fit the rest of the budget.
+    def _first_chunk_len(self, num_lacking: int, start: int, room: ChunkRoom) -> int:
+        """How many of the tokens that a sequence lacks fit the room.
 
         Without chunked prefill all or none, except for what is longer than any step.
         """
         is_whole = not self.config.enable_chunked_prefill and num_lacking <= self.config.max_num_batched_tokens
-        return 0 if is_whole and num_lacking > num_left else min(num_lacking, num_left)
+        return 0 if is_whole and num_lacking > room.num_left else room.most(start, num_lacking)
 
     def _add_chunk(self, plan: StepPlan, sequence: Sequence, num_new: int) -> None:
         if num_new > 1 and self.cache is not None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from dataclasses import dataclass, replace
 
 from baton.engine.engine import Engine
+from baton.engine.step_plan import StepPlan
 from baton.messages import Load
+from baton.step_learning import StepLearner
 from baton.worker.beat import STUCK_S
 
 _EMA = 0.2
@@ -34,10 +37,18 @@ class _Chunks:
 
 
 class LoadMeter:
-    """Measure how fast the engine is, from its steps."""
+    """Measure how fast the engine is, from its steps.
 
-    def __init__(self, engine: Engine) -> None:
+    A step takes the time from its launch, or from the end of the one before it if that is later, until its result is here. On a
+    GPU the host launches the next one meanwhile: what a call of `Engine.step` takes is mostly the step launched before.
+    """
+
+    def __init__(self, engine: Engine, learner: StepLearner) -> None:
         self._engine = engine
+        self._learner = learner
+        self._launched_at: deque[float] = deque(maxlen=2)
+        self._num_collected = engine.num_collected
+        self._ended_at = 0.0
         self._prefill_rate = 0.0
         self._decode_step_ms = 0.0
         self._num_steps = engine.num_steps  # from here on: after a warm-up
@@ -56,16 +67,32 @@ class LoadMeter:
 
     def step_ends(self) -> None:
         """Take in a step's time."""
-        engine = self._engine
-        if engine.num_steps == self._num_steps:
-            return
-        seconds = time.perf_counter() - self._began_at
-        chunks = self._chunks_since()
-        self._num_steps, self._last_chunks = engine.num_steps, chunks
-        self._num_chunk_tokens, self._num_chunk_pairs = engine.num_chunk_tokens, engine.num_chunk_pairs
-        if num_chunk_tokens := chunks.num_tokens:
-            self._learn(replace(chunks, seconds=seconds))
-            self._prefill_rate = _mean(self._prefill_rate, num_chunk_tokens / max(seconds, 1e-6))
+        engine, now = self._engine, time.perf_counter()
+        if engine.num_steps != self._num_steps:
+            self._launched_at.append(self._began_at)
+            chunks = self._chunks_since()
+            self._num_steps, self._last_chunks = engine.num_steps, chunks
+            self._num_chunk_tokens, self._num_chunk_pairs = engine.num_chunk_tokens, engine.num_chunk_pairs
+            if chunks.num_tokens:
+                self._learn(replace(chunks, seconds=now - self._began_at))
+        if engine.num_collected != self._num_collected:
+            self._num_collected = engine.num_collected
+            launched_at = self._launched_at.popleft() if self._launched_at else now
+            if engine.collected is not None:
+                self._measure(engine.collected, now - max(launched_at, self._ended_at))
+            self._ended_at = now
+
+    def step_fails(self) -> None:
+        """Forget the steps that were launched, as the engine does."""
+        self._launched_at.clear()
+        self._num_collected = self._engine.num_collected
+
+    def _measure(self, plan: StepPlan, seconds: float) -> None:
+        """Learn from a step that took so long."""
+        num_tokens, rows = plan.num_tokens - plan.num_decodes, plan.num_decodes
+        self._learner.learn(seconds, rows, sum(plan.starts[:rows]), num_tokens, plan.num_chunk_pairs)
+        if num_tokens:
+            self._prefill_rate = _mean(self._prefill_rate, num_tokens / max(seconds, 1e-6))
         else:
             self._decode_step_ms = _mean(self._decode_step_ms, seconds * 1e3)
 
@@ -106,6 +133,7 @@ class LoadMeter:
         scheduler, pool = self._engine.scheduler, self._engine.pool
         waiting = sum(s.num_tokens - s.num_computed for s in scheduler.waiting)
         begun = sum(s.num_tokens - s.num_computed for s in scheduler.running if s.num_output_tokens == 0)
+        context = sum(s.num_computed for s in scheduler.running)
         self._load = Load(
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting) + len(scheduler.receiving),
@@ -116,6 +144,7 @@ class LoadMeter:
             decode_step_ms=self._decode_step_ms,
             num_steps=self._engine.num_steps,
             draining=draining,
+            context_tokens=context,
         )
         return self._load
 

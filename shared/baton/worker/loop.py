@@ -20,9 +20,11 @@ from baton.logs import get_logger
 from baton.messages import Cancel, Hello, LegError, Legs, ModelFacts, Start, WorkerInfo
 from baton.protocol import check_prompt
 from baton.registry import BlockLog
+from baton.step_learning import StepLearner
 from baton.wakeup import Wakeup
 from baton.worker.load_meter import LoadMeter
 from baton.worker.mailbox import Mailbox, Peer, PeerLost, WantsBlocks
+from baton.worker.pacer import Pacer
 from baton.worker.reports import take_stats
 from baton.worker.roll_call import open_legs, strays
 from baton.worker.runs import ClosedEpochs, Leg, Outbox, Run, Runs, leg_error
@@ -59,8 +61,9 @@ class WorkerLoop:
         drain_s: float,
         tell_face: Callable[[ToFace], None] = lambda message: None,
         add_stats: Callable[[Stats], None] = lambda stats: None,
+        pacer: Pacer | None = None,
     ) -> None:
-        """`add_stats` fills in what only the transfer knows."""
+        """`add_stats` fills in what only the transfer knows; `pacer` sizes the chunks of steps, None: nobody does."""
         self._engine = engine
         self._legs = {leg.name: leg for leg in legs}
         self._mailbox = mailbox
@@ -75,7 +78,8 @@ class WorkerLoop:
         self._ended = ClosedEpochs()  # by request and leg, so that a Start that comes twice is not served again
         self._deadlines: list[tuple[float, int, Run]] = []
         self._arrivals = itertools.count()  # breaks ties of deadlines
-        self._meter = LoadMeter(engine)
+        self._pacer = Pacer(StepLearner(), 0.0) if pacer is None else pacer
+        self._meter = LoadMeter(engine, self._pacer.learner)
         self._log = BlockLog(info.worker_id, info.incarnation)
         self._reported_at = 0.0
         self._num_failed_steps = 0
@@ -83,6 +87,7 @@ class WorkerLoop:
         self._draining_until: float | None = None
         self._num_stale = 0
         self._calls: list[tuple[Peer, int]] = []  # of this turn; answered after what it has to say
+        engine.scheduler.pace = pacer
         engine.cache.record_events = engine.scheduler.cache is not None
         runs.on_close = self._note_end
         mailbox.beat.limit_s = self._meter.limit_s
@@ -265,6 +270,7 @@ class WorkerLoop:
 
     def _step_failed(self, error: Exception) -> None:
         self._num_failed_steps += 1
+        self._meter.step_fails()
         touched = self._engine.discard()
         log.exception("step_failed", num_requests=len(touched), times=self._num_failed_steps)
         for engine_id in touched:
@@ -291,6 +297,7 @@ class WorkerLoop:
         now = time.monotonic()
         if is_idle or now - self._reported_at >= REPORT_S:
             self._reported_at = now
+            self._mailbox.pace = self._pacer.pace
             stats = take_stats(self._engine, self._legs.values(), self._runs, self._outbox, self._mailbox)
             stats.stale_messages += self._num_stale
             self._add_stats(stats)

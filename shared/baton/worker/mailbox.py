@@ -39,6 +39,7 @@ from baton.messages import (
     decode_to_worker,
     encode,
 )
+from baton.step_pace import StepPace
 from baton.wakeup import Wakeup
 from baton.worker.beat import STUCK_S, Beat
 from baton.worker.stats import Pulse
@@ -91,7 +92,7 @@ Arrival = tuple[Peer, Start | Cancel | Hello] | PeerLost | WantsBlocks
 
 
 class Mailbox:
-    """Owns the control socket. `bind`, `start`; the loop calls `take`, `post`, sets `load`, and counts in `beat`."""
+    """Owns the control socket. `bind`, `start`; the loop calls `take`, `post`, sets `load` and `pace`, and counts in `beat`."""
 
     def __init__(self, wakeup: Wakeup, tell_face: Callable[[Pulse], None] = lambda pulse: None) -> None:
         self._wakes_loop = wakeup
@@ -106,6 +107,7 @@ class Mailbox:
         self._socket.setsockopt(zmq.LINGER, 1_000)
         self._info: WorkerInfo
         self.load = Load()
+        self.pace: StepPace | None = None
         self.beat = Beat(lambda: STUCK_S)
         self._tell_face = tell_face
         self._pulse_at = 0.0
@@ -228,7 +230,7 @@ class Mailbox:
         now = time.monotonic()
         if isinstance(message, Hello):
             peer = self._on_hello(identity, message, now)
-            self._send(peer, encode(Welcome(self._info, self.load)))
+            self._send(peer, encode(Welcome(self._info, self.load, self.pace)))
             return
         known = self._by_identity.get(identity)
         if known is None:  # nobody we know, or a router that was connected anew: the next roll call says what it lacks

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from baton.config import setting
 from baton.errors import ConfigError
 
+ITL_TARGET_HELP = (
+    "longest gap between an answer's tokens: chunks of other prompts are sized to it; 0: any; none: 30 on a GPU, or more "
+    "where steps take long by themselves, and any on a CPU"
+)
 _WILDCARDS = ("0.0.0.0", "::", "[::]", "*", "")
+
+
+def check_itl_target(target_ms: float | None) -> None:
+    """Raise ConfigError for a target that is none."""
+    if target_ms is not None and not 0 <= target_ms < 1e6:
+        raise ConfigError(f"itl_target_ms={target_ms!r} is not valid: it must be at least 0, and is in milliseconds.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +45,7 @@ class WorkerConfig:
     lease_s: float = setting(10.0, "seconds that KV is held for a decode worker which is not heard of")
     drain_s: float = setting(20.0, "how long what runs may go on after SIGTERM before it is handed back")
     max_prefill_chunk: int | None = setting(None, "most prompt tokens in a step that also decodes; none: no limit")
+    itl_target_ms: float | None = setting(None, ITL_TARGET_HELP)
 
     def __post_init__(self) -> None:
         if (self.curve_public_key is None) != (self.curve_secret_key is None):
@@ -46,6 +57,7 @@ class WorkerConfig:
             )
         if self.host in _WILDCARDS and not self.announce_host:
             raise ConfigError(f"host={self.host!r} says where to listen only: name --announce-host too.")
+        check_itl_target(self.itl_target_ms)
         if self.lease_s < 3 or self.drain_s < 0:
             raise ConfigError("lease_s must be at least 3, and drain_s at least 0.")
 

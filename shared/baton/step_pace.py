@@ -1,0 +1,57 @@
+"""StepPace: how long a worker lets steps take in which prompts' chunks lie beside decodes. Plain numbers: a worker keeps to it,
+and its routers reckon with it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from baton.step_times import StepTimes
+
+HEADROOM = 0.95
+"""Of the target: what a token takes from the step to the client is not always the same."""
+BROKEN = 4.0
+"""Times the target that a step may take which breaks it anyway."""
+BREAK_EVERY = 100
+"""Steps: where the target leaves no time for chunks, one of so many breaks it, so that prompts move, and 99 of 100 gaps
+are within it. A few tokens in every step would break it always, and compute no more."""
+
+_Amount = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
+
+
+class StepPace(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A worker's step times, and the gap between tokens that it keeps to."""
+
+    times: StepTimes
+    target_s: _Amount = 0.0
+    """Of the gaps between a sequence's tokens; 0: none."""
+    slower: _Amount = 0.0
+    """Times a step without chunks that one with chunks may take at least, whatever the target; 0: the target is all."""
+    margin: _Amount = 1.0
+    """Times the predicted time that nearly all steps keep to."""
+
+    def most_s(self, rows: int, context: int) -> float:
+        """Say how many predicted seconds a step with chunks may take beside so many rows."""
+        if not self.target_s:
+            return float("inf")
+        return self._target_s(rows, context) * HEADROOM / max(self.margin, 1.0)
+
+    def broken_s(self, rows: int, context: int) -> float:
+        """Say how many seconds a step may take that breaks the target."""
+        return BROKEN * max(self._target_s(rows, context), self.times.seconds(rows, context))
+
+    def chunk_rate(self, rows: int, context: int, most: int) -> float:
+        """Predict how many prompt tokens a second are computed in chunks of at most `most` beside so many rows.
+
+        0: the target leaves no time for them.
+        """
+        times = self.times
+        if not rows:
+            most = min(most, times.efficient_chunk(most))
+            return most / times.seconds(tokens=most, pairs=most * most)
+        tokens = min(times.most_tokens(self.most_s(rows, context), rows, context, start=1024, most=most), most)
+        return tokens / times.seconds(rows, context, tokens, tokens * (1024 + tokens)) if tokens else 0.0
+
+    def _target_s(self, rows: int, context: int) -> float:
+        return max(self.target_s, self.slower * self.times.seconds(rows, context))
