@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -80,7 +79,7 @@ class Running:
 
     def __init__(self, dispatcher: Dispatcher, flow: Flow[Any]) -> None:
         self.flow = flow
-        self.arrived_at = time.monotonic()
+        self.arrived_at = dispatcher.pool.clock()
         self.record = RequestRecord(flow.generation.public_id, flow.usage, self.arrived_at, flow.generation.tenant)
         self.demand: Demand | None = None
         """What admission counts for it; None before it is taken in."""
@@ -119,7 +118,8 @@ class Running:
         """Send a Start to each leg's worker, of which one has `num_tokens` to compute; return the one that did not take it."""
         self.decision, lost, self.called_at = decision, None, self._dispatcher.pool.num_calls
         prefill = decision.chosen.prefill
-        starts = self.flow.begin(workers[decision.chosen.decode].info, workers[prefill].info if prefill else None)
+        now = self._dispatcher.pool.clock()
+        starts = self.flow.begin(workers[decision.chosen.decode].info, workers[prefill].info if prefill else None, now)
         for worker_id, start in starts:
             worker = workers[worker_id]
             try:
@@ -127,10 +127,10 @@ class Running:
             except WorkerGone:
                 lost = worker
                 break
-            worker.request_ids.add(start.request_id)
+            worker.request_ids[start.request_id] = None
             self.workers.append(worker)
             worker.num_choices += self.flow.generation.params.n * (start.leg == "decode")
-        self.record.placed(starts[0][1].epoch, decision, 0.0 if lost else time.monotonic())
+        self.record.placed(starts[0][1].epoch, decision, 0.0 if lost else now)
         self.waits_for_first = prefill is not None
         if lost is None:
             self.queue = workers[prefill or decision.chosen.decode]
@@ -156,7 +156,7 @@ class Running:
             is_decode = worker.worker_id == attempt.decode
             if is_decode:
                 worker.num_choices -= self.flow.generation.params.n
-            worker.request_ids.discard(self.flow.request_id)
+            worker.request_ids.pop(self.flow.request_id, None)
             # a prefill worker whose KV has arrived hears so from the decode worker
             if cancel_decode if is_decode else not attempt.kv_arrived:
                 self.cancel_leg(worker, attempt.epoch)
@@ -230,7 +230,7 @@ class Dispatcher:
         running.demand = demand
         self.flows[flow.request_id] = running
         self.journal.add(running.record)
-        seconds_left = generation.seconds_left()
+        seconds_left = generation.seconds_left(self.pool.clock())
         if seconds_left is not None:
             running.deadline = self._loop.call_later(seconds_left, lambda: self._fail(running, DeadlinePassed()))
         self._place(running, decision=decision)
@@ -251,7 +251,7 @@ class Dispatcher:
         for timer in (running.deadline, running.timer, None if held is None else held.timer):
             if timer is not None:
                 timer.cancel()
-        flow, metrics, now = running.flow, self.metrics, time.monotonic()
+        flow, metrics, now = running.flow, self.metrics, self.pool.clock()
         if flow.usage.num_completion:
             params = flow.generation.params
             self._placement.answer_length.learn(params.max_tokens, flow.usage.num_completion / params.n)
@@ -294,7 +294,7 @@ class Dispatcher:
             lost = running.send_legs(decision, workers, num_tokens + num_emitted)
             if lost is None:
                 if running.sent_at == 0.0:
-                    running.sent_at = time.monotonic()
+                    running.sent_at = self.pool.clock()
                     self.metrics.request_queue_time_seconds.observe(running.sent_at - running.arrived_at)
                     self.metrics.phase_seconds.observe("queue", running.sent_at - running.arrived_at)
                 return
@@ -370,7 +370,7 @@ class Dispatcher:
         return batch
 
     def on_outputs(self, worker: Worker, outputs: Outputs) -> None:
-        now = time.monotonic()
+        now = self.pool.clock()
         flows, worker_id = self.flows, worker.worker_id
         for transfer in outputs.transfers:
             if (running := flows.get(transfer.request_id)) is not None:
@@ -424,7 +424,7 @@ class Dispatcher:
         if held is None or running.is_over:
             return
         held.timer.cancel()
-        now = time.monotonic()
+        now = self.pool.clock()
         self.metrics.phase_seconds.observe("held", now - held.held_at)
         step = running.flow.take(held.token, held.worker_id)
         self._count_tokens(running, held.token.choice, now)
@@ -480,7 +480,7 @@ class Dispatcher:
     def _act_on_leg(self, running: Running, worker: Worker, step: Next) -> None:
         """Do what a flow asks for when a worker's leg has ended without its tokens."""
         if step is NOTHING_NEW:  # the other worker has all that it needs
-            worker.request_ids.discard(running.flow.request_id)
+            worker.request_ids.pop(running.flow.request_id, None)
             running.workers.remove(worker)
             running.leave_queue(worker)
         else:
@@ -493,7 +493,7 @@ class Dispatcher:
             self.metrics.kv_integrity_failures.inc()
             _log.error("integrity_failure", request_id=flow.request_id, position=step.mismatch_at)
         self.metrics.replays.inc(reason)
-        running.record.replayed(reason, time.monotonic())
+        running.record.replayed(reason, self.pool.clock())
         running.leave_workers()
         most, num_tokens = self.config.max_replays, flow.usage.num_completion
         if num_tokens - running.tokens_at_replay >= PROGRESS:

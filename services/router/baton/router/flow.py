@@ -114,7 +114,7 @@ class Flow(Generic[_Shown]):
 
     # -- an attempt ---------------------------------------------------------------------------------------
 
-    def begin(self, decode: WorkerInfo, prefill: WorkerInfo | None) -> list[tuple[str, Start]]:
+    def begin(self, decode: WorkerInfo, prefill: WorkerInfo | None, now: float) -> list[tuple[str, Start]]:
         """Make the next attempt: what is left, after the tokens that the client has."""
         epoch = 0 if self.attempt is None else self.attempt.epoch + 1
         num_prompt, most = self.usage.num_prompt, self.generation.params.max_tokens
@@ -122,7 +122,7 @@ class Flow(Generic[_Shown]):
         last_at = (room if most is None else min(most, room)) - 1
         if prefill is None:
             self.attempt = Attempt(epoch, num_prompt, self._choices, decode.worker_id, last_at=last_at)
-            return [(decode.worker_id, self._start("decode", self.attempt))]
+            return [(decode.worker_id, self._start("decode", self.attempt, now))]
         ticket = Ticket(
             bytes.fromhex(self.request_id),
             epoch,
@@ -134,11 +134,11 @@ class Flow(Generic[_Shown]):
         )
         self.attempt = Attempt(epoch, num_prompt, self._choices, decode.worker_id, prefill.worker_id, ticket, last_at)
         return [
-            (decode.worker_id, self._start("decode", self.attempt)),
-            (prefill.worker_id, self._start("prefill", self.attempt)),
+            (decode.worker_id, self._start("decode", self.attempt, now)),
+            (prefill.worker_id, self._start("prefill", self.attempt, now)),
         ]
 
-    def _start(self, leg: Leg, attempt: Attempt) -> Start:
+    def _start(self, leg: Leg, attempt: Attempt, now: float) -> Start:
         generation = self.generation
         return Start(
             self.request_id,
@@ -149,7 +149,7 @@ class Flow(Generic[_Shown]):
             generation.params,
             generation.seed,
             generation.priority,
-            generation.seconds_left(),
+            generation.seconds_left(now),
             generation.salt,
             attempt.ticket,
             generation.share,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import dataclass, field
 
 from baton.block_hash import cache_root, hash_blocks
@@ -21,7 +20,7 @@ class Generation:
     salt: bytes = b""
     priority: int = 0
     deadline: float | None = None
-    """By `time.monotonic`."""
+    """By the clock of the pool."""
     public_id: str = ""
     """What the client sees; never a key between services."""
     seed: int = 0
@@ -38,9 +37,9 @@ class Generation:
         else:  # minted once, so that a replay samples the same
             self.seed = int.from_bytes(os.urandom(8), "little") >> 1
 
-    def seconds_left(self) -> float | None:
+    def seconds_left(self, now: float) -> float | None:
         """How long it is to the deadline, negative after it; None: there is none."""
-        return None if self.deadline is None else self.deadline - time.monotonic()
+        return None if self.deadline is None else self.deadline - now
 
 
 def hash_prompt(generation: Generation, parts: tuple[str, ...], key: str, block_size: int) -> list[bytes]:

@@ -68,7 +68,7 @@ class Placement:
             path="local" if num_emitted else path,
             interference_weight=config.interference_weight,
             turn=self._turn,
-            now=time.monotonic(),
+            now=self._pool.clock(),
             rng=self._rng,
         )
         self._metrics.phase_seconds.observe("route", time.perf_counter() - started)
@@ -124,7 +124,7 @@ class Placement:
             step_ms=worker.steps.predict(running + generation.params.n),
             free_blocks=load.kv_free_blocks if load.kv_total_blocks else 1 << 30,
             total_blocks=load.kv_total_blocks or 1 << 30,
-            idle_s=time.monotonic() - worker.worked_at,
+            idle_s=self._pool.clock() - worker.worked_at,
             place_ms=self._place_ms(worker, num_here, generation) if worker.can_decode else 0.0,
         )
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import msgspec
-import zmq
 
 from baton.logs import get_logger
 from baton.messages import (
@@ -38,7 +37,7 @@ from baton.router.config import RouterConfig
 from baton.router.policy import NEW_LINK, Link, kept
 from baton.router.turnover import Backlog, Pace
 from baton.router.worker_records import NUM_LOST, LostWorker, Transfers
-from baton.router.workers import WorkerClient
+from baton.router.workers import Connections, WorkerClient
 
 _log = get_logger("pool")
 TRIAL_S = 30.0
@@ -106,8 +105,11 @@ class StepModel:
 class Worker:
     """One live incarnation of a worker."""
 
-    def __init__(self, client: WorkerClient, info: WorkerInfo, load: Load) -> None:
+    def __init__(
+        self, client: WorkerClient, info: WorkerInfo, load: Load, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.client = client
+        self._clock = clock
         self.info = info
         self.worker_id = info.worker_id
         self.load = load
@@ -115,8 +117,8 @@ class Worker:
         self.since = time.time()
         self.can_prefill = self.can_decode = False
         """Whether new prompts may go there for another worker; whether new requests may end there."""
-        self.request_ids: set[str] = set()
-        """Requests with an open leg here; kept by whoever sends them."""
+        self.request_ids: dict[str, None] = {}
+        """Requests with an open leg here, in the order in which they came; kept by whoever sends them."""
         self.queued, self.num_choices = Backlog(), 0
         """What we have asked of it: prompt tokens that it has not computed, sequences that end here. Kept by whoever sends them:
         a report that left a worker in a long step knows nothing of what was sent meanwhile."""
@@ -124,7 +126,7 @@ class Worker:
         """What others have, by its last report."""
         self.steps = StepModel()
         self.pace = Pace()
-        self.moved_at = self.worked_at = time.monotonic()
+        self.moved_at = self.worked_at = clock()
         """When it last told of a new step, or had nothing of ours to do; and when it told of one."""
         self.report(load)
 
@@ -132,7 +134,7 @@ class Worker:
         """Take the worker's own word on its load."""
         has_stepped = load.num_steps != self.load.num_steps
         if has_stepped or load.in_long_step or not self.request_ids:
-            self.moved_at = time.monotonic()
+            self.moved_at = self._clock()
         if has_stepped:  # and what was learned until then counts less
             if self.moved_at - self.worked_at > 1.0:
                 self.steps.fade(self.moved_at - self.worked_at)
@@ -142,19 +144,27 @@ class Worker:
         self.can_decode = not load.draining and "decode" in self.info.legs
         self.other_tokens = max(load.waiting_tokens - self.queued.total, 0)
         self.other_choices = max(load.num_running + load.num_waiting - self.num_choices, 0)
-        self.pace.report(load, time.monotonic())
+        self.pace.report(load, self._clock())
         self.steps.observe(load.num_running, load.decode_step_ms)
 
 
 class WorkerPool:
     """All connections, and the workers that answered on them."""
 
-    def __init__(self, config: RouterConfig, router_id: str, metrics: RouterMetrics) -> None:
+    def __init__(
+        self,
+        config: RouterConfig,
+        router_id: str,
+        metrics: RouterMetrics,
+        connections: Connections | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`clock` is what everything beside the event loop's timers is measured with, the dispatcher's requests included."""
         self._config = config
+        self.clock = clock
         self._router_id = router_id
         self._metrics = metrics
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._context.set(zmq.MAX_SOCKETS, 4096)
+        self._connections = connections or Connections(config)
         self._clients: dict[str, WorkerClient] = {}
         self._of_client: dict[WorkerClient, Worker] = {}
         self._twins: dict[WorkerClient, Worker] = {}
@@ -192,14 +202,13 @@ class WorkerPool:
         for client in self._clients.values():
             client.close()
         self._clients.clear()
-        self._context.destroy(linger=0)
+        self._connections.close()
 
     def connect(self, endpoint: str) -> None:
         """Talk to whoever lives at a control endpoint, from now on."""
         if endpoint not in self._clients:
-            client = self._clients[endpoint] = WorkerClient(
-                self._context, endpoint, self._config, self.on_message, self.on_bad_message
-            )
+            client = self._connections.open(endpoint, self.on_message, self.on_bad_message)
+            self._clients[endpoint] = client
             self._greet(client)
 
     def disconnect(self, endpoint: str) -> None:
@@ -276,14 +285,14 @@ class WorkerPool:
             self.lose(worker, "restarted")
             return  # it says hello again on the new connection
         num_steps, until = self._stalled.get(info.incarnation, (-1, 0.0))
-        if message.load.stuck or (message.load.num_steps == num_steps and time.monotonic() < until):
+        if message.load.stuck or (message.load.num_steps == num_steps and self.clock() < until):
             return
         self._stalled.pop(info.incarnation, None)
         if self._is_twin(client, info) or not self._accepts(client, info):
             return
         if (other := self.workers.get(info.worker_id)) is not None:
             self.lose(other, "replaced")
-        joined = Worker(client, info, message.load)
+        joined = Worker(client, info, message.load, self.clock)
         self.workers[info.worker_id] = self._of_client[client] = joined
         _log.info("worker_joined", worker_id=info.worker_id, legs=",".join(info.legs), endpoint=client.endpoint)
         self._count_workers()
@@ -344,7 +353,7 @@ class WorkerPool:
             if prefill.info.incarnation == transfer.source_incarnation:
                 pair = (prefill.worker_id, decode.worker_id)
                 link = self.links.get(pair, NEW_LINK)
-                self.links[pair] = link.learn(transfer.num_tokens, transfer.exposed_seconds, time.monotonic())
+                self.links[pair] = link.learn(transfer.num_tokens, transfer.exposed_seconds, self.clock())
                 self.transfers.setdefault(pair, Transfers()).add(transfer)
 
     # -- heartbeats ---------------------------------------------------------------------------------------
@@ -390,12 +399,12 @@ class WorkerPool:
                 self.lose(worker, "silent")
             elif self._is_stalled(worker):
                 # its loop turns, its work does not move: it is let in again when it has done a step, or for a trial
-                self._stalled[worker.info.incarnation] = worker.load.num_steps, time.monotonic() + TRIAL_S
+                self._stalled[worker.info.incarnation] = worker.load.num_steps, self.clock() + TRIAL_S
                 self.lose(worker, "stalled")
 
     def _is_stalled(self, worker: Worker) -> bool:
         """Whether requests wait for a step that does not come; a prompt's KV that is held waits for nothing."""
-        has_moved = time.monotonic() - worker.moved_at <= self._config.stall_s
+        has_moved = self.clock() - worker.moved_at <= self._config.stall_s
         return not has_moved and self._listener.num_awaited(worker) > 0
 
     def _count_workers(self) -> None:

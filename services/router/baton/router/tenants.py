@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,19 +42,19 @@ class TenantLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class Tenant:
     """One key's limits, and what its open requests take."""
 
-    __slots__ = ("_at", "_tokens", "blocks", "limits", "num_streams", "share")
+    __slots__ = ("_at", "_clock", "_tokens", "blocks", "limits", "num_streams", "share")
 
-    def __init__(self, share: Share, limits: TenantLimits) -> None:
+    def __init__(self, share: Share, limits: TenantLimits, clock: Callable[[], float]) -> None:
         self.share = share
         """As workers see it."""
         self.limits = limits
         self.num_streams = self.blocks = 0
         self._tokens = float(limits.tokens_per_minute)
-        self._at = time.monotonic()
+        self._clock, self._at = clock, clock()
 
     def tokens_in_s(self) -> float:
         """In how many seconds it has tokens to spend; 0: now."""
-        rate, now = self.limits.tokens_per_minute / 60, time.monotonic()
+        rate, now = self.limits.tokens_per_minute / 60, self._clock()
         if not rate:
             return 0.0
         self._tokens = min(self._tokens + rate * (now - self._at), 60 * rate)
@@ -70,7 +70,9 @@ class Tenant:
 class Tenants:
     """All keys' tenants, by the hash that stands for a key. With one key, or none, nobody is told apart."""
 
-    def __init__(self, keys: Sequence[str], salt_key: str, file: str | None) -> None:
+    def __init__(
+        self, keys: Sequence[str], salt_key: str, file: str | None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """Read the file.
 
         Raises:
@@ -78,11 +80,11 @@ class Tenants:
         """
         limits = {} if file is None else _read(Path(file), keys)
         usual = limits.get("*", TenantLimits())
-        nobody = Tenant(NOBODY, TenantLimits(priority=-(2**31)))
+        nobody = Tenant(NOBODY, TenantLimits(priority=-(2**31)), clock)
         self._tenants = {b"": nobody}
         for key in keys:
             tenant, own = tenant_of(key, salt_key), limits.get(key, usual)
-            self._tenants[tenant] = Tenant(Share(tenant, own.weight) if len(set(keys)) > 1 else NOBODY, own)
+            self._tenants[tenant] = Tenant(Share(tenant, own.weight) if len(set(keys)) > 1 else NOBODY, own, clock)
 
     def of(self, tenant: bytes) -> Tenant:
         """Return the tenant that the authenticator named."""

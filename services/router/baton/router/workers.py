@@ -39,6 +39,32 @@ class WorkerGone(Exception):
     """The worker does not take messages now."""
 
 
+class Connections:
+    """All of a router's sockets to workers."""
+
+    def __init__(self, config: RouterConfig) -> None:
+        self._config = config
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context.set(zmq.MAX_SOCKETS, 4096)
+
+    def open(
+        self,
+        endpoint: str,
+        on_message: Callable[[WorkerClient, ToRouter], None],
+        on_bad_message: Callable[[WorkerClient, str], None],
+    ) -> WorkerClient:
+        """Connect to whoever lives at an endpoint.
+
+        Raises:
+            ConfigError: it is no endpoint.
+        """
+        return WorkerClient(self._context, endpoint, self._config, on_message, on_bad_message)
+
+    def close(self) -> None:
+        """Let go of what is left."""
+        self._context.destroy(linger=0)
+
+
 class WorkerClient:
     """The connection to one control endpoint, whoever lives there."""
 
