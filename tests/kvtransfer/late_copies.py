@@ -10,9 +10,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from baton.kvtransfer.device_memory import ID_NBYTES, Mark
+from baton.kvtransfer.device_memory import Mark, Sums
 from baton.kvtransfer.memory import Bytes
-from baton.kvtransfer.wire import MAX_BATCH_BLOCKS, checksum
+from baton.kvtransfer.wire import checksum
 
 
 @dataclass(eq=False)
@@ -30,6 +30,21 @@ class LateMark:
     def synchronize(self) -> None:
         self.on_wait()
         assert self.reached, "waits for what cannot come"
+
+
+@dataclass(eq=False)
+class LateSums:
+    """Sums that are made when their mark is reached."""
+
+    sums: bytearray
+    mark: LateMark
+
+    def query(self) -> bool:
+        return self.mark.query()
+
+    def read(self) -> bytes:
+        assert self.mark.reached
+        return bytes(self.sums)
 
 
 @dataclass(eq=False)
@@ -51,6 +66,8 @@ class LateCopies:
     writes: deque[Copy] = field(default_factory=deque)
     num_asked: int = 0
     is_shared: bool = True
+    num_read: int = 0
+    """Blocks that were read from a peer's memory."""
 
     @property
     def num_blocks(self) -> int:
@@ -78,25 +95,26 @@ class LateCopies:
 
         return self._start(self.writes, run, cast(Collection[LateMark], after))
 
-    def sum_up(self, block_ids: Sequence[int], note: Bytes) -> Mark:
-        return self._start(self.reads, lambda: self._sum(block_ids, note), ())
+    def sum_up(self, block_ids: Sequence[int]) -> Sums:
+        sums = bytearray()
+        return LateSums(sums, self._start(self.reads, lambda: self._sum(block_ids, sums), ()))
 
-    def from_peer(
-        self, address: int, places: Sequence[int], block_ids: Sequence[int], note: Bytes, after: Collection[Mark]
-    ) -> Mark:
+    def from_peer(self, address: int, places: Sequence[int], block_ids: Sequence[int], after: Collection[Mark]) -> Sums:
         """Read from an address of this process, such as another `LateCopies`' `bytes.ctypes.data`."""
+        sums = bytearray()
+        self.num_read += len(places)
 
         def run() -> None:
             nbytes = self.block_nbytes
             for place, block_id in zip(places, block_ids, strict=True):
                 ctypes.memmove(self.bytes[block_id].ctypes.data, address + place * nbytes, nbytes)
-            self._sum(block_ids, note)
+            self._sum(block_ids, sums)
 
-        return self._start(self.writes, run, cast(Collection[LateMark], after))
+        return LateSums(sums, self._start(self.writes, run, cast(Collection[LateMark], after)))
 
-    def _sum(self, block_ids: Sequence[int], note: Bytes) -> None:
-        sums = b"".join(checksum(self.bytes[block_id].data) for block_id in block_ids)
-        note[MAX_BATCH_BLOCKS * ID_NBYTES :][: len(sums)] = np.frombuffer(sums, dtype=np.uint8)
+    def _sum(self, block_ids: Sequence[int], sums: bytearray) -> None:
+        for block_id in block_ids:
+            sums += checksum(self.bytes[block_id].data)
 
     def work(self, num_copies: int = 1_000_000) -> None:
         """Run the next copies of each order, as far as what they wait for has been reached."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import subprocess
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ import pytest
 from baton.errors import ConfigError
 from baton.kvtransfer import wire
 from baton.kvtransfer.device_memory import MIN_SLOTS, DeviceMemory
+from baton.kvtransfer.exporter import Exporter
+from baton.kvtransfer.importer import Importer
 from baton.kvtransfer.imports import Fetched, FetchFailed
 from baton.kvtransfer.memory import PeerMemory
 from baton.kvtransfer.transports.cuda_ipc import CudaIpcTransport
@@ -101,38 +104,45 @@ def test_nothing_lands_before_what_the_engine_had_started_has_ended() -> None:
     assert (copies.bytes[3] == content[1]).all()
 
 
-@pytest.mark.parametrize("block_nbytes", [BLOCK_NBYTES, 96 << 10], ids=["many a slot", "one a slot"])
-def test_devices_exchange_blocks_over_sockets(block_nbytes: int) -> None:
-    workers = Workers("ipc")
-    num, each = 16, 9
-    theirs = LateCopies(random_blocks(num * each, block_nbytes, 6))
-    ours = LateCopies(np.zeros_like(theirs.bytes))
-    exporter, importer = (
-        make(DeviceMemory(copies, frame_nbytes=64 << 10, ring_nbytes=1))
-        for make, copies in ((workers.exporter, theirs), (workers.importer, ours))
-    )
-    order = np.random.default_rng(7).permutation(num * each).tolist()
+def exchange(workers: Workers, exporter: Exporter, importer: Importer, num: int, each: int) -> list[int]:
+    """Fetch `num` requests of `each` block, the first block of the exporter's first; return where they are to lie."""
+    order: list[int] = np.random.default_rng(7).permutation(num * each).tolist()
     try:
         for number in range(num):
+            span = slice(number * each, (number + 1) * each)
             ticket = TestTicket(request_id(number), secret=secrets.token_bytes(16), source=exporter.endpoint)
-            importer.fetch(ticket, 0, block_hashes(number, each), order[number * each : (number + 1) * each])
-            offer_all(exporter, ticket, number, list(range(number * each, (number + 1) * each)))
+            importer.fetch(ticket, 0, block_hashes(number, each), order[span])
+            offer_all(exporter, ticket, number, list(range(num * each))[span])
         for end in ends_of(importer, num):
             assert isinstance(end, Fetched), end
         assert {released.reason for released in releases_of(exporter, num)} == {"fetched"}
         assert_nothing_is_left(exporter, importer)
     finally:
         workers.stop()
+    return order
+
+
+@pytest.mark.parametrize("block_nbytes", [BLOCK_NBYTES, 96 << 10], ids=["many a slot", "one a slot"])
+def test_devices_exchange_blocks_over_sockets(block_nbytes: int) -> None:
+    workers, num, each = Workers("ipc"), 16, 9
+    theirs = LateCopies(random_blocks(num * each, block_nbytes, 6))
+    ours = LateCopies(np.zeros_like(theirs.bytes))
+    exporter, importer = (
+        make(DeviceMemory(copies, frame_nbytes=64 << 10, ring_nbytes=1))
+        for make, copies in ((workers.exporter, theirs), (workers.importer, ours))
+    )
+    order = exchange(workers, exporter, importer, num, each)
     assert (ours.bytes[order] == theirs.bytes).all()
 
 
 class InProcess:
     """A device's sharing between two memories of one process: a handle is an address."""
 
-    def __init__(self, copies: LateCopies, *, in_reach: bool = True) -> None:
+    def __init__(self, copies: LateCopies, *, in_reach: bool = True, rate: float = 1e12) -> None:
         self.nbytes = copies.bytes.nbytes
         self.address = copies.bytes.ctypes.data
         self.in_reach = in_reach
+        self.rate = rate
         self.num_open = 0
 
     def export_memory(self) -> tuple[bytes, int]:
@@ -147,36 +157,31 @@ class InProcess:
     def close_memory(self, address: int) -> None:
         self.num_open -= 1
 
+    def measure(self, address: int, nbytes: int) -> float:
+        return self.rate
 
-@pytest.mark.parametrize("in_reach", [True, False], ids=["in reach", "out of reach"])
-def test_a_device_reads_the_blocks_of_another_or_gets_them_over_sockets(in_reach: bool) -> None:
+
+@pytest.mark.parametrize(
+    ("way", "is_read"),
+    [({}, True), ({"in_reach": False}, False), ({"rate": 1e8}, False)],
+    ids=["in reach", "out of reach", "slow"],
+)
+def test_a_device_reads_the_blocks_of_another_or_gets_them_over_sockets(way: dict[str, Any], is_read: bool) -> None:
     """200 blocks a request: more than one message says where they lie."""
-    workers = Workers("ipc")
-    num, each = 6, 200
+    workers, num, each = Workers("ipc"), 6, 200
     theirs = LateCopies(random_blocks(num * each, 512, 8))
     ours = LateCopies(np.zeros_like(theirs.bytes))
-    shared, mapped = InProcess(theirs), InProcess(ours, in_reach=in_reach)
-    frame = CONFIG.frame_nbytes
-    exporter = workers.exporter(
-        DeviceMemory(theirs, frame_nbytes=frame, ring_nbytes=1), transports=(CudaIpcTransport(shared), IpcTransport())
+    shared, mapped = InProcess(theirs), InProcess(ours, **way)
+    exporter, importer = (
+        make(
+            DeviceMemory(copies, frame_nbytes=CONFIG.frame_nbytes, ring_nbytes=1),
+            transports=(CudaIpcTransport(device), IpcTransport()),
+        )
+        for make, copies, device in ((workers.exporter, theirs, shared), (workers.importer, ours, mapped))
     )
-    importer = workers.importer(
-        DeviceMemory(ours, frame_nbytes=frame, ring_nbytes=1), transports=(CudaIpcTransport(mapped), IpcTransport())
-    )
-    order = np.random.default_rng(9).permutation(num * each).tolist()
-    try:
-        for number in range(num):
-            ticket = TestTicket(request_id(number), secret=secrets.token_bytes(16), source=exporter.endpoint)
-            importer.fetch(ticket, 0, block_hashes(number, each), order[number * each : (number + 1) * each])
-            offer_all(exporter, ticket, number, list(range(number * each, (number + 1) * each)))
-        for end in ends_of(importer, num):
-            assert isinstance(end, Fetched), end
-        assert mapped.num_open == int(in_reach)
-        assert {released.reason for released in releases_of(exporter, num)} == {"fetched"}
-        assert_nothing_is_left(exporter, importer)
-    finally:
-        workers.stop()
+    order = exchange(workers, exporter, importer, num, each)
     assert (ours.bytes[order] == theirs.bytes).all()
+    assert ours.num_read == (num * each if is_read else 0)
     assert mapped.num_open == 0
 
 

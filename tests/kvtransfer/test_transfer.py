@@ -18,7 +18,9 @@ import zmq
 
 from baton.curve import CurveKeys
 from baton.errors import ConfigError
-from baton.kvtransfer import bench, wire
+from baton.kvtransfer import wire
+from baton.kvtransfer.bench.measure import measure
+from baton.kvtransfer.bench.plan import Plan
 from baton.kvtransfer.exporter import Exporter
 from baton.kvtransfer.exports import Released
 from baton.kvtransfer.importer import Importer
@@ -648,9 +650,13 @@ def assert_nothing_is_left_after(exporter: Exporter, importer: Importer) -> None
 
 
 def test_the_benchmark_moves_its_bytes() -> None:
-    plan = bench.Plan(scheme="ipc", block_nbytes=64 << 10, num_blocks=8, num_transfers=2, repeats=2, scattered=True)
-    measured = bench.measure(plan, rounds=1)
+    plan = Plan(scheme="ipc", block_nbytes=64 << 10, num_blocks=8, num_transfers=2, repeats=2, scattered=True)
+    measured = measure(plan, rounds=1)
     assert min(*measured.bare.rates, *measured.ours.rates) > 0
+    assert measured.exposed_ms > 0
+    stations = measured.stations
+    assert list(stations) == ["asked", "staging", "staged", "doorbell", "taken", "landed", "verified", "done"]
+    assert list(stations.values()) == sorted(stations.values())
     assert "ipc" in str(measured)
 
 

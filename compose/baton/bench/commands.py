@@ -164,12 +164,15 @@ def bench_router(
 def bench_transfer(
     rounds: Annotated[int, Option(min=1, help="rounds of each; the median counts")] = 7,
     device: Annotated[Literal["cpu", "cuda"], Option(help="where the KV lies")] = "cpu",
+    only: Annotated[
+        Literal["tcp", "ipc", "shm", "cuda_ipc"] | None, Option(help="this transport alone; none: all")
+    ] = None,
     json_file: Json = None,
 ) -> None:
-    """KV transfer, all checks on, beside two bare ZeroMQ sockets, taken in turn."""
+    """KV transfer, all checks on, beside two bare ZeroMQ sockets or a GPU's bare copy, taken in turn."""
     from baton.bench.transfer import run
 
-    run(rounds=rounds, device=device, json_file=json_file)
+    run(rounds=rounds, device=device, only=only, json_file=json_file)
 
 
 @bench.command("kernels", cls=Command)

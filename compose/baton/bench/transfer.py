@@ -1,28 +1,47 @@
-"""`baton bench transfer`: KV transfer with all its checks, beside two bare ZeroMQ sockets in the same run."""
+"""`baton bench transfer`: KV transfer with all its checks, beside what is bare in the same run."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from baton.bench.report import Report
-from baton.kvtransfer.bench import Device, measure, plans
+from baton.kvtransfer.bench.measure import Measurement, measure
+from baton.kvtransfer.bench.plan import Device, Scheme, plans
 from baton.logs import LogConfig, setup_logs
 
 
-def run(*, rounds: int, device: Device, json_file: Path | None) -> None:
-    """Measure each transport and shape, and print one table."""
-    setup_logs("bench", LogConfig(log_level="warning"))
+def run(*, rounds: int, device: Device, only: Scheme | None, json_file: Path | None) -> None:
+    """Measure each transport and shape, and print one table; under it where a single transfer's time goes."""
+    setup_logs("bench", LogConfig(log_level="info"))
     report = Report("baton bench transfer")
+    timelines = []
     for plan in plans(device):
-        found = measure(plan, rounds=rounds)
-        report.add(
-            transport=plan.scheme,
-            block=f"{plan.block_nbytes >> 10} KiB",
-            layout="scattered" if plan.scattered else "adjacent",
-            bare_GB_s=found.bare.rate,
-            baton_GB_s=found.ours.rate,
-            ratio=found.ratio,
-            bare_cpu_s_per_GB=found.bare.cpu_s,
-            baton_cpu_s_per_GB=found.ours.cpu_s,
-        )
+        if only in (None, plan.scheme):
+            found = measure(plan, rounds=rounds)
+            report.add(**_row(found))
+            if plan.num_transfers == 1:
+                timelines.append(f"{plan.scheme} {_layout(found)}: {found.timeline}")
+    report.facts["sockets"] = plan.num_sockets
     report.show(json_file)
+    print("Milliseconds of a single transfer of 2 MiB blocks, from when it is asked for:", *timelines, sep="\n  ")
+
+
+def _row(found: Measurement) -> dict[str, object]:
+    plan = found.plan
+    return {
+        "transport": plan.scheme,
+        "block": f"{plan.block_nbytes >> 10} KiB",
+        "MB": plan.block_nbytes * plan.num_blocks / 1e6,
+        "layout": _layout(found),
+        "open": plan.num_transfers,
+        "bare_GB_s": found.bare.rate,
+        "baton_GB_s": found.ours.rate,
+        "ratio": found.ratio,
+        "bare_cpu_s_per_GB": found.bare.cpu_s,
+        "baton_cpu_s_per_GB": found.ours.cpu_s,
+        "exposed_ms": found.exposed_ms,
+    }
+
+
+def _layout(found: Measurement) -> str:
+    return "scattered" if found.plan.scattered else "adjacent"

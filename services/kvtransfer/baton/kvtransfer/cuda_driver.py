@@ -10,10 +10,17 @@ import ctypes
 from functools import cache
 from typing import Any
 
-from baton.errors import ConfigError
+import numpy as np
+from numpy.typing import NDArray
 
+from baton.errors import ConfigError
+from baton.logs import get_logger
+
+log = get_logger("kvtransfer")
+Numbers = NDArray[np.uint64]
 HANDLE_NBYTES = 64
 _LAZY_PEER_ACCESS = 1
+_IN_STREAM_ORDER = 1
 
 
 class _Handle(ctypes.Structure):
@@ -48,11 +55,46 @@ def close_memory(address: int) -> None:
     _call("cuIpcCloseMemHandle", ctypes.c_uint64(address))
 
 
-def copy(to: int, source: int, nbytes: int, stream: int) -> None:
-    """Start a copy between any two addresses of the process's devices, by their copy engines."""
-    result = _driver().cuMemcpyAsync(to, source, nbytes, stream)
-    if result:
-        raise RuntimeError(f"cuMemcpyAsync failed: {_words(result)}")
+class Copier:
+    """Starts copies by the devices' copy engines, many in one call where the driver can (CUDA 12.8).
+
+    One call for each of 128 blocks takes 0.3 to 0.5 ms, as long as NVLink takes to move them.
+    """
+
+    def __init__(self) -> None:
+        # These calls only put something into a queue. Other calls let go of the interpreter meanwhile, and a thread that is
+        # busy in Python may keep it for 5 ms.
+        self._driver = ctypes.PyDLL("libcuda.so.1")
+        self._driver.cuMemcpyAsync.argtypes = (ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t, ctypes.c_void_p)
+        self._batch = getattr(self._driver, "cuMemcpyBatchAsync", None)
+        self._attributes = (ctypes.c_uint32 * 6)(_IN_STREAM_ORDER)  # no hints of places, which our pointers do not need
+        self._first = (ctypes.c_size_t * 1)(0)
+        if self._batch is not None:
+            pointer, size = ctypes.c_void_p, ctypes.c_size_t
+            self._batch.argtypes = (pointer, pointer, pointer, size, pointer, pointer, size, pointer, pointer)
+
+    def start(self, to: Numbers, sources: Numbers, sizes: Numbers, stream: int) -> None:
+        """Start copies between addresses that the current device reaches, in any order, after what is in the stream."""
+        if self._batch is not None:
+            result = self._batch(
+                to.ctypes.data,
+                sources.ctypes.data,
+                sizes.ctypes.data,
+                len(to),
+                self._attributes,
+                self._first,
+                1,
+                ctypes.byref(ctypes.c_size_t()),
+                stream,
+            )
+            if not result:
+                return
+            log.info("copies_not_batched", reason=_words(result))
+            self._batch = None
+        for one in zip(to.tolist(), sources.tolist(), sizes.tolist(), strict=True):
+            result = self._driver.cuMemcpyAsync(*one, stream)
+            if result:
+                raise RuntimeError(f"cuMemcpyAsync failed: {_words(result)}")
 
 
 def _call(name: str, *arguments: Any) -> None:
@@ -64,11 +106,9 @@ def _call(name: str, *arguments: Any) -> None:
 @cache
 def _driver() -> Any:
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
+        return ctypes.CDLL("libcuda.so.1")
     except OSError as error:
         raise ConfigError(f"CUDA's driver cannot be loaded: {error}") from None
-    driver.cuMemcpyAsync.argtypes = (ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t, ctypes.c_void_p)
-    return driver
 
 
 def _words(result: int) -> str:

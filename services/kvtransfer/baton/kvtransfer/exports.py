@@ -18,12 +18,13 @@ from baton.kvtransfer.lease import LeaseBook
 from baton.kvtransfer.memory import Stage
 from baton.kvtransfer.parked import ParkedFetches
 from baton.kvtransfer.side import Side
+from baton.kvtransfer.waiting import nap_s
 from baton.kvtransfer.wire import DIGEST_NBYTES, Key
 
-STAGES_AHEAD = 2
-"""Batches of one export that are staged before the first is sent: one copies while one waits for the socket."""
+STAGES_AHEAD = 4
+"""Batches of one export that are staged before the first is sent: some copy while one waits for the socket."""
 BUSY_S = 0.002
-"""Until a peer that was full, or a staging copy, is asked again; most sends that end wake by themselves."""
+"""Until a peer that was full is asked again; most sends that end wake by themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,8 @@ class Batch:
     first_block: int
     num_blocks: int
     stage: Stage
+    since: float = 0.0
+    """When it was staged."""
 
 
 class State(Enum):
@@ -113,6 +116,8 @@ class Exports:
         self._parked = ParkedFetches(side.config.park_s, side.clock)
         self._turns: dict[_Export, None] = {}
         """Exports that may have something to send, in turn."""
+        self._staging_since: float | None = None
+        """Since when the memory has been making blocks readable for which a peer waits."""
         self._read: list[tuple[_Export, Stage, Callable[[], bool]]] = []
         """What the sockets, or a staging copy, still read, and how to ask whether they are done."""
         self._batch_blocks = _blocks_within(side.config.frame_nbytes, side.memory.block_nbytes)
@@ -242,6 +247,7 @@ class Exports:
 
         Before the next, `take` what a socket takes; what none takes now comes again.
         """
+        self._staging_since = None
         for export in list(self._turns):
             del self._turns[export]
             if export.state is State.ENDING:
@@ -250,8 +256,11 @@ class Exports:
             if not has_room or export.staged:
                 self._take_turn(export)
             if export.staged:
-                if export.staged[0].stage.is_ready():
-                    yield export.staged[0]
+                first = export.staged[0]
+                if first.stage.is_ready():
+                    yield first
+                else:
+                    self._staging_since = max(self._staging_since or 0.0, first.since)
             elif self._may_end(export):
                 yield Batch(export.key, export.peer, export.total, 0, Stage((), 0))
                 if not export.end_sent:
@@ -300,6 +309,8 @@ class Exports:
 
     def seconds_to_sweep(self) -> float:
         """Seconds that the next turn can wait, if nothing happens."""
+        if self._staging_since is not None:
+            return nap_s(self._clock() - self._staging_since)
         if self._read or self._turns:
             return BUSY_S
         return min(1.0, self._leases.seconds_left(), self._parked.seconds_left())
@@ -323,7 +334,7 @@ class Exports:
             stage = self._memory.stage_in_place(block_ids) if export.by_place else self._memory.stage(block_ids)
             if stage is None:
                 return False
-            export.staged.append(Batch(export.key, export.peer, first, stop - first, stage))
+            export.staged.append(Batch(export.key, export.peer, first, stop - first, stage, self._clock()))
             export.num_staged = stop
         return True
 

@@ -117,10 +117,17 @@ class Importer(Exchange[Event]):
                 send(link.dealers[0], header)
         if now >= self._look_at:
             self._look_at = now + LOOK_S
-            for source, link in list(self._links.items()):
-                if (now - link.used_at > IDLE_S or link.is_gone()) and not self._imports.is_landing_from(source):
-                    self._links.pop(source).close()
+            self._let_go(now)
         return False
+
+    def _let_go(self, now: float) -> None:
+        """Close the links that nobody uses, or whose exporter's process has ended: what is asked of it is lost."""
+        for source, link in list(self._links.items()):
+            is_gone = link.is_gone()
+            if (is_gone or now - link.used_at > IDLE_S) and not self._imports.is_landing_from(source):
+                self._links.pop(source).close()
+                if is_gone:
+                    self._imports.lose(source)
 
     def _connect(self, source: str, transports: Iterable[Transport], endpoint: Endpoint) -> None:
         """Connect to an exporter by the first transport that can; if none can, what is asked of it ends as unreachable."""
@@ -146,6 +153,9 @@ class Importer(Exchange[Event]):
                 num_sockets=len(addresses),
                 is_encrypted=self._side.keys is not None,
                 block_nbytes=self._side.memory.block_nbytes,
+                measured_gb_s=None
+                if link.memory is None or link.memory.rate is None
+                else round(link.memory.rate / 1e9, 1),
             )
             return
 

@@ -14,12 +14,11 @@ from baton.kvtransfer import wire
 from baton.kvtransfer.epochs import Epochs
 from baton.kvtransfer.memory import Landing, PeerMemory
 from baton.kvtransfer.side import Side
+from baton.kvtransfer.waiting import nap_s
 from baton.kvtransfer.wire import DIGEST_NBYTES, Key, Ticket, digests
 
 LANDED_BLOCKS = 64
 """Between two words of progress, unless nothing more is granted: each wakes the engine's thread."""
-LANDING_S = 0.001
-"""Until the memory is asked again whether blocks are in place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +94,7 @@ class _Arrival:
     blocks: list[int]
     checksums: list[bytes]
     landing: Landing
+    since: float
 
 
 @dataclass(slots=True, eq=False)
@@ -293,7 +293,7 @@ class Imports:
             self._spoil(it, "size")
             return
         checksums = digests(message.checksums)
-        it.arrivals.append(_Arrival([first + at for at in new], [checksums[at] for at in new], landing))
+        it.arrivals.append(_Arrival([first + at for at in new], [checksums[at] for at in new], landing, self._clock()))
         for at in new:
             it.is_taken[first + at] = 1
         if it.owed_since is not None:
@@ -365,8 +365,10 @@ class Imports:
 
     def seconds_to_sweep(self) -> float:
         """Seconds that the next turn can wait, if nothing happens."""
-        if self._landing():
-            return LANDING_S
+        landing = self._landing()
+        if landing:
+            now = self._clock()
+            return min(nap_s(now - it.arrivals[0].since) for it in landing)
         return max(0.0, self._sweep_at - self._clock()) if self._imports else 1.0
 
     # Inside

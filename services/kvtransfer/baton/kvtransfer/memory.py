@@ -78,6 +78,8 @@ class PeerMemory:
     """Unmaps it, after the last copy from it. Host memory needs none: the last view of it unmaps it."""
     is_gone: Callable[[], bool] = lambda: False
     """Whether the process whose memory it is has ended: mapped on, a GPU's memory would not come free."""
+    rate: float | None = None
+    """Bytes a second at which it was read when it was mapped, if that was measured."""
 
     def views(self, places: Sequence[int], block_nbytes: int) -> list[memoryview]:
         """View the blocks at these places of host memory."""

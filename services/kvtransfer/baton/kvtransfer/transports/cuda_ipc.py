@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 from baton.errors import ConfigError
@@ -15,6 +16,10 @@ from baton.kvtransfer.memory import PeerMemory
 from baton.kvtransfer.transports.ipc import IpcTransport
 from baton.kvtransfer.transports.peer_process import PeerProcess
 from baton.kvtransfer.transports.transport import Socket
+
+LEAST_RATE = 8e9
+"""Bytes a second. Two GPUs that read each other over PCIe do 20e9 and more; on some machines the way between them is slower
+than through the host's memory."""
 
 
 class DeviceSharing(Protocol):
@@ -40,6 +45,13 @@ class DeviceSharing(Protocol):
 
     def close_memory(self, address: int) -> None:
         """Unmap it."""
+
+    def measure(self, address: int, nbytes: int) -> float:
+        """Copy some of what is mapped aside; return the rate in bytes a second.
+
+        Raises:
+            ConfigError: it cannot be read.
+        """
 
 
 class CudaIpcTransport(IpcTransport):
@@ -70,17 +82,17 @@ class CudaIpcTransport(IpcTransport):
         """Map the exporter's blocks."""
         _, pid, handle, offset, nbytes = _split(address)
         process = PeerProcess(int(pid))
+        begin = self._device.open_memory(bytes.fromhex(handle))
         try:
-            begin = self._device.open_memory(bytes.fromhex(handle))
+            rate = self._device.measure(begin + int(offset), int(nbytes))
+            if rate < LEAST_RATE:
+                raise ConfigError(f"only {rate / 1e9:.1f} GB/s from one GPU to the other")
         except ConfigError:
-            process.close()
-            raise
-
-        def close() -> None:
             self._device.close_memory(begin)
-            process.close()
-
-        return PeerMemory(begin + int(offset), int(nbytes), close, process.has_ended)
+            raise
+        return PeerMemory(
+            begin + int(offset), int(nbytes), partial(self._device.close_memory, begin), process.has_ended, rate
+        )
 
 
 def _split(address: str) -> list[str]:

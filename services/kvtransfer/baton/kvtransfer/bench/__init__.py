@@ -1,0 +1,1 @@
+"""What `baton bench transfer` runs."""
