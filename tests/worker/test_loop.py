@@ -296,6 +296,25 @@ def test_a_worker_with_both_legs_serves_itself_and_others(make_table: MakeTable)
     turn_until([one, two], lambda: is_quiet(one, two), "everything is back")
 
 
+def test_workers_that_wait_for_each_others_blocks_do_not_wait_for_ever(make_table: MakeTable) -> None:
+    one, two, alone = make_table(20), make_table(20), make_table(200)
+    prompts = [prompt_of(110 + i, 240) for i in range(4)]  # 15 blocks each, for pools of 20
+    pairs = [(one, two), (two, one), (one, two), (two, one)]
+    ids, tickets = [uuid.uuid4().hex for _ in prompts], []
+    for (prefill, decode), request_id, prompt in zip(pairs, ids, prompts, strict=True):
+        tickets.append(prefill.ticket(request_id, prompt))
+        decode.start(prompt, GREEDY, request_id=request_id, ticket=tickets[-1])
+    for table in (one, two):
+        table.loop.turn()  # both have promised their blocks to KV that the other has no block to compute
+    for (prefill, _), request_id, prompt, ticket in zip(pairs, ids, prompts, tickets, strict=True):
+        prefill.start(prompt, GREEDY, leg="prefill", request_id=request_id, ticket=ticket)
+    one.loop.turn()
+    two.loop.turn()
+    turn_until([one, two], lambda: is_quiet(one, two), "all end", 60)
+    for (_, decode), request_id, prompt in zip(pairs, ids, prompts, strict=True):
+        assert decode.ids(request_id)[-11:] == ask_alone(alone, prompt)[1:]
+
+
 def test_a_step_may_take_long_while_none_like_it_is_known_and_then_in_proportion(make_table: MakeTable) -> None:
     table = make_table(64)
     meter, runner = table.loop._meter, table.engine.runner

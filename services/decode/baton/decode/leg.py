@@ -30,6 +30,10 @@ from baton.worker.runs import Outbox, Run, Runs
 WINDOW = 256
 """Blocks granted ahead of what has landed: 4,096 tokens, more than is on the way between any two workers."""
 
+PATIENCE_S = 1.0
+"""How long nothing may move before a fetch gives way: no prompt that is computed keeps its KV back for so long, unless
+its worker has more of them than it can do."""
+
 log = get_logger("decode")
 
 
@@ -75,6 +79,8 @@ class DecodeLeg:
         self._runs = runs
         self._outbox = outbox
         self._receiving: dict[Key, _Receiving] = {}
+        self._moved_at = 0.0
+        """When something ran or landed last."""
 
     def begin(self, run: Run) -> None:
         """Queue the request, or ask for its KV."""
@@ -131,6 +137,8 @@ class DecodeLeg:
                 block_ids = self._places(receiving)
                 if block_ids:
                     self._source.grant(*receiving.key, block_ids)
+        if events:
+            self._moved_at = time.monotonic()
         self._give_way()
         return bool(events)
 
@@ -186,12 +194,20 @@ class DecodeLeg:
         return None if ticket is None else self._receiving.get((ticket.request_id, ticket.epoch))
 
     def _give_way(self) -> None:
-        """When all fetches wait for blocks and nothing else will free any, end the youngest fetch."""
+        """End the youngest fetch when nothing here goes on but by blocks that nothing else will free.
+
+        At once where all fetches wait for blocks; after a while where some do, or the queue: then workers may wait for one
+        another's blocks in a circle, as when they prefill for each other.
+        """
         scheduler = self._engine.scheduler
         if not self._receiving or (scheduler.has_work and not scheduler.is_stuck):
+            self._moved_at = time.monotonic()
             return
-        if all(it.state is State.FETCHING and it.is_starved for it in self._receiving.values()):
-            self._source.cancel(*list(self._receiving)[-1])
+        fetching = [it for it in self._receiving.values() if it.state is State.FETCHING]
+        starved = [it for it in fetching if it.is_starved]
+        is_circle = bool(starved or scheduler.is_stuck) and time.monotonic() - self._moved_at > PATIENCE_S
+        if fetching and (is_circle or len(starved) == len(self._receiving)):
+            self._source.cancel(*fetching[-1].key)
 
     def _on_end(self, receiving: _Receiving, event: Fetched | FetchFailed) -> None:
         run = receiving.run
