@@ -1,7 +1,7 @@
 """A whole deployment for tests: Redis, workers and routers as processes, and the offline answers to compare with.
 
-Four workers (p0, p1, d0, d1) serve a tiny model under several routers, one a topology, so that a test picks the way that
-its requests go by the router that it asks.
+Four workers (p0, p1, and d0, d1 that prefill for each other too) serve a tiny model under several routers, one a topology,
+so that a test picks the way that its requests go by the router that it asks.
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ WORKER_FLAGS = (
     *("--lease-s", "4", "--drain-s", "1", "--cache-key", "the key of these tests"),
 )
 WORKERS = {"p0": "prefill", "p1": "prefill", "d0": "decode", "d1": "decode"}
+"""The service that each is."""
 ROUTERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # name: (workers told of; none: those that Redis names), flags
     "1p1d": (("p0", "d0"), ("--path", "remote")),
     "cross": (("p0", "d1"), ("--path", "remote")),
     "0p1d": (("d0",), ()),
+    "0p2d": (("d0", "d1"), ("--path", "remote")),
     "2p2d": ((), ("--policy", "round-robin")),
 }
 
@@ -142,9 +144,10 @@ class Cluster:
             process.kill()
         self.redis.kill()
 
-    def _start_worker(self, name: str, *flags: str) -> None:
+    def _start_worker(self, name: str) -> None:
         self.workers[name] = start_worker(
-            WORKERS[name], self.model, self.folder, name, "--redis-url", self.redis.url, *WORKER_FLAGS, *flags
+            *(WORKERS[name], self.model, self.folder, name, "--redis-url", self.redis.url, *WORKER_FLAGS),
+            *(["--also-prefill"] if WORKERS[name] == "decode" else []),
         )
 
     def _start_router(self, name: str, known: Sequence[str], flags: Sequence[str]) -> None:
@@ -161,14 +164,15 @@ class Cluster:
     def wait_seen(self) -> None:
         """Wait until each router sees its workers."""
         for name, (known, _flags) in ROUTERS.items():
-            legs = [WORKERS[worker] for worker in known or WORKERS]
+            num_decodes = sum(WORKERS[worker] == "decode" for worker in known or WORKERS)
+            wanted = {"prefill": len(known or WORKERS), "decode": num_decodes}
             router = self.routers[name]
 
-            def sees_all(router: BatonProcess = router, legs: list[str] = legs) -> bool:
+            def sees_all(router: BatonProcess = router, wanted: dict[str, int] = wanted) -> bool:
                 values = router.metrics()
-                return all(values.get(f'workers{{leg="{leg}"}}', 0) == legs.count(leg) for leg in set(legs))
+                return all(values.get(f'workers{{leg="{leg}"}}', 0) == count for leg, count in wanted.items())
 
-            eventually(sees_all, f"router {name} sees {legs}")
+            eventually(sees_all, f"router {name} sees {wanted}")
 
     def revive(self) -> None:
         """Start the workers that ended again where they were, as their supervisor would."""

@@ -59,6 +59,8 @@ class Plan:
     """One, or none."""
     workers: list[Child]
     worker_urls: list[str]
+    num_legs: int
+    """Of all workers together."""
     router: Child
     router_url: str
     model_name: str
@@ -102,13 +104,17 @@ def make_plan(config: UpConfig, engine: EngineConfig, http: HttpConfig, logs: Lo
             drain_s=config.drain_s,
             itl_target_ms=config.itl_target_ms,
         )
-        command = _baton(worker_id.partition("-")[0], logs, *as_arguments(placed), *flags)
+        service = worker_id.partition("-")[0]
+        if service == "decode":
+            flags += to_flags(also_prefill=config.is_soft)
+        command = _baton(service, logs, *as_arguments(placed), *flags)
         workers.append(Child(worker_id, command, environment | dict(own), stop_s=config.drain_s + 30))
         urls.append(f"http://127.0.0.1:{port}")
         controls.append(f"ipc://{control}")
     static = [] if access else controls  # without Redis the router is told where its workers are
     router = _plan_router(config, engine, http, logs, environment, name, static)
-    return Plan(redis, workers, urls, router, _router_url(config, http), name, notice)
+    num_legs = len(workers) + config.decode * config.is_soft
+    return Plan(redis, workers, urls, num_legs, router, _router_url(config, http), name, notice)
 
 
 async def run_up(config: UpConfig, engine: EngineConfig, http: HttpConfig, logs: LogConfig) -> int:
@@ -170,7 +176,7 @@ async def _wait_ready(client: httpx.AsyncClient, plan: Plan, view: LogView) -> N
     """Wait for workers and router, and say every few seconds for whom: loading torch alone is silent for long."""
     start = told_at = time.monotonic()
     for child, url in zip((*plan.workers, plan.router), (*plan.worker_urls, plan.router_url), strict=True):
-        while not await _is_ready(client, url, len(plan.workers)):
+        while not await _is_ready(client, url, plan.num_legs):
             now = time.monotonic()
             if now > start + START_S:
                 raise ChildFailed(f"{url} is not ready after {START_S:.0f} s")
@@ -180,13 +186,13 @@ async def _wait_ready(client: httpx.AsyncClient, plan: Plan, view: LogView) -> N
             await asyncio.sleep(_POLL_S)
 
 
-async def _is_ready(client: httpx.AsyncClient, url: str, num_workers: int) -> bool:
-    """Whether a worker is ready; a router, once it sees all of them."""
+async def _is_ready(client: httpx.AsyncClient, url: str, num_legs: int) -> bool:
+    """Whether a worker is ready; a router, once it sees all legs."""
     with contextlib.suppress(httpx.HTTPError):
         answer = await client.get(f"{url}/ready")
         if answer.status_code == 200:
             seen = answer.json().get("workers")  # a worker's own answer has no such count
-            return seen is None or seen["prefill"] + seen["decode"] >= num_workers
+            return seen is None or seen["prefill"] + seen["decode"] >= num_legs
     return False
 
 

@@ -20,6 +20,7 @@ class UpConfig:
         "prefill workers; 0: decode workers compute prompts themselves; none: 1, unless the decode workers need all GPUs",
     )
     decode: int = setting(1, "decode workers")
+    also_prefill: bool = setting(True, "several decode workers compute prompts for one another too, where that pays")
     host: str = setting(
         "127.0.0.1",
         "address on which the router listens; auto: that of this machine's own name; workers stay on the loopback",
@@ -61,6 +62,11 @@ class UpConfig:
     drain_s: float = setting(10.0, "how long open streams may go on after Ctrl-C")
     ask: bool = setting(False, "send one chat request when ready, and print the answer, its route and its times")
     once: bool = setting(False, "end after that answer")
+
+    @property
+    def is_soft(self) -> bool:
+        """Whether decode workers have the prefill leg too; what a lone one computes for itself needs none."""
+        return self.also_prefill and self.decode > 1
 
     def __post_init__(self) -> None:
         read_override(self.override_generation_config)

@@ -45,7 +45,7 @@ def test_a_frame_shows_every_worker_and_what_requests_waited(cluster: Cluster) -
     stream_all(cluster, "2p2d", [prompt_of(900 + i, 64) for i in range(6)], max_tokens=8)
     done = top(cluster.routers["2p2d"].url)
     assert done.returncode == 0, done.stderr
-    for name, leg in (("p0", "prefill"), ("p1", "prefill"), ("d0", "decode"), ("d1", "decode")):
+    for name, leg in (("p0", "prefill"), ("p1", "prefill"), ("d0", "prefill+decode"), ("d1", "prefill+decode")):
         assert row(done.stdout, name)[0] == leg
         assert "–" not in row(done.stdout, name)[4:6]  # its own /metrics were read
     count, p50, _ms, *_ = row(done.stdout, "time to first token")

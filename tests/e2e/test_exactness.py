@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
-from tests.cluster import Cluster, prompt_of, stream_all
+from tests.cluster import MODEL, Cluster, prompt_of, stream_all
 
 from baton.llm import SamplingParams
 
@@ -24,9 +25,9 @@ def nothing_is_left(cluster: Cluster) -> Iterator[None]:
     cluster.assert_quiet()
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", [*PATHS, "0p2d"])
 def test_greedy_answers_of_every_prompt_length_equal_the_offline_ones(cluster: Cluster, path: str) -> None:
-    prompts = [prompt_of(1000 * PATHS.index(path) + length, length) for length in LENGTHS]
+    prompts = [prompt_of(1000 * [*PATHS, "0p2d"].index(path) + length, length) for length in LENGTHS]
     wanted = cluster.offline(prompts, GREEDY)
     answers = stream_all(cluster, path, prompts)
     assert [answer.ids for answer in answers] == [choices[0].ids for choices in wanted]
@@ -88,6 +89,26 @@ def test_kv_really_crosses_and_is_counted(cluster: Cluster) -> None:
     block_nbytes = 3 * 2 * 16 * 2 * 16 * 4
     assert after["kv_transfer_bytes_total"] - before["kv_transfer_bytes_total"] == 10 * block_nbytes
     assert after["kv_transfer_seconds_count"] - before["kv_transfer_seconds_count"] == 1
+
+
+def test_decode_workers_prefill_for_each_other_and_it_is_told(cluster: Cluster) -> None:
+    prompt = prompt_of(9300, 160)
+    ((wanted,),) = cluster.offline([prompt], GREEDY)
+    answer = cluster.client("0p2d").completions.with_raw_response.create(
+        model=MODEL,
+        prompt=prompt,
+        temperature=0,
+        max_tokens=24,
+        extra_body={"ignore_eos": True, "return_token_ids": True},
+    )
+    assert (answer.parse().choices[0].model_extra or {})["token_ids"] == wanted.ids
+    request_id = answer.headers["x-request-id"]
+    told = httpx.get(f"{cluster.routers['0p2d'].url}/debug/route", params={"id": request_id}).json()
+    (route,) = told["routes"]
+    assert {route["chosen"]["prefill"], route["chosen"]["decode"]} == {"d0", "d1"}
+    ways = {(option["prefill"], option["decode"]): option["terms"] for option in route["considered"]}
+    assert set(ways) == {("d0", "d1"), ("d1", "d0")}
+    assert all("delay" in terms for terms in ways.values())
 
 
 def test_64_interleaved_streams_equal_the_offline_answers(cluster: Cluster) -> None:

@@ -72,6 +72,5 @@ def test_what_has_not_happened_yet_is_counted_as_zero(cluster: Cluster) -> None:
         'replays_total{reason="integrity"}',
         'admission_refusals_total{reason="kv_blocks"}',
         'route_decisions_total{path="remote"}',
-        'workers{leg="prefill"}',
     ):
         assert shown[series] == 0

@@ -257,6 +257,16 @@ def test_a_plan_spreads_workers_over_gpus(tmp_path: Path, monkeypatch: pytest.Mo
     assert all("0.45" in child.command for child in plan.workers)
 
 
+@pytest.mark.parametrize(("num_decode", "told", "is_soft"), [(1, True, False), (2, True, True), (2, False, False)])
+def test_several_decode_workers_prefill_for_one_another_unless_told_otherwise(
+    tmp_path: Path, num_decode: int, told: bool, is_soft: bool
+) -> None:
+    config = UpConfig(prefill=1, decode=num_decode, also_prefill=told, port=free_ports(1)[0])
+    plan = make_plan(config, EngineConfig(device="cpu"), HttpConfig(), LogConfig(), str(tmp_path))
+    assert ["--also-prefill" in child.command for child in plan.workers] == [False, *[is_soft] * num_decode]
+    assert plan.num_legs == 1 + num_decode * (1 + is_soft)
+
+
 def test_a_port_that_is_taken_is_said_before_anything_starts(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

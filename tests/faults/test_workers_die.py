@@ -77,9 +77,11 @@ def run_under(
     assert {answer.finish_reason for answer in answers} == {"length"}
 
 
-@pytest.mark.parametrize("after_tokens", [1, 20])
-def test_a_decode_worker_is_killed(cluster: Cluster, after_tokens: int) -> None:
-    run_under(cluster, 30_000 + after_tokens, cluster.workers["d0"].kill, after_tokens=after_tokens)
+@pytest.mark.parametrize(("router", "after_tokens"), [("2p2d", 20), ("0p2d", 1)])
+def test_a_decode_worker_is_killed(cluster: Cluster, router: str, after_tokens: int) -> None:
+    """Of "0p2d" the worker that dies is the other half of every pair."""
+    seed = 30_000 + after_tokens if router == "2p2d" else 38_000
+    run_under(cluster, seed, cluster.workers["d0"].kill, after_tokens=after_tokens, router=router)
 
 
 @pytest.mark.parametrize("after_tokens", [1, 20])

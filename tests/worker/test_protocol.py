@@ -315,28 +315,29 @@ def test_a_first_token_is_read_as_it_was_written() -> None:
     assert FirstToken.decode(first.encode()) == first
 
 
-def test_decode_also_prefill_announces_and_serves_both_legs(cluster: Cluster, router: SmallRouter) -> None:
-    worker = start_worker("decode", cluster.model, cluster.folder, "both", "--also-prefill", *WORKER_FLAGS)
-    try:
-        worker.wait_ready()
-        info = worker.info()
-        assert set(info.legs) == {"prefill", "decode"}
-        both = SmallRouter(info.control, cluster.workers["d0"].info().control)
-        prompt = prompt_of(41_500, 90)
-        request_id = both.start_pair(both.links[0], both.links[1], prompt, GREEDY)
-        both.until(
-            lambda: both.links[1].answer(request_id).is_finished() and both.links[0].answer(request_id).tokens,
-            "the answer is whole",
-        )
-        answers = [link.answer(request_id).ids() for link in both.links]
-        assert answers[0] + answers[1] == wanted(cluster, prompt)
-        alone = both.start(both.links[0], prompt, GREEDY)
-        both.until(lambda: both.links[0].answer(alone).is_finished(), "it also decodes")
-        assert both.links[0].answer(alone).ids() == wanted(cluster, prompt)
-        both.close()
-        assert worker.stop() == 0
-    finally:
-        worker.kill()
+def test_decode_also_prefill_announces_and_serves_both_legs(cluster: Cluster) -> None:
+    both = SmallRouter(*(cluster.workers[name].info().control for name in ("d0", "d1")))
+    lender, other = both.links
+    assert lender.info is not None
+    assert set(lender.info.legs) == {"prefill", "decode"}
+
+    def num_ended() -> list[float]:
+        counts = cluster.workers["d0"].metrics()
+        return [counts.get(f'phase_seconds_count{{phase="{leg}"}}', 0) for leg in ("prefill", "decode")]
+
+    before = num_ended()
+    long = both.start(lender, prompt_of(41_510, 30), LONG)
+    both.until(lambda: lender.answer(long).tokens, "it decodes")
+    prompt = prompt_of(41_500, 200)
+    request_id = both.start_pair(lender, other, prompt, GREEDY)
+    both.until(
+        lambda: other.answer(request_id).is_finished() and lender.answer(request_id).tokens, "the answer is whole"
+    )
+    assert lender.answer(request_id).ids() + other.answer(request_id).ids() == wanted(cluster, prompt)
+    assert not lender.answer(long).is_finished()  # it went on meanwhile
+    both.cancel(long)
+    both.close()
+    eventually(lambda: num_ended() == [count + 1 for count in before], "each leg is counted by its name")
 
 
 def test_a_worker_that_is_refused_is_not_ready_and_says_why(cluster: Cluster) -> None:
