@@ -126,6 +126,7 @@ class World:
 
     def __init__(self, *, by_place: bool = False) -> None:
         self.clock = Clock()
+        self.leg_looks = True
         self.exporter_memory = SlowMemory(NUM_REQUESTS * NUM_BLOCKS)
         self.importer_memory = SlowMemory(NUM_REQUESTS * NUM_BLOCKS)
         if by_place:
@@ -226,6 +227,8 @@ class World:
         message.copies[0] -= 1
 
     def sweep(self) -> None:
+        if self.leg_looks:
+            self.exports.looked_at = self.clock.now
         self.exports.sweep()
         self.imports.sweep()
         self.take_events()
@@ -676,6 +679,46 @@ def test_a_fetch_that_nothing_is_offered_for_ends() -> None:
     assert world.sent_stats.dropped["never_offered"] == 1
 
 
+def test_a_fetch_waits_while_a_long_step_keeps_its_request_from_being_read() -> None:
+    world = World()
+    key = request_id(0), 0
+    world.fetch(key, 0)
+    world.grant(key, NUM_BLOCKS)
+    world.leg_looks = False
+    carry(world, lambda message: None, rounds=100)
+    assert key not in world.ended
+    world.offer(key)
+    world.leg_looks = True
+    carry(world, lambda message: None, rounds=100)  # queued, and computed for long
+    world.publish(key, NUM_BLOCKS)
+    world.exports.finish(key, META)
+    carry(world, lambda message: None)
+    assert isinstance(world.ended[key], Fetched)
+    world.check_nothing_left()
+
+
+def test_a_fetch_whose_answers_are_all_lost_waits_while_its_exporter_lives() -> None:
+    world = World()
+    key = start(world, num_blocks=0)
+    carry(world, lambda message: [] if isinstance(kind(message), wire.State) else None, rounds=60)
+    assert key not in world.ended
+    world.publish(key, NUM_BLOCKS)
+    world.exports.finish(key, META)
+    carry(world, lambda message: None)
+    assert isinstance(world.ended[key], Fetched)
+
+
+def test_a_parked_fetch_that_nobody_repeats_is_forgotten() -> None:
+    world = World()
+    key = request_id(0), 0
+    world.exports.receive(PEER, [wire.seal(wire.Fetch(*key, LAYOUT, 0, 0, b""), SECRET)])
+    world.leg_looks = False
+    world.clock.now += CONFIG.lease_s + 1
+    world.sweep()
+    assert not world.exports._parked
+    assert not world.exports.replies
+
+
 def test_a_fetch_sealed_with_another_secret_is_dropped_and_ends() -> None:
     world = World()
     key = request_id(0), 0
@@ -685,7 +728,7 @@ def test_a_fetch_sealed_with_another_secret_is_dropped_and_ends() -> None:
     hashes = b"".join(block_hashes(0, NUM_BLOCKS))
     world.imports.fetch(key, TestTicket(*key, secret=b"t" * 16), 0, hashes)
     carry(world, lambda message: None)
-    assert world.ended[key] == FetchFailed(*key, 0, "refused")
+    assert world.ended[key] == FetchFailed(*key, 0, "unknown")
     assert world.sent_stats.dropped["forged"] > 0
     assert world.sent_stats.bytes_sent == 0
 

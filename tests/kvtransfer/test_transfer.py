@@ -355,6 +355,19 @@ def test_garbage_from_strangers_is_counted_and_harms_nobody(workers: Workers) ->
     context.term()
 
 
+def test_a_fetch_without_a_ticket_ends_once_the_leg_has_looked_at_its_mail(tcp_workers: Workers) -> None:
+    exporter = tcp_workers.exporter(Blocks(10).memory, config=HASTY)
+    importer = tcp_workers.importer(Blocks(10).memory, config=HASTY)
+    importer.fetch(TestTicket(request_id(1), source=exporter.endpoint), 0, block_hashes(1, 5), range(5))
+    # far beyond park_s and silence_s, were they waited for; the exporter's leg is in a long step, and asks for nothing
+    wait_until(lambda: exporter._exports._parked and exporter._exports._clock() > exporter._looked_at + 2.5)
+    assert importer.events() == []
+    ends: list[Event] = []
+    wait_until(lambda: exporter.events() or ends.extend(importer.events()) or ends)
+    assert ends == [FetchFailed(request_id(1), 0, 0, "unknown")]
+    assert_nothing_is_left(exporter, importer)
+
+
 def test_an_exporter_that_talks_garbage_fails_only_its_own_fetches(tcp_workers: Workers) -> None:
     theirs, ours = Blocks(40, seed=2), Blocks(40)
     # patient enough that all of the garbage is read before the exporter is taken for dead

@@ -36,6 +36,7 @@ class Exporter(Exchange[Released]):
         super().__init__(side, self._exports, self._exports.events)
         self._guardian = side.keys.guard(self._context) if side.keys is not None else None
         self._routers = [make_router(self._context, side) for _ in range(side.config.num_stripes)]
+        self._looked_at = self._turned_at = side.clock()
         self._next_stripe = 0
         self._num_payloads = 0
         try:
@@ -50,6 +51,11 @@ class Exporter(Exchange[Released]):
         self.endpoint = str(Endpoint(host_id(), addresses))
 
     # For the engine's thread
+
+    def events(self) -> list[Released]:
+        """Take what has happened since; call it once a turn, after the tickets of what came by then are offered."""
+        self._looked_at, self._turned_at = self._turned_at, self._side.clock()
+        return super().events()
 
     def offer(self, ticket: Ticket) -> None:
         """Begin to serve a ticket. Say it as soon as the request is known, before its prompt is computed.
@@ -84,6 +90,11 @@ class Exporter(Exchange[Released]):
     def sockets(self) -> Mapping[Socket, Act]:
         """Sockets on which importers ask."""
         return dict.fromkeys(self._routers, self._on_message)
+
+    def _obey(self) -> None:
+        looked_at = self._looked_at  # read first: what was offered before is among the commands
+        super()._obey()
+        self._exports.looked_at = looked_at
 
     def _on_message(self, frames: Sequence[Buffer]) -> None:
         self._exports.receive(bytes(frames[0]), frames[1:])

@@ -113,7 +113,9 @@ class Exports:
         self._exports: dict[Key, _Export] = {}
         self._epochs = Epochs(side.clock)
         self._leases: LeaseBook[Key] = LeaseBook(side.config.lease_s, side.clock)
-        self._parked = ParkedFetches(side.config.park_s, side.clock)
+        self._parked = ParkedFetches(side.config.park_s, side.config.lease_s, side.clock)
+        self.looked_at = side.clock()
+        """The tickets of all that came to the leg before are offered."""
         self._turns: dict[_Export, None] = {}
         """Exports that may have something to send, in turn."""
         self._staging_since: float | None = None
@@ -294,7 +296,7 @@ class Exports:
         """End what has expired; release what is no longer read."""
         for key in self._leases.sweep():
             self._end(self._exports[key], "expired", tell="expired")
-        for key, peer in self._parked.sweep():
+        for key, peer in self._parked.sweep(self.looked_at):
             self._side.stats.dropped["never_offered"] += 1
             self._reply(peer, wire.Fail(*key, "unknown"), b"")
         self._epochs.sweep()

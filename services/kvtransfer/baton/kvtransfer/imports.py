@@ -1,6 +1,8 @@
 """The importer's protocol: what is fetched, from whom, what has landed. No sockets, no threads.
 
-A deadline here measures silence, never work: an exporter that answers pings may compute for as long as it likes.
+A deadline here measures silence, never work: an exporter that answers pings may take as long as it likes, to compute
+and also to hear of the ticket. It says itself when it knows none; and who asked cancels when its request is over, its
+deadline has passed, or its router is gone.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ class FetchFailed:
     epoch: int
     num_blocks: int
     reason: str
-    """cancelled, silent, unreachable, refused, restarted, lost, layout, checksum, hash, size, length, or the exporter's
+    """cancelled, silent, unreachable, restarted, lost, layout, checksum, hash, size, length, or the exporter's
     own words"""
 
 
@@ -153,8 +155,6 @@ class Imports:
         self._epochs = Epochs(side.clock)
         self._peers: dict[str, _Peer] = {}
         self._sweep_at = 0.0
-        # An exporter answers a FETCH that it can place at once, and one that it cannot place after park_s at the latest.
-        self._patience_s = config.park_s + config.silence_s
         self._step_s = min(config.renew_s, config.silence_s / 3) / 4
         self.requests: deque[tuple[str, bytes]] = deque()
         """Headers to send, by exporter. Each may be lost: it is repeated."""
@@ -357,8 +357,6 @@ class Imports:
                 continue
             if it.owed_since is not None and now - it.owed_since > self._config.stall_s:
                 self._fail(it, "lost")
-            elif it.state is State.ASKING and now - it.started_at > self._patience_s:
-                self._fail(it, "refused")
             elif now >= it.renew_at:
                 self._ask(it)
         self._epochs.sweep()

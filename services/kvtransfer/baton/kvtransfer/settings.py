@@ -24,7 +24,9 @@ class TransferConfig:
     renew_s: float = setting(2.0, "seconds between renewals of a lease")
     silence_s: float = setting(3.0, "seconds after which a silent peer is taken for dead")
     stall_s: float = setting(5.0, "seconds after which blocks that were sent and did not come are lost")
-    park_s: float = setting(5.0, "seconds that a fetch may come before the request it belongs to")
+    park_s: float = setting(
+        5.0, "seconds that a request may come to a prefill worker after the fetch that belongs to it"
+    )
 
     def __post_init__(self) -> None:
         if self.num_sockets is not None and not 1 <= self.num_sockets <= 16:
