@@ -212,12 +212,13 @@ def _memory(engine: Engine, config: TransferConfig, *, is_read: bool) -> BlockMe
     """Return the KV cache as transfers see it; on a CPU one that is read by others moves to where they can map it."""
     runner = engine.runner
     if runner.kv.is_cuda:
-        return DeviceMemory(CudaCopies(runner.kv), frame_nbytes=config.frame_nbytes)
+        copies = CudaCopies(runner.kv)
+        return DeviceMemory(copies, frame_nbytes=config.frame_nbytes, num_threads=config.num_stripes)
     fd = None
     if is_read:
         kv, fd = runner.kv_spec.allocate_shared(len(runner.kv))
         runner.use_kv(kv)
-    return HostMemory(runner.kv.view(torch.uint8).numpy(), len(runner.kv), fd=fd)
+    return HostMemory(runner.kv.view(torch.uint8).numpy(), len(runner.kv), fd=fd, num_threads=config.num_stripes)
 
 
 def _host_transports(memory: BlockMemory, *, listens: bool) -> tuple[Transport, ...]:

@@ -46,13 +46,15 @@ class Clock:
 class Blocks:
     """A host memory that other processes can map, and its bytes as an array [num_blocks, block bytes]."""
 
-    def __init__(self, num_blocks: int, *, seed: int | None = None, block_nbytes: int = BLOCK_NBYTES) -> None:
+    def __init__(
+        self, num_blocks: int, *, seed: int | None = None, block_nbytes: int = BLOCK_NBYTES, num_threads: int = 1
+    ) -> None:
         fd = os.memfd_create("baton-test", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, num_blocks * block_nbytes)
         self.bytes = np.frombuffer(mmap.mmap(fd, 0), dtype=np.uint8).reshape(num_blocks, block_nbytes)
         if seed is not None:
             self.bytes[:] = np.random.default_rng(seed).integers(0, 256, self.bytes.shape, dtype=np.uint8)
-        self.memory = HostMemory(self.bytes, num_blocks, fd=fd)
+        self.memory = HostMemory(self.bytes, num_blocks, fd=fd, num_threads=num_threads)
 
 
 def request_id(number: int) -> bytes:

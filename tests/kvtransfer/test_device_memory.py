@@ -122,13 +122,14 @@ def exchange(workers: Workers, exporter: Exporter, importer: Importer, num: int,
     return order
 
 
+@pytest.mark.parametrize("num_threads", [1, 3])
 @pytest.mark.parametrize("block_nbytes", [BLOCK_NBYTES, 96 << 10], ids=["many a slot", "one a slot"])
-def test_devices_exchange_blocks_over_sockets(block_nbytes: int) -> None:
+def test_devices_exchange_blocks_over_sockets(block_nbytes: int, num_threads: int) -> None:
     workers, num, each = Workers("ipc"), 16, 9
     theirs = LateCopies(random_blocks(num * each, block_nbytes, 6))
     ours = LateCopies(np.zeros_like(theirs.bytes))
     exporter, importer = (
-        make(DeviceMemory(copies, frame_nbytes=64 << 10, ring_nbytes=1))
+        make(DeviceMemory(copies, frame_nbytes=64 << 10, ring_nbytes=1, num_threads=num_threads))
         for make, copies in ((workers.exporter, theirs), (workers.importer, ours))
     )
     order = exchange(workers, exporter, importer, num, each)

@@ -662,6 +662,28 @@ def assert_nothing_is_left_after(exporter: Exporter, importer: Importer) -> None
     assert_nothing_is_left(exporter, importer)
 
 
+@pytest.mark.parametrize("scattered", [False, True])
+def test_a_crew_copies_and_sums_what_one_thread_would(workers: Workers, scattered: bool) -> None:
+    num, each = 8, 40
+    theirs, ours = Blocks(num * each, seed=5, num_threads=3), Blocks(num * each, num_threads=3)
+    exporter, importer = workers.exporter(theirs.memory), workers.importer(ours.memory)
+    order = list(range(num * each))
+    if scattered:
+        order = np.random.default_rng(6).permutation(order).tolist()
+    for number in range(num):
+        ticket, span = (
+            TestTicket(request_id(number), source=exporter.endpoint),
+            slice(number * each, (number + 1) * each),
+        )
+        importer.fetch(ticket, 0, block_hashes(number, each), list(range(num * each))[span])
+        offer_all(exporter, ticket, number, order[span])
+    for end in ends_of(importer, num):
+        assert isinstance(end, Fetched), end
+    assert (ours.bytes == theirs.bytes[order]).all()
+    releases_of(exporter, num)
+    assert_nothing_is_left(exporter, importer)
+
+
 def test_the_benchmark_moves_its_bytes() -> None:
     plan = Plan(scheme="ipc", block_nbytes=64 << 10, num_blocks=8, num_transfers=2, repeats=2, scattered=True)
     measured = measure(plan, rounds=1)

@@ -30,7 +30,7 @@ MEASUREMENTS = 4
 
 
 class CudaCopies:
-    """The blocks of `kv` [num_blocks, ...], contiguous on a CUDA device; one thread starts copies.
+    """The blocks of `kv` [num_blocks, ...], contiguous on a CUDA device; one thread starts copies, all but those `to_device`.
 
     Copy engines move each run of neighbours, so that the engine's kernels keep all of the processors. A kernel that copied
     and summed in one pass would save reading the copy once, 0.1 ms of the whole GPU for 268 MB, but hold a quarter of the

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Sequence
+from concurrent.futures import Future
 from typing import Protocol
 
 import numpy as np
 
+from baton.kvtransfer.crew import make_crew
 from baton.kvtransfer.memory import Bytes, Landing, PeerMemory, Stage, copy_and_sum
 from baton.kvtransfer.settings import MIB
 
@@ -69,7 +71,7 @@ class Copies(Protocol):
         """Start copying blocks side by side into pinned memory; what was computed is read as it is now."""
 
     def to_device(self, source: Bytes, block_ids: Sequence[int], after: Collection[Mark]) -> Mark:
-        """Start copying from pinned memory into blocks, once the device has come to all of `after`."""
+        """Start copying from pinned memory into blocks, once the device has come to all of `after`. For any thread."""
 
     def sum_up(self, block_ids: Sequence[int]) -> Sums:
         """Start summing blocks; what was computed is read as it is now."""
@@ -81,8 +83,13 @@ class Copies(Protocol):
 class DeviceMemory:
     """A `BlockMemory` over a device's copies."""
 
-    def __init__(self, copies: Copies, *, frame_nbytes: int, ring_nbytes: int = RING_NBYTES) -> None:
-        """Pin two rings of at least `ring_nbytes`; a slot takes the blocks of a message of `frame_nbytes`."""
+    def __init__(
+        self, copies: Copies, *, frame_nbytes: int, ring_nbytes: int = RING_NBYTES, num_threads: int = 1
+    ) -> None:
+        """Pin two rings of at least `ring_nbytes`; a slot takes the blocks of a message of `frame_nbytes`.
+
+        `num_threads` copy on the host, and sum, side by side.
+        """
         self.num_blocks = copies.num_blocks
         self.block_nbytes = copies.block_nbytes
         self.place_nbytes = max(self.block_nbytes, PLACED_NBYTES) if copies.is_shared else 0
@@ -93,8 +100,9 @@ class DeviceMemory:
         pinned = copies.pin(2 * num_slots * slot_nbytes).reshape(2, num_slots, slot_nbytes)
         self._reading: list[Bytes] = list(pinned[0])
         self._writing: list[Bytes] = list(pinned[1])
-        self._written: deque[tuple[Mark, Bytes]] = deque()
-        """Slots that are copied from, in the order in which the device does it."""
+        self._crew = make_crew(num_threads)
+        self._arriving: deque[_Arriving] = deque()
+        """What has a slot to be copied from, the oldest first."""
         self._marks: dict[int, Mark] = {}
         """What must end before a block is written."""
 
@@ -113,16 +121,12 @@ class DeviceMemory:
 
     def land(self, block_ids: Sequence[int], blocks: Sequence[memoryview]) -> Landing:
         """Copy the bytes into slots, and start the copies from there."""
-        checksums = []
-        for first in range(0, len(block_ids), self._slot_blocks):
-            ids = block_ids[first : first + self._slot_blocks]
-            slot = self._slot_to_write()
-            for at, block in enumerate(blocks[first : first + self._slot_blocks]):
-                to = slot[at * self.block_nbytes :][: self.block_nbytes]
-                checksums.append(copy_and_sum(np.frombuffer(block, dtype=np.uint8), to))
-            mark = self.copies.to_device(slot[: len(ids) * self.block_nbytes], ids, self._marks_of(ids))
-            self._written.append((mark, slot))
-        return Landing(lambda: b"".join(checksums), mark.query)
+        size = self._slot_blocks
+        parts = [
+            self._arrive(block_ids[first : first + size], blocks[first : first + size])
+            for first in range(0, len(block_ids), size)
+        ]
+        return Landing(lambda: b"".join(part.sums for part in parts), lambda: all(part.is_ready() for part in parts))
 
     def stage_in_place(self, block_ids: Sequence[int]) -> Stage:
         """Start summing the blocks on the device."""
@@ -138,25 +142,77 @@ class DeviceMemory:
     def _marks_of(self, block_ids: Sequence[int]) -> set[Mark]:
         return {mark for mark in (self._marks.pop(block_id, None) for block_id in block_ids) if mark}
 
+    def _arrive(self, block_ids: Sequence[int], blocks: Sequence[memoryview]) -> _Arriving:
+        arriving = _Arriving(self.copies, self._slot_to_write(), block_ids, blocks, self._marks_of(block_ids))
+        self._arriving.append(arriving)
+        if self._crew is None:
+            arriving.copy()
+        else:
+            arriving.job = self._crew.start(arriving.copy)
+        return arriving
+
     def _slot_to_write(self) -> Bytes:
-        while self._written and self._written[0][0].query():
-            self._writing.append(self._written.popleft()[1])
+        while self._arriving and self._arriving[0].is_ready():
+            self._writing.append(self._arriving.popleft().slot)
         if self._writing:
             return self._writing.pop()
-        mark, slot = self._written.popleft()
-        mark.synchronize()
-        return slot
+        oldest = self._arriving.popleft()
+        oldest.wait()
+        return oldest.slot
+
+
+class _Arriving:
+    """Blocks that are copied into a slot, summed, and copied on to the device."""
+
+    def __init__(
+        self,
+        copies: Copies,
+        slot: Bytes,
+        block_ids: Sequence[int],
+        blocks: Sequence[memoryview],
+        after: Collection[Mark],
+    ) -> None:
+        self.slot = slot
+        self.sums = b""
+        self.job: Future[None] | None = None
+        self._copies = copies
+        self._block_ids = block_ids
+        self._blocks = blocks
+        self._after = after
+        self._mark: Mark | None = None
+
+    def copy(self) -> None:
+        """Copy the bytes into the slot, and start the copy from there; maybe in a thread of the crew."""
+        nbytes, sums = self._copies.block_nbytes, []
+        for at, block in enumerate(self._blocks):
+            sums.append(copy_and_sum(np.frombuffer(block, dtype=np.uint8), self.slot[at * nbytes :][:nbytes]))
+        self._blocks = ()
+        self.sums = b"".join(sums)
+        self._mark = self._copies.to_device(self.slot[: len(sums) * nbytes], self._block_ids, self._after)
+
+    def is_ready(self) -> bool:
+        """Whether the device has the blocks."""
+        if self._mark is None and self.job is not None and self.job.done():
+            self.job.result()  # raises what has kept the crew from it
+        return self._mark is not None and self._mark.query()
+
+    def wait(self) -> None:
+        """Wait until the device has the blocks."""
+        if self.job is not None:
+            self.job.result()
+        assert self._mark is not None
+        self._mark.synchronize()
 
 
 class _Copied(Stage):
     def __init__(self, memory: DeviceMemory, slot: Bytes, view: memoryview, mark: Mark) -> None:
-        super().__init__((view,), memory.block_nbytes)
+        super().__init__((view,), memory.block_nbytes, memory._crew)
         self._memory = memory
         self._slot = slot
         self._mark = mark
 
     def is_ready(self) -> bool:
-        return self._mark.query()
+        return self._mark.query() and super().is_ready()
 
     def release(self) -> None:
         self._memory._reading.append(self._slot)
@@ -167,10 +223,10 @@ class _Summed(Stage):
 
     def __init__(self, sums: Sums, block_nbytes: int) -> None:
         super().__init__((), block_nbytes)
-        self._sums = sums
+        self._made = sums
 
     def is_ready(self) -> bool:
-        return self._sums.query()
+        return self._made.query()
 
     def read(self) -> tuple[bytes, Sequence[memoryview]]:
-        return self._sums.read(), ()
+        return self._made.read(), ()

@@ -12,6 +12,7 @@ exporter only sums them (`stage_in_place`), and the importer sums its own copy.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_128
 
 from baton.errors import ConfigError
+from baton.kvtransfer.crew import Crew, make_crew
 from baton.kvtransfer.wire import checksum
 
 Bytes = NDArray[np.uint8]
@@ -36,25 +38,41 @@ than one pass after the other over 2 MiB."""
 class Stage:
     """Blocks on their way to where the host can read them; here those that are read where they lie."""
 
-    def __init__(self, views: Sequence[memoryview], block_nbytes: int) -> None:
+    def __init__(self, views: Sequence[memoryview], block_nbytes: int, crew: Crew | None = None) -> None:
         self._views = views
         self._block_nbytes = block_nbytes
+        self._crew = crew
+        self._sums: Future[bytes] | None = None
 
     def is_ready(self) -> bool:
         """Whether they may be read."""
-        return True
+        if self._crew is None:
+            return True
+        if self._sums is None:
+            self._begin()
+            self._sums = self._crew.start(self._sum)
+        return self._sums.done()
 
     def read(self) -> tuple[bytes, Sequence[memoryview]]:
-        """Sum the blocks, 16 bytes each; return that and their bytes, a view for each run that lies side by side.
+        """Return the blocks' sums, 16 bytes each, and their bytes, a view for each run that lies side by side.
 
         Called once at most. The views are stable until released.
         """
-        nbytes = self._block_nbytes
-        blocks = (view[at : at + nbytes] for view in self._views for at in range(0, len(view), nbytes))
-        return b"".join(map(checksum, blocks)), self._views
+        if self._sums is not None:
+            return self._sums.result(), self._views
+        self._begin()  # only now, so that the sockets find the bytes in the processor's cache
+        return self._sum(), self._views
 
     def release(self) -> None:
         """Nobody reads the views any more."""
+
+    def _begin(self) -> None:
+        """Make ready for `_sum`, which may run in another thread."""
+
+    def _sum(self) -> bytes:
+        nbytes = self._block_nbytes
+        blocks = (view[at : at + nbytes] for view in self._views for at in range(0, len(view), nbytes))
+        return b"".join(map(checksum, blocks))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +139,10 @@ class HostMemory:
 
     `buffer` is anything with the buffer interface, or a contiguous NumPy array: of a CPU tensor `kv`,
     `kv.view(torch.uint8).numpy()`. Its bytes are divided evenly among the blocks. `fd` is the descriptor of the file
-    that begins with them, if other processes may map it.
+    that begins with them, if other processes may map it; `num_threads` copy and sum side by side.
     """
 
-    def __init__(self, buffer: Any, num_blocks: int, *, fd: int | None = None) -> None:
+    def __init__(self, buffer: Any, num_blocks: int, *, fd: int | None = None, num_threads: int = 1) -> None:
         array = buffer if isinstance(buffer, np.ndarray) else np.frombuffer(buffer, dtype=np.uint8)
         if num_blocks < 1 or array.nbytes % num_blocks or not array.flags.c_contiguous:
             raise ConfigError(f"{array.nbytes} bytes of KV are not {num_blocks} equal, contiguous blocks")
@@ -134,6 +152,7 @@ class HostMemory:
         self._bytes = self._blocks.reshape(-1).data
         self.place_nbytes = 0 if fd is None else PLACED_NBYTES
         self.fd = fd
+        self._crew = make_crew(num_threads)
         self._spare: list[Bytes] = []
         self._num_gathered = 0
 
@@ -144,7 +163,7 @@ class HostMemory:
         """View the blocks where they lie, or a copy side by side if they are small and scattered."""
         nbytes, found = self.block_nbytes, runs(block_ids)
         if len(found) == 1 or len(block_ids) * nbytes >= len(found) * GATHER_NBYTES:
-            return Stage([self._bytes[first * nbytes : stop * nbytes] for first, stop in found], nbytes)
+            return Stage([self._bytes[first * nbytes : stop * nbytes] for first, stop in found], nbytes, self._crew)
         if self._num_gathered == NUM_GATHERED:
             return None
         self._num_gathered += 1
@@ -153,29 +172,35 @@ class HostMemory:
     def stage_in_place(self, block_ids: Sequence[int]) -> Stage:
         """Sum the blocks when read."""
         nbytes = self.block_nbytes
-        return Stage([self._bytes[at * nbytes : (at + 1) * nbytes] for at in block_ids], nbytes)
+        return Stage([self._bytes[at * nbytes : (at + 1) * nbytes] for at in block_ids], nbytes, self._crew)
 
     def land(self, block_ids: Sequence[int], blocks: Sequence[memoryview]) -> Landing:
         """Copy the bytes to their blocks."""
-        pairs = zip(block_ids, blocks, strict=True)
-        sums = [copy_and_sum(np.frombuffer(block, np.uint8), self._blocks[block_id]) for block_id, block in pairs]
-        return Landing(lambda: b"".join(sums))
+
+        def copy() -> bytes:
+            pairs = zip(block_ids, blocks, strict=True)
+            return b"".join(copy_and_sum(np.frombuffer(block, np.uint8), self._blocks[at]) for at, block in pairs)
+
+        if self._crew is not None:
+            copying = self._crew.start(copy)
+            return Landing(copying.result, copying.done)
+        sums = copy()
+        return Landing(lambda: sums)
 
     def land_from(self, peer: PeerMemory, places: Sequence[int], block_ids: Sequence[int]) -> Landing:
         """Copy the bytes from where the peer has them."""
         return self.land(block_ids, peer.views(places, self.block_nbytes))
 
-    def _gather(self, block_ids: Sequence[int]) -> tuple[bytes, Bytes]:
-        """Copy blocks side by side into a room that is kept: new pages take the kernel as long as filling them.
-
-        Each is summed right after it was copied.
-        """
-        nbytes = len(block_ids) * self.block_nbytes
+    def _room(self, num_blocks: int) -> Bytes:
+        """Take a room for blocks that is kept: new pages take the kernel as long as filling them."""
+        nbytes = num_blocks * self.block_nbytes
         room = self._spare.pop() if self._spare else np.empty(0, dtype=np.uint8)
-        if len(room) < nbytes:
-            room = np.empty(nbytes, dtype=np.uint8)
-        to = room[:nbytes].reshape(len(block_ids), -1)
-        return b"".join(copy_and_sum(self._blocks[block_id], to[at]) for at, block_id in enumerate(block_ids)), room
+        return room if len(room) >= nbytes else np.empty(nbytes, dtype=np.uint8)
+
+    def _gather(self, block_ids: Sequence[int], room: Bytes) -> bytes:
+        """Copy blocks side by side. Each is summed right after it was copied."""
+        to = room[: len(block_ids) * self.block_nbytes].reshape(len(block_ids), -1)
+        return b"".join(copy_and_sum(self._blocks[block_id], to[at]) for at, block_id in enumerate(block_ids))
 
     def _give_back(self, room: Bytes | None) -> None:
         self._num_gathered -= 1
@@ -184,20 +209,24 @@ class HostMemory:
 
 
 class _Gathered(Stage):
-    """Copied when read, just before the copy is sent."""
+    """Copied when summed, just before the copy is sent."""
 
     def __init__(self, memory: HostMemory, block_ids: Sequence[int]) -> None:
-        super().__init__((), memory.block_nbytes)
+        super().__init__((), memory.block_nbytes, memory._crew)
         self._memory = memory
         self._block_ids = block_ids
         self._room: Bytes | None = None
 
-    def read(self) -> tuple[bytes, Sequence[memoryview]]:
-        checksums, self._room = self._memory._gather(self._block_ids)
-        return checksums, (self._room[: len(self._block_ids) * self._block_nbytes].data,)
-
     def release(self) -> None:
         self._memory._give_back(self._room)
+
+    def _begin(self) -> None:
+        self._room = self._memory._room(len(self._block_ids))
+        self._views = (self._room[: len(self._block_ids) * self._block_nbytes].data,)
+
+    def _sum(self) -> bytes:
+        assert self._room is not None
+        return self._memory._gather(self._block_ids, self._room)
 
 
 def check_block_ids(memory: BlockMemory, block_ids: Sequence[int]) -> None:

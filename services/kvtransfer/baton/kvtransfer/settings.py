@@ -40,7 +40,7 @@ class TransferConfig:
 
     @property
     def num_stripes(self) -> int:
-        """Sockets to open, and ZeroMQ's threads for them: one moves about as much as one pair of sockets takes.
+        """Sockets to open, ZeroMQ's threads for them, and threads that copy and sum: one of each goes with one pair of sockets.
 
         A second one on two cores only makes what waits outgrow the caches.
         """

@@ -120,20 +120,19 @@ def device_array(plan: Plan, *, of_importer: bool, fill: int) -> Any:
 
 def _host_memory(plan: Plan, fill: int) -> HostMemory:
     if plan.scheme != "shm":
-        return HostMemory(host_array(plan, fill), plan.pool_blocks)
+        return HostMemory(host_array(plan, fill), plan.pool_blocks, num_threads=plan.num_sockets)
     fd = os.memfd_create("baton-bench", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, plan.pool_blocks * plan.block_nbytes)
     shared = np.frombuffer(mmap.mmap(fd, 0), dtype=np.uint8)
     shared[:] = fill
-    return HostMemory(shared, plan.pool_blocks, fd=fd)
+    return HostMemory(shared, plan.pool_blocks, fd=fd, num_threads=plan.num_sockets)
 
 
 def _device_memory(plan: Plan, fill: int) -> DeviceMemory:
     from baton.kvtransfer.cuda_copies import CudaCopies
 
-    return DeviceMemory(
-        CudaCopies(device_array(plan, of_importer=fill == 0, fill=fill)), frame_nbytes=plan.frame_nbytes
-    )
+    copies = CudaCopies(device_array(plan, of_importer=fill == 0, fill=fill))
+    return DeviceMemory(copies, frame_nbytes=plan.frame_nbytes, num_threads=plan.num_sockets)
 
 
 def _transport(plan: Plan, memory: BlockMemory) -> Transport:
