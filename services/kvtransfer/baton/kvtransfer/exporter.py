@@ -79,7 +79,7 @@ class Exporter(Exchange[Released]):
         """The prompt's last block is published; `meta` goes to the other leg with the last message."""
         if len(meta) > wire.MAX_META_NBYTES:
             raise ValueError(f"meta has {len(meta)} bytes, more than {wire.MAX_META_NBYTES}")
-        self._tell(self._exports.finish, (request_id, epoch), meta)
+        self._tell(self._exports.finish, (request_id, epoch), meta, self._side.clock())
 
     def withdraw(self, request_id: bytes, epoch: int) -> None:
         """Close an epoch of a request and all before it: cancelled, or preempted. Safe to repeat, and too late."""

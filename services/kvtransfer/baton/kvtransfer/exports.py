@@ -154,11 +154,11 @@ class Exports:
             export.hashes += hashes
             self._take_turn(export)
 
-    def finish(self, key: Key, meta: bytes) -> None:
-        """The last block is published; `meta` is for the other leg."""
+    def finish(self, key: Key, meta: bytes, at: float | None = None) -> None:
+        """The last block is published, `at` that time, or now; `meta` is for the other leg."""
         export = self._exports.get(key)
         if export is not None and export.meta is None:
-            export.meta, export.finished_at = meta, self._clock()
+            export.meta, export.finished_at = meta, self._clock() if at is None else at
             self._take_turn(export)
 
     def withdraw(self, request_id: bytes, epoch: int) -> None:

@@ -40,6 +40,8 @@ class Span:
     end: float = 0.0
     num_tokens: int = 0
     nbytes: int = 0
+    exposed_s: float = 0.0
+    """Of a transfer, the part after its prompt was computed."""
 
 
 @dataclass(slots=True)
@@ -118,7 +120,8 @@ class RequestRecord:
         attempt = self._attempt(report.epoch)
         if attempt is not None:
             start = now - max(report.seconds, report.exposed_seconds)
-            attempt.transfer = Span("transfer", worker, start, now, report.num_tokens, report.nbytes)
+            exposed_s = report.exposed_seconds
+            attempt.transfer = Span("transfer", worker, start, now, report.num_tokens, report.nbytes, exposed_s)
             attempt.spans.append(attempt.transfer)
 
     def first_token(self, now: float, num_cached: int) -> None:
@@ -170,6 +173,7 @@ class RequestRecord:
                             "end_ms": ms(span.end),
                             "tokens": span.num_tokens,
                             "bytes": span.nbytes,
+                            "exposed_ms": round(1000 * span.exposed_s, 3),
                         }
                         for span in attempt.spans
                     ],
