@@ -5,7 +5,7 @@ PYTHON ?= python3
 STAMP := $(VENV)/.installed
 SOURCES := compose shared kernels services demo tests docs
 
-.PHONY: install check fix test compose-test lock bench docs site up
+.PHONY: install check fix test soak compose-test lock bench docs site up
 
 install: $(STAMP)
 
@@ -40,6 +40,10 @@ fix: install
 # COVERAGE=1 counts branches beside, and fails below `fail_under` in pyproject.toml.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(if $(COVERAGE),--cov --cov-report=term:skip-covered)
+
+# A stack of its own under faults, and what draws its cases: half an hour, or SOAK=8h, or SOAK=3m to see that it works.
+soak: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak $(or $(SOAK),30m)
 
 # Builds the images, starts the stack of compose/compose.yaml, breaks it, takes it down. Needs Docker.
 compose-test: install

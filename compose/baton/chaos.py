@@ -1,8 +1,13 @@
-"""`baton chaos`: kills and stops worker processes of your own `baton up` under live streams, and compares every answer.
+"""`baton chaos`: kills and stops processes of your own `baton up` under live streams, and compares every answer.
 
 A first pass, undisturbed, gives the right answers. Then each round asks the same again, half of it over a prefill worker,
 waits for a moment, and does one fault to one process: SIGKILL, or SIGSTOP and after some seconds SIGCONT. A stream that
 ends with an error or breaks off is lost; one with another token is changed. Either makes the command end with 1.
+
+The one thing that ends streams is the end of the router that serves them: their clients see the connection break, and
+those are counted apart, once their tokens are right so far. A Redis that is killed comes back empty.
+
+With a length of time it goes on until then, and watches what the processes hold at rest: what grows makes it end with 1.
 """
 
 from __future__ import annotations
@@ -13,19 +18,20 @@ import itertools
 import random
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import psutil
-from rich.console import Console
-from rich.table import Table
 
-from baton.comparison import BOUNDS, compare, dtype_of, make_questions
+from baton.chaos_report import report
+from baton.chaos_round import Round
+from baton.comparison import BOUNDS, dtype_of, make_questions
 from baton.errors import ConfigError
 from baton.listener import is_loopback
 from baton.recording import Answer, Question, Server, connected
-from baton.stack_processes import ROLES, Role, StackProcesses
+from baton.stack_processes import ROLES, StackProcesses
+from baton.stack_resources import Resources
 
 ANSWER_LEN = 96
 STOP_S = 4.0
@@ -35,31 +41,6 @@ _POLL_S = 0.05
 FAULTS = ("kill", "stop")
 MOMENTS = ("half way", "first token", "sent")
 """Half of the streams have half their tokens; half have one; half are at the workers."""
-
-
-@dataclass(slots=True)
-class Round:
-    """One fault, and what became of the streams."""
-
-    role: Role | None = None
-    """None: nothing is disturbed."""
-    fault: str = ""
-    moment: str = ""
-    num_streams: int = 0
-    lost: list[str] = field(default_factory=list)
-    changed: list[str] = field(default_factory=list)
-    longest_pause_s: float = 0.0
-    is_late: bool = False
-    """The answers had come before the moment was seen."""
-
-    def count(self, i: int, question: Question, answer: Answer, wanted: Answer, bound: float) -> None:
-        """Judge one stream."""
-        self.num_streams += 1
-        self.longest_pause_s = max(self.longest_pause_s, answer.longest_pause_s)
-        if answer.error is not None:
-            self.lost.append(f"stream {i} after {len(answer.token_ids)} tokens: {answer.error}")
-        elif difference := compare(question, answer, wanted, bound).difference:
-            self.changed.append(f"stream {i}: {difference}")
 
 
 @dataclass(slots=True)
@@ -108,17 +89,17 @@ class Chaos:
         try:
             await asyncio.wait((asking, waiting), return_when=asyncio.FIRST_COMPLETED)
             planned.is_late = asking.done()
-            async with self._disturbed(planned):
+            async with self._disturbed(planned) as target:
                 answers = await asking
         finally:
             waiting.cancel()
             asking.cancel()
         for i, (question, answer, wanted) in enumerate(zip(self.questions, answers, self.wanted, strict=True)):
             planned.count(i, question, answer, wanted, self.bound)
-        await self._wait_back(before, is_new=planned.fault == "kill")
+        await self._wait_back(planned, target, before)
 
     @contextlib.asynccontextmanager
-    async def _disturbed(self, planned: Round) -> AsyncIterator[None]:
+    async def _disturbed(self, planned: Round) -> AsyncIterator[psutil.Process]:
         """Do the fault; what was stopped goes on after a while, and before we leave."""
         assert planned.role is not None
         targets = self.processes.of_role(planned.role)
@@ -127,40 +108,61 @@ class Chaos:
         target = self.rng.choice(targets)
         if planned.fault == "kill":
             target.kill()
-            yield
+            yield target
             return
         target.suspend()
         going_on = asyncio.ensure_future(asyncio.sleep(STOP_S))
         going_on.add_done_callback(lambda _: _resume(target))
         try:
-            yield
+            yield target
         finally:
             with contextlib.suppress(asyncio.CancelledError):
                 await going_on
             _resume(target)
 
-    async def _wait_back(self, before: Mapping[str, str], *, is_new: bool) -> None:
-        """Wait until every worker is there again, one of them with a new engine process if one was killed."""
+    async def _wait_back(self, planned: Round, target: psutil.Process, before: Mapping[str, str]) -> None:
+        """Wait until what was killed has a successor, and the router has every worker and sees Redis."""
+        assert planned.role is not None
+        is_worker = planned.role not in ("router", "redis")
         deadline = time.monotonic() + _BACK_S
         while time.monotonic() < deadline:
-            now = await live_workers(self.server)
-            if before.keys() <= now.keys() and (now != before or not is_new):
+            now: Mapping[str, str] = {}
+            with contextlib.suppress(ConfigError):  # a router that begins
+                if not await _is_cut_off(self.server):
+                    now = await live_workers(self.server)
+            if planned.fault == "stop":
+                is_new = True
+            elif is_worker:
+                is_new = now != before
+            else:
+                is_new = any(each.pid != target.pid for each in self.processes.of_role(planned.role))
+            if is_new and before.keys() <= now.keys():
                 return
             await asyncio.sleep(_POLL_S)
-        missing = ", ".join(sorted(before.keys() - now.keys())) or "what was killed"
-        raise ConfigError(f"{missing} did not come back within {_BACK_S:.0f} s.")
+        raise ConfigError(f"the {planned.role} did not come back within {_BACK_S:.0f} s.")
 
 
-async def chaos(url: str, api_key: str | None, num_rounds: int, num_streams: int, seed: int) -> int:
-    """Run the rounds, print a table, and return the exit status.
+async def chaos(
+    url: str,
+    api_key: str | None,
+    num_rounds: int,
+    num_streams: int,
+    seed: int,
+    *,
+    for_s: float | None = None,
+    roles: Sequence[str] = (),
+) -> int:
+    """Run the rounds, or go on for so long, print tables, and return the exit status. `roles` are all if none is named.
 
     Raises:
-        ConfigError: no `baton up` of ours listens there, or it does not recover.
+        ConfigError: no `baton up` of ours listens there, or it does not recover; a role is none of it.
     """
     parts = urlsplit(url)
     if not is_loopback(parts.hostname or ""):
         raise ConfigError(f"url={url!r} is not valid: only a `baton up` on this machine is disturbed.")
     processes = StackProcesses(parts.port or (443 if parts.scheme == "https" else 80))
+    resources = Resources(processes) if for_s is not None else None
+    until = None if for_s is None else time.monotonic() + for_s
     async with connected(url, api_key) as server:
         questions = (await make_questions(server, -(-num_streams // 2), ANSWER_LEN))[:num_streams]
         bound = BOUNDS[dtype_of((await server.read("/debug/workers"))["workers"])]
@@ -171,17 +173,41 @@ async def chaos(url: str, api_key: str | None, num_rounds: int, num_streams: int
         rounds = [quiet]
         if not quiet.lost:
             runner = Chaos(server, processes, questions, wanted, bound, random.Random(seed))
-            for planned in plan(processes, num_rounds):
-                await runner.run(planned)
-                rounds.append(planned)
-        return report(server, rounds)
+            planned = plan(processes, roles)
+            for each in planned if until is not None else itertools.islice(planned, num_rounds):
+                await runner.run(each)
+                rounds.append(each)
+                if resources is not None:
+                    await resources.sample(server)
+                if until is not None and time.monotonic() >= until:
+                    break
+        return report(f"{server.model} at {server.client.base_url}, answers of {ANSWER_LEN} tokens", rounds, resources)
 
 
-def plan(processes: StackProcesses, num_rounds: int) -> list[Round]:
-    """Lay out rounds so that each role and fault comes before a moment comes again."""
-    roles = [role for role in ROLES if processes.of_role(role)]
-    cells = [Round(role, fault, moment) for moment in MOMENTS for role in roles for fault in FAULTS]
-    return [Round(c.role, c.fault, c.moment) for c in itertools.islice(itertools.cycle(cells), num_rounds)]
+def seconds_of(text: str) -> float:
+    """Read a length of time as 90s, 30m or 8h.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    number, unit = text[:-1], {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
+    if unit is None or not number.isascii() or not number.isdigit() or not int(number):
+        raise ConfigError(
+            f"--for {text!r} is not valid: it must be a number of seconds, minutes or hours, as 90s, 30m or 8h."
+        )
+    return float(int(number) * unit)
+
+
+def plan(processes: StackProcesses, named: Sequence[str] = ()) -> Iterator[Round]:
+    """Lay out rounds without end, so that each role and fault comes before a moment comes again."""
+    roles = [role for role in ROLES if (not named or role in named) and processes.of_role(role)]
+    if wrong := set(named) - set(roles):
+        raise ConfigError(
+            f"--role {sorted(wrong)[0]!r} is not valid: no process of this stack is one of {', '.join(ROLES)}."
+        )
+    while True:
+        for moment, fault, role in itertools.product(MOMENTS, FAULTS, roles):
+            yield Round(role, fault, moment)
 
 
 async def ask_all(server: Server, questions: Sequence[Question], moments: Moments) -> list[Answer]:
@@ -198,6 +224,12 @@ async def live_workers(server: Server) -> dict[str, str]:
     return {str(each["id"]): str(each["incarnation"]) for each in workers if each["state"] == "live"}
 
 
+async def _is_cut_off(server: Server) -> bool:
+    """Whether the router hears nothing of its Redis."""
+    lines = (await server.text("/metrics")).splitlines()
+    return any(line.startswith("baton:registry_up{") and line.endswith(" 0.0") for line in lines)
+
+
 async def _num_at_workers(server: Server) -> int:
     workers = (await server.read("/debug/workers"))["workers"]
     return sum(each["in_flight"] for each in workers if "decode" in each["legs"])
@@ -206,23 +238,3 @@ async def _num_at_workers(server: Server) -> int:
 def _resume(process: psutil.Process) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):  # its keeper has killed it meanwhile
         process.resume()
-
-
-def report(server: Server, rounds: Sequence[Round]) -> int:
-    """Print what was done and what became of it; return the exit status."""
-    console = Console()
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("role", "fault", "moment", "streams", "lost", "changed", "longest pause"):
-        table.add_column(name, justify="left" if name in ("role", "fault", "moment") else "right")
-    for each in rounds:
-        moment = f"{each.moment}, late" if each.is_late else each.moment
-        counts = (each.num_streams, len(each.lost), len(each.changed))
-        table.add_row(each.role or "none", each.fault, moment, *map(str, counts), f"{each.longest_pause_s:.1f} s")
-    console.print(f"{server.model} at {server.client.base_url}, answers of {ANSWER_LEN} tokens", soft_wrap=True)
-    console.print(table)
-    wrong = [(each, line) for each in rounds for line in (*each.lost, *each.changed)]
-    for each, line in wrong[:10]:
-        console.print(f"{each.role or 'none'}, {each.fault}, {each.moment}: {line}", soft_wrap=True, markup=False)
-    if not wrong:
-        console.print("Nothing was lost, nothing changed.")
-    return 1 if wrong else 0

@@ -227,17 +227,25 @@ def verify(
 def chaos(
     url: Url = "http://127.0.0.1:8000",
     rounds: Annotated[int, Option(min=1, help="faults, one after another")] = 8,
+    lasting: Annotated[
+        str | None, Option("--for", metavar="TIME", help="go on for so long, as 90s, 30m or 8h, and watch what grows")
+    ] = None,
     streams: Annotated[int, Option(min=2, max=256, help="live streams under each fault")] = 16,
+    role: Annotated[
+        list[str] | None, Option(help="only processes of this role, as 'decode engine' or router; again for another")
+    ] = None,
     seed: Annotated[int, Option(help="of the choice among processes of one role")] = 0,
     api_key: ApiKey = None,
 ) -> None:
-    """Kill and stop workers of your own `baton up` under live streams; end with 1 where an answer is lost or changed."""
+    """Kill and stop processes of your own `baton up` under live streams; end with 1 where an answer is lost or changed."""
     import asyncio
 
     from baton.chaos import chaos as disturb
+    from baton.chaos import seconds_of
     from baton.talk import first_key
 
-    sys.exit(asyncio.run(disturb(url, first_key(api_key), rounds, streams, seed)))
+    for_s = None if lasting is None else seconds_of(lasting)
+    sys.exit(asyncio.run(disturb(url, first_key(api_key), rounds, streams, seed, for_s=for_s, roles=role or ())))
 
 
 @config_app.command("show", cls=Command, context_settings={"ignore_unknown_options": True})

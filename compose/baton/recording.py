@@ -51,6 +51,8 @@ class Answer:
     """As x-baton-route tells it."""
     request_id: str = ""
     error: str | None = None
+    is_cut: bool = False
+    """Whether the error is that the connection was refused or ended early."""
     longest_pause_s: float = 0.0
     """Between two events, the request counted as one."""
 
@@ -77,6 +79,17 @@ class Server:
             return response.json()
         except (httpx.HTTPError, ValueError) as error:
             raise ConfigError(f"{url}: no server answers there ({error!r}). Start one with `baton up`.") from None
+
+    async def text(self, path: str) -> str:
+        """Read a route's text, as that of /metrics.
+
+        Raises:
+            ConfigError: nobody answers.
+        """
+        try:
+            return (await self.client.get(path)).raise_for_status().text
+        except httpx.HTTPError as error:
+            raise ConfigError(f"{self.client.base_url.join(path)}: no server answers there ({error!r}).") from None
 
     async def ask(
         self,
@@ -106,7 +119,7 @@ class Server:
                 answer.route = response.headers.get("x-baton-route", "")
                 await _read(response, answer, on_token)
         except httpx.HTTPError as error:
-            answer.error = repr(error)
+            answer.error, answer.is_cut = repr(error), isinstance(error, httpx.TransportError)
         if answer.error is None and answer.finish_reason is None:
             answer.error = "the stream ended before its answer"
         return answer

@@ -1,4 +1,4 @@
-"""The worker processes of one `baton up` on this machine, found from the port that its router listens on.
+"""The processes of one `baton up` on this machine, found from the port that its router listens on.
 
 Only descendants of that `baton up` are ever named here: its children that serve, and their engine processes.
 """
@@ -14,8 +14,8 @@ import psutil
 
 from baton.errors import ConfigError
 
-Role = Literal["prefill engine", "prefill face", "decode engine", "decode face"]
-ROLES: tuple[Role, ...] = ("decode engine", "prefill engine", "decode face", "prefill face")
+Role = Literal["prefill engine", "prefill face", "decode engine", "decode face", "router", "redis"]
+ROLES: tuple[Role, ...] = ("decode engine", "prefill engine", "decode face", "prefill face", "redis", "router")
 
 
 class StackProcesses:
@@ -39,8 +39,10 @@ class StackProcesses:
         """Return the processes of a role that run now."""
         leg, _, kind = role.partition(" ")
         try:
+            if role == "redis":
+                return [child for child in self._up.children() if _is_redis(child)]
             faces = [child for child in self._up.children() if _serves(child, leg)]
-            if kind == "face":
+            if kind != "engine":
                 return faces
             return [child for face in faces for child in face.children() if "baton.engine_process" in child.cmdline()]
         except psutil.NoSuchProcess:  # one of them ended while we looked
@@ -59,6 +61,10 @@ def _serves(process: psutil.Process, service: str) -> bool:
     """Whether a process is a service as `baton up` starts it: `python -m baton.cli SERVICE`."""
     words = _words(process)
     return any(pair == ("baton.cli", service) for pair in pairwise(words))
+
+
+def _is_redis(process: psutil.Process) -> bool:
+    return any(name in Path(word).name for word in _words(process)[:1] for name in ("redis", "valkey"))
 
 
 def _is_baton(process: psutil.Process) -> bool:

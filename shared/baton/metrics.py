@@ -254,6 +254,9 @@ class RouterMetrics(_Series):
             "event_loop_lag_seconds", "How late the event loop came to a timer that is due every 10 ms.", buckets=_LAG
         )
         self.streams_open = self._gauge("streams_open", "Streams open to clients.")
+        self.event_loop_tasks = self._gauge(
+            "event_loop_tasks", "Tasks of the event loop: what runs beside, and a few a request."
+        )
 
 
 class WorkerMetrics(_Series):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import importlib.metadata
 import time
@@ -61,6 +62,7 @@ def monitoring_routes(router: RouterState) -> APIRouter:
     async def metrics() -> Response:
         router.dispatcher.count()
         router.metrics.streams_open.set(len(router.streams.served))
+        router.metrics.event_loop_tasks.set(len(asyncio.all_tasks()))
         return Response(router.metrics.render(), headers={"content-type": CONTENT_TYPE})
 
     @routes.get("/debug/route", summary="Explain where a request went", responses=errors(400, 404))
