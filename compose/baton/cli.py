@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from typer import Argument, Context, Option, Typer
 
 from baton.bench.commands import bench
-from baton.command import ALL, Command, Commands, Group, ServiceCommand
+from baton.command import ALL, Command, Commands, Group, ListsCommand, ServiceCommand
 from baton.config import EngineConfig
 from baton.errors import BatonError, ConfigError
 from baton.flag_groups import COMMON
@@ -246,6 +246,55 @@ def chaos(
 
     for_s = None if lasting is None else seconds_of(lasting)
     sys.exit(asyncio.run(disturb(url, first_key(api_key), rounds, streams, seed, for_s=for_s, roles=role or ())))
+
+
+@app.command("doctor", cls=ListsCommand)
+def doctor(
+    model: Annotated[
+        str | None, Argument(help="hub id, folder, llama-3.1-8b or qwen3-0.6b; none: the bundled demo model")
+    ] = None,
+    plan: Annotated[
+        str | None, Option(metavar="DEVICE", help="from a table, with no GPU here: h100, h200, a100, l4, ...")
+    ] = None,
+    devices: Annotated[int | None, Option(min=1, help="how many serve; none: those here, of a plan 2")] = None,
+    link_gbps: Annotated[
+        float | None, Option(min=0.001, help="GB/s of KV between two of them; none: the best that was measured")
+    ] = None,
+    rate: Annotated[float | None, Option(min=0.001, help="requests a second to advise for")] = None,
+    input_len: Annotated[tuple[int, int], Option(help="their shortest and longest prompt, tokens")] = (512, 3584),
+    output_len: Annotated[tuple[int, int], Option(help="their shortest and longest answer, tokens")] = (64, 448),
+    trace: Annotated[
+        Path | None, Option(help="or a trace: JSON lines of timestamp (ms), input_length, output_length")
+    ] = None,
+    ttft_target_ms: Annotated[float, Option(min=0.001, help="latest first token of a good request")] = 500.0,
+    itl_target_ms: Annotated[float, Option(min=0.001, help="largest p99 of a good request's own gaps")] = 30.0,
+    redis_url: Annotated[
+        str | None, Option(envvar="BATON_REDIS_URL", help="Redis to ask; none: look for a server")
+    ] = None,
+    port: Annotated[int, Option(min=1, max=65535, help="port that the router shall have")] = 8000,
+    measure: Annotated[bool, Option(help="measure memory, products and links, which takes some seconds")] = True,
+    as_json: Annotated[bool, Option("--json", help="one JSON object in place of lines")] = False,
+) -> None:
+    """Say what this machine can do, and whether prefill and decode apart pay; end with 1 where something is broken."""
+    from baton.bench.goodput import Targets
+    from baton.doctor.examination import Questions, examine
+
+    asked = Questions(
+        model=model,
+        plan=plan,
+        num_devices=devices,
+        link_gbps=link_gbps,
+        rate=rate,
+        input_len=input_len,
+        output_len=output_len,
+        trace=trace,
+        targets=Targets(ttft_target_ms, itl_target_ms),
+        redis_url=redis_url,
+        port=port,
+        measures=measure,
+        as_json=as_json,
+    )
+    sys.exit(examine(asked))
 
 
 @config_app.command("show", cls=Command, context_settings={"ignore_unknown_options": True})

@@ -74,6 +74,14 @@ class BenchServeCommand(Command):
         return super().parse_args(ctx, _apart(ours(args, self.get_params(ctx), table=BENCH), self.get_params(ctx)))
 
 
+class ListsCommand(Command):
+    """A command with lengths of two numbers, of which one number is both."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Write one number twice, and parse."""
+        return super().parse_args(ctx, ours(args, self.get_params(ctx), table={}))
+
+
 def _apart(arguments: list[str], options: Sequence[Any]) -> list[str]:
     """Write `--rate 8,16` as `--rate 8 --rate 16`."""
     lists = {flag for option in options if option.multiple for flag in option.opts}

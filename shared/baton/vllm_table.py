@@ -429,12 +429,11 @@ BENCH_COMMANDS = {
 
 COMMANDS = {
     "run-batch": "Files of requests are not served yet. Send them with any OpenAI client, or use `LLM.generate`.",
-    "collect-env": "`baton version --verbose` says what an issue needs.",
+    "collect-env": "`baton version --verbose` says what an issue needs, `baton doctor` what the machine can do.",
     "launch": "`baton router`, `baton prefill` and `baton decode` run one service each.",
     "snapshot": "Nothing of the kind is kept.",
     "download-kernels": "Kernels are compiled on this machine at the first start.",
     "api_server": "`baton serve MODEL` is the server.",
-    "doctor": "`baton version --verbose` says what is here, `baton up --once` tries it.",
     "kvstore": "Workers keep cached KV in their own memory; no store stands beside them yet.",
 }
 """Sub-commands of `vllm`, and of Baton's plans, that have no twin."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from baton.bench.floors import Model, decode_s, prefill_s, run_s
-from baton.bench.gpu_figures import LLAMA_8B, PEER_DEVICE, QWEN_06B
+from baton.bench.gpu_figures import PEER_DEVICE
 from baton.bench.kernels.measure import Ceilings
+from baton.bench.known_models import LLAMA_8B, QWEN_06B
 from baton.bench.workloads import Workload, mixed, throughput
 
 LLAMA, QWEN = Model.of(LLAMA_8B), Model.of(QWEN_06B)

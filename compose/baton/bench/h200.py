@@ -16,6 +16,7 @@ import torch
 from baton.bench import gpu_figures as figures
 from baton.bench.floors import Model, decode_s, prefill_s, run_s
 from baton.bench.kernels.measure import Ceilings, measure_ceilings
+from baton.bench.known_models import LLAMA_8B, QWEN_06B
 from baton.bench.offline import as_generate
 from baton.bench.report import Report
 from baton.bench.workloads import Generate, Workload, decode_step_ms, mixed, prefill_seconds, throughput, time_of
@@ -81,7 +82,7 @@ def _in_either_mode(generate: Generate, repeats: int) -> dict[str, float]:
 def _load(model: str, **settings: Any) -> Generate:
     """Make an engine with random weights, in the memory of the one before, and run it once."""
     _free()
-    config = {"llama8b": figures.LLAMA_8B, "qwen06b": figures.QWEN_06B}[model]
+    config = {"llama8b": LLAMA_8B, "qwen06b": QWEN_06B}[model]
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(config))
         llm = LLM(
@@ -116,7 +117,7 @@ class Row:
 
 
 def _llama_8b(generate: Generate, repeats: int) -> Iterable[Row]:
-    model = Model.of(figures.LLAMA_8B)
+    model = Model.of(LLAMA_8B)
     for batch in (1, 8, 32, 128, 256):
         yield _decode(generate, model, figures.LLAMA_8B_MS, batch, repeats)
     for length in (512, 2048, 8192, 32000):
@@ -131,7 +132,7 @@ def _llama_8b(generate: Generate, repeats: int) -> Iterable[Row]:
 
 
 def _qwen_06b(generate: Generate, repeats: int) -> Iterable[Row]:
-    model, name = Model.of(figures.QWEN_06B), "mix of 256"
+    model, name = Model.of(QWEN_06B), "mix of 256"
     yield _rate(generate, model, name, figures.QWEN_06B_RATE[name], mixed(), repeats)
     yield _decode(generate, model, figures.QWEN_06B_MS, 1, repeats)
 
