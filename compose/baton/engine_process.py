@@ -163,6 +163,7 @@ class EngineProcess:
     def _add_transfer_stats(self, stats: Stats) -> None:
         kv = self._kv_stats
         stats.kv_transfer_sent_bytes, stats.kv_transfer_bytes = kv.bytes_sent, kv.bytes_received
+        stats.kv_fetches_queued, stats.kv_fetch_queued_seconds = kv.fetches_queued, kv.longest_queued_s
         # copies: the transfer's thread adds reasons meanwhile
         stats.kv_fetches, stats.kv_releases = dict(kv.fetches), dict(kv.releases)
         stats.kv_integrity_failures = sum(dict(kv.integrity_failures).values())

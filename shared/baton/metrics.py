@@ -292,6 +292,12 @@ class WorkerMetrics(_Series):
             "Prompts whose KV was asked for elsewhere, by how that ended.",
             result=("done", "cancelled", "expired", "silent", "lost", "unreachable"),
         )
+        self.kv_fetches_queued = self._gauge(
+            "kv_fetches_queued", "Prompts whose KV was asked for elsewhere and is still to be computed there."
+        )
+        self.kv_fetch_queued_seconds = self._gauge(
+            "kv_fetch_queued_seconds", "The longest time until one of them is, as predicted there; 0: not known."
+        )
         self.kv_releases = self._labelled_counter(
             "kv_releases",
             "Prompts whose KV was held for a fetch, by how that ended.",

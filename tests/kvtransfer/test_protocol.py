@@ -602,6 +602,19 @@ def test_an_exporter_that_computes_for_long_is_not_given_up() -> None:
     assert isinstance(world.ended[key], Fetched)
 
 
+def test_a_fetch_of_a_queued_prompt_is_told_its_place_and_how_long_it_will_take() -> None:
+    world = World()
+    key = start(world, num_blocks=0)
+    world.exports.foretell(key, 5000, 8.0)
+    carry(world, lambda message: None, rounds=3)
+    assert world.got_stats.fetches_queued == 1
+    assert 4.0 < world.got_stats.longest_queued_s < 8.0
+    world.publish(key, NUM_BLOCKS)
+    world.exports.finish(key, META)
+    carry(world, lambda message: None)
+    assert (world.got_stats.fetches_queued, world.got_stats.longest_queued_s) == (0, 0.0)
+
+
 def test_a_silent_exporter_is_given_up_with_what_is_good() -> None:
     world = World()
     key = start(world, num_blocks=4)

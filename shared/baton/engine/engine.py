@@ -17,7 +17,7 @@ Between `forward` and `sample` the device has work, so that a mask made there co
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from baton.block_hash import cache_root
@@ -237,6 +237,13 @@ class Engine:
             self._end(sequence)
         if not request.choices and not request.later:
             del self._requests[request_id]
+
+    def queue(self) -> Iterator[tuple[str, int]]:
+        """List the requests that run or wait, in the order of service, each with the tokens that are computed up to its last."""
+        num_ahead = 0
+        for sequence in (*self.scheduler.running, *self.scheduler.waiting):
+            num_ahead += max(0, sequence.num_tokens - sequence.num_computed)
+            yield self._owner[sequence][0], num_ahead
 
     @property
     def num_free_seats(self) -> int:

@@ -116,6 +116,8 @@ class Face:
             ("total", stats.load.kv_total_blocks),
         ):
             metrics.kv_blocks.labels(state).set(count)
+        metrics.kv_fetches_queued.set(stats.kv_fetches_queued)
+        metrics.kv_fetch_queued_seconds.set(stats.kv_fetch_queued_seconds)
         metrics.kv_leases_held.set(stats.kv_leases_held)
         metrics.kv_stranded_bytes.set(stats.kv_stranded_bytes)
 

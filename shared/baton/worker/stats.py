@@ -27,6 +27,8 @@ class Stats(msgspec.Struct, tag="stats", kw_only=True):
     num_preemptions: int = 0
     kv_transfer_bytes: int = 0
     kv_transfer_sent_bytes: int = 0
+    kv_fetches_queued: int = 0
+    kv_fetch_queued_seconds: float = 0.0
     kv_fetches: dict[str, int] = {}
     """Ends of fetches, by result."""
     kv_releases: dict[str, int] = {}

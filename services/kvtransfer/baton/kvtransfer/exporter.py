@@ -75,6 +75,10 @@ class Exporter(Exchange[Released]):
         check_block_ids(self._side.memory, block_ids)
         self._tell(self._exports.publish, (request_id, epoch), list(block_ids), wire.join_hashes(hashes))
 
+    def foretell(self, request_id: bytes, epoch: int, num_ahead: int, seconds: float) -> None:
+        """Say how many tokens are computed until the prompt is whole, and how long that takes; its fetch is told."""
+        self._tell(self._exports.foretell, (request_id, epoch), num_ahead, seconds)
+
     def finish(self, request_id: bytes, epoch: int, meta: bytes = b"") -> None:
         """The prompt's last block is published; `meta` goes to the other leg with the last message."""
         if len(meta) > wire.MAX_META_NBYTES:

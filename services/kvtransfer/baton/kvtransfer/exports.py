@@ -74,6 +74,10 @@ class _Export:
     state: State = State.OFFERED
     block_ids: list[int] = field(default_factory=list)
     hashes: bytearray = field(default_factory=bytearray)
+    num_ahead: int = 0
+    """Tokens that are computed until its prompt is whole, as far as is known."""
+    ready_at: float = 0.0
+    """When that will be, if it is known."""
     meta: bytes | None = None
     finished_at: float = 0.0
     peer: bytes = b""
@@ -153,6 +157,12 @@ class Exports:
             export.block_ids += block_ids
             export.hashes += hashes
             self._take_turn(export)
+
+    def foretell(self, key: Key, num_ahead: int, seconds: float) -> None:
+        """Note when a prompt will be whole."""
+        export = self._exports.get(key)
+        if export is not None:
+            export.num_ahead, export.ready_at = num_ahead, self._clock() + seconds if seconds else 0.0
 
     def finish(self, key: Key, meta: bytes, at: float | None = None) -> None:
         """The last block is published, `at` that time, or now; `meta` is for the other leg."""
@@ -238,9 +248,15 @@ class Exports:
         self._leases.renew(export.key)
         export.limit = max(export.limit, min(limit, export.total))
         export.end_sent = False  # who still asks has not had END, or will drop a second one
-        state = wire.State(*export.key, min(len(export.block_ids), wire.MAX_BLOCKS), export.num_sent)
-        self._reply(export.peer, state, export.secret)
+        self._reply(export.peer, self._state(export), export.secret)
         self._take_turn(export)
+
+    def _state(self, export: _Export) -> wire.State:
+        num_computed = min(len(export.block_ids), wire.MAX_BLOCKS)
+        if export.meta is not None:
+            return wire.State(*export.key, num_computed, export.num_sent)
+        ready_s = min(1e6, max(0.0, export.ready_at - self._clock()))
+        return wire.State(*export.key, num_computed, export.num_sent, export.num_ahead, ready_s)
 
     # What the sockets ask
 

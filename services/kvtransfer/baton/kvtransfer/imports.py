@@ -122,6 +122,10 @@ class _Import:
     """What the memory still works on."""
     told_limit: int = 0
     renew_at: float = 0.0
+    num_ahead: int = 0
+    """Tokens that the exporter computes until the prompt is whole, as it said last."""
+    ready_at: float = 0.0
+    """When that will be, if it said so."""
     end: wire.End | None = None
     computed_at: float = 0.0
     first_block_at: float | None = None
@@ -248,6 +252,8 @@ class Imports:
                 self._on_blocks(it, message, frames[1:])
             case wire.State():
                 self._note_owed(it, message.num_sent - it.from_block)
+                it.num_ahead = message.num_ahead
+                it.ready_at = self._clock() + message.ready_s if message.ready_s else 0.0
             case wire.End():
                 self._on_end(it, message)
             case wire.Fail():
@@ -360,6 +366,7 @@ class Imports:
             elif now >= it.renew_at:
                 self._ask(it)
         self._epochs.sweep()
+        self._count_queued(now)
 
     def seconds_to_sweep(self) -> float:
         """Seconds that the next turn can wait, if nothing happens."""
@@ -381,6 +388,12 @@ class Imports:
     def _landing(self) -> list[_Import]:
         """Imports for which the memory still works on blocks that were taken over."""
         return [it for it in self._imports.values() if it.arrivals]
+
+    def _count_queued(self, now: float) -> None:
+        """Count what is still to be computed where it is fetched from."""
+        queued = [it for it in self._imports.values() if it.num_ahead and it.end is None]
+        self._side.stats.fetches_queued = len(queued)
+        self._side.stats.longest_queued_s = max((it.ready_at - now for it in queued if it.ready_at > now), default=0.0)
 
     def _note_owed(self, it: _Import, num_sent: int) -> None:
         if num_sent <= it.is_taken.count(1):

@@ -55,6 +55,10 @@ class TransferStats:
 
     bytes_sent: int = 0
     bytes_received: int = 0
+    fetches_queued: int = 0
+    """Fetches from here whose prompts are still to be computed."""
+    longest_queued_s: float = 0.0
+    """The longest predicted time until one of them is."""
     fetches: Counter[str] = field(default_factory=Counter)
     """Ends of fetches here: `done`, or the reason of the failure."""
     releases: Counter[str] = field(default_factory=Counter)

@@ -28,7 +28,8 @@ thus authentic, and the checksums (xxh3-128, big-endian) bind the payload.
     6 CANCEL      I->E    I wants no more: release
     7 BLOCKS      E->I    payload of blocks first_block, ... with their hashes and checksums; by place, `places` has
                           their numbers in E's memory (4 bytes each, big-endian) and no payload follows
-    8 STATE       E->I    answers FETCH and CREDIT: so many blocks are computed, so many sent
+    8 STATE       E->I    answers FETCH and CREDIT: so many blocks are computed, so many sent; until all are computed,
+                          so many tokens come before (its place in the queue), and so long it will take
     9 END         E->I    after the last block: the prompt has num_blocks; `meta` is the legs' (first token, ...)
     10 FAIL       E->I    E will send no more, and why
 
@@ -164,6 +165,10 @@ class Blocks(OfTicket, tag=7, frozen=True):
 class State(OfTicket, tag=8, frozen=True):
     num_computed: _NumBlocks
     num_sent: _NumBlocks
+    num_ahead: _U32 = 0
+    """Prompt tokens that are computed until this prompt is whole, its own included; 0: it is, or nobody knows."""
+    ready_s: Annotated[float, Meta(ge=0.0, le=1e6)] = 0.0
+    """Seconds until then, as predicted; 0: not known."""
 
 
 class End(OfTicket, tag=9, frozen=True):

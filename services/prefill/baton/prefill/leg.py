@@ -22,6 +22,7 @@ from baton.kvtransfer.exporter import Exporter
 from baton.kvtransfer.wire import Key
 from baton.messages import Leg as LegName
 from baton.messages import Ticket
+from baton.prefill.outlook import Outlook
 from baton.worker.handover import FirstToken
 from baton.worker.runs import Outbox, Run, Runs
 
@@ -80,6 +81,7 @@ class PrefillLeg:
         self._incarnation = incarnation
         self._prompts: dict[Run, _Prompt] = {}
         self._by_ticket: dict[Key, _Prompt] = {}
+        self._outlook = Outlook(engine)
 
     def begin(self, run: Run) -> None:
         """Queue the prompt and offer its ticket."""
@@ -134,6 +136,7 @@ class PrefillLeg:
         """Publish what the last step computed; take back what was released."""
         for prompt in self._prompts.values():
             self._publish(prompt)
+        self._foretell()
         released_now = self._exporter.events()
         for released in released_now:
             prompt = self._by_ticket.pop((released.request_id, released.epoch))
@@ -146,6 +149,14 @@ class PrefillLeg:
     def stranded_blocks(self) -> int:
         """Count the blocks of tickets that were given up. What waits to be fetched is not stranded: it has a lease."""
         return sum(len(it.block_ids) for it in self._by_ticket.values() if it.state is State.GIVEN_UP)
+
+    def _foretell(self) -> None:
+        """Have each ticket that is queued say how long its prompt will take."""
+        for engine_id, num_ahead, seconds in self._outlook.look():
+            run = self._runs.get(engine_id)
+            prompt = None if run is None else self._prompts.get(run)
+            if prompt is not None and prompt.ticket is not None and prompt.state is State.COMPUTING:
+                self._exporter.foretell(*prompt.key, num_ahead, seconds)
 
     def _publish(self, prompt: _Prompt) -> None:
         """Pass on the prompt's blocks that were computed since the last time."""
