@@ -5,27 +5,17 @@ SEEDS=100000 .venv/bin/python -m pytest tests/simulation -n 2
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterator
 
 import pytest
-import structlog
 from tests.simulation.play import Play, play_all
 
 NUM_SEEDS = int(os.environ.get("SEEDS", "1600"))
 NUM_PARTS = 8
-QUIET = structlog.make_filtering_bound_logger(logging.CRITICAL)
 """So that several processes share them."""
 
 
-@pytest.fixture(autouse=True)
-def _no_log() -> Iterator[None]:
-    """Write none: it would take as long as all else."""
-    before = structlog.get_config()
-    structlog.configure(wrapper_class=QUIET)
-    yield
-    structlog.configure(**before)
+pytestmark = pytest.mark.usefixtures("quiet_log")
 
 
 @pytest.mark.parametrize("part", range(NUM_PARTS))
