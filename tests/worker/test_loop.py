@@ -159,6 +159,34 @@ def test_published_blocks_outlive_the_sequence_that_computed_them(make_table: Ma
     turn_until([prefill], lambda: is_quiet(prefill), "the blocks are back")
 
 
+def test_blocks_leave_when_their_step_has_ended_while_the_next_one_runs(make_table: MakeTable) -> None:
+    prefill = make_table(max_num_batched_tokens=16)
+    prefill.engine._runs_behind = True  # as on a GPU
+    published, publish = [], prefill.exporter.publish
+
+    def note(request_id: bytes, epoch: int, block_ids: list[int], names: list[bytes]) -> None:
+        published.append((prefill.engine.num_steps, prefill.engine.num_collected, len(block_ids)))
+        publish(request_id, epoch, block_ids, names)
+
+    prefill.exporter.publish = note  # type: ignore[method-assign, assignment]
+    prompt, request_id = prompt_of(31, 56), uuid.uuid4().hex
+    ticket = prefill.ticket(request_id, prompt)
+    prefill.start(prompt, GREEDY, leg="prefill", request_id=request_id, ticket=ticket)
+    turn_until([prefill], lambda: prefill.ids(request_id), "the first token comes")
+    assert published == [(2, 1, 1), (3, 2, 1), (4, 3, 1), (4, 4, 1)], "(launched, collected, blocks)"
+    prefill.mailbox.arrived.append((prefill.peer, Cancel(request_id, 0)))
+    turn_until([prefill], lambda: is_quiet(prefill), "the blocks are back")
+
+
+def test_a_fetch_whose_prefill_leg_never_comes_ends_with_its_router(make_table: MakeTable) -> None:
+    prefill, decode = make_table(), make_table()
+    prompt, request_id = prompt_of(32, 50), uuid.uuid4().hex
+    decode.start(prompt, GREEDY, request_id=request_id, ticket=prefill.ticket(request_id, prompt))
+    turn_until([decode], lambda: len(prefill.exporter._exports._parked), "the fetch waits for its ticket")
+    decode.mailbox.arrived.append(PeerLost(decode.peer))
+    turn_until([decode], lambda: is_quiet(decode), "the fetch has ended, and the blocks are back")
+
+
 def test_without_prefix_caching_kv_travels_all_the_same(make_table: MakeTable) -> None:
     prefill = make_table(enable_prefix_caching=False)
     decode = make_table(enable_prefix_caching=False)
