@@ -38,8 +38,6 @@ from baton.kvtransfer.wire import layout_fingerprint
 from baton.logs import get_logger, say_why_it_ends, setup_logs
 from baton.messages import ModelFacts, WorkerInfo
 from baton.prefill.leg import PrefillLeg
-from baton.prompt import Prompt
-from baton.protocol import SamplingParams
 from baton.step_learning import StepLearner
 from baton.wakeup import Wakeup
 from baton.worker.engine_watch import STACK_SIGNAL
@@ -47,6 +45,7 @@ from baton.worker.link import FaceLink, receive_frame
 from baton.worker.loop import WorkerLoop
 from baton.worker.mailbox import Mailbox
 from baton.worker.pacer import Pacer
+from baton.worker.rehearsal import rehearse, warm_up
 from baton.worker.runs import Leg, Outbox, Runs
 from baton.worker.settings import WorkerConfig
 from baton.worker.stats import Assignment, Failed, Ready, Stats
@@ -81,7 +80,11 @@ class EngineProcess:
         try:
             engine = load_engine(self._assignment.engine, cache_key=config.cache_key.encode())
             engine.scheduler.max_prefill_chunk = config.max_prefill_chunk
-            _warm_up(engine)
+            pacer = _pacer(engine, config)
+            warm_up(engine)
+            if engine.runner.device.type == "cuda":
+                engine.scheduler.pace = pacer
+                rehearse(engine, pacer.learner)
             mailbox = Mailbox(self._wakeup, self._link.post)
             control = _bind(mailbox, config)
             legs, info = self._join(engine, control)
@@ -99,7 +102,7 @@ class EngineProcess:
             self._wakeup,
             info,
             drain_s=config.drain_s,
-            pacer=_pacer(engine, config),
+            pacer=pacer,
             tell_face=self._link.post,
             add_stats=self._add_transfer_stats,
         )
@@ -194,19 +197,6 @@ def _pacer(engine: Engine, config: WorkerConfig) -> Pacer:
     """Return who sizes chunks; on a CPU, whose steps take as long as they take, to a target only if there is one."""
     target_ms = config.itl_target_ms
     return Pacer(StepLearner(), 0.0 if target_ms is None and engine.runner.device.type == "cpu" else target_ms)
-
-
-def _warm_up(engine: Engine) -> None:
-    """Run a prompt and some tokens: the first steps of a process take ten times as long as those that follow."""
-    prompt_len = min(64, engine.max_model_len - 4, engine.memory.num_tokens - 4)
-    if prompt_len < 1:
-        return
-    params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
-    engine.add("warm-up", Prompt([0] * prompt_len), params)
-    while engine.has_work:
-        engine.step()
-    engine.cache.clear()
-    engine.cache.num_queries = engine.cache.num_hits = 0
 
 
 def _memory(engine: Engine, config: TransferConfig, *, is_read: bool) -> BlockMemory:

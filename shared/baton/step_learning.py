@@ -26,6 +26,7 @@ from baton.step_times import FULL, LLAMA_8B_ON_H100, StepTimes
 _KEEP = {False: 0.95, True: 0.985}
 """Weight of the past, without and with chunks: some 150 steps of the one kind, and 70 of the other."""
 _NUM_FIRST = 8
+_NUM_KNOWN = 3
 _EVERY = 8
 _ANCHOR = 0.2
 """Weight, in steps, of what is known already."""
@@ -52,6 +53,11 @@ class StepLearner:
         self.margin = 1.1
         """Times that a step with rows and chunks takes what is predicted, but for one in 200."""
         self._times: StepTimes | None = prior
+
+    @property
+    def is_known(self) -> bool:
+        """Whether anything is: one step may be a kernel that was compiled."""
+        return len(self._first) >= _NUM_KNOWN
 
     @property
     def times(self) -> StepTimes:

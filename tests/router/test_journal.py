@@ -8,8 +8,9 @@ import httpx
 import pytest
 
 from baton.errors import QueueFull
+from baton.router.costs import Option
 from baton.router.journal import CAPACITY, MAX_ATTEMPTS, NUM_RECORDS, Journal, RequestRecord
-from baton.router.policy import Decision, Option
+from baton.router.policy import Decision
 from baton.router.sink import Usage
 
 from .cluster import Cluster, cluster, wait_until

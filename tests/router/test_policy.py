@@ -7,8 +7,10 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from baton.router.costs import Candidate, Shape
+from baton.router.links import Link
 from baton.router.placement import like_peers
-from baton.router.policy import Candidate, Link, Shape, choose
+from baton.router.policy import choose
 from baton.router.pool import StepModel
 
 
@@ -181,7 +183,7 @@ def test_the_link_model_learns_what_transfers_expose() -> None:
     for _ in range(100):
         link = link.learn(1000, 0.103, now=5.0)
     assert abs(link.fixed_ms + 1000 * link.ms_per_token - 103) < 2
-    assert abs(link.predict(1000, now=5.0) - 103) < 2
+    assert abs(link.exposed_ms(1000, 1e6, now=5.0) - 103) < 2
     assert Link().ms_per_token > 0
 
 
@@ -199,9 +201,9 @@ def test_a_link_that_was_slow_once_is_tried_again_and_believed() -> None:
     assert chosen(60.0) == {"p1"}
     assert chosen(3600.0) == {"p0", "p1"}
     slow = links["p0", "d"].learn(1000, 12.0, now=3600.0)
-    assert slow.predict(1000, now=3600.0) > 5_000
+    assert slow.exposed_ms(1000, 1e6, now=3600.0) > 5_000
     good = links["p0", "d"].learn(1000, 0.005, now=3600.0)
-    assert good.predict(1000, now=3600.0) < 10
+    assert good.exposed_ms(1000, 1e6, now=3600.0) < 10
 
 
 def test_what_was_learned_of_a_worker_fades_while_others_work_and_never_beyond_them() -> None:

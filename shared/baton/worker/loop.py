@@ -297,7 +297,7 @@ class WorkerLoop:
         now = time.monotonic()
         if is_idle or now - self._reported_at >= REPORT_S:
             self._reported_at = now
-            self._mailbox.pace = self._pacer.pace
+            self._mailbox.pace = self._pacer.pace if self._pacer.learner.is_known else None
             stats = take_stats(self._engine, self._legs.values(), self._runs, self._outbox, self._mailbox)
             stats.stale_messages += self._num_stale
             self._add_stats(stats)

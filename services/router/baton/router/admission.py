@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from baton.errors import QueueFull
 from baton.metrics import RouterMetrics
 from baton.router.config import RouterConfig
-from baton.router.policy import Option
+from baton.router.costs import Option
 from baton.router.tenants import Tenant, Tenants
 
 

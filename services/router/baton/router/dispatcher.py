@@ -136,13 +136,24 @@ class Running:
             self.queue = workers[prefill or decision.chosen.decode]
             self.num_queued = num_tokens
             self.queue.queued.add(self.flow.generation.share, num_tokens)
+            chosen = decision.chosen
+            send_s = None if prefill is None else chosen.busy_ms / 1000
+            self.queue.lane.add(
+                self.flow.request_id, chosen.terms["prefill"] / 1000, send_s, self._dispatcher.pool.clock()
+            )
         return lost
 
     def leave_queue(self, worker: Worker) -> None:
         """Its prompt waits no more for this worker."""
         if worker is self.queue:
             worker.queued.add(self.flow.generation.share, -self.num_queued)
+            worker.lane.computed(self.flow.request_id, self._dispatcher.pool.clock())
             self.queue = None
+
+    def leave_lane(self, worker: Worker) -> None:
+        """Nothing of it is to be computed or sent by this worker any more."""
+        self.leave_queue(worker)
+        worker.lane.drop(self.flow.request_id, self._dispatcher.pool.clock())
 
     def leave_workers(self, *, cancel_decode: bool = True) -> None:
         """Close the attempt on both workers: what they hold for it is free."""
@@ -151,8 +162,9 @@ class Running:
             return
         self.workers = []
         if self.queue is not None:
-            self.leave_queue(self.queue)
+            self.leave_lane(self.queue)
         for worker in workers:
+            self.leave_lane(worker)
             is_decode = worker.worker_id == attempt.decode
             if is_decode:
                 worker.num_choices -= self.flow.generation.params.n
@@ -379,6 +391,9 @@ class Dispatcher:
         for computed in outputs.computed:
             if (running := flows.get(computed.request_id)) is not None:
                 running.leave_queue(worker)
+                if running.workers and worker is running.workers[0]:  # the decode worker goes on: all is there
+                    for each in running.workers:
+                        running.leave_lane(each)
                 running.record.computed(worker_id, computed, now)
         num_tokens, observe_gap = self.metrics.generation_tokens, self.metrics.inter_token_latency_seconds.observe
         for token in outputs.tokens:
@@ -482,7 +497,7 @@ class Dispatcher:
         if step is NOTHING_NEW:  # the other worker has all that it needs
             worker.request_ids.pop(running.flow.request_id, None)
             running.workers.remove(worker)
-            running.leave_queue(worker)
+            running.leave_lane(worker)
         else:
             self._act(running, step)
 

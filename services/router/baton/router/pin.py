@@ -15,7 +15,7 @@ from baton.errors import InvalidRequest
 from baton.listener import is_loopback
 from baton.router.auth import NotAuthorized
 from baton.router.config import PathMode, RouterConfig
-from baton.router.policy import Candidate
+from baton.router.costs import Candidate
 from baton.router.pool import Worker
 
 HEADER = "x-baton-pin"

@@ -9,13 +9,21 @@ import time
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
+import msgspec
+
+from baton.messages import Load
 from baton.metrics import RouterMetrics
 from baton.router.config import RouterConfig
+from baton.router.costs import Candidate, Shape, Weights
 from baton.router.generation import Generation, hash_prompt
 from baton.router.index import PrefixIndex
-from baton.router.policy import Candidate, Decision, Shape, choose, kept
+from baton.router.links import kept
+from baton.router.policy import Decision, choose
 from baton.router.pool import Worker, WorkerPool
 from baton.router.turnover import AnswerLength, Batch, num_places, wait_s
+
+_USUAL = 2048
+"""Tokens of a prompt by which workers are compared."""
 
 
 class Placement:
@@ -66,7 +74,7 @@ class Placement:
             self._pool.links,
             # what was emitted is only at a decode worker's to compute: the first token is known already
             path="local" if num_emitted else path,
-            interference_weight=config.interference_weight,
+            weights=Weights(config.interference_weight, config.ttft_target_ms),
             turn=self._turn,
             now=self._pool.clock(),
             rng=self._rng,
@@ -93,6 +101,14 @@ class Placement:
         others = min(worker.other_tokens, before + own) if share.tenant else worker.other_tokens
         return int(before + others)
 
+    def _queue_s(self, worker: Worker, generation: Generation, rate: float) -> float:
+        """Predict how long that takes, of which some is done already."""
+        ours = worker.queued.total
+        own_s = worker.lane.work_left(self._pool.clock()) * worker.queued.before(
+            generation.share, len(generation.prompt)
+        )
+        return (own_s / ours if ours else 0.0) + worker.other_tokens / rate
+
     def _place_ms(self, worker: Worker, num_here: int, generation: Generation) -> float:
         """Predict how long a request waits for its places in a worker's batch."""
         load, length = worker.load, self.answer_length
@@ -112,21 +128,36 @@ class Placement:
         if hashes is None:  # the same for all workers of one build
             hashes = hash_prompt(generation, facts.cache_parts, self._config.cache_key, facts.block_size)
             generation.hashes[facts.cache_parts] = hashes
+        pace, num_places = worker.step_pace, running + generation.params.n
+        if pace is None:
+            step_ms, rate = worker.steps.predict(num_places), load.prefill_rate
+        else:
+            step_ms = 1000 * pace.times.seconds(num_places, _context(load, num_places, len(generation.prompt)))
+            rate = _USUAL / pace.times.prompt_seconds(_USUAL)
         return Candidate(
             worker_id=worker.worker_id,
             can_prefill=worker.can_prefill,
             can_decode=worker.can_decode,
             layout=worker.info.layout,
             queue_tokens=self._queue_tokens(worker, generation),
-            prefill_rate=load.prefill_rate,
+            prefill_rate=rate,
             cached_blocks=self._index.num_cached(worker.worker_id, hashes),
             num_running=running,
-            step_ms=worker.steps.predict(running + generation.params.n),
+            step_ms=step_ms,
             free_blocks=load.kv_free_blocks if load.kv_total_blocks else 1 << 30,
             total_blocks=load.kv_total_blocks or 1 << 30,
             idle_s=self._pool.clock() - worker.worked_at,
             place_ms=self._place_ms(worker, num_here, generation) if worker.can_decode else 0.0,
+            pace=pace,
+            context_tokens=_context(load, running, len(generation.prompt)),
+            queue_s=None if pace is None else self._queue_s(worker, generation, rate),
+            link_s=worker.lane.link_left(self._pool.clock()),
         )
+
+
+def _context(load: Load, num_running: int, num_tokens: int) -> int:
+    """Guess how many tokens so many sequences read in each step."""
+    return num_running * (load.context_tokens // load.num_running if load.num_running else num_tokens)
 
 
 def like_peers(candidates: Sequence[Candidate], default_prefill_rate: float) -> list[Candidate]:
@@ -147,7 +178,10 @@ def like_peers(candidates: Sequence[Candidate], default_prefill_rate: float) -> 
         if age_s > 1.0:  # not the usual case
             own_rate = own_rate and 1 / _faded(1 / own_rate, seconds, age_s)
             own_step_ms = own_step_ms and c.can_decode and _faded(own_step_ms, steps, age_s)
-        like.append(dataclasses.replace(c, prefill_rate=own_rate or rate, step_ms=own_step_ms or step_ms))
+        pace = c.pace
+        if pace is not None and own_rate != c.prefill_rate:
+            pace = msgspec.structs.replace(pace, times=pace.times.scaled(c.prefill_rate / own_rate))
+        like.append(dataclasses.replace(c, prefill_rate=own_rate or rate, step_ms=own_step_ms or step_ms, pace=pace))
     return like
 
 

@@ -34,10 +34,12 @@ from baton.messages import (
 )
 from baton.metrics import RouterMetrics
 from baton.router.config import RouterConfig
-from baton.router.policy import NEW_LINK, Link, kept
+from baton.router.lane import Lane
+from baton.router.links import NEW_LINK, Link, kept
 from baton.router.turnover import Backlog, Pace
 from baton.router.worker_records import NUM_LOST, LostWorker, Transfers
 from baton.router.workers import Connections, WorkerClient
+from baton.step_pace import StepPace
 
 _log = get_logger("pool")
 TRIAL_S = 30.0
@@ -124,6 +126,10 @@ class Worker:
         a report that left a worker in a long step knows nothing of what was sent meanwhile."""
         self.other_tokens = self.other_choices = 0
         """What others have, by its last report."""
+        self.lane = Lane()
+        """The same in seconds, with what it sends on. Kept by the same."""
+        self.step_pace: StepPace | None = None
+        """How long its steps take, once it has said so."""
         self.steps = StepModel()
         self.pace = Pace()
         self.moved_at = self.worked_at = clock()
@@ -280,6 +286,7 @@ class WorkerPool:
         info = message.info
         if worker is not None and worker.info.incarnation == info.incarnation:
             worker.report(message.load)
+            worker.step_pace = message.pace
             return
         if worker is not None:
             self.lose(worker, "restarted")
@@ -293,6 +300,7 @@ class WorkerPool:
         if (other := self.workers.get(info.worker_id)) is not None:
             self.lose(other, "replaced")
         joined = Worker(client, info, message.load, self.clock)
+        joined.step_pace = message.pace
         self.workers[info.worker_id] = self._of_client[client] = joined
         _log.info("worker_joined", worker_id=info.worker_id, legs=",".join(info.legs), endpoint=client.endpoint)
         self._count_workers()
@@ -352,8 +360,10 @@ class WorkerPool:
         for prefill in self.workers.values():
             if prefill.info.incarnation == transfer.source_incarnation:
                 pair = (prefill.worker_id, decode.worker_id)
-                link = self.links.get(pair, NEW_LINK)
-                self.links[pair] = link.learn(transfer.num_tokens, transfer.exposed_seconds, self.clock())
+                link, now = self.links.get(pair, NEW_LINK), self.clock()
+                alone_s = now - max(prefill.lane.sent(transfer.request_id, now), now - transfer.seconds)
+                alone_s = max(alone_s, transfer.exposed_seconds if not transfer.seconds else 0.0)
+                self.links[pair] = link.learn(transfer.num_tokens, transfer.exposed_seconds, now, alone_s)
                 self.transfers.setdefault(pair, Transfers()).add(transfer)
 
     # -- heartbeats ---------------------------------------------------------------------------------------

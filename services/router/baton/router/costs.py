@@ -1,0 +1,234 @@
+"""What a request costs on each way, in ms: predicted from what is known of workers and links.
+
+    with P   queue(P) + prefill(P) + transfer(link) + queue(link) + wait(D) + interference(P, D) + misses
+    alone    queue(D) + prefill(D)                                + wait(D) + interference(D)    + misses
+
+The first token of a pair does not wait for D; all else of its terms comes before the second one.
+
+queue         what was asked of a worker before, in seconds by its own step times, less what is done of it; for a link, what
+              is still to be sent to anybody. Without step times: tokens over the worker's rate
+prefill       the prompt's own steps. Beside decodes they are as long as the worker's target for gaps lets them be, and
+              hold as many of its tokens as fit: the fuller the batch, the longer it takes
+transfer      the part of the KV transfer that the prefill does not hide: the last chunk's, or all that a slow link lags behind
+wait          for KV blocks, when a worker of the two has too few free ones; and what is left of the wait for a place in its batch
+              when the terms before it are over
+interference  pace: the steps that this request will take, at D's predicted step time; and delay: what each running stream
+              of the worker that computes this prompt loses meanwhile, weighted. A P that decodes too (`--also-prefill`)
+              has streams, so an idle one lends itself to others and a busy one is dear: nothing else makes it do either
+misses        requests, this one and those beside it, that would miss a stated target, each as `MISS_MS`: first as few
+              misses as can be, then milliseconds. Near a target a part of one, as no prediction is exact
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from baton.router.links import Link
+from baton.step_pace import BREAK_EVERY, StepPace
+
+PACE_STEPS = 16
+"""Steps by which a slow batch counts against a worker; more would send long prompts away from their cache."""
+MISS_MS = 10_000.0
+_BLOCK_WAIT_MS = 2.0
+"""Per missing block: about what a running batch takes to free one."""
+_LEAST_CHUNK = 16
+_BROKEN = 0.5
+"""Of the streams beside a step that breaks their target: how many miss it by that, as one gap in a hundred may be long."""
+_SPREAD = 0.15
+"""Of a time to a first token that is predicted: how far the true one lies from it."""
+_STEP_SPREAD = 0.03
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One live worker, as this request sees it."""
+
+    worker_id: str
+    can_prefill: bool
+    can_decode: bool
+    layout: str
+    queue_tokens: int
+    """Prompt tokens asked of it and not computed."""
+    prefill_rate: float
+    """Tokens a second; 0: not known yet, which `choose` does not take."""
+    cached_blocks: int
+    """Blocks of this prompt that it has."""
+    num_running: int = 0
+    step_ms: float = 0.0
+    """Predicted time of a decode step with this request in the batch."""
+    free_blocks: int = 1 << 30
+    total_blocks: int = 1 << 30
+    idle_s: float = 0.0
+    """Since its last step, by which its rate and step time were learned."""
+    place_ms: float = 0.0
+    """Predicted wait for a place in its batch."""
+    pace: StepPace | None = None
+    """Its step times, and what it keeps to; None: not known."""
+    context_tokens: int = 0
+    """Of all running sequences."""
+    queue_s: float | None = None
+    """Predicted until what was asked of it is computed; None: by tokens and rate."""
+    link_s: float = 0.0
+    """Predicted until what it was asked to send is sent."""
+
+    @property
+    def queue_ms(self) -> float:
+        """Predicted wait for those before."""
+        return 1000 * (self.queue_tokens / self.prefill_rate if self.queue_s is None else self.queue_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What of a request matters for its route."""
+
+    num_tokens: int
+    block_size: int
+    num_blocks: int
+    """Blocks that it will come to need on D."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """How things that are no wait of this request count."""
+
+    interference: float = 0.05
+    ttft_target_ms: float = 0.0
+    """0: none."""
+
+
+NO_TARGET = Weights()
+_QUEUES = {"remote": "queue_p", "local": "queue_d"}
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One way to serve a request, with each term of its cost in ms. As JSON it is shown by /debug/route."""
+
+    path: Literal["local", "remote"]
+    """Remote with a prefill worker."""
+    decode: str
+    prefill: str | None
+    cost_ms: float
+    terms: Mapping[str, float] = field(default_factory=dict)
+    busy_ms: float = 0.0
+    """For how long its transfer has the link to itself."""
+
+    @property
+    def wait_ms(self) -> float:
+        """What it waits for others before its second token."""
+        terms = self.terms
+        return terms[_QUEUES[self.path]] + terms.get("queue_link", 0.0) + terms["wait_blocks"] + terms["wait_place"]
+
+    @property
+    def first_wait_ms(self) -> float:
+        """What it waits for others before its first token."""
+        return self.terms["queue_p"] if self.path == "remote" else self.wait_ms
+
+
+@dataclass(frozen=True, slots=True)
+class _Prefill:
+    """What computing a prompt takes, and what it does to those who decode beside it."""
+
+    ms: float
+    delay_ms: float = 0.0
+    """What each of them loses."""
+    num_broken: int = 0
+    """Steps that break their target."""
+
+
+def remote(shape: Shape, prefill: Candidate, decode: Candidate, link: Link, weights: Weights, now: float) -> Option:
+    """Predict the way over a prefill worker."""
+    missing, work = uncached(shape, decode), _prefill(shape, prefill)
+    busy_ms, transfer_ms = link.busy_ms(missing, now), link.exposed_ms(missing, work.ms, now)
+    computed_ms = prefill.queue_ms + work.ms
+    terms = {
+        "queue_p": prefill.queue_ms,
+        "prefill": work.ms,
+        "transfer": transfer_ms,
+        "queue_link": max(1000 * prefill.link_s + link.fixed_ms + busy_ms - computed_ms - transfer_ms, 0.0),
+        "wait_blocks": _wait_blocks(shape, decode) + _wait_blocks(shape, prefill),
+    }
+    # it queues for its place while the prompt is computed
+    terms["wait_place"] = max(decode.place_ms - sum(terms.values()), 0.0)
+    first_ms = sum(terms.values())
+    terms["pace"] = PACE_STEPS * decode.step_ms
+    terms["delay"] = _delay(prefill, work, weights)
+    terms["misses"] = MISS_MS * (_misses(first_ms, decode, weights) + _broken(prefill, work))
+    return Option("remote", decode.worker_id, prefill.worker_id, sum(terms.values()), terms, busy_ms)
+
+
+def local(shape: Shape, decode: Candidate, weights: Weights) -> Option:
+    """Predict the way of a decode worker alone."""
+    work, queue_ms = _prefill(shape, decode), decode.queue_ms
+    terms = {
+        "queue_d": queue_ms,
+        "prefill": work.ms,
+        "wait_blocks": _wait_blocks(shape, decode),
+        # prompts that wait for a place are in its queue too
+        "wait_place": max(decode.place_ms - queue_ms, 0.0),
+    }
+    first_ms = sum(terms.values())
+    terms["pace"] = PACE_STEPS * decode.step_ms
+    terms["delay"] = _delay(decode, work, weights)
+    terms["misses"] = MISS_MS * (_misses(first_ms, decode, weights) + _broken(decode, work))
+    return Option("local", decode.worker_id, None, sum(terms.values()), terms)
+
+
+def uncached(shape: Shape, worker: Candidate) -> int:
+    """Tokens that a worker would compute: at least one, since its logits are needed."""
+    return max(shape.num_tokens - worker.cached_blocks * shape.block_size, 1)
+
+
+def _prefill(shape: Shape, worker: Candidate) -> _Prefill:
+    num_tokens, pace = uncached(shape, worker), worker.pace
+    if pace is None:
+        ms = 1000 * num_tokens / worker.prefill_rate
+        return _Prefill(ms, ms)
+    rows = worker.num_running if worker.can_decode else 0
+    times, start = pace.times, shape.num_tokens - num_tokens
+    if not rows:
+        return _Prefill(1000 * times.prompt_seconds(num_tokens, start))
+    context, middle = worker.context_tokens, start + num_tokens // 2
+    step_s, most_s, num_broken = times.seconds(rows, context), pace.most_s(rows, context), 0
+    chunk = times.most_tokens(most_s, rows, context, start=middle, most=num_tokens)
+    if chunk < min(_LEAST_CHUNK, num_tokens):
+        most_s = pace.broken_s(rows, context)
+        chunk = max(times.most_tokens(most_s, rows, context, start=middle, most=num_tokens), 1)
+        num_broken = math.ceil(num_tokens / chunk)
+    num_steps = num_tokens / chunk
+    mixed_s = times.seconds(rows, context, chunk, chunk * (middle + chunk))
+    waits_s = BREAK_EVERY * step_s * num_broken
+    return _Prefill(1000 * (num_steps * mixed_s + waits_s), 1000 * num_steps * (mixed_s - step_s), num_broken)
+
+
+def _delay(worker: Candidate, work: _Prefill, weights: Weights) -> float:
+    """Predict what computing a prompt costs the streams of its worker; one that only prefills has none."""
+    return weights.interference * worker.num_running * work.delay_ms if worker.can_decode else 0.0
+
+
+def _broken(worker: Candidate, work: _Prefill) -> float:
+    """Predict how many streams miss their target for this prompt."""
+    return worker.num_running * (1 - (1 - _BROKEN) ** work.num_broken)
+
+
+def _misses(first_ms: float, decode: Candidate, weights: Weights) -> float:
+    """Predict whether a request comes too late, and how many streams miss their target with one more beside them."""
+    target_ms, pace = weights.ttft_target_ms, decode.pace
+    missed = _above(first_ms, target_ms, _SPREAD * target_ms) if target_ms else 0.0
+    if pace is not None and pace.target_s and not pace.slower:  # what somebody has asked for
+        missed += (1 + decode.num_running) * _above(
+            decode.step_ms, 1000 * pace.target_s, 1000 * _STEP_SPREAD * pace.target_s
+        )
+    return missed
+
+
+def _above(value: float, limit: float, spread: float) -> float:
+    """Return how likely it is that a value which is predicted so is above a limit."""
+    return 0.5 * (1 + math.tanh((value - limit) / (2 * spread)))
+
+
+def _wait_blocks(shape: Shape, decode: Candidate) -> float:
+    return _BLOCK_WAIT_MS * max(shape.num_blocks - decode.cached_blocks - decode.free_blocks, 0)

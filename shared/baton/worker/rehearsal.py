@@ -1,0 +1,59 @@
+"""Rehearsal: the steps that a worker does before anybody asks, so that its first requests find it warm and its speed known."""
+
+from __future__ import annotations
+
+from baton.engine.engine import Engine
+from baton.prompt import Prompt
+from baton.protocol import SamplingParams
+from baton.step_learning import StepLearner
+from baton.worker.load_meter import LoadMeter
+
+_DECODES = 8
+_LENGTHS = (256, 1024, 64, 512, 128)
+"""Of prompts, one after another beside some decodes."""
+
+
+def warm_up(engine: Engine) -> None:
+    """Run a prompt and some tokens: the first steps of a process take ten times as long as those that follow."""
+    prompt_len = min(64, engine.max_model_len - 4, engine.memory.num_tokens - 4)
+    if prompt_len >= 1:
+        engine.add("warm-up", Prompt([0] * prompt_len), _tokens(4))
+        _run(engine)
+    _forget(engine)
+
+
+def rehearse(engine: Engine, learner: StepLearner) -> None:
+    """Have step times learned from steps of every kind; a second or two of a GPU's."""
+    longest = min(engine.max_model_len, engine.memory.num_tokens // (_DECODES + 2)) - 128
+    lengths = [length for length in _LENGTHS if length <= longest]
+    for is_measured in (False, True):  # what is compiled is compiled in the first round
+        meter = LoadMeter(engine, learner) if is_measured else None
+        for i in range(_DECODES if lengths else 0):
+            engine.add(f"decode-{i}", Prompt([i] * min(512, longest)), _tokens(96))
+        for length in lengths:
+            for i in range(2):
+                engine.add(f"prompt-{length}-{i}", Prompt([_DECODES + i] * length), _tokens(1))
+            _run(engine, meter, num_steps=12)
+        _run(engine, meter)
+        _forget(engine)
+
+
+def _tokens(num: int) -> SamplingParams:
+    return SamplingParams(temperature=0.0, max_tokens=num, ignore_eos=True)
+
+
+def _run(engine: Engine, meter: LoadMeter | None = None, num_steps: int | None = None) -> None:
+    """Do steps until nothing is left to do, or so many."""
+    num_done = 0
+    while engine.has_work and num_done != num_steps:
+        if meter is not None:
+            meter.step_begins()
+        engine.step()
+        if meter is not None:
+            meter.step_ends()
+        num_done += 1
+
+
+def _forget(engine: Engine) -> None:
+    engine.cache.clear()
+    engine.cache.num_queries = engine.cache.num_hits = 0
