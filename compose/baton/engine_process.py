@@ -195,8 +195,10 @@ def _keys(config: WorkerConfig) -> CurveKeys | None:
 
 def _pacer(engine: Engine, config: WorkerConfig) -> Pacer:
     """Return who sizes chunks; on a CPU, whose steps take as long as they take, to a target only if there is one."""
-    target_ms = config.itl_target_ms
-    return Pacer(StepLearner(), 0.0 if target_ms is None and engine.runner.device.type == "cpu" else target_ms)
+    target_ms, runner = config.itl_target_ms, engine.runner
+    if target_ms is None and runner.device.type == "cpu":
+        target_ms = 0.0
+    return Pacer(StepLearner(), target_ms, runner.most_mixed)
 
 
 def _memory(engine: Engine, config: TransferConfig, *, is_read: bool) -> BlockMemory:

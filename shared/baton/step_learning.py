@@ -34,8 +34,8 @@ _OUTLIER = 3.0
 """Mean errors from which a step counts less."""
 _STALLED = 3.0
 """Times that a step takes what is predicted from which no margin would have helped."""
-_UP, _DOWN = 0.02, 0.0001
-"""How the margin moves with a step that takes longer than it says, and with one that does not: one in 200 is let pass."""
+_UP, _DOWN = 0.01, 0.0001
+"""How the margin moves with a step that takes longer than it says, and with one that does not: one in 100 is let pass."""
 
 
 class StepLearner:
@@ -51,7 +51,7 @@ class StepLearner:
         self._num_passed = 0
         self._spread = 0.1
         self.margin = 1.1
-        """Times that a step with rows and chunks takes what is predicted, but for one in 200."""
+        """Times that a step with rows and chunks takes what is predicted, but for one in 100."""
         self._times: StepTimes | None = prior
 
     @property

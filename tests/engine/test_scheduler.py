@@ -133,6 +133,13 @@ def test_chunks_beside_decodes_are_as_long_as_the_target_leaves_time_for() -> No
     assert step(scheduler)["b"] == (95, 405)
 
 
+def test_a_step_with_decodes_is_no_longer_than_one_launch_serves() -> None:
+    scheduler = paced(200.0)
+    scheduler.pace = Pacer(StepLearner(StepTimes(5e-3, 0.0, 0.0, 0.0, 1e-4, 0.0, 0.0)), 200.0, most_mixed=256)
+    scheduler.add(sequence("b", 900))
+    assert step(scheduler) == {"a": (3, 1), "b": (0, 255)}
+
+
 def test_prompts_alone_are_computed_in_chunks_that_cost_no_throughput() -> None:
     scheduler = paced(20.0)
     scheduler.finish(scheduler.running[0])

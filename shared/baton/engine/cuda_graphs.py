@@ -35,6 +35,7 @@ class StepGraphs:
         self._caches = caches
         self._batches = batches
         self._shapes = shapes
+        self.most_mixed = shapes.most_mixed
         self._graphs: dict[StepShape, _Graph] = {}
 
     def capture(self, *, progress: bool) -> None:

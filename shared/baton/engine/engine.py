@@ -30,6 +30,7 @@ from baton.engine.prefix_cache import PrefixCache
 from baton.engine.sampler import seed_of
 from baton.engine.scheduler import Scheduler, SchedulerConfig
 from baton.engine.sequence import Sequence
+from baton.engine.step_clock import Mark, StepClock
 from baton.engine.step_plan import StepPlan
 from baton.errors import refuse
 from baton.messages import TokenLogprobs
@@ -68,6 +69,15 @@ class _Request:
     num_listed: int = 0  # blocks of tokens that `Engine.computed` has been through
 
 
+@dataclass(slots=True)
+class _InFlight:
+    """A launched step, and the marks between which it runs."""
+
+    step: LaunchedStep
+    began: Mark
+    ended: Mark
+
+
 class Engine:
     """Continuous batching over one model on one device.
 
@@ -103,7 +113,8 @@ class Engine:
         """What changes the KV of a token beside the tokens before it and the tenant's salt."""
         self._cache_key = cache_key
         self._runs_behind = self.runner.device.type == "cuda"
-        self._in_flight: LaunchedStep | None = None
+        self._clock = StepClock(self.runner.device)
+        self._in_flight: _InFlight | None = None
         self._requests: dict[str, _Request] = {}
         self._owner: dict[Sequence, tuple[str, int]] = {}
         self.admitted: list[str] = []
@@ -118,6 +129,8 @@ class Engine:
         """Steps whose result was taken in."""
         self.collected: StepPlan | None = None
         """The last of them."""
+        self.collected_s = 0.0
+        """The time that it took on the device: from the end of the step before it, where that had been launched."""
 
     # -- requests -----------------------------------------------------------------------------------------
 
@@ -282,7 +295,7 @@ class Engine:
         touched = self.scheduler.discard()
         return list(dict.fromkeys(self._owner[s][0] for s in touched if s in self._owner))
 
-    def _launch(self) -> LaunchedStep | None:
+    def _launch(self) -> _InFlight | None:
         plan = self.scheduler.plan()
         if plan is None:
             return None
@@ -290,16 +303,20 @@ class Engine:
         self.num_chunk_tokens += plan.num_tokens - plan.num_decodes
         self.num_chunk_pairs += plan.num_chunk_pairs
         self.admitted = [self._owner[sequence][0] for sequence in plan.admitted]
-        return self.runner.sample(self.runner.forward(plan))
+        began = self._clock.mark() if self._in_flight is None else self._in_flight.ended
+        step = self.runner.sample(self.runner.forward(plan))
+        return _InFlight(step, began, self._clock.mark())
 
     def _collect(self) -> list[TokenOutput]:
         """Take in the step in flight, if there is one."""
-        step, self._in_flight = self._in_flight, None
-        if step is None:
+        launched, self._in_flight = self._in_flight, None
+        if launched is None:
             return []
+        step = launched.step
         self.num_collected += 1
         self.collected = step.plan
         result = self.runner.collect(step)
+        self.collected_s = self._clock.seconds(launched.began, launched.ended)
         self.scheduler.commit(step.plan, result.token_lists)
         for sequence, position, row in result.prompt_logprobs:
             owner = self._owner.get(sequence)

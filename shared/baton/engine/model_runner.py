@@ -98,6 +98,11 @@ class ModelRunner:
         graphs.capture(progress=progress)
         self._graphs = graphs
 
+    @property
+    def most_mixed(self) -> int:
+        """Tokens up to which a step with chunks beside decodes is one launch; 0: none is."""
+        return 0 if self._graphs is None else self._graphs.most_mixed
+
     @torch.inference_mode()
     def forward(self, plan: StepPlan) -> ForwardedStep:
         """Start a step's forward pass. On a GPU this returns while it runs."""

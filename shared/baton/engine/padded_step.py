@@ -69,6 +69,11 @@ class StepShapes:
         shapes = [*map(self._of_decodes, self._decodes), *map(self._of_mixed, self._mixed)]
         return sorted(shapes, key=lambda shape: shape.num_tokens, reverse=True)
 
+    @property
+    def most_mixed(self) -> int:
+        """Tokens of the largest step that has chunks beside decodes; 0: there is none."""
+        return self._mixed[-1] if self._mixed else 0
+
     def fit(self, batch: HostBatch) -> StepShape | None:
         """Find the smallest shape with room for a step; None: none has."""
         num_tokens, num_chunks = len(batch.token_ids), len(batch.rows) - batch.num_decodes

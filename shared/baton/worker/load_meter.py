@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from dataclasses import dataclass, replace
 
 from baton.engine.engine import Engine
@@ -37,18 +36,12 @@ class _Chunks:
 
 
 class LoadMeter:
-    """Measure how fast the engine is, from its steps.
-
-    A step takes the time from its launch, or from the end of the one before it if that is later, until its result is here. On a
-    GPU the host launches the next one meanwhile: what a call of `Engine.step` takes is mostly the step launched before.
-    """
+    """Measure how fast the engine is, from its steps."""
 
     def __init__(self, engine: Engine, learner: StepLearner) -> None:
         self._engine = engine
         self._learner = learner
-        self._launched_at: deque[float] = deque(maxlen=2)
         self._num_collected = engine.num_collected
-        self._ended_at = 0.0
         self._prefill_rate = 0.0
         self._decode_step_ms = 0.0
         self._num_steps = engine.num_steps  # from here on: after a warm-up
@@ -69,7 +62,6 @@ class LoadMeter:
         """Take in a step's time."""
         engine, now = self._engine, time.perf_counter()
         if engine.num_steps != self._num_steps:
-            self._launched_at.append(self._began_at)
             chunks = self._chunks_since()
             self._num_steps, self._last_chunks = engine.num_steps, chunks
             self._num_chunk_tokens, self._num_chunk_pairs = engine.num_chunk_tokens, engine.num_chunk_pairs
@@ -77,15 +69,8 @@ class LoadMeter:
                 self._learn(replace(chunks, seconds=now - self._began_at))
         if engine.num_collected != self._num_collected:
             self._num_collected = engine.num_collected
-            launched_at = self._launched_at.popleft() if self._launched_at else now
             if engine.collected is not None:
-                self._measure(engine.collected, now - max(launched_at, self._ended_at))
-            self._ended_at = now
-
-    def step_fails(self) -> None:
-        """Forget the steps that were launched, as the engine does."""
-        self._launched_at.clear()
-        self._num_collected = self._engine.num_collected
+                self._measure(engine.collected, engine.collected_s)
 
     def _measure(self, plan: StepPlan, seconds: float) -> None:
         """Learn from a step that took so long."""

@@ -270,7 +270,6 @@ class WorkerLoop:
 
     def _step_failed(self, error: Exception) -> None:
         self._num_failed_steps += 1
-        self._meter.step_fails()
         touched = self._engine.discard()
         log.exception("step_failed", num_requests=len(touched), times=self._num_failed_steps)
         for engine_id in touched:

@@ -18,9 +18,17 @@ class Pacer:
     Steps without decodes are free, but no longer than is good for throughput: who comes meanwhile waits for their end.
     """
 
-    def __init__(self, learner: StepLearner, target_ms: float | None) -> None:
-        """`target_ms` None: what is right for most; 0: none, and chunks are as long as a step may be."""
+    def __init__(self, learner: StepLearner, target_ms: float | None, most_mixed: int = 0) -> None:
+        """Make ready.
+
+        Args:
+            learner: of this worker's steps.
+            target_ms: None: what is right for most; 0: none, and chunks are as long as a step may be.
+            most_mixed: tokens up to which a step is one launch. Beyond, the host's hundreds of launches take as long as
+                they take, 12 to 23 ms, which is no time that anybody can predict. 0: there is no such bound.
+        """
         self.learner = learner
+        self._most_mixed = most_mixed
         self._target_s = DEFAULT_TARGET_S if target_ms is None else target_ms / 1000
         self._slower = _SLOWER if target_ms is None else 0.0
         self._num_short = 0
@@ -43,6 +51,8 @@ class Pacer:
             return ChunkRoom(min(num_left, pace.times.efficient_chunk(num_left)))
         if not self._target_s:
             return ChunkRoom(num_left)
+        if self._most_mixed > rows:
+            num_left = min(num_left, self._most_mixed - rows)
         is_broken = self._num_short >= BREAK_EVERY
         seconds = pace.broken_s(rows, context) if is_broken else pace.most_s(rows, context)
         self._last = TimedRoom(num_left, pace.times, seconds, rows, context)
