@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import uuid
+from collections.abc import Iterator
 
 import msgspec
 import torch
@@ -32,6 +33,7 @@ from baton.kvtransfer.side import Side
 from baton.kvtransfer.transports.cuda_ipc import CudaIpcTransport
 from baton.kvtransfer.transports.ipc import IpcTransport
 from baton.kvtransfer.transports.shm import ShmTransport
+from baton.kvtransfer.transports.shm_ring import ShmRingTransport
 from baton.kvtransfer.transports.tcp import TcpTransport
 from baton.kvtransfer.transports.transport import Transport
 from baton.kvtransfer.wire import layout_fingerprint
@@ -216,10 +218,17 @@ def _memory(engine: Engine, config: TransferConfig, *, is_read: bool) -> BlockMe
 
 def _host_transports(memory: BlockMemory, *, listens: bool) -> tuple[Transport, ...]:
     """Return the ways between processes of one host, the fastest first."""
-    if isinstance(memory, DeviceMemory) and isinstance(memory.copies, CudaCopies) and memory.copies.is_shared:
-        return CudaIpcTransport(memory.copies), IpcTransport()
+    if isinstance(memory, DeviceMemory) and isinstance(memory.copies, CudaCopies):
+        return *_device_transports(memory.copies, memory.ring_fd), IpcTransport()
     fd = memory.fd if isinstance(memory, HostMemory) else None
     return (IpcTransport(),) if listens and fd is None else (ShmTransport(fd), IpcTransport())
+
+
+def _device_transports(copies: CudaCopies, ring_fd: int | None) -> Iterator[Transport]:
+    if copies.is_shared:
+        yield CudaIpcTransport(copies)
+    if ring_fd is not None:
+        yield ShmRingTransport(copies, ring_fd)
 
 
 def main() -> None:

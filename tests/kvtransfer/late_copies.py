@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
+import os
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -80,6 +82,11 @@ class LateCopies:
     def pin(self, nbytes: int) -> Bytes:
         return np.full(nbytes, 0xEE, dtype=np.uint8)
 
+    def pin_shared(self, nbytes: int) -> tuple[Bytes, int | None]:
+        fd = os.memfd_create("baton-test-ring", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(fd, nbytes)
+        return np.frombuffer(mmap.mmap(fd, nbytes), dtype=np.uint8), fd
+
     def mark(self) -> Mark:
         return self.engine
 
@@ -98,6 +105,16 @@ class LateCopies:
     def sum_up(self, block_ids: Sequence[int]) -> Sums:
         sums = bytearray()
         return LateSums(sums, self._start(self.reads, lambda: self._sum(block_ids, sums), ()))
+
+    def to_ring(self, block_ids: Sequence[int], ring: Bytes, places: Sequence[int]) -> Sums:
+        sums = bytearray()
+
+        def run() -> None:
+            to = ring[: len(ring) // self.block_nbytes * self.block_nbytes].reshape(-1, self.block_nbytes)
+            to[list(places)] = self.bytes[list(block_ids)]
+            self._sum(block_ids, sums)
+
+        return LateSums(sums, self._start(self.reads, run, ()))
 
     def from_peer(self, address: int, places: Sequence[int], block_ids: Sequence[int], after: Collection[Mark]) -> Sums:
         """Read from an address of this process, such as another `LateCopies`' `bytes.ctypes.data`."""

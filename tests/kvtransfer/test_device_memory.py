@@ -16,13 +16,14 @@ from baton.kvtransfer.device_memory import MIN_SLOTS, DeviceMemory
 from baton.kvtransfer.exporter import Exporter
 from baton.kvtransfer.importer import Importer
 from baton.kvtransfer.imports import Fetched, FetchFailed
-from baton.kvtransfer.memory import PeerMemory
+from baton.kvtransfer.memory import Bytes, PeerMemory
 from baton.kvtransfer.transports.cuda_ipc import CudaIpcTransport
 from baton.kvtransfer.transports.ipc import IpcTransport
+from baton.kvtransfer.transports.shm_ring import ShmRingTransport
 
 from .blocks import BLOCK_NBYTES, TestTicket, block_hashes, request_id, wait_until
 from .late_copies import LateCopies, LateMark, random_blocks
-from .test_transfer import CONFIG, Workers, assert_nothing_is_left, ends_of, offer_all, releases_of
+from .test_transfer import CONFIG, HASTY, Workers, assert_nothing_is_left, ends_of, offer_all, releases_of
 
 FRAME_NBYTES = 4 * BLOCK_NBYTES
 NEVER = 1 << 60
@@ -161,6 +162,14 @@ class InProcess:
     def measure(self, address: int, nbytes: int) -> float:
         return self.rate
 
+    def register(self, room: Bytes) -> None:
+        if not self.in_reach:
+            raise ConfigError("host memory cannot be pinned")
+        self.num_open += 1
+
+    def unregister(self, room: Bytes) -> None:
+        self.num_open -= 1
+
 
 @pytest.mark.parametrize(
     ("way", "is_read"),
@@ -184,6 +193,48 @@ def test_a_device_reads_the_blocks_of_another_or_gets_them_over_sockets(way: dic
     assert (ours.bytes[order] == theirs.bytes).all()
     assert ours.num_read == (num * each if is_read else 0)
     assert mapped.num_open == 0
+
+
+@pytest.mark.parametrize("can_pin", [True, False])
+@pytest.mark.parametrize("block_nbytes", [16 << 10, 96 << 10], ids=["many a slot", "one a slot"])
+def test_devices_exchange_blocks_through_the_ring_of_one(block_nbytes: int, can_pin: bool) -> None:
+    """The ring has room for few of a request's blocks at a time."""
+    workers, num, each = Workers("ipc"), 4, 50
+    theirs = LateCopies(random_blocks(num * each, block_nbytes, 8), is_shared=False)
+    ours = LateCopies(np.zeros_like(theirs.bytes), is_shared=False)
+    device = InProcess(ours, in_reach=can_pin)
+    memories = [DeviceMemory(copies, frame_nbytes=CONFIG.frame_nbytes, ring_nbytes=1) for copies in (theirs, ours)]
+    exporter, importer = (
+        make(memory, transports=(ShmRingTransport(device, memory.ring_fd), IpcTransport()))
+        for make, memory in zip((workers.exporter, workers.importer), memories, strict=True)
+    )
+    order = exchange(workers, exporter, importer, num, each)
+    assert (ours.bytes[order] == theirs.bytes).all()
+    assert ours.num_read == (num * each if can_pin else 0)
+    assert len(memories[0]._reading) == MIN_SLOTS, "the ring is free again"
+    assert device.num_open == 0
+
+
+def test_an_importer_that_dies_gives_the_ring_back() -> None:
+    theirs, ours = (
+        LateCopies(random_blocks(64, 512, 8)),
+        LateCopies(np.zeros((64, 512), dtype=np.uint8), patience=NEVER),
+    )
+    memory = DeviceMemory(theirs, frame_nbytes=512, ring_nbytes=1)
+    workers = Workers("ipc")
+    exporter = workers.exporter(memory, transports=(ShmRingTransport(InProcess(theirs), memory.ring_fd),), config=HASTY)
+    reading = DeviceMemory(ours, frame_nbytes=512, ring_nbytes=1)
+    importer = workers.importer(reading, transports=(ShmRingTransport(InProcess(ours), reading.ring_fd),), config=HASTY)
+    try:
+        ticket = TestTicket(request_id(0), source=exporter.endpoint)
+        importer.fetch(ticket, 0, block_hashes(0, 64), range(64))
+        offer_all(exporter, ticket, 0, list(range(64)))
+        wait_until(lambda: ours.num_read > 0)
+        workers.stop(importer)
+        assert releases_of(exporter)[0].reason in ("cancelled", "expired")
+        wait_until(lambda: len(memory._reading) == MIN_SLOTS)
+    finally:
+        workers.stop()
 
 
 def test_what_a_peer_overwrites_while_it_is_read_is_seen() -> None:

@@ -25,6 +25,7 @@ from baton.kvtransfer.memory import Landing, PeerMemory, Stage
 from baton.kvtransfer.parked import MAX_PARKED, MAX_PARKED_NBYTES
 from baton.kvtransfer.settings import TransferConfig, TransferStats
 from baton.kvtransfer.side import Side
+from baton.kvtransfer.wire import Reads
 
 from .blocks import LAYOUT, SECRET, Clock, TestTicket, block_hashes, request_id
 
@@ -32,6 +33,7 @@ NUM_REQUESTS = 3
 NUM_BLOCKS = 7
 """Of each request; two fit in one message."""
 NBYTES = 32 << 10
+RING_BLOCKS = 5
 POISON = 0xEE
 PEER = b"peer id of 16 by"
 CONFIG = TransferConfig(frame_nbytes=2 * NBYTES, lease_s=10.0, renew_s=2.0, silence_s=3.0, stall_s=5.0, park_s=5.0)
@@ -44,7 +46,9 @@ class SlowMemory:
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
         self.block_nbytes = NBYTES
-        self.place_nbytes = 0
+        self.place_nbytes = self.ring_nbytes = 0
+        self.ring = np.zeros((RING_BLOCKS, NBYTES), dtype=np.uint8)
+        self.free = list(range(RING_BLOCKS))
         self.bytes = np.full((num_blocks, NBYTES), POISON, dtype=np.uint8)
         self.waiting: list[Copy] = []
         self.num_stages = 0
@@ -67,6 +71,20 @@ class SlowMemory:
 
     def stage_in_place(self, block_ids: Sequence[int]) -> Stage:
         return Stage([self.bytes[at].data for at in block_ids], NBYTES)
+
+    def stage_in_ring(self, block_ids: Sequence[int]) -> Copy | None:
+        if len(self.free) < len(block_ids):
+            return None
+        self.num_stages += 1
+        places = [self.free.pop() for _ in block_ids]
+
+        def run() -> None:
+            self.ring[places] = self.bytes[list(block_ids)]
+
+        copy = Copy(self, run, [self.ring[at].data for at in places])
+        copy.places = places
+        self.waiting.append(copy)
+        return copy
 
     def land(self, block_ids: Sequence[int], blocks: Sequence[memoryview]) -> Landing:
         taken = np.frombuffer(b"".join(blocks), dtype=np.uint8).reshape(-1, NBYTES)
@@ -111,6 +129,7 @@ class Copy(Stage):
         assert not self.released, "released twice"
         self.released = True
         self.memory.num_stages -= 1
+        self.memory.free += self.places
 
 
 @dataclass(eq=False)
@@ -122,15 +141,18 @@ class Message:
 
 
 class World:
-    """One exporter, one importer, and the messages between them; `by_place`: the importer reads the exporter's memory itself."""
+    """One exporter, one importer, and the messages between them; `reads`: what the importer reads in the exporter's memory."""
 
-    def __init__(self, *, by_place: bool = False) -> None:
+    def __init__(self, *, reads: Reads = Reads.NOTHING) -> None:
         self.clock = Clock()
         self.leg_looks = True
         self.exporter_memory = SlowMemory(NUM_REQUESTS * NUM_BLOCKS)
         self.importer_memory = SlowMemory(NUM_REQUESTS * NUM_BLOCKS)
-        if by_place:
+        self.reads = reads
+        if reads is Reads.BLOCKS:
             self.exporter_memory.place_nbytes = 2 * NBYTES
+        if reads is Reads.RING:
+            self.exporter_memory.ring_nbytes = 2 * NBYTES
         self.sent_stats, self.got_stats = TransferStats(), TransferStats()
         common: dict[str, Any] = {"layout": LAYOUT, "config": CONFIG, "clock": self.clock}
         self.exports = Exports(
@@ -172,8 +194,9 @@ class World:
     def fetch(self, key: wire.Key, from_block: int) -> None:
         self.fetched[key] = from_block
         hashes = block_hashes(int.from_bytes(key[0], "big"), NUM_BLOCKS)[from_block:]
-        view = self.exporter_memory.bytes.reshape(-1).data
-        memory = PeerMemory(view, view.nbytes) if self.exporter_memory.place_nbytes else None
+        theirs = self.exporter_memory
+        view = (theirs.ring if self.reads is Reads.RING else theirs.bytes).reshape(-1).data
+        memory = PeerMemory(view, view.nbytes, reads=self.reads) if self.reads else None
         self.imports.fetch(key, TestTicket(*key), from_block, b"".join(hashes), peer_memory=memory)
 
     def grant(self, key: wire.Key, num_blocks: int) -> None:
@@ -281,16 +304,17 @@ class World:
         assert set(self.released) == set(self.offered)
         assert set(self.ended) == set(self.fetched)
         assert self.exporter_memory.num_stages == 0
+        assert len(self.exporter_memory.free) == RING_BLOCKS
 
 
 class TicketProtocol(RuleBasedStateMachine):
     """Any order of what legs say and the network does."""
 
-    by_place = False
+    reads = Reads.NOTHING
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(by_place=self.by_place)
+        self.world = World(reads=self.reads)
 
     def key(self, number: int) -> wire.Key:
         return request_id(number), self.world.epoch_of[number]
@@ -407,11 +431,19 @@ TestTicketProtocol = TicketProtocol.TestCase
 class PlacedProtocol(TicketProtocol):
     """The same where the importer reads blocks in the exporter's memory, also after the exporter has overwritten them."""
 
-    by_place = True
+    reads = Reads.BLOCKS
+
+
+class RingProtocol(TicketProtocol):
+    """The same where the importer reads copies in the exporter's ring, which is too small for one request."""
+
+    reads = Reads.RING
 
 
 PlacedProtocol.TestCase.settings = TicketProtocol.TestCase.settings
 TestPlacedProtocol = PlacedProtocol.TestCase
+RingProtocol.TestCase.settings = settings(TicketProtocol.TestCase.settings, max_examples=100)
+TestRingProtocol = RingProtocol.TestCase
 
 
 def start(world: World, *, from_block: int = 0, num_blocks: int = NUM_BLOCKS) -> wire.Key:
@@ -497,7 +529,7 @@ def test_a_flipped_bit_fails_the_fetch_from_that_block_on() -> None:
 
 
 def test_blocks_read_where_they_lie_arrive_without_a_payload() -> None:
-    world = World(by_place=True)
+    world = World(reads=Reads.BLOCKS)
     key = start(world)
     num_frames = []
 
@@ -510,8 +542,19 @@ def test_blocks_read_where_they_lie_arrive_without_a_payload() -> None:
     world.check_nothing_left()
 
 
+@pytest.mark.parametrize("from_block", [0, 3])
+def test_a_ring_smaller_than_the_prompt_is_filled_again_as_it_is_read(from_block: int) -> None:
+    world = World(reads=Reads.RING)
+    key = start(world, from_block=from_block)
+    num_frames = []
+    carry(world, lambda message: num_frames.append(len(message.frames)))
+    assert isinstance(world.ended[key], Fetched)
+    assert set(num_frames) == {1}
+    world.check_nothing_left()
+
+
 def test_a_block_that_is_overwritten_before_it_is_read_is_not_used() -> None:
-    world = World(by_place=True)
+    world = World(reads=Reads.BLOCKS)
     key = start(world)
 
     def overwrite(message: Message) -> None:

@@ -165,7 +165,7 @@ def bench_transfer(
     rounds: Annotated[int, Option(min=1, help="rounds of each; the median counts")] = 7,
     device: Annotated[Literal["cpu", "cuda"], Option(help="where the KV lies")] = "cpu",
     only: Annotated[
-        Literal["tcp", "ipc", "shm", "cuda_ipc"] | None, Option(help="this transport alone; none: all")
+        Literal["tcp", "ipc", "shm", "shm_ring", "cuda_ipc"] | None, Option(help="this transport alone; none: all")
     ] = None,
     json_file: Json = None,
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +16,7 @@ from baton.errors import ConfigError
 from baton.kernels.block_sum import PARTS, block_sums
 from baton.kvtransfer import cuda_driver
 from baton.kvtransfer.device_memory import Mark, Sums
-from baton.kvtransfer.memory import Bytes, runs
+from baton.kvtransfer.memory import Bytes
 from baton.kvtransfer.settings import MIB
 from baton.kvtransfer.wire import DIGEST_NBYTES, MAX_BATCH_BLOCKS
 from baton.logs import get_logger
@@ -48,11 +50,37 @@ class CudaCopies:
         self._writes = torch.cuda.Stream(kv.device)  # type: ignore[no-untyped-call]
         self._notes: list[_Note] = []
         self._copier = cuda_driver.Copier()
-        self.is_shared = self._is_shared()
+        self._can_sum = self._try_sum()
+        self.is_shared = self._can_sum and self._try_export()
 
     def pin(self, nbytes: int) -> Bytes:
         """Make pinned memory; its array keeps it."""
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy()
+
+    def pin_shared(self, nbytes: int) -> tuple[Bytes, int | None]:
+        """Make pinned memory of a file without a name; where that cannot be, other pinned memory."""
+        if not self._can_sum:
+            return self.pin(nbytes), None
+        fd = os.memfd_create("baton-kv-ring", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(fd, nbytes)
+            room = np.frombuffer(mmap.mmap(fd, nbytes), dtype=np.uint8)
+            self.register(room)
+        except (OSError, ConfigError) as error:
+            os.close(fd)
+            log.info("ring_not_shared", reason=str(error))
+            return self.pin(nbytes), None
+        return room, fd
+
+    def register(self, room: Bytes) -> None:
+        """Let copies reach host memory that was mapped, without the host's help."""
+        with self._reading():
+            cuda_driver.register(room.ctypes.data, room.nbytes)
+
+    def unregister(self, room: Bytes) -> None:
+        """End that."""
+        with self._reading():
+            cuda_driver.unregister(room.ctypes.data)
 
     def mark(self) -> Mark:
         """Record an event on the stream on which the calling thread, the engine's, launches its steps."""
@@ -60,54 +88,62 @@ class CudaCopies:
 
     def to_host(self, block_ids: Sequence[int], to: Bytes) -> Mark:
         """Start one copy for each run of neighbours."""
-        host = torch.from_numpy(to).view(len(block_ids), -1)
-        with torch.cuda.stream(self._reads):
-            at = 0
-            for first, stop in runs(block_ids):
-                host[at : at + stop - first].copy_(self._blocks[first:stop], non_blocking=True)
-                at += stop - first
+        with self._reading():
+            self._start_reading(block_ids, to, range(len(block_ids)))
             return _record(self._reads)
 
     def to_device(self, source: Bytes, block_ids: Sequence[int], after: Collection[Mark]) -> Mark:
         """Start one copy for each run of neighbours."""
-        host = torch.from_numpy(source).view(len(block_ids), -1)
         with self._writing(after):
-            at = 0
-            for first, stop in runs(block_ids):
-                self._blocks[first:stop].copy_(host[at : at + stop - first], non_blocking=True)
-                at += stop - first
+            self._start_writing(source.ctypes.data, range(len(block_ids)), block_ids)
             return _record(self._writes)
 
     def sum_up(self, block_ids: Sequence[int]) -> Sums:
         """Start one kernel, which reads each block once."""
-        with torch.cuda.stream(self._reads):
+        with self._reading():
+            return self._sum(block_ids, self._reads)
+
+    def to_ring(self, block_ids: Sequence[int], ring: Bytes, places: Sequence[int]) -> Sums:
+        """Start one copy for each run of blocks that are neighbours on both sides, and one kernel that sums."""
+        with self._reading():
+            self._start_reading(block_ids, ring, places)
             return self._sum(block_ids, self._reads)
 
     def from_peer(self, address: int, places: Sequence[int], block_ids: Sequence[int], after: Collection[Mark]) -> Sums:
         """Start one copy for each run of blocks that are neighbours on both sides, and one kernel that sums."""
-        found = np.array(_common_runs(places, block_ids), dtype=np.uint64) * np.uint64(self.block_nbytes)
-        sources, targets, sizes = np.ascontiguousarray(found.T)
-        sources += np.uint64(address)
-        targets += np.uint64(self._blocks.data_ptr())
         with self._writing(after):
-            self._copier.start(targets, sources, sizes, self._writes.cuda_stream)
+            self._start_writing(address, places, block_ids)
             return self._sum(block_ids, self._writes)
+
+    def _start_reading(self, block_ids: Sequence[int], to: Bytes, places: Sequence[int]) -> None:
+        theirs, ours, sizes = self._runs(to.ctypes.data, places, block_ids)
+        self._copier.start(theirs, ours, sizes, self._reads.cuda_stream)
+
+    def _start_writing(self, address: int, places: Sequence[int], block_ids: Sequence[int]) -> None:
+        theirs, ours, sizes = self._runs(address, places, block_ids)
+        self._copier.start(ours, theirs, sizes, self._writes.cuda_stream)
+
+    def _runs(
+        self, address: int, places: Sequence[int], block_ids: Sequence[int]
+    ) -> tuple[cuda_driver.Numbers, cuda_driver.Numbers, cuda_driver.Numbers]:
+        """Return addresses in other memory, addresses of our blocks, and sizes."""
+        found = np.array(_common_runs(places, block_ids), dtype=np.uint64) * np.uint64(self.block_nbytes)
+        theirs, ours, sizes = np.ascontiguousarray(found.T)
+        return theirs + np.uint64(address), ours + np.uint64(self._blocks.data_ptr()), sizes
 
     def export_memory(self) -> tuple[bytes, int]:
         """Return the handle of the allocation, and where in it block 0 begins."""
-        with torch.cuda.stream(self._reads):
-            self._reads.query()
+        with self._reading():
             return cuda_driver.export_memory(self._blocks.data_ptr())
 
     def open_memory(self, handle: bytes) -> int:
         """Map another process's allocation for this device."""
-        with torch.cuda.stream(self._writes):
-            self._writes.query()  # a thread has a current context only after a first call of the runtime
+        with self._writing():
             return cuda_driver.open_memory(handle)
 
     def close_memory(self, address: int) -> None:
         """Unmap it."""
-        with torch.cuda.stream(self._writes):
+        with self._writing():
             cuda_driver.close_memory(address)
 
     def measure(self, address: int, nbytes: int) -> float:
@@ -126,6 +162,7 @@ class CudaCopies:
         seconds = []
         stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream):
+            stream.query()
             aside = torch.empty(nbytes, dtype=torch.uint8, device=self._device)
             to, sources, sizes = (np.full(times, at, dtype=np.uint64) for at in (aside.data_ptr(), address, nbytes))
             for _ in range(MEASUREMENTS):
@@ -136,8 +173,15 @@ class CudaCopies:
         return times * nbytes / min(seconds)
 
     @contextmanager
-    def _writing(self, after: Collection[Mark]) -> Iterator[None]:
+    def _reading(self) -> Iterator[None]:
+        with torch.cuda.stream(self._reads):
+            self._reads.query()  # a thread has a current context only after a first call of the runtime
+            yield
+
+    @contextmanager
+    def _writing(self, after: Collection[Mark] = ()) -> Iterator[None]:
         with torch.cuda.stream(self._writes):
+            self._writes.query()
             for mark in after:
                 assert isinstance(mark, torch.cuda.Event)
                 self._writes.wait_event(mark)
@@ -152,17 +196,21 @@ class CudaCopies:
         block_sums(self._blocks, note.ids_tensor[:count], note.sums_tensor[:count])
         return _CudaSums(self._notes, note, count, _record(stream))
 
-    def _is_shared(self) -> bool:
+    def _try_sum(self) -> bool:
+        """Whether blocks can be summed; compiles the kernel, for which no request shall wait."""
+        if self.block_nbytes % ID_NBYTES:
+            return False
+        sums = self.sum_up([0])
+        self._reads.synchronize()
+        sums.read()
+        return True
+
+    def _try_export(self) -> bool:
         try:
             self.export_memory()
         except ConfigError as error:
             log.info("memory_not_shared", reason=str(error))
             return False
-        if self.block_nbytes % ID_NBYTES:
-            return False
-        sums = self.sum_up([0])  # compiles the kernel, for which no request shall wait
-        self._reads.synchronize()
-        sums.read()
         return True
 
 

@@ -20,6 +20,7 @@ log = get_logger("kvtransfer")
 Numbers = NDArray[np.uint64]
 HANDLE_NBYTES = 64
 _LAZY_PEER_ACCESS = 1
+_PORTABLE = 1
 _IN_STREAM_ORDER = 1
 
 
@@ -53,6 +54,20 @@ def open_memory(handle: bytes) -> int:
 def close_memory(address: int) -> None:
     """Unmap what `open_memory` gave."""
     _call("cuIpcCloseMemHandle", ctypes.c_uint64(address))
+
+
+def register(address: int, nbytes: int) -> None:
+    """Pin host memory of this process, whose pages others may share.
+
+    Raises:
+        ConfigError: the driver cannot.
+    """
+    _call("cuMemHostRegister_v2", ctypes.c_void_p(address), ctypes.c_size_t(nbytes), ctypes.c_uint(_PORTABLE))
+
+
+def unregister(address: int) -> None:
+    """End what `register` began."""
+    _call("cuMemHostUnregister", ctypes.c_void_p(address))
 
 
 class Copier:

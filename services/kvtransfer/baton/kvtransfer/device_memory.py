@@ -5,7 +5,8 @@ ring takes one message's blocks. A slot to read from is free again when the sock
 when its copy has ended: the rings are apart, so that a peer which does not read keeps nothing from landing.
 
 Between GPUs of one host no bytes come to the host: the importer's device copies the blocks out of the exporter's, and each
-device sums what it has.
+device sums what it has. Where one cannot read the other, both copy, into and out of the exporter's ring, which then is shared
+memory: no processor touches the bytes.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ MIN_SLOTS = 4
 PLACED_NBYTES = 64 * MIB
 """Of one message that only says where blocks lie. A GPU copies so much of another's in 0.2 ms, as long as both sides take over
 a message: larger ones let the copies wait for the first sums, smaller ones for the messages."""
+RING_MESSAGE_NBYTES = 8 * MIB
+"""Of one that says where copies lie in the ring: 0.15 ms over PCIe each way, as long as its messages take both sides."""
 
 
 class Mark(Protocol):
@@ -64,6 +67,9 @@ class Copies(Protocol):
     def pin(self, nbytes: int) -> Bytes:
         """Make host memory that copies can reach without the host's help; kept as long as this object."""
 
+    def pin_shared(self, nbytes: int) -> tuple[Bytes, int | None]:
+        """Make the same of a file without a name, for other processes too, and return its descriptor; None: they cannot."""
+
     def mark(self) -> Mark:
         """Mark the end of what the engine has started."""
 
@@ -76,8 +82,11 @@ class Copies(Protocol):
     def sum_up(self, block_ids: Sequence[int]) -> Sums:
         """Start summing blocks; what was computed is read as it is now."""
 
+    def to_ring(self, block_ids: Sequence[int], ring: Bytes, places: Sequence[int]) -> Sums:
+        """Start copying blocks to places of pinned memory, as many bytes each; then sum them. As `to_host` reads."""
+
     def from_peer(self, address: int, places: Sequence[int], block_ids: Sequence[int], after: Collection[Mark]) -> Sums:
-        """Start copying blocks of another process's memory, once the device has come to all of `after`; then sum the copies."""
+        """Start copying blocks of another process's memory or ring, once the device has come to all of `after`; then sum the copies."""
 
 
 class DeviceMemory:
@@ -97,9 +106,13 @@ class DeviceMemory:
         self._slot_blocks = max(1, frame_nbytes // self.block_nbytes)
         slot_nbytes = self._slot_blocks * self.block_nbytes
         num_slots = max(MIN_SLOTS, -(-ring_nbytes // slot_nbytes))
-        pinned = copies.pin(2 * num_slots * slot_nbytes).reshape(2, num_slots, slot_nbytes)
-        self._reading: list[Bytes] = list(pinned[0])
-        self._writing: list[Bytes] = list(pinned[1])
+        self._ring, self.ring_fd = copies.pin_shared(num_slots * slot_nbytes)
+        """What is read; for other processes to map if it has a descriptor."""
+        most = min(RING_MESSAGE_NBYTES, len(self._ring) // MIN_SLOTS)
+        self.ring_nbytes = 0 if self.ring_fd is None else max(slot_nbytes, most)
+        self._reading = list(range(num_slots))
+        """Slots of the ring that are free."""
+        self._writing: list[Bytes] = list(copies.pin(num_slots * slot_nbytes).reshape(num_slots, slot_nbytes))
         self._crew = make_crew(num_threads)
         self._arriving: deque[_Arriving] = deque()
         """What has a slot to be copied from, the oldest first."""
@@ -116,8 +129,19 @@ class DeviceMemory:
         if not self._reading:
             return None
         slot = self._reading.pop()
-        taken = slot[: len(block_ids) * self.block_nbytes]
+        begin = slot * self._slot_blocks * self.block_nbytes
+        taken = self._ring[begin : begin + len(block_ids) * self.block_nbytes]
         return _Copied(self, slot, taken.data, self.copies.to_host(block_ids, taken))
+
+    def stage_in_ring(self, block_ids: Sequence[int]) -> Stage | None:
+        """Start copies into as many free slots as the blocks need, and their sums."""
+        size = self._slot_blocks
+        num_slots = -(-len(block_ids) // size)
+        if len(self._reading) < num_slots:
+            return None
+        slots = [self._reading.pop() for _ in range(num_slots)]
+        places = [slot * size + at for slot in slots for at in range(size)][: len(block_ids)]
+        return _InRing(self, slots, places, self.copies.to_ring(block_ids, self._ring, places))
 
     def land(self, block_ids: Sequence[int], blocks: Sequence[memoryview]) -> Landing:
         """Copy the bytes into slots, and start the copies from there."""
@@ -205,7 +229,7 @@ class _Arriving:
 
 
 class _Copied(Stage):
-    def __init__(self, memory: DeviceMemory, slot: Bytes, view: memoryview, mark: Mark) -> None:
+    def __init__(self, memory: DeviceMemory, slot: int, view: memoryview, mark: Mark) -> None:
         super().__init__((view,), memory.block_nbytes, memory._crew)
         self._memory = memory
         self._slot = slot
@@ -230,3 +254,16 @@ class _Summed(Stage):
 
     def read(self) -> tuple[bytes, Sequence[memoryview]]:
         return self._made.read(), ()
+
+
+class _InRing(_Summed):
+    """Blocks of which copies lie in the ring, for a peer to read."""
+
+    def __init__(self, memory: DeviceMemory, slots: Sequence[int], places: Sequence[int], sums: Sums) -> None:
+        super().__init__(sums, memory.block_nbytes)
+        self.places = places
+        self._memory = memory
+        self._slots = slots
+
+    def release(self) -> None:
+        self._memory._reading += self._slots

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import partial
 
 from baton.kvtransfer import wire
 from baton.kvtransfer.epochs import Epochs
@@ -19,7 +20,7 @@ from baton.kvtransfer.memory import Stage
 from baton.kvtransfer.parked import ParkedFetches
 from baton.kvtransfer.side import Side
 from baton.kvtransfer.waiting import nap_s
-from baton.kvtransfer.wire import DIGEST_NBYTES, Key
+from baton.kvtransfer.wire import DIGEST_NBYTES, Key, Reads
 
 STAGES_AHEAD = 4
 """Batches of one export that are staged before the first is sent: some copy while one waits for the socket."""
@@ -83,8 +84,9 @@ class _Export:
     peer: bytes = b""
     wanted: bytes = b""
     from_block: int = 0
-    by_place: bool = False
-    """Whether the peer reads the blocks where they lie."""
+    reads: Reads = Reads.NOTHING
+    num_peer_read: int = 0
+    """Blocks that the peer has read from the ring."""
     limit: int = 0
     num_staged: int = 0
     num_sent: int = 0
@@ -97,6 +99,11 @@ class _Export:
     """Whether it was sent at all: only then can all have landed."""
     reason: str = ""
     """Why it is ending."""
+
+    @property
+    def num_held(self) -> int:
+        """Batches in the ring that the peer has not read: no peer shall have all of it."""
+        return self.num_read if self.reads is Reads.RING else 0
 
     @property
     def total(self) -> int:
@@ -126,8 +133,14 @@ class Exports:
         """Since when the memory has been making blocks readable for which a peer waits."""
         self._read: list[tuple[_Export, Stage, Callable[[], bool]]] = []
         """What the sockets, or a staging copy, still read, and how to ask whether they are done."""
-        self._batch_blocks = _blocks_within(side.config.frame_nbytes, side.memory.block_nbytes)
-        self._placed_blocks = _blocks_within(side.memory.place_nbytes, side.memory.block_nbytes)
+        nbytes = {
+            Reads.NOTHING: side.config.frame_nbytes,
+            Reads.BLOCKS: side.memory.place_nbytes,
+            Reads.RING: side.memory.ring_nbytes,
+        }
+        self._batch_blocks = {
+            reads: _blocks_within(most, side.memory.block_nbytes) for reads, most in nbytes.items() if most
+        }
         self.replies: deque[tuple[bytes, bytes]] = deque()
         """Headers to send, by peer. Each may be lost: the peer asks again."""
         self.events: deque[Released] = deque()
@@ -211,7 +224,7 @@ class Exports:
         elif peer != export.peer and not (isinstance(message, wire.Cancel) and not export.peer):
             raise wire.BadFrame("stranger", "the right secret, but another peer has the ticket")
         elif isinstance(message, wire.Credit):
-            self._on_credit(export, message.limit)
+            self._on_credit(export, message)
         else:
             self._end(export, "fetched" if isinstance(message, wire.Done) and export.has_ended else "cancelled")
 
@@ -234,19 +247,23 @@ class Exports:
         if export.state is State.OFFERED:
             export.state = State.ATTACHED
             export.peer, export.wanted, export.from_block = peer, fetch.hashes, fetch.from_block
-            export.num_staged = export.num_sent = fetch.from_block
-            export.by_place = fetch.by_place and self._memory.place_nbytes > 0
+            export.num_staged = export.num_sent = export.num_peer_read = fetch.from_block
+            export.reads = fetch.reads if fetch.reads in self._batch_blocks else Reads.NOTHING
         if export.state is State.ATTACHED and fetch.layout != self._side.layout:
             self._fail(export, "layout")
         else:
-            self._on_credit(export, fetch.limit)
+            self._on_credit(export, wire.Credit(*export.key, fetch.limit))
 
-    def _on_credit(self, export: _Export, limit: int) -> None:
+    def _on_credit(self, export: _Export, credit: wire.Credit) -> None:
         if export.state is State.ENDING:
             self._reply(export.peer, wire.Fail(*export.key, export.reason), export.secret)
             return
         self._leases.renew(export.key)
-        export.limit = max(export.limit, min(limit, export.total))
+        export.limit = max(export.limit, min(credit.limit, export.total))
+        if credit.num_read > export.num_peer_read:  # says that, and asks for nothing
+            export.num_peer_read = credit.num_read
+            self._take_turn(export)
+            return
         export.end_sent = False  # who still asks has not had END, or will drop a second one
         self._reply(export.peer, self._state(export), export.secret)
         self._take_turn(export)
@@ -299,12 +316,14 @@ class Exports:
         export.staged.popleft()
         export.num_sent = stop
         self._side.stats.bytes_sent += batch.num_blocks * self._memory.block_nbytes
+        if export.reads is Reads.RING:
+            is_read = partial(_is_read_or_ending, export, stop)
         self._watch(export, batch.stage, is_read)
         hashes = bytes(export.hashes[first * DIGEST_NBYTES : stop * DIGEST_NBYTES])
         checksums, payload = batch.stage.read()
         places = b""
-        if export.by_place:
-            places, payload = wire.join_places(export.block_ids[first:stop]), ()
+        if export.reads is not Reads.NOTHING:
+            places, payload = wire.join_places(batch.stage.places or export.block_ids[first:stop]), ()
         message = wire.Blocks(*export.key, self._side.layout, first, hashes, checksums, places)
         return wire.seal(message, export.secret), payload
 
@@ -337,10 +356,9 @@ class Exports:
 
     def _stage(self, export: _Export) -> bool:
         """Stage what credits allow; False: the memory has no room now."""
-        while len(export.staged) < STAGES_AHEAD:
+        while len(export.staged) + export.num_held < STAGES_AHEAD:
             first = export.num_staged
-            most = self._placed_blocks if export.by_place else self._batch_blocks
-            stop = min(len(export.block_ids), export.limit, first + most)
+            stop = min(len(export.block_ids), export.limit, first + self._batch_blocks[export.reads])
             if stop <= first:
                 return True
             span = slice(first * DIGEST_NBYTES, stop * DIGEST_NBYTES)
@@ -349,12 +367,17 @@ class Exports:
                 self._fail(export, "hash")
                 return True
             block_ids = export.block_ids[first:stop]
-            stage = self._memory.stage_in_place(block_ids) if export.by_place else self._memory.stage(block_ids)
+            stage = self._make_stage(export.reads, block_ids)
             if stage is None:
                 return False
             export.staged.append(Batch(export.key, export.peer, first, stop - first, stage, self._clock()))
             export.num_staged = stop
         return True
+
+    def _make_stage(self, reads: Reads, block_ids: Sequence[int]) -> Stage | None:
+        if reads is Reads.BLOCKS:
+            return self._memory.stage_in_place(block_ids)
+        return self._memory.stage(block_ids) if reads is Reads.NOTHING else self._memory.stage_in_ring(block_ids)
 
     def _may_end(self, export: _Export) -> bool:
         if export.state is State.ENDING or export.meta is None or export.end_sent:
@@ -400,6 +423,11 @@ class Exports:
 
     def _reply(self, peer: bytes, message: wire.ToImporter, secret: bytes) -> None:
         self.replies.append((peer, wire.seal(message, secret)))
+
+
+def _is_read_or_ending(export: _Export, stop: int) -> bool:
+    """Whether a peer has read the ring's blocks below `stop`, or shall not: its checksums show what it reads too late."""
+    return export.num_peer_read >= stop or export.state is State.ENDING
 
 
 def _blocks_within(nbytes: int, block_nbytes: int) -> int:

@@ -17,7 +17,7 @@ from baton.kvtransfer.epochs import Epochs
 from baton.kvtransfer.memory import Landing, PeerMemory
 from baton.kvtransfer.side import Side
 from baton.kvtransfer.waiting import nap_s
-from baton.kvtransfer.wire import DIGEST_NBYTES, Key, Ticket, digests
+from baton.kvtransfer.wire import DIGEST_NBYTES, Key, Reads, Ticket, digests
 
 LANDED_BLOCKS = 64
 """Between two words of progress, unless nothing more is granted: each wakes the engine's thread."""
@@ -137,6 +137,10 @@ class _Import:
     @property
     def num_wanted(self) -> int:
         return len(self.is_taken)
+
+    @property
+    def reads(self) -> Reads:
+        return Reads.NOTHING if self.peer_memory is None else self.peer_memory.reads
 
     @property
     def limit(self) -> int:
@@ -406,8 +410,11 @@ class Imports:
         is_all_good = True
         while it.arrivals and it.arrivals[0].landing.is_ready():
             is_all_good &= self._check(it, it.arrivals.popleft())
+        num_before = it.num_landed
         while it.num_landed < it.num_wanted and it.is_good[it.num_landed]:
             it.num_landed += 1
+        if it.reads is Reads.RING and it.state is State.ATTACHED and num_before < it.num_landed < it.num_wanted:
+            self._ask(it)  # tells the exporter that there is room in its ring again
         if not is_all_good and it.state is not State.FAILED:
             self._spoil(it, "checksum")
             return
@@ -455,10 +462,11 @@ class Imports:
         it.renew_at = self._clock() + self._config.renew_s
         it.told_limit = it.limit
         if it.state is State.ATTACHED:
-            self._request(it, wire.Credit(*it.key, it.limit))
+            num_read = it.from_block + it.num_landed if it.reads is Reads.RING else 0
+            self._request(it, wire.Credit(*it.key, it.limit, num_read))
         else:
-            by_place = it.peer_memory is not None
-            self._request(it, wire.Fetch(*it.key, self._side.layout, it.from_block, it.limit, it.hashes, by_place))
+            fetch = wire.Fetch(*it.key, self._side.layout, it.from_block, it.limit, it.hashes, it.reads)
+            self._request(it, fetch)
 
     def _ping(self, source: str, peer: _Peer) -> None:
         peer.ping_at = self._clock() + self._config.silence_s / 3

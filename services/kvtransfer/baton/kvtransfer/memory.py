@@ -6,7 +6,8 @@ are where the engine reads them when the landing says so. On a CPU (here) both a
 (`device_memory.py`) they are copies that run while the engine computes.
 
 Between two workers of one host the importer may read the exporter's blocks itself, where they lie (`PeerMemory`): the
-exporter only sums them (`stage_in_place`), and the importer sums its own copy.
+exporter only sums them (`stage_in_place`), and the importer sums its own copy. Where a device's blocks cannot be read, its
+copies of them in the host's memory may be (`stage_in_ring`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from xxhash import xxh3_128
 
 from baton.errors import ConfigError
 from baton.kvtransfer.crew import Crew, make_crew
-from baton.kvtransfer.wire import checksum
+from baton.kvtransfer.wire import Reads, checksum
 
 Bytes = NDArray[np.uint8]
 GATHER_NBYTES = 512 << 10
@@ -43,6 +44,8 @@ class Stage:
         self._block_nbytes = block_nbytes
         self._crew = crew
         self._sums: Future[bytes] | None = None
+        self.places: Sequence[int] = ()
+        """Where they are in the ring, if they are in one."""
 
     def is_ready(self) -> bool:
         """Whether they may be read."""
@@ -96,6 +99,7 @@ class PeerMemory:
     """Unmaps it, after the last copy from it. Host memory needs none: the last view of it unmaps it."""
     is_gone: Callable[[], bool] = lambda: False
     """Whether the process whose memory it is has ended: mapped on, a GPU's memory would not come free."""
+    reads: Reads = Reads.BLOCKS
     rate: float | None = None
     """Bytes a second at which it was read when it was mapped, if that was measured."""
 
@@ -118,6 +122,10 @@ class BlockMemory(Protocol):
     def place_nbytes(self) -> int:
         """Most bytes of a message that only says where blocks lie; 0: no other process can read them there."""
 
+    @property
+    def ring_nbytes(self) -> int:
+        """The same of a message that says where copies of blocks lie in the ring; 0: there is none for others to read."""
+
     def expect(self, block_ids: Sequence[int]) -> None:
         """Note that blocks will land here: after all that the engine has started until now, which may write there."""
 
@@ -127,11 +135,14 @@ class BlockMemory(Protocol):
     def stage_in_place(self, block_ids: Sequence[int]) -> Stage:
         """Start making the sums of blocks that a peer reads where they lie. Blocks must not change until released."""
 
+    def stage_in_ring(self, block_ids: Sequence[int]) -> Stage | None:
+        """Start copying blocks to where a peer reads them, and making their sums; None: no room for it now."""
+
     def land(self, block_ids: Sequence[int], blocks: Sequence[memoryview]) -> Landing:
         """Take over the bytes of blocks. May wait for a device, never for a peer."""
 
     def land_from(self, peer: PeerMemory, places: Sequence[int], block_ids: Sequence[int]) -> Landing:
-        """Take over the blocks at these places of a peer's memory, all of them within it."""
+        """Take over the blocks at these places of a peer's memory or ring, all of them within it."""
 
 
 class HostMemory:
@@ -151,6 +162,7 @@ class HostMemory:
         self._blocks: Bytes = array.reshape(-1).view(np.uint8).reshape(num_blocks, -1)
         self._bytes = self._blocks.reshape(-1).data
         self.place_nbytes = 0 if fd is None else PLACED_NBYTES
+        self.ring_nbytes = 0
         self.fd = fd
         self._crew = make_crew(num_threads)
         self._spare: list[Bytes] = []
@@ -173,6 +185,10 @@ class HostMemory:
         """Sum the blocks when read."""
         nbytes = self.block_nbytes
         return Stage([self._bytes[at * nbytes : (at + 1) * nbytes] for at in block_ids], nbytes, self._crew)
+
+    def stage_in_ring(self, block_ids: Sequence[int]) -> Stage | None:
+        """Have no ring: blocks are read where they lie."""
+        return None
 
     def land(self, block_ids: Sequence[int], blocks: Sequence[memoryview]) -> Landing:
         """Copy the bytes to their blocks."""

@@ -21,23 +21,24 @@ thus authentic, and the checksums (xxh3-128, big-endian) bind the payload.
     1 HELLO       I->E    who I am and which layout I hold; repeated as a ping while an import is open
     2 WELCOME     E->I    the same of E. Other layout or incarnation than the ticket's: the import fails
     3 FETCH       I->E    send the blocks `from_block`, `from_block + 1`, ... which have these `hashes`, those below
-                          `limit` now; `by_place`: only say where they lie, I has mapped E's memory. Repeated each
-                          renewal until E answers; may come before E knows the ticket
-    4 CREDIT      I->E    blocks below `limit` have a place in I now; also renews the lease, so it is repeated
+                          `limit` now; `reads`: I has mapped E's memory, or its ring, so that E only says where blocks
+                          lie. Repeated each renewal until E answers; may come before E knows the ticket
+    4 CREDIT      I->E    blocks below `limit` have a place in I now, those below `num_read` were read from E's ring,
+                          whose room E may use again; also renews the lease, so it is repeated
     5 DONE        I->E    all landed and verified: release
     6 CANCEL      I->E    I wants no more: release
-    7 BLOCKS      E->I    payload of blocks first_block, ... with their hashes and checksums; by place, `places` has
-                          their numbers in E's memory (4 bytes each, big-endian) and no payload follows
+    7 BLOCKS      E->I    payload of blocks first_block, ... with their hashes and checksums; if I reads, `places` has
+                          their numbers in what it reads (4 bytes each, big-endian) and no payload follows
     8 STATE       E->I    answers FETCH and CREDIT: so many blocks are computed, so many sent; until all are computed,
                           so many tokens come before (its place in the queue), and so long it will take
     9 END         E->I    after the last block: the prompt has num_blocks; `meta` is the legs' (first token, ...)
     10 FAIL       E->I    E will send no more, and why
 
 Block indices count from the beginning of the prompt; its last block may be partly filled, which its hash says. Credits
-are absolute (`limit`), so that a CREDIT lost, doubled or late does no harm; E never sends block `limit` or later. A
+are absolute (`limit`, `num_read`), so that a CREDIT lost, doubled or late does no harm; E never sends block `limit` or later. A
 request and epoch name a ticket; an epoch ends with its ticket, and frames of another epoch are dropped.
 
-I uses a block only when request, epoch, layout, hash and checksum all match. What it reads by place may change when
+I uses a block only when request, epoch, layout, hash and checksum all match. What it reads itself may change when
 E's lease ends, which the checksum, taken of I's own copy, then shows. Every number has a range, checked
 before anything is allocated; whatever breaks a rule raises `BadFrame`, is counted, and goes no further.
 """
@@ -47,6 +48,7 @@ from __future__ import annotations
 import hmac
 import struct
 from collections.abc import Sequence
+from enum import IntEnum
 from hashlib import blake2b
 from typing import Annotated, NamedTuple, Protocol, TypeVar
 
@@ -130,16 +132,28 @@ class OfTicket(msgspec.Struct, array_like=True, frozen=True):
     epoch: _U32
 
 
+class Reads(IntEnum):
+    """What an importer reads of its exporter's memory."""
+
+    NOTHING = 0
+    """All bytes come over the sockets."""
+    BLOCKS = 1
+    """Blocks where they lie."""
+    RING = 2
+    """Blocks in host memory, to where the exporter's device copies them."""
+
+
 class Fetch(OfTicket, tag=3, frozen=True):
     layout: _Name
     from_block: _NumBlocks
     limit: _NumBlocks
     hashes: _Hashes
-    by_place: bool = False
+    reads: Reads = Reads.NOTHING
 
 
 class Credit(OfTicket, tag=4, frozen=True):
     limit: _NumBlocks
+    num_read: _NumBlocks = 0
 
 
 class Done(OfTicket, tag=5, frozen=True):

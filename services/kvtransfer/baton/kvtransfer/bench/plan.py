@@ -18,11 +18,12 @@ from baton.kvtransfer.side import Side
 from baton.kvtransfer.transports.cuda_ipc import CudaIpcTransport
 from baton.kvtransfer.transports.ipc import IpcTransport
 from baton.kvtransfer.transports.shm import ShmTransport
+from baton.kvtransfer.transports.shm_ring import ShmRingTransport
 from baton.kvtransfer.transports.tcp import TcpTransport
 from baton.kvtransfer.transports.transport import Transport
 from baton.kvtransfer.wire import DIGEST_NBYTES, layout_fingerprint
 
-Scheme = Literal["tcp", "ipc", "shm", "cuda_ipc"]
+Scheme = Literal["tcp", "ipc", "shm", "shm_ring", "cuda_ipc"]
 Device = Literal["cpu", "cuda"]
 EPOCH = 0
 
@@ -136,12 +137,14 @@ def _device_memory(plan: Plan, fill: int) -> DeviceMemory:
 
 
 def _transport(plan: Plan, memory: BlockMemory) -> Transport:
-    if plan.scheme == "cuda_ipc":
+    if plan.scheme in ("cuda_ipc", "shm_ring"):
         from baton.kvtransfer.cuda_copies import CudaCopies
 
         assert isinstance(memory, DeviceMemory)
         assert isinstance(memory.copies, CudaCopies)
-        return CudaIpcTransport(memory.copies)
+        if plan.scheme == "cuda_ipc":
+            return CudaIpcTransport(memory.copies)
+        return ShmRingTransport(memory.copies, memory.ring_fd)
     if plan.scheme == "shm":
         return ShmTransport(memory.fd if isinstance(memory, HostMemory) else None)
     return TcpTransport() if plan.scheme == "tcp" else IpcTransport()
@@ -153,7 +156,7 @@ SMALL_NBYTES = 128 << 10
 
 def plans(device: Device = "cpu") -> list[Plan]:
     """What is measured: each transport; on a GPU the 128 blocks of a prompt of 2,048 tokens of an 8B model."""
-    schemes: tuple[Scheme, ...] = ("tcp", "ipc", "shm") if device == "cpu" else ("tcp", "ipc", "cuda_ipc")
+    schemes: tuple[Scheme, ...] = ("tcp", "ipc", "shm") if device == "cpu" else ("tcp", "ipc", "shm_ring", "cuda_ipc")
     num_blocks, found = (32 if device == "cpu" else 128), []
     for scheme in schemes:
         common: dict[str, Any] = {"scheme": scheme, "device": device}

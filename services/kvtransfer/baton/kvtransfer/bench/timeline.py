@@ -42,6 +42,7 @@ class TimedMemory:
         self.num_blocks = memory.num_blocks
         self.block_nbytes = memory.block_nbytes
         self.place_nbytes = memory.place_nbytes
+        self.ring_nbytes = memory.ring_nbytes
 
     def expect(self, block_ids: Sequence[int]) -> None:
         """Pass it on."""
@@ -57,6 +58,12 @@ class TimedMemory:
         """Note when the first begins."""
         self.timeline.first("staging")
         return _TimedStage(self.memory.stage_in_place(block_ids), self.timeline)
+
+    def stage_in_ring(self, block_ids: Sequence[int]) -> Stage | None:
+        """Note when the first begins."""
+        self.timeline.first("staging")
+        stage = self.memory.stage_in_ring(block_ids)
+        return None if stage is None else _TimedStage(stage, self.timeline)
 
     def land(self, block_ids: Sequence[int], blocks: Sequence[memoryview]) -> Landing:
         """Note when the first begins, and when the last is taken over."""
@@ -88,6 +95,7 @@ class TimedMemory:
 class _TimedStage(Stage):
     def __init__(self, stage: Stage, timeline: Timeline) -> None:
         super().__init__((), 0)
+        self.places = stage.places
         self._stage = stage
         self._timeline = timeline
 

@@ -91,7 +91,7 @@ class CudaIpcTransport(IpcTransport):
             self._device.close_memory(begin)
             raise
         return PeerMemory(
-            begin + int(offset), int(nbytes), partial(self._device.close_memory, begin), process.has_ended, rate
+            begin + int(offset), int(nbytes), partial(self._device.close_memory, begin), process.has_ended, rate=rate
         )
 
 

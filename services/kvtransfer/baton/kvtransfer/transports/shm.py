@@ -32,11 +32,11 @@ class ShmTransport(IpcTransport):
         self._fd = fd
 
     def bind(self, socket: Socket, stripe: int) -> str:
-        """Listen; return the address to announce: `shm://SOCKET#PID/FD/INODE`."""
+        """Listen; return the address to announce: `SCHEME://SOCKET#PID/FD/INODE`."""
         assert self._fd is not None, "who shares no memory does not listen for those who would read it"
         fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
         path = super().bind(socket, stripe).removeprefix("ipc://")
-        return f"shm://{path}#{os.getpid()}/{self._fd}/{os.fstat(self._fd).st_ino}"
+        return f"{self.scheme}://{path}#{os.getpid()}/{self._fd}/{os.fstat(self._fd).st_ino}"
 
     def reaches(self, addresses: Sequence[str], *, same_host: bool) -> bool:
         """Look for the socket and the file: another container's or user's cannot be opened."""
@@ -44,7 +44,7 @@ class ShmTransport(IpcTransport):
         if not super().reaches([socket], same_host=same_host):
             return False
         with contextlib.suppress(ConfigError):
-            os.close(_open(addresses[0]))
+            os.close(open_file(addresses[0]))
             return True
         return False
 
@@ -54,7 +54,7 @@ class ShmTransport(IpcTransport):
 
     def map(self, address: str) -> PeerMemory:
         """Map the exporter's file, to be read only."""
-        fd = _open(address)
+        fd = open_file(address)
         try:
             view = memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ))
             return PeerMemory(view, len(view))
@@ -66,16 +66,20 @@ class ShmTransport(IpcTransport):
 
 def _split(address: str) -> tuple[str, str]:
     """Split off the socket's address from process, descriptor and inode of the file."""
-    path, _, file = address.removeprefix("shm://").rpartition("#")
+    path, _, file = address.partition("://")[2].rpartition("#")
     return f"ipc://{path}", file
 
 
-def _open(address: str) -> int:
-    """Open the file, if it is the one that was announced and keeps its size."""
+def open_file(address: str, access: int = os.O_RDONLY) -> int:
+    """Open the file, if it is the one that was announced and keeps its size.
+
+    Raises:
+        ConfigError: it is not, or cannot be opened.
+    """
     try:
         pid, number, inode = map(int, _split(address)[1].split("/"))
         # Another file may have the number by now: opening it must not wait, as for a pipe's other end.
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        flags = access | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
         fd = os.open(f"/proc/{pid}/fd/{number}", flags)
     except (OSError, ValueError) as error:
         raise ConfigError(f"the memory of {address} cannot be opened: {error}") from None
