@@ -163,7 +163,7 @@ def plans(device: Device = "cpu") -> list[Plan]:
         for scattered in (False, True):
             found += [
                 Plan(**common, num_blocks=num_blocks, scattered=scattered, num_transfers=num, repeats=repeats)
-                for num, repeats in ((1, 8), (4, 4))
+                for num, repeats in ((1, 4), (4, 2))
             ]
             found.append(Plan(**common, block_nbytes=SMALL_NBYTES, num_blocks=512, scattered=scattered))
     return found
