@@ -153,7 +153,7 @@ class Cluster:
     def _start_router(self, name: str, known: Sequence[str], flags: Sequence[str]) -> None:
         (port,) = free_ports(1)
         arguments = ["router", "--model", str(self.model), "--served-model-name", MODEL, "--port", str(port)]
-        arguments += ["--cache-key", "the key of these tests", "--drain-s", "1", *flags]
+        arguments += ["--cache-key", "the key of these tests", *flags]
         for worker in known:
             control = self.workers[worker].arguments[self.workers[worker].arguments.index("--control-port") + 1]
             arguments += ["--worker", f"tcp://127.0.0.1:{control}"]

@@ -114,7 +114,8 @@ class Load(msgspec.Struct, array_like=True, frozen=True, gc=False):
     num_steps: Count = 0
     """Steps since the start: shows that work moves."""
     draining: bool = False
-    """No new Start is taken; what runs ends, or is handed back as retryable `Ended`."""
+    """No new Start is taken, but for the prefill leg of what decodes here, by which it leaves with its KV. What else runs ends,
+    or is handed back as retryable `Ended`."""
     stuck: bool = False
     """The loop does not come out of a step, or its thread stands: nothing goes there until it moves again."""
     in_long_step: bool = False

@@ -24,7 +24,7 @@ _LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 _LAG = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2.5, 5, 10)
 _INTER_TOKEN = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 5)
 _REPLAYS = (
-    *("prefill_lost", "decode_lost", "leg_lost", "draining", "transfer", "recomputed", "integrity", "gap"),
+    *("prefill_lost", "decode_lost", "leg_lost", "moved", "draining", "transfer", "recomputed", "integrity", "gap"),
     *("out_of_blocks", "queue_full"),
 )
 

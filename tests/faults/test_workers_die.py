@@ -1,4 +1,4 @@
-"""A worker that dies or drains under 50 live streams: each stream goes on at the next token, unchanged."""
+"""A worker that dies under 50 live streams: each stream goes on at the next token, unchanged."""
 
 from __future__ import annotations
 
@@ -87,18 +87,6 @@ def test_a_decode_worker_is_killed(cluster: Cluster, router: str, after_tokens: 
 @pytest.mark.parametrize("after_tokens", [1, 20])
 def test_a_prefill_worker_is_killed(cluster: Cluster, after_tokens: int) -> None:
     run_under(cluster, 31_000 + after_tokens, cluster.workers["p0"].kill, after_tokens=after_tokens)
-
-
-def test_a_decode_worker_drains_and_exits_with_status_0(cluster: Cluster) -> None:
-    worker = cluster.workers["d1"]
-    run_under(cluster, 32_000, lambda: worker.signal(signal.SIGTERM), after_tokens=3)
-    assert worker.stop() == 0
-
-
-def test_a_prefill_worker_drains_and_exits_with_status_0(cluster: Cluster) -> None:
-    worker = cluster.workers["p1"]
-    run_under(cluster, 33_000, lambda: worker.signal(signal.SIGTERM), after_tokens=1)
-    assert worker.stop() == 0
 
 
 def test_an_engine_process_dies_and_its_face_starts_it_anew(cluster: Cluster) -> None:

@@ -127,17 +127,18 @@ class TableTop:
         priority: int = 0,
         peer: Peer | None = None,
         emitted: Sequence[int] = (),
+        epoch: int = 0,
     ) -> str:
         request_id = request_id or uuid.uuid4().hex
         choices = [ChoiceStart(0, list(emitted)), *(ChoiceStart(i) for i in range(1, params.n))]
-        start = Start(request_id, 0, leg, Prompt(prompt), choices, params, 0, priority=priority, ticket=ticket)
+        start = Start(request_id, epoch, leg, Prompt(prompt), choices, params, 0, priority=priority, ticket=ticket)
         self.mailbox.arrived.append((peer or self.peer, start))
         return request_id
 
-    def ticket(self, request_id: str, prompt: list[int]) -> Ticket:
+    def ticket(self, request_id: str, prompt: list[int], epoch: int = 0) -> Ticket:
         """Make a ticket for KV that this worker will have."""
         return Ticket(
-            bytes.fromhex(request_id), 0, b"s" * 16, self.layout, self.info.kv, self.info.incarnation, len(prompt)
+            bytes.fromhex(request_id), epoch, b"s" * 16, self.layout, self.info.kv, self.info.incarnation, len(prompt)
         )
 
     def ids(self, request_id: str, choice: int = 0) -> list[int]:

@@ -257,6 +257,35 @@ def test_draining_hands_back_what_runs_and_refuses_what_comes(make_table: MakeTa
     assert is_quiet(table)
 
 
+@pytest.mark.parametrize("settings", [{"temperature": 0}, {"temperature": 0.8, "presence_penalty": 0.5}])
+def test_what_runs_on_a_worker_that_drains_goes_on_elsewhere_with_its_kv(
+    make_table: MakeTable, settings: dict[str, float]
+) -> None:
+    old, new, alone = make_table(), make_table(), make_table()
+    params, prompt = GREEDY.replace(max_tokens=60, **settings), prompt_of(82, 40)
+    wanted = ask_alone(alone, prompt, params)
+    request_id = old.start(prompt, params)
+    turn_until([old], lambda: len(old.ids(request_id)) >= 30, "it runs")
+    old.loop._drain_s = 60.0
+    old.loop.drain()
+    late = [old.start(prompt_of(83, 20), params, leg=leg) for leg in ("decode", "prefill")]
+    turn_until([old], lambda: all(old.errors(each) for each in late), "it takes nothing new")
+    emitted = old.ids(request_id)[:28]  # what the router had when it chose; more was on its way
+    before, computed = len(old.ids(request_id)), old.engine.num_chunk_tokens
+    ticket = old.ticket(request_id, prompt, epoch=1)
+    move: dict[str, Any] = {"request_id": request_id, "epoch": 1, "emitted": emitted, "ticket": ticket}
+    new.start(prompt, params, **move)
+    old.start(prompt, params, leg="prefill", **move)
+    turn_until([old, new], lambda: len(new.ids(request_id)) == 31, "the answer is whole")
+    assert emitted + old.ids(request_id)[before:] + new.ids(request_id) == wanted
+    assert old.engine.num_chunk_tokens - computed < 16  # it had the rest in its cache
+    outputs = [message for _, message in new.mailbox.posted if isinstance(message, Outputs)]
+    (transfer,) = (transfer for message in outputs for transfer in message.transfers)
+    assert transfer.num_tokens == len(prompt) + len(emitted)
+    turn_until([old, new], lambda: is_quiet(old, new), "nothing is held")
+    old.loop.run()  # returns at once
+
+
 def test_a_router_that_asks_gets_the_block_log_from_a_snapshot_on(make_table: MakeTable) -> None:
     table = make_table(16)
     ask_alone(table, prompt_of(90, 64))

@@ -95,7 +95,7 @@ class WorkerLoop:
     # -- from other threads -------------------------------------------------------------------------------
 
     def drain(self) -> None:
-        """Take nothing new, let what runs end for a time, hand the rest back; then `run` returns."""
+        """Take nothing new, let what runs end or leave for a time, hand the rest back; then `run` returns."""
         self._drain_asked = True
         self._wakeup.set()
 
@@ -161,7 +161,7 @@ class WorkerLoop:
                 self._stop(run)
         run = Run.of(start, peer)
         error: LegError | None
-        if self._drain_asked:
+        if self._drain_asked and not _moves_away(start, siblings):
             error = _ENDING
         elif start.seconds_left is not None and start.seconds_left <= 0:
             error = _TOO_LATE
@@ -320,6 +320,11 @@ class WorkerLoop:
         if self._draining_until is not None:
             wait_s = min(wait_s, max(0.01, self._draining_until - time.monotonic()))
         return wait_s
+
+
+def _moves_away(start: Start, siblings: Sequence[Run]) -> bool:
+    """Whether a Start asks for the KV of what has run here, for another worker to go on with it."""
+    return start.leg == "prefill" and any(run.start.leg == "decode" for run in siblings)
 
 
 def _is_possible(start: Start, model: ModelFacts) -> bool:

@@ -6,6 +6,7 @@ Stations of a request
     park       no worker is there: it waits for one, for a bounded time
     take       tokens, failures and losses go to its Flow, which says what is to be done next
     replay     a worker died, drains or failed: close the attempt, and place what is left elsewhere
+    move       a decode worker drains: place what is left elsewhere, with the KV that it has
     finish     every choice ended, or the client left, or the deadline passed, or no replay is left: one way out
 
 Calls go one way: dispatcher, flow, attempt. Everything runs on the event loop, in calls that never wait.
@@ -33,6 +34,7 @@ from baton.router.generation import Generation
 from baton.router.held_token import HeldToken, Holding
 from baton.router.index import PrefixIndex
 from baton.router.journal import Journal, RequestRecord
+from baton.router.moves import next_to_move
 from baton.router.placement import Placement
 from baton.router.policy import Decision
 from baton.router.pool import Worker, WorkerPool
@@ -419,6 +421,8 @@ class Dispatcher:
         for ended in outputs.ended:
             if (running := self._with_leg(ended.request_id, worker)) is not None:
                 self._act_on_leg(running, worker, running.flow.leg_failed(worker_id, ended.epoch, ended.error))
+        if worker.hands_over and worker.is_live:
+            self._move_some(worker)
         if self._parked:
             self._unpark()
 
@@ -528,6 +532,19 @@ class Dispatcher:
             running.timer = self._loop.call_later(delay, self._place, running, step.avoid)
         else:
             self._place(running, step.avoid)
+
+    def _move_some(self, worker: Worker) -> None:
+        """Have requests of a worker that drains go on elsewhere with their KV; without room there they stay until it ends."""
+        attempts = {each: self.flows[each].flow.attempt for each in worker.request_ids}
+        for request_id in next_to_move(worker.worker_id, {each: it for each, it in attempts.items() if it is not None}):
+            running = self.flows[request_id]
+            decision = self._placement.place_moved(running.flow.generation, running.flow.num_emitted, worker)
+            if decision is None:
+                return
+            self.metrics.replays.inc("moved")
+            running.record.replayed("moved", self.pool.clock())
+            running.leave_workers(cancel_decode=False)  # what it runs there ends as its KV is asked for
+            self._place(running, decision=decision)
 
     # -- for those who look on ----------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ import msgspec
 
 from baton.messages import Load
 from baton.metrics import RouterMetrics
-from baton.router.config import RouterConfig
+from baton.router.config import PathMode, RouterConfig
 from baton.router.costs import Candidate, Shape, Weights
 from baton.router.generation import Generation, hash_prompt
 from baton.router.index import PrefixIndex
@@ -59,28 +59,32 @@ class Placement:
             workers = [w for w in workers if w.worker_id != avoid]
         if not workers:
             return None
-        config = self._config
-        block_size = workers[0].info.model.block_size
-        num_tokens = len(generation.prompt) + num_emitted
         candidates = [self._candidate(worker, generation) for worker in workers]
         pin = generation.pin if not num_emitted and avoid is None else None  # of the first attempt
-        path = config.path if pin is None else pin.path or config.path
+        path = self._config.path if pin is None else pin.path or self._config.path
         if pin is not None:
             candidates = pin.narrow(candidates)
-        decision = choose(
-            config.policy,
-            Shape(num_tokens, block_size, math.ceil((num_tokens + 1) / block_size)),
-            like_peers(candidates, config.default_prefill_rate),
-            self._pool.links,
-            # what was emitted is only at a decode worker's to compute: the first token is known already
-            path="local" if num_emitted else path,
-            weights=Weights(config.interference_weight, config.ttft_target_ms),
-            turn=self._turn,
-            now=self._pool.clock(),
-            rng=self._rng,
-        )
+        shape = _shape(generation, num_emitted, workers[0])
+        # what was emitted is only at a decode worker's to compute: the first token is known already
+        decision = self._choose(shape, candidates, "local" if num_emitted else path)
         self._metrics.phase_seconds.observe("route", time.perf_counter() - started)
         return decision
+
+    def place_moved(self, generation: Generation, num_emitted: int, source: Worker) -> Decision | None:
+        """Choose who goes on with a request of a worker that drains, with its KV; None: nobody can now, or it has not got it."""
+        others = [each for each in self._pool.workers.values() if each.can_decode and each is not source]
+        giver = self._candidate(source, generation)
+        if not others or giver.cached_blocks < len(generation.hashes[source.info.model.cache_parts]):
+            return None
+        shape = _shape(generation, num_emitted, source)
+        giver = dataclasses.replace(giver, can_prefill=True, can_decode=False)
+        giver = dataclasses.replace(giver, cached_blocks=shape.num_blocks - 1, free_blocks=shape.num_blocks)
+        candidates = [giver, *(self._candidate(each, generation) for each in others)]
+        decision = self._choose(shape, candidates, "remote")
+        if decision is None or decision.chosen.prefill is None:
+            return None
+        terms = decision.chosen.terms
+        return None if terms["wait_blocks"] or terms["wait_place"] else decision
 
     def take(self, decision: Decision) -> None:
         """Count a decision that is carried out."""
@@ -92,6 +96,19 @@ class Placement:
         facts = worker.info.model
         num_cached = self._index.num_cached(worker.worker_id, generation.hashes[facts.cache_parts])
         return max(len(generation.prompt) - num_cached * facts.block_size, 1)
+
+    def _choose(self, shape: Shape, candidates: Sequence[Candidate], path: PathMode) -> Decision | None:
+        return choose(
+            self._config.policy,
+            shape,
+            like_peers(candidates, self._config.default_prefill_rate),
+            self._pool.links,
+            path=path,
+            weights=Weights(self._config.interference_weight, self._config.ttft_target_ms),
+            turn=self._turn,
+            now=self._pool.clock(),
+            rng=self._rng,
+        )
 
     def _queue_tokens(self, worker: Worker, generation: Generation) -> int:
         """How many prompt tokens a worker computes before a request's own."""
@@ -158,6 +175,11 @@ class Placement:
 def _context(load: Load, num_running: int, num_tokens: int) -> int:
     """Guess how many tokens so many sequences read in each step."""
     return num_running * (load.context_tokens // load.num_running if load.num_running else num_tokens)
+
+
+def _shape(generation: Generation, num_emitted: int, worker: Worker) -> Shape:
+    num_tokens, block_size = len(generation.prompt) + num_emitted, worker.info.model.block_size
+    return Shape(num_tokens, block_size, math.ceil((num_tokens + 1) / block_size))
 
 
 def like_peers(candidates: Sequence[Candidate], default_prefill_rate: float) -> list[Candidate]:

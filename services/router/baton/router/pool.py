@@ -119,6 +119,8 @@ class Worker:
         self.since = time.time()
         self.can_prefill = self.can_decode = False
         """Whether new prompts may go there for another worker; whether new requests may end there."""
+        self.hands_over = False
+        """Whether it drains, and what runs there may leave with its KV."""
         self.request_ids: dict[str, None] = {}
         """Requests with an open leg here, in the order in which they came; kept by whoever sends them."""
         self.queued, self.num_choices = Backlog(), 0
@@ -148,6 +150,7 @@ class Worker:
         self.load = load
         self.can_prefill = not load.draining and "prefill" in self.info.legs and bool(self.info.kv)
         self.can_decode = not load.draining and "decode" in self.info.legs
+        self.hands_over = load.draining and "prefill" in self.info.legs and bool(self.info.kv)
         self.other_tokens = max(load.waiting_tokens - self.queued.total, 0)
         self.other_choices = max(load.num_running + load.num_waiting - self.num_choices, 0)
         self.pace.report(load, self._clock())
