@@ -57,6 +57,11 @@ class EngineConfig:
         None, "bytes for KV blocks; none: from gpu_memory_utilization on a GPU, 1 GiB on a CPU"
     )
     num_gpu_blocks_override: int | None = setting(None, "number of KV blocks, whatever the memory")
+    swap_space: float = setting(
+        0.0,
+        "GiB of host memory for KV blocks that the device has no more room for; they come back where that is faster than "
+        "computing them again; 0: none",
+    )
     enable_prefix_caching: bool = setting(True, "share the KV of equal prompt beginnings")
     enable_chunked_prefill: bool = setting(True, "compute long prompts in chunks, beside decodes")
     enforce_eager: bool = setting(False, "run without CUDA graphs")
@@ -92,6 +97,9 @@ class EngineConfig:
         share = self.gpu_memory_utilization
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0.0 < share <= 1.0:
             raise ConfigError(f"gpu_memory_utilization={share!r} is not valid: it is a share, above 0 and at most 1.")
+        space = self.swap_space
+        if isinstance(space, bool) or not isinstance(space, (int, float)) or not 0.0 <= space < 2**20:
+            raise ConfigError(f"swap_space={space!r} is not valid: it is a number of GiB, 0 or more.")
         if self.deterministic and self.allow_reference_kernels:
             raise ConfigError(
                 "allow_reference_kernels=True is not valid with deterministic=True: plain torch picks the order of its "

@@ -46,6 +46,19 @@ class Loaded:
     """How many of the blocks, from the first on, have the bytes that were saved; the others are to be computed."""
 
 
+@dataclass(frozen=True, slots=True)
+class TierCounts:
+    """Of a tier, in blocks; the last three since the start."""
+
+    num_slots: int = 0
+    num_used: int = 0
+    num_saved: int = 0
+    num_loaded: int = 0
+    """Came back good."""
+    num_damaged: int = 0
+    """Came back with other bytes than were saved, and were not used."""
+
+
 class HostTier(Protocol):
     """Blocks of one layout in host memory, by name."""
 
@@ -82,8 +95,8 @@ class HostTier(Protocol):
         """Take the names that the tier has given up, or has not taken, since the last call: whom the engine told of them
         shall know. Empty for a tier that tells others itself."""
 
-    def clear(self) -> None:
-        """Forget everything, as when weights change; open lookups and loads end as usual, with 0."""
+    def counts(self) -> TierCounts:
+        """What it holds and has done, for metrics."""
 
     def close(self) -> None:
         """Wait for the copies that run, and let go of the memory."""
@@ -119,7 +132,8 @@ class SlotCopies(Protocol):
         """Start copying blocks, all full and computed, into slots."""
 
     def load(self, slots: Sequence[int], block_ids: Sequence[int]) -> Copy:
-        """Start copying slots into blocks; then they are summed on the device."""
+        """Start copying slots into blocks, after all saves that were started into the one or from the other; then they are
+        summed on the device."""
 
     def guard(self, block_ids: Sequence[int]) -> None:
         """As `HostTier.guard`."""

@@ -264,12 +264,14 @@ class Token(msgspec.Struct, array_like=True, frozen=True, gc=False):
     stop_reason: int | None = None
     """The stop token id that ended it; None for the model's own end of text."""
     num_cached: Count = 0
-    """Prompt tokens that this worker found in its own prefix cache. With a choice's first token."""
+    """Prompt tokens that this worker found in its own prefix cache, or behind it. With a choice's first token."""
     num_fetched: Count = 0
     """Prompt tokens whose KV came from another worker. With a choice's first token."""
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: list[msgspec.Raw] | None = None
     """With choice 0's first token, if asked: one entry a prompt token, as `read_rows` reads them: all would take 80 ms."""
+    num_restored: Count = 0
+    """Of `num_cached`, those whose KV came back from the host's memory. With a choice's first token."""
 
 
 class LegError(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -281,9 +281,16 @@ class WorkerMetrics(_Series):
         self.num_preemptions = self._counter("num_preemptions", "Sequences put back for want of blocks.", vllm=True)
         self.prompt_tokens_by_source = self._labelled_counter(
             "prompt_tokens_by_source",
-            "Prompt tokens by where their KV came from: computed, own prefix cache, another worker.",
+            "Prompt tokens by where their KV came from: computed, own prefix cache, host memory behind it, another worker.",
             vllm=True,
-            source=("local_compute", "local_cache_hit", "external_kv_transfer"),
+            source=("local_compute", "local_cache_hit", "host_memory", "external_kv_transfer"),
+        )
+        text = "Blocks of host memory behind the device's KV blocks, by state."
+        self.host_kv_blocks = Gauge(f"{_PREFIX}host_kv_blocks", text, ["state"], registry=self.registry)
+        self.host_kv_moves = self._labelled_counter(
+            "host_kv_moves",
+            "KV blocks that went to host memory, came back, or came back damaged and were not used.",
+            event=("saved", "restored", "damaged"),
         )
         self.kv_transfer_bytes = self._counter("kv_transfer_bytes", "KV bytes fetched and verified.")
         self.kv_transfer_sent_bytes = self._counter("kv_transfer_sent_bytes", "KV bytes sent to other workers.")

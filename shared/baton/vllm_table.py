@@ -15,6 +15,7 @@ from __future__ import annotations
 TAKEN = """
 model tokenizer revision load_format dtype seed max_model_len block_size gpu_memory_utilization kv_cache_memory_bytes
 num_gpu_blocks_override max_num_batched_tokens max_num_seqs enable_prefix_caching enable_chunked_prefill enforce_eager
+swap_space kv_offloading_size>swap_space
 device served_model_name host port api_key config chat_template chat_template_content_format uds root_path ssl_keyfile
 ssl_certfile ssl_ca_certs ssl_cert_reqs allow_credentials allowed_origins allowed_methods allowed_headers
 generation_config override_generation_config
@@ -26,6 +27,7 @@ disable_log_stats enable_log_requests log_level download_dir
 ARGUMENTS = """
 model tokenizer revision load_format dtype seed max_model_len block_size gpu_memory_utilization kv_cache_memory_bytes
 num_gpu_blocks_override max_num_batched_tokens max_num_seqs enable_prefix_caching enable_chunked_prefill enforce_eager
+swap_space kv_offloading_size>swap_space
 device skip_tokenizer_init chat_template generation_config override_generation_config
 max_num_queued_reqs>max_num_waiting use_tqdm_on_load?>use_tqdm
 """
@@ -149,7 +151,7 @@ SERVING = (
         "Weights and KV stay in the GPU's memory: give a smaller model or a larger GPU.",
         """
         cpu_offload_gb=0 cpu_offload_params[] offload_backend~ offload_group_size=0 offload_num_in_group~
-        offload_prefetch_step~ offload_params[] kv_offloading_size=0 kv_offloading_backend~
+        offload_prefetch_step~ offload_params[] kv_offloading_backend=native
         """,
     ),
     (
@@ -159,10 +161,7 @@ SERVING = (
         enable_cumem_allocator? weight_transfer_config
         """,
     ),
-    (
-        "No KV waits in host memory here: a request that has to give way is computed again.",
-        "swap_space~ preemption_mode=recompute",
-    ),
+    ("`--swap-space` decides: with it, what a request had computed waits in host memory.", "preemption_mode~"),
     (
         "A checkpoint's code is never run: a family that Baton serves needs none, and any other is refused by name.",
         "trust_remote_code?~ code_revision~",

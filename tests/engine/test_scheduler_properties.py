@@ -119,7 +119,7 @@ class FakeEngine:
             guesses = self.guess(plan)
             known = [list(sequence.token_ids) for sequence in plan.sequences]
             self.launched.append(Launched(plan, self.copy_tables(plan), known, guesses))
-        elif not (self.launched or scheduler.receiving or scheduler.held or self.published):
+        elif not (self.launched or scheduler.receiving or scheduler.held or self.published or scheduler.is_restoring):
             assert not scheduler.has_work, "stuck: work, and no plan"
         if self.launched and (plan is None or len(self.launched) > self.behind):
             self.collect()
@@ -247,6 +247,10 @@ class FakeEngine:
         for block_id, (at, _) in zip(block_ids, wanted, strict=True):
             self.published.append((block_id, values[at * self.block_size : (at + 1) * self.block_size]))
 
+    def held_by_others(self) -> Counter[int]:
+        """Count the references of who is neither a sequence nor a reader."""
+        return Counter()
+
     def let_go(self) -> None:
         """End the readers."""
         self.pool.release([block_id for block_id, _ in self.published])
@@ -275,7 +279,7 @@ class FakeEngine:
         self.pool.verify()
         self.sequences = [s for s in self.sequences if s.state is not SequenceState.FINISHED or s.num_in_flight]
         owners = Counter(id for sequence in self.sequences for table in sequence.tables for id in table if id)
-        read = Counter(block_id for block_id, _ in self.published)
+        read = Counter(block_id for block_id, _ in self.published) + self.held_by_others()
         for block_id in range(1, self.pool.num_total + 1):
             assert self.pool._refs[block_id] == owners[block_id] + read[block_id]
         for block_id, values in self.published:

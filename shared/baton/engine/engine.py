@@ -23,16 +23,19 @@ from dataclasses import dataclass
 from baton.block_hash import cache_root
 from baton.config import EngineConfig
 from baton.engine.block_pool import BlockPool
+from baton.engine.host_blocks import HostBlocks
 from baton.engine.kv_cache import KVCacheSpec
 from baton.engine.memory import MemoryPlan
 from baton.engine.model_runner import LaunchedStep, ModelRunner
 from baton.engine.prefix_cache import PrefixCache
+from baton.engine.reload_cost import ReloadCost
 from baton.engine.sampler import seed_of
 from baton.engine.scheduler import Scheduler, SchedulerConfig
 from baton.engine.sequence import Sequence
 from baton.engine.step_clock import Mark, StepClock
 from baton.engine.step_plan import StepPlan
 from baton.errors import refuse
+from baton.host_tier import HostTier
 from baton.messages import TokenLogprobs
 from baton.models.causal_lm import CausalLM
 from baton.models.rope import rotation_kind
@@ -56,6 +59,9 @@ class TokenOutput:
     prompt_logprobs: list[TokenLogprobs | None] | None
     """With a request's first token, if it asked: one entry a prompt token, None for the first."""
     num_cached_tokens: int
+    """Of the prompt, found in the prefix cache or behind it."""
+    num_restored_tokens: int
+    """Those of them that came back from the host's memory."""
 
 
 @dataclass(slots=True)
@@ -132,6 +138,11 @@ class Engine:
         self.collected_s = 0.0
         """The time that it took on the device: from the end of the step before it, where that had been launched."""
 
+    def use_tier(self, tier: HostTier) -> None:
+        """Have blocks that the device has no room for wait in this tier from now on; before any request."""
+        cost = ReloadCost(block_nbytes=self.memory.block_nbytes, block_size=self.config.block_size)
+        self.scheduler.host = HostBlocks(tier, self.pool, self.cache, cost)
+
     # -- requests -----------------------------------------------------------------------------------------
 
     def add(
@@ -203,7 +214,12 @@ class Engine:
     def reserve(self, request_id: str, num_blocks: int) -> list[int]:
         """Grant a receiving request up to `num_blocks` more blocks; none if they are short now, or it has ended."""
         request = self._requests.get(request_id)
-        return [] if request is None else self.scheduler.reserve(_lead(request), num_blocks)
+        if request is None:
+            return []
+        block_ids = self.scheduler.reserve(_lead(request), num_blocks)
+        if self.scheduler.host is not None:
+            self.scheduler.host.flush()
+        return block_ids
 
     def admit(self, request_id: str, num_blocks: int, token_ids: Iterable[int] = ()) -> int:
         """Start a receiving request with the KV of the first `num_blocks` that `receive` named, good in their places.
@@ -276,6 +292,8 @@ class Engine:
         A failure of the device or a kernel is raised; the requests stay as they were.
         """
         self.admitted = []
+        if self.scheduler.host is not None:
+            self.scheduler.take_restored()
         if not self._runs_behind:
             outputs = self._collect()
             if not outputs:
@@ -297,6 +315,8 @@ class Engine:
 
     def _launch(self) -> _InFlight | None:
         plan = self.scheduler.plan()
+        if self.scheduler.host is not None:
+            self.scheduler.host.flush()
         if plan is None:
             return None
         self.num_steps += 1
@@ -317,6 +337,8 @@ class Engine:
         self.collected = step.plan
         result = self.runner.collect(step)
         self.collected_s = self._clock.seconds(launched.began, launched.ended)
+        if self.scheduler.host is not None:
+            self.scheduler.host.cost.computed(step.plan.num_tokens - step.plan.num_decodes, self.collected_s)
         self.scheduler.commit(step.plan, result.token_lists)
         for sequence, position, row in result.prompt_logprobs:
             owner = self._owner.get(sequence)
@@ -350,6 +372,7 @@ class Engine:
             logprobs=logprobs,
             prompt_logprobs=request.prompt_logprobs if choice == 0 and num_output == 1 else None,
             num_cached_tokens=sequence.num_cached,
+            num_restored_tokens=sequence.num_restored,
         )
         if request.holds_prompt:
             self.scheduler.hold(sequence)

@@ -12,8 +12,11 @@ from baton.config import AUTO_LEN, EngineConfig
 from baton.engine.device import pick_device, prepare_kernels
 from baton.engine.engine import Engine
 from baton.engine.kv_cache import KVCacheSpec
-from baton.engine.memory import MemoryPlan, largest_steps_tried, plan_memory, with_kv_of
+from baton.engine.memory import GIB, MemoryPlan, largest_steps_tried, plan_memory, swap_space_nbytes, with_kv_of
+from baton.engine.pinned_memory import anonymous_memory
 from baton.engine.sampler import SAMPLING_NBYTES
+from baton.engine.slot_copies import slot_copies
+from baton.engine.swap_space import SwapSpace
 from baton.errors import ConfigError
 from baton.models.causal_lm import CausalLM
 from baton.models.config import read_spec
@@ -84,7 +87,28 @@ def load_engine(
         engine = Engine(model, config, memory, kv_spec, cache_key=cache_key, identity=identity)
         if device.type == "cuda" and not config.enforce_eager and not references:
             engine.runner.capture_graphs(max_num_tokens=config.max_num_batched_tokens, progress=progress)
+    if config.swap_space:
+        line = give_swap_space(engine, config)
+        if progress:
+            tell(line)
     return engine
+
+
+def give_swap_space(engine: Engine, config: EngineConfig) -> str:
+    """Put `config.swap_space` GiB of host memory behind the engine's blocks; return the line that says so, or why not.
+
+    Raises:
+        OutOfMemory: the host has not so much.
+    """
+    if not config.enable_prefix_caching:
+        return "swap space: none without prefix caching, by which blocks are found again"
+    if engine.memory.reach.windowed:
+        return "swap space: none, as layers of this model see a window of tokens: their blocks do not wait in host memory yet"
+    nbytes = swap_space_nbytes(config, engine.memory)
+    copies = slot_copies(lambda: engine.runner.kv, anonymous_memory(nbytes))
+    engine.use_tier(SwapSpace(copies, engine.memory.block_nbytes))
+    num_blocks = nbytes // engine.memory.block_nbytes
+    return f"swap space {nbytes / GIB:.2f} GiB of host memory: {num_blocks} blocks, {num_blocks * config.block_size} tokens"
 
 
 def _end_token_ids(config: EngineConfig, folder: Path, tokenizer: Tokenizer | None, spec: ModelSpec) -> tuple[int, ...]:

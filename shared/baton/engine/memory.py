@@ -139,6 +139,26 @@ def with_kv_of(
     return plan
 
 
+def swap_space_nbytes(config: EngineConfig, memory: MemoryPlan) -> int:
+    """Return the bytes of `config.swap_space`, whole blocks.
+
+    Raises:
+        OutOfMemory: the host has not so much left.
+    """
+    asked, available = int(config.swap_space * GIB), host_available()
+    if asked > available:
+        raise OutOfMemory(
+            f"swap_space={config.swap_space:g} GiB is more than the {_size(max(0, available))} that this host has left. "
+            f"Lower --swap-space; each worker takes that much."
+        )
+    return max(1, asked // memory.block_nbytes) * memory.block_nbytes
+
+
+def host_available() -> int:
+    """Bytes of the host's memory that may still be taken."""
+    return min(int(psutil.virtual_memory().available), _cgroup_available())
+
+
 @contextlib.contextmanager
 def largest_steps_tried(config: EngineConfig) -> Iterator[None]:
     """Say which flag to move when a device runs out of memory in the steps that the start tries.
@@ -165,8 +185,7 @@ def device_limit(config: EngineConfig, device: torch.device) -> int:
         free, total = torch.cuda.mem_get_info(device)
         ours = torch.cuda.memory_reserved(device) + CONTEXT_NBYTES
         return min(int(total * config.gpu_memory_utilization) - ours, free)
-    available = min(int(psutil.virtual_memory().available), _cgroup_available())
-    return int(available * config.gpu_memory_utilization)
+    return int(host_available() * config.gpu_memory_utilization)
 
 
 def _num_blocks(config: EngineConfig, kv_spec: KVCacheSpec, spare: int, device: torch.device) -> int:

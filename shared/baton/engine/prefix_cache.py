@@ -19,7 +19,20 @@ CacheEvent = tuple[Literal["stored", "evicted"], bytes]
 class PrefixCache:
     """Find and remember blocks by hash; hash and block are a bijection."""
 
-    __slots__ = ("_block_of", "_events", "_hash_of", "_pool", "_untold", "num_hits", "num_queries", "record_events")
+    __slots__ = (
+        "_block_of",
+        "_events",
+        "_given_up",
+        "_hash_of",
+        "_kept",
+        "_pool",
+        "_saves",
+        "_to_save",
+        "_untold",
+        "num_hits",
+        "num_queries",
+        "record_events",
+    )
 
     def __init__(self, pool: BlockPool, *, record_events: bool = False) -> None:
         self._pool = pool
@@ -27,13 +40,17 @@ class PrefixCache:
         self._hash_of: dict[int, bytes] = {}
         self._events: list[CacheEvent] = []
         self._untold: set[bytes] = set()
+        self._saves: Literal["nothing", "evicted", "stored"] = "nothing"
+        self._to_save: list[tuple[bytes, int]] = []
+        self._given_up: list[int] = []
+        self._kept: set[bytes] = set()
         self.record_events = record_events
         """Whether to keep what changes for `drain_events`; only with a reader, else the list would grow."""
         self.num_queries = 0
         """Tokens looked up at admission."""
         self.num_hits = 0
         """Tokens of them that were found."""
-        pool.on_evict = self._forget
+        pool.on_evict = self._evict
 
     def __len__(self) -> int:
         return len(self._block_of)
@@ -64,6 +81,9 @@ class PrefixCache:
         self._pool.mark(block_id)
         self._block_of[block_hash] = block_id
         self._hash_of[block_id] = block_hash
+        self._kept.discard(block_hash)
+        if self._saves == "stored":
+            self._to_save.append((block_hash, block_id))
         if not is_told:
             self._untold.add(block_hash)
         elif self.record_events:
@@ -74,20 +94,59 @@ class PrefixCache:
         for block_id in list(self._hash_of):
             self._forget(block_id)
             self._pool.unmark(block_id)
+        for block_hash in list(self._kept):
+            self.forget_kept(block_hash)
 
     def hashes(self) -> list[bytes]:
         """All known hashes that are told: the snapshot to which later events apply."""
-        return [block_hash for block_hash in self._block_of if block_hash not in self._untold]
+        return [block_hash for block_hash in self._block_of if block_hash not in self._untold] + list(self._kept)
 
     def drain_events(self) -> list[CacheEvent]:
         """Take what was stored and evicted since the last call, in order."""
         events, self._events = self._events, []
         return events
 
+    # -- for a tier behind the device ---------------------------------------------------------------------
+
+    def watch_for_tier(self, *, keeps_evicted: bool) -> None:
+        """Note from now on what a tier is to save: what is evicted, which then stays told of, or what is inserted."""
+        self._saves = "evicted" if keeps_evicted else "stored"
+
+    def take_for_tier(self) -> tuple[list[tuple[bytes, int]], list[int]]:
+        """Take hashes and blocks to save, and all blocks that were given up, since the last call."""
+        to_save, self._to_save = self._to_save, []
+        given_up, self._given_up = self._given_up, []
+        return to_save, given_up
+
+    def forget_kept(self, block_hash: bytes) -> None:
+        """Note that an evicted block is not in the tier, or no longer."""
+        if block_hash in self._kept:
+            self._kept.remove(block_hash)
+            self._note_evicted(block_hash)
+
+    def _evict(self, block_id: int) -> None:
+        if self._saves != "evicted":
+            self._forget(block_id)
+            return
+        self._given_up.append(block_id)
+        block_hash = self._hash_of.pop(block_id)
+        del self._block_of[block_hash]
+        self._to_save.append((block_hash, block_id))
+        if block_hash in self._untold:
+            self._untold.remove(block_hash)
+        else:
+            self._kept.add(block_hash)
+
     def _forget(self, block_id: int) -> None:
         block_hash = self._hash_of.pop(block_id)
         del self._block_of[block_hash]
+        if self._saves == "stored":
+            self._given_up.append(block_id)
         if block_hash in self._untold:
             self._untold.remove(block_hash)
-        elif self.record_events:
+        else:
+            self._note_evicted(block_hash)
+
+    def _note_evicted(self, block_hash: bytes) -> None:
+        if self.record_events:
             self._events.append(("evicted", block_hash))

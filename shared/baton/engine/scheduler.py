@@ -29,6 +29,7 @@ from operator import attrgetter
 
 from baton.engine.block_pool import BlockPool
 from baton.engine.chunk_room import ChunkRoom, Pace
+from baton.engine.host_blocks import HostBlocks
 from baton.engine.landing import LandingBlocks
 from baton.engine.prefix_cache import PrefixCache
 from baton.engine.sequence import Sequence, SequenceState
@@ -100,6 +101,8 @@ class Scheduler:
         self.receiving: set[Sequence] = set()
         self.held: set[Sequence] = set()
         self.num_preemptions = 0
+        self.host: HostBlocks | None = None
+        """What is given up and may come back, if there is a tier behind the device."""
         self._in_flight: deque[StepPlan] = deque()  # launched and not committed
         self._must_collect = False
         self.reach = Reach(config.block_size, config.windows, config.max_num_batched_tokens)
@@ -113,13 +116,18 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Whether a step is to be planned or collected."""
-        return bool(self.running or self.waiting or self._in_flight)
+        """Whether a step is to be planned or collected, or blocks are on their way back from the host."""
+        return bool(self.running or self.waiting or self._in_flight or self.is_restoring)
+
+    @property
+    def is_restoring(self) -> bool:
+        """Whether the host is asked for blocks, so that `take_restored` will have something to do without any step."""
+        return self.host is not None and self.host.is_busy
 
     @property
     def is_stuck(self) -> bool:
         """Whether nothing runs, and what receiving sequences hold is wanted by the first of the queue."""
-        if self.running or self._in_flight or not self.waiting:
+        if self.running or self._in_flight or not self.waiting or self.is_restoring:
             return False
         first = self.waiting[0]
         num_needed = self.blocks.num_needed(first, self.blocks.known(first))
@@ -191,12 +199,25 @@ class Scheduler:
         self._queue(sequence)
         return num_computed - num_known
 
+    def take_restored(self) -> None:
+        """Queue the sequences whose blocks have come back from the host; what did not come back good is computed."""
+        assert self.host is not None
+        for sequence, num_good in self.host.poll():
+            if sequence.state is not SequenceState.RECEIVING:  # it has ended
+                continue
+            num_tokens = self.admit(sequence, num_good)
+            self.host.num_restored_tokens += num_tokens
+            if not sequence.num_preemptions:
+                sequence.num_cached += num_tokens
+                sequence.num_restored = num_tokens
+
     # -- the step -----------------------------------------------------------------------------------------
 
     def plan(self) -> StepPlan | None:
         """Choose the next step's rows, take their blocks and count their tokens as computed.
 
-        None: nothing can run now. With a step in flight, collect it and ask again.
+        None: nothing can run now. With a step in flight, collect it and ask again. With a tier behind the device,
+        `host.flush` comes before anything is written in the plan's blocks.
         """
         if self._must_collect and self._in_flight:
             return None
@@ -289,6 +310,8 @@ class Scheduler:
             self._remove(self.running, sequence)
         elif state is SequenceState.WAITING:
             self._remove(self.waiting, sequence)
+            if self.host is not None:
+                self.host.forget(sequence)
         elif state is SequenceState.RECEIVING:
             self.receiving.remove(sequence)
         elif state is SequenceState.HELD:
@@ -372,7 +395,8 @@ class Scheduler:
             if is_late and at > MAX_PASSED:
                 return
             num_kept = len(self.running) * self.reach.num_groups
-            if len(self.running) >= self.config.max_num_seqs or self.pool.num_available < num_kept:
+            num_seated = len(self.running) + (0 if self.host is None else self.host.num_loading)
+            if num_seated >= self.config.max_num_seqs or self.pool.num_available < num_kept:
                 return
             sequence = self.waiting[at]
             if (crowding and sequence.share.tenant == crowding) or (is_late and not sequence.num_slots):
@@ -392,6 +416,16 @@ class Scheduler:
                     return
                 self._preempt(plan, imported)
                 continue
+            if self.host is not None and not sequence.num_slots:
+                num_kept_blocks = self.host.find(sequence, num_known, self.config.block_size)
+                if num_kept_blocks is None:
+                    at += 1
+                    num_deferred += 1
+                    continue
+                if num_kept_blocks:
+                    del self.waiting[at]
+                    self._restore(self.host, sequence, known, num_kept_blocks)
+                    continue
             num_computed = max(sequence.num_computed, num_known * self.config.block_size)
             num_new = self._first_chunk_len(len(sequence.token_ids) - num_computed, num_computed, room)
             if not num_new:
@@ -411,6 +445,13 @@ class Scheduler:
             self.blocks.grow(sequence, num_computed + num_new)
             self._add_chunk(plan, sequence, num_new)
             room.take(num_computed, num_new)
+
+    def _restore(self, host: HostBlocks, sequence: Sequence, known: list[list[int]], num_blocks: int) -> None:
+        """Have a sequence's next blocks come back from the host; it stays out of plans until then."""
+        sequence.state = SequenceState.RECEIVING
+        self.receiving.add(sequence)
+        self.blocks.share(sequence, known)
+        host.begin(sequence, self.blocks.take_places(sequence, num_blocks))
 
     def _crowding(self) -> bytes:
         """The tenant that has all places but those kept for others, which are free for who comes; empty: none."""

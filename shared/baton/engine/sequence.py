@@ -58,6 +58,8 @@ class Sequence:
         "num_pending",
         "num_preemptions",
         "num_prompt_tokens",
+        "num_restored",
+        "num_restores",
         "num_slots",
         "params",
         "priority",
@@ -120,7 +122,12 @@ class Sequence:
         self.next_full = 0
         """Tokens computed when the next block is full: a comparison in place of a division 256 times a step."""
         self.num_cached = 0
-        """Prompt tokens served by the prefix cache at first admission, for a true usage."""
+        """Prompt tokens served by the prefix cache at first admission, for a true usage; with those that came back from the
+        host's memory."""
+        self.num_restored = 0
+        """Those of them that came back."""
+        self.num_restores = 0
+        """1 + `num_preemptions` when the host's memory was last asked for its blocks."""
         self.num_preemptions = 0
 
     @property

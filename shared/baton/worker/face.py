@@ -118,6 +118,8 @@ class Face:
             metrics.kv_blocks.labels(state).set(count)
         metrics.kv_fetches_queued.set(stats.kv_fetches_queued)
         metrics.kv_fetch_queued_seconds.set(stats.kv_fetch_queued_seconds)
+        for state, count in stats.host_blocks.items():
+            metrics.host_kv_blocks.labels(state).set(count)
         metrics.kv_leases_held.set(stats.kv_leases_held)
         metrics.kv_stranded_bytes.set(stats.kv_stranded_bytes)
 
@@ -134,6 +136,7 @@ class Face:
         metrics.kv_integrity_failures.inc(stats.kv_integrity_failures - before.kv_integrity_failures)
         metrics.stale_messages.inc(stats.stale_messages - before.stale_messages)
         _count_on(metrics.prompt_tokens_by_source, stats.prompt_tokens_by_source, before.prompt_tokens_by_source)
+        _count_on(metrics.host_kv_moves, stats.host_kv_moves, before.host_kv_moves)
         _count_on(metrics.kv_fetches, stats.kv_fetches, before.kv_fetches)
         _count_on(metrics.kv_releases, stats.kv_releases, before.kv_releases)
         for seconds, exposed_s in stats.transfers:

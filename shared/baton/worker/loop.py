@@ -34,6 +34,7 @@ MAX_FAILED_STEPS = 3
 """In a row; then the device is taken as broken and the process ends, to be started anew."""
 IDLE_S = 0.25
 REPORT_S = 0.1
+RESTORING_S = 0.001
 _ENDING = LegError("draining", "this worker is ending", True)
 _IMPOSSIBLE = LegError("internal", "the tokens before a replay are none of this model's", False)
 _TOO_LATE = LegError("deadline", "the deadline of the request has passed", False)
@@ -317,6 +318,8 @@ class WorkerLoop:
 
     def _idle_s(self) -> float:
         wait_s = min(IDLE_S, self._deadlines[0][0] - time.monotonic()) if self._deadlines else IDLE_S
+        if self._engine.scheduler.is_restoring:  # the end of a copy wakes nobody
+            wait_s = min(wait_s, RESTORING_S)
         if self._draining_until is not None:
             wait_s = min(wait_s, max(0.01, self._draining_until - time.monotonic()))
         return wait_s

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from baton.engine.engine import Engine
+from baton.host_tier import TierCounts
 from baton.worker.mailbox import Mailbox
 from baton.worker.runs import Leg, Outbox, Runs
 from baton.worker.stats import Stats
@@ -16,6 +17,8 @@ def take_stats(engine: Engine, legs: Iterable[Leg], runs: Runs, outbox: Outbox, 
     stranded = sum(leg.stranded_blocks() for leg in legs)
     if not runs:  # whatever is held now belongs to nobody
         stranded = pool.num_held
+    host = engine.scheduler.host
+    tier = TierCounts() if host is None else host.tier.counts()
     stats = Stats(
         load=mailbox.load,
         refusal=mailbox.refusal(),
@@ -29,6 +32,8 @@ def take_stats(engine: Engine, legs: Iterable[Leg], runs: Runs, outbox: Outbox, 
         generation_tokens=outbox.num_tokens,
         num_preemptions=engine.scheduler.num_preemptions,
         stale_messages=mailbox.dropped.total(),
+        host_blocks={"used": tier.num_used, "free": tier.num_slots - tier.num_used},
+        host_kv_moves={"saved": tier.num_saved, "restored": tier.num_loaded, "damaged": tier.num_damaged},
         kv_stranded_bytes=stranded * engine.memory.block_nbytes,
         transfers=[(t.seconds, t.exposed_seconds) for t in outbox.transfers],
         phases=outbox.phases,

@@ -182,7 +182,7 @@ class Outbox:
         is_first = choice not in run.begun_choices
         if is_first:
             if not run.begun_choices:
-                self._count_prompt(run, output.num_cached_tokens)
+                self._count_prompt(run, output)
                 self._mail[run.peer].computed.append(computed := _computed(run, output))
                 self.phases += [("queue", computed.waited_seconds), ("compute", computed.seconds)]
             run.begun_choices.add(choice)
@@ -199,6 +199,7 @@ class Outbox:
             num_fetched=run.num_fetched if is_first else 0,
             logprobs=output.logprobs,
             prompt_logprobs=None if output.prompt_logprobs is None else write_rows(output.prompt_logprobs),
+            num_restored=output.num_restored_tokens if is_first else 0,
         )
         self._mail[run.peer].tokens.append(token)
         self.num_tokens += 1
@@ -222,13 +223,19 @@ class Outbox:
             for peer, its in mail.items()
         ]
 
-    def _count_prompt(self, run: Run, num_cached: int) -> None:
+    def _count_prompt(self, run: Run, output: TokenOutput) -> None:
         """Count a prompt once a run; what was emitted before a replay may be cached too, and is not the prompt."""
         num_tokens = len(run.start.prompt)
-        cached = min(num_cached, num_tokens)
+        cached = min(output.num_cached_tokens, num_tokens)
+        restored = min(output.num_restored_tokens, cached)
         fetched = min(run.num_fetched, num_tokens - cached)
         computed = num_tokens - cached - fetched
-        self.prompt_tokens.update(local_compute=computed, local_cache_hit=cached, external_kv_transfer=fetched)
+        self.prompt_tokens.update(
+            local_compute=computed,
+            local_cache_hit=cached - restored,
+            host_memory=restored,
+            external_kv_transfer=fetched,
+        )
 
 
 def _computed(run: Run, output: TokenOutput) -> Computed:

@@ -25,6 +25,10 @@ class Stats(msgspec.Struct, tag="stats", kw_only=True):
     prompt_tokens_by_source: dict[str, int] = {}
     generation_tokens: int = 0
     num_preemptions: int = 0
+    host_blocks: dict[str, int] = {}
+    """Slots of host memory for KV, by state."""
+    host_kv_moves: dict[str, int] = {}
+    """Blocks that went there or came back, by event."""
     kv_transfer_bytes: int = 0
     kv_transfer_sent_bytes: int = 0
     kv_fetches_queued: int = 0
