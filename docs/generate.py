@@ -21,7 +21,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # to be run as a file too
 
-from docs import api_tables, charts, command_tables, model_tables, python_tables, terminal, vllm_tables
+from docs import api_tables, charts, command_tables, model_tables, python_tables, serving_tables, terminal, vllm_tables
 from docs.markdown import default, rows
 
 from baton.config import EngineConfig
@@ -117,6 +117,7 @@ _TABLES: dict[str, Callable[..., str]] = {
     "sampling": python_tables.sampling_table,
     "output": python_tables.output_table,
     "vllm": vllm_tables.vllm_table,
+    "serving": serving_tables.serving_table,
 }
 
 

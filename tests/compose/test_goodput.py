@@ -6,6 +6,7 @@ import json
 import math
 
 import pytest
+from docs import serving_tables
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -101,6 +102,19 @@ def test_the_table_has_a_row_a_server_and_rate_and_the_ratio_beside_the_first() 
     assert lines[5].split()[0] == "ratio"
     assert "x0.50" in lines[5]
     assert lines[5].split()[-2:] == ["x2.00", "-"]
+
+
+def test_a_file_becomes_a_table_of_the_pages(tmp_path, monkeypatch) -> None:
+    file = ServeFile(tmp_path / "h100" / "serving.json", {})
+    for rate in (16, 8):
+        file.add(served("apart"), result(rate, outcome(100, 12)))
+    file.add(served("together"), result(8, outcome(50, 6)))
+    monkeypatch.setattr(serving_tables, "RESULTS", tmp_path)
+    assert serving_tables.serving_table("h100").splitlines()[2:] == [
+        "| 8 | apart | 1.00 | 0.00 | 100, 100 | 12.0, 12 | 0 |",
+        "| 8 | together | 1.00 | 1.00 | 50, 50 | 6.0, 6 | 0 |",
+        "| 16 | apart | 1.00 | 0.00 | 100, 100 | 12.0, 12 | 0 |",
+    ]
 
 
 def test_a_file_collects_servers_of_the_same_load_and_refuses_another_load(tmp_path) -> None:

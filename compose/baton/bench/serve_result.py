@@ -134,6 +134,11 @@ class Result:
                 f"prompt {row['mean_input_len']:,.0f}, {row['cached_share']:.1%} cached"
             )
 
+    @property
+    def drain_s(self) -> float:
+        """How long answers went on after the last request was sent: long where a server has fallen behind."""
+        return self.load.warm_up_s + self.seconds - max((outcome.sent_s for outcome in self.outcomes), default=0.0)
+
     def good_rate(self, share: float) -> float:
         """Return good requests a second of those that were sent, whatever their answers took."""
         sent_s = max((outcome.sent_s for outcome in self.outcomes), default=0.0) - self.load.warm_up_s
@@ -181,6 +186,7 @@ class Result:
         num_good = sum(map(self.targets[0].holds, self.outcomes)) if self.targets else None
         return {
             "duration": self.seconds,
+            "drain_s": self.drain_s,
             "completed": len(self.good),
             "failed": self.num_failed,
             "total_input_tokens": self.num_input,

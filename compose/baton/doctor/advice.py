@@ -14,7 +14,7 @@ from baton.doctor.simulation import Chunks, Layout, gaps_of, simulate
 from baton.doctor.traffic import Traffic
 
 FIXED_CHUNKS = (512, 8192)
-"""Tokens of a step of workers that keep to no target; the last is the default."""
+"""Tokens of a step of workers that keep to no target."""
 _STALL = 20.0
 """Gap targets that a longest gap has from which streams are said to stall: a 99th percentile lets a few gaps of any length pass."""
 _CLEARLY = 0.02
@@ -153,7 +153,7 @@ def _candidates(site: Site, targets: Targets, traffic: Traffic) -> Iterator[tupl
         site.layout(0, timed),
     )
     for size in FIXED_CHUNKS:
-        flags = f"--prefill 0 --decode {count} --max-num-batched-tokens {size}"
+        flags = f"--prefill 0 --decode {count} --itl-target-ms 0 --max-num-batched-tokens {size}"
         yield f"{workers}, steps of {size} tokens", flags, site.layout(0, Chunks(size))
     hold_s = _HOLD * targets.ttft_ms / 1e3
     for num_prefill in _splits(site, traffic, targets.itl_ms):
