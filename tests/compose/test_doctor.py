@@ -124,7 +124,7 @@ def test_every_request_gets_all_of_its_tokens_in_time_order(
         kv_tokens=kv_tokens,
         hold_s=0.3,
     )
-    traffic = drawn(rate, (1, 1000), (100, 500))
+    traffic = drawn(rate, (1, 1000), (1, 300)).at_rate(rate)
     for request, outcome in zip(traffic.requests, simulate(layout, traffic), strict=True):
         assert outcome.first_s > 0
         assert len(outcome.gaps_s) == request.output_len - 1
@@ -133,7 +133,7 @@ def test_every_request_gets_all_of_its_tokens_in_time_order(
 
 def test_steps_that_are_sized_for_a_target_keep_it() -> None:
     layout = site().layout(0, Chunks(8192, 0.015))
-    assert gaps_of(simulate(layout, drawn(16, **LOAD)))[-1] <= 0.015
+    assert gaps_of(simulate(layout, drawn(16, **LOAD).at_rate(16, 20.0)))[-1] <= 0.015
 
 
 @pytest.mark.parametrize("file", ["baton_agg2x512", "baton_pdremote"])
@@ -141,15 +141,16 @@ def test_the_simulation_gives_the_shares_that_two_h100_gave(file) -> None:
     runs = json.loads((ROOT / "docs" / "results" / "h100" / f"{file}.json").read_text())["runs"]
     # that `remote` had ipc sockets, 2 to 4 GB/s, and no first token waited
     layout = site().layout(0, Chunks(512)) if "agg" in file else site(link_gbps=3.0).layout(1, Chunks())
-    shares = [Targets(500, 30).share(simulate(layout, drawn(run["rate"], **LOAD))) for run in runs]
-    assert shares == pytest.approx([run["good_share"] for run in runs], abs=0.2)
+    loads = [drawn(run["rate"], **LOAD).at_rate(run["rate"], 20.0) for run in runs]
+    shares = [Targets(500, 30).share(simulate(layout, load)) for load in loads]
+    assert shares == pytest.approx([run["good_share"] for run in runs], abs=0.06)
 
 
 # -- advising -------------------------------------------------------------------------------------------------
 
 
 def test_two_devices_with_a_loose_target_are_better_together() -> None:
-    advice = advise(site(), drawn(16, **LOAD), Targets(500, 30))
+    advice = advise(site(), drawn(16, **LOAD), Targets(500, 30), least_s=8.0)
     assert not advice.pays
     assert advice.together.share > 0.95
     assert verdict(advice).startswith("Prefill and decode apart do not pay: ")
@@ -158,7 +159,7 @@ def test_two_devices_with_a_loose_target_are_better_together() -> None:
 
 
 def test_a_link_that_is_slower_than_the_kv_loses_and_is_named() -> None:
-    advice = advise(site(link_gbps=1.0), drawn(16, **LOAD), Targets(500, 30))
+    advice = advise(site(link_gbps=1.0), drawn(16, **LOAD), Targets(500, 30), least_s=8.0)
     assert not advice.pays
     assert any("it cannot keep up" in reason for reason in reasons(advice))
 
@@ -166,25 +167,25 @@ def test_a_link_that_is_slower_than_the_kv_loses_and_is_named() -> None:
 def test_long_prompts_under_a_tight_target_pay_apart() -> None:
     # beside a few long answers a chunk leaves too little of 8 ms
     traffic = drawn(2.0, (6000, 8000), (64, 96))
-    advice = advise(site(device="h200", num_devices=2), traffic, Targets(600, 6.5))
+    advice = advise(site(device="h200", num_devices=2), traffic, Targets(600, 6.5), least_s=8.0)
     assert advice.pays, verdict(advice)
     assert "--prefill 1 --decode 1" in verdict(advice)
 
 
 def test_one_device_for_both_loses() -> None:
-    advice = advise(site(num_devices=1), drawn(4, **LOAD), Targets(500, 30))
+    advice = advise(site(num_devices=1), drawn(4, **LOAD), Targets(500, 30), least_s=8.0)
     assert advice.apart is None
     assert verdict(advice).startswith("One device: prefill and decode apart lose here.")
     assert next(iter(reasons(advice))).startswith("Both roles would share one device")
 
 
 def test_short_prompts_are_named() -> None:
-    advice = advise(site(), drawn(10, (100, 200), (64, 128)), Targets(500, 30))
+    advice = advise(site(), drawn(10, (100, 200), (64, 128)), Targets(500, 30), least_s=8.0)
     assert any(reason.startswith("Prompts are short: ") for reason in reasons(advice))
 
 
 def test_targets_that_nothing_keeps_are_named() -> None:
-    advice = advise(site(device="l4"), drawn(4, **LOAD), Targets(500, 20))
+    advice = advise(site(device="l4"), drawn(4, **LOAD), Targets(500, 20), least_s=8.0)
     assert verdict(advice).startswith("No layout keeps these targets")
     assert any(reason.startswith("The gap target is out of reach") for reason in reasons(advice))
 
@@ -195,8 +196,8 @@ def test_a_trace_is_planned_at_its_own_rate_or_another(tmp_path: Path) -> None:
     file.write_text("\n".join(map(json.dumps, rows)))
     assert recorded(file, 4096).rate == pytest.approx(2.1)
     faster = recorded(file, 112, rate=5.0)
-    assert faster.rate == pytest.approx(5.0)
-    assert len(faster.requests) == 4
+    assert faster.rate == pytest.approx(5.0, rel=0.2)
+    assert {request.input_len for request in faster.requests} == {100, 101, 102, 103}
     with pytest.raises(ConfigError, match="has no two requests"):
         recorded(file, 50)
 
@@ -239,7 +240,9 @@ def test_versions_are_compared_as_numbers() -> None:
 
 
 def test_a_plan_needs_no_gpu_and_no_torch() -> None:
-    code = "import sys, baton.doctor.examination as e; e.examine(e.Questions(plan='l4', rate=1.0)); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, baton.doctor.examination as e; e.examine(e.Questions(plan='l4')); sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False, stdout=subprocess.DEVNULL).returncode == 0
 
 

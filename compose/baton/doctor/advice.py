@@ -19,6 +19,8 @@ _STALL = 20.0
 """Gap targets that a longest gap has from which streams are said to stall: a 99th percentile lets a few gaps of any length pass."""
 _CLEARLY = 0.02
 """Shares that differ by less are equal: a drawn traffic says no more."""
+_ANSWERS = 4.0
+"""One after another that are simulated at least."""
 _FASTER = 1.07
 """Times the other's highest rate that is clearly higher: the search is no finer."""
 _HOLD = 0.9
@@ -122,10 +124,12 @@ class Advice:
         return self.highest[self.apart.name] > _FASTER * self.highest[self.together.name]
 
 
-def advise(site: Site, traffic: Traffic, targets: Targets) -> Advice:
-    """Simulate what may be chosen."""
+def advise(site: Site, traffic: Traffic, targets: Targets, *, least_s: float = 30.0) -> Advice:
+    """Simulate what may be chosen, for so many seconds at least."""
+    lasts_s = max(least_s, _lasting(site, traffic))
+    seen = traffic.at_rate(traffic.rate, lasts_s)
     options = sorted(
-        (_judged(name, flags, layout, traffic, targets) for name, flags, layout in _candidates(site, targets, traffic)),
+        (_judged(name, flags, layout, seen, targets) for name, flags, layout in _candidates(site, targets, traffic)),
         key=lambda option: (
             -round(option.share, 2),
             option.stalls,
@@ -139,8 +143,14 @@ def advise(site: Site, traffic: Traffic, targets: Targets) -> Advice:
         for each in options
         if each.share >= best[each.is_apart].share - _CLEARLY and each.stalls <= best[each.is_apart].stalls
     ]
-    highest = {option.name: _highest(option.layout, traffic, targets) for option in near}
+    highest = {option.name: _highest(option.layout, traffic, targets, lasts_s) for option in near}
     return Advice(site=site, traffic=traffic, targets=targets, options=options, highest=highest)
+
+
+def _lasting(site: Site, traffic: Traffic) -> float:
+    """Return the seconds to simulate: several answers one after another, so that as many run at once as ever will."""
+    times, rows = step_times(site.model, site.figures), 32
+    return _ANSWERS * traffic.output_len * times.seconds(rows, int(rows * traffic.input_len))
 
 
 def _candidates(site: Site, targets: Targets, traffic: Traffic) -> Iterator[tuple[str, str, Layout]]:
@@ -214,11 +224,11 @@ def _judged(name: str, flags: str, layout: Layout, traffic: Traffic, targets: Ta
     )
 
 
-def _highest(layout: Layout, traffic: Traffic, targets: Targets, num_runs: int = 8) -> float:
+def _highest(layout: Layout, traffic: Traffic, targets: Targets, lasts_s: float, num_runs: int = 8) -> float:
     """Search the highest rate at which 90 % are good; 0: not at an eighth of this one."""
     search, shares = Search(low=traffic.rate / 8, high=traffic.rate * 4, precision=1.08), dict[float, float]()
     for _ in range(num_runs):
         if (rate := search.next_rate(shares)) is None:
             break
-        shares[rate] = targets.share(simulate(layout, traffic.faster(rate / traffic.rate)))
+        shares[rate] = targets.share(simulate(layout, traffic.at_rate(rate, lasts_s)))
     return search.held(shares) or 0.0

@@ -68,7 +68,7 @@ class Report:
             return
         traffic, site = advice.traffic, advice.site
         yield f"\n{traffic.name}; {site.num_devices} x {site.figures.name}"
-        yield f"good: {advice.targets}; simulated, {len(traffic.requests)} requests"
+        yield f"good: {advice.targets}; simulated"
         yield f"  {'':<34}{'good':>6}{'TTFT p50':>10}{'p99':>8}{'gap p99':>9}{'longest':>9} ms"
         for option in advice.options:
             yield (

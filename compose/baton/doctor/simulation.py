@@ -13,7 +13,7 @@ import heapq
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, pairwise
 
 from baton.bench.completion_stream import Outcome
 from baton.doctor.traffic import Request, Traffic
@@ -79,9 +79,10 @@ class _Sequence:
     request: Request
     outcome: Outcome
     num_computed: int = 0
-    num_left: int = 0
-    last_at: float = 0.0
     begun_at: float = 0.0
+    first_at: float = 0.0
+    joined_at: int = 0
+    """The number of the step that gives its second token."""
 
     @property
     def num_kv(self) -> int:
@@ -98,7 +99,12 @@ class _Worker:
     waiting: deque[_Sequence] = field(default_factory=deque)
     arrived: deque[_Sequence] = field(default_factory=deque)
     """With KV from elsewhere."""
-    running: list[_Sequence] = field(default_factory=list)
+    rows: int = 0
+    """Sequences that run."""
+    stepped_at: list[float] = field(default_factory=list)
+    """When each step with rows ended: all of its rows got a token then."""
+    leaving: dict[int, list[_Sequence]] = field(default_factory=dict)
+    """By the number of the step that gives the last token."""
     context: int = 0
     held: int = 0
     """KV tokens that are promised."""
@@ -153,14 +159,14 @@ class _Simulation:
         if self._layout.auto:
             takers = [*self._prefill, *self._decode]
         length = sequence.request.input_len
-        worker = min(takers, key=lambda w: ((w.num_queued + length) / self._rate(w), len(w.running)))
+        worker = min(takers, key=lambda w: ((w.num_queued + length) / self._rate(w), w.rows))
         worker.waiting.append(sequence)
         worker.num_queued += length
         return worker
 
     def _rate(self, worker: _Worker) -> float:
         """Predict how many prompt tokens a worker computes a second, beside what runs there."""
-        rows, context = len(worker.running), worker.context
+        rows, context = worker.rows, worker.context
         tokens = max(worker.chunks.most(self._times, rows, context, 1024, 1), 0)
         seconds = self._times.seconds(rows, context, tokens, tokens * (1024 + tokens))
         return max(tokens, 1) / seconds
@@ -172,7 +178,7 @@ class _Simulation:
             sequence = worker.arrived.popleft()
             worker.held += sequence.num_kv
             self._join(worker, sequence)
-        rows, context = len(worker.running), worker.context
+        rows, context = worker.rows, worker.context
         tokens, pairs = self._take_chunks(worker, rows, context, now)
         if not rows and not tokens:
             return
@@ -184,7 +190,7 @@ class _Simulation:
         """Take prompts' chunks into the step, as many as its size or time allows."""
         tokens = pairs = 0
         most: int | None = None
-        while worker.waiting and len(worker.running) + len(worker.ends) < MAX_ROWS:
+        while worker.waiting and worker.rows + len(worker.ends) < MAX_ROWS:
             sequence = worker.waiting[0]
             start = sequence.num_computed
             if start == 0 and not self._admits(worker, sequence):
@@ -208,29 +214,19 @@ class _Simulation:
     def _admits(self, worker: _Worker, sequence: _Sequence) -> bool:
         """Say whether there is a place; one that is too large for any worker is taken alone."""
         has_room = worker.held + sequence.num_kv <= self._layout.kv_tokens or worker.held == 0
-        return has_room and len(worker.running) < MAX_ROWS
+        return has_room and worker.rows < MAX_ROWS
 
     def _step_ends(self, worker: _Worker, now: float) -> None:
         worker.is_busy = False
-        ended = False
-        for sequence in worker.running:
-            if not sequence.outcome.gaps_s:
-                self._hold_first(sequence, now)
-            sequence.outcome.gaps_s.append(now - sequence.last_at)
-            sequence.last_at = now
-            sequence.num_left -= 1
-            ended |= sequence.num_left == 0
-        worker.context += len(worker.running)
-        if ended:
-            for sequence in worker.running:
-                if sequence.num_left == 0:
-                    worker.context -= sequence.num_kv
-                    worker.held -= sequence.num_kv
-            worker.running = [sequence for sequence in worker.running if sequence.num_left]
+        if worker.rows:
+            worker.stepped_at.append(now)
+            worker.context += worker.rows
+            for sequence in worker.leaving.pop(len(worker.stepped_at) - 1, ()):
+                self._leave(worker, sequence)
         for sequence in worker.ends:
+            sequence.first_at = now
             sequence.outcome.first_s = now - sequence.request.at_s
-            sequence.last_at, sequence.num_left = now, sequence.request.output_len - 1
-            if not sequence.num_left:
+            if sequence.request.output_len == 1:
                 worker.held -= sequence.num_kv
             elif worker.is_prefill:
                 worker.held -= sequence.num_kv
@@ -239,16 +235,25 @@ class _Simulation:
                 self._join(worker, sequence)
         worker.ends = []
 
-    def _hold_first(self, sequence: _Sequence, now: float) -> None:
-        """Let the first token wait for this one."""
-        held_until = min(now, sequence.request.at_s + self._layout.hold_s)
-        if held_until > sequence.last_at:
-            sequence.last_at = held_until
-            sequence.outcome.first_s = held_until - sequence.request.at_s
-
     def _join(self, worker: _Worker, sequence: _Sequence) -> None:
-        worker.running.append(sequence)
+        worker.rows += 1
         worker.context += sequence.request.input_len + 1
+        sequence.joined_at = len(worker.stepped_at)
+        last = sequence.joined_at + sequence.request.output_len - 2
+        worker.leaving.setdefault(last, []).append(sequence)
+
+    def _leave(self, worker: _Worker, sequence: _Sequence) -> None:
+        worker.rows -= 1
+        worker.context -= sequence.num_kv
+        worker.held -= sequence.num_kv
+        times = worker.stepped_at[sequence.joined_at :]
+        begun_at = self._held_first(sequence, times[0])
+        sequence.outcome.first_s = begun_at - sequence.request.at_s
+        sequence.outcome.gaps_s = [later - earlier for earlier, later in pairwise((begun_at, *times))]
+
+    def _held_first(self, sequence: _Sequence, second_at: float) -> float:
+        """Let the first token wait for the second."""
+        return max(sequence.first_at, min(second_at, sequence.request.at_s + self._layout.hold_s))
 
     def _hand_over(self, worker: _Worker, sequence: _Sequence, now: float) -> None:
         """Send the KV: while later chunks are computed, behind what the link still carries, the last chunk's after its end."""
@@ -257,7 +262,7 @@ class _Simulation:
         last = (length - 1) % worker.chunks.tokens + 1
         began_at = max(worker.link_free_at, sequence.begun_at)
         worker.link_free_at = max(began_at + length * per_token_s, now + last * per_token_s)
-        decode = min(self._decode, key=lambda w: len(w.running) + len(w.arrived) + w.num_coming)
+        decode = min(self._decode, key=lambda w: w.rows + len(w.arrived) + w.num_coming)
         decode.num_coming += 1
         self._at(worker.link_free_at + _LINK_S, decode, sequence)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 from baton.bench.traces import read_rows
@@ -43,40 +43,49 @@ class Traffic:
         """Tokens of an answer, in the mean."""
         return sum(request.output_len for request in self.requests) / len(self.requests)
 
-    def faster(self, factor: float) -> Traffic:
-        """Return the same requests at another rate."""
-        requests = [replace(request, at_s=request.at_s / factor) for request in self.requests]
-        return Traffic(f"{self.rate * factor:.3g} requests/s", requests)
+    def at_rate(self, rate: float, least_s: float = 0.0) -> Traffic:
+        """Return the same requests at another rate, again and again until they last so long; of many that take longer a part."""
+        factor, period_s = self.rate / rate, self.requests[-1].at_s + 1 / self.rate
+        requests: list[Request] = []
+        again = ((turn, request) for turn in count() for request in self.requests)
+        for turn, request in again:
+            at_s = factor * (request.at_s + turn * period_s)
+            if at_s > least_s and len(requests) >= _LEAST:
+                break
+            requests.append(replace(request, at_s=at_s))
+        return Traffic(self.name, requests)
 
 
-_NUM_TOKENS = 80_000
-"""Of all answers that are drawn: a simulation's time."""
+_LEAST, _DRAWN = 200, 1000
+"""Requests that are simulated at least, and that differ from one another."""
 
 
 def drawn(rate: float, input_len: tuple[int, int], output_len: tuple[int, int]) -> Traffic:
-    """Draw a Poisson process of 100 to 400 requests, the same each time."""
+    """Draw a Poisson process, the same each time."""
     rng, at_s, requests = random.Random(0), 0.0, []
-    count = min(400, max(100, 2 * _NUM_TOKENS // sum(output_len)))
-    for _ in range(count):
+    for _ in range(_DRAWN):
         at_s += rng.expovariate(rate)
         requests.append(Request(at_s, rng.randint(*input_len), rng.randint(*output_len)))
     return Traffic(f"{rate:g} requests/s, prompts {_span(input_len)}, answers {_span(output_len)}", requests)
 
 
-def recorded(file: Path, max_len: int, *, rate: float | None = None, count: int = 1000) -> Traffic:
+def recorded(file: Path, max_len: int, *, rate: float | None = None, most: int = 1000) -> Traffic:
     """Read the first requests of a trace, at its own rate or at another.
 
     Raises:
         ConfigError: it is none, or has no two requests that fit.
     """
-    rows = list(islice((row for row in read_rows(file) if row.input_len + row.output_len <= max_len), count))
+    rows = list(islice((row for row in read_rows(file) if row.input_len + row.output_len <= max_len), most))
     if len(rows) < 2 or rows[-1].at_s <= rows[0].at_s:
         raise ConfigError(f"trace={str(file)!r} has no two requests, at different times, of at most {max_len} tokens.")
     first = rows[0].at_s
     requests = [Request(row.at_s - first, max(1, row.input_len), max(1, row.output_len)) for row in rows]
     traffic = Traffic(f"{file.name}, its first {len(rows)} requests that fit", requests)
     if rate is not None:
-        traffic = Traffic(f"{traffic.name}, at {rate:g} requests/s", traffic.faster(rate / traffic.rate).requests)
+        traffic = Traffic(
+            f"{traffic.name}, at {rate:g} requests/s",
+            traffic.at_rate(rate, traffic.requests[-1].at_s * traffic.rate / rate).requests,
+        )
     return traffic
 
 
