@@ -35,7 +35,7 @@ from baton.kvtransfer.transports.ipc import IpcTransport
 from baton.kvtransfer.transports.shm import ShmTransport
 from baton.kvtransfer.transports.shm_ring import ShmRingTransport
 from baton.kvtransfer.transports.tcp import TcpTransport
-from baton.kvtransfer.transports.transport import Transport
+from baton.kvtransfer.transports.transport import Transport, only
 from baton.kvtransfer.wire import layout_fingerprint
 from baton.logs import get_logger, say_why_it_ends, setup_logs
 from baton.messages import ModelFacts, WorkerInfo
@@ -131,7 +131,7 @@ class EngineProcess:
             memory=memory,
             layout=layout,
             incarnation=incarnation,
-            transports=(*_host_transports(memory, listens="prefill" in names), tcp),
+            transports=only((*_host_transports(memory, listens="prefill" in names), tcp), config.kv_transports),
             keys=_keys(config) if config.encrypt_kv else None,
             config=transfers,
             stats=self._kv_stats,

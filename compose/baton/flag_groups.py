@@ -10,7 +10,7 @@ _GROUPS = {
     "Clients": "host port api_key tenants allow_anonymous uds root_path allowed_origins allowed_methods allowed_headers",
     "Workers": """
         prefill decode path redis_url redis_password drain_s ask once worker_id announce_host control_port control_uds
-        kv_port worker policy also_prefill max_replays worker_wait_s stall_s lease_s default_prefill_rate
+        kv_port kv_transports worker policy also_prefill max_replays worker_wait_s stall_s lease_s default_prefill_rate
         interference_weight
     """,
     "Memory and speed": """

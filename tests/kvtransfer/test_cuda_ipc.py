@@ -78,8 +78,8 @@ def test_a_killed_exporter_ends_its_fetches_and_its_memory_comes_free() -> None:
             child.kill()
             (second,) = ends_of(importer, 1)
             assert isinstance(second, FetchFailed), second
-            assert second.num_blocks in (0, each), "blocks that were read before are good"
             wait_until(lambda: torch.cuda.mem_get_info(last)[0] >= free_before + 2 * each * nbytes)
-        assert torch.equal(kv[:each].cpu(), content(2 * each, nbytes)[:each])
+        good = each + second.num_blocks  # blocks that were read before are good
+        assert torch.equal(kv[:good].cpu(), content(2 * each, nbytes)[:good])
     finally:
         workers.stop()

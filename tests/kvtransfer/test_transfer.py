@@ -32,7 +32,7 @@ from baton.kvtransfer.side import Side
 from baton.kvtransfer.transports.ipc import IpcTransport
 from baton.kvtransfer.transports.shm import ShmTransport
 from baton.kvtransfer.transports.tcp import TcpTransport
-from baton.kvtransfer.transports.transport import Endpoint, Transport, choose, host_id
+from baton.kvtransfer.transports.transport import Endpoint, Transport, choose, host_id, only
 
 from .blocks import BLOCK_NBYTES, LAYOUT, Blocks, TestTicket, block_hashes, request_id, wait_until
 
@@ -660,6 +660,14 @@ def assert_nothing_is_left_after(exporter: Exporter, importer: Importer) -> None
     assert len(exporter.events()) == 1
     assert isinstance(importer.events()[-1], FetchFailed)
     assert_nothing_is_left(exporter, importer)
+
+
+def test_transports_are_taken_by_name_and_a_wrong_name_is_refused_with_the_right_ones() -> None:
+    ways = (IpcTransport(), TcpTransport())
+    assert only(ways, ()) == list(ways)
+    assert only(ways, ("tcp",)) == [ways[1]]
+    with pytest.raises(ConfigError, match="kv_transports='cuda_ipc' is not valid: this worker can use ipc, tcp"):
+        only(ways, ("tcp", "cuda_ipc"))
 
 
 @pytest.mark.parametrize("scattered", [False, True])

@@ -36,6 +36,10 @@ class WorkerConfig:
         None, "path of a Unix socket for routers, in place of --control-port: who may open it may send requests"
     )
     kv_port: int = setting(0, "first port from which KV is fetched; 0: free ones")
+    kv_transports: tuple[str, ...] = setting(
+        (),
+        "ways that KV may take, of cuda_ipc, shm_ring, shm, ipc and tcp; none: each, the fastest that a pair can first",
+    )
     redis_url: str | None = setting(None, "where to announce itself; none: routers are told of it by --worker")
     redis_password: str | None = setting(None, "password of Redis, where the URL has none")
     cache_key: str = setting("", "secret of the deployment under which blocks are hashed; the same on routers")

@@ -108,6 +108,19 @@ def choose(transports: Sequence[Transport], endpoint: Endpoint) -> Iterator[Tran
     return itertools.chain((best,), found)
 
 
+def only(transports: Sequence[Transport], names: Sequence[str]) -> Sequence[Transport]:
+    """Return those with these names, all if there are none.
+
+    Raises:
+        ConfigError: one is not there.
+    """
+    possible = [transport.scheme for transport in transports]
+    for name in names:
+        if name not in possible:
+            raise ConfigError(f"kv_transports={name!r} is not valid: this worker can use {', '.join(possible)}.")
+    return [transport for transport in transports if not names or transport.scheme in names]
+
+
 @cache
 def host_id() -> str:
     """Name the running system, the same in all of its processes and containers."""
