@@ -1,7 +1,7 @@
 """Another process with blocks on a GPU: `python -m tests.kvtransfer.cuda_exporter NUM_BLOCKS NBYTES NUM_REQUESTS`.
 
 It offers all requests, each an equal run of the blocks, says its endpoint, and serves until its standard input ends. With
-`--withheld` the last request's blocks are published, but it is never finished.
+`--withheld` the last request's blocks are published, but it is never finished. With `--ring` they are read in its ring.
 """
 
 import sys
@@ -14,6 +14,7 @@ from baton.kvtransfer.exporter import Exporter
 from baton.kvtransfer.loop import TransferThread
 from baton.kvtransfer.side import Side
 from baton.kvtransfer.transports.cuda_ipc import CudaIpcTransport
+from baton.kvtransfer.transports.shm_ring import ShmRingTransport
 
 from .blocks import LAYOUT, TestTicket, block_hashes, request_id
 
@@ -24,12 +25,13 @@ def content(num_blocks: int, nbytes: int) -> torch.Tensor:
     return torch.randint(0, 256, (num_blocks, nbytes), dtype=torch.uint8, generator=generator)
 
 
-def serve(num_blocks: int, nbytes: int, num_requests: int, withheld: bool) -> None:
+def serve(num_blocks: int, nbytes: int, num_requests: int, *, withheld: bool, in_ring: bool) -> None:
     """Be the exporter, on the last GPU."""
     kv = content(num_blocks, nbytes).to(f"cuda:{torch.cuda.device_count() - 1}")
     copies = CudaCopies(kv)
     memory = DeviceMemory(copies, frame_nbytes=1 << 20, ring_nbytes=1)
-    side = Side(memory=memory, layout=LAYOUT, incarnation="exporter-1", transports=(CudaIpcTransport(copies),))
+    transport = ShmRingTransport(copies, memory.ring_fd) if in_ring else CudaIpcTransport(copies)
+    side = Side(memory=memory, layout=LAYOUT, incarnation="exporter-1", transports=(transport,))
     exporter = Exporter(side)
     thread = TransferThread(exporter).start()
     each = num_blocks // num_requests
@@ -47,4 +49,4 @@ def serve(num_blocks: int, nbytes: int, num_requests: int, withheld: bool) -> No
 
 if __name__ == "__main__":
     num_blocks, nbytes, num_requests = map(int, sys.argv[1:4])
-    serve(num_blocks, nbytes, num_requests, "--withheld" in sys.argv)
+    serve(num_blocks, nbytes, num_requests, withheld="--withheld" in sys.argv, in_ring="--ring" in sys.argv)

@@ -1,4 +1,4 @@
-"""One GPU, or the copy engine between two, reads the blocks of another process."""
+"""One GPU, or the copy engine between two, reads the blocks of another process, or its copies of them in host memory."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from baton.kvtransfer.cuda_copies import CudaCopies
 from baton.kvtransfer.device_memory import DeviceMemory
 from baton.kvtransfer.imports import Fetched, FetchFailed
 from baton.kvtransfer.transports.cuda_ipc import CudaIpcTransport
+from baton.kvtransfer.transports.shm_ring import ShmRingTransport
 
 from .blocks import TestTicket, block_hashes, request_id, wait_until
 from .cuda_exporter import content
@@ -38,16 +39,18 @@ def exporting(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]
         child.wait(30)
 
 
+@pytest.mark.parametrize("in_ring", [False, True], ids=["where they lie", "in a ring"])
 @pytest.mark.parametrize("nbytes", [32 << 10, 2 << 20])
-def test_blocks_of_another_process_are_read_where_they_lie(nbytes: int) -> None:
+def test_blocks_of_another_process_are_read(nbytes: int, in_ring: bool) -> None:
     num, each = 6, 100
     kv = torch.zeros(num * each, nbytes, dtype=torch.uint8, device="cuda:0")
     order = torch.randperm(num * each).tolist()
     workers, copies = Workers("ipc"), CudaCopies(kv)
     memory = DeviceMemory(copies, frame_nbytes=1 << 20, ring_nbytes=1)
-    importer = workers.importer(memory, transports=(CudaIpcTransport(copies),))
+    transport = ShmRingTransport(copies, memory.ring_fd) if in_ring else CudaIpcTransport(copies)
+    importer = workers.importer(memory, transports=(transport,))
     try:
-        with exporting(num * each, nbytes, num) as (_, endpoint):
+        with exporting(num * each, nbytes, num, *["--ring"] * in_ring) as (_, endpoint):
             for number in range(num):
                 ticket = TestTicket(request_id(number), source=endpoint)
                 importer.fetch(ticket, 0, block_hashes(number, each), order[number * each : (number + 1) * each])
