@@ -145,13 +145,20 @@ def test_a_block_tells_goodput_turns_longest_gaps_and_what_the_server_counted() 
     ]
     found = result(8, *outcomes)
     found.counted = {"replays (gap)": 2, "local": 3, "remote": 0}
+    found.transfers = {"seen": 3, "computed_again": 1}
     text = "\n".join(found.lines())
     assert max(map(len, text.splitlines())) <= 80
     assert "good        66.7%" in text
     assert "server      replays (gap) 2, local 3" in text
+    assert "KV          1 of 3 prompts computed again; waited for none" in text
     assert "turn 2      TTFT median 40.0" in text
     assert "80.0% cached" in text
     assert "in 7 events" in text
+    lost = result(8, *(outcome(1, error=f"429: wait {seconds} s") for seconds in (1.5, 2)), outcome(1, error="cut"))
+    assert [line for line in lost.lines() if "failed  " in line] == [
+        "  failed      2: 429: wait 2 s",
+        "  failed      1: cut",
+    ]
     numbers = found.numbers()
     assert numbers["max_itl_ms"] == pytest.approx(90)
     assert numbers["request_goodput"] == pytest.approx(0.2)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import httpx
 from baton.bench.completion_stream import Endpoint, Outcome
 from baton.bench.goodput import Targets
 from baton.bench.loads import Arrival, Load
+from baton.bench.router_view import RouterView
 from baton.bench.serve_result import Client, Result
 from baton.errors import ConfigError
 from baton.own_http import client_of
@@ -115,14 +115,15 @@ async def served_model(server: Server) -> tuple[str, int]:
 async def drive(served: Served, load: Load, targets: Sequence[Targets] = ()) -> Result:
     """Send every request at its time, with a bar of those that have ended."""
     run = _Run(served, load)
-    before = await counted(served.server)
-    with _no_pauses():
-        await run.whole()
-    after = await counted(served.server)
-    meanwhile = {name: count - before.get(name, 0) for name, count in after.items()}
+    async with served.server.client() as client:
+        view = RouterView(client)
+        await view.begin()
+        with _no_pauses():
+            await run.whole()
+        meanwhile, transfers = await view.counted(), await view.transfers()
     seconds = run.ended_at - run.began_at - load.warm_up_s
-    client = Client(run.cpu_s, run.num_tokens, max((outcome.late_s for outcome in run.outcomes), default=0.0))
-    return Result(load, run.outcomes, max(seconds, 1e-9), client, targets, meanwhile)
+    cost = Client(run.cpu_s, run.num_tokens, max((outcome.late_s for outcome in run.outcomes), default=0.0))
+    return Result(load, run.outcomes, max(seconds, 1e-9), cost, targets, meanwhile, transfers)
 
 
 class _Run:
@@ -197,29 +198,3 @@ def _no_pauses() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-
-
-COUNTED = {
-    "replays_total": "replays",
-    "admission_refusals_total": "refused",
-    "kv_integrity_failures_total": "integrity failures",
-    "route_decisions_total": "",
-}
-"""Series of a Baton router that say how a run went; those with no word are told by label."""
-_SAMPLE = re.compile(r'^baton:(\w+)\{(?:.*,)?(\w+)="([^"]*)"\} (\S+)$', re.MULTILINE)
-
-
-async def counted(server: Server) -> dict[str, int]:
-    """Return what a Baton router has counted so far; nothing of other servers."""
-    try:
-        async with server.client() as client:
-            text = (await client.get("/metrics")).text
-    except httpx.HTTPError:
-        return {}
-    counts: dict[str, int] = {}
-    for name, label, value, number in _SAMPLE.findall(text):
-        if name in COUNTED:
-            word = COUNTED[name] or value
-            word = f"{word} ({value})" if COUNTED[name] and label not in ("model_name",) else word
-            counts[word] = counts.get(word, 0) + int(float(number))
-    return counts

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -48,6 +50,8 @@ class Result:
     targets: Sequence[Targets] = ()
     counted: Mapping[str, int] = field(default_factory=dict)
     """What the server counted meanwhile, if it is Baton: replays, refusals, paths."""
+    transfers: Mapping[str, float] = field(default_factory=dict)
+    """What it tells of the KV of the last requests."""
 
     @property
     def good(self) -> list[Outcome]:
@@ -107,11 +111,24 @@ class Result:
             yield f"  good        {share:.1%}, {self.good_rate(share):.2f} requests/s ({targets})"
         if counted := [f"{name} {count}" for name, count in self.counted.items() if count]:
             yield f"  server      {', '.join(counted)}"
+        if sent := self.transfers:
+            times = ", ".join(
+                f"{name} {sent[f'{name}_exposed_ms']:.1f}" for name in ("median", "p99", "max") if len(sent) > 3
+            )
+            again = f"{sent['computed_again']:.0f} of {sent['seen']:.0f} prompts computed again"
+            yield f"  KV          {again}; waited for{f' {times} ms' if times else ' none'}"
         client = self.client
         late_ms = 1e3 * client.late_s
         yield f"  client      {client.us_per_token:.1f} us of CPU a token, a request sent at most {late_ms:.1f} ms late"
-        for error in sorted({outcome.error for outcome in self.outcomes if outcome.error})[:5]:
-            yield f"  failed: {error}"
+        yield from self._failure_lines()
+
+    def _failure_lines(self) -> Iterator[str]:
+        """Name each kind of failure, with one of its messages: numbers in them differ."""
+        errors = [outcome.error for outcome in self.outcomes if outcome.error]
+        kinds = Counter(re.sub(r"[\d.]+", "0", error) for error in errors)
+        example = {re.sub(r"[\d.]+", "0", error): error for error in errors}
+        for kind, count in kinds.most_common(5):
+            yield f"  failed      {count}: {example[kind][:240]}"
 
     def _bunched(self) -> str:
         num_events = sum(outcome.num_events for outcome in self.good)
@@ -200,6 +217,7 @@ class Result:
             "goodput": self.goodput(),
             "turns": self.by_turn(),
             "server_counts": dict(self.counted),
+            "transfers": dict(self.transfers),
             "client_cpu_us_per_token": self.client.us_per_token,
             "client_late_ms": 1e3 * self.client.late_s,
             "errors_seen": sorted({outcome.error for outcome in self.outcomes if outcome.error})[:20],
