@@ -34,8 +34,8 @@ _OUTLIER = 3.0
 """Mean errors from which a step counts less."""
 _STALLED = 3.0
 """Times that a step takes what is predicted from which no margin would have helped."""
-_UP, _DOWN = 0.01, 0.0001
-"""How the margin moves with a step that takes longer than it says, and with one that does not: one in 100 is let pass."""
+_LET_PASS = 100
+"""Steps of which one may take longer than its margin says: the margin moves with each."""
 
 
 class StepLearner:
@@ -52,6 +52,8 @@ class StepLearner:
         self._spread = 0.1
         self.margin = 1.1
         """Times that a step with rows and chunks takes what is predicted, but for one in 100."""
+        self.even_margin = 1.02
+        """The same of a step with rows alone."""
         self._times: StepTimes | None = prior
 
     @property
@@ -81,8 +83,11 @@ class StepLearner:
                 return
         expected = self.times.seconds(rows, context, tokens, pairs)
         ratio = seconds / max(expected, 1e-9)
-        if rows and tokens and ratio < _STALLED:
-            self.margin = min(max(self.margin + (_UP if ratio > self.margin else -_DOWN), 1.0), 1.5)
+        if rows and ratio < _STALLED:
+            if tokens:
+                self.margin = _moved(self.margin, ratio, 0.01)
+            else:
+                self.even_margin = _moved(self.even_margin, ratio, 0.005)
         error = abs(ratio - 1)
         weight = min(1.0, _OUTLIER * self._spread / error) if error else 1.0
         self._spread += 0.05 * (min(error, 2 * _OUTLIER * self._spread) - self._spread)
@@ -106,6 +111,10 @@ class StepLearner:
                     wanted += seen.sums[i] + row[i] * new[i] - sum(map(mul, row, new))
                 new[i] = max(wanted / weight, 0.0)
         self._theta, self._times = new, None
+
+
+def _moved(margin: float, ratio: float, step: float) -> float:
+    return min(max(margin + (step if ratio > margin else -step / _LET_PASS), 1.0), 1.5)
 
 
 @dataclass(slots=True)

@@ -7,16 +7,20 @@ from typing import Annotated
 
 import msgspec
 
-from baton.step_times import StepTimes
+from baton.step_times import FULL, StepTimes
 
 JITTER_S = 0.002
 """What a token takes from the step to its client, at times: on two H200s of 16 requests/s no step took longer than 13.5 ms
 for a target of 15, and one gap in 500 was longer than that."""
+EVEN_JITTER_S = 0.0005
+"""The same where all steps are alike: those that are slow for once are few, and follow one that was not late."""
 BROKEN = 4.0
 """Times the target that a step may take which breaks it anyway."""
 BREAK_EVERY = 100
 """Steps: where the target leaves no time for chunks, one of so many breaks it, so that prompts move, and 99 of 100 gaps
 are within it. A few tokens in every step would break it always, and compute no more."""
+
+ANY_NUMBER = 1 << 20
 
 _Amount = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 
@@ -30,7 +34,9 @@ class StepPace(msgspec.Struct, array_like=True, frozen=True, gc=False):
     slower: _Amount = 0.0
     """Times a step without chunks that one with chunks may take at least, whatever the target; 0: the target is all."""
     margin: _Amount = 1.0
-    """Times the predicted time that nearly all steps keep to."""
+    """Times the predicted time that nearly all steps with chunks keep to."""
+    even_margin: _Amount = 1.0
+    """The same of steps without."""
 
     def most_s(self, rows: int, context: int) -> float:
         """Say how many predicted seconds a step with chunks may take beside so many rows."""
@@ -41,6 +47,20 @@ class StepPace(msgspec.Struct, array_like=True, frozen=True, gc=False):
     def broken_s(self, rows: int, context: int) -> float:
         """Say how many seconds a step may take that breaks the target."""
         return BROKEN * max(self._target_s(rows, context), self.times.seconds(rows, context))
+
+    def most_rows(self, context: int) -> int:
+        """Say how many sequences of so many tokens may decode together within the target: more would break it for all.
+
+        There is no such bound where nobody asked for the target, or one sequence alone does not keep to it.
+        """
+        if not self.target_s or self.slower:
+            return ANY_NUMBER
+        times = self.times
+        free_s = max(0.0, self.target_s - EVEN_JITTER_S) / max(self.even_margin, 1.0) - times.step
+        num = free_s / max(times.row + times.context * context, 1e-12)
+        if num > FULL:  # more than one pass of the weights' worth of tokens
+            num = (free_s + times.full * FULL) / max(times.row + times.context * context + times.full, 1e-12)
+        return int(num) if 1 <= num < ANY_NUMBER else ANY_NUMBER
 
     def chunk_rate(self, rows: int, context: int, most: int) -> float:
         """Predict how many prompt tokens a second are computed in chunks of at most `most` beside so many rows.

@@ -155,6 +155,24 @@ def test_where_the_target_leaves_no_time_one_step_in_a_hundred_has_a_chunk() -> 
     assert sum(chunks) > 300
 
 
+def test_no_more_decode_together_than_the_target_has_time_for() -> None:
+    scheduler = paced(20.0, max_num_seqs=8)
+    times = StepTimes(5e-3, 5e-3, 0.0, 0.0, 1e-6, 0.0, 0.0)  # each row takes as long as the weights
+    scheduler.pace = Pacer(StepLearner(times), 20.0)
+    others = [sequence(name, 3, 300) for name in "bcdef"]
+    for each in others:
+        scheduler.add(each)
+    for _ in range(5):
+        plan = step(scheduler)
+    assert set(plan) == {"a", "b"}
+    prompt = sequence("p", 3, 1)  # computed for somebody else
+    scheduler.add(prompt)
+    assert "p" in step(scheduler)
+    scheduler.finish(prompt)
+    scheduler.finish(others[0])
+    assert set(step(scheduler)) == {"a", "c"}
+
+
 def test_who_has_its_kv_already_passes_a_prompt_for_which_there_is_no_time() -> None:
     scheduler = paced(5.0)
     scheduler.add(sequence("b", 300))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from baton.engine.chunk_room import ChunkRoom
-from baton.messages import Load, ModelFacts, WorkerInfo
+from baton.messages import Leg, Load, ModelFacts, WorkerInfo
 from baton.metrics import RouterMetrics
 from baton.prompt import Prompt
 from baton.protocol import SamplingParams
@@ -69,16 +69,16 @@ class Request:
 class SimulatedWorker:
     """One worker: its queue, its batch, its link."""
 
-    def __init__(self, model: ServingModel, worker_id: str, leg: str, target_ms: float | None) -> None:
-        self.model, self.leg = model, leg
+    def __init__(self, model: ServingModel, worker_id: str, legs: tuple[Leg, ...], target_ms: float | None) -> None:
+        self.model = model
         self.learner = StepLearner()
         self.pacer = Pacer(self.learner, target_ms)
         info = WorkerInfo(
             worker_id=worker_id,
             incarnation=worker_id,
-            legs=(leg,),  # type: ignore[arg-type]
+            legs=legs,
             control="",
-            kv="tcp://kv" if leg == "prefill" else "",
+            kv="tcp://kv" if "prefill" in legs else "",
             layout="l",
             model=ModelFacts(name="m", max_model_len=8192, vocab_size=400, block_size=16),
             num_places=256,
@@ -98,8 +98,12 @@ class SimulatedWorker:
         """Begin the next step, if there is something to do."""
         if self.is_stepping or not (self.queue or self.rows or self.ready):
             return
-        self.rows += self.ready
-        self.ready.clear()
+        if self.rows:
+            mean = sum(r.num_prompt + r.done for r in self.rows) // len(self.rows)
+            seats = self.pacer.pace.most_rows(mean) - len(self.rows) - sum(r.computed > 0 for r in self.queue)
+        else:
+            seats = 1 << 20
+        self.rows, self.ready = self.rows + self.ready[: max(seats, 0)], self.ready[max(seats, 0) :]
         rows, context = len(self.rows), sum(r.num_prompt + r.done for r in self.rows)
         room = self.pacer.room(rows, context, STEP_TOKENS - rows) if self.queue else ChunkRoom(0)
         chunks: list[tuple[Request, int]] = []
@@ -129,7 +133,7 @@ class SimulatedWorker:
             if request.done >= request.num_answer:
                 self.rows.remove(request)
         for request, num in chunks:
-            if self.leg == "prefill":
+            if request.way == "remote":
                 self.link_free_at = max(self.link_free_at, now) + num * KV_NBYTES / self.model.bandwidth
             if request.computed == request.num_prompt:
                 self.queue.remove(request)
@@ -145,7 +149,7 @@ class SimulatedWorker:
         used = sum((r.num_prompt + r.num_answer) // 16 for r in (*self.rows, *self.queue))
         load = Load(
             num_running=len(self.rows),
-            num_waiting=len(self.queue),
+            num_waiting=len(self.queue) + len(self.ready),
             waiting_tokens=sum(r.num_prompt - r.computed for r in self.queue),
             kv_free_blocks=max(24_000 - used, 0),
             kv_total_blocks=24_000,
@@ -164,6 +168,7 @@ class ServingModel:
         *,
         num_prefill: int = 1,
         num_decode: int = 1,
+        also_prefill: bool = False,
         path: str = "auto",
         target_ms: float | None = None,
         ttft_target_ms: float = 1000 * TTFT_S,
@@ -178,16 +183,18 @@ class ServingModel:
         self.truth, self.bandwidth, self.holds, self.admits = truth, bandwidth, holds, admits
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._numbers = itertools.count()
-        self.config = RouterConfig(model="m", path=path, ttft_target_ms=ttft_target_ms)  # type: ignore[arg-type]
+        self.config = RouterConfig(model="m", path=path, ttft_target_ms=ttft_target_ms, itl_target_ms=target_ms or 0.0)  # type: ignore[arg-type]
         metrics = RouterMetrics("m")
         self.workers: dict[str, SimulatedWorker] = {}
         self.links: dict[tuple[str, str], Any] = {}
         pool: Any = self
         self.placement = Placement(self.config, pool, PrefixIndex(), metrics, random.Random(seed), self._batch)
         self.admission = Admission(self.config, metrics, Tenants((), "", None))
+        decode: tuple[Leg, ...] = ("prefill", "decode") if also_prefill else ("decode",)
+        prefill: tuple[Leg, ...] = ("prefill",)
         self._simulated = {
-            f"{leg}-{i}": SimulatedWorker(self, f"{leg}-{i}", leg, target_ms)
-            for leg, num in (("prefill", num_prefill), ("decode", num_decode))
+            f"{legs[-1]}-{i}": SimulatedWorker(self, f"{legs[-1]}-{i}", legs, target_ms)
+            for legs, num in ((prefill, num_prefill), (decode, num_decode))
             for i in range(num)
         }
         self.workers = {name: each.seen for name, each in self._simulated.items()}  # type: ignore[misc]

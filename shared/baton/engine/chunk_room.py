@@ -18,8 +18,10 @@ class ChunkRoom:
     is_timed = False
     """Whether who lacks little may pass who finds no room."""
 
-    def __init__(self, num_left: int) -> None:
+    def __init__(self, num_left: int, seats: int = 1 << 20) -> None:
+        """`seats` are for sequences that will decode: more would make every step too long."""
         self.num_left = num_left
+        self.seats = seats
 
     def most(self, start: int, num_lacking: int) -> int:
         """Say how many of the tokens that a sequence lacks behind its first `start` fit; below 1: none."""
@@ -35,9 +37,11 @@ class TimedRoom(ChunkRoom):
 
     is_timed = True
 
-    def __init__(self, num_left: int, times: StepTimes, seconds: float, rows: int, context: int) -> None:
+    def __init__(
+        self, num_left: int, times: StepTimes, seconds: float, rows: int, context: int, seats: int = 1 << 20
+    ) -> None:
         """`rows` decode beside the chunks, and read `context` tokens."""
-        super().__init__(num_left)
+        super().__init__(num_left, seats)
         self._times, self._seconds = times, seconds
         self._rows, self._context = rows, context
         self._tokens = self._pairs = 0

@@ -385,6 +385,7 @@ class Scheduler:
         """
         at = num_deferred = num_found = 0
         is_late = False
+        num_begun = len(self.running) - plan.num_tokens if room.is_timed else 0  # prompts, which decode soon
         crowding = self._crowding()
         while (
             room.num_left > 0
@@ -392,14 +393,19 @@ class Scheduler:
             and num_deferred <= MAX_DEFERRED
             and num_found < MAX_BLOCKS_FOUND
         ):
-            if is_late and at > MAX_PASSED:
+            if at > MAX_PASSED and room.is_timed:
                 return
             num_kept = len(self.running) * self.reach.num_groups
             num_seated = len(self.running) + (0 if self.host is None else self.host.num_loading)
             if num_seated >= self.config.max_num_seqs or self.pool.num_available < num_kept:
                 return
             sequence = self.waiting[at]
-            if (crowding and sequence.share.tenant == crowding) or (is_late and not sequence.num_slots):
+            will_decode = sequence.max_len > len(sequence.token_ids) + 1
+            if (
+                (crowding and sequence.share.tenant == crowding)
+                or (is_late and not sequence.num_slots)
+                or (will_decode and room.seats <= num_begun)
+            ):
                 at += 1
                 continue
             known = self.blocks.known(sequence)
@@ -436,6 +442,7 @@ class Scheduler:
                 continue
             del self.waiting[at]
             sequence.state = RUNNING
+            num_begun += will_decode
             plan.admitted.append(sequence)
             insort(self.running, sequence, key=_rank)
             self._turns.begin(sequence.rank[1])

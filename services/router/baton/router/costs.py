@@ -97,6 +97,8 @@ class Weights:
     interference: float = 0.05
     ttft_target_ms: float = 0.0
     """0: none."""
+    holds: bool = False
+    """Whether the first token waits for the second."""
 
 
 NO_TARGET = Weights()
@@ -113,6 +115,8 @@ class Option:
     prefill: str | None
     cost_ms: float
     terms: Mapping[str, float] = field(default_factory=dict)
+    first_wait_ms: float = 0.0
+    """What it waits for others before its first token."""
     busy_ms: float = 0.0
     """For how long its transfer has the link to itself."""
 
@@ -122,14 +126,9 @@ class Option:
         terms = self.terms
         return terms[_QUEUES[self.path]] + terms.get("queue_link", 0.0) + terms["wait_blocks"] + terms["wait_place"]
 
-    @property
-    def first_wait_ms(self) -> float:
-        """What it waits for others before its first token."""
-        return self.terms["queue_p"] if self.path == "remote" else self.wait_ms
-
 
 @dataclass(frozen=True, slots=True)
-class _Prefill:
+class Prefill:
     """What computing a prompt takes, and what it does to those who decode beside it."""
 
     ms: float
@@ -139,9 +138,11 @@ class _Prefill:
     """Steps that break their target."""
 
 
-def remote(shape: Shape, prefill: Candidate, decode: Candidate, link: Link, weights: Weights, now: float) -> Option:
-    """Predict the way over a prefill worker."""
-    missing, work = uncached(shape, decode), _prefill(shape, prefill)
+def remote(
+    shape: Shape, prefill: Candidate, work: Prefill, decode: Candidate, link: Link, weights: Weights, now: float
+) -> Option:
+    """Predict the way over a prefill worker, on which the prompt takes this work."""
+    missing = uncached(shape, decode)
     busy_ms, transfer_ms = link.busy_ms(missing, now), link.exposed_ms(missing, work.ms, now)
     computed_ms = prefill.queue_ms + work.ms
     terms = {
@@ -157,12 +158,15 @@ def remote(shape: Shape, prefill: Candidate, decode: Candidate, link: Link, weig
     terms["pace"] = PACE_STEPS * decode.step_ms
     terms["delay"] = _delay(prefill, work, weights)
     terms["misses"] = MISS_MS * (_misses(first_ms, decode, weights) + _broken(prefill, work))
-    return Option("remote", decode.worker_id, prefill.worker_id, sum(terms.values()), terms, busy_ms)
+    first_wait_ms = prefill.queue_ms
+    if weights.holds:
+        first_wait_ms += terms["queue_link"] + terms["wait_place"]
+    return Option("remote", decode.worker_id, prefill.worker_id, sum(terms.values()), terms, first_wait_ms, busy_ms)
 
 
-def local(shape: Shape, decode: Candidate, weights: Weights) -> Option:
-    """Predict the way of a decode worker alone."""
-    work, queue_ms = _prefill(shape, decode), decode.queue_ms
+def local(shape: Shape, decode: Candidate, work: Prefill, weights: Weights) -> Option:
+    """Predict the way of a decode worker alone, on which the prompt takes this work."""
+    queue_ms = decode.queue_ms
     terms = {
         "queue_d": queue_ms,
         "prefill": work.ms,
@@ -174,7 +178,8 @@ def local(shape: Shape, decode: Candidate, weights: Weights) -> Option:
     terms["pace"] = PACE_STEPS * decode.step_ms
     terms["delay"] = _delay(decode, work, weights)
     terms["misses"] = MISS_MS * (_misses(first_ms, decode, weights) + _broken(decode, work))
-    return Option("local", decode.worker_id, None, sum(terms.values()), terms)
+    first_wait_ms = queue_ms + terms["wait_blocks"] + terms["wait_place"]
+    return Option("local", decode.worker_id, None, sum(terms.values()), terms, first_wait_ms)
 
 
 def uncached(shape: Shape, worker: Candidate) -> int:
@@ -182,15 +187,16 @@ def uncached(shape: Shape, worker: Candidate) -> int:
     return max(shape.num_tokens - worker.cached_blocks * shape.block_size, 1)
 
 
-def _prefill(shape: Shape, worker: Candidate) -> _Prefill:
+def prefill_on(worker: Candidate, shape: Shape) -> Prefill:
+    """Predict what the prompt takes on a worker."""
     num_tokens, pace = uncached(shape, worker), worker.pace
     if pace is None:
         ms = 1000 * num_tokens / worker.prefill_rate
-        return _Prefill(ms, ms)
+        return Prefill(ms, ms)
     rows = worker.num_running if worker.can_decode else 0
     times, start = pace.times, shape.num_tokens - num_tokens
     if not rows:
-        return _Prefill(1000 * times.prompt_seconds(num_tokens, start))
+        return Prefill(1000 * times.prompt_seconds(num_tokens, start))
     context, middle = worker.context_tokens, start + num_tokens // 2
     step_s, most_s, num_broken = times.seconds(rows, context), pace.most_s(rows, context), 0
     chunk = times.most_tokens(most_s, rows, context, start=middle, most=num_tokens)
@@ -201,15 +207,15 @@ def _prefill(shape: Shape, worker: Candidate) -> _Prefill:
     num_steps = num_tokens / chunk
     mixed_s = times.seconds(rows, context, chunk, chunk * (middle + chunk))
     waits_s = BREAK_EVERY * step_s * num_broken
-    return _Prefill(1000 * (num_steps * mixed_s + waits_s), 1000 * num_steps * (mixed_s - step_s), num_broken)
+    return Prefill(1000 * (num_steps * mixed_s + waits_s), 1000 * num_steps * (mixed_s - step_s), num_broken)
 
 
-def _delay(worker: Candidate, work: _Prefill, weights: Weights) -> float:
+def _delay(worker: Candidate, work: Prefill, weights: Weights) -> float:
     """Predict what computing a prompt costs the streams of its worker; one that only prefills has none."""
     return weights.interference * worker.num_running * work.delay_ms if worker.can_decode else 0.0
 
 
-def _broken(worker: Candidate, work: _Prefill) -> float:
+def _broken(worker: Candidate, work: Prefill) -> float:
     """Predict how many streams miss their target for this prompt."""
     return worker.num_running * (1 - (1 - _BROKEN) ** work.num_broken)
 

@@ -104,7 +104,9 @@ class Placement:
             like_peers(candidates, self._config.default_prefill_rate),
             self._pool.links,
             path=path,
-            weights=Weights(self._config.interference_weight, self._config.ttft_target_ms),
+            weights=Weights(
+                self._config.interference_weight, self._config.ttft_target_ms, self._config.itl_target_ms > 0
+            ),
             turn=self._turn,
             now=self._pool.clock(),
             rng=self._rng,
@@ -130,6 +132,9 @@ class Placement:
         """Predict how long a request waits for its places in a worker's batch."""
         load, length = worker.load, self.answer_length
         places, num_new = num_places(load, worker.info.num_places), generation.params.n
+        if worker.step_pace is not None:
+            context = load.context_tokens // load.num_running if load.num_running else len(generation.prompt)
+            places = min(places, worker.step_pace.most_rows(context))
         if num_here + num_new <= places:
             return 0.0
         batch = self._batch_of(worker, length)
@@ -149,6 +154,8 @@ class Placement:
         if pace is None:
             step_ms, rate = worker.steps.predict(num_places), load.prefill_rate
         else:
+            most = pace.most_rows(_context(load, 1, len(generation.prompt)))
+            num_places = min(num_places, most)
             step_ms = 1000 * pace.times.seconds(num_places, _context(load, num_places, len(generation.prompt)))
             rate = _USUAL / pace.times.prompt_seconds(_USUAL)
         return Candidate(
