@@ -128,10 +128,12 @@ class TableTop:
         peer: Peer | None = None,
         emitted: Sequence[int] = (),
         epoch: int = 0,
+        seconds_left: float | None = None,
     ) -> str:
         request_id = request_id or uuid.uuid4().hex
         choices = [ChoiceStart(0, list(emitted)), *(ChoiceStart(i) for i in range(1, params.n))]
-        start = Start(request_id, epoch, leg, Prompt(prompt), choices, params, 0, priority=priority, ticket=ticket)
+        kept = {"priority": priority, "seconds_left": seconds_left, "ticket": ticket}
+        start = Start(request_id, epoch, leg, Prompt(prompt), choices, params, 0, **kept)  # type: ignore[arg-type]
         self.mailbox.arrived.append((peer or self.peer, start))
         return request_id
 

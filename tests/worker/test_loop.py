@@ -188,6 +188,18 @@ def test_a_fetch_whose_prefill_leg_never_comes_ends_with_its_router(make_table: 
     turn_until([decode], lambda: is_quiet(decode), "the fetch has ended, and the blocks are back")
 
 
+def test_a_fetch_of_a_queued_prompt_ends_with_its_deadline(make_table: MakeTable) -> None:
+    prefill, decode = make_table(), make_table()
+    prompt, request_id = prompt_of(33, 50), uuid.uuid4().hex
+    ticket = prefill.ticket(request_id, prompt)
+    decode.start(prompt, GREEDY, request_id=request_id, ticket=ticket, seconds_left=0.3)
+    prefill.start(prompt, GREEDY, leg="prefill", request_id=request_id, ticket=ticket)
+    prefill.loop._receive()  # offered, and never computed
+    turn_until([decode], lambda: decode.errors(request_id), "its time is over")
+    assert decode.errors(request_id) == ["deadline"]
+    turn_until([decode], lambda: is_quiet(decode), "the fetch has ended, and the blocks are back")
+
+
 def test_without_prefix_caching_kv_travels_all_the_same(make_table: MakeTable) -> None:
     prefill = make_table(enable_prefix_caching=False)
     decode = make_table(enable_prefix_caching=False)
