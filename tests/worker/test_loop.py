@@ -12,6 +12,7 @@ import pytest
 from tests.worker.table_top import TableTop, turn_until
 
 from baton.engine.model_runner import ForwardedStep
+from baton.engine.reload_cost import ReloadCost
 from baton.engine.step_plan import StepPlan
 from baton.messages import Cancel, Outputs
 from baton.protocol import SamplingParams
@@ -145,6 +146,31 @@ def test_prompts_that_preempt_one_another_send_the_right_kv(make_table: MakeTabl
     for request_id, prompt in zip(ids, prompts, strict=True):
         assert (prefill.ids(request_id) + decode.ids(request_id))[-12:] == ask_alone(alone, prompt)
     turn_until([prefill, decode], lambda: is_quiet(prefill, decode), "everything is back")
+
+
+def test_turns_that_were_driven_out_come_back_from_host_memory(
+    make_table: MakeTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of six conversations on a prefill and a decode worker, neither of which has room for two."""
+    monkeypatch.setattr(ReloadCost, "is_worth", lambda self, num_blocks: num_blocks > 0)
+    prefill, decode, alone = make_table(16, swap_space=0.01), make_table(16, swap_space=0.01), make_table(200)
+    first = [prompt_of(40 + i, 100) for i in range(6)]
+    answers = [ask_alone(alone, prompt) for prompt in first]
+    second = [[*prompt, *answer, 7, 8, 9] for prompt, answer in zip(first, answers, strict=True)]
+    for prompts in (first, second):
+        ids = [start_pair(prefill, decode, prompt) for prompt in prompts]
+        turn_until([prefill, decode], lambda: is_quiet(prefill, decode) and all(map(decode.ids, ids)), "all end")  # noqa: B023
+        for request_id, prompt in zip(ids, prompts, strict=True):
+            wanted = ask_alone(alone, prompt)
+            assert prefill.ids(request_id) == wanted[:1]
+            assert decode.ids(request_id) in (wanted, wanted[1:])
+    outputs = [message for _, message in prefill.mailbox.posted if isinstance(message, Outputs)]
+    restored = [token.num_restored for message in outputs for token in message.tokens if token.request_id in ids]
+    assert len(restored) == 6
+    assert sum(restored) > 3 * 96
+    assert prefill.stats.prompt_tokens_by_source["host_memory"] == sum(restored)
+    assert prefill.stats.host_kv_moves["restored"] * 16 == sum(restored)
+    assert 0 < prefill.stats.host_blocks["used"] <= prefill.stats.host_kv_moves["saved"]
 
 
 def test_published_blocks_outlive_the_sequence_that_computed_them(make_table: MakeTable) -> None:
