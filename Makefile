@@ -5,7 +5,7 @@ PYTHON ?= python3
 STAMP := $(VENV)/.installed
 SOURCES := compose shared kernels services demo tests docs
 
-.PHONY: install check fix test soak compose-test lock bench docs site up
+.PHONY: install check fix test soak audit compose-test lock bench docs site up
 
 install: $(STAMP)
 
@@ -48,6 +48,18 @@ soak: install
 # Builds the images, starts the stack of compose/compose.yaml, breaks it, takes it down. Needs Docker.
 compose-test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m compose -vv -s tests/compose/test_stack.py
+
+# Rules over the source (a test too), known mistakes, and packages with advisories, where their list can be reached.
+audit: $(VENV)/.audit
+	$(BIN)/python -m tests.security.rules
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml -ll compose/baton compose/batonllm shared kernels/baton services
+	@for file in router worker-cuda; do $(BIN)/pip-audit --disable-pip --no-deps --progress-spinner off \
+		--requirement compose/requirements/$$file.txt || { echo "audit: see above for compose/requirements/$$file.txt"; exit 1; }; done
+
+$(VENV)/.audit: $(STAMP)
+	@echo "audit: bandit and pip-audit"
+	@$(BIN)/python -m pip install --quiet --editable '.[audit]' --constraint constraints.txt
+	@touch $(VENV)/.audit
 
 # The images' requirements with their hashes, from constraints.txt.
 LOCK = $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --custom-compile-command "make lock" \
