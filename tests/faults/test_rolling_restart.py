@@ -85,7 +85,7 @@ async def restart(load: Load, processes: dict[str, BatonProcess], name: str) -> 
 
 
 def test_a_rolling_restart_of_every_role_fails_nothing(cluster: Cluster) -> None:
-    load = Load(cluster, *decided(cluster, 39_000), router="2p2d")
+    load = Load(cluster, *decided(cluster, 39_000, NUM_CLIENTS), router="2p2d")
     moved = 'replays_total{reason="moved"}'
 
     async def run() -> float:

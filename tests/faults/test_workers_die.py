@@ -25,9 +25,9 @@ def nothing_is_left(cluster: Cluster) -> Iterator[None]:
     cluster.assert_quiet()
 
 
-def decided(cluster: Cluster, seed: int) -> tuple[list[list[int]], list[list[int]]]:
+def decided(cluster: Cluster, seed: int, count: int = NUM_STREAMS) -> tuple[list[list[int]], list[list[int]]]:
     """Return prompts and their greedy answers, drawn anew where two tokens are so near that the order of additions decides."""
-    prompts = [prompt_of(seed + i, 20 + (i * 29) % 220) for i in range(NUM_STREAMS)]
+    prompts = [prompt_of(seed + i, 20 + (i * 29) % 220) for i in range(count)]
     params = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, logprobs=2)
     while True:
         outputs = cluster.offline_outputs(prompts, params)

@@ -295,9 +295,11 @@ def test_draining_hands_back_what_runs_and_refuses_what_comes(make_table: MakeTa
     assert is_quiet(table)
 
 
-@pytest.mark.parametrize("settings", [{"temperature": 0}, {"temperature": 0.8, "presence_penalty": 0.5}])
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 0}, {"temperature": 0.8, "presence_penalty": 0.5}, {"temperature": 0.8, "n": 2}]
+)
 def test_what_runs_on_a_worker_that_drains_goes_on_elsewhere_with_its_kv(
-    make_table: MakeTable, settings: dict[str, float]
+    make_table: MakeTable, settings: dict[str, Any]
 ) -> None:
     old, new, alone = make_table(), make_table(), make_table()
     params, prompt = GREEDY.replace(max_tokens=60, **settings), prompt_of(82, 40)
@@ -316,11 +318,18 @@ def test_what_runs_on_a_worker_that_drains_goes_on_elsewhere_with_its_kv(
     old.start(prompt, params, leg="prefill", **move)
     turn_until([old, new], lambda: len(new.ids(request_id)) == 31, "the answer is whole")
     assert emitted + old.ids(request_id)[before:] + new.ids(request_id) == wanted
+    if params.n == 2:  # of the other choice, the client has nothing here
+        turn_until([old, new], lambda: len(new.ids(request_id, 1)) == 60, "the other choice is whole")
+        begun = old.ids(request_id, 1)
+        assert new.ids(request_id, 1)[: len(begun)] == begun
     assert old.engine.num_chunk_tokens - computed < 16  # it had the rest in its cache
     outputs = [message for _, message in new.mailbox.posted if isinstance(message, Outputs)]
     (transfer,) = (transfer for message in outputs for transfer in message.transfers)
     assert transfer.num_tokens == len(prompt) + len(emitted)
     turn_until([old, new], lambda: is_quiet(old, new), "nothing is held")
+    told = len(old.ids(request_id))
+    old.start(prompt, params, leg="prefill", request_id=request_id, epoch=2, emitted=emitted)  # the other one died
+    turn_until([old], lambda: len(old.ids(request_id)) == told + 1, "it is still known")
     old.loop.run()  # returns at once
 
 

@@ -162,7 +162,7 @@ class WorkerLoop:
                 self._stop(run)
         run = Run.of(start, peer)
         error: LegError | None
-        if self._drain_asked and not _moves_away(start, siblings):
+        if self._drain_asked and not self._moves_away(start, siblings):
             error = _ENDING
         elif start.seconds_left is not None and start.seconds_left <= 0:
             error = _TOO_LATE
@@ -172,6 +172,11 @@ class WorkerLoop:
             error = self._begin(run)
         if error is not None:
             self._outbox.ended(run, error)
+
+    def _moves_away(self, start: Start, siblings: Sequence[Run]) -> bool:
+        """Whether a Start asks for the KV of what decodes here, or did lately, for another worker to go on with it."""
+        has_decoded = self._ended.is_closed(f"{start.request_id}/decode", 0)
+        return start.leg == "prefill" and (has_decoded or any(run.start.leg == "decode" for run in siblings))
 
     def _begin(self, run: Run) -> LegError | None:
         start, model = run.start, self._info.model
@@ -323,11 +328,6 @@ class WorkerLoop:
         if self._draining_until is not None:
             wait_s = min(wait_s, max(0.01, self._draining_until - time.monotonic()))
         return wait_s
-
-
-def _moves_away(start: Start, siblings: Sequence[Run]) -> bool:
-    """Whether a Start asks for the KV of what has run here, for another worker to go on with it."""
-    return start.leg == "prefill" and any(run.start.leg == "decode" for run in siblings)
 
 
 def _is_possible(start: Start, model: ModelFacts) -> bool:
