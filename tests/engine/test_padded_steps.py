@@ -93,7 +93,7 @@ def test_mixed_steps_are_captured_as_far_as_launches_bound_them() -> None:
         return max((shape.num_tokens for shape in shapes if shape.num_chunks), default=0)
 
     assert largest(600_000_000, 8192) == 2048
-    assert largest(8_000_000_000, 8192) == 512
+    assert largest(8_000_000_000, 8192) == 1024
     assert largest(8_000_000_000, 300) == 300
     assert largest(400_000_000_000, 8192) == 0
 
@@ -108,8 +108,8 @@ def test_mixed_steps_are_captured_as_far_as_launches_bound_them() -> None:
         (9, [400], StepShape(416, 256, MAX_CHUNKS)),
         (1, [2] * MAX_CHUNKS, StepShape(64, 64, MAX_CHUNKS)),
         (1, [2] * (MAX_CHUNKS + 1), None),
-        (0, [512], StepShape(512, 256, MAX_CHUNKS)),
-        (1, [512], None),
+        (0, [1024], StepShape(1024, 256, MAX_CHUNKS)),
+        (1, [1024], None),
     ],
 )
 def test_a_step_takes_the_smallest_shape_with_room(
