@@ -78,7 +78,7 @@ def transfers_of(records: Iterator[Mapping[str, Any]]) -> dict[str, float]:
     if not attempts:
         return {}
     exposed = sorted(span["exposed_ms"] for span in spans)
-    whole = {"seen": len(attempts), "arrived": len(spans), "computed_again": len(again)}
+    whole: dict[str, float] = {"seen": len(attempts), "arrived": len(spans), "computed_again": len(again)}
     if not exposed:
         return whole
     return {
