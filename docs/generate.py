@@ -26,8 +26,9 @@ from docs.markdown import default, rows
 
 from baton.config import EngineConfig
 from baton.kvtransfer.settings import TransferConfig
+from baton.kvtransfer.store.settings import StoreConfig, StoreSize
 from baton.logs import LogConfig
-from baton.metrics import RouterMetrics, WorkerMetrics
+from baton.metrics import RouterMetrics, StoreMetrics, WorkerMetrics
 from baton.router.config import RouterConfig
 from baton.router.http_config import HttpConfig
 from baton.worker.settings import WorkerConfig
@@ -40,7 +41,7 @@ _TABLE = re.compile(r"(<!-- table: (?P<what>[^>]*?) -->\n).*?(<!-- end -->)", re
 CHART_OWNS = frozenset(
     (
         *("model", "served_model_name", "worker_id", "host", "announce_host", "port", "control_port", "kv_port"),
-        *("redis_url", "redis_password", "api_key", "cache_key"),
+        *("redis_url", "redis_password", "api_key", "cache_key", "kv_store"),
         *("curve_public_key", "curve_secret_key", "curve_server_key"),
         *("allow_anonymous", "uds", "control_uds", "ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_cert_reqs"),
     )
@@ -88,8 +89,8 @@ def settings_table(name: str) -> str:
 
 
 def metrics_table(name: str) -> str:
-    """Return a table of what a router or a worker counts."""
-    registry = {"router": RouterMetrics, "worker": WorkerMetrics}[name]("m").registry
+    """Return a table of what a router, a worker or a store counts."""
+    registry = {"router": RouterMetrics, "worker": WorkerMetrics, "store": StoreMetrics}[name]("m").registry
     families = list(registry.collect())
     also = {family.name.replace("vllm:", "baton:") for family in families if family.name.startswith("vllm:")}
     unused = {series: collector for collector, names in registry._collector_to_names.items() for series in names}
@@ -133,6 +134,7 @@ def fill_schema(schema: str) -> str:
         "routerSettings": _closed(_properties(RouterConfig) | _properties(HttpConfig) | _properties(LogConfig)),
         "prefillSettings": _closed(worker),
         "decodeSettings": _closed(worker | also_prefill),
+        "kvstoreSettings": _closed(_properties(StoreConfig) | _properties(StoreSize) | _properties(LogConfig)),
     }
     return json.dumps(whole, indent=2) + "\n"
 

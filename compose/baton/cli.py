@@ -18,6 +18,7 @@ from baton.config import EngineConfig
 from baton.errors import BatonError, ConfigError
 from baton.flag_groups import COMMON
 from baton.flags import came_from, with_flags
+from baton.kvtransfer.store.settings import StoreConfig, StoreSize
 from baton.logs import LogConfig, say_why_it_ends
 from baton.router.config import RouterConfig
 from baton.router.http_config import HttpConfig
@@ -38,7 +39,7 @@ app.add_typer(bench, name="bench")
 config_app = Typer(cls=Group, no_args_is_help=True, help="Look at settings.")
 app.add_typer(config_app, name="config")
 
-SERVICES = ("up", "serve", "router", "prefill", "decode")
+SERVICES = ("up", "serve", "router", "prefill", "decode", "kvstore")
 Url = Annotated[str, Option(envvar="BATON_URL", help="the server")]
 ApiKey = Annotated[str | None, Option(envvar="BATON_API_KEY", help="key to send; of several, the first")]
 Quick = Annotated[str | None, Option("-q", "--quick", metavar="TEXT", help="send this alone, and end")]
@@ -98,6 +99,7 @@ def up(
     up_config: UpConfig,
     engine: EngineConfig,
     http: HttpConfig,
+    store: StoreSize,
     logs: LogConfig,
     model_tag: ModelTag = None,
     help_all: HelpAll = False,
@@ -111,7 +113,7 @@ def up(
         if came_from(context, "model") == "flag" and engine.model != model_tag:
             raise ConfigError(f"model={engine.model!r} is not valid beside MODEL={model_tag!r}: name one.")
         engine = dataclasses.replace(engine, model=model_tag)
-    sys.exit(asyncio.run(run_up(up_config, engine, http, logs)))
+    sys.exit(asyncio.run(run_up(up_config, engine, http, logs, store)))
 
 
 app.command("up", cls=UpCommand)(up)
@@ -150,6 +152,15 @@ def decode(
     from baton.services import run_worker
 
     sys.exit(run_worker(engine, worker, logs, ["decode", "prefill"] if also_prefill else ["decode"]))
+
+
+@app.command("kvstore", cls=ServiceCommand)
+@with_flags
+def kvstore(config: StoreConfig, size: StoreSize, logs: LogConfig) -> None:
+    """Share KV in memory, and on disk, among the workers of this host: what one has computed the others need not."""
+    from baton.services import run_kvstore
+
+    sys.exit(run_kvstore(config, size, logs))
 
 
 @app.command("chat", cls=Command)
@@ -300,7 +311,8 @@ def doctor(
 @config_app.command("show", cls=Command, context_settings={"ignore_unknown_options": True})
 def config_show(
     words: Annotated[
-        list[str] | None, Argument(metavar="[up|router|prefill|decode] FLAGS", help="whose settings; none: those of up")
+        list[str] | None,
+        Argument(metavar="[up|router|prefill|decode|kvstore] FLAGS", help="whose settings; none: those of up"),
     ] = None,
 ) -> None:
     """Print the settings that a service would start with, and where each comes from, as a file for --config."""

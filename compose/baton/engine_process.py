@@ -21,6 +21,7 @@ from baton.curve import CurveKeys
 from baton.decode.leg import DecodeLeg
 from baton.engine.engine import Engine
 from baton.engine.load import load_engine
+from baton.engine.slot_copies import slot_copies
 from baton.errors import BatonError, ConfigError
 from baton.kvtransfer.cuda_copies import CudaCopies
 from baton.kvtransfer.device_memory import DeviceMemory
@@ -30,6 +31,8 @@ from baton.kvtransfer.loop import TransferThread
 from baton.kvtransfer.memory import BlockMemory, HostMemory
 from baton.kvtransfer.settings import TransferConfig, TransferStats
 from baton.kvtransfer.side import Side
+from baton.kvtransfer.store.link import StoreLink
+from baton.kvtransfer.store.tier import StoreTier
 from baton.kvtransfer.transports.cuda_ipc import CudaIpcTransport
 from baton.kvtransfer.transports.ipc import IpcTransport
 from baton.kvtransfer.transports.shm import ShmTransport
@@ -64,10 +67,12 @@ class EngineProcess:
         self._wakeup = Wakeup()
         self._runs, self._outbox = Runs(), Outbox()
         self._loop: WorkerLoop | None = None
+        self._mailbox: Mailbox | None = None
         self._drain_asked = False
         self._link = FaceLink(link.detach(), on_drain=self.drain)
         self._exporter: Exporter | None = None
         self._importer: Importer | None = None
+        self._store: StoreTier | None = None
         self._kv_stats = TransferStats()
 
     def drain(self) -> None:
@@ -87,7 +92,8 @@ class EngineProcess:
             if engine.runner.device.type == "cuda":
                 engine.scheduler.pace = pacer
                 rehearse(engine, pacer.learner)
-            mailbox = Mailbox(self._wakeup, self._link.post)
+            self._store = _share_blocks(engine, config, self._wakeup)
+            mailbox = self._mailbox = Mailbox(self._wakeup, self._link.post)
             control = _bind(mailbox, config)
             legs, info = self._join(engine, control)
         except ConfigError as error:
@@ -106,7 +112,7 @@ class EngineProcess:
             drain_s=config.drain_s,
             pacer=pacer,
             tell_face=self._link.post,
-            add_stats=self._add_transfer_stats,
+            add_stats=self._add_stats,
         )
         if self._drain_asked:
             self._loop.drain()
@@ -118,6 +124,8 @@ class EngineProcess:
         finally:
             mailbox.close()
             transfers.stop()
+            if self._store is not None:
+                self._store.close()
             self._link.close()
         return 0
 
@@ -165,7 +173,10 @@ class EngineProcess:
         )
         return legs, info
 
-    def _add_transfer_stats(self, stats: Stats) -> None:
+    def _add_stats(self, stats: Stats) -> None:
+        if self._mailbox is not None and self._store is not None:
+            self._store.hear()
+            self._mailbox.store = self._store.store_id
         kv = self._kv_stats
         stats.kv_transfer_sent_bytes, stats.kv_transfer_bytes = kv.bytes_sent, kv.bytes_received
         stats.kv_fetches_queued, stats.kv_fetch_queued_seconds = kv.fetches_queued, kv.longest_queued_s
@@ -214,6 +225,31 @@ def _memory(engine: Engine, config: TransferConfig, *, is_read: bool) -> BlockMe
         kv, fd = runner.kv_spec.allocate_shared(len(runner.kv))
         runner.use_kv(kv)
     return HostMemory(runner.kv.view(torch.uint8).numpy(), len(runner.kv), fd=fd, num_threads=config.num_stripes)
+
+
+def _share_blocks(engine: Engine, config: WorkerConfig, wakeup: Wakeup) -> StoreTier | None:
+    """Put the store of the host behind the engine's blocks, if there is to be one.
+
+    Raises:
+        ConfigError: the worker has host memory of its own there already.
+    """
+    if config.kv_store is None:
+        return None
+    if engine.config.swap_space:
+        raise ConfigError("swap_space and kv_store exclude each other: the store keeps what the swap space would.")
+    why_not = "prefix caching is off" if not engine.config.enable_prefix_caching else ""
+    if engine.memory.reach.windowed:
+        why_not = "layers of this model see a window of tokens: their blocks are not shared yet"
+    if why_not:
+        log.warning("kvstore_unused", reason=why_not)
+        return None
+    runner, block_nbytes = engine.runner, engine.memory.block_nbytes
+    # sums of a CPU and of a GPU differ, so their blocks are not one another's
+    layout = layout_fingerprint(block_nbytes, *engine.cache_parts, runner.device.type)
+    link = StoreLink(config.kv_store, layout, block_nbytes, config.cache_key, wakeup.set)
+    tier = StoreTier(link, lambda memory, _num_slots: slot_copies(lambda: runner.kv, memory))
+    engine.use_tier(tier)
+    return tier
 
 
 def _host_transports(memory: BlockMemory, *, listens: bool) -> tuple[Transport, ...]:

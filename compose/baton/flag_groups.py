@@ -14,7 +14,8 @@ _GROUPS = {
         interference_weight
     """,
     "Memory and speed": """
-        gpu_memory_utilization kv_cache_memory_bytes num_gpu_blocks_override swap_space block_size max_num_seqs max_num_batched_tokens
+        gpu_memory_utilization kv_cache_memory_bytes num_gpu_blocks_override swap_space kv_store kv_store_size kv_store_dir
+        kv_store_dir_size block_size max_num_seqs max_num_batched_tokens
         max_num_waiting enable_prefix_caching enable_chunked_prefill enforce_eager allow_reference_kernels max_prefill_chunk
         itl_target_ms
         tokenizer_threads
@@ -34,7 +35,8 @@ _GROUP_OF = {name: group for group, names in _GROUPS.items() for name in names.s
 
 _COMMON = """
     model_tag model prefill decode host port api_key served_model_name tokenizer chat_template dtype device max_model_len
-    max_num_seqs max_num_batched_tokens gpu_memory_utilization kv_cache_memory_bytes swap_space enable_prefix_caching ask once
+    max_num_seqs max_num_batched_tokens gpu_memory_utilization kv_cache_memory_bytes swap_space kv_store_size
+    enable_prefix_caching ask once
     config_file help_all help
 """
 COMMON = frozenset(_COMMON.split())

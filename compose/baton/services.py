@@ -1,4 +1,5 @@
-"""How each service is put together as a process: what `baton router`, `baton prefill` and `baton decode` run."""
+"""How each service is put together as a process: what `baton router`, `baton prefill`, `baton decode` and
+`baton kvstore` run."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from baton.config import EngineConfig, demo_model_path
 from baton.errors import ConfigError
+from baton.kvtransfer.store.settings import StoreConfig, StoreSize
 from baton.logs import LogConfig, setup_logs
 from baton.messages import Leg
 from baton.registry import Registry
@@ -80,3 +82,15 @@ def run_worker(engine: EngineConfig, worker: WorkerConfig, logs: LogConfig, legs
     face = Face(assignment, [sys.executable, "-m", "baton.engine_process"], registry)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return asyncio.run(face.serve())
+
+
+def run_kvstore(config: StoreConfig, size: StoreSize, logs: LogConfig) -> int:
+    """Run the store of a host until a signal ends it; return the exit status."""
+    from baton.kvtransfer.store.service import StoreService
+
+    if config.host == "auto":
+        config = dataclasses.replace(config, host=own_address())
+    name = model_name(config.model, config.served_model_name)
+    store_id = config.worker_id or f"kvstore-{socket.gethostname()}"
+    setup_logs(store_id, logs)
+    return asyncio.run(StoreService(config, size, name, store_id).serve())

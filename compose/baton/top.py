@@ -78,7 +78,9 @@ class Snapshot:
     workers: Sequence[dict[str, Any]]
     """As /debug/workers has them."""
     of_worker: dict[str, Readings]
-    """By incarnation; without those that could not be reached."""
+    """By incarnation, of workers and stores; without those that could not be reached."""
+    stores: Sequence[dict[str, Any]] = ()
+    """Stores of hosts, in the same form."""
     lost: Sequence[dict[str, Any]] = ()
     """Workers that are gone, the newest first."""
     unix_time: float = 0.0
@@ -112,14 +114,15 @@ class Observer:
         metrics = await self._ask("/metrics")
         try:
             body = told.json()
-            workers = body["workers"]
+            workers, stores = body["workers"], body.get("stores", ())
         except (ValueError, KeyError, TypeError):
             raise ConfigError(f"url={self._url!r} is not valid: what answers there is no Baton router.") from None
-        readings = await asyncio.gather(*(self._read(worker["http"]) for worker in workers))
-        by_worker = zip((worker["incarnation"] for worker in workers), readings, strict=True)
+        services = [*workers, *stores]
+        readings = await asyncio.gather(*(self._read(service["http"]) for service in services))
+        by_worker = zip((service["incarnation"] for service in services), readings, strict=True)
         of_worker = {incarnation: reading for incarnation, reading in by_worker if reading is not None}
         lost, now = body.get("lost", ()), body.get("now", 0.0)
-        return Snapshot(time.monotonic(), Readings(metrics.text), workers, of_worker, lost, now)
+        return Snapshot(time.monotonic(), Readings(metrics.text), workers, of_worker, stores, lost, now)
 
     async def _ask(self, path: str) -> httpx.Response:
         try:
@@ -177,7 +180,9 @@ async def run(url: str, *, api_key: str | None, interval_s: float, once: bool) -
 def frame(url: str, before: Snapshot, now: Snapshot, since: Snapshot, trouble: str = "") -> RenderableType:
     """Draw what is now, with speeds since `before`, latencies and events since `since`."""
     lines = [_headline(url, before, now), *([Text(trouble, style="bold red")] if trouble else [])]
-    return Group(*lines, _latencies(now, since), _events(now, since), _workers(before, now), *_lost(now))
+    return Group(
+        *lines, _latencies(now, since), _events(now, since), _workers(before, now), *_stores(before, now), *_lost(now)
+    )
 
 
 def _headline(url: str, before: Snapshot, now: Snapshot) -> Text:
@@ -250,6 +255,24 @@ def _workers(before: Snapshot, now: Snapshot) -> RenderableType:
     return table
 
 
+def _stores(before: Snapshot, now: Snapshot) -> list[Text]:
+    """Say of each store what it keeps, and how much workers take from it."""
+    lines = []
+    for store in now.stores:
+        line = Text.assemble((store["id"], ""), (" store ", "dim"))
+        new = now.of_worker.get(store["incarnation"])
+        if new is not None:
+            moved, seconds = partial(new.moved, before.of_worker.get(store["incarnation"], new)), now.at - before.at
+            lent, disk = (_speed(moved("kv_store_lookups_total", result=r), seconds) for r in ("memory", "disk"))
+            kept, on_disk = (_size(new.total("kv_store_used_bytes", tier=tier)) for tier in ("memory", "disk"))
+            line.append(
+                f"{new.total('kv_store_clients'):.0f} workers, {kept} in memory, {on_disk} on disk, blocks/s: "
+                f"{_speed(moved('kv_store_stored_blocks_total'), seconds)} stored, {lent} lent, {disk} read from disk"
+            )
+        lines.append(line)
+    return lines
+
+
 def _lost(now: Snapshot) -> list[Text]:
     """Name the workers that are gone, with when and why."""
     lines = []
@@ -305,6 +328,10 @@ def _bandwidth(nbytes: float, seconds: float) -> str:
         if value >= size:
             return f"{value / size:.1f} {unit}"
     return f"{value:.0f} B"
+
+
+def _size(nbytes: float) -> str:
+    return f"{nbytes / 2**30:.1f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:.0f} MiB"
 
 
 def _time(seconds: float | None) -> str:

@@ -2,7 +2,7 @@
 
 The process-level twin of compose.yaml. It starts what `baton router`, `baton prefill` and `baton decode` are, with ports,
 keys and a password of its own, and ends them in order: the router takes nothing new and lets streams end, then decode
-workers, then prefill workers, then Redis.
+workers, then prefill workers, then the store, then Redis.
 
 Nobody else gets its requests, or sends some to its workers: its Redis asks for the password, and router and workers meet
 in a folder that other users cannot enter. That guards as well as keys would, closes a port a worker, and is faster.
@@ -19,14 +19,16 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
 from baton.config import EngineConfig, demo_model_path
+from baton.errors import ConfigError
 from baton.flags import as_arguments, to_flags
+from baton.kvtransfer.store.settings import NO_STORE, StoreSize
 from baton.listener import bind_tcp, bracketed
 from baton.log_view import LogView
 from baton.logs import LogConfig, setup_logs
@@ -57,6 +59,8 @@ class Plan:
 
     redis: list[Child]
     """One, or none."""
+    store: list[Child]
+    """One, or none."""
     workers: list[Child]
     worker_urls: list[str]
     num_legs: int
@@ -67,8 +71,16 @@ class Plan:
     notice: str
 
 
-def make_plan(config: UpConfig, engine: EngineConfig, http: HttpConfig, logs: LogConfig, folder: str) -> Plan:
-    """Lay out processes, ports, keys and devices.
+def make_plan(
+    config: UpConfig,
+    engine: EngineConfig,
+    http: HttpConfig,
+    logs: LogConfig,
+    folder: str,
+    size: StoreSize = NO_STORE,
+    store_folder: str | None = None,
+) -> Plan:
+    """Lay out processes, ports, keys and devices; with a store of `size` where there is a folder in memory for it.
 
     Raises:
         ConfigError: the router's port is taken, or everybody might ask it without a key.
@@ -87,12 +99,13 @@ def make_plan(config: UpConfig, engine: EngineConfig, http: HttpConfig, logs: Lo
         num_prefill = 1 if not gpus or len(gpus) > config.decode else 0
     ids = [f"prefill-{i}" for i in range(num_prefill)] + [f"decode-{i}" for i in range(config.decode)]
     ports = _free_ports(len(ids) + 1)
-    environment = _unset_settings(config, engine, http, logs)
+    environment = _unset_settings(config, engine, http, logs, size)
     redis, access, notice = _plan_redis(config, ports.pop(), folder)
     # Given, so that a worker started beside these can share their caches; else one that nobody knows.
     environment |= {"BATON_CACHE_KEY": os.environ.get("BATON_CACHE_KEY") or secrets.token_hex(16)}
     environment |= {"HF_HUB_CACHE": os.path.abspath(config.download_dir)} if config.download_dir else {}
     environment |= access
+    store = [] if store_folder is None else [_plan_store(size, logs, environment, name, store_folder)]
     workers, urls, controls = [], [], []
     for worker_id, (placed, own) in zip(ids, _place(engine, len(ids), gpus), strict=True):
         port, control = ports.pop(), f"{folder}/{worker_id}"
@@ -100,6 +113,7 @@ def make_plan(config: UpConfig, engine: EngineConfig, http: HttpConfig, logs: Lo
             worker_id=worker_id,
             port=port,
             control_uds=control,
+            kv_store=store_folder,
             served_model_name=name,
             drain_s=config.drain_s,
             itl_target_ms=config.itl_target_ms,
@@ -114,10 +128,12 @@ def make_plan(config: UpConfig, engine: EngineConfig, http: HttpConfig, logs: Lo
     static = [] if access else controls  # without Redis the router is told where its workers are
     router = _plan_router(config, engine, http, logs, environment, name, static)
     num_legs = len(workers) + config.decode * config.is_soft
-    return Plan(redis, workers, urls, num_legs, router, _router_url(config, http), name, notice)
+    return Plan(redis, store, workers, urls, num_legs, router, _router_url(config, http), name, notice)
 
 
-async def run_up(config: UpConfig, engine: EngineConfig, http: HttpConfig, logs: LogConfig) -> int:
+async def run_up(
+    config: UpConfig, engine: EngineConfig, http: HttpConfig, logs: LogConfig, size: StoreSize = NO_STORE
+) -> int:
     """Run everything until Ctrl-C (or, with `once`, until the answer); return the exit status."""
     if logs.log_format == "json":
         setup_logs("up", logs)
@@ -127,12 +143,13 @@ async def run_up(config: UpConfig, engine: EngineConfig, http: HttpConfig, logs:
     supervisor = Supervisor(view)
     # nobody else's; the name of a socket in it may have a hundred characters
     within = None if len(tempfile.gettempdir()) < 64 else "/tmp"
-    with contextlib.closing(OwnFolder("baton-up-", within=within)) as folder:
-        plan = make_plan(config, engine, http, logs, folder.path)
-        names = [child.name for child in (*plan.redis, *plan.workers, plan.router)]
+    with contextlib.closing(OwnFolder("baton-up-", within=within)) as folder, _store_folder(size) as store_folder:
+        plan = make_plan(config, engine, http, logs, folder.path, size, store_folder)
+        children = (*plan.redis, *plan.store, *plan.workers, plan.router)
+        names = [child.name for child in children]
         view.add(names)
         view.say("up", f"{plan.model_name}: starting {', '.join(names)}. {plan.notice}")
-        for child in (*plan.redis, *plan.workers, plan.router):
+        for child in children:
             supervisor.start(child)
         serving = asyncio.create_task(_serve(config, http, plan, view))
 
@@ -201,7 +218,7 @@ async def _end(plan: Plan, supervisor: Supervisor, view: LogView) -> None:
     view.say("up", "draining; Ctrl-C again ends everything at once")
     decodes = [child for child in plan.workers if child.name.startswith("decode")]
     prefills = [child for child in plan.workers if not child.name.startswith("decode")]
-    for group in ([plan.router], decodes, prefills, plan.redis):
+    for group in ([plan.router], decodes, prefills, plan.store, plan.redis):
         await asyncio.gather(*(supervisor.stop(child) for child in group))
 
 
@@ -255,6 +272,23 @@ def _plan_redis(config: UpConfig, port: int, folder: str) -> tuple[list[Child], 
     url, password = f"redis://127.0.0.1:{port}", os.environ.get("BATON_REDIS_PASSWORD") or secrets.token_urlsafe(24)
     server = Child("redis", server_command(program, port, folder, password), stop_s=5.0)
     return [server], {"BATON_REDIS_URL": url, "BATON_REDIS_PASSWORD": password}, f"Redis: {url}, with a password"
+
+
+def _plan_store(size: StoreSize, logs: LogConfig, environment: Mapping[str, str], name: str, folder: str) -> Child:
+    flags = to_flags(kv_store=folder, worker_id="kvstore", served_model_name=name)
+    return Child("kvstore", _baton("kvstore", logs, *as_arguments(size), *flags), environment, stop_s=20.0)
+
+
+@contextlib.contextmanager
+def _store_folder(size: StoreSize) -> Iterator[str | None]:
+    """Make a folder in memory for a store, if there is to be one."""
+    if size.kv_store_size is None:
+        if size.kv_store_dir is not None:
+            raise ConfigError("kv_store_dir needs --kv-store-size: blocks go to disk from the store's memory.")
+        yield None
+        return
+    with contextlib.closing(OwnFolder("baton-kvstore-", within="/dev/shm")) as folder:
+        yield folder.path
 
 
 def _place(engine: EngineConfig, num_workers: int, gpus: Sequence[str]) -> list[tuple[EngineConfig, Mapping[str, str]]]:

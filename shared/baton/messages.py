@@ -53,7 +53,8 @@ PAUSE_S = 1.0
 MAX_MESSAGE_NBYTES = 32 * 2**20
 """For `zmq.MAXMSGSIZE` on both ends; a prompt of a million tokens is 5 MB."""
 
-Leg = Literal["prefill", "decode"]
+Leg = Literal["prefill", "decode", "store"]
+"""A store has no other leg, and takes no requests."""
 Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 Id = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 Positive = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
@@ -214,6 +215,8 @@ class Welcome(msgspec.Struct, tag="welcome", array_like=True, frozen=True):
     load: Load
     pace: StepPace | None = None
     """How long its steps take, and may take. Not in the load, which goes with each step's tokens: it changes slowly."""
+    store: str = ""
+    """Of its host, whose blocks it shares; empty: none, or one that does not answer."""
 
 
 class Legs(msgspec.Struct, tag="legs", array_like=True, frozen=True):

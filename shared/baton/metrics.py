@@ -127,14 +127,52 @@ class _Aliases(Collector):
                 yield copy
 
 
-class _Series:
-    """How series are made, all labelled with the model's name; and those that both kinds of process have."""
+class _Registered:
+    """How series are made, all labelled with the model's name."""
 
     def __init__(self, model_name: str) -> None:
         self.registry = CollectorRegistry()
         self.model_name = model_name
         self._aliases = _Aliases()
         self.registry.register(self._aliases)
+
+    def render(self) -> bytes:
+        """Make the text of /metrics."""
+        return generate_latest(self.registry)
+
+    def _register(self, made: _Made, *aliases: str) -> _Made:
+        self.registry.register(made)
+        self._aliases.named += [(made, alias) for alias in aliases]
+        return made
+
+    def _gauge(self, name: str, help_text: str, *aliases: str, vllm: bool = False) -> Gauge:
+        gauge = Gauge(_PREFIX + name, help_text, ["model_name"], registry=None)
+        return self._register(gauge, *_vllm(name, vllm), *aliases).labels(self.model_name)
+
+    def _counter(self, name: str, help_text: str, *, vllm: bool = False) -> PlainCounter:
+        return self._register(PlainCounter(_PREFIX + name, help_text, self.model_name), *_vllm(name, vllm))
+
+    def _labelled_counter(
+        self, name: str, help_text: str, *, vllm: bool = False, **labels: Sequence[str]
+    ) -> LabelledCounter:
+        """`labels`: each with its known values, counted from zero on, so that the first event shows in rate() too."""
+        counter = Counter(_PREFIX + name, help_text, ["model_name", *labels], registry=None)
+        labelled = LabelledCounter(self._register(counter, *_vllm(name, vllm)), self.model_name)
+        for values in product(*labels.values()):
+            labelled.inc(*values, by=0)
+        return labelled
+
+    def _histogram(
+        self, name: str, help_text: str, *, buckets: Sequence[float] = _LATENCY, vllm: bool = False
+    ) -> TokenHistogram:
+        return self._register(TokenHistogram(_PREFIX + name, help_text, self.model_name, buckets), *_vllm(name, vllm))
+
+
+class _Series(_Registered):
+    """Those that routers and workers both have."""
+
+    def __init__(self, model_name: str) -> None:
+        super().__init__(model_name)
         self.num_requests_running = self._gauge("num_requests_running", "Requests being answered.", vllm=True)
         self.num_requests_waiting = self._gauge(
             "num_requests_waiting", "Requests accepted and without a token yet.", vllm=True
@@ -167,37 +205,6 @@ class _Series:
             buckets=_LATENCY,
         )
         self.phase_seconds = LabelledHistogram(phases, model_name)
-
-    def render(self) -> bytes:
-        """Make the text of /metrics."""
-        return generate_latest(self.registry)
-
-    def _register(self, made: _Made, *aliases: str) -> _Made:
-        self.registry.register(made)
-        self._aliases.named += [(made, alias) for alias in aliases]
-        return made
-
-    def _gauge(self, name: str, help_text: str, *aliases: str, vllm: bool = False) -> Gauge:
-        gauge = Gauge(_PREFIX + name, help_text, ["model_name"], registry=None)
-        return self._register(gauge, *_vllm(name, vllm), *aliases).labels(self.model_name)
-
-    def _counter(self, name: str, help_text: str, *, vllm: bool = False) -> PlainCounter:
-        return self._register(PlainCounter(_PREFIX + name, help_text, self.model_name), *_vllm(name, vllm))
-
-    def _labelled_counter(
-        self, name: str, help_text: str, *, vllm: bool = False, **labels: Sequence[str]
-    ) -> LabelledCounter:
-        """`labels`: each with its known values, counted from zero on, so that the first event shows in rate() too."""
-        counter = Counter(_PREFIX + name, help_text, ["model_name", *labels], registry=None)
-        labelled = LabelledCounter(self._register(counter, *_vllm(name, vllm)), self.model_name)
-        for values in product(*labels.values()):
-            labelled.inc(*values, by=0)
-        return labelled
-
-    def _histogram(
-        self, name: str, help_text: str, *, buckets: Sequence[float] = _LATENCY, vllm: bool = False
-    ) -> TokenHistogram:
-        return self._register(TokenHistogram(_PREFIX + name, help_text, self.model_name, buckets), *_vllm(name, vllm))
 
 
 def _vllm(name: str, has_it: bool) -> tuple[str, ...]:
@@ -316,3 +323,28 @@ class WorkerMetrics(_Series):
         )
         self.kv_leases_held = self._gauge("kv_leases_held", "Prompts whose KV is held for a fetch.")
         self.kv_stranded_bytes = self._gauge("kv_stranded_bytes", "KV bytes held or reserved for requests that ended.")
+
+
+class StoreMetrics(_Registered):
+    """What a host's store counts."""
+
+    def __init__(self, model_name: str) -> None:
+        super().__init__(model_name)
+        text = "Places for KV blocks in the store's memory by state; free + writing + cached = total."
+        self.blocks = Gauge(f"{_PREFIX}kv_store_blocks", text, ["state"], registry=self.registry)
+        self.used_bytes = Gauge(
+            f"{_PREFIX}kv_store_used_bytes", "KV bytes kept, by tier.", ["tier"], registry=self.registry
+        )
+        self.clients = self._gauge("kv_store_clients", "Workers that use the store.")
+        self.loans = self._gauge("kv_store_loans", "Lists of blocks that workers read, or wait for.")
+        self.lookups = self._labelled_counter(
+            "kv_store_lookups",
+            "Blocks that workers asked for, by where they were.",
+            result=("memory", "disk", "missing"),
+        )
+        self.stored = self._counter("kv_store_stored_blocks", "Blocks that workers put into the store.")
+        self.bad = self._counter("kv_store_bad_blocks", "Blocks that arrived with other bytes than were stored.")
+        self.damaged = self._counter("kv_store_damaged_files", "Blocks on disk that were torn or changed, and dropped.")
+        self.is_disk_full = self._gauge(
+            "kv_store_disk_off", "Whether the disk took no more, so that nothing is written."
+        )

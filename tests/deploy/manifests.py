@@ -27,11 +27,12 @@ class Manifests:
         return {each["metadata"]["name"]: each for each in self.objects if each["kind"] == kind}
 
     def pods(self) -> dict[str, Manifest]:
-        """Return the pod template of each Deployment."""
-        return {name: each["spec"]["template"] for name, each in self.of_kind("Deployment").items()}
+        """Return the pod template of each Deployment and DaemonSet."""
+        sets = self.of_kind("Deployment") | self.of_kind("DaemonSet")
+        return {name: each["spec"]["template"] for name, each in sets.items()}
 
     def selected(self, labels: Mapping[str, str]) -> list[str]:
-        """Name the Deployments whose pods have these labels."""
+        """Name the Deployments and DaemonSets whose pods have these labels."""
         return [name for name, pod in self.pods().items() if labels.items() <= pod["metadata"]["labels"].items()]
 
 
@@ -87,8 +88,8 @@ def environment(
             if wanted["key"] in entries or not wanted.get("optional"):
                 values[entry["name"]] = entries[wanted["key"]]
         elif "fieldRef" in reference:
-            assert reference["fieldRef"] == {"fieldPath": "status.podIP"}
-            values[entry["name"]] = pod_ip
+            fields = {"status.podIP": pod_ip, "spec.nodeName": "node-7"}
+            values[entry["name"]] = fields[reference["fieldRef"]["fieldPath"]]
         else:
             values[entry["name"]] = mounted.get(entry["value"], entry["value"])
     return values

@@ -15,7 +15,7 @@ from tests.deploy.manifests import CHART, Manifests, build, documents, environme
 
 from baton import cli, services
 from baton.config import EngineConfig
-from baton.metrics import RouterMetrics, WorkerMetrics
+from baton.metrics import RouterMetrics, StoreMetrics, WorkerMetrics
 from baton.router.config import RouterConfig
 from baton.worker.settings import WorkerConfig
 
@@ -39,6 +39,7 @@ EVERYTHING: dict[str, Any] = {
         "autoscaling": {"enabled": True, "maxReplicas": 3},
     },
     "decode": {"settings": {"also-prefill": True, "lease-s": 20}, "autoscaling": {"enabled": True}},
+    "kvstore": {"enabled": True, "settings": {"kv-store-size": 64, "kv-store-dir": "/models/blocks"}},
     "redis": {"enabled": False, "url": "rediss://redis.example.com:6380"},
     "networkPolicy": {"clients": [{"podSelector": {}}]},
     "monitoring": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
@@ -69,7 +70,7 @@ def release(request: pytest.FixtureRequest) -> Manifests:
 def roles(release: Manifests) -> dict[str, dict[str, Any]]:
     """Return the pods of Baton's own services by role."""
     found = {pod["metadata"]["labels"]["app.kubernetes.io/component"]: pod for pod in release.pods().values()}
-    return {role: found[role] for role in ("router", "prefill", "decode")}
+    return {role: found[role] for role in ("router", "prefill", "decode", "kvstore") if role in found}
 
 
 def check_against_the_api(manifests: Manifests) -> None:
@@ -116,7 +117,7 @@ def test_values_that_cannot_work_are_refused_by_name(values: dict[str, Any], nam
 
 def test_selectors_select_one_role_and_ports_are_there(release: Manifests) -> None:
     pods = release.pods()
-    for name, each in release.of_kind("Deployment").items():
+    for name, each in (release.of_kind("Deployment") | release.of_kind("DaemonSet")).items():
         assert release.selected(each["spec"]["selector"]["matchLabels"]) == [name]
     for name, each in release.of_kind("PodDisruptionBudget").items():
         assert release.selected(each["spec"]["selector"]["matchLabels"]) == [name]
@@ -172,7 +173,10 @@ def test_only_who_needs_to_reaches_a_pod(release: Manifests) -> None:
         assert reaches.pop((worker, "http")) == set()  # Prometheus, in another namespace
     assert reaches.pop((router, "http")) == set() or "podSelector" in str(release.of_kind("NetworkPolicy")[router])
     if "redis" in deployments:
-        assert reaches.pop((deployments["redis"], "redis")) == {router, prefill, decode}
+        callers = {router, prefill, decode, *([deployments["kvstore"]] if "kvstore" in deployments else [])}
+        assert reaches.pop((deployments["redis"], "redis")) == callers
+    if "kvstore" in deployments:
+        assert reaches.pop((deployments["kvstore"], "http")) == set()
     assert not reaches
 
 
@@ -208,7 +212,7 @@ def parse(release: Manifests, role: str, folder: Path, monkeypatch: pytest.Monke
     program, command, *arguments = pod["spec"]["containers"][0]["command"]
     assert (program, command, *arguments[:-1]) == ("baton", role, "--config")
     parsed: list[tuple[Any, ...]] = []
-    for name in ("run_router", "run_worker"):
+    for name in ("run_router", "run_worker", "run_kvstore"):
         monkeypatch.setattr(services, name, lambda *settings: parsed.append(settings) or 0)
     group = typer.main.get_command(cli.app)
     with pytest.raises(SystemExit) as ended:
@@ -253,6 +257,20 @@ def test_a_worker_understands_its_pod(
     assert engine.device == ("cuda" if has_gpu else "auto")
 
 
+def test_a_store_and_its_workers_meet_in_memory_of_their_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = render({"kvstore": {"enabled": True, "settings": {"kv-store-size": 2}}})
+    config, size, _ = parse(release, "kvstore", tmp_path, monkeypatch)
+    assert (config.worker_id, config.reached_at, config.cache_key) == ("node-7", "10.1.2.3", KEYS["cache_key"])
+    assert (size.kv_store_size, config.kv_store) == (2, "/run/kvstore/baton-llm-baton")
+    for role in ("prefill", "decode"):
+        _engine, worker, *_ = parse(release, role, tmp_path, monkeypatch)
+        assert worker.kv_store == config.kv_store
+    check_against_the_api(release)
+    for role, pod in roles(release).items():
+        mounts = [m["mountPath"] for m in pod["spec"]["containers"][0]["volumeMounts"] if m["name"] == "kvstore"]
+        assert mounts == ([] if role == "router" else ["/run/kvstore"])
+
+
 def test_all_roles_meet_under_one_name_with_one_model(
     release: Manifests, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,7 +295,12 @@ def test_settings_reach_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.fixture(scope="module")
 def known_series() -> dict[str, set[str]]:
     """Return what each role's /metrics has."""
-    sources = {"router": RouterMetrics("m"), "prefill": WorkerMetrics("m"), "decode": WorkerMetrics("m")}
+    sources = {
+        "router": RouterMetrics("m"),
+        "prefill": WorkerMetrics("m"),
+        "decode": WorkerMetrics("m"),
+        "kvstore": StoreMetrics("m"),
+    }
     return {
         role: {sample.name for family in metrics.registry.collect() for sample in family.samples}
         for role, metrics in sources.items()

@@ -20,6 +20,7 @@ from tests.processes import HANG_S, BatonProcess, eventually, free_ports
 
 from baton.config import EngineConfig
 from baton.errors import ConfigError
+from baton.kvtransfer.store.settings import StoreSize
 from baton.logs import LogConfig
 from baton.router.http_config import HttpConfig
 from baton.up import make_plan
@@ -219,6 +220,18 @@ def test_a_given_cache_key_is_that_of_all(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("BATON_CACHE_KEY", "ours")
     plan = make_plan(config, EngineConfig(), HttpConfig(), LogConfig(), str(tmp_path))
     assert {child.environment["BATON_CACHE_KEY"] for child in (plan.router, *plan.workers)} == {"ours"}
+
+
+def test_a_store_is_started_before_the_workers_that_meet_it_in_its_folder(tmp_path: Path) -> None:
+    config, size = UpConfig(port=free_ports(1)[0]), StoreSize(kv_store_size=2, kv_store_dir="/blocks")
+    plan = make_plan(config, EngineConfig(), HttpConfig(), LogConfig(), str(tmp_path), size, "/dev/shm/mine")
+    (store,) = plan.store
+    words = " ".join(store.command)
+    assert "kvstore" in words
+    assert "--kv-store-size 2 --kv-store-dir /blocks --kv-store /dev/shm/mine" in words
+    assert all("--kv-store /dev/shm/mine" in " ".join(worker.command) for worker in plan.workers)
+    plan = make_plan(config, EngineConfig(), HttpConfig(), LogConfig(), str(tmp_path))
+    assert (plan.store, [w for w in plan.workers if "--kv-store" in w.command]) == ([], [])
 
 
 def test_the_password_of_redis_stands_in_its_file_and_in_the_environment(

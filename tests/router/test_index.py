@@ -28,6 +28,16 @@ def test_the_longest_cached_beginning_counts() -> None:
     assert index.num_cached("w", HASHES[3:4]) == 1
 
 
+def test_what_a_store_has_counts_behind_what_the_worker_has() -> None:
+    index = make_index()
+    index.expect("s", "i")
+    index.apply(entry(1, HASHES[:2]))
+    index.apply(Blocks("s", "i", 1, [HASHES[0], *HASHES[2:5]]))
+    assert index.num_stored("s", HASHES, 2) == 3
+    assert index.num_stored("s", HASHES, 0) == 1
+    assert index.num_stored("", HASHES, 2) == 0
+
+
 def test_evictions_apply_before_stores() -> None:
     index = make_index()
     index.apply(entry(1, [HASHES[0]]))

@@ -39,6 +39,7 @@ candidates = st.lists(
         queue_tokens=st.integers(0, 10**6),
         prefill_rate=st.floats(1, 10**6),
         cached_blocks=st.integers(0, 64),
+        stored_blocks=st.integers(0, 64),
         num_running=st.integers(0, 300),
         step_ms=st.floats(0, 1000),
         free_blocks=st.integers(0, 1000),
@@ -52,6 +53,15 @@ def best(workers: list[Candidate], shape: Shape = SHAPE, **options: Any) -> Any:
     decision = choose(options.pop("policy", "cost"), shape, workers, {}, rng=random.Random(0), **options)
     assert decision is not None
     return decision.chosen
+
+
+def test_what_the_store_of_a_host_has_is_loaded_and_not_computed() -> None:
+    workers = [make("p", "p"), make("q", "p", stored_blocks=32), make("r", "p", cached_blocks=32), make("d", "d")]
+    chosen = best(workers[:2] + workers[3:], path="remote")
+    assert chosen.prefill == "q"
+    assert chosen.terms["prefill"] == 51.2
+    assert chosen.terms["load"] > 0
+    assert best(workers, path="remote").prefill == "r"
 
 
 @given(

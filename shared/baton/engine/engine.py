@@ -294,6 +294,12 @@ class Engine:
         self.admitted = []
         if self.scheduler.host is not None:
             self.scheduler.take_restored()
+        outputs = self._turn()
+        if self.scheduler.host is not None and not self.has_work:  # no launch will save what the last step made
+            self.scheduler.host.flush()
+        return outputs
+
+    def _turn(self) -> list[TokenOutput]:
         if not self._runs_behind:
             outputs = self._collect()
             if not outputs:

@@ -108,6 +108,8 @@ class Mailbox:
         self._info: WorkerInfo
         self.load = Load()
         self.pace: StepPace | None = None
+        self.store = ""
+        """The store that answers; kept by whoever has it."""
         self.beat = Beat(lambda: STUCK_S)
         self._tell_face = tell_face
         self._pulse_at = 0.0
@@ -230,7 +232,7 @@ class Mailbox:
         now = time.monotonic()
         if isinstance(message, Hello):
             peer = self._on_hello(identity, message, now)
-            self._send(peer, encode(Welcome(self._info, self.load, self.pace)))
+            self._send(peer, encode(Welcome(self._info, self.load, self.pace, self.store)))
             return
         known = self._by_identity.get(identity)
         if known is None:  # nobody we know, or a router that was connected anew: the next roll call says what it lacks

@@ -40,6 +40,9 @@ class WorkerConfig:
         (),
         "ways that KV may take, of cuda_ipc, shm_ring, shm, ipc and tcp; none: each, the fastest that a pair can first",
     )
+    kv_store: str | None = setting(
+        None, "folder of this host's `baton kvstore`, whose blocks this worker shares; none: it shares none"
+    )
     redis_url: str | None = setting(None, "where to announce itself; none: routers are told of it by --worker")
     redis_password: str | None = setting(None, "password of Redis, where the URL has none")
     cache_key: str = setting("", "secret of the deployment under which blocks are hashed; the same on routers")

@@ -3,6 +3,11 @@
 {{ get (dict "http" 8001 "control" 5701 "kv" 5711 "lastKv" 5714) . }}
 {{- end }}
 
+{{/* Where the pods of a node that share KV meet: this release's folder in the node's memory. */}}
+{{- define "baton.kvStore" -}}
+/run/kvstore/baton-{{ .Release.Namespace }}-{{ include "baton.name" . }}
+{{- end }}
+
 {{- define "baton.podSecurity" -}}
 automountServiceAccountToken: false
 enableServiceLinks: false

@@ -9,6 +9,7 @@
   "kv-port" (include "baton.port" "kv" | int)
 }}
 {{- if .own.gpus }}{{ $_ := set $settings "device" "cuda" }}{{ end }}
+{{- if $root.Values.kvstore.enabled }}{{ $_ := set $settings "kv-store" (include "baton.kvStore" $root) }}{{ end }}
 {{- $file := include "baton.settings" (dict "own" $settings "user" .own.settings) }}
 {{- $drain_s := get .own.settings "drain-s" | default 20 }}
 {{- $lease_s := get .own.settings "lease-s" | default 10 }}
@@ -87,10 +88,17 @@ spec:
           volumeMounts:
             {{- include "baton.mounts" . | nindent 12 }}
             - {name: shm, mountPath: /dev/shm}
+            {{- if $root.Values.kvstore.enabled }}
+            - {name: kvstore, mountPath: /run/kvstore}
+            {{- end }}
       volumes:
         {{- include "baton.volumes" (merge (dict "secrets" (list "cache_key" "curve_public_key" "curve_secret_key" "redis_password")) .) | nindent 8 }}
         - name: shm
           emptyDir: {medium: Memory}
+        {{- if $root.Values.kvstore.enabled }}
+        - name: kvstore
+          hostPath: {path: {{ $root.Values.kvstore.hostPath }}, type: Directory}
+        {{- end }}
 ---
 # Headless: for Prometheus to find every pod; requests and KV go by the addresses that workers announce in Redis.
 apiVersion: v1

@@ -1,12 +1,13 @@
 """What a request costs on each way, in ms: predicted from what is known of workers and links.
 
-    with P   queue(P) + prefill(P) + transfer(link) + queue(link) + wait(D) + interference(P, D) + misses
-    alone    queue(D) + prefill(D)                                + wait(D) + interference(D)    + misses
+    with P   queue(P) + load(P) + prefill(P) + transfer(link) + queue(link) + wait(D) + interference(P, D) + misses
+    alone    queue(D) + load(D) + prefill(D)                                + wait(D) + interference(D)    + misses
 
 The first token of a pair does not wait for D; all else of its terms comes before the second one.
 
 queue         what was asked of a worker before, in seconds by its own step times, less what is done of it; for a link, what
               is still to be sent to anybody. Without step times: tokens over the worker's rate
+load          blocks of the prompt that the store of the worker's host has: they are copied, not computed
 prefill       the prompt's own steps. Beside decodes they are as long as the worker's target for gaps lets them be, and
               hold as many of its tokens as fit: the fuller the batch, the longer it takes
 transfer      the part of the KV transfer that the prefill does not hide: the last chunk's, or all that a slow link lags behind
@@ -32,6 +33,10 @@ from baton.step_pace import BREAK_EVERY, StepPace
 PACE_STEPS = 16
 """Steps by which a slow batch counts against a worker; more would send long prompts away from their cache."""
 MISS_MS = 10_000.0
+_LOAD_MS = 2.0
+"""To ask a store and to start copies."""
+_LOAD_MS_PER_TOKEN = 0.006
+"""To copy KV from a store: 20 GB/s for an 8B model, a quarter of what computing it takes there."""
 _BLOCK_WAIT_MS = 2.0
 """Per missing block: about what a running batch takes to free one."""
 _LEAST_CHUNK = 16
@@ -73,6 +78,8 @@ class Candidate:
     """Predicted until what was asked of it is computed; None: by tokens and rate."""
     link_s: float = 0.0
     """Predicted until what it was asked to send is sent."""
+    stored_blocks: int = 0
+    """Blocks of this prompt that follow on `cached_blocks` and that the store of its host has."""
 
     @property
     def queue_ms(self) -> float:
@@ -142,11 +149,12 @@ def remote(
     shape: Shape, prefill: Candidate, work: Prefill, decode: Candidate, link: Link, weights: Weights, now: float
 ) -> Option:
     """Predict the way over a prefill worker, on which the prompt takes this work."""
-    missing = uncached(shape, decode)
+    missing, load_ms = _missing(shape, decode), _load_ms(shape, prefill)
     busy_ms, transfer_ms = link.busy_ms(missing, now), link.exposed_ms(missing, work.ms, now)
-    computed_ms = prefill.queue_ms + work.ms
+    computed_ms = prefill.queue_ms + load_ms + work.ms
     terms = {
         "queue_p": prefill.queue_ms,
+        "load": load_ms,
         "prefill": work.ms,
         "transfer": transfer_ms,
         "queue_link": max(1000 * prefill.link_s + link.fixed_ms + busy_ms - computed_ms - transfer_ms, 0.0),
@@ -169,6 +177,7 @@ def local(shape: Shape, decode: Candidate, work: Prefill, weights: Weights) -> O
     queue_ms = decode.queue_ms
     terms = {
         "queue_d": queue_ms,
+        "load": _load_ms(shape, decode),
         "prefill": work.ms,
         "wait_blocks": _wait_blocks(shape, decode),
         # prompts that wait for a place are in its queue too
@@ -182,14 +191,25 @@ def local(shape: Shape, decode: Candidate, work: Prefill, weights: Weights) -> O
     return Option("local", decode.worker_id, None, sum(terms.values()), terms, first_wait_ms)
 
 
-def uncached(shape: Shape, worker: Candidate) -> int:
-    """Tokens that a worker would compute: at least one, since its logits are needed."""
+def _missing(shape: Shape, worker: Candidate) -> int:
+    """Tokens whose KV a worker would fetch; that of the last is computed there."""
     return max(shape.num_tokens - worker.cached_blocks * shape.block_size, 1)
+
+
+def _uncached(shape: Shape, worker: Candidate) -> int:
+    """Tokens that a worker would compute: at least one, since its logits are needed."""
+    known = worker.cached_blocks + worker.stored_blocks
+    return max(shape.num_tokens - known * shape.block_size, 1)
+
+
+def _load_ms(shape: Shape, worker: Candidate) -> float:
+    """Predict what a worker waits for blocks from the store of its host."""
+    return worker.stored_blocks and _LOAD_MS + _LOAD_MS_PER_TOKEN * worker.stored_blocks * shape.block_size
 
 
 def prefill_on(worker: Candidate, shape: Shape) -> Prefill:
     """Predict what the prompt takes on a worker."""
-    num_tokens, pace = uncached(shape, worker), worker.pace
+    num_tokens, pace = _uncached(shape, worker), worker.pace
     if pace is None:
         ms = 1000 * num_tokens / worker.prefill_rate
         return Prefill(ms, ms)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+from collections.abc import Mapping, Sequence
 
 from baton.errors import ConfigError
 from baton.logs import get_logger
 from baton.metrics import RouterMetrics
-from baton.registry import Registry, RegistryDown
+from baton.registry import Registry, RegistryDown, WorkerRecord
 from baton.router.index import PrefixIndex
 from baton.router.pool import WorkerPool
 
@@ -34,6 +35,8 @@ class Discovery:
         self._named: set[str] = set()
         """Endpoints that the registry named."""
         self._refused: set[str] = set()
+        self.stores: Mapping[str, WorkerRecord] = {}
+        """Stores of hosts, by id."""
         self.is_cut_off = False
         """Whether the registry does not answer."""
 
@@ -84,7 +87,8 @@ class Discovery:
 
     async def _find_workers(self, registry: Registry) -> None:
         records = await registry.workers()
-        named = {record.info.control for record in records}
+        self._follow_stores([record for record in records if "store" in record.info.legs])
+        named = {record.info.control for record in records if "store" not in record.info.legs}
         for endpoint in named - self._refused:
             try:
                 self._pool.connect(endpoint)
@@ -96,6 +100,17 @@ class Discovery:
             self._pool.disconnect(endpoint)
         # an endpoint stays named while somebody lives there: a wiped registry takes no worker away
         self._named = named | (self._named & set(self._pool.endpoints()))
+
+    def _follow_stores(self, stores: Sequence[WorkerRecord]) -> None:
+        """Know the blocks of stores that live; nobody talks to them."""
+        named = {store.info.worker_id: store for store in stores}
+        for gone in self.stores.keys() - named:
+            self._index.forget(gone)
+        for store_id, store in named.items():
+            known = self.stores.get(store_id)
+            if known is None or known.info.incarnation != store.info.incarnation:
+                self._index.expect(store_id, store.info.incarnation)
+        self.stores = named
 
     async def _read_logs(self, registry: Registry) -> None:
         for worker_id in list(self._index.wants_snapshot):

@@ -171,6 +171,7 @@ class Flow(Generic[_Shown]):
         usage = self.usage
         if not usage.num_completion:
             usage.num_cached = min(token.num_cached, usage.num_prompt)
+            usage.num_restored = min(token.num_restored, usage.num_cached)
         usage.num_completion += 1
         index = token.choice
         shown, stop = self._texts[index].push(token.token_id, finish_reason)

@@ -1,4 +1,4 @@
-"""Which worker has which blocks: each worker's cached block hashes, kept from its log.
+"""Which worker, or store of a host, has which blocks: the hashes of each, kept from its log.
 
 The log comes through Redis or over the worker's socket, whichever answers; entries are numbered, so either may repeat or
 overtake the other. A hint, never a promise: what it says wrong costs time, not tokens.
@@ -65,6 +65,10 @@ class PrefixIndex:
             worker.hashes.update(entry.stored)
         worker.sequence = entry.sequence
         return True
+
+    def num_stored(self, store_id: str, hashes: Sequence[bytes], num_cached: int) -> int:
+        """Count the blocks that follow on a chain's first `num_cached` and that a store has."""
+        return self.num_cached(store_id, hashes[num_cached:]) if store_id else 0
 
     def num_cached(self, worker_id: str, hashes: Sequence[bytes]) -> int:
         """Count the blocks from the start of a chain that a worker has."""

@@ -13,7 +13,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from baton.errors import InvalidRequest
+from baton.messages import Load
 from baton.metrics import CONTENT_TYPE
+from baton.registry import WorkerRecord
 from baton.router.journal import CAPACITY
 from baton.router.json_answers import JSON
 from baton.router.openai.refusals import error_object
@@ -87,6 +89,7 @@ def monitoring_routes(router: RouterState) -> APIRouter:
             {
                 "now": time.time(),
                 "workers": [_worker(worker, awaited(worker)) for worker in pool.workers.values()],
+                "stores": [_store(store) for store in router.discovery.stores.values()],
                 "lost": [dataclasses.asdict(lost) for lost in pool.lost],
                 "transfers": [
                     {"prefill": prefill, "decode": decode, **dataclasses.asdict(sent)}
@@ -123,12 +126,12 @@ def baton_version() -> str:
 def _worker(worker: Worker, num_awaited: int) -> dict[str, Any]:
     """Say what a worker last told of itself, how many of our requests have a leg there, and how many wait for it."""
     info, load = worker.info, worker.load
-    used = load.kv_total_blocks - load.kv_free_blocks
     return {
         "id": info.worker_id,
         "legs": info.legs,
         "state": "draining" if load.draining else "live",
-        "kv_usage": used / load.kv_total_blocks if load.kv_total_blocks else 0.0,
+        "kv_usage": _usage(load),
+        "store": worker.store or None,
         "running": load.num_running,
         "waiting": load.num_waiting,
         "waiting_tokens": load.waiting_tokens,
@@ -142,3 +145,15 @@ def _worker(worker: Worker, num_awaited: int) -> dict[str, Any]:
         "incarnation": info.incarnation,
         "since": worker.since,
     }
+
+
+def _store(store: WorkerRecord) -> dict[str, Any]:
+    """Say what the store of a host announces."""
+    info = store.info
+    return {"id": info.worker_id, "kv_usage": _usage(store.load), "http": info.http, "incarnation": info.incarnation}
+
+
+def _usage(load: Load) -> float:
+    """The share of blocks that are in use."""
+    used = load.kv_total_blocks - load.kv_free_blocks
+    return used / load.kv_total_blocks if load.kv_total_blocks else 0.0

@@ -94,8 +94,13 @@ class Placement:
     def num_uncached(self, worker: Worker, generation: Generation) -> int:
         """How much of a prompt a worker that was placed has to compute."""
         facts = worker.info.model
-        num_cached = self._index.num_cached(worker.worker_id, generation.hashes[facts.cache_parts])
-        return max(len(generation.prompt) - num_cached * facts.block_size, 1)
+        num_known = sum(self._num_known(worker, generation.hashes[facts.cache_parts]))
+        return max(len(generation.prompt) - num_known * facts.block_size, 1)
+
+    def _num_known(self, worker: Worker, hashes: Sequence[bytes]) -> tuple[int, int]:
+        """Count the first blocks that a worker has, and those after them that the store of its host has."""
+        num_cached = self._index.num_cached(worker.worker_id, hashes)
+        return num_cached, self._index.num_stored(worker.store, hashes, num_cached)
 
     def _choose(self, shape: Shape, candidates: Sequence[Candidate], path: PathMode) -> Decision | None:
         return choose(
@@ -158,6 +163,7 @@ class Placement:
             num_places = min(num_places, most)
             step_ms = 1000 * pace.times.seconds(num_places, _context(load, num_places, len(generation.prompt)))
             rate = _USUAL / pace.times.prompt_seconds(_USUAL)
+        num_cached, num_stored = self._num_known(worker, hashes)
         return Candidate(
             worker_id=worker.worker_id,
             can_prefill=worker.can_prefill,
@@ -165,7 +171,8 @@ class Placement:
             layout=worker.info.layout,
             queue_tokens=self._queue_tokens(worker, generation),
             prefill_rate=rate,
-            cached_blocks=self._index.num_cached(worker.worker_id, hashes),
+            cached_blocks=num_cached,
+            stored_blocks=num_stored,
             num_running=running,
             step_ms=step_ms,
             free_blocks=load.kv_free_blocks if load.kv_total_blocks else 1 << 30,

@@ -115,6 +115,8 @@ class Worker:
         self.info = info
         self.worker_id = info.worker_id
         self.load = load
+        self.store = ""
+        """The store of its host, whose blocks it shares."""
         self.is_live = True
         self.since = time.time()
         self.can_prefill = self.can_decode = False
@@ -290,6 +292,7 @@ class WorkerPool:
         if worker is not None and worker.info.incarnation == info.incarnation:
             worker.report(message.load)
             worker.step_pace = message.pace
+            worker.store = message.store
             return
         if worker is not None:
             self.lose(worker, "restarted")
@@ -304,6 +307,7 @@ class WorkerPool:
             self.lose(other, "replaced")
         joined = Worker(client, info, message.load, self.clock)
         joined.step_pace = message.pace
+        joined.store = message.store
         self.workers[info.worker_id] = self._of_client[client] = joined
         _log.info("worker_joined", worker_id=info.worker_id, legs=",".join(info.legs), endpoint=client.endpoint)
         self._count_workers()

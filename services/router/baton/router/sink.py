@@ -21,6 +21,8 @@ class Usage:
     """Prompt tokens that were not computed for this request, wherever they lay."""
     num_completion: int = 0
     """Tokens given to the client, over all choices."""
+    num_restored: int = 0
+    """Of `num_cached`, those whose KV came from the host's memory, or from disk."""
 
 
 class ChoiceText(Protocol[Shown_co]):

@@ -37,12 +37,14 @@ class Tally:
         """Tokens of all prompts."""
         self._num_open = num_open
         self._hides_completion = hides_completion
-        self._num_cached = 0
+        self._num_cached = self._num_restored = 0
         self._num_completion = 0
 
     def begin(self, token: Token, prompt_len: int) -> None:
         """Count what a prompt found in caches, which its first token tells."""
-        self._num_cached += min(token.num_cached, prompt_len)
+        num_cached = min(token.num_cached, prompt_len)
+        self._num_cached += num_cached
+        self._num_restored += min(token.num_restored, num_cached)
 
     def count(self) -> None:
         """Count one token."""
@@ -51,18 +53,23 @@ class Tally:
     def end(self, usage: Usage) -> bool:
         """Count a prompt whose answer has ended; whether all have."""
         self._num_cached += usage.num_cached
+        self._num_restored += usage.num_restored
         self._num_completion += usage.num_completion
         self._num_open -= 1
         return self._num_open == 0
 
     def usage(self) -> dict[str, object]:
-        """Return OpenAI's usage object."""
+        """Return OpenAI's usage object, with what was cached by where it lay: in a worker's device, or its host."""
+        device = self._num_cached - self._num_restored
         completion = 0 if self._hides_completion else self._num_completion
         return {
             "prompt_tokens": self._num_prompt,
             "total_tokens": self._num_prompt + completion,
             "completion_tokens": completion,
-            "prompt_tokens_details": {"cached_tokens": self._num_cached},
+            "prompt_tokens_details": {
+                "cached_tokens": self._num_cached,
+                "cached_tokens_by_tier": {"device": device, "host": self._num_restored},
+            },
         }
 
 
