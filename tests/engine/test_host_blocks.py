@@ -170,7 +170,7 @@ class TieredEngine(FakeEngine):
         assert set(self.cache._block_of) <= self.told
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 2**32),
     requests=st.lists(st.tuples(prompts, st.integers(1, 15), st.integers(0, 2)), min_size=4, max_size=16),

@@ -52,7 +52,7 @@ class ReloadCost:
 
     def turned(self, seconds: float) -> None:
         """Take in the time between two looks at what has ended."""
-        self._turn_s = _KEPT * self._turn_s + (1 - _KEPT) * seconds
+        self._turn_s = _KEPT * self._turn_s + (1 - _KEPT) * seconds if self._turn_s else seconds
 
     def computed(self, num_tokens: int, seconds: float) -> None:
         """Take in a step, with how many tokens of prompts it computed."""
