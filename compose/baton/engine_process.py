@@ -219,7 +219,7 @@ def _memory(engine: Engine, config: TransferConfig, *, is_read: bool) -> BlockMe
     runner = engine.runner
     if runner.kv.is_cuda:
         copies = CudaCopies(runner.kv)
-        return DeviceMemory(copies, frame_nbytes=config.frame_nbytes, num_threads=config.num_stripes)
+        return DeviceMemory(copies, frame_nbytes=config.message_nbytes, num_threads=config.num_stripes)
     fd = None
     if is_read:
         kv, fd = runner.kv_spec.allocate_shared(len(runner.kv))

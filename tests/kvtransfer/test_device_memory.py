@@ -184,7 +184,7 @@ def test_a_device_reads_the_blocks_of_another_or_gets_them_over_sockets(way: dic
     shared, mapped = InProcess(theirs), InProcess(ours, **way)
     exporter, importer = (
         make(
-            DeviceMemory(copies, frame_nbytes=CONFIG.frame_nbytes, ring_nbytes=1),
+            DeviceMemory(copies, frame_nbytes=CONFIG.message_nbytes, ring_nbytes=1),
             transports=(CudaIpcTransport(device), IpcTransport()),
         )
         for make, copies, device in ((workers.exporter, theirs, shared), (workers.importer, ours, mapped))
@@ -203,7 +203,7 @@ def test_devices_exchange_blocks_through_the_ring_of_one(block_nbytes: int, can_
     theirs = LateCopies(random_blocks(num * each, block_nbytes, 8), is_shared=False)
     ours = LateCopies(np.zeros_like(theirs.bytes), is_shared=False)
     device = InProcess(ours, in_reach=can_pin)
-    memories = [DeviceMemory(copies, frame_nbytes=CONFIG.frame_nbytes, ring_nbytes=1) for copies in (theirs, ours)]
+    memories = [DeviceMemory(copies, frame_nbytes=CONFIG.message_nbytes, ring_nbytes=1) for copies in (theirs, ours)]
     exporter, importer = (
         make(memory, transports=(ShmRingTransport(device, memory.ring_fd), IpcTransport()))
         for make, memory in zip((workers.exporter, workers.importer), memories, strict=True)

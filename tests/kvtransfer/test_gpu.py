@@ -35,10 +35,10 @@ def test_caches_of_two_gpu_workers_hold_the_same_afterwards(scheme: str) -> None
     nbytes = theirs[0].numel() * 2
     common: dict[str, Any] = {"layout": layout_fingerprint(nbytes)}
     exporter = workers.exporter(
-        DeviceMemory(CudaCopies(theirs), frame_nbytes=CONFIG.frame_nbytes, ring_nbytes=1), **common
+        DeviceMemory(CudaCopies(theirs), frame_nbytes=CONFIG.message_nbytes, ring_nbytes=1), **common
     )
     importer = workers.importer(
-        DeviceMemory(CudaCopies(ours), frame_nbytes=CONFIG.frame_nbytes, ring_nbytes=1), **common
+        DeviceMemory(CudaCopies(ours), frame_nbytes=CONFIG.message_nbytes, ring_nbytes=1), **common
     )
     order = torch.randperm(num * each).tolist()
     try:

@@ -18,6 +18,7 @@ MESSAGES: list[Any] = [
     wire.Hello(1, "importer-1", "layout"),
     wire.Welcome(1, "exporter-1", "layout"),
     wire.Fetch(ID, 3, "layout", 2, 4, b"h" * 32),
+    wire.Fetch(ID, 3, "layout", 2, 4, b"h" * 32, wire.Reads.RING),
     wire.Credit(ID, 3, 9),
     wire.Done(ID, 3),
     wire.Cancel(ID, 3),
@@ -109,7 +110,9 @@ def test_fields_out_of_range_are_refused(tag: int, fields: list[Any], to_exporte
         wire.Fetch(ID, -1, "layout", 0, 0, b""),
         wire.Fetch(ID, 0, "l" * 129, 0, 0, b""),
         wire.Fetch(b"short", 0, "layout", 0, 0, b""),
+        wire.Fetch(ID, 0, "layout", 0, 0, b"", 7),  # type: ignore[arg-type]
         wire.Credit(ID, 0, wire.MAX_BLOCKS + 1),
+        wire.Credit(ID, 0, 0, wire.MAX_BLOCKS + 1),
         wire.Blocks(ID, 0, "layout", 0, b"h" * 32, b"c" * 16),
         wire.Blocks(ID, 0, "layout", 0, b"h" * 17, b"c" * 17),
         wire.Blocks(ID, 0, "layout", 0, b"", b""),

@@ -167,12 +167,14 @@ def bench_transfer(
     only: Annotated[
         Literal["tcp", "ipc", "shm", "shm_ring", "cuda_ipc"] | None, Option(help="this transport alone; none: all")
     ] = None,
+    sockets: Annotated[int | None, Option(min=1, max=16, help="of a pair; none: as workers on this machine")] = None,
+    frame_mib: Annotated[int | None, Option(min=1, max=64, help="MiB of a message; none: as workers")] = None,
     json_file: Json = None,
 ) -> None:
     """KV transfer, all checks on, beside two bare ZeroMQ sockets or a GPU's bare copy, taken in turn."""
     from baton.bench.transfer import run
 
-    run(rounds=rounds, device=device, only=only, json_file=json_file)
+    run(rounds=rounds, device=device, only=only, sockets=sockets, frame_mib=frame_mib, json_file=json_file)
 
 
 @bench.command("kernels", cls=Command)

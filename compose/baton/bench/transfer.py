@@ -7,21 +7,31 @@ from pathlib import Path
 from baton.bench.report import Report
 from baton.kvtransfer.bench.measure import Measurement, measure
 from baton.kvtransfer.bench.plan import Device, Scheme, plans
+from baton.kvtransfer.settings import MIB, TransferConfig
 from baton.logs import LogConfig, setup_logs
 
 
-def run(*, rounds: int, device: Device, only: Scheme | None, json_file: Path | None) -> None:
+def run(
+    *,
+    rounds: int,
+    device: Device,
+    only: Scheme | None,
+    sockets: int | None,
+    frame_mib: int | None,
+    json_file: Path | None,
+) -> None:
     """Measure each transport and shape, and print one table; under it where a single transfer's time goes."""
     setup_logs("bench", LogConfig(log_level="info"))
     report = Report("baton bench transfer")
     timelines = []
-    for plan in plans(device):
+    config = TransferConfig(num_sockets=sockets, frame_nbytes=None if frame_mib is None else frame_mib * MIB)
+    for plan in plans(device, config):
         if only in (None, plan.scheme):
             found = measure(plan, rounds=rounds)
             report.add(**_row(found))
             if plan.num_transfers == 1:
                 timelines.append(f"{plan.scheme} {_layout(found)}: {found.timeline}")
-    report.facts["sockets"] = plan.num_sockets
+    report.facts |= {"sockets": config.num_stripes, "MiB a message": config.message_nbytes / MIB}
     report.show(json_file)
     print("Milliseconds of a single transfer of 2 MiB blocks, from when it is asked for:", *timelines, sep="\n  ")
 

@@ -77,6 +77,7 @@ def measure_links() -> Iterator[tuple[Finding, str, float]]:
 
 WAYS_OUT = {
     "shm": "Workers of one host fall back to ipc. In containers share /dev/shm and the IPC and PID namespaces: --ipc host.",
+    "shm_ring": "GPUs of one host that cannot read each other fall back to ipc. Containers share the PID namespace: --pid host.",
     "cuda_ipc": "KV then crosses the host's memory. GPUs of one host need peer access, and containers --ipc host --pid host.",
     "ipc": "Unix sockets need a folder that both workers can write.",
     "tcp": "Check that this host may open sockets on its loopback.",

@@ -45,9 +45,10 @@ class CudaCopies:
         self.block_nbytes = self._blocks.shape[1]
         self._device = kv.device
         self.nbytes = self.num_blocks * self.block_nbytes
-        # Two: a copy that waits for a step of the engine keeps none of the other direction back.
-        self._reads = torch.cuda.Stream(kv.device)  # type: ignore[no-untyped-call]
-        self._writes = torch.cuda.Stream(kv.device)  # type: ignore[no-untyped-call]
+        # Two: a copy that waits for a step of the engine keeps none of the other direction back. Sums take the next free
+        # processors: a prompt's step has thousands of programs that wait for one.
+        self._reads = torch.cuda.Stream(kv.device, priority=-1)  # type: ignore[no-untyped-call]
+        self._writes = torch.cuda.Stream(kv.device, priority=-1)  # type: ignore[no-untyped-call]
         self._notes: list[_Note] = []
         self._copier = cuda_driver.Copier()
         self._can_sum = self._try_sum()

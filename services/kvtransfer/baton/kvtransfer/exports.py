@@ -134,7 +134,7 @@ class Exports:
         self._read: list[tuple[_Export, Stage, Callable[[], bool]]] = []
         """What the sockets, or a staging copy, still read, and how to ask whether they are done."""
         nbytes = {
-            Reads.NOTHING: side.config.frame_nbytes,
+            Reads.NOTHING: side.config.message_nbytes,
             Reads.BLOCKS: side.memory.place_nbytes,
             Reads.RING: side.memory.ring_nbytes,
         }

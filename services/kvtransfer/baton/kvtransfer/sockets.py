@@ -9,7 +9,7 @@ from typing import Any
 import zmq
 
 from baton.kvtransfer import wire
-from baton.kvtransfer.settings import MIB
+from baton.kvtransfer.settings import LARGEST_NBYTES, MIB
 from baton.kvtransfer.side import Side
 from baton.kvtransfer.transports.transport import Socket
 
@@ -60,7 +60,7 @@ def make_dealer(context: Context, side: Side, routing_id: bytes) -> Socket:
     dealer.setsockopt(zmq.ROUTING_ID, routing_id)
     dealer.setsockopt(zmq.SNDHWM, 4096)
     dealer.setsockopt(zmq.RCVHWM, RECEIVE_QUEUE)
-    largest = max(wire.MAX_HEADER_NBYTES, side.config.frame_nbytes, side.memory.block_nbytes)
+    largest = max(wire.MAX_HEADER_NBYTES, LARGEST_NBYTES, side.config.message_nbytes, side.memory.block_nbytes)
     dealer.setsockopt(zmq.MAXMSGSIZE, largest)
     dealer.setsockopt(zmq.RECONNECT_IVL, 50)
     dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)

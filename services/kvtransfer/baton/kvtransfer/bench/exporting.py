@@ -72,7 +72,7 @@ class _Bare:
 
     def send(self) -> None:
         plan = self._plan
-        frame_nbytes = max(1, plan.frame_nbytes // plan.block_nbytes) * plan.block_nbytes
+        frame_nbytes = max(1, plan.config.message_nbytes // plan.block_nbytes) * plan.block_nbytes
         nbytes = plan.num_blocks * plan.num_transfers * plan.block_nbytes
         for _ in range(plan.repeats):
             for first in range(0, nbytes, frame_nbytes):

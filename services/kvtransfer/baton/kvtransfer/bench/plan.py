@@ -44,7 +44,7 @@ class Plan(msgspec.Struct, frozen=True):
     device: Device = "cpu"
     """Where the blocks of both sides lie; those of the bare sockets are the host's in any case."""
     num_sockets: int = TransferConfig().num_stripes
-    frame_nbytes: int = TransferConfig().frame_nbytes
+    frame_nbytes: int | None = None
 
     @property
     def round_nbytes(self) -> int:
@@ -133,7 +133,7 @@ def _device_memory(plan: Plan, fill: int) -> DeviceMemory:
     from baton.kvtransfer.cuda_copies import CudaCopies
 
     copies = CudaCopies(device_array(plan, of_importer=fill == 0, fill=fill))
-    return DeviceMemory(copies, frame_nbytes=plan.frame_nbytes, num_threads=plan.num_sockets)
+    return DeviceMemory(copies, frame_nbytes=plan.config.message_nbytes, num_threads=plan.num_sockets)
 
 
 def _transport(plan: Plan, memory: BlockMemory) -> Transport:
@@ -154,12 +154,14 @@ SMALL_NBYTES = 128 << 10
 """A block of the demo model."""
 
 
-def plans(device: Device = "cpu") -> list[Plan]:
+def plans(device: Device = "cpu", config: TransferConfig | None = None) -> list[Plan]:
     """What is measured: each transport; on a GPU the 128 blocks of a prompt of 2,048 tokens of an 8B model."""
     schemes: tuple[Scheme, ...] = ("tcp", "ipc", "shm") if device == "cpu" else ("tcp", "ipc", "shm_ring", "cuda_ipc")
+    config = config or TransferConfig()
+    settings = {"num_sockets": config.num_stripes, "frame_nbytes": config.message_nbytes}
     num_blocks, found = (32 if device == "cpu" else 128), []
     for scheme in schemes:
-        common: dict[str, Any] = {"scheme": scheme, "device": device}
+        common: dict[str, Any] = {"scheme": scheme, "device": device, **settings}
         for scattered in (False, True):
             found += [
                 Plan(**common, num_blocks=num_blocks, scattered=scattered, num_transfers=num, repeats=repeats)
