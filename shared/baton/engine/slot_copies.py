@@ -1,8 +1,8 @@
 """Copies between KV blocks and slots of host memory: on a CPU done when asked for, on a GPU on streams of their own.
 
 On a GPU each block is summed where it lies, before it leaves and after it has come back: the host never reads the bytes,
-and what may damage them on the way, memory and links, lies between the two sums. Copy engines move the bytes, one copy for
-each run of neighbours, so that the step that runs meanwhile keeps the processors.
+and what may damage them on the way, memory and links, lies between the two sums. Copy engines move the bytes, so that the step that
+runs meanwhile keeps the processors; many copies are started in one call, as the engine's thread does it between steps.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from xxhash import xxh3_128_digest
 
+from baton.cuda_driver import Copier, Numbers
 from baton.engine.pinned_memory import Pinned
 from baton.host_tier import Copy, SlotCopies
-from baton.kernels.block_sum import block_sums
+from baton.kernels.block_sum import PARTS, block_sums
 
 SUM_NBYTES = 16
 PIECE_BLOCKS = 32
@@ -84,6 +86,7 @@ class _CudaCopies:
     def __init__(self, kv: Tensor, memory: memoryview) -> None:
         self._blocks = _bytes_of(kv)
         self._device = kv.device
+        self._copier = Copier()
         self._pinned = Pinned(memory, self._blocks.shape[1], kv.device)
         # Two: what comes back does not queue behind what leaves, and the link carries both at once.
         self._out = torch.cuda.Stream(kv.device)  # type: ignore[no-untyped-call]
@@ -125,13 +128,13 @@ class _CudaCopies:
     def _summed(self, block_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Start summing blocks on the current stream; return the sums and what must be kept until they are there."""
         ids = torch.tensor(block_ids, dtype=torch.int32).pin_memory()
-        sums = torch.empty((len(block_ids), SUM_NBYTES // 8), dtype=torch.int64, pin_memory=True)
+        sums = torch.empty((len(block_ids), PARTS, SUM_NBYTES // 8), dtype=torch.int64, pin_memory=True)
         block_sums(self._blocks, ids, sums)
         return sums, ids
 
     def _save_piece(self, slots: Sequence[int], block_ids: Sequence[int]) -> None:
-        for slot, block_id, count in self._pinned.runs(slots, block_ids):
-            self._pinned.slots[slot : slot + count].copy_(self._blocks[block_id : block_id + count], non_blocking=True)
+        in_slots, in_blocks, sizes = self._addresses(slots, block_ids)
+        self._copier.start(in_slots, in_blocks, sizes, self._out.cuda_stream)
         end = _record(self._out)
         self._forget_ended()
         self._saving.append((end, block_ids, slots))
@@ -140,8 +143,18 @@ class _CudaCopies:
 
     def _load_piece(self, slots: Sequence[int], block_ids: Sequence[int]) -> None:
         _wait(self._in, [*map(self._reader_of.get, block_ids), *map(self._writer_of.get, slots)])
-        for slot, block_id, count in self._pinned.runs(slots, block_ids):
-            self._blocks[block_id : block_id + count].copy_(self._pinned.slots[slot : slot + count], non_blocking=True)
+        in_slots, in_blocks, sizes = self._addresses(slots, block_ids)
+        self._copier.start(in_blocks, in_slots, sizes, self._in.cuda_stream)
+
+    def _addresses(self, slots: Sequence[int], block_ids: Sequence[int]) -> tuple[Numbers, Numbers, Numbers]:
+        """Return the addresses of slots and of blocks, and sizes, of as few copies as can be."""
+        runs = np.array(self._pinned.runs(slots, block_ids), dtype=np.uint64) * np.uint64(self._blocks.shape[1])
+        in_slots, in_blocks, sizes = np.ascontiguousarray(runs.T)
+        return (
+            in_slots + np.uint64(self._pinned.slots.data_ptr()),
+            in_blocks + np.uint64(self._blocks.data_ptr()),
+            sizes,
+        )
 
     def _forget_ended(self) -> None:
         while self._saving and _is_over(self._saving[0][0]):
@@ -166,7 +179,7 @@ class _Running:
         self.end.synchronize()
 
     def sums(self) -> list[bytes]:
-        read = self._sums[0].numpy().tobytes()
+        read = self._sums[0].numpy().sum(axis=1).tobytes()  # of the parts; what overflows is dropped, as it should be
         return [read[at : at + SUM_NBYTES] for at in range(0, len(read), SUM_NBYTES)]
 
 

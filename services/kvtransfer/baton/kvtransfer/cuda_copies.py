@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from baton import cuda_driver
 from baton.errors import ConfigError
 from baton.kernels.block_sum import PARTS, block_sums
-from baton.kvtransfer import cuda_driver
 from baton.kvtransfer.device_memory import Mark, Sums
 from baton.kvtransfer.memory import Bytes
 from baton.kvtransfer.settings import MIB

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from baton.errors import ConfigError
 from baton.logs import get_logger
 
-log = get_logger("kvtransfer")
+log = get_logger("cuda")
 Numbers = NDArray[np.uint64]
 HANDLE_NBYTES = 64
 _LAZY_PEER_ACCESS = 1
