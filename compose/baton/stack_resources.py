@@ -92,7 +92,8 @@ class Resources:
 
 def _holds(process: psutil.Process) -> dict[str, float]:
     with contextlib.suppress(psutil.Error), process.oneshot():
-        memory = process.memory_info().rss / 2**20
+        info = process.memory_info()
+        memory = (info.rss - info.shared) / 2**20  # a KV pool that others map fills for hours, up to its size
         return {"memory MiB": memory, "descriptors": process.num_fds(), "threads": process.num_threads()}
     return {}
 

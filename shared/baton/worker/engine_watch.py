@@ -15,7 +15,7 @@ from baton.logs import get_logger
 from baton.worker.beat import STUCK_S, Beat
 from baton.worker.stats import Pulse
 
-END_S = 5.0
+END_S = 3.0
 """How long it may stay stuck: a debugger's look, or a device's hiccup, is not worth a restart."""
 ENDING_S = 30.0
 """How long a process may take to end after its loop: a device's memory is given back."""

@@ -52,6 +52,17 @@ class Admission:
         Raises:
             Refused: with the reason that is counted, and Retry-After.
         """
+        self.check(demand, way, total_blocks)
+        tenant = self._tenants.of(demand.tenant)
+        tenant.num_streams += 1
+        tenant.blocks += demand.blocks
+        tenant.spend(demand.tokens)
+        self.num_requests += 1
+        self.waiting_tokens += demand.tokens
+        self.blocks += demand.blocks
+
+    def check(self, demand: Demand, way: Option | None, total_blocks: int) -> None:
+        """Raise as `admit` would, and take nothing in."""
         config = self._config
         max_tokens = config.max_queued_tokens
         wait_s = 0.0 if way is None else way.wait_ms / 1000
@@ -74,12 +85,6 @@ class Admission:
             self._refuse("kv_blocks", f"{state}, and {limit}", max(wait_s, 2.0))
         if way is not None:
             self._check_waits(way)
-        tenant.num_streams += 1
-        tenant.blocks += demand.blocks
-        tenant.spend(demand.tokens)
-        self.num_requests += 1
-        self.waiting_tokens += demand.tokens
-        self.blocks += demand.blocks
 
     def _check_caps(self, tenant: Tenant, demand: Demand) -> None:
         """Refuse what is more than a key may take."""

@@ -23,10 +23,12 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from baton.errors import BatonError, ContextTooLong, Unavailable
+from baton.errors import BatonError, ContextTooLong, QueueFull, Unavailable
 from baton.logs import get_logger
 from baton.messages import Blocks, Cancel, Legs, ModelFacts, OpenLeg, Outputs, Token
 from baton.metrics import RouterMetrics
+from baton.prompt import Prompt
+from baton.protocol import SamplingParams, Share
 from baton.router.admission import Admission, Demand
 from baton.router.config import RouterConfig
 from baton.router.flow import GO, NOTHING_NEW, STALE, ChoiceOver, DeadlinePassed, Flow, Next, Over, Replay
@@ -43,6 +45,9 @@ from baton.router.turnover import AnswerLength, Batch, answer_prior
 from baton.router.workers import WorkerGone
 
 _log = get_logger("dispatch")
+_SHORTEST = Prompt([0])
+_BUSY_S = 2.0
+"""For so long after a request was refused, others are looked at before their prompts are read."""
 PROGRESS = 16
 """Tokens to the client after which failures are counted anew: a long answer may meet many workers that end, one after another."""
 
@@ -215,6 +220,7 @@ class Dispatcher:
         """Requests whose client has a token."""
         self._end: BatonError | None = None
         """Why nothing is taken in any more."""
+        self._refused_at = -math.inf
         self._loop = asyncio.get_running_loop()
 
     # -- requests -----------------------------------------------------------------------------------------
@@ -240,7 +246,11 @@ class Dispatcher:
         _check_fits(len(generation.prompt), capacities, block_size)
         demand = _demand(generation, block_size)
         decision = self._placement.place(generation, 0, None)
-        self._admission.admit(demand, None if decision is None else decision.chosen, sum(capacities))
+        try:
+            self._admission.admit(demand, None if decision is None else decision.chosen, sum(capacities))
+        except QueueFull:
+            self._refused_at = running.arrived_at
+            raise
         running.demand = demand
         self.flows[flow.request_id] = running
         self.journal.add(running.record)
@@ -249,6 +259,20 @@ class Dispatcher:
             running.deadline = self._loop.call_later(seconds_left, lambda: self._fail(running, DeadlinePassed()))
         self._place(running, decision=decision)
         return running
+
+    def check_busy(self, params: SamplingParams, tenant: bytes, share: Share) -> None:
+        """Refuse what would be refused whatever its prompt, before that is rendered: looked at while others are refused.
+
+        Raises:
+            QueueFull: as `start` would.
+        """
+        if self.last_facts is None or self.pool.clock() - self._refused_at > _BUSY_S:
+            return
+        least = Generation(_SHORTEST, params, tenant=tenant, share=share)
+        decision = self._placement.place(least, 0, None)
+        total_blocks = sum(w.load.kv_total_blocks for w in self.pool.workers.values() if w.can_decode)
+        demand = _demand(least, self.last_facts.block_size)
+        self._admission.check(demand, None if decision is None else decision.chosen, total_blocks)
 
     def end_all(self, error: BatonError) -> None:
         """Take nothing more in, and end all that is open, with this error."""

@@ -19,7 +19,7 @@ from baton.router.openai.events import AnswerEvents, ChatEvents
 from baton.router.openai.json_pieces import object_pieces, whole
 from baton.router.openai.model_checks import check_with_model, facts_of
 from baton.router.openai.models import check_model
-from baton.router.openai.open_request import OpenRequest
+from baton.router.openai.open_request import OpenRequest, check_busy
 from baton.router.openai.parsers import new_parser_of
 from baton.router.openapi_file import operation
 from baton.router.router_state import RouterState
@@ -33,6 +33,7 @@ def chat_routes(router: RouterState) -> APIRouter:
         request, caller = await read_request(http, ChatRequest, router)
         model = check_model(router, request.model)
         params = request.sampling_params(router.config.limits)
+        check_busy(router, params, caller)
         began = time.monotonic()
         prompt = Prompt(
             await router.text.chat_ids(

@@ -22,7 +22,7 @@ from baton.router.openai.json_pieces import joined_pieces, object_pieces, whole
 from baton.router.openai.logprobs import Echo
 from baton.router.openai.model_checks import check_with_model, facts_of
 from baton.router.openai.models import check_model
-from baton.router.openai.open_request import OpenRequest
+from baton.router.openai.open_request import OpenRequest, check_busy
 from baton.router.openapi_file import operation
 from baton.router.router_state import RouterState
 
@@ -35,6 +35,7 @@ def completion_routes(router: RouterState) -> APIRouter:
         request, caller = await read_request(http, CompletionRequest, router)
         model = check_model(router, request.model)
         params = request.sampling_params(router.config.limits)
+        check_busy(router, params, caller)
         began = time.monotonic()
         prompts = [
             Prompt(await _encode(router, request, given) if isinstance(given, str) else given)

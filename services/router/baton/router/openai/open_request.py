@@ -73,6 +73,16 @@ class Tally:
         }
 
 
+def check_busy(router: RouterState, params: SamplingParams, caller: Caller) -> None:
+    """Refuse a request that no prompt could make welcome, before its prompt is rendered and tokenized.
+
+    Raises:
+        QueueFull: as `OpenRequest.start` would.
+    """
+    if caller.pin is None:
+        router.dispatcher.check_busy(params, caller.tenant, router.tenants.of(caller.tenant).share)
+
+
 class OpenRequest:
     """What chat and completions do alike."""
 
