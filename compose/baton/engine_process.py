@@ -21,6 +21,7 @@ from baton.curve import CurveKeys
 from baton.decode.leg import DecodeLeg
 from baton.engine.engine import Engine
 from baton.engine.load import load_engine
+from baton.engine.pinned_memory import PIECE_NBYTES, anonymous_memory
 from baton.engine.slot_copies import slot_copies
 from baton.errors import BatonError, ConfigError
 from baton.kvtransfer.cuda_copies import CudaCopies
@@ -246,6 +247,8 @@ def _share_blocks(engine: Engine, config: WorkerConfig, wakeup: Wakeup) -> Store
     runner, block_nbytes = engine.runner, engine.memory.block_nbytes
     # sums of a CPU and of a GPU differ, so their blocks are not one another's
     layout = layout_fingerprint(block_nbytes, *engine.cache_parts, runner.device.type)
+    if runner.device.type == "cuda":  # the kernel that sums is compiled now, not in a step once the store is found
+        slot_copies(lambda: runner.kv, anonymous_memory(max(PIECE_NBYTES, block_nbytes))).close()
     link = StoreLink(config.kv_store, layout, block_nbytes, config.cache_key, wakeup.set)
     tier = StoreTier(link, lambda memory, _num_slots: slot_copies(lambda: runner.kv, memory))
     engine.use_tier(tier)

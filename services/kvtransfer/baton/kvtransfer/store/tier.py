@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -132,8 +133,9 @@ class StoreTier:
 
     @property
     def store_id(self) -> str:
-        """The store that answers, and whose memory is mapped; empty: none."""
-        return self._store_id if self._link.is_up and self._copies is not None else ""
+        """The store that answers, and whose memory can be copied from; empty: none."""
+        copies = self._copies
+        return self._store_id if self._link.is_up and copies is not None and copies.num_slots else ""
 
     @property
     def has_stock(self) -> bool:
@@ -229,8 +231,10 @@ class StoreTier:
 
     def close(self) -> None:
         """Wait for the copies that run, and leave the store."""
-        self._unmap()
         self._link.close()
+        if self._copies is not None:
+            self._copies.close()
+        self._copies = self._arena = None
 
     # -- what ends --------------------------------------------------------------------------------------------
 
@@ -309,7 +313,9 @@ class StoreTier:
         self._fill_stock()
 
     def _map(self, welcome: Welcome) -> None:
-        self._unmap()
+        if self._copies is not None:  # to let go of pinned memory takes seconds
+            threading.Thread(target=self._copies.close, name="baton-unmap", daemon=True).start()
+        self._copies = self._arena = None
         if welcome.arena_inode == self._refused_inode:
             return
         try:
@@ -319,11 +325,6 @@ class StoreTier:
         except ConfigError as error:
             self._refused_inode = welcome.arena_inode
             log.warning("kvstore_not_mapped", reason=str(error), effect="blocks come from this worker alone")
-
-    def _unmap(self) -> None:
-        if self._copies is not None:
-            self._copies.close()
-        self._copies = self._arena = None
 
     def _lent(self, lent: Lent) -> None:
         question = self._questions.pop(lent.number, None)
