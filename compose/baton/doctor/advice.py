@@ -111,16 +111,19 @@ class Advice:
 
     def _best(self, *, is_apart: bool) -> Option:
         those = [option for option in self.options if option.is_apart == is_apart]
-        return max(those, key=lambda option: self.highest.get(option.name, -1.0))
+        # of equal ones `auto`, which sees when the traffic changes
+        return max(those, key=lambda option: (self.highest.get(option.name, -1.0), option.layout.auto))
 
     @property
     def pays(self) -> bool:
         """Whether prefill and decode apart keep more promises, or the same ones at a clearly higher rate."""
-        if self.apart is None or (self.apart.stalls and not self.together.stalls):
+        if self.apart is None:
             return False
         gain = self.apart.share - self.together.share
         if abs(gain) > _CLEARLY:
             return gain > 0
+        if self.apart.stalls != self.together.stalls:
+            return self.together.stalls
         return self.highest[self.apart.name] > _FASTER * self.highest[self.together.name]
 
 
@@ -155,7 +158,8 @@ def _lasting(site: Site, traffic: Traffic) -> float:
 
 def _candidates(site: Site, targets: Targets, traffic: Traffic) -> Iterator[tuple[str, str, Layout]]:
     count, itl_s = site.num_devices, targets.itl_ms / 1e3
-    timed, flag = Chunks(8192, itl_s), f"--itl-target-ms {targets.itl_ms:g}"
+    timed = Chunks.within(itl_s, step_times(site.model, site.figures))
+    flag = f"--itl-target-ms {targets.itl_ms:g}"
     workers = f"{count} decode"
     yield (
         f"{workers}, steps within {targets.itl_ms:g} ms",
@@ -197,14 +201,18 @@ def work(site: Site, traffic: Traffic, itl_ms: float) -> tuple[float, float, int
     return prompt_s, traffic.output_len * times.seconds(rows, rows * each) / rows, rows
 
 
-def rows_together(site: Site, traffic: Traffic) -> int:
-    """Say how many answers run at once on a device that computes prompts too: by Little's law; 256 where it falls behind."""
+def rows_together(site: Site, traffic: Traffic, itl_ms: float) -> int:
+    """Say how many answers run at once on a device that computes prompts too, and keeps to the target if it can.
+
+    By Little's law; 256 where it falls behind.
+    """
     times, rate = step_times(site.model, site.figures), traffic.rate / site.num_devices
     for_prompts = rate * traffic.input_len * (times.token + times.full)
     rows = 1.0
     for _ in range(50):
         step_s = times.seconds(int(rows), int(rows * (traffic.input_len + traffic.output_len / 2)))
-        rows = min(256.0, rate * traffic.output_len * step_s / max(1 - for_prompts, 0.01))
+        mixed_s = max(step_s, min(step_s / max(1 - for_prompts, 0.01), itl_ms / 1e3))
+        rows = min(256.0, rate * traffic.output_len * mixed_s)
     return max(1, round(rows))
 
 
@@ -225,8 +233,8 @@ def _judged(name: str, flags: str, layout: Layout, traffic: Traffic, targets: Ta
 
 
 def _highest(layout: Layout, traffic: Traffic, targets: Targets, lasts_s: float, num_runs: int = 8) -> float:
-    """Search the highest rate at which 90 % are good; 0: not at an eighth of this one."""
-    search, shares = Search(low=traffic.rate / 8, high=traffic.rate * 4, precision=1.08), dict[float, float]()
+    """Search the highest rate at which 90 % are good; 0: not at a quarter of this one."""
+    search, shares = Search(low=traffic.rate / 4, high=traffic.rate * 4, precision=1.08), dict[float, float]()
     for _ in range(num_runs):
         if (rate := search.next_rate(shares)) is None:
             break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from baton.doctor.traffic import Traffic, drawn, recorded
 from baton.errors import ConfigError
 from baton.logs import LogConfig, setup_logs
 
+_WIDTH, _TEXT_AT = 100, 13
 _HOST_LINK_GBPS = 4.0
 """Of KV over sockets of one host, where no better link is known or measured."""
 
@@ -158,4 +160,14 @@ class _Examination:
     def _say(self, lines: Iterable[str]) -> None:
         if not self._asked.as_json:
             for line in lines:
-                print(line, flush=True)
+                print(_wrapped(line), flush=True)
+
+
+def _wrapped(line: str) -> str:
+    """Break a long line, what follows indented under it."""
+    indent = " " * (_TEXT_AT if line[:2] in ("  ", "! ", "X ") else 2)
+    return (
+        "\n".join(textwrap.wrap(line, _WIDTH, subsequent_indent=indent, break_on_hyphens=False))
+        if len(line) > _WIDTH
+        else line
+    )

@@ -126,7 +126,9 @@ def check_redis(url: str | None) -> Finding:
             info = client.info("server")
     except (redis.RedisError, ValueError) as error:
         way_out = "Check the URL, its password and the network; without it no worker is found."
-        return Finding("broken", "redis", f"{_without_password(url)} does not answer: {error}.", way_out)
+        return Finding(
+            "broken", "redis", f"{_without_password(url)} does not answer: {str(error).rstrip('.')}.", way_out
+        )
     return Finding("ok", "redis", f"{_without_password(url)} answers, version {dict(info).get('redis_version')}")  # type: ignore[arg-type, unused-ignore]
 
 

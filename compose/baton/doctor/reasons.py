@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from baton.doctor.advice import Advice, rows_together, work
 from baton.doctor.prediction import BLOCK_LEN, fit, step_times
+from baton.doctor.simulation import Chunks
 
 _MOST = 0.5
 """Share of good requests from which a layout is said to keep its promises at all."""
@@ -32,6 +33,7 @@ def verdict(advice: Advice) -> str:
 def reasons(advice: Advice) -> Iterator[str]:
     """Give the numbers behind it, those that speak against apart first."""
     yield from _one_device(advice)
+    yield from _stalls(advice)
     yield from _link(advice)
     yield from _short_prompts(advice)
     yield from _loose_target(advice)
@@ -49,6 +51,15 @@ def _one_device(advice: Advice) -> Iterator[str]:
         f"weights lie there twice ({there.weights_gib:.1f} GiB each), which leaves {both:,.0f} KV blocks of "
         f"{there.num_blocks:,}; and KV is copied besides. It is for trying the path, not for speed."
     )
+
+
+def _stalls(advice: Advice) -> Iterator[str]:
+    for option in (advice.apart, advice.together):
+        if option is not None and option.stalls and option.share >= _MOST:
+            yield (
+                f"{option.name}: the longest gap is {option.gap_max_ms / 1e3:.1f} s, which a 99th percentile does not see: some "
+                f"second tokens wait for the link, or for a place among the answers that keep the gap target."
+            )
 
 
 def _link(advice: Advice) -> Iterator[str]:
@@ -71,9 +82,9 @@ def _link(advice: Advice) -> Iterator[str]:
 
 def _short_prompts(advice: Advice) -> Iterator[str]:
     times, traffic, targets = step_times(advice.site.model, advice.site.figures), advice.traffic, advice.targets
-    rows = rows_together(advice.site, traffic)
+    rows = rows_together(advice.site, traffic, targets.itl_ms)
     context = rows * int(traffic.input_len + traffic.output_len / 2)
-    room = times.most_tokens(0.95 * targets.itl_ms / 1e3, rows, context, most=16384)
+    room = Chunks.within(targets.itl_ms / 1e3, times).most(times, rows, context, 0, 1)
     if room >= traffic.input_len:
         yield (
             f"Prompts are short: {traffic.input_len:.0f} tokens in the mean, and a step with {rows} running answers takes "
@@ -85,19 +96,22 @@ def _loose_target(advice: Advice) -> Iterator[str]:
     site, traffic, targets = advice.site, advice.traffic, advice.targets
     times = step_times(site.model, site.figures)
     needed = traffic.rate * traffic.input_len / site.num_devices
-    rows = rows_together(site, traffic)
+    mean = rows_together(site, traffic, targets.itl_ms)
+    rows = min(256, round(mean + 2 * mean**0.5))  # as many as there are in busy moments
     context = rows * int(traffic.input_len + traffic.output_len / 2)
-    alone_ms = 1e3 * times.seconds(rows, context)
+    alone_ms = 1e3 * times.seconds(mean, mean * context // rows)
     if alone_ms > targets.itl_ms:
         yield (
-            f"The gap target is out of reach at this rate: a step of {rows} running answers alone takes {alone_ms:.1f} ms, with "
+            f"The gap target is out of reach at this rate: a step of {mean} running answers alone takes {alone_ms:.1f} ms, with "
             f"no prompt beside it. Take a looser one, more devices, or faster ones."
         )
         return
-    rate = times.chunk_rate(0.95 * targets.itl_ms / 1e3, rows, context)
+    chunks = Chunks.within(targets.itl_ms / 1e3, times)
+    tokens = chunks.most(times, rows, context, 1024, 1)
+    rate = tokens / times.seconds(rows, context, tokens, tokens * (1024 + tokens))
     beside = (
-        f"within {targets.itl_ms:g} ms, steps with {rows} running answers compute {rate:,.0f} prompt tokens a second a "
-        f"device, and {needed:,.0f} come"
+        f"within {targets.itl_ms:g} ms, steps with {rows} running answers, in a busy moment, compute {rate:,.0f} prompt tokens "
+        f"a second a device, and {needed:,.0f} come"
     )
     if rate > needed:
         yield f"The gap target is loose: {beside}. Mixed steps are enough."

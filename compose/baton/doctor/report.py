@@ -49,7 +49,8 @@ class Report:
             return
         model, figures = self.model, self.figures
         there = fit(model, figures)
-        yield f"\n{model.name} on {figures.name} ({figures.source})"
+        yield ""
+        yield f"{model.name} on {figures.name} ({figures.source})"
         kv = f"{model.kv_token_nbytes / 1024:g} KiB of KV a token"
         if there.num_blocks == 0:
             return
@@ -67,7 +68,8 @@ class Report:
         if (advice := self.advice) is None:
             return
         traffic, site = advice.traffic, advice.site
-        yield f"\n{traffic.name}; {site.num_devices} x {site.figures.name}"
+        yield ""
+        yield f"{traffic.name}; {site.num_devices} x {site.figures.name}"
         yield f"good: {advice.targets}; simulated"
         yield f"  {'':<34}{'good':>6}{'TTFT p50':>10}{'p99':>8}{'gap p99':>9}{'longest':>9} ms"
         for option in advice.options:
@@ -75,7 +77,8 @@ class Report:
                 f"  {option.name:<34}{option.share:>6.0%}{option.ttft_p50_ms:>10,.0f}{option.ttft_p99_ms:>8,.0f}"
                 f"{option.gap_p99_ms:>9,.1f}{option.gap_max_ms:>9,.0f}"
             )
-        yield f"\n{verdict(advice)}"
+        yield ""
+        yield verdict(advice)
         for reason in reasons(advice):
             yield f"- {reason}"
 

@@ -17,36 +17,43 @@ from itertools import count, pairwise
 
 from baton.bench.completion_stream import Outcome
 from baton.doctor.traffic import Request, Traffic
+from baton.step_pace import BREAK_EVERY, StepPace
 from baton.step_times import StepTimes
 
 MAX_ROWS = 256
-_BREAK_EVERY, _BROKEN = 100, 4.0
-"""Where a target leaves no time for a chunk, one step in so many takes one all the same, for so many times the target."""
 _LEAST_CHUNK = 32
-_HEADROOM = 0.95
+_MARGIN = 1.1
+"""Times the predicted time that nearly all steps with chunks keep to, as workers learn it."""
 _LINK_S = 0.001
 """Of a transfer, beside its bytes: asking, checking, and joining."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunks:
-    """How a worker sizes prompts' chunks beside its rows: so many tokens, or as fit a target."""
+    """How a worker sizes prompts' chunks beside its rows: so many tokens, or as its pace allows."""
 
     tokens: int = 8192
-    target_s: float = 0.0
-    """0: none."""
+    pace: StepPace | None = None
+
+    @classmethod
+    def within(cls, target_s: float, times: StepTimes) -> Chunks:
+        """Size them for gaps of at most so many seconds, as `--itl-target-ms` does."""
+        return cls(pace=StepPace(times, target_s, margin=_MARGIN))
 
     def most(self, times: StepTimes, rows: int, context: int, start: int, num_steps: int) -> int:
         """Say how many prompt tokens a step takes."""
-        if not self.target_s or not rows:
+        if self.pace is None or not rows:
             return max(self.tokens - rows, 1)
-        most = times.most_tokens(_HEADROOM * self.target_s, rows, context, start=start, most=self.tokens)
+        most = times.most_tokens(self.pace.most_s(rows, context), rows, context, start=start, most=self.tokens)
         if most >= _LEAST_CHUNK:
             return most
-        if num_steps % _BREAK_EVERY:
+        if num_steps % BREAK_EVERY:
             return 0
-        broken_s = _BROKEN * max(self.target_s, times.seconds(rows, context))
-        return times.most_tokens(broken_s, rows, context, start=start, most=self.tokens)
+        return times.most_tokens(self.pace.broken_s(rows, context), rows, context, start=start, most=self.tokens)
+
+    def most_rows(self, context: int) -> int:
+        """Say how many sequences of so many tokens may run at once."""
+        return MAX_ROWS if self.pace is None else min(MAX_ROWS, self.pace.most_rows(context))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +197,7 @@ class _Simulation:
         """Take prompts' chunks into the step, as many as its size or time allows."""
         tokens = pairs = 0
         most: int | None = None
-        while worker.waiting and worker.rows + len(worker.ends) < MAX_ROWS:
+        while worker.waiting:
             sequence = worker.waiting[0]
             start = sequence.num_computed
             if start == 0 and not self._admits(worker, sequence):
@@ -214,7 +221,11 @@ class _Simulation:
     def _admits(self, worker: _Worker, sequence: _Sequence) -> bool:
         """Say whether there is a place; one that is too large for any worker is taken alone."""
         has_room = worker.held + sequence.num_kv <= self._layout.kv_tokens or worker.held == 0
-        return has_room and worker.rows < MAX_ROWS
+        if worker.is_prefill:
+            return has_room
+        rows = worker.rows + len(worker.ends)
+        mean_len = (worker.context + sequence.num_kv) // (worker.rows + 1)
+        return has_room and rows < worker.chunks.most_rows(mean_len)
 
     def _step_ends(self, worker: _Worker, now: float) -> None:
         worker.is_busy = False

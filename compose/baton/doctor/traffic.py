@@ -56,7 +56,7 @@ class Traffic:
         return Traffic(self.name, requests)
 
 
-_LEAST, _DRAWN = 200, 1000
+_LEAST, _DRAWN = 100, 1000
 """Requests that are simulated at least, and that differ from one another."""
 
 
