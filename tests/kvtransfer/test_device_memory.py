@@ -177,8 +177,8 @@ class InProcess:
     ids=["in reach", "out of reach", "slow"],
 )
 def test_a_device_reads_the_blocks_of_another_or_gets_them_over_sockets(way: dict[str, Any], is_read: bool) -> None:
-    """200 blocks a request: more than one message says where they lie."""
-    workers, num, each = Workers("ipc"), 6, 200
+    """300 blocks a request: more than one message says where they lie."""
+    workers, num, each = Workers("ipc"), 6, 300
     theirs = LateCopies(random_blocks(num * each, 512, 8))
     ours = LateCopies(np.zeros_like(theirs.bytes))
     shared, mapped = InProcess(theirs), InProcess(ours, **way)

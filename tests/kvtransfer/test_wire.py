@@ -116,7 +116,7 @@ def test_fields_out_of_range_are_refused(tag: int, fields: list[Any], to_exporte
         wire.Blocks(ID, 0, "layout", 0, b"h" * 32, b"c" * 16),
         wire.Blocks(ID, 0, "layout", 0, b"h" * 17, b"c" * 17),
         wire.Blocks(ID, 0, "layout", 0, b"", b""),
-        wire.Blocks(ID, 0, "layout", 0, b"h" * 16 * 65, b"c" * 16 * 65),
+        wire.Blocks(ID, 0, "layout", 0, b"h" * 16 * 257, b"c" * 16 * 257),
         wire.End(ID, 0, 1, float("nan"), b""),
         wire.End(ID, 0, 1, -1.0, b""),
     ],

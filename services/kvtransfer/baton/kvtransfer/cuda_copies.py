@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -49,6 +50,7 @@ class CudaCopies:
         # processors: a prompt's step has thousands of programs that wait for one.
         self._reads = torch.cuda.Stream(kv.device, priority=-1)  # type: ignore[no-untyped-call]
         self._writes = torch.cuda.Stream(kv.device, priority=-1)  # type: ignore[no-untyped-call]
+        self._thread = threading.local()
         self._notes: list[_Note] = []
         self._copier = cuda_driver.Copier()
         self._can_sum = self._try_sum()
@@ -176,17 +178,23 @@ class CudaCopies:
     @contextmanager
     def _reading(self) -> Iterator[None]:
         with torch.cuda.stream(self._reads):
-            self._reads.query()  # a thread has a current context only after a first call of the runtime
+            self._make_current(self._reads)
             yield
 
     @contextmanager
     def _writing(self, after: Collection[Mark] = ()) -> Iterator[None]:
         with torch.cuda.stream(self._writes):
-            self._writes.query()
+            self._make_current(self._writes)
             for mark in after:
                 assert isinstance(mark, torch.cuda.Event)
                 self._writes.wait_event(mark)
             yield
+
+    def _make_current(self, stream: torch.cuda.Stream) -> None:
+        """Give this thread a context, which it has only after a first call of the runtime."""
+        if not hasattr(self._thread, "is_current"):
+            stream.query()
+            self._thread.is_current = True
 
     def _sum(self, block_ids: Sequence[int], stream: torch.cuda.Stream) -> Sums:
         if not self._notes:

@@ -372,6 +372,8 @@ class Exports:
                 return False
             export.staged.append(Batch(export.key, export.peer, first, stop - first, stage, self._clock()))
             export.num_staged = stop
+            if export.staged[0].stage.is_ready():
+                return True  # is sent first: its peer waits for nothing else
         return True
 
     def _make_stage(self, reads: Reads, block_ids: Sequence[int]) -> Stage | None:

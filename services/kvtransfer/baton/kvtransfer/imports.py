@@ -87,6 +87,8 @@ class _Peer:
 
     heard_at: float
     ping_at: float
+    incarnation: str = ""
+    """What its WELCOME said; none came yet: empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +199,8 @@ class Imports:
             self._spoil(it, "layout")
             return
         self.grant(key, block_ids)
-        self._ping(ticket.source, peer)
+        if ticket.source_incarnation != peer.incarnation:
+            self._ping(ticket.source, peer)
         self._ask(it)
 
     def grant(self, key: Key, block_ids: Sequence[int]) -> None:
@@ -278,6 +281,8 @@ class Imports:
         return it
 
     def _on_welcome(self, source: str, welcome: wire.Welcome) -> None:
+        if source in self._peers:
+            self._peers[source].incarnation = welcome.incarnation
         for it in self._imports_from(source):
             if welcome.version != wire.VERSION or welcome.layout != self._side.layout:
                 self._spoil(it, "layout")

@@ -63,7 +63,7 @@ DIGEST_NBYTES = 16
 TAG_NBYTES = 16
 MAX_BLOCKS = 1 << 16
 """Blocks of one prompt: a million tokens in blocks of 16."""
-MAX_BATCH_BLOCKS = 64
+MAX_BATCH_BLOCKS = 256
 """Blocks, and thus payload frames, of one BLOCKS message."""
 PLACE_NBYTES = 4
 MAX_META_NBYTES = 1 << 20
