@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from baton.bench.report import Report
+from baton.kvtransfer.bench.launches import launches
 from baton.kvtransfer.bench.measure import Measurement, measure
 from baton.kvtransfer.bench.plan import Device, Scheme, plans
 from baton.kvtransfer.settings import MIB, TransferConfig
@@ -34,6 +35,8 @@ def run(
     report.facts |= {"sockets": config.num_stripes, "MiB a message": config.message_nbytes / MIB}
     report.show(json_file)
     print("Milliseconds of a single transfer of 2 MiB blocks, from when it is asked for:", *timelines, sep="\n  ")
+    if device == "cuda" and only in (None, "cuda_ipc"):
+        print("A message's calls between GPUs:", *launches(plans(device, config)[-2]), sep="\n  ")
 
 
 def _row(found: Measurement) -> dict[str, object]:

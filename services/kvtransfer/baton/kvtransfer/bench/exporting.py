@@ -34,10 +34,11 @@ def serve(plan: Plan) -> None:
         if command == "bare":
             bare.send()
         elif command == "times":
-            _say(ours.timed.timeline.times)
+            timeline = ours.timed.timeline
+            _say({"times": timeline.times, "in_memory_s": timeline.in_memory_s})
         else:
             count = plan.total_transfers if command == "round" else 1
-            ours.timed.timeline.times.clear()
+            ours.timed.timeline.clear()
             for transfer in range(count):
                 exporter.offer(plan.ticket(int(number) + transfer))
             _say({})

@@ -60,7 +60,7 @@ class Measurement:
     bare: Rounds
     ours: Rounds
     stations: dict[str, float]
-    """Milliseconds at which a single transfer reached each."""
+    """Milliseconds at which a single transfer reached each; and that both sides were in calls of their memories."""
     exposed_ms: float
     """Of a single transfer, after its last blocks were published."""
 
@@ -180,14 +180,16 @@ class _Importing:
         """Move one transfer; return milliseconds: of its exposed part, and of its stations."""
         number = self._begin(command)
         timeline = self._ours.timed.timeline
-        timeline.times.clear()
+        timeline.clear()
         timeline.first("asked")
         self._fetch(number, 0)
         (end,) = self._ends()
         timeline.last("done")
         self._say("times")
-        timeline.times |= self._heard()
-        return 1000 * end.exposed_s, timeline.milliseconds()
+        theirs = self._heard()
+        timeline.times |= theirs["times"]
+        in_memory = {"exporter's memory": theirs["in_memory_s"], "importer's memory": timeline.in_memory_s}
+        return 1000 * end.exposed_s, timeline.milliseconds() | {name: 1000 * s for name, s in in_memory.items()}
 
     def close(self) -> None:
         self._pull.close(linger=0)

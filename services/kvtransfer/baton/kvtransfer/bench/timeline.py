@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from baton.kvtransfer.memory import BlockMemory, Landing, PeerMemory, Stage
@@ -19,6 +20,20 @@ class Timeline:
     """Times by the host's monotonic clock, which all of its processes share."""
 
     times: dict[str, float] = field(default_factory=dict)
+    in_memory_s: float = 0.0
+    """Spent in calls of the memory, which start copies and sums, and make them where there is no device."""
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.times.clear()
+        self.in_memory_s = 0.0
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Count a call of the memory."""
+        started_at = time.monotonic()
+        yield
+        self.in_memory_s += time.monotonic() - started_at
 
     def first(self, station: str) -> None:
         """Note the first time that this is reached."""
@@ -51,29 +66,37 @@ class TimedMemory:
     def stage(self, block_ids: Sequence[int]) -> Stage | None:
         """Note when the first begins."""
         self.timeline.first("staging")
-        stage = self.memory.stage(block_ids)
+        with self.timeline.call():
+            stage = self.memory.stage(block_ids)
         return None if stage is None else _TimedStage(stage, self.timeline)
 
     def stage_in_place(self, block_ids: Sequence[int]) -> Stage:
         """Note when the first begins."""
         self.timeline.first("staging")
-        return _TimedStage(self.memory.stage_in_place(block_ids), self.timeline)
+        with self.timeline.call():
+            stage = self.memory.stage_in_place(block_ids)
+        return _TimedStage(stage, self.timeline)
 
     def stage_in_ring(self, block_ids: Sequence[int]) -> Stage | None:
         """Note when the first begins."""
         self.timeline.first("staging")
-        stage = self.memory.stage_in_ring(block_ids)
+        with self.timeline.call():
+            stage = self.memory.stage_in_ring(block_ids)
         return None if stage is None else _TimedStage(stage, self.timeline)
 
     def land(self, block_ids: Sequence[int], blocks: Sequence[memoryview]) -> Landing:
         """Note when the first begins, and when the last is taken over."""
         self.timeline.first("doorbell")
-        return self._timed(self.memory.land(block_ids, blocks))
+        with self.timeline.call():
+            landing = self.memory.land(block_ids, blocks)
+        return self._timed(landing)
 
     def land_from(self, peer: PeerMemory, places: Sequence[int], block_ids: Sequence[int]) -> Landing:
         """Note when the first begins, and when the last is taken over."""
         self.timeline.first("doorbell")
-        return self._timed(self.memory.land_from(peer, places, block_ids))
+        with self.timeline.call():
+            landing = self.memory.land_from(peer, places, block_ids)
+        return self._timed(landing)
 
     def _timed(self, landing: Landing) -> Landing:
         self.timeline.last("taken")
@@ -104,7 +127,8 @@ class _TimedStage(Stage):
 
     def read(self) -> tuple[bytes, Sequence[memoryview]]:
         self._timeline.first("staged")
-        return self._stage.read()
+        with self._timeline.call():
+            return self._stage.read()
 
     def release(self) -> None:
         self._stage.release()
