@@ -35,7 +35,7 @@ def holding(itl_target_ms: float = 20.0, ttft_target_ms: float = 0.0) -> Holding
 
 
 def test_a_first_token_is_held_as_long_as_the_target_for_first_tokens_allows() -> None:
-    assert holding(ttft_target_ms=500).longest_s(attempt(), first_token(), "p0", 0.1) == pytest.approx(0.4)
+    assert holding(ttft_target_ms=500).longest_s(attempt(), first_token(), "p0", 0.1) == pytest.approx(0.375)
     assert holding(ttft_target_ms=500).longest_s(attempt(), first_token(), "p0", 0.6) == 0
     assert holding().longest_s(attempt(), first_token(), "p0", 100.0) == MOST_S
 

@@ -1,17 +1,23 @@
 """The policy: a pure function, so its promises are checked over all inputs."""
 
 import dataclasses
+import json
 import random
+from pathlib import Path
 from typing import Any
 
+import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.router.costs import Candidate, Shape
+from baton.messages import Load
+from baton.router.costs import Candidate, Shape, Weights
 from baton.router.links import Link
 from baton.router.placement import like_peers
 from baton.router.policy import choose
 from baton.router.pool import StepModel
+from baton.step_pace import StepPace
 
 
 def make(worker_id: str, legs: str, **changes: Any) -> Candidate:
@@ -243,3 +249,42 @@ def test_a_step_model_that_was_idle_believes_what_it_hears_next() -> None:
     for _ in range(5):
         model.observe(10, 5.0)
     assert model.predict(10) < 1_000
+
+
+RECORDED = json.loads(Path(__file__).with_name("recorded_loads.json").read_text())
+"""What workers said, as it came over the wire, and the better way then: of an 8B model on two H100s."""
+
+
+@pytest.mark.parametrize("case", RECORDED, ids=lambda case: case["name"])
+def test_with_recorded_reports(case: dict[str, Any]) -> None:
+    shape = Shape(case["prompt"], 16, case["prompt"] // 16 + 20)
+    candidates = []
+    for said, queue_s in zip(case["workers"], case["queue_s"], strict=True):
+        load = msgspec.convert(said["load"], Load)
+        pace = msgspec.convert(said["pace"], StepPace | None)
+        num = load.num_running + 1
+        context = load.context_tokens // max(load.num_running, 1) * num
+        candidates.append(
+            Candidate(
+                said["id"],
+                "prefill" in said["legs"],
+                "decode" in said["legs"],
+                "l",
+                load.waiting_tokens,
+                load.prefill_rate,
+                0,
+                num_running=load.num_running,
+                step_ms=load.decode_step_ms if pace is None else 1000 * pace.times.seconds(num, context),
+                free_blocks=load.kv_free_blocks,
+                total_blocks=load.kv_total_blocks,
+                pace=pace,
+                context_tokens=load.context_tokens,
+                queue_s=queue_s,
+                link_s=case["link_s"],
+            )
+        )
+    links = {("prefill-0", "decode-0"): Link(ms_per_token=case["link_ms_per_token"])}
+    weights = Weights(ttft_target_ms=500.0, holds=True)
+    decision = choose("cost", shape, candidates, links, weights=weights, rng=random.Random(0))
+    assert decision is not None
+    assert decision.chosen.path == case["way"], decision

@@ -42,7 +42,7 @@ _BLOCK_WAIT_MS = 2.0
 _LEAST_CHUNK = 16
 _BROKEN = 0.5
 """Of the streams beside a step that breaks their target: how many miss it by that, as one gap in a hundred may be long."""
-_SPREAD = 0.15
+_SPREAD = 0.2
 """Of a time to a first token that is predicted: how far the true one lies from it."""
 _STEP_SPREAD = 0.03
 

@@ -15,6 +15,8 @@ from baton.router.config import RouterConfig
 
 MOST_S = 0.1
 """Without a target for first tokens: what nobody sees."""
+_REST = 0.05
+"""Of that target, for the way to the client: what is held to its last moment comes too late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ class Holding:
 
     def __init__(self, config: RouterConfig) -> None:
         self._has_target = config.itl_target_ms > 0
-        self._ttft_s = config.ttft_target_ms / 1e3
+        self._ttft_s = (1 - _REST) * config.ttft_target_ms / 1e3
 
     def longest_s(self, attempt: Attempt, token: Token, worker_id: str, age_s: float) -> float:
         """Return how long a token may be held, of a request that came `age_s` ago; 0: not at all."""

@@ -8,6 +8,7 @@ import importlib.metadata
 import time
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -22,6 +23,7 @@ from baton.router.openai.refusals import error_object
 from baton.router.openapi_file import errors, openapi_document
 from baton.router.pool import Worker
 from baton.router.router_state import RouterState
+from baton.step_pace import StepPace
 
 
 def health_routes(router: RouterState) -> APIRouter:
@@ -139,6 +141,7 @@ def _worker(worker: Worker, num_awaited: int) -> dict[str, Any]:
         "awaited": num_awaited,
         "prefill_rate": load.prefill_rate,
         "decode_step_ms": load.decode_step_ms,
+        "pace": None if worker.step_pace is None else _pace(worker.step_pace),
         "kv_form": info.model.cache_parts[1] if len(info.model.cache_parts) > 1 else None,
         "http": info.http,
         "control": info.control,
@@ -157,3 +160,8 @@ def _usage(load: Load) -> float:
     """The share of blocks that are in use."""
     used = load.kv_total_blocks - load.kv_free_blocks
     return used / load.kv_total_blocks if load.kv_total_blocks else 0.0
+
+
+def _pace(pace: StepPace) -> dict[str, Any]:
+    """Say what a worker has learned of its steps, in seconds, and what gap it keeps to."""
+    return {**msgspec.structs.asdict(pace), "times": msgspec.structs.asdict(pace.times)}
