@@ -70,30 +70,3 @@ def test_what_a_decode_worker_cannot_begin_in_time_is_refused_at_once(tmp_path: 
 def test_a_first_token_that_comes_at_once_hides_no_wait_for_the_second(tmp_path: Path) -> None:
     with cluster(tmp_path, [WORKER, PREFILL], max_queue_s=1.0, path="remote") as made:
         asyncio.run(overload(made))
-
-
-async def num_prompts_read(http: httpx.AsyncClient) -> float:
-    series = [line for line in (await http.get("/metrics")).text.splitlines() if 'phase="tokenize"' in line]
-    return next(float(line.rpartition(" ")[2]) for line in series if line.startswith("baton:phase_seconds_count"))
-
-
-def test_while_requests_are_refused_the_prompts_of_others_are_not_read(tmp_path: Path) -> None:
-    async def run(made: Cluster) -> None:
-        async with httpx.AsyncClient(base_url=made.url, timeout=60, limits=httpx.Limits(max_connections=None)) as http:
-            running = fill(made, http)
-            decode = made.state.pool.workers["d0"]
-            while not (decode.pace.seconds and decode.load.num_running == WORKER["num_places"]):
-                await asyncio.sleep(0.001)
-            more = [asyncio.create_task(http.post("/v1/completions", json=body(100 + i))) for i in range(30)]
-            _, refused = check(made, await asyncio.gather(*more), 100)
-            assert refused
-            num_read = await num_prompts_read(http)
-            chat = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": NUM_TOKENS}
-            answers = await asyncio.gather(*(http.post("/v1/chat/completions", json=chat) for _ in range(20)))
-            num_refused = sum(answer.status_code == 429 for answer in answers)
-            assert num_refused
-            assert await num_prompts_read(http) - num_read < len(answers)  # not those of all that were refused
-            await asyncio.gather(*running)
-
-    with cluster(tmp_path, [WORKER], max_queue_s=1.0) as made:
-        asyncio.run(run(made))

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from baton.errors import BatonError
+from baton.errors import BatonError, QueueFull
 from baton.messages import (
     WORKER_SILENCE_S,
     Cancel,
@@ -556,3 +556,20 @@ async def test_a_worker_that_drains_gets_nothing_new(world: World) -> None:
     world.begin()
     assert not sent(draining)
     assert sent(other)
+
+
+async def test_while_requests_are_refused_others_are_before_their_prompts_are_read() -> None:
+    world = World(max_streams=1)
+    world.join("d", "decode")
+    asked = (SamplingParams(), b"", NOBODY)
+    running = world.begin()
+    world.dispatcher.check_busy(*asked)  # nobody was refused: nothing is looked at
+    with pytest.raises(QueueFull):
+        world.begin()
+    with pytest.raises(QueueFull, match="--max-streams 1"):
+        world.dispatcher.check_busy(*asked)
+    assert world.metrics.admission_refusals.value("streams") == 2
+    running.cancel()
+    world.dispatcher.check_busy(*asked)
+    world.check_nothing_is_left()
+    await world.pool.close()

@@ -1,10 +1,11 @@
 """When a place in a batch becomes free: what is learned, and what is predicted of it."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.messages import Load
-from baton.router.turnover import AnswerLength, Pace, num_places, wait_s
+from baton.router.turnover import AnswerLength, Foresight, Pace, num_places, wait_s
 
 
 def test_nobody_is_predicted_to_wait_before_a_pace_is_known() -> None:
@@ -57,3 +58,18 @@ def test_blocks_bound_the_places_when_sequences_are_long() -> None:
     assert num_places(Load(), 0) > 1 << 20
     assert num_places(Load(num_running=4, kv_total_blocks=100, kv_free_blocks=90), 64) == 40
     assert num_places(Load(num_running=4, kv_total_blocks=100, kv_free_blocks=90), 16) == 16
+
+
+def test_waits_that_come_out_longer_are_foreseen_and_forgotten() -> None:
+    foresight = Foresight()
+    foresight.learn(0.1, 50.0)  # too short to say anything
+    assert foresight.factor == 1.0
+    for _ in range(30):
+        foresight.learn(4.0, 6.0)
+    assert foresight.factor == pytest.approx(1.5, abs=0.05)
+    for _ in range(30):
+        foresight.learn(4.0, 400.0)
+    assert 1.9 < foresight.factor <= 2.0
+    for _ in range(100):
+        foresight.learn(4.0, 3.0)
+    assert foresight.factor == 1.0

@@ -10,6 +10,7 @@ from baton.metrics import RouterMetrics
 from baton.router.config import RouterConfig
 from baton.router.costs import Option
 from baton.router.tenants import Tenant, Tenants
+from baton.router.turnover import Foresight
 
 
 @dataclass(slots=True)
@@ -42,6 +43,8 @@ class Admission:
         self._config = config
         self._tenants = tenants
         self._metrics = metrics
+        self.foresight = Foresight()
+        """What the dispatcher has learned of waits that are over."""
         self.num_requests = 0
         self.waiting_tokens = 0
         self.blocks = 0
@@ -105,8 +108,8 @@ class Admission:
             first_s = (way.first_wait_ms + way.terms["prefill"]) / 1000
             state = f"a first token would take {first_s:.1f} s, and the limit is --ttft-target-ms {target_ms:g}"
             self._refuse("ttft", state, (2 * way.first_wait_ms - spare_ms) / 1000)
-        if most_ms and way.wait_ms > most_ms:
-            wait_s = way.wait_ms / 1000
+        wait_s = self.foresight.factor * way.wait_ms / 1000
+        if most_ms and 1000 * wait_s > most_ms:
             state = f"a request would wait {wait_s:.1f} s, and the limit is --max-queue-s {most_ms / 1000:g}"
             self._refuse("queue", state, 2 * wait_s - most_ms / 1000)
 

@@ -418,6 +418,7 @@ class Dispatcher:
             if (running := flows.get(computed.request_id)) is not None:
                 running.leave_queue(worker)
                 if running.workers and worker is running.workers[0]:  # the decode worker goes on: all is there
+                    self._learn_wait(running, now)
                     for each in running.workers:
                         running.leave_lane(each)
                 running.record.computed(worker_id, computed, now)
@@ -449,6 +450,13 @@ class Dispatcher:
             self._move_some(worker)
         if self._parked:
             self._unpark()
+
+    def _learn_wait(self, running: Running, now: float) -> None:
+        """Compare how long a request has waited for its second token with what was predicted."""
+        if running.decision is not None and not running.num_replays:
+            way = running.decision.chosen
+            own_ms = way.terms["prefill"] + way.terms.get("transfer", 0.0)
+            self._admission.foresight.learn(way.wait_ms / 1000, now - running.sent_at - own_ms / 1000)
 
     def _hold(self, running: Running, token: Token, worker_id: str, now: float) -> bool:
         """Keep a first token back, if it is one that may wait."""

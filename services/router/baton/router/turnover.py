@@ -12,6 +12,8 @@ _KEEP = 0.98
 """Weight of the past in a moving mean: about fifty answers."""
 _LONG = 256
 """Tokens of an answer whose length is left to the model."""
+_SHORT_WAIT_S, _MOST_OFF, _RISE, _FALL = 0.5, 2.0, 0.1, 0.05
+"""A wait twice as long as predicted is the most that is believed; a factor rises in about ten waits, and falls in twenty."""
 _KEEP_PACE = 0.95
 """About twenty reports, two seconds."""
 
@@ -99,6 +101,23 @@ def wait_s(position: float, places: int, left: Sequence[float], length: float, p
     turns, place = divmod(position / places, 1.0)
     begins = left[int(place * len(left))] if left else place * length
     return pace_s * (turns * length + begins)
+
+
+class Foresight:
+    """By how much waits come out longer than they were predicted, learned from those that are over."""
+
+    __slots__ = ("factor",)
+
+    def __init__(self) -> None:
+        self.factor = 1.0
+        """What predictions are multiplied by: near what two of three waits stay below."""
+
+    def learn(self, predicted_s: float, actual_s: float) -> None:
+        """Take in a wait that is over; short ones say nothing."""
+        if predicted_s < _SHORT_WAIT_S:
+            return
+        off = min(actual_s / predicted_s, _MOST_OFF) - self.factor
+        self.factor = max(self.factor + off * (_RISE if off > 0 else _FALL), 1.0)
 
 
 class Backlog:
