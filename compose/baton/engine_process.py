@@ -250,7 +250,11 @@ def _share_blocks(engine: Engine, config: WorkerConfig, wakeup: Wakeup) -> Store
     if runner.device.type == "cuda":  # the kernel that sums is compiled now, not in a step once the store is found
         slot_copies(lambda: runner.kv, anonymous_memory(max(PIECE_NBYTES, block_nbytes))).close()
     link = StoreLink(config.kv_store, layout, block_nbytes, config.cache_key, wakeup.set)
-    tier = StoreTier(link, lambda memory, _num_slots: slot_copies(lambda: runner.kv, memory))
+    tier = StoreTier(
+        link,
+        lambda memory, _num_slots: slot_copies(lambda: runner.kv, memory),
+        lambda num_blocks: 0.0 if engine.scheduler.host is None else engine.scheduler.host.cost.compute_s(num_blocks),
+    )
     engine.use_tier(tier)
     return tier
 

@@ -130,6 +130,20 @@ def test_a_store_started_anew_reads_its_blocks_from_disk(tmp_path: Path) -> None
     host.store.slots.verify()
 
 
+def test_what_is_computed_sooner_than_the_disk_reads_it_is_not_waited_for(tmp_path: Path) -> None:
+    host = Host(tmp_path, 16, made(tmp_path / "disk", 1, 2))
+    worker = host.worker()
+    worker.save(7)
+    worker.tier._compute_s = lambda num_blocks: 1e-9  # type: ignore[method-assign]
+    question = worker.tier.look_up([name_of(7), name_of(1), name_of(2)])
+    assert not host.jobs or len(host.jobs) == 1  # the write of the one that was saved
+    worker.tier.poll()
+    assert question.num_blocks == 1
+    worker.tier.drop(question)
+    host.run_jobs()
+    host.store.slots.verify()
+
+
 def test_a_damaged_block_on_disk_is_computed_again(tmp_path: Path) -> None:
     host = Host(tmp_path, 16, made(tmp_path / "disk", 1, 2))
     worker = host.worker()

@@ -9,7 +9,7 @@ frame:
 
     type        way   meaning
     1 HELLO     C->S  who I am, whose layout my blocks have; repeated each second as a sign of life
-    2 WANT      C->S  lend me the blocks of these names, under this number
+    2 WANT      C->S  lend me the blocks of these names, under this number; those on disk if reading them takes no longer than that
     3 DONE      C->S  what was lent under this number is read; `bad`: places in the list whose bytes were not as their sums say
     4 RESERVE   C->S  grant me so many slots to write in
     5 COMMIT    C->S  these granted slots hold the blocks of these names, whose bytes have these checksums; `unused` do not
@@ -27,6 +27,7 @@ that do not have their checksum: who uses a block sums its own copy of it first.
 from __future__ import annotations
 
 import hmac
+import math
 from collections.abc import Callable
 from hashlib import blake2b
 from typing import Annotated, TypeVar
@@ -66,6 +67,8 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag=1):
 class Want(msgspec.Struct, array_like=True, frozen=True, tag=2):
     number: _U32
     names: _Names
+    worth_s: float = math.inf
+    """For how long to read from disk at most: what computing them takes."""
 
 
 class Done(msgspec.Struct, array_like=True, frozen=True, tag=3):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -38,6 +39,11 @@ from baton.kvtransfer.store.messages import (
 from baton.kvtransfer.store.slots import Found, Slots
 from baton.logs import get_logger
 
+FIRST_DISK_RATE = 2e9
+RATE_SHARE = 0.02
+"""Of a block that was read in what is known of the disk."""
+NUM_READERS = 3
+"""Blocks that are read at a time."""
 PAUSE_S = 2.0
 """Who did not look at its clock for so long was stopped itself."""
 log = get_logger("kvstore")
@@ -119,6 +125,8 @@ class Store:
         self._num_jobs = 0
         """Blocks that the disk reads or writes now."""
         self._is_writing = False
+        self._disk_rate = FIRST_DISK_RATE
+        """Bytes a second, as learned."""
         self._changed: dict[bytes, None] = {}
         self._told: set[bytes] = set()
         self._checked_at: float | None = None
@@ -263,7 +271,8 @@ class Store:
         disk = self.disk
         if disk is not None:
             absent = [at for at, found in enumerate(loan.found) if found is None and keys[at] in disk]
-            slots = self.slots.grant(len(absent))
+            is_worth = len(absent) * self.block_nbytes <= want.worth_s * self._disk_rate
+            slots = self.slots.grant(len(absent)) if is_worth else []
             loan.num_pending = len(slots)
             for at, slot in zip(absent, slots, strict=False):
                 self._load(client, want.number, loan, at, keys[at], slot)
@@ -287,8 +296,15 @@ class Store:
                 self.slots.give_up([slot])
             self._answer(client, number, loan)
 
+        def read() -> bytes | None:
+            began_at = time.perf_counter()
+            checksum = disk.read(key, to)
+            rate = NUM_READERS * len(to) / max(time.perf_counter() - began_at, 1e-6)
+            self._disk_rate += (rate - self._disk_rate) * RATE_SHARE  # several threads: one loses the other's at worst
+            return checksum
+
         self._num_jobs += 1
-        self._do(lambda: disk.read(key, to), then)
+        self._do(read, then)
 
     def _answer(self, client: _Client, number: int, loan: _Loan) -> None:
         """Lend what is there, once all is."""

@@ -16,12 +16,12 @@ from baton.errors import ConfigError
 from baton.kvtransfer.store.arena import Arena, StoreFolder
 from baton.kvtransfer.store.disk import BlockFiles
 from baton.kvtransfer.store.messages import BadMessage, Seal, ToClient
-from baton.kvtransfer.store.store import Store
+from baton.kvtransfer.store.store import NUM_READERS, Store
 from baton.logs import get_logger
 from baton.wakeup import Wakeup
 
-DISK_THREADS = 4
-"""Three read while one writes."""
+DISK_THREADS = NUM_READERS + 1
+"""One writes."""
 MAX_NBYTES = 1 << 20
 """Of a message from a worker: 4096 names, their checksums and slots."""
 _TURN = 100

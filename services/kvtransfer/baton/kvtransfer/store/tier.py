@@ -47,7 +47,8 @@ MAX_STOCK = 1024
 STOCK_SHARE = 8
 """And at most this part of the arena."""
 ASK_AGAIN_S = 5.0
-PATIENCE_S = 0.1
+PATIENCE_S = 0.25
+"""With a store that answers lately: it takes a millisecond, and longer only where all cores are busy."""
 PATIENCE_NBYTES = 1e9
 """A second more for so many: a disk that is slower is not worth waiting for."""
 log = get_logger("kvstore")
@@ -97,9 +98,17 @@ class StoreTier:
 
     saves: Literal["evicted", "computed"] = "computed"
 
-    def __init__(self, link: StoreLink, make_copies: Callable[[memoryview, int], SlotCopies]) -> None:
-        """`make_copies` makes copies to and from the slots of a piece of memory, the arena's first bytes; so many slots."""
+    def __init__(
+        self,
+        link: StoreLink,
+        make_copies: Callable[[memoryview, int], SlotCopies],
+        compute_s: Callable[[int], float] = lambda num_blocks: math.inf,
+    ) -> None:
+        """`make_copies` makes copies to and from the slots of a piece of memory, the arena's first bytes; so many slots.
+        `compute_s` predicts how long it takes to compute so many blocks: they are not waited for longer.
+        """
         self._link = link
+        self._compute_s = compute_s
         self._make_copies = make_copies
         self._copies: SlotCopies | None = None
         self._arena: Arena | None = None
@@ -190,10 +199,12 @@ class StoreTier:
         question = Question(next(self._numbers), names[:num_known], 0.0, self.hear, None if num_known else 0)
         if num_known:
             assert self._arena is not None
+            worth_s = self._compute_s(num_known)
             nbytes = num_known * (self._arena.nbytes // self._num_slots)
-            question.deadline = time.monotonic() + PATIENCE_S + nbytes / PATIENCE_NBYTES
+            longest_s = PATIENCE_S + min(nbytes / PATIENCE_NBYTES, worth_s)
+            question.deadline = time.monotonic() + longest_s
             self._questions[question.number] = question
-            self._link.send(Want(question.number, list(question.names)))
+            self._link.send(Want(question.number, list(question.names), worth_s))
         return question
 
     def drop(self, lookup: Lookup) -> None:
