@@ -135,88 +135,103 @@ class Option:
 
 
 @dataclass(frozen=True, slots=True)
-class Prefill:
-    """What computing a prompt takes, and what it does to those who decode beside it."""
+class Part:
+    """What a request meets on one worker, whatever the other one of a pair; in ms."""
 
-    ms: float
-    delay_ms: float = 0.0
-    """What each of them loses."""
-    num_broken: int = 0
-    """Steps that break their target."""
+    worker_id: str
+    queue: float
+    link: float
+    """Until what it was asked to send is sent."""
+    load: float
+    prefill: float
+    delay: float
+    """What the prompt costs the streams beside it, weighted."""
+    broken: float
+    """How many of them miss their target for it."""
+    missing: int
+    """Tokens whose KV would be fetched, if it decodes."""
+    wait_blocks: float
+    place: float
+    pace: float
+    crowded: float
+    """How many streams miss their target with one more beside them."""
 
 
-def remote(
-    shape: Shape, prefill: Candidate, work: Prefill, decode: Candidate, link: Link, weights: Weights, now: float
-) -> Option:
-    """Predict the way over a prefill worker, on which the prompt takes this work."""
-    missing, load_ms = _missing(shape, decode), _load_ms(shape, prefill)
-    busy_ms, transfer_ms = link.busy_ms(missing, now), link.exposed_ms(missing, work.ms, now)
-    computed_ms = prefill.queue_ms + load_ms + work.ms
+def part_of(worker: Candidate, shape: Shape, weights: Weights) -> Part:
+    """Predict what a request meets on a worker."""
+    prefill_ms, delay_ms, num_broken = _prefill(shape, worker)
+    num_running = worker.num_running if worker.can_decode else 0  # one that only prefills has no streams
+    return Part(
+        worker.worker_id,
+        worker.queue_ms,
+        1000 * worker.link_s,
+        worker.stored_blocks and _LOAD_MS + _LOAD_MS_PER_TOKEN * worker.stored_blocks * shape.block_size,
+        prefill_ms,
+        weights.interference * num_running * delay_ms,
+        num_running * (1 - (1 - _BROKEN) ** num_broken),
+        # the KV of the last one is computed there
+        max(shape.num_tokens - worker.cached_blocks * shape.block_size, 1),
+        _BLOCK_WAIT_MS * max(shape.num_blocks - worker.cached_blocks - worker.free_blocks, 0),
+        worker.place_ms,
+        PACE_STEPS * worker.step_ms,
+        _crowded(worker),
+    )
+
+
+def remote(prefill: Part, decode: Part, link: Link, weights: Weights, now: float) -> Option:
+    """Predict the way over a prefill worker."""
+    busy_ms, transfer_ms = link.busy_ms(decode.missing, now), link.exposed_ms(decode.missing, prefill.prefill, now)
+    computed_ms = prefill.queue + prefill.load + prefill.prefill
+    link_ms = max(prefill.link + link.fixed_ms + busy_ms - computed_ms - transfer_ms, 0.0)
+    blocks_ms = decode.wait_blocks + prefill.wait_blocks
+    ready_ms = computed_ms + transfer_ms + link_ms + blocks_ms
+    place_ms = max(decode.place - ready_ms, 0.0)  # it queues for its place while the prompt is computed
+    misses = _late(ready_ms + place_ms, weights) + decode.crowded + prefill.broken
     terms = {
-        "queue_p": prefill.queue_ms,
-        "load": load_ms,
-        "prefill": work.ms,
+        "queue_p": prefill.queue,
+        "load": prefill.load,
+        "prefill": prefill.prefill,
         "transfer": transfer_ms,
-        "queue_link": max(1000 * prefill.link_s + link.fixed_ms + busy_ms - computed_ms - transfer_ms, 0.0),
-        "wait_blocks": _wait_blocks(shape, decode) + _wait_blocks(shape, prefill),
+        "queue_link": link_ms,
+        "wait_blocks": blocks_ms,
+        "wait_place": place_ms,
+        "pace": decode.pace,
+        "delay": prefill.delay,
+        "misses": MISS_MS * misses,
     }
-    # it queues for its place while the prompt is computed
-    terms["wait_place"] = max(decode.place_ms - sum(terms.values()), 0.0)
-    first_ms = sum(terms.values())
-    terms["pace"] = PACE_STEPS * decode.step_ms
-    terms["delay"] = _delay(prefill, work, weights)
-    terms["misses"] = MISS_MS * (_misses(first_ms, decode, weights) + _broken(prefill, work))
-    first_wait_ms = prefill.queue_ms
-    if weights.holds:
-        first_wait_ms += terms["queue_link"] + terms["wait_place"]
+    first_wait_ms = prefill.queue + link_ms + place_ms if weights.holds else prefill.queue
     return Option("remote", decode.worker_id, prefill.worker_id, sum(terms.values()), terms, first_wait_ms, busy_ms)
 
 
-def local(shape: Shape, decode: Candidate, work: Prefill, weights: Weights) -> Option:
-    """Predict the way of a decode worker alone, on which the prompt takes this work."""
-    queue_ms = decode.queue_ms
+def local(decode: Part, weights: Weights) -> Option:
+    """Predict the way of a decode worker alone."""
+    place_ms = max(decode.place - decode.queue, 0.0)  # prompts that wait for a place are in its queue too
+    wait_ms = decode.queue + decode.wait_blocks + place_ms
+    misses = _late(wait_ms + decode.load + decode.prefill, weights) + decode.crowded + decode.broken
     terms = {
-        "queue_d": queue_ms,
-        "load": _load_ms(shape, decode),
-        "prefill": work.ms,
-        "wait_blocks": _wait_blocks(shape, decode),
-        # prompts that wait for a place are in its queue too
-        "wait_place": max(decode.place_ms - queue_ms, 0.0),
+        "queue_d": decode.queue,
+        "load": decode.load,
+        "prefill": decode.prefill,
+        "wait_blocks": decode.wait_blocks,
+        "wait_place": place_ms,
+        "pace": decode.pace,
+        "delay": decode.delay,
+        "misses": MISS_MS * misses,
     }
-    first_ms = sum(terms.values())
-    terms["pace"] = PACE_STEPS * decode.step_ms
-    terms["delay"] = _delay(decode, work, weights)
-    terms["misses"] = MISS_MS * (_misses(first_ms, decode, weights) + _broken(decode, work))
-    first_wait_ms = queue_ms + terms["wait_blocks"] + terms["wait_place"]
-    return Option("local", decode.worker_id, None, sum(terms.values()), terms, first_wait_ms)
+    return Option("local", decode.worker_id, None, sum(terms.values()), terms, wait_ms)
 
 
-def _missing(shape: Shape, worker: Candidate) -> int:
-    """Tokens whose KV a worker would fetch; that of the last is computed there."""
-    return max(shape.num_tokens - worker.cached_blocks * shape.block_size, 1)
-
-
-def _uncached(shape: Shape, worker: Candidate) -> int:
-    """Tokens that a worker would compute: at least one, since its logits are needed."""
-    known = worker.cached_blocks + worker.stored_blocks
-    return max(shape.num_tokens - known * shape.block_size, 1)
-
-
-def _load_ms(shape: Shape, worker: Candidate) -> float:
-    """Predict what a worker waits for blocks from the store of its host."""
-    return worker.stored_blocks and _LOAD_MS + _LOAD_MS_PER_TOKEN * worker.stored_blocks * shape.block_size
-
-
-def prefill_on(worker: Candidate, shape: Shape) -> Prefill:
-    """Predict what the prompt takes on a worker."""
-    num_tokens, pace = _uncached(shape, worker), worker.pace
+def _prefill(shape: Shape, worker: Candidate) -> tuple[float, float, int]:
+    """Predict how long a prompt takes, how much later each stream beside it gets its tokens, and steps that break their target."""
+    known, pace = worker.cached_blocks + worker.stored_blocks, worker.pace
+    num_tokens = max(shape.num_tokens - known * shape.block_size, 1)  # at least one, since its logits are needed
     if pace is None:
         ms = 1000 * num_tokens / worker.prefill_rate
-        return Prefill(ms, ms)
+        return ms, ms, 0
     rows = worker.num_running if worker.can_decode else 0
     times, start = pace.times, shape.num_tokens - num_tokens
     if not rows:
-        return Prefill(1000 * times.prompt_seconds(num_tokens, start))
+        return 1000 * times.prompt_seconds(num_tokens, start), 0.0, 0
     context, middle = worker.context_tokens, start + num_tokens // 2
     step_s, most_s, num_broken = times.seconds(rows, context), pace.most_s(rows, context), 0
     chunk = times.most_tokens(most_s, rows, context, start=middle, most=num_tokens)
@@ -227,34 +242,24 @@ def prefill_on(worker: Candidate, shape: Shape) -> Prefill:
     num_steps = num_tokens / chunk
     mixed_s = times.seconds(rows, context, chunk, chunk * (middle + chunk))
     waits_s = BREAK_EVERY * step_s * num_broken
-    return Prefill(1000 * (num_steps * mixed_s + waits_s), 1000 * num_steps * (mixed_s - step_s), num_broken)
+    return 1000 * (num_steps * mixed_s + waits_s), 1000 * num_steps * (mixed_s - step_s), num_broken
 
 
-def _delay(worker: Candidate, work: Prefill, weights: Weights) -> float:
-    """Predict what computing a prompt costs the streams of its worker; one that only prefills has none."""
-    return weights.interference * worker.num_running * work.delay_ms if worker.can_decode else 0.0
+def _late(first_ms: float, weights: Weights) -> float:
+    """Predict whether a first token comes too late."""
+    target_ms = weights.ttft_target_ms
+    return _above(first_ms, target_ms, _SPREAD * target_ms) if target_ms else 0.0
 
 
-def _broken(worker: Candidate, work: Prefill) -> float:
-    """Predict how many streams miss their target for this prompt."""
-    return worker.num_running * (1 - (1 - _BROKEN) ** work.num_broken)
-
-
-def _misses(first_ms: float, decode: Candidate, weights: Weights) -> float:
-    """Predict whether a request comes too late, and how many streams miss their target with one more beside them."""
-    target_ms, pace = weights.ttft_target_ms, decode.pace
-    missed = _above(first_ms, target_ms, _SPREAD * target_ms) if target_ms else 0.0
-    if pace is not None and pace.target_s and not pace.slower:  # what somebody has asked for
-        missed += (1 + decode.num_running) * _above(
-            decode.step_ms, 1000 * pace.target_s, 1000 * _STEP_SPREAD * pace.target_s
-        )
-    return missed
+def _crowded(worker: Candidate) -> float:
+    """Predict how many streams miss a target that somebody has asked for, with one more beside them."""
+    pace = worker.pace
+    if pace is None or not pace.target_s or pace.slower or not worker.can_decode:
+        return 0.0
+    target_ms = 1000 * pace.target_s
+    return (1 + worker.num_running) * _above(worker.step_ms, target_ms, _STEP_SPREAD * target_ms)
 
 
 def _above(value: float, limit: float, spread: float) -> float:
     """Return how likely it is that a value which is predicted so is above a limit."""
     return 0.5 * (1 + math.tanh((value - limit) / (2 * spread)))
-
-
-def _wait_blocks(shape: Shape, decode: Candidate) -> float:
-    return _BLOCK_WAIT_MS * max(shape.num_blocks - decode.cached_blocks - decode.free_blocks, 0)

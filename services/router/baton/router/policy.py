@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from baton.router.config import PathMode, PolicyName
-from baton.router.costs import NO_TARGET, Candidate, Option, Shape, Weights, local, prefill_on, remote
+from baton.router.costs import NO_TARGET, Candidate, Option, Shape, Weights, local, part_of, remote
 from baton.router.links import NEW_LINK, Link
 
 
@@ -68,17 +68,16 @@ def _options(
 ) -> Iterable[Option]:
     decodes = [c for c in candidates if c.can_decode and c.total_blocks >= shape.num_blocks]
     prefills = [c for c in candidates if c.can_prefill]
-    works = {c.worker_id: prefill_on(c, shape) for c in candidates}
+    parts = {c.worker_id: part_of(c, shape, weights) for c in candidates}
     for decode in decodes:
         partners = [p for p in prefills if p.layout == decode.layout and p.worker_id != decode.worker_id]
         if path == "local":
             partners = []
         for prefill in partners:
-            work = works[prefill.worker_id]
             link = links.get((prefill.worker_id, decode.worker_id), NEW_LINK)
-            yield remote(shape, prefill, work, decode, link, weights, now)
+            yield remote(parts[prefill.worker_id], parts[decode.worker_id], link, weights, now)
         if path != "remote" or not partners:  # with no prefill worker alive everything still works
-            yield local(shape, decode, works[decode.worker_id], weights)
+            yield local(parts[decode.worker_id], weights)
 
 
 def _by_load(option: Option, workers: Mapping[str, Candidate]) -> tuple[bool, int]:
