@@ -275,6 +275,12 @@ def test_an_address_that_names_no_memory_is_refused(address: str) -> None:
         CudaIpcTransport(InProcess(LateCopies(random_blocks(1, 512, 1)))).map(address)
 
 
+@pytest.mark.parametrize("address", ["shm_ring:///tmp/x", "shm_ring:///tmp/x#1/2", "shm_ring:///tmp/x#0/1/2"])
+def test_an_address_that_names_no_ring_is_refused(address: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be opened"):
+        ShmRingTransport(InProcess(LateCopies(random_blocks(1, 512, 1)))).map(address)
+
+
 def test_the_memory_of_a_process_that_has_ended_is_unmapped() -> None:
     """Dead is enough: nobody has reaped it."""
     ours = LateCopies(np.zeros((4, 512), dtype=np.uint8))

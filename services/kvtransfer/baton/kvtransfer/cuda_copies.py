@@ -15,7 +15,7 @@ from torch import Tensor
 
 from baton import cuda_driver
 from baton.errors import ConfigError
-from baton.kernels.block_sum import PARTS, block_sums
+from baton.kernels.block_sum import PARTS, WORD_NBYTES, block_sums
 from baton.kvtransfer.device_memory import Mark, Sums
 from baton.kvtransfer.memory import Bytes
 from baton.kvtransfer.settings import MIB
@@ -207,7 +207,7 @@ class CudaCopies:
 
     def _try_sum(self) -> bool:
         """Whether blocks can be summed; compiles the kernel, for which no request shall wait."""
-        if self.block_nbytes % ID_NBYTES:
+        if self.block_nbytes % WORD_NBYTES:
             return False
         sums = self.sum_up([0])
         self._reads.synchronize()

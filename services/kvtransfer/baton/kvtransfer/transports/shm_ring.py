@@ -53,9 +53,9 @@ class ShmRingTransport(ShmTransport):
 
     def map(self, address: str) -> PeerMemory:
         """Map the exporter's ring and pin it here too."""
-        process = PeerProcess(int(address.rpartition("#")[2].partition("/")[0]))
         fd = open_file(address, os.O_RDWR)
         try:
+            process = PeerProcess(int(address.rpartition("#")[2].partition("/")[0]))
             room = np.frombuffer(mmap.mmap(fd, 0), dtype=np.uint8)
         except (OSError, ValueError) as error:  # no address space, or no bytes
             raise ConfigError(f"the ring of {address} cannot be mapped: {error}") from None
