@@ -261,6 +261,7 @@ class ServingModel:
         for worker in {first.seen.worker_id: first.seen, decode.seen.worker_id: decode.seen}.values():
             worker.request_ids[request.request_id] = None
         decode.seen.num_choices += 1
+        first.seen.num_prompts += prefill is not None
         first.queue.append(request)
         first.step()
 
@@ -268,6 +269,7 @@ class ServingModel:
         prefill, _, generation = self._of[request.request_id]
         seen = worker.seen
         seen.queued.add(generation.share, -request.num_prompt)
+        seen.num_prompts -= prefill is not None
         seen.lane.computed(request.request_id, self.now)
         if prefill is None:
             self.token(request)

@@ -15,6 +15,7 @@ from baton.errors import BatonError, QueueFull
 from baton.messages import (
     WORKER_SILENCE_S,
     Cancel,
+    Computed,
     Ended,
     LegError,
     Load,
@@ -573,3 +574,18 @@ async def test_while_requests_are_refused_others_are_before_their_prompts_are_re
     world.dispatcher.check_busy(*asked)
     world.check_nothing_is_left()
     await world.pool.close()
+
+
+async def test_prompts_of_other_workers_are_no_streams_of_the_one_that_computes_them(world: World) -> None:
+    lender, other = world.join("d0", "decode", "prefill"), world.join("d1", "decode")
+    lender.report(Load(kv_total_blocks=1))  # too few to decode here
+    running = [world.begin() for _ in range(3)]
+    lender.report(Load(num_running=1, num_waiting=2))
+    seen = [world.dispatcher._placement._candidate(each, running[0].flow.generation) for each in (lender, other)]
+    assert [each.num_running for each in seen] == [0, 3]
+    computed = Computed(running[0].flow.request_id, 0, len(PROMPT), 0, 0.0, 0.1)
+    world.dispatcher.on_outputs(lender, Outputs("w", "i", [], lender.load, computed=[computed]))
+    running[1].cancel()
+    assert lender.num_prompts == 1
+    world.pool.lose(lender, "test")
+    assert lender.num_prompts == 0

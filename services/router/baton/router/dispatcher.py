@@ -143,6 +143,7 @@ class Running:
             self.queue = workers[prefill or decision.chosen.decode]
             self.num_queued = num_tokens
             self.queue.queued.add(self.flow.generation.share, num_tokens)
+            self.queue.num_prompts += prefill is not None
             chosen = decision.chosen
             send_s = None if prefill is None else chosen.busy_ms / 1000
             self.queue.lane.add(
@@ -153,6 +154,8 @@ class Running:
     def leave_queue(self, worker: Worker) -> None:
         """Its prompt waits no more for this worker."""
         if worker is self.queue:
+            assert self.decision is not None
+            worker.num_prompts -= self.decision.chosen.prefill is not None
             worker.queued.add(self.flow.generation.share, -self.num_queued)
             worker.lane.computed(self.flow.request_id, self._dispatcher.pool.clock())
             self.queue = None

@@ -150,7 +150,7 @@ class Placement:
     def _candidate(self, worker: Worker, generation: Generation) -> Candidate:
         load, facts = worker.load, worker.info.model
         num_here = worker.num_choices + worker.other_choices
-        running = max(num_here, len(worker.request_ids))
+        running = num_here if worker.can_decode else max(num_here, len(worker.request_ids))
         hashes = generation.hashes.get(facts.cache_parts)
         if hashes is None:  # the same for all workers of one build
             hashes = hash_prompt(generation, facts.cache_parts, self._config.cache_key, facts.block_size)

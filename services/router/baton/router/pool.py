@@ -125,8 +125,9 @@ class Worker:
         """Whether it drains, and what runs there may leave with its KV."""
         self.request_ids: dict[str, None] = {}
         """Requests with an open leg here, in the order in which they came; kept by whoever sends them."""
-        self.queued, self.num_choices = Backlog(), 0
-        """What we have asked of it: prompt tokens that it has not computed, sequences that end here. Kept by whoever sends them:
+        self.queued, self.num_choices, self.num_prompts = Backlog(), 0, 0
+        """What we have asked of it: prompt tokens that it has not computed, sequences that end here, prompts of other workers that
+        it has not computed. Kept by whoever sends them:
         a report that left a worker in a long step knows nothing of what was sent meanwhile."""
         self.other_tokens = self.other_choices = 0
         """What others have, by its last report."""
@@ -154,7 +155,7 @@ class Worker:
         self.can_decode = not load.draining and "decode" in self.info.legs
         self.hands_over = load.draining and "prefill" in self.info.legs and bool(self.info.kv)
         self.other_tokens = max(load.waiting_tokens - self.queued.total, 0)
-        self.other_choices = max(load.num_running + load.num_waiting - self.num_choices, 0)
+        self.other_choices = max(load.num_running + load.num_waiting - self.num_choices - self.num_prompts, 0)
         self.pace.report(load, self._clock())
         self.steps.observe(load.num_running, load.decode_step_ms)
 
