@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.step_learning import StepLearner
+from baton.step_pace import ANY_NUMBER, StepPace
 from baton.step_times import LLAMA_8B_ON_H100, StepTimes
 
 steps = st.tuples(
@@ -134,3 +135,12 @@ def test_the_steps_of_a_worker_that_served_are_learned(worker: str) -> None:
     assert sum(0.8 < ratio < 1.2 for ratio in later) > 0.9 * len(later)
     assert 0.95 < median(later) < 1.05
     assert 1.0 <= learner.margin < 1.3
+
+
+def test_no_more_rows_than_keep_to_a_target_that_was_asked_for() -> None:
+    pace = StepPace(LLAMA_8B_ON_H100, 0.010, 0.0, 1.1, 1.02)
+    num = pace.most_rows(2048)
+    assert pace.times.seconds(num, 2048 * num) < 0.0095 < 1.03 * pace.times.seconds(num + 1, 2048 * (num + 1))
+    assert StepPace(LLAMA_8B_ON_H100, 0.010, 1.5).most_rows(2048) == ANY_NUMBER  # nobody asked
+    assert StepPace(LLAMA_8B_ON_H100, 0.005).most_rows(2048) == ANY_NUMBER  # one alone takes longer
+    assert 256 < StepPace(LLAMA_8B_ON_H100, 0.040).most_rows(1000) < 600

@@ -14,6 +14,8 @@ JITTER_S = 0.002
 for a target of 15, and one gap in 500 was longer than that."""
 EVEN_JITTER_S = 0.0005
 """The same where all steps are alike: those that are slow for once are few, and follow one that was not late."""
+MOST_EVEN_MARGIN = 1.1
+"""Steps that take longer for once, as the host was busy, take no less with fewer sequences."""
 BROKEN = 4.0
 """Times the target that a step may take which breaks it anyway."""
 BREAK_EVERY = 100
@@ -56,23 +58,13 @@ class StepPace(msgspec.Struct, array_like=True, frozen=True, gc=False):
         if not self.target_s or self.slower:
             return ANY_NUMBER
         times = self.times
-        free_s = max(0.0, self.target_s - EVEN_JITTER_S) / max(self.even_margin, 1.0) - times.step
+        free_s = (
+            max(0.0, self.target_s - EVEN_JITTER_S) / min(max(self.even_margin, 1.0), MOST_EVEN_MARGIN) - times.step
+        )
         num = free_s / max(times.row + times.context * context, 1e-12)
         if num > FULL:  # more than one pass of the weights' worth of tokens
             num = (free_s + times.full * FULL) / max(times.row + times.context * context + times.full, 1e-12)
         return int(num) if 1 <= num < ANY_NUMBER else ANY_NUMBER
-
-    def chunk_rate(self, rows: int, context: int, most: int) -> float:
-        """Predict how many prompt tokens a second are computed in chunks of at most `most` beside so many rows.
-
-        0: the target leaves no time for them.
-        """
-        times = self.times
-        if not rows:
-            most = min(most, times.efficient_chunk(most))
-            return most / times.seconds(tokens=most, pairs=most * most)
-        tokens = min(times.most_tokens(self.most_s(rows, context), rows, context, start=1024, most=most), most)
-        return tokens / times.seconds(rows, context, tokens, tokens * (1024 + tokens)) if tokens else 0.0
 
     def _target_s(self, rows: int, context: int) -> float:
         return max(self.target_s, self.slower * self.times.seconds(rows, context))

@@ -15,7 +15,6 @@ device that multiplies from the first token on, `token` is larger, and `full` sm
     times.seconds(rows=32, context=32 * 1024)                  # a decode step: 0.0078
     times.prompt_seconds(2048)                                 # a prompt alone: 0.052
     times.most_tokens(0.030, rows=32, context=64_000)          # a chunk beside them, within 30 ms
-    times.chunk_rate(0.030, rows=32, context=64_000)           # prompt tokens a second in such steps
 
 To learn those of a machine that is at hand, feed measured steps to `StepLearner.learn` and read `StepLearner.times`.
 """
@@ -80,11 +79,6 @@ class StepTimes(msgspec.Struct, array_like=True, frozen=True, gc=False):
         # the sum over chunks of their tokens times those up to their end
         pairs = tokens * (start + end + min(chunk, tokens)) / 2
         return num_steps * (self.step + self.chunk) + self.token * tokens + self.full * beyond + self.pair * pairs
-
-    def chunk_rate(self, seconds: float, rows: int, context: int, start: int = 1024) -> float:
-        """Say how many prompt tokens a second steps of so many seconds compute beside so many rows."""
-        tokens = self.most_tokens(seconds, rows, context, start=start)
-        return tokens / max(self.seconds(rows, context, tokens, tokens * (start + tokens)), 1e-9)
 
     def efficient_chunk(self, most: int = 8192, loss: float = 0.05) -> int:
         """Find the smallest chunk with which a prompt takes not much longer than in the largest one."""

@@ -57,11 +57,12 @@ class TimedRoom(ChunkRoom):
         num = self._times.most_tokens(self._seconds, self._rows, self._context, **done, start=start, most=most)
         if num == num_lacking:
             return num
-        num -= (self._rows + self._tokens + num) % GRAIN
-        if num < SMALL // 2:
-            self.was_short = True
-            return 0
-        return num
+        least = SMALL // 2
+        whole = num - (self._rows + self._tokens + num) % GRAIN
+        if whole >= least or num >= least:
+            return max(whole, least)
+        self.was_short = True
+        return 0
 
     def take(self, start: int, num_new: int) -> None:
         """Count a chunk."""
