@@ -433,7 +433,6 @@ COMMANDS = {
     "snapshot": "Nothing of the kind is kept.",
     "download-kernels": "Kernels are compiled on this machine at the first start.",
     "api_server": "`baton serve MODEL` is the server.",
-    "kvstore": "Workers keep cached KV in their own memory; no store stands beside them yet.",
 }
 """Sub-commands of `vllm`, and of Baton's plans, that have no twin."""
 

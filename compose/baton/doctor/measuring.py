@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
+import msgspec
 import torch
 
 from baton.doctor.figures import Figures
 from baton.doctor.finding import Finding
 from baton.kvtransfer.bench.measure import measure
-from baton.kvtransfer.bench.plan import Device, Plan, plans
+from baton.kvtransfer.bench.plan import Device, plans
 
 _COPY_NBYTES = 256 << 20
 _SIDE = 1024
@@ -64,12 +65,10 @@ def _best(call: Callable[[], object], repeats: int = 5) -> float:
 def measure_links() -> Iterator[tuple[Finding, str, float]]:
     """Move KV over each transport, between two processes; give a finding, the transport and its GB/s."""
     device: Device = "cuda" if torch.cuda.is_available() else "cpu"
-    num_blocks = 128 if device == "cuda" else 32  # of a prompt of 2,048 tokens of an 8B model, or less
+    first = {plan.scheme: plan for plan in reversed(plans(device))}
     for scheme in dict.fromkeys(plan.scheme for plan in plans(device)):
         try:
-            found = measure(
-                Plan(scheme=scheme, device=device, num_blocks=num_blocks, num_transfers=2, repeats=1), rounds=2
-            )
+            found = measure(msgspec.structs.replace(first[scheme], num_transfers=2, repeats=1), rounds=2)
         except Exception as error:  # whatever a transport's library raises, the next one is tried
             reason = f"{scheme} does not work: {type(error).__name__}: {error}".splitlines()[0][:200]
             yield Finding("note", "link", f"{reason}.", WAYS_OUT.get(scheme, "")), scheme, 0.0
