@@ -30,7 +30,11 @@ def small(tiny_checkpoint: Callable[[str], Path]) -> Make:
     settings = {"num_gpu_blocks_override": NUM_BLOCKS, "max_model_len": 256, "max_num_seqs": 4, "dtype": "float32"}
 
     def make(swap_space: object = 0.05, **given: object) -> LLM:
-        return LLM(folder, skip_tokenizer_init=True, use_tqdm=False, swap_space=swap_space, **(settings | given))
+        llm = LLM(folder, skip_tokenizer_init=True, use_tqdm=False, swap_space=swap_space, **(settings | given))
+        host = llm.engine.scheduler.host
+        while host is not None and not host.tier.counts().num_slots:
+            pass  # on a GPU its memory is pinned meanwhile
+        return llm
 
     return make
 

@@ -11,6 +11,7 @@ import ctypes
 import math
 import mmap
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -40,10 +41,12 @@ class Pinned:
         self.num_slots = 0
         most = len(memory) // slot_nbytes
         self.slots = torch.frombuffer(memory, dtype=torch.uint8, count=most * slot_nbytes).view(most, slot_nbytes)
-        self._nbytes = len(memory)
         self._piece = piece_slots(slot_nbytes)
         self._device = device
         self._pinned: list[int] = []
+        # Memory that is unmapped while it is pinned spoils its addresses for the driver. With the process all of it goes.
+        self._unpin = weakref.finalize(self, _unpin, self._pinned, self.slots)
+        self._unpin.atexit = False
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="baton-pin", daemon=True)
         self._thread.start()
@@ -57,8 +60,7 @@ class Pinned:
         self._stopping = True
         self._thread.join()
         self.num_slots = 0
-        while self._pinned:
-            _cudart().cudaHostUnregister(self._pinned.pop())
+        self._unpin()
 
     def _run(self) -> None:
         most, slot_nbytes = self.slots.shape
@@ -102,6 +104,11 @@ def joint_runs(slots: Sequence[int], block_ids: Sequence[int], piece: int) -> It
             continue
         yield slots[first], block_ids[first], count
         first, count = at, 0
+
+
+def _unpin(pinned: list[int], _slots: torch.Tensor) -> None:
+    while pinned:
+        _cudart().cudaHostUnregister(pinned.pop())
 
 
 def _cudart() -> Any:
