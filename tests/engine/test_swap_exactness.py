@@ -42,7 +42,7 @@ def small(tiny_checkpoint: Callable[[str], Path]) -> Make:
 @pytest.fixture(autouse=True)
 def loads_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model this small computes as fast as memory copies."""
-    monkeypatch.setattr(ReloadCost, "is_worth", lambda self, num_blocks: num_blocks > 0)
+    monkeypatch.setattr(ReloadCost, "is_worth", lambda self, num_blocks, *_: num_blocks > 0)
 
 
 def ask(llm: LLM, prompts: list[list[int]], num_tokens: int = 8, salt: str = "") -> list[RequestOutput]:
@@ -103,6 +103,33 @@ def test_sequences_that_give_way_come_back(small: Make) -> None:
     assert tight.engine.scheduler.num_preemptions > 2
     assert host_of(tight).num_restored_tokens > 100
     assert all(output.num_cached_tokens <= len(output.prompt_token_ids) for output in outputs)
+
+
+@pytest.mark.parametrize(("family", "num_blocks"), [("gemma2", 72), ("mistral", 20)])
+def test_layers_that_see_a_window_have_theirs_back(
+    tiny_checkpoint: Callable[[str], Path], family: str, num_blocks: int
+) -> None:
+    settings: dict[str, Any] = {
+        "num_gpu_blocks_override": num_blocks,
+        "max_model_len": 256,
+        "max_num_batched_tokens": 128,
+    }
+    tight, plain = (
+        LLM(
+            tiny_checkpoint(family),
+            skip_tokenizer_init=True,
+            use_tqdm=False,
+            dtype="float32",
+            max_num_seqs=4,
+            swap_space=space,
+            **settings,
+        )
+        for space in (0.05, 0)
+    )
+    first = [[10 * conversation + at % 9 for at in range(152)] for conversation in range(1, 9)]
+    turns = [[*prompt, *answer, 100, 101] for prompt, answer in zip(first, tokens(ask(tight, first)), strict=True)]
+    assert tokens(ask(tight, turns)) == tokens(ask(plain, turns))
+    assert host_of(tight).num_restored_tokens > 4 * 100
 
 
 def test_other_salts_find_nothing(small: Make, talk: SimpleNamespace) -> None:

@@ -154,7 +154,7 @@ def test_turns_that_were_driven_out_come_back_from_host_memory(
     make_table: MakeTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of six conversations on a prefill and a decode worker, neither of which has room for two."""
-    monkeypatch.setattr(ReloadCost, "is_worth", lambda self, num_blocks: num_blocks > 0)
+    monkeypatch.setattr(ReloadCost, "is_worth", lambda self, num_blocks, *_: num_blocks > 0)
     prefill, decode, alone = make_table(16, swap_space=0.01), make_table(16, swap_space=0.01), make_table(200)
     first = [prompt_of(40 + i, 100) for i in range(6)]
     answers = [ask_alone(alone, prompt) for prompt in first]

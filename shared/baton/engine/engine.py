@@ -141,7 +141,7 @@ class Engine:
     def use_tier(self, tier: HostTier) -> None:
         """Have blocks that the device has no room for wait in this tier from now on; before any request."""
         cost = ReloadCost(block_nbytes=self.memory.block_nbytes, block_size=self.config.block_size)
-        self.scheduler.host = HostBlocks(tier, self.pool, self.cache, cost)
+        self.scheduler.host = HostBlocks(tier, self.pool, self.cache, cost, self.memory.reach)
 
     # -- requests -----------------------------------------------------------------------------------------
 

@@ -102,8 +102,6 @@ def give_swap_space(engine: Engine, config: EngineConfig) -> str:
     """
     if not config.enable_prefix_caching:
         return "swap space: none without prefix caching, by which blocks are found again"
-    if engine.memory.reach.windowed:
-        return "swap space: none, as layers of this model see a window of tokens: their blocks do not wait in host memory yet"
     nbytes = swap_space_nbytes(config, engine.memory)
     copies = slot_copies(lambda: engine.runner.kv, anonymous_memory(nbytes))
     engine.use_tier(SwapSpace(copies, engine.memory.block_nbytes))

@@ -25,16 +25,16 @@ class ReloadCost:
         self._turn_s = 0.0
         self._computed_tokens = self._computed_s = 0.0
 
-    def is_worth(self, num_blocks: int) -> bool:
-        """Whether to load so many blocks."""
-        return num_blocks > 0 and self.load_s(num_blocks) < self.compute_s(num_blocks)
+    def is_worth(self, num_blocks: int, num_computed: int | None = None) -> bool:
+        """Whether to load so many blocks rather than compute so many blocks of tokens; None: as many."""
+        return num_blocks > 0 and self.load_s(num_blocks) < self.compute_s(num_computed or num_blocks)
 
     def load_s(self, num_blocks: int) -> float:
         """Predict the time until so many blocks are there."""
         return self._turn_s + num_blocks * self._block_nbytes / self._link_rate
 
     def compute_s(self, num_blocks: int) -> float:
-        """Predict the time to compute so many blocks; without end while nothing is known."""
+        """Predict the time to compute so many blocks of tokens; without end while nothing is known."""
         if not self._computed_tokens:
             return float("inf")
         return num_blocks * self._block_size * self._computed_s / self._computed_tokens

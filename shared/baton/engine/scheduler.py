@@ -29,7 +29,7 @@ from operator import attrgetter
 
 from baton.engine.block_pool import BlockPool
 from baton.engine.chunk_room import ChunkRoom, Pace
-from baton.engine.host_blocks import HostBlocks
+from baton.engine.host_blocks import Answer, Found, HostBlocks
 from baton.engine.landing import LandingBlocks
 from baton.engine.prefix_cache import PrefixCache
 from baton.engine.sequence import Sequence, SequenceState
@@ -183,16 +183,18 @@ class Scheduler:
             spare -= self.blocks.num_missing(self.waiting[0])
         return self.blocks.take_places(sequence, max(0, min(num_blocks, spare)))
 
-    def admit(self, sequence: Sequence, num_blocks: int, token_ids: Iterable[int] = ()) -> int:
+    def admit(
+        self, sequence: Sequence, num_blocks: int, token_ids: Iterable[int] = (), *, num_asked: int | None = None
+    ) -> int:
         """Queue a receiving sequence; the first `num_blocks` of the blocks that `receive` named have their KV.
 
-        `token_ids` were sampled elsewhere and are appended; if they end the sequence, the caller finishes it before
+        They were those of its first `num_asked` tokens; None: of all. `token_ids` were sampled elsewhere and are appended; if they end the sequence, the caller finishes it before
         the next plan. What is missing is computed here. Returns how many tokens those blocks have brought.
         """
         assert sequence.state is SequenceState.RECEIVING, sequence
         self.receiving.remove(sequence)
         num_known = sequence.num_computed
-        num_computed = self.blocks.arrived(sequence, num_blocks)
+        num_computed = self.blocks.arrived(sequence, num_blocks, num_asked or len(sequence.token_ids))
         sequence.token_ids.extend(token_ids)
         sequence.num_computed = min(num_computed, len(sequence.token_ids) - 1)  # the last is computed again
         self.blocks.index(sequence, sequence.num_computed)
@@ -202,10 +204,10 @@ class Scheduler:
     def take_restored(self) -> None:
         """Queue the sequences whose blocks have come back from the host; what did not come back good is computed."""
         assert self.host is not None
-        for sequence, num_good in self.host.poll():
+        for sequence, num_good, num_asked in self.host.poll():
             if sequence.state is not SequenceState.RECEIVING:  # it has ended
                 continue
-            num_tokens = self.admit(sequence, num_good)
+            num_tokens = self.admit(sequence, num_good, num_asked=num_asked)
             self.host.num_restored_tokens += num_tokens
             if not sequence.num_preemptions:
                 sequence.num_cached += num_tokens
@@ -423,14 +425,12 @@ class Scheduler:
                 self._preempt(plan, imported)
                 continue
             if self.host is not None and not sequence.num_slots:
-                num_kept_blocks = self.host.find(sequence, num_known, self.config.block_size)
-                if num_kept_blocks is None:
+                found = self.host.find(sequence, num_known)
+                if found is Answer.LATER:
                     at += 1
                     num_deferred += 1
                     continue
-                if num_kept_blocks:
-                    del self.waiting[at]
-                    self._restore(self.host, sequence, known, num_kept_blocks)
+                if isinstance(found, Found) and self._restore(self.host, sequence, known, found):
                     continue
             num_computed = max(sequence.num_computed, num_known * self.config.block_size)
             num_new = self._first_chunk_len(len(sequence.token_ids) - num_computed, num_computed, room)
@@ -453,12 +453,20 @@ class Scheduler:
             self._add_chunk(plan, sequence, num_new)
             room.take(num_computed, num_new)
 
-    def _restore(self, host: HostBlocks, sequence: Sequence, known: list[list[int]], num_blocks: int) -> None:
-        """Have a sequence's next blocks come back from the host; it stays out of plans until then."""
+    def _restore(self, host: HostBlocks, sequence: Sequence, known: list[list[int]], found: Found) -> bool:
+        """Have a waiting sequence's next blocks come back from the host; it stays out of plans until then.
+
+        False: there are not enough, as what a window will have passed is held until the others are there.
+        """
+        shared = self.pool.num_unreferenced(block_id for table in known for block_id in table if block_id)
+        if found.num_names > self.pool.num_available - shared:
+            host.forget(sequence)
+            return False
+        self._remove(self.waiting, sequence)
         sequence.state = SequenceState.RECEIVING
         self.receiving.add(sequence)
-        self.blocks.share(sequence, known)
-        host.begin(sequence, self.blocks.take_places(sequence, num_blocks))
+        host.begin(sequence, self.blocks.expect_back(sequence, known, found.num_blocks, found.num_names))
+        return True
 
     def _crowding(self) -> bytes:
         """The tenant that has all places but those kept for others, which are free for who comes; empty: none."""

@@ -183,16 +183,20 @@ class SequenceBlocks:
             min(sequence.tables, key=len).append(block_id)
         return block_ids
 
-    def arrived(self, sequence: Sequence, num_names: int) -> int:
-        """Note how many of the names that `expect` listed have arrived; return how many tokens that makes computed.
+    def expect_back(self, sequence: Sequence, known: list[list[int]], num_blocks: int, num_names: int) -> list[int]:
+        """Begin a sequence whose first blocks up to `num_blocks` come back: share what is known, take places for the rest."""
+        self.share(sequence, known)
+        for group in self._windowed:
+            table = sequence.tables[group]
+            table += [0] * (self.reach.first_block(group, num_blocks) - len(table))
+        return self.take_places(sequence, num_names)
+
+    def arrived(self, sequence: Sequence, num_names: int, num_tokens: int) -> int:
+        """Note how many of the names of the first `num_tokens` have arrived; return how many tokens that makes computed.
 
         Blocks that are of no use without others are given back.
         """
-        num_tokens, known, last = (
-            len(sequence.token_ids),
-            sequence.num_slots // self.block_size,
-            len(sequence.block_hashes),
-        )
+        known, last = sequence.num_slots // self.block_size, num_tokens // self.block_size
         num_tails = self.num_groups if num_tokens % self.block_size else 0
         whole = self.reach.num_wanted(known, last)
         assert num_names <= whole + num_tails
