@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -202,6 +203,7 @@ def test_a_folder_has_one_store(tmp_path: Path) -> None:
         StoreFolder(str(tmp_path / "kv"))
     folder.close()
     StoreFolder(str(tmp_path / "kv")).close()
+    assert not (tmp_path / "kv").exists()
 
 
 def test_a_folder_whose_name_no_socket_can_have_is_refused(tmp_path: Path) -> None:
@@ -223,8 +225,11 @@ def test_memory_that_cannot_be_mapped_leaves_a_worker_on_its_own(host: Host) -> 
     assert (worker.tier.store_id, worker.tier.look_up([name_of(1)]).num_blocks) == ("", 0)
 
 
-def test_too_little_room_is_said_before_anybody_writes(tmp_path: Path) -> None:
+def test_too_little_room_is_said_before_anybody_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="Lower --kv-store-size"):
+        Arena.make(tmp_path, 1 << 55)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1 << 60))
+    with pytest.raises(ConfigError, match="do not fit into"):
         Arena.make(tmp_path, 1 << 55)
     assert not list(tmp_path.iterdir())
 

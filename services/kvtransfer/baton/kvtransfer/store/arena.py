@@ -6,10 +6,13 @@ for their GPUs, goes on serving.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
 from pathlib import Path
+
+import psutil
 
 from baton.errors import ConfigError
 
@@ -40,6 +43,12 @@ class Arena:
         path = folder / NAME
         if path.exists() and path.stat().st_size != nbytes:
             path.unlink()
+        left = psutil.virtual_memory().available
+        if not path.exists() and nbytes > left:
+            raise ConfigError(
+                f"kv_store_size: {nbytes / 2**30:g} GiB are more than the {left / 2**30:.1f} GiB of memory that this host has "
+                "left. Lower --kv-store-size."
+            )
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             # a page that is not there when somebody writes it would end that process with SIGBUS
@@ -93,18 +102,19 @@ class StoreFolder:
             ConfigError: another store has it, it cannot be made, or other users may enter it.
         """
         self.path = Path(path)
-        try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            status = self.path.stat()
-            self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise ConfigError(f"kv_store={path!r} is not valid: {error.strerror}. Name a folder in /dev/shm.") from None
+        lock = None
+        while lock is None:  # a store that ends may remove the file before it is locked
+            try:
+                self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                status = self.path.stat()
+                opened = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                reason = f"{error.strerror}. Name a folder in /dev/shm."
+                raise ConfigError(f"kv_store={path!r} is not valid: {reason}") from None
+            lock = self._locked(opened)
+        self._lock = lock
         if status.st_uid != os.geteuid() or status.st_mode & 0o022:
             raise ConfigError(f"kv_store={path!r} is not valid: other users may write there. Name one of your own.")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(f"kv_store={path!r} is another store's. Give each a folder of its own.") from None
 
     @property
     def endpoint(self) -> str:
@@ -112,8 +122,27 @@ class StoreFolder:
         return endpoint(self.path)
 
     def close(self) -> None:
-        """Give it back."""
+        """Give it back; it goes, if nothing else is in it."""
+        for name in (SOCKET, _LOCK):
+            (self.path / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
         os.close(self._lock)
+
+    def _locked(self, opened: int) -> int | None:
+        """Lock an opened file; None, and closed, if it is not the folder's any more."""
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(opened)
+            raise ConfigError(
+                f"kv_store={str(self.path)!r} is another store's. Give each a folder of its own."
+            ) from None
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(self.path / _LOCK).st_ino == os.fstat(opened).st_ino:
+                return opened
+        os.close(opened)
+        return None
 
 
 def endpoint(folder: Path) -> str:
