@@ -155,13 +155,13 @@ class Placement:
         if hashes is None:  # the same for all workers of one build
             hashes = hash_prompt(generation, facts.cache_parts, self._config.cache_key, facts.block_size)
             generation.hashes[facts.cache_parts] = hashes
-        pace, num_places = worker.step_pace, running + generation.params.n
+        pace, with_it, num_tokens = worker.step_pace, running + generation.params.n, len(generation.prompt)
         if pace is None:
-            step_ms, rate = worker.steps.predict(num_places), load.prefill_rate
+            step_ms, rate = worker.steps.predict(with_it), load.prefill_rate
         else:
-            most = pace.most_rows(_context(load, 1, len(generation.prompt)))
-            num_places = min(num_places, most)
-            step_ms = 1000 * pace.times.seconds(num_places, _context(load, num_places, len(generation.prompt)))
+            most = pace.most_rows(_context(load, 1, num_tokens))  # more wait for a place
+            running, with_it = min(running, most), min(with_it, most)
+            step_ms = 1000 * pace.times.seconds(with_it, _context(load, with_it, num_tokens))
             rate = _USUAL / pace.times.prompt_seconds(_USUAL)
         num_cached, num_stored = self._num_known(worker, hashes)
         return Candidate(
@@ -180,7 +180,7 @@ class Placement:
             idle_s=self._pool.clock() - worker.worked_at,
             place_ms=self._place_ms(worker, num_here, generation) if worker.can_decode else 0.0,
             pace=pace,
-            context_tokens=_context(load, running, len(generation.prompt)),
+            context_tokens=_context(load, running, num_tokens),
             queue_s=None if pace is None else self._queue_s(worker, generation, rate),
             link_s=worker.lane.link_left(self._pool.clock()),
         )
