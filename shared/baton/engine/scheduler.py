@@ -10,9 +10,9 @@ The loop around it, synchronous or one step behind:
 Order of service is rank: priority (lower first), then the turn of its tenant (`Turns`), then arrival. Running sequences go first, those with one token to
 compute before those with more; then the queue is admitted, in order. Why nobody starves: the first by rank can
 always take the blocks of all others, every sequence fits the pool alone, and nothing of lower rank is admitted
-before what waits, except past a sequence whose prefix is being computed by another at that moment, or whose tenant
-has every place but the eighth part that is kept for others; and past one for whose chunk a step has no time, by
-those that hold their blocks and lack a few tokens.
+before what waits, except past a sequence whose prefix is being computed by another at that moment or comes back from
+the host, or whose tenant has every place but the eighth part that is kept for others; and past one for whose chunk a
+step has no time, by those that hold their blocks and lack a few tokens.
 
 Blocks are given up only when no launched step may write in them, whatever stream it runs on: sequences are
 preempted only while no step is in flight (`plan` gives None until the caller has collected), and what finishes

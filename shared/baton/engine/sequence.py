@@ -20,6 +20,7 @@ class SequenceState(Enum):
     NEW ── add ──────> WAITING ── plan ──> RUNNING ── hold ──> HELD         any ── finish ──> FINISHED
      └─ receive ─> RECEIVING ─ admit ─^       │
                        WAITING <── preempt ───┘
+    WAITING ── plan, where its blocks come back from the host's memory ──> RECEIVING
     """
 
     NEW = "new"
