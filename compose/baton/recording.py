@@ -5,6 +5,7 @@ What `baton verify` and `baton chaos` look at a server with. It asks for complet
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import time
@@ -18,6 +19,8 @@ import httpx
 from baton.errors import ConfigError
 from baton.own_http import client_of
 
+MOST_TRIES = 30
+"""For a question that a busy server refuses: all are asked at once, which a slow one cannot take."""
 NUM_LOGPROBS = 3
 """Likeliest tokens that are asked for beside each."""
 
@@ -98,7 +101,7 @@ class Server:
         salt: str,
         on_token: Callable[[Answer], None] | None = None,
     ) -> Answer:
-        """Record one answer; a failure is one more thing to record."""
+        """Record one answer; a failure is one more thing to record. Who is told to come again later does."""
         answer = Answer(request_id=uuid.uuid4().hex)
         body = {
             **question.settings,
@@ -111,13 +114,20 @@ class Server:
             "stream_options": {"include_usage": True},
         }
         headers = {**headers, "x-baton-explain": "1", "x-request-id": answer.request_id}
+        tries_left = MOST_TRIES
         try:
-            async with self.client.stream("POST", "/v1/completions", json=body, headers=headers) as response:
-                if response.is_error:
-                    answer.error = f"{response.status_code}: {_message(await response.aread())}"
-                    return answer
-                answer.route = response.headers.get("x-baton-route", "")
-                await _read(response, answer, on_token)
+            while tries_left:
+                tries_left -= 1
+                async with self.client.stream("POST", "/v1/completions", json=body, headers=headers) as response:
+                    if response.status_code == 429 and tries_left:
+                        await asyncio.sleep(float(response.headers.get("retry-after", "1")))
+                        continue
+                    if response.is_error:
+                        answer.error = f"{response.status_code}: {_message(await response.aread())}"
+                        return answer
+                    answer.route = response.headers.get("x-baton-route", "")
+                    await _read(response, answer, on_token)
+                    break
         except httpx.HTTPError as error:
             answer.error, answer.is_cut = repr(error), isinstance(error, httpx.TransportError)
         if answer.error is None and answer.finish_reason is None:

@@ -49,6 +49,7 @@ from baton.router.workers import WorkerClient
 from baton.wakeup import Wakeup
 from baton.worker.mailbox import Mailbox
 
+pytestmark = pytest.mark.usefixtures("quiet_log")
 NUM_FRAMES = int(os.environ.get("FRAMES", "40000"))
 NUM_LIVE = int(os.environ.get("LIVE_FRAMES", "4000"))
 ID, HEX = bytes(range(16)), bytes(range(16)).hex()
