@@ -243,11 +243,8 @@ def _share_blocks(engine: Engine, config: WorkerConfig, wakeup: Wakeup) -> Store
         return None
     if engine.config.swap_space:
         raise ConfigError("swap_space and kv_store exclude each other: the store keeps what the swap space would.")
-    why_not = "prefix caching is off" if not engine.config.enable_prefix_caching else ""
-    if engine.memory.reach.windowed:
-        why_not = "layers of this model see a window of tokens: their blocks are not shared yet"
-    if why_not:
-        log.warning("kvstore_unused", reason=why_not)
+    if not engine.config.enable_prefix_caching:
+        log.warning("kvstore_unused", reason="without prefix caching, by which blocks are found again")
         return None
     runner, block_nbytes = engine.runner, engine.memory.block_nbytes
     # sums of a CPU and of a GPU differ, so their blocks are not one another's

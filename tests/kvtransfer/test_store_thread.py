@@ -2,76 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
 from tests.kvtransfer.blocks import wait_until
+from tests.kvtransfer.live_store import LiveStore
 
-from baton.engine.slot_copies import slot_copies
-from baton.kvtransfer.store.arena import Arena, StoreFolder
-from baton.kvtransfer.store.disk import BlockFiles
-from baton.kvtransfer.store.link import StoreLink
-from baton.kvtransfer.store.thread import StoreThread
 from baton.kvtransfer.store.tier import StoreTier
-from baton.kvtransfer.wire import layout_fingerprint
 
-NUM_BLOCKS, BLOCK_LEN = 40, 4096
-NUM_SLOTS = 160
 DEVICES = [
     "cpu",
     pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is here")),
 ]
-
-
-class Parts:
-    """One store in one folder, and as many workers as a test wants."""
-
-    def __init__(self, disk: Path) -> None:
-        self.path = tempfile.mkdtemp(prefix="baton-test-", dir="/dev/shm")
-        self.disk = disk
-        self.told: set[bytes] = set()
-        self.tiers: list[StoreTier] = []
-        self.start("first")
-
-    def start(self, incarnation: str) -> None:
-        self.folder = StoreFolder(self.path)
-        files = BlockFiles(str(self.disk), 1 << 30)
-        files.scan()
-        self.thread = StoreThread(
-            self.folder,
-            Arena.make(self.folder.path, NUM_SLOTS * BLOCK_LEN * 4),
-            files,
-            store_id="store",
-            incarnation=incarnation,
-            cache_key="key",
-            tell=lambda stored, evicted: self.told.update(stored),
-        ).start()
-
-    def stop(self) -> None:
-        self.thread.stop()
-        self.folder.close()
-
-    def worker(self, device: str) -> tuple[torch.Tensor, StoreTier]:
-        kv = torch.zeros((NUM_BLOCKS, BLOCK_LEN), dtype=torch.float32, device=device)
-        link = StoreLink(self.path, layout_fingerprint(BLOCK_LEN * 4, device), BLOCK_LEN * 4, "key", lambda: None)
-        tier = StoreTier(link, lambda memory, _num_slots: slot_copies(lambda: kv, memory))
-        self.tiers.append(tier)
-        wait_until(lambda: tier.store_id == "store" and tier.has_stock, tier.hear)
-        return kv, tier
-
-
-@pytest.fixture
-def parts(tmp_path: Path) -> Iterator[Parts]:
-    parts = Parts(tmp_path)
-    yield parts
-    for tier in parts.tiers:
-        tier.close()
-    parts.stop()
-    shutil.rmtree(parts.path)
 
 
 def names(count: int) -> list[bytes]:
@@ -89,12 +32,12 @@ def load(tier: StoreTier, wanted: list[bytes], block_ids: list[int]) -> int:
     return ended[0]
 
 
-def is_told(parts: Parts, count: int) -> Callable[[], bool]:
+def is_told(parts: LiveStore, count: int) -> Callable[[], bool]:
     return lambda: parts.told >= set(names(count))
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_blocks_cross_from_worker_to_worker_bit_by_bit(parts: Parts, device: str) -> None:
+def test_blocks_cross_from_worker_to_worker_bit_by_bit(parts: LiveStore, device: str) -> None:
     (kv, tier), (other_kv, other) = parts.worker(device), parts.worker(device)
     kv.normal_()
     block_ids = [3, 4, 5, 9, 8, 20]
@@ -111,7 +54,7 @@ def test_blocks_cross_from_worker_to_worker_bit_by_bit(parts: Parts, device: str
     wait_until(lambda: parts.thread.store.num_loans == 0)
 
 
-def test_a_store_that_is_started_anew_reads_its_blocks_from_disk(parts: Parts) -> None:
+def test_a_store_that_is_started_anew_reads_its_blocks_from_disk(parts: LiveStore) -> None:
     kv, tier = parts.worker("cpu")
     kv.normal_()
     tier.save(names(3), [1, 2, 3])
