@@ -168,6 +168,33 @@ def test_a_block_on_its_way_is_found_already_and_keeps_its_slot() -> None:
     assert blocks.read(5) == 11
 
 
+def test_a_block_may_come_back_before_the_save_that_it_was_part_of_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = Blocks(8, 2)
+    ended: list[bool] = []
+
+    class Moved:
+        """Has moved its bytes, and sums the last of them still."""
+
+        def __init__(self, copy: Copy) -> None:
+            self.sums = copy.sums
+
+        def is_done(self) -> bool:
+            return bool(ended)
+
+    save = blocks.copies.save
+    monkeypatch.setattr(blocks.copies, "save", lambda block_ids, slots: Moved(save(block_ids, slots)))
+    swap = SwapSpace(blocks.copies, NBYTES)
+    for block_id in (1, 2):
+        blocks.write(block_id, 10 + block_id)
+    swap.save(names(1, 2), [1, 2])
+    swap.load(swap.look_up(names(1)), [5])
+    assert swap.poll() == [], "what it is to be compared with is not known yet"
+    ended.append(True)
+    assert [loaded.num_blocks for loaded in swap.poll()] == [1]
+    assert swap.counts().num_damaged == 0
+    assert blocks.read(5) == 11
+
+
 def test_slots_are_used_as_they_are_pinned() -> None:
     blocks = Blocks(8, 4)
     late = Late(blocks.copies)

@@ -117,9 +117,9 @@ class SwapSpace:
 
     def poll(self) -> list[Loaded]:
         """Compare the sums of what has come back; what is damaged is forgotten."""
-        self._settle()  # a load ends after the saves of its blocks
+        self._settle()
         ended: list[Loaded] = []
-        while self._loading and self._loading[0][2].is_done():
+        while self._loading and self._has_come(*self._loading[0]):
             lookup, count, copy = self._loading.popleft()
             ended.append(Loaded(lookup, self._check(lookup.kept[:count], copy.sums())))
             self.drop(lookup)
@@ -137,6 +137,11 @@ class SwapSpace:
     def close(self) -> None:
         """Wait for the copies that run, and let go of the memory."""
         self._copies.close()
+
+    def _has_come(self, lookup: _Found, count: int, copy: Copy) -> bool:
+        """Whether a load is done, and what its blocks are to be compared with is known: a save ends with the last of its
+        blocks, each of which may be loaded before."""
+        return copy.is_done() and all(kept.checksum for kept in lookup.kept[:count])
 
     def _settle(self) -> None:
         """Take in the sums of what has been copied out."""
