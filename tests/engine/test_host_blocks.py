@@ -172,7 +172,7 @@ class TieredEngine(FakeEngine):
         assert set(self.cache._block_of) - self.cache._untold <= self.told
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 2**32),
     requests=st.lists(st.tuples(prompts, st.integers(1, 15), st.integers(0, 2)), min_size=4, max_size=16),
@@ -190,7 +190,7 @@ def test_tokens_are_those_of_each_sequence_alone(
     least = Reach(2, windows, CONFIG.max_num_batched_tokens).num_held(CONFIG.max_model_len - 1)
     engine = TieredEngine(config, 1 + least + extra, behind, saves, capacity, seed)
     scheduler = engine.scheduler
-    coming = [engine.new(*request) for request in requests]
+    coming = [engine.new(*request) for request in requests * 2]
     alive: list[Sequence] = []
     bound = 200 + 30 * sum(s.max_len for s in coming)
     while coming or scheduler.has_work:
@@ -258,6 +258,20 @@ def test_what_windows_still_read_comes_back_with_the_rest(windows: tuple[int | N
     engine.check_completed()
 
 
+def test_who_asks_the_host_and_finds_no_blocks_is_stuck_as_any_other() -> None:
+    engine = TieredEngine(CONFIG, 24, 0, "computed", 1000, 0)
+    engine.tier.rng = Silent()
+    older, waiting = engine.new([9] * 40, 4), engine.new([1, 2, 3, 4, 5, 6] * 4, 4)
+    engine.scheduler.receive(older)
+    engine.scheduler.add(waiting)
+    assert engine.scheduler.plan() is None
+    assert engine.tier.asked
+    assert not engine.scheduler.is_stuck
+    assert len(engine.scheduler.reserve(older, 20)) == 20
+    assert engine.scheduler.plan() is None
+    assert engine.scheduler.is_stuck, "nothing but the receiving one's blocks helps"
+
+
 def test_what_is_coming_for_one_is_awaited_by_the_next() -> None:
     engine = TieredEngine(CONFIG, 48, 0, "evicted", 1000, 0)
     engine.tier.rng = Honest()
@@ -285,6 +299,13 @@ def test_what_is_cheaper_to_compute_is_not_asked_back() -> None:
     again = conversation(engine, [1, 2, 3, 4, 5, 6] * 4)
     assert again.num_restored == 0
     assert not engine.tier.asked
+
+
+class Silent(random.Random):
+    """Draws nothing likely: no answer comes."""
+
+    def random(self) -> float:
+        return 0.99
 
 
 class Honest(random.Random):

@@ -167,14 +167,12 @@ class HostBlocks:
 
         They may have ended meanwhile; then their blocks come back here.
         """
-        if not self._loading:
-            self._polled_at = 0.0
-            return []
-        now = self._clock()
-        self.cost.turned(now - (self._polled_at or next(iter(self._loading.values())).began_at))
+        now = self._clock() if self._loading else 0.0
+        if self._loading:
+            self.cost.turned(now - (self._polled_at or next(iter(self._loading.values())).began_at))
         self._polled_at = now
         ended: list[tuple[Sequence, int, int]] = []
-        for loaded in self.tier.poll():
+        for loaded in self.tier.poll() if self.is_busy else ():
             load = self._loading.pop(id(loaded.lookup))
             self.cost.loaded(len(load.block_ids), now - load.began_at)
             self._coming.difference_update(load.names)

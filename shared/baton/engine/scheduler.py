@@ -127,8 +127,8 @@ class Scheduler:
     @property
     def is_stuck(self) -> bool:
         """Whether nothing runs, and what receiving sequences hold is wanted by the first of the queue."""
-        if self.running or self._in_flight or not self.waiting or self.is_restoring:
-            return False
+        if self.running or self._in_flight or not self.waiting or (self.host is not None and self.host.num_loading):
+            return False  # an open question to the host frees no block, and its answer waits for one
         first = self.waiting[0]
         num_needed = self.blocks.num_needed(first, self.blocks.known(first))
         return self.pool.num_available < num_needed and self._last_imported() in (None, first)
