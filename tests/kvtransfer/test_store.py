@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.kvtransfer.store_parts import BLOCK_NBYTES, Host, name_of
+from tests.kvtransfer.store_parts import BLOCK_NBYTES, LAYOUT, Host, name_of
 
 from baton.errors import ConfigError
 from baton.kvtransfer.store.arena import Arena, StoreFolder, endpoint
 from baton.kvtransfer.store.disk import BlockFiles
-from baton.kvtransfer.store.messages import SILENCE_S, BadMessage, Commit, Done, Reserve, Seal, Want
+from baton.kvtransfer.store.messages import SILENCE_S, VERSION, BadMessage, Commit, Done, Hello, Reserve, Seal, Want
 from baton.kvtransfer.store.slots import Slots
 
 NUM_SLOTS = 64
@@ -175,6 +175,41 @@ def test_an_answer_after_its_time_is_given_back(host: Host, monkeypatch: pytest.
     worker.tier.poll()
     assert question.num_blocks == 0
     assert host.store.slots.num_read == 0
+
+
+def test_answers_may_come_while_others_are_looked_at(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = host.worker()
+    worker.save(1, 2)
+    questions = [worker.tier.look_up([name_of(number)]) for number in (1, 2)]
+    batches = [[], worker.take()]
+    monkeypatch.setattr(worker, "take", lambda: batches.pop(0) if batches else [])
+    worker.tier.poll()
+    assert [question.num_blocks for question in questions] == [1, 1]
+    for question in questions:
+        worker.tier.drop(question)
+    assert host.store.slots.num_read == 0
+
+
+def test_what_is_lent_to_who_does_not_know_its_session_yet_comes_back(host: Host) -> None:
+    worker = host.worker()
+    worker.save(1)
+    host.receive(worker, Hello(VERSION, LAYOUT, BLOCK_NBYTES))  # its second one, as the answer to the first was late
+    late, worker.inbox = worker.inbox, type(worker.inbox)()
+    question = worker.tier.look_up([name_of(1)])
+    assert host.store.num_loans == 1
+    worker.inbox.extendleft(reversed(late))
+    worker.tier.poll()
+    assert question.num_blocks == 0
+    assert host.store.num_loans == host.store.slots.num_read == 0
+
+
+def test_many_workers_leave_room_for_blocks(host: Host) -> None:
+    first = host.worker()
+    first.save(1, 2, 3, 4)
+    for number in range(1, 12):
+        host.worker(number)
+    assert first.load(1, 2, 3, 4) == 4
+    assert host.store.slots.num_writing <= NUM_SLOTS // 2
 
 
 def test_slots_that_were_not_granted_are_committed_by_nobody(host: Host) -> None:

@@ -145,7 +145,8 @@ class BlockFiles:
     def _make_room(self, nbytes: int) -> bool:
         """Remove the least recently used until so much more fits; whether it does."""
         while self.used_nbytes + nbytes > self.limit_nbytes:
-            oldest = next(iter(self._sizes), None)
+            with self._lock:
+                oldest = next(iter(self._sizes), None)
             if oldest is None:
                 return False
             self._remove(oldest)

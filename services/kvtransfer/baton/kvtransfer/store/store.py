@@ -46,6 +46,8 @@ NUM_READERS = 3
 """Blocks that are read at a time."""
 PAUSE_S = 2.0
 """Who did not look at its clock for so long was stopped itself."""
+MOST_GRANTED = 2
+"""The part of the arena that workers may have at hand to write in, all together: the more there are, the less each has."""
 log = get_logger("kvstore")
 _T = TypeVar("_T")
 Do = Callable[[Callable[[], _T], Callable[[_T], None]], None]
@@ -346,7 +348,8 @@ class Store:
     # -- storing ----------------------------------------------------------------------------------------------
 
     def _grant(self, client: _Client, reserve: Reserve) -> None:
-        slots = self.slots.grant(reserve.num_slots)
+        room = self.slots.num_slots // MOST_GRANTED - self.slots.num_writing
+        slots = self.slots.grant(max(0, min(reserve.num_slots, room)))
         client.granted.update(slots)
         self._say(client, Granted(client.session, slots))
 

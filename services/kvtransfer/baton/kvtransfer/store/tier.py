@@ -229,8 +229,9 @@ class StoreTier:
     def poll(self) -> list[Loaded]:
         """Take what has ended, and tell the store of it."""
         self.hear()
-        for question in [it for it in self._questions.values() if it.num_blocks is not None]:
-            self._give_up(question)
+        for question in list(self._questions.values()):
+            if question.num_blocks is not None:  # hears what has come, which may answer others of them
+                self._give_up(question)
         failed, self._failed = [Loaded(question, 0) for question in self._failed], []
         ended = [load for load in self._loads if load.copy.is_done()]
         self._loads = [load for load in self._loads if load not in ended]
@@ -314,8 +315,8 @@ class StoreTier:
         self._num_slots = welcome.num_slots
         self._stock, self._asked_at = [], -math.inf
         self._known.clear()
-        for question in list(self._questions.values()):
-            self._questions.pop(question.number).num_found = 0
+        for question in list(self._questions.values()):  # the store may have answered in this session already
+            self._give_up(question)
         for question in self._answered:
             question.num_found, question.slots = 0, []
         self._answered.clear()
