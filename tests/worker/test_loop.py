@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -419,6 +421,26 @@ def test_workers_that_wait_for_each_others_blocks_do_not_wait_for_ever(make_tabl
     turn_until([one, two], lambda: is_quiet(one, two), "all end", 60)
     for (_, decode), request_id, prompt in zip(pairs, ids, prompts, strict=True):
         assert decode.ids(request_id)[-11:] == ask_alone(alone, prompt)[1:]
+
+
+def test_a_pause_of_its_own_is_no_reason_for_a_fetch_to_give_way(
+    make_table: MakeTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = make_table(64), make_table(15, max_model_len=240)
+    now, given_way = [time.monotonic()], list[object]()
+    monkeypatch.setattr("baton.decode.leg.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(two.importer, "cancel", lambda *key: given_way.append(key))
+    for i in range(2):
+        request_id, prompt = uuid.uuid4().hex, prompt_of(120 + i, 236)
+        two.start(prompt, GREEDY.replace(max_tokens=2), request_id=request_id, ticket=one.ticket(request_id, prompt))
+    for _ in range(3):
+        two.loop.turn()  # the second one waits for blocks that the first one has
+        now[0] += 60.0
+    assert not given_way
+    for _ in range(8):
+        two.loop.turn()
+        now[0] += 0.2
+    assert given_way
 
 
 def test_a_step_may_take_long_while_none_like_it_is_known_and_then_in_proportion(make_table: MakeTable) -> None:

@@ -33,6 +33,8 @@ WINDOW = 256
 PATIENCE_S = 1.0
 """How long nothing may move before a fetch gives way: no prompt that is computed keeps its KV back for so long, unless
 its worker has more of them than it can do."""
+LOOK_S = 0.25
+"""What counts of the time between two looks: where this process was stopped, or had no processor, much may have moved."""
 
 log = get_logger("decode")
 
@@ -79,8 +81,9 @@ class DecodeLeg:
         self._runs = runs
         self._outbox = outbox
         self._receiving: dict[Key, _Receiving] = {}
-        self._moved_at = 0.0
-        """When something ran or landed last."""
+        self._looked_at = time.monotonic()
+        self._still_s = 0.0
+        """For how long nothing was seen to run or land."""
 
     def begin(self, run: Run) -> None:
         """Queue the request, or ask for its KV."""
@@ -137,9 +140,7 @@ class DecodeLeg:
                 block_ids = self._places(receiving)
                 if block_ids:
                     self._source.grant(*receiving.key, block_ids)
-        if events:
-            self._moved_at = time.monotonic()
-        self._give_way()
+        self._give_way(has_moved=bool(events))
         return bool(events)
 
     def stranded_blocks(self) -> int:
@@ -193,19 +194,21 @@ class DecodeLeg:
         ticket = run.start.ticket
         return None if ticket is None else self._receiving.get((ticket.request_id, ticket.epoch))
 
-    def _give_way(self) -> None:
+    def _give_way(self, *, has_moved: bool) -> None:
         """End the youngest fetch when nothing here goes on but by blocks that nothing else will free.
 
         At once where all fetches wait for blocks; after a while where some do, or the queue: then workers may wait for one
         another's blocks in a circle, as when they prefill for each other.
         """
-        scheduler = self._engine.scheduler
+        scheduler, now = self._engine.scheduler, time.monotonic()
+        seen_s, self._looked_at = min(now - self._looked_at, LOOK_S), now
+        self._still_s = 0.0 if has_moved else self._still_s + seen_s
         if not self._receiving or (scheduler.has_work and not scheduler.is_stuck):
-            self._moved_at = time.monotonic()
+            self._still_s = 0.0
             return
         fetching = [it for it in self._receiving.values() if it.state is State.FETCHING]
         starved = [it for it in fetching if it.is_starved]
-        is_circle = bool(starved or scheduler.is_stuck) and time.monotonic() - self._moved_at > PATIENCE_S
+        is_circle = bool(starved or scheduler.is_stuck) and self._still_s > PATIENCE_S
         if fetching and (is_circle or len(starved) == len(self._receiving)):
             self._source.cancel(*fetching[-1].key)
 
