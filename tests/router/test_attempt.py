@@ -107,6 +107,13 @@ def test_tokens_that_overtake_the_first_one_are_kept() -> None:
     assert made.take(made.early.pop(1), "d") is Verdict.ACCEPTED
 
 
+def test_another_token_in_the_place_of_one_that_is_kept_is_a_mismatch() -> None:
+    made = attempt()
+    verdicts = [made.take(each, "d") for each in (token(1), token(1), token(1, token_id=3))]
+    assert verdicts == [Verdict.EARLY, Verdict.EARLY, Verdict.MISMATCH]
+    assert made.early == {1: token(1)}
+
+
 @pytest.mark.parametrize("state", [State.HANDED, State.DECODING])
 def test_nothing_is_early_when_no_first_token_is_awaited(state: State) -> None:
     made = in_state(state)

@@ -180,6 +180,6 @@ class Attempt:
     def _keep_early(self, token: Token, at: int) -> Verdict:
         """Keep a token whose predecessor is on its way from the prefill worker; else there is a gap."""
         if self._prefill_owes and token.choice == 0 and len(self.early) < MAX_EARLY:
-            self.early[at] = token
-            return _EARLY
+            kept = self.early.setdefault(at, token)
+            return _EARLY if kept.token_id == token.token_id else _MISMATCH
         return _GAP
