@@ -271,7 +271,7 @@ def doctor(
     link_gbps: Annotated[
         float | None, Option(min=0.001, help="GB/s of KV between two of them; none: the best that was measured")
     ] = None,
-    rate: Annotated[float | None, Option(min=0.001, help="requests a second to advise for")] = None,
+    rate: Annotated[float | None, Option(min=0.001, max=10_000, help="requests a second to advise for")] = None,
     input_len: Annotated[tuple[int, int], Option(help="their shortest and longest prompt, tokens")] = (512, 3584),
     output_len: Annotated[tuple[int, int], Option(help="their shortest and longest answer, tokens")] = (64, 448),
     trace: Annotated[

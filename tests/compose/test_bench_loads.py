@@ -31,6 +31,13 @@ def test_the_same_seed_and_rate_give_the_same_arrivals_and_others_differ(rate, s
         assert all(10 <= token < 200 for token in turn.tokens)
 
 
+@pytest.mark.parametrize("name", ["input_len", "output_len", "turn_len"])
+@pytest.mark.parametrize("lengths", [(100, 50), (0, 4), (-4, -1)])
+def test_lengths_are_a_shortest_and_a_longest(name, lengths) -> None:
+    with pytest.raises(ConfigError, match=rf"{name}={lengths[0]},{lengths[1]} is not valid: give the shortest"):
+        Shape(**{name: lengths})
+
+
 def test_requests_of_a_span_of_seconds_come_at_the_rate_asked_for() -> None:
     load = poisson(SHAPE, 50, Span(seconds=40, warm_up_s=10), seed="a")
     assert load.warm_up_s == 10

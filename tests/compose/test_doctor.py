@@ -270,6 +270,10 @@ def test_what_is_broken_ends_the_command_with_1() -> None:
 def test_what_cannot_be_planned_is_refused_with_the_way_out() -> None:
     for words, says in (
         (("--rate", "1", "--no-measure"), "a traffic needs a device: leave out --no-measure"),
+        (
+            ("--plan", "h100", "--rate", "1", "--input-len", "500", "100"),
+            "input_len=500,100 is not valid: give the shortest",
+        ),
         (("--plan", "h100", "--rate", "1", "--input-len", "5000"), "exceed the model's context of 4096. Lower"),
     ):
         assert says in str(CliRunner().invoke(app, ["doctor", *words]).exception)

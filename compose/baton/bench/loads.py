@@ -14,6 +14,8 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from baton.errors import ConfigError
+
 FIRST_ID = 10
 """Token ids are drawn from here on: those below are often special."""
 
@@ -53,6 +55,16 @@ class Load:
     """Those that arrive before this are sent, and not counted."""
 
 
+def check_lengths(name: str, lengths: tuple[int, int]) -> None:
+    """Raise ConfigError unless these are a shortest and a longest number of tokens."""
+    if not 1 <= lengths[0] <= lengths[1]:
+        flag = "--" + name.replace("_", "-")
+        raise ConfigError(
+            f"{name}={lengths[0]},{lengths[1]} is not valid: give the shortest, 1 or more, before the longest, such as "
+            f"{flag} 512 3584."
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
     """What requests are like; lengths are drawn evenly between the two."""
@@ -70,6 +82,10 @@ class Shape:
     """Tokens that each later turn adds to what was said."""
     think_s: float = 1.0
     """Mean pause before each later turn (exponential)."""
+
+    def __post_init__(self) -> None:
+        for name in ("input_len", "output_len", "turn_len"):
+            check_lengths(name, getattr(self, name))
 
     @property
     def longest(self) -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from baton.bench.goodput import Targets
+from baton.bench.loads import check_lengths
 from baton.doctor.advice import Site, advise
 from baton.doctor.figures import Figures, planned
 from baton.doctor.finding import Finding
@@ -44,6 +45,10 @@ class Questions:
     port: int = 8000
     measures: bool = True
     as_json: bool = False
+
+    def __post_init__(self) -> None:
+        check_lengths("input_len", self.input_len)
+        check_lengths("output_len", self.output_len)
 
 
 def examine(asked: Questions) -> int:
@@ -167,7 +172,7 @@ def _wrapped(line: str) -> str:
     """Break a long line, what follows indented under it."""
     indent = " " * (_TEXT_AT if line[:2] in ("  ", "! ", "X ") else 2)
     return (
-        "\n".join(textwrap.wrap(line, _WIDTH, subsequent_indent=indent, break_on_hyphens=False))
+        "\n".join(textwrap.wrap(line, _WIDTH, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False))
         if len(line) > _WIDTH
         else line
     )
