@@ -148,7 +148,7 @@ SERVING = (
         """,
     ),
     (
-        "Weights and KV stay in the GPU's memory: give a smaller model or a larger GPU.",
+        "Weights stay in the GPU's memory: give a smaller model or a larger GPU. KV may wait in host memory: `--swap-space`.",
         """
         cpu_offload_gb=0 cpu_offload_params[] offload_backend~ offload_group_size=0 offload_num_in_group~
         offload_prefetch_step~ offload_params[] kv_offloading_backend=native
