@@ -242,7 +242,10 @@ def _share_blocks(engine: Engine, config: WorkerConfig, wakeup: Wakeup) -> Store
     if config.kv_store is None:
         return None
     if engine.config.swap_space:
-        raise ConfigError("swap_space and kv_store exclude each other: the store keeps what the swap space would.")
+        raise ConfigError(
+            f"swap_space={engine.config.swap_space:g} and kv_store={config.kv_store!r} exclude each other: the store keeps what "
+            "the swap space would. Leave out --swap-space or --kv-store."
+        )
     if not engine.config.enable_prefix_caching:
         log.warning("kvstore_unused", reason="without prefix caching, by which blocks are found again")
         return None

@@ -135,6 +135,7 @@ async def run_up(
     config: UpConfig, engine: EngineConfig, http: HttpConfig, logs: LogConfig, size: StoreSize = NO_STORE
 ) -> int:
     """Run everything until Ctrl-C (or, with `once`, until the answer); return the exit status."""
+    _check_host_memory(engine, size)
     if logs.log_format == "json":
         setup_logs("up", logs)
     if engine.model is not None:  # here, once, and not by each of the services
@@ -289,6 +290,14 @@ def _store_folder(size: StoreSize) -> Iterator[str | None]:
         return
     with contextlib.closing(OwnFolder("baton-kvstore-", within="/dev/shm")) as folder:
         yield folder.path
+
+
+def _check_host_memory(engine: EngineConfig, size: StoreSize) -> None:
+    if engine.swap_space and size.kv_store_size is not None:
+        raise ConfigError(
+            f"swap_space={engine.swap_space:g} and kv_store_size={size.kv_store_size:g} exclude each other: the store keeps what "
+            "the swap space would. Leave out --swap-space or --kv-store-size."
+        )
 
 
 def _place(engine: EngineConfig, num_workers: int, gpus: Sequence[str]) -> list[tuple[EngineConfig, Mapping[str, str]]]:

@@ -76,7 +76,7 @@ class UpConfig:
             raise ConfigError(f"decode={self.decode} is not valid: requests end on decode workers, so at least 1.")
         check_itl_target(self.itl_target_ms)
         for name in ("max_queue_s", "ttft_target_ms"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:  # nor not a number
                 raise ConfigError(f"{name}={getattr(self, name)!r} is not valid: it must be at least 0.")
         if not 0 < self.port < 65536:
             raise ConfigError(f"port={self.port} is not valid: it must be 1 to 65535.")

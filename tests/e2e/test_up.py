@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import math
 import os
 import pty
 import re
@@ -23,7 +25,7 @@ from baton.errors import ConfigError
 from baton.kvtransfer.store.settings import StoreSize
 from baton.logs import LogConfig
 from baton.router.http_config import HttpConfig
-from baton.up import make_plan
+from baton.up import make_plan, run_up
 from baton.up_config import UpConfig
 
 pytestmark = pytest.mark.xdist_group("cluster")
@@ -278,6 +280,19 @@ def test_several_decode_workers_prefill_for_one_another_unless_told_otherwise(
     plan = make_plan(config, EngineConfig(device="cpu"), HttpConfig(), LogConfig(), str(tmp_path))
     assert ["--also-prefill" in child.command for child in plan.workers] == [False, *[is_soft] * num_decode]
     assert plan.num_legs == 1 + num_decode * (1 + is_soft)
+
+
+@pytest.mark.parametrize("name", ["ttft_target_ms", "max_queue_s", "itl_target_ms"])
+@pytest.mark.parametrize("value", [-1.0, math.nan])
+def test_what_is_no_time_is_refused(name, value) -> None:
+    with pytest.raises(ConfigError, match=f"{name}={value} is not valid"):
+        UpConfig(**{name: value})
+
+
+def test_a_store_and_swap_space_exclude_each_other_before_anything_starts() -> None:
+    config, engine, size = UpConfig(), EngineConfig(swap_space=1), StoreSize(kv_store_size=2)
+    with pytest.raises(ConfigError, match="swap_space=1 and kv_store_size=2 exclude each other"):
+        asyncio.run(run_up(config, engine, HttpConfig(), LogConfig(), size))
 
 
 def test_a_port_that_is_taken_is_said_before_anything_starts(tmp_path: Path) -> None:

@@ -264,7 +264,7 @@ def test_too_little_room_is_said_before_anybody_writes(tmp_path: Path, monkeypat
     with pytest.raises(ConfigError, match="Lower --kv-store-size"):
         Arena.make(tmp_path, 1 << 55)
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1 << 60))
-    with pytest.raises(ConfigError, match="do not fit into"):
+    with pytest.raises(ConfigError, match="does not fit into"):
         Arena.make(tmp_path, 1 << 55)
     assert not list(tmp_path.iterdir())
 

@@ -16,8 +16,8 @@ _WILDCARDS = ("0.0.0.0", "::", "[::]", "*", "")
 
 def check_itl_target(target_ms: float | None) -> None:
     """Raise ConfigError for a target that is none."""
-    if target_ms is not None and not 0 <= target_ms < 1e6:
-        raise ConfigError(f"itl_target_ms={target_ms!r} is not valid: it must be at least 0, and is in milliseconds.")
+    if target_ms is not None and not 0 <= target_ms <= 1e6:
+        raise ConfigError(f"itl_target_ms={target_ms!r} is not valid: it is in milliseconds, 0 to a million.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

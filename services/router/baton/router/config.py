@@ -116,7 +116,7 @@ class RouterConfig:
             if get_origin(hint) is Literal and value not in get_args(hint):
                 choices = ", ".join(get_args(hint))
                 raise ConfigError(f"{name}={value!r} is not valid: it must be one of {choices}.")
-            if hint in (int, float) and value < 0:
+            if hint in (int, float) and not value >= 0:  # nor not a number
                 raise ConfigError(f"{name}={value!r} is not valid: it must be at least 0.")
         curve = (self.curve_server_key, self.curve_public_key, self.curve_secret_key)
         if any(curve) and not all(curve):

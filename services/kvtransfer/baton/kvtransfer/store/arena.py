@@ -46,7 +46,7 @@ class Arena:
         left = psutil.virtual_memory().available
         if not path.exists() and nbytes > left:
             raise ConfigError(
-                f"kv_store_size: {nbytes / 2**30:g} GiB are more than the {left / 2**30:.1f} GiB of memory that this host has "
+                f"kv_store_size={nbytes / 2**30:g} GiB is more than the {left / 2**30:.1f} GiB of memory that this host has "
                 "left. Lower --kv-store-size."
             )
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -58,7 +58,7 @@ class Arena:
             path.unlink(missing_ok=True)
             room = os.statvfs(folder)
             raise ConfigError(
-                f"kv_store_size: {nbytes / 2**30:g} GiB do not fit into {folder}, which has "
+                f"kv_store_size={nbytes / 2**30:g} GiB does not fit into {folder}, which has "
                 f"{room.f_bavail * room.f_frsize / 2**30:.2f} GiB left ({error.strerror}). Lower --kv-store-size, or give /dev/shm "
                 "more (Docker: --shm-size; Kubernetes: sizeLimit)."
             ) from None

@@ -25,8 +25,8 @@ class StoreSize:
     def __post_init__(self) -> None:
         for name in ("kv_store_size", "kv_store_dir_size"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < 2**20:
-                raise ConfigError(f"{name}={value!r} is not valid: it is a number of GiB, above 0.")
+            if value is not None and not 0 < value < 1e6:
+                raise ConfigError(f"{name}={value!r} is not valid: it is a number of GiB, above 0 and below a million.")
 
     @property
     def nbytes(self) -> int:
