@@ -164,6 +164,14 @@ def test_a_link_that_is_slower_than_the_kv_loses_and_is_named() -> None:
     assert any("it cannot keep up" in reason for reason in reasons(advice))
 
 
+def test_nobody_is_sent_to_a_link_that_cannot_keep_up_by_what_is_good_of_the_first_minute() -> None:
+    advice = advise(site(link_gbps=3.0), drawn(24, **LOAD), Targets(500, 30))
+    assert advice.apart is not None
+    assert advice.apart.stalls
+    assert not advice.pays
+    assert verdict(advice).startswith("No layout keeps these targets")
+
+
 def test_long_prompts_under_a_tight_target_pay_apart() -> None:
     # beside a few long answers a chunk leaves too little of 8 ms
     traffic = drawn(2.0, (6000, 8000), (64, 96))

@@ -115,10 +115,17 @@ class Advice:
         return max(those, key=lambda option: (self.highest.get(option.name, -1.0), option.layout.auto))
 
     @property
+    def needed_gbps(self) -> float:
+        """GB/s of KV that the traffic's prompts are."""
+        return self.traffic.rate * self.traffic.input_len * self.site.model.kv_token_nbytes / 1e9
+
+    @property
     def pays(self) -> bool:
         """Whether prefill and decode apart keep more promises, or the same ones at a clearly higher rate."""
         if self.apart is None:
             return False
+        if self.apart.stalls and self.needed_gbps > self.site.link_gbps:
+            return False  # more waits for the link all the time: what is good of the first minute says nothing
         gain = self.apart.share - self.together.share
         if abs(gain) > _CLEARLY:
             return gain > 0

@@ -20,9 +20,9 @@ def verdict(advice: Advice) -> str:
     rates = [advice.highest[option.name] for option in (apart, together)]
     shown = " and ".join(f"{rate:.3g}" if rate else "no" for rate in rates)
     beside = f"{apart.share:.0%} good beside {together.share:.0%}; 90 % are good up to {shown} requests/s"
-    if max(together.share, apart.share) < _MOST:
+    if (apart if advice.pays else together).share < _MOST:
         return (
-            f"No layout keeps these targets for most requests at this rate: apart {beside}. Add devices, take faster ones, or "
+            f"No layout keeps these targets for most requests at this rate for long: apart {beside}. Add devices, take faster ones, or "
             f"loosen the targets."
         )
     if advice.pays:
@@ -66,7 +66,7 @@ def _link(advice: Advice) -> Iterator[str]:
     site, traffic = advice.site, advice.traffic
     if site.num_devices < 2:
         return
-    needed = traffic.rate * traffic.input_len * site.model.kv_token_nbytes / 1e9
+    needed = advice.needed_gbps
     exposed_ms = 1e3 * traffic.input_len * site.model.kv_token_nbytes / (1e9 * site.link_gbps)
     line = (
         f"KV: {needed:.3g} GB/s at this rate, {site.kv_gbps:.3g} while a prompt is computed; {site.link} carries "
