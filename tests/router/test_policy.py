@@ -252,7 +252,7 @@ def test_a_step_model_that_was_idle_believes_what_it_hears_next() -> None:
 
 
 RECORDED = json.loads(Path(__file__).with_name("recorded_loads.json").read_text())
-"""What workers said, as it came over the wire, and the better way then: of an 8B model on two H100s."""
+"""What workers of an 8B model on two H100s would say, in the form in which it comes over the wire, and the better way then."""
 
 
 @pytest.mark.parametrize("case", RECORDED, ids=lambda case: case["name"])

@@ -156,6 +156,8 @@ class EventStream(Response):
             self._table.served.discard(self)
             if self.state is not _GONE:
                 self._stop(_OVER)  # data was taken till now if the server ends, or the connection broke under a write
+            # they lead back here: what ends is to go at once, not with a collection that stops all streams
+            self._on_gone, self._writer, self._raw_send = _nothing, None, None
 
     async def _serve(self, send: Send, send_body: Send) -> None:
         while self.state is _WAITING and not self._parts:
@@ -285,6 +287,10 @@ class OpenStreams:
         keep_alive_s, slow_s, now = self._config.keep_alive_s, self._config.slow_client_s, time.monotonic()
         for stream in list(self.served):
             stream.tick(now, keep_alive_s, slow_s)
+
+
+def _nothing() -> None:
+    """Nobody is left to be told."""
 
 
 def _known_server(send: Send) -> Any:

@@ -11,7 +11,7 @@ import os
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from baton.errors import BatonError, InvalidRequest, Unavailable
 from baton.logs import get_logger
@@ -84,6 +84,20 @@ class Over:
     error: BatonError | None = None
 
 
+class _Nobody:
+    """The sink of a flow that is over."""
+
+    def push(self, choice: int, shown: Any, token: Token, finish_reason: str | None, stop_reason: Any) -> None:
+        raise AssertionError("a token for a flow that is over")
+
+    def end(self, usage: Usage) -> None:
+        raise AssertionError("a flow ends twice")
+
+    def fail(self, error: BatonError) -> None:
+        raise AssertionError("a flow fails after its end")
+
+
+_NOBODY = _Nobody()
 Next = Go | ChoiceOver | Replay | Over
 """What a flow asks of the dispatcher."""
 GO, NOTHING_NEW, STALE = Go
@@ -238,12 +252,13 @@ class Flow(Generic[_Shown]):
         return NOTHING_NEW if attempt.lose_prefill() else Replay(reason or "prefill_lost", worker)
 
     def end(self, over: Over) -> None:
-        """Tell the client, unless it has left."""
+        """Tell the client, unless it has left; let go of what leads to it, so that nothing waits for a collection of cycles."""
         self.is_over = True
+        sink, self._sink, self._texts = self._sink, _NOBODY, ()
         if over.error is not None:
-            self._sink.fail(over.error)
+            sink.fail(over.error)
         elif over.state == "finished":
-            self._sink.end(self.usage)
+            sink.end(self.usage)
 
 
 class ReplayedFlow(Flow[_Shown]):
