@@ -47,7 +47,7 @@ MAX_STOCK = 1024
 STOCK_SHARE = 8
 """And at most this part of the arena."""
 ASK_AGAIN_S = 5.0
-PATIENCE_S = 0.25
+PATIENCE_S = 1.0
 """With a store that answers lately: it takes a millisecond, and longer only where all cores are busy."""
 PATIENCE_NBYTES = 1e9
 """A second more for so many: a disk that is slower is not worth waiting for."""
