@@ -32,8 +32,8 @@ def test_a_question_is_answered_and_its_way_through_the_pair_is_drawn(cluster: C
         expect(page.get_by_role("status")).to_have_text("Ready")
         workers = page.get_by_role("table")
         expect(workers.get_by_role("rowheader", name="Prefill reads prompts")).to_be_visible()
-        for worker in ("p0", "d0"):
-            expect(workers.get_by_role("rowheader", name=worker, exact=True)).to_be_visible()
+        expect(workers.get_by_role("rowheader", name="p0", exact=True)).to_be_visible()
+        expect(workers.get_by_role("rowheader", name="d0 both legs", exact=True)).to_have_count(2)  # under each of them
 
         page.get_by_role("button", name="Settings").click()
         page.get_by_label("Temperature").fill("0")
