@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from typing import Any
 
@@ -90,3 +91,13 @@ def test_copies_run_beside_a_busy_engine() -> None:
         pass
     assert not torch.cuda.current_stream().query(), "the copy waited for the engine"
     assert b"".join(stage.read()[1]) == want[[6, 1, 2]].view(torch.uint8).numpy().tobytes()
+
+
+def test_memory_that_copies_reached_is_let_go_before_it_is_unmapped() -> None:
+    """What is mapped next lies at the same address, which the driver would still take for the old one."""
+    copies = CudaCopies(random_kv(8, 1))
+    for _ in range(3):
+        room, fd = copies.pin_shared(1 << 20)
+        assert fd is not None
+        os.close(fd)
+        del room

@@ -6,8 +6,9 @@ import mmap
 import os
 import threading
 import time
+import weakref
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import torch
@@ -69,6 +70,8 @@ class CudaCopies:
             os.ftruncate(fd, nbytes)
             room = np.frombuffer(mmap.mmap(fd, nbytes), dtype=np.uint8)
             self.register(room)
+            # before it is unmapped: what is mapped at the same address next could not be registered
+            weakref.finalize(room, _unregister, self._device, room.ctypes.data).atexit = False
         except (OSError, ConfigError) as error:
             os.close(fd)
             log.info("ring_not_shared", reason=str(error))
@@ -259,6 +262,11 @@ def _common_runs(places: Sequence[int], block_ids: Sequence[int]) -> list[tuple[
         else:
             found.append((source, to, 1))
     return found
+
+
+def _unregister(device: torch.device, address: int) -> None:
+    with suppress(ConfigError), torch.cuda.device(device):
+        cuda_driver.unregister(address)
 
 
 def _record(stream: torch.cuda.Stream) -> Mark:
