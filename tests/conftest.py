@@ -46,10 +46,22 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 @pytest.fixture
 def quiet_log() -> Iterator[None]:
     """Write no log: in virtual time it would take as long as all else."""
-    before = structlog.get_config()
+    before = structlog.get_config() if structlog.is_configured() else None
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     yield
-    structlog.configure(**before)
+    structlog.reset_defaults()
+    if before is not None:
+        structlog.configure(**before)
+
+
+@pytest.fixture
+def no_log() -> Iterator[None]:
+    """Take away the log that another test of this process may have set up."""
+    before = structlog.get_config() if structlog.is_configured() else None
+    structlog.reset_defaults()
+    yield
+    if before is not None:
+        structlog.configure(**before)
 
 
 @pytest.fixture(scope="session")

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import pytest
-import structlog
 
 from baton.progress import Bar, LongBar
 
-
-@pytest.fixture(autouse=True)
-def no_log() -> Iterator[None]:
-    """Take away the log that another test of this process may have set up."""
-    before = structlog.get_config() if structlog.is_configured() else None
-    structlog.reset_defaults()
-    yield
-    if before is not None:
-        structlog.configure(**before)
+pytestmark = pytest.mark.usefixtures("no_log")
 
 
 @pytest.fixture

@@ -163,6 +163,7 @@ def test_the_bytes_planned_are_the_bytes_taken(tiny_checkpoint: Checkpoint) -> N
     assert weights_nbytes(read_spec(folder), "bfloat16") == model.nbytes == stored // 2 + table_nbytes
 
 
+@pytest.mark.usefixtures("no_log")
 def test_the_progress_bar_is_drawn_on_stderr_when_asked_for(
     tiny_checkpoint: Checkpoint, capfd: pytest.CaptureFixture[str]
 ) -> None:
