@@ -13,13 +13,10 @@ its lease is not renewed. SIGTERM drains: withdrawn first, then nothing new, the
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import signal
 import socket
 from collections.abc import Mapping, Sequence
 
 import msgspec
-import uvicorn
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 
@@ -30,11 +27,11 @@ from baton.logs import get_logger
 from baton.messages import Load, WorkerInfo
 from baton.metrics import CONTENT_TYPE, LabelledCounter, WorkerMetrics
 from baton.registry import Registry
-from baton.signals import end_signals
 from baton.tied import tied
 from baton.worker.announcer import Announcer
 from baton.worker.engine_watch import EngineWatch
 from baton.worker.link import MAX_NBYTES, frame, read_frame, to_face
+from baton.worker.served import served
 from baton.worker.stats import Assignment, Drain, Failed, Logged, Pulse, Ready, Stats
 
 DRAIN_MARGIN_S = 15.0
@@ -157,32 +154,14 @@ class Face:
             ConfigError: the address is taken, or the engine cannot start as configured.
         """
         listener = bind_tcp(self._worker.host, self._worker.port)
-        listener.listen(128)
-        listener.setblocking(False)
         self._assignment.http = f"http://{bracketed(self._worker.reached_at)}:{listener.getsockname()[1]}"
-        loop = asyncio.get_running_loop()
-        ends = end_signals()
-        for number in ends:
-            loop.add_signal_handler(number, self._draining.set)
-        server = uvicorn.Server(uvicorn.Config(self.app, log_config=None, access_log=False, lifespan="off"))
-        server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
-        serving = asyncio.create_task(server.serve([listener]))
-        announcing = asyncio.create_task(self._announcer.run())
-        try:
+        async with served(self.app, listener, self._announcer, self._draining):
             status = await keep(
                 self._run_engine,
                 until=self._draining,
                 is_last=lambda status: status == 0 or self._failure is not None,
                 on_death=self._note_death,
             )
-        finally:
-            server.should_exit = True
-            announcing.cancel()
-            await asyncio.gather(serving, announcing, return_exceptions=True)
-            await self._announcer.close()
-            for number in ends:  # one more must not make a clean end a killed one
-                loop.remove_signal_handler(number)
-                signal.signal(number, signal.SIG_IGN)
         if self._failure is not None:
             raise ConfigError(self._failure)
         return 1 if status else 0

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import time
 import uuid
 from pathlib import Path
 
 import msgspec
-import uvicorn
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 
@@ -29,8 +27,8 @@ from baton.logs import get_logger
 from baton.messages import Load, ModelFacts, WorkerInfo
 from baton.metrics import CONTENT_TYPE, StoreMetrics
 from baton.registry import BlockLog, Registry
-from baton.signals import end_signals
 from baton.worker.announcer import Announcer
+from baton.worker.served import served
 
 STUCK_S = 10.0
 """After so long without a turn the thread is stuck."""
@@ -88,28 +86,11 @@ class StoreService:
         """Serve until a signal ends it; return the exit status."""
         config = self._config
         listener = bind_tcp(config.host, config.port)
-        listener.listen(128)
-        listener.setblocking(False)
         port = listener.getsockname()[1]
         http = f"http://{bracketed(config.reached_at)}:{port}"
         self._info = msgspec.structs.replace(self._info, http=http)
-        loop = asyncio.get_running_loop()
-        for number in end_signals():
-            loop.add_signal_handler(number, self._draining.set)
-        server = uvicorn.Server(uvicorn.Config(self.app, log_config=None, access_log=False, lifespan="off"))
-        server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
-        serving = asyncio.create_task(server.serve([listener]))
-        announcing = asyncio.create_task(self._announcer.run())
-        try:
-            await self._hold(loop)
-        finally:
-            server.should_exit = True
-            announcing.cancel()
-            await asyncio.gather(serving, announcing, return_exceptions=True)
-            await self._announcer.close()
-            for number in end_signals():  # one more must not make a clean end a killed one
-                loop.remove_signal_handler(number)
-                signal.signal(number, signal.SIG_IGN)
+        async with served(self.app, listener, self._announcer, self._draining):
+            await self._hold(asyncio.get_running_loop())
         return 0
 
     async def _hold(self, loop: asyncio.AbstractEventLoop) -> None:
