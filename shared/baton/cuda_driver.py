@@ -7,6 +7,7 @@ the device current.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -68,6 +69,35 @@ def register(address: int, nbytes: int) -> None:
 def unregister(address: int) -> None:
     """End what `register` began."""
     _call("cuMemHostUnregister", ctypes.c_void_p(address))
+
+
+def joint_runs(theirs: Sequence[int], ours: Sequence[int], piece: int = 0) -> Iterator[tuple[int, int, int]]:
+    """Find the runs of blocks that are neighbours on both sides: the first of each on either, and how many there are.
+
+    `piece` is of `theirs`: a run ends where so many end, counted from 0; 0: it ends nowhere.
+    """
+    assert len(theirs) == len(ours)
+    first = count = 0
+    for at in range(1, len(theirs) + 1):
+        count += 1
+        if (
+            at < len(theirs)
+            and theirs[at] == theirs[first] + count
+            and ours[at] == ours[first] + count
+            and not (piece and theirs[at] % piece == 0)
+        ):
+            continue
+        yield theirs[first], ours[first], count
+        first, count = at, 0
+
+
+def run_addresses(
+    runs: Iterator[tuple[int, int, int]], nbytes: int, theirs: int, ours: int
+) -> tuple[Numbers, Numbers, Numbers]:
+    """Return where runs of blocks of `nbytes` begin in two memories, given their block 0, and the runs' sizes."""
+    found = np.array(list(runs), dtype=np.uint64) * np.uint64(nbytes)
+    in_theirs, in_ours, sizes = np.ascontiguousarray(found.T)
+    return in_theirs + np.uint64(theirs), in_ours + np.uint64(ours), sizes
 
 
 class Copier:

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baton.engine.pinned_memory import anonymous_memory, joint_runs, piece_slots
+from baton.cuda_driver import joint_runs
+from baton.engine.pinned_memory import anonymous_memory, piece_slots
 from baton.engine.slot_copies import slot_copies
 from baton.engine.swap_space import SwapSpace
 from baton.host_tier import Copy, SlotCopies

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from baton.cuda_driver import joint_runs
 from baton.logs import get_logger
 
 PIECE_NBYTES = 16 << 20
@@ -51,9 +52,9 @@ class Pinned:
         self._thread = threading.Thread(target=self._run, name="baton-pin", daemon=True)
         self._thread.start()
 
-    def runs(self, slots: Sequence[int], block_ids: Sequence[int]) -> list[tuple[int, int, int]]:
+    def runs(self, slots: Sequence[int], block_ids: Sequence[int]) -> Iterator[tuple[int, int, int]]:
         """Find the runs that ascend on both sides within a piece: one copy cannot cross to another piece."""
-        return list(joint_runs(slots, block_ids, self._piece))
+        return joint_runs(slots, block_ids, self._piece)
 
     def close(self) -> None:
         """Let go of what is pinned; no copy runs any more."""
@@ -88,22 +89,6 @@ def piece_slots(slot_nbytes: int) -> int:
     """Return how many slots are pinned at once: so many that each piece begins at a page."""
     least = mmap.PAGESIZE // math.gcd(slot_nbytes, mmap.PAGESIZE)
     return least * max(1, PIECE_NBYTES // (least * slot_nbytes))
-
-
-def joint_runs(slots: Sequence[int], block_ids: Sequence[int], piece: int) -> Iterator[tuple[int, int, int]]:
-    """Give the runs that ascend on both sides and stay within a piece: first slot, first block, how many."""
-    first = count = 0
-    for at in range(1, len(slots) + 1):
-        count += 1
-        if (
-            at < len(slots)
-            and slots[at] == slots[first] + count
-            and block_ids[at] == block_ids[first] + count
-            and slots[at] % piece
-        ):
-            continue
-        yield slots[first], block_ids[first], count
-        first, count = at, 0
 
 
 def _unpin(pinned: list[int], _slots: torch.Tensor) -> None:

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from xxhash import xxh3_128_digest
 
-from baton.cuda_driver import Copier, Numbers
+from baton.cuda_driver import Copier, Numbers, run_addresses
 from baton.engine.pinned_memory import Pinned
 from baton.host_tier import Copy, SlotCopies
 from baton.kernels.block_sum import PARTS, block_sums
@@ -148,13 +147,8 @@ class _CudaCopies:
 
     def _addresses(self, slots: Sequence[int], block_ids: Sequence[int]) -> tuple[Numbers, Numbers, Numbers]:
         """Return the addresses of slots and of blocks, and sizes, of as few copies as can be."""
-        runs = np.array(self._pinned.runs(slots, block_ids), dtype=np.uint64) * np.uint64(self._blocks.shape[1])
-        in_slots, in_blocks, sizes = np.ascontiguousarray(runs.T)
-        return (
-            in_slots + np.uint64(self._pinned.slots.data_ptr()),
-            in_blocks + np.uint64(self._blocks.data_ptr()),
-            sizes,
-        )
+        runs, pinned = self._pinned.runs(slots, block_ids), self._pinned.slots
+        return run_addresses(runs, self._blocks.shape[1], pinned.data_ptr(), self._blocks.data_ptr())
 
     def _forget_ended(self) -> None:
         while self._saving and _is_over(self._saving[0][0]):

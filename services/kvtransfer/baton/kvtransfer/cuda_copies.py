@@ -133,9 +133,8 @@ class CudaCopies:
         self, address: int, places: Sequence[int], block_ids: Sequence[int]
     ) -> tuple[cuda_driver.Numbers, cuda_driver.Numbers, cuda_driver.Numbers]:
         """Return addresses in other memory, addresses of our blocks, and sizes."""
-        found = np.array(_common_runs(places, block_ids), dtype=np.uint64) * np.uint64(self.block_nbytes)
-        theirs, ours, sizes = np.ascontiguousarray(found.T)
-        return theirs + np.uint64(address), ours + np.uint64(self._blocks.data_ptr()), sizes
+        runs = cuda_driver.joint_runs(places, block_ids)
+        return cuda_driver.run_addresses(runs, self.block_nbytes, address, self._blocks.data_ptr())
 
     def export_memory(self) -> tuple[bytes, int]:
         """Return the handle of the allocation, and where in it block 0 begins."""
@@ -251,17 +250,6 @@ class _CudaSums:
         sums: bytes = self._note.sums[: self._count].sum(axis=1, dtype=np.uint64).tobytes()
         self._free.append(self._note)
         return sums
-
-
-def _common_runs(places: Sequence[int], block_ids: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Find the runs that ascend on both sides: the first block of each on either, and how many there are."""
-    found: list[tuple[int, int, int]] = []
-    for source, to in zip(places, block_ids, strict=True):
-        if found and (found[-1][0] + found[-1][2], found[-1][1] + found[-1][2]) == (source, to):
-            found[-1] = (*found[-1][:2], found[-1][2] + 1)
-        else:
-            found.append((source, to, 1))
-    return found
 
 
 def _unregister(device: torch.device, address: int) -> None:
