@@ -129,23 +129,26 @@ class PrefixCache:
             self._forget(block_id)
             return
         self._given_up.append(block_id)
-        block_hash = self._hash_of.pop(block_id)
-        del self._block_of[block_hash]
+        block_hash, is_told = self._take_out(block_id)
         self._to_save.append((block_hash, block_id))
-        if block_hash in self._untold:
-            self._untold.remove(block_hash)
-        else:
+        if is_told:
             self._kept.add(block_hash)
 
     def _forget(self, block_id: int) -> None:
-        block_hash = self._hash_of.pop(block_id)
-        del self._block_of[block_hash]
+        block_hash, is_told = self._take_out(block_id)
         if self._saves == "stored":
             self._given_up.append(block_id)
-        if block_hash in self._untold:
-            self._untold.remove(block_hash)
-        else:
+        if is_told:
             self._note_evicted(block_hash)
+
+    def _take_out(self, block_id: int) -> tuple[bytes, bool]:
+        """Part a block from its hash; return that, and whether readers of the events know it."""
+        block_hash = self._hash_of.pop(block_id)
+        del self._block_of[block_hash]
+        if block_hash not in self._untold:
+            return block_hash, True
+        self._untold.remove(block_hash)
+        return block_hash, False
 
     def _note_evicted(self, block_hash: bytes) -> None:
         if self.record_events:

@@ -188,8 +188,9 @@ class Scheduler:
     ) -> int:
         """Queue a receiving sequence; the first `num_blocks` of the blocks that `receive` named have their KV.
 
-        They were those of its first `num_asked` tokens; None: of all. `token_ids` were sampled elsewhere and are appended; if they end the sequence, the caller finishes it before
-        the next plan. What is missing is computed here. Returns how many tokens those blocks have brought.
+        They were those of its first `num_asked` tokens; None: of all. `token_ids` were sampled elsewhere and are
+        appended; if they end the sequence, the caller finishes it before the next plan. What is missing is computed
+        here. Returns how many tokens those blocks have brought.
         """
         assert sequence.state is SequenceState.RECEIVING, sequence
         self.receiving.remove(sequence)

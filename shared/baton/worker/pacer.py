@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from baton.engine.chunk_room import ChunkRoom, TimedRoom
 from baton.step_learning import StepLearner
-from baton.step_pace import ANY_NUMBER, BREAK_EVERY, StepPace
+from baton.step_pace import BREAK_EVERY, StepPace
 
 DEFAULT_TARGET_S = 0.030
 """On a GPU: faster than anybody reads, and long enough for chunks of hundreds of tokens, which cost no throughput."""
@@ -47,7 +47,6 @@ class Pacer:
         if last is not None:
             self._num_short = self._num_short + 1 if last.was_short and not last.was_used else 0
         pace = self.pace
-        seats = pace.most_rows(context // rows) - rows if rows else ANY_NUMBER
         if not rows:
             return ChunkRoom(min(num_left, pace.times.efficient_chunk(num_left)))
         if not self._target_s:
@@ -56,5 +55,6 @@ class Pacer:
             num_left = min(num_left, self._most_mixed - rows)
         is_broken = self._num_short >= BREAK_EVERY
         seconds = pace.broken_s(rows, context) if is_broken else pace.most_s(rows, context)
+        seats = pace.most_rows(context // rows) - rows
         self._last = TimedRoom(num_left, pace.times, seconds, rows, context, seats)
         return self._last

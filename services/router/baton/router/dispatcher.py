@@ -146,9 +146,7 @@ class Running:
             self.queue.num_prompts += prefill is not None
             chosen = decision.chosen
             send_s = None if prefill is None else chosen.busy_ms / 1000
-            self.queue.lane.add(
-                self.flow.request_id, chosen.terms["prefill"] / 1000, send_s, self._dispatcher.pool.clock()
-            )
+            self.queue.lane.add(self.flow.request_id, chosen.terms["prefill"] / 1000, send_s, now)
         return lost
 
     def leave_queue(self, worker: Worker) -> None:
@@ -171,9 +169,7 @@ class Running:
         if attempt is None:
             return
         self.workers = []
-        if self.queue is not None:
-            self.leave_lane(self.queue)
-        for worker in workers:
+        for worker in workers:  # of which one is the queue, if it waits in any
             self.leave_lane(worker)
             is_decode = worker.worker_id == attempt.decode
             if is_decode:

@@ -77,8 +77,9 @@ class Placement:
         if not others or giver.cached_blocks < len(generation.hashes[source.info.model.cache_parts]):
             return None
         shape = _shape(generation, num_emitted, source)
-        giver = dataclasses.replace(giver, can_prefill=True, can_decode=False)
-        giver = dataclasses.replace(giver, cached_blocks=shape.num_blocks - 1, free_blocks=shape.num_blocks)
+        giver = dataclasses.replace(
+            giver, can_prefill=True, can_decode=False, cached_blocks=shape.num_blocks - 1, free_blocks=shape.num_blocks
+        )
         candidates = [giver, *(self._candidate(each, generation) for each in others)]
         decision = self._choose(shape, candidates, "remote")
         if decision is None or decision.chosen.prefill is None:
@@ -138,8 +139,7 @@ class Placement:
         load, length = worker.load, self.answer_length
         places, num_new = num_places(load, worker.info.num_places), generation.params.n
         if worker.step_pace is not None:
-            context = load.context_tokens // load.num_running if load.num_running else len(generation.prompt)
-            places = min(places, worker.step_pace.most_rows(context))
+            places = min(places, worker.step_pace.most_rows(_context(load, 1, len(generation.prompt))))
         if num_here + num_new <= places:
             return 0.0
         batch = self._batch_of(worker, length)
