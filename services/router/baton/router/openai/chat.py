@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 import uuid
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from baton.prompt import Prompt
+from baton.protocol import SamplingParams
 from baton.requests.chat import ChatRequest
-from baton.router.http_request import read_request
+from baton.router.http_request import Caller, read_request
 from baton.router.json_answers import LongJSON
 from baton.router.openai.bodies import BODY, CollectSink, chat_pieces
 from baton.router.openai.events import AnswerEvents, ChatEvents
@@ -21,6 +23,7 @@ from baton.router.openai.model_checks import check_with_model, facts_of
 from baton.router.openai.models import check_model
 from baton.router.openai.open_request import OpenRequest, check_busy
 from baton.router.openai.parsers import new_parser_of
+from baton.router.openai.parts import AnswerParser
 from baton.router.openapi_file import operation
 from baton.router.router_state import RouterState
 
@@ -32,22 +35,8 @@ def chat_routes(router: RouterState) -> APIRouter:
     async def chat(http: Request) -> Response:
         request, caller = await read_request(http, ChatRequest, router)
         model = check_model(router, request.model)
-        params = request.sampling_params(router.config.limits)
-        check_busy(router, params, caller)
-        began = time.monotonic()
-        prompt = Prompt(
-            await router.text.chat_ids(
-                request,
-                add_special_tokens=bool(request.add_special_tokens),
-                max_model_len=facts_of(router).max_model_len,
-            )
-        )
-        router.metrics.phase_seconds.observe("tokenize", time.monotonic() - began)
-
-        params = await check_with_model(router, request, params, [prompt])
-        opened = OpenRequest(router, request, params, [prompt], caller)
-        one_call = request.parallel_tool_calls is False
-        new_parser = new_parser_of("hermes", one_call=one_call) if request.shows_tools else None
+        chat = await open_chat(router, request, caller)
+        opened, prompt = chat.opened, chat.prompt
         frame: dict[str, Any] = {
             "id": f"chatcmpl-{request.request_id or uuid.uuid4().hex}",
             "object": "chat.completion.chunk" if request.stream else "chat.completion",
@@ -57,14 +46,50 @@ def chat_routes(router: RouterState) -> APIRouter:
         if request.stream:
             stream = router.streams.open(opened.cancel)
             events = AnswerEvents(request, frame, stream, opened.tally, router.tokenizer, opened.cancel)
-            stream.headers.update(await opened.start([ChatEvents(events, prompt.token_ids)], new_parser))
+            stream.headers.update(await opened.start([ChatEvents(events, prompt.token_ids)], chat.new_parser))
             return stream
 
-        sink = CollectSink(params.n, opened.tally, opened.done, opened.cancel)
-        headers = await opened.start([sink], new_parser)
+        sink = CollectSink(chat.params.n, opened.tally, opened.done, opened.cancel)
+        headers = await opened.start([sink], chat.new_parser)
         await opened.wait(http)
         pieces = chat_pieces(request, sink, router.tokenizer, prompt.token_ids)
         body = object_pieces(frame | BODY, pieces | {"usage": whole(opened.tally.usage())})
         return LongJSON(body, router.turns, headers)
 
     return routes
+
+
+class OpenChat(NamedTuple):
+    """A conversation that can be sent on its way."""
+
+    opened: OpenRequest
+    params: SamplingParams
+    prompt: Prompt
+    new_parser: Callable[[], AnswerParser] | None
+    """Makes the parser of a choice; none: its text is all that it has."""
+
+
+async def open_chat(router: RouterState, request: ChatRequest, caller: Caller) -> OpenChat:
+    """Check a conversation and render it: for every route that answers one.
+
+    Raises:
+        BatonError: it cannot be served, or not now.
+    """
+    params = request.sampling_params(router.config.limits)
+    check_busy(router, params, caller)
+    prompt = await render_chat(router, request)
+    params = await check_with_model(router, request, params, [prompt])
+    opened = OpenRequest(router, request, params, [prompt], caller)
+    one_call = request.parallel_tool_calls is False
+    new_parser = new_parser_of("hermes", one_call=one_call) if request.shows_tools else None
+    return OpenChat(opened, params, prompt, new_parser)
+
+
+async def render_chat(router: RouterState, request: ChatRequest) -> Prompt:
+    """Return the prompt that a conversation makes."""
+    began = time.monotonic()
+    token_ids = await router.text.chat_ids(
+        request, add_special_tokens=bool(request.add_special_tokens), max_model_len=facts_of(router).max_model_len
+    )
+    router.metrics.phase_seconds.observe("tokenize", time.monotonic() - began)
+    return Prompt(token_ids)
