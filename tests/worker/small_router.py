@@ -65,13 +65,18 @@ class Link:
         self.num_outputs = 0
 
     def send(self, message: ToWorker) -> None:
+        """Send it behind a hello, if none was said lately: a worker forgets who is silent, and drops what strangers send."""
+        self._keep_in_touch()
         self.socket.send(encode(message))
+
+    def _keep_in_touch(self) -> None:
+        if time.monotonic() - self.said_at > 1.0:
+            self.said_at = time.monotonic()
+            self.socket.send(encode(self.hello))
 
     def pump(self, timeout_ms: int = 10) -> None:
         """Read what came, and keep in touch."""
-        if time.monotonic() - self.said_at > 1.0:
-            self.said_at = time.monotonic()
-            self.send(self.hello)
+        self._keep_in_touch()
         if not self.socket.poll(timeout_ms):
             return
         while True:
