@@ -376,8 +376,12 @@ class FakeWorker:
             low, high = settings.words
             token_id = low + (token_id + 1 - low) % (high - low)
         logprobs = prompt_logprobs = None
-        if start.params.logprobs is not None:
-            logprobs = self._logprobs(token_id, start.params.logprobs)
+        if start.params.num_top is not None:
+            logprobs = self._logprobs(token_id, start.params.num_top)
+            for named in start.params.logprob_token_ids or ():
+                logprobs.token_ids.append(named)
+                logprobs.logprobs.append(-float(named))
+                logprobs.ranks.append(0)
         if start.params.prompt_logprobs is not None and running.is_first and running.choice == 0:
             num = start.params.prompt_logprobs
             of_all = (self._logprobs(token_id, num) for token_id in start.prompt.token_ids[1:])

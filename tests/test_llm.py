@@ -151,6 +151,32 @@ def test_a_stop_token_ends_the_answer_and_is_named(llm: LLM) -> None:
     assert output.stop_reason == ids[first]
 
 
+def test_named_tokens_are_scored_as_among_all_others(llm: LLM) -> None:
+    likeliest = llm.generate(["2+2="], GREEDY.replace(max_tokens=3, logprobs=9), use_tqdm=False)[0].outputs[0]
+    assert likeliest.logprobs is not None
+    wanted = sorted(likeliest.logprobs[0])[:4]
+    mine = GREEDY.replace(max_tokens=3, logprob_token_ids=wanted)
+    beside = [GREEDY, mine, GREEDY.replace(logprobs=2), mine.replace(logprob_token_ids=wanted[:1])]
+    named = llm.generate(["2+2="] * 4, beside, use_tqdm=False)[1].outputs[0]
+    assert named.logprobs is not None
+    assert named.token_ids == likeliest.token_ids
+    assert set(named.logprobs[0]) == {named.token_ids[0], *wanted}
+    for token_id in wanted:
+        assert named.logprobs[0][token_id].logprob == pytest.approx(likeliest.logprobs[0][token_id].logprob, abs=1e-5)
+
+
+def test_an_answer_that_repeats_itself_ends_where_it_does(llm: LLM) -> None:
+    said = GREEDY.replace(max_tokens=40, ignore_eos=True)
+    everything = llm.generate(["one two"], said.replace(logit_bias={40: 50.0}), use_tqdm=False)[0].outputs[0]
+    assert everything.token_ids == [40] * 40
+    ends = said.replace(logit_bias={40: 50.0}, repetition_detection={"max_pattern_size": 4, "min_count": 5})
+    output = llm.generate(["one two"], ends, use_tqdm=False)[0].outputs[0]
+    assert (output.finish_reason, output.stop_reason) == ("repetition", "repetition_detected")
+    assert output.token_ids == [40] * 5
+    later = llm.generate(["one two"], ends.replace(min_tokens=9), use_tqdm=False)[0].outputs[0]
+    assert later.token_ids == [40] * 9
+
+
 def test_no_end_of_text_comes_before_min_tokens(llm: LLM) -> None:
     plain = llm.generate(["2+2="], GREEDY, use_tqdm=False)[0].outputs[0]
     assert len(plain.token_ids) < 8

@@ -328,7 +328,7 @@ class _Answer:
         """Hand the request to the engine."""
         self._tokenizer = tokenizer if self.params.detokenize else None
         self._texts = [AnswerText(self._tokenizer, self._prompt.token_ids, self.params) for _ in self.output.outputs]
-        if self.params.logprobs is not None:
+        if self.params.num_top is not None:
             for choice in self.output.outputs:
                 choice.logprobs, choice.cumulative_logprob = [], 0.0
         engine.add(self.output.request_id, self._prompt, self.params, priority=self.priority, salt=self._salt.encode())
@@ -364,7 +364,7 @@ class _Answer:
         named: dict[int, Logprob] = {}
         for token_id, value, rank in zip(row.token_ids, row.logprobs, row.ranks, strict=True):
             text = None if self._tokenizer is None else self._tokenizer.token_text(token_id)
-            named.setdefault(token_id, Logprob(value, rank, text))
+            named.setdefault(token_id, Logprob(value, rank or None, text))
         return named
 
 

@@ -235,6 +235,7 @@ class TokenLogprobs(msgspec.Struct, array_like=True, frozen=True):
     token_ids: list[int]
     logprobs: list[float]
     ranks: list[int]
+    """1: the likeliest; 0: not looked for."""
 
 
 _ROW = msgspec.msgpack.Decoder(TokenLogprobs | None)
@@ -263,9 +264,9 @@ class Token(msgspec.Struct, array_like=True, frozen=True, gc=False):
     choice: Id
     position: Id
     token_id: Id
-    finish_reason: Literal["stop", "length"] | None = None
-    stop_reason: int | None = None
-    """The stop token id that ended it; None for the model's own end of text."""
+    finish_reason: Literal["stop", "length", "repetition"] | None = None
+    stop_reason: int | str | None = None
+    """The stop token id that ended it, or a word for why; None for the model's own end of text."""
     num_cached: Count = 0
     """Prompt tokens that this worker found in its own prefix cache, or behind it. With a choice's first token."""
     num_fetched: Count = 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from itertools import chain
 from numbers import Integral, Real
@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from baton.errors import ContextTooLong, UnsupportedFeature, refuse
+from baton.errors import ContextTooLong, InvalidRequest, UnsupportedFeature, refuse
 from baton.prompt import Prompt
 from baton.vllm_names import SAMPLING, own_names
 
@@ -28,6 +28,10 @@ SMALLEST_TEMPERATURE = 1e-5
 MAX_TOP_K = 2**31 - 1
 MAX_LIST = 1024
 """Entries of stop, logit_bias, bad_words and stop_token_ids."""
+MAX_SCORED_IDS = 128
+"""Entries of logprob_token_ids, as in vLLM."""
+MAX_PATTERN_SIZE = 256
+"""Tokens of a pattern that repetition_detection looks for: each length is looked for after each token."""
 
 
 class Share(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -46,6 +50,40 @@ class FinishReason(str, Enum):
 
     STOP = "stop"
     LENGTH = "length"
+    REPETITION = "repetition"
+    """Only with repetition_detection."""
+
+
+REPETITION_DETECTED = "repetition_detected"
+"""The stop_reason of such an end, as in vLLM."""
+
+
+class RepetitionDetection(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """End an answer whose last tokens are one pattern, again and again. Names and meanings are vLLM's."""
+
+    max_pattern_size: int = 0
+    """Tokens of the longest pattern that is looked for; 0: none is."""
+    min_pattern_size: int = 0
+    """Of the shortest; 0 is 1."""
+    min_count: int = 0
+    """How often the pattern stands at the end, one after the other, when the answer ends."""
+
+    def __post_init__(self) -> None:
+        _check_int("max_pattern_size", self.max_pattern_size, 0, MAX_PATTERN_SIZE)
+        _check_int("min_pattern_size", self.min_pattern_size, 0, self.max_pattern_size)
+        _check_int("min_count", self.min_count, 2 if self.max_pattern_size else 0, 2**31 - 1)
+
+    def ends(self, token_ids: Sequence[int], first: int, end: int) -> bool:
+        """Whether the tokens from `first` up to `end` end in a pattern that has come so often."""
+        count, last = self.min_count, token_ids[end - 1]
+        longest = min(self.max_pattern_size, (end - first) // max(count, 1))
+        for size in range(max(self.min_pattern_size, 1), longest + 1):
+            # what repeats with a period equals itself, moved by the period
+            if token_ids[end - 1 - size] == last:
+                begin = end - size * count
+                if token_ids[begin : end - size] == token_ids[begin + size : end]:
+                    return True
+        return False
 
 
 class _NamedAsInVllm(msgspec.StructMeta):
@@ -90,6 +128,8 @@ class SamplingParams(msgspec.Struct, metaclass=_NamedAsInVllm, frozen=True, kw_o
     logit_bias: dict[int, float] | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    logprob_token_ids: tuple[int, ...] | None = None
+    """Score these at each position of the answer, in place of the likeliest ones."""
     allowed_token_ids: tuple[int, ...] | None = None
     bad_words: tuple[str, ...] = ()
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
@@ -99,6 +139,7 @@ class SamplingParams(msgspec.Struct, metaclass=_NamedAsInVllm, frozen=True, kw_o
     """Either way none are added: only slow tokenizers did, and those are not served."""
     detokenize: bool = True
     structured_outputs: Any = None
+    repetition_detection: RepetitionDetection | None = None
 
     def __post_init__(self) -> None:
         self._normalize()
@@ -122,9 +163,14 @@ class SamplingParams(msgspec.Struct, metaclass=_NamedAsInVllm, frozen=True, kw_o
         return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
 
     @property
+    def num_top(self) -> int | None:
+        """How many of the likeliest tokens are scored at each position of the answer; None: nothing is scored there."""
+        return self.logprobs if self.logprob_token_ids is None else 0
+
+    @property
     def has_logprobs(self) -> bool:
         """Whether an answer has log-probabilities, of its own tokens or the prompt's."""
-        return self.logprobs is not None or self.prompt_logprobs is not None
+        return self.num_top is not None or self.prompt_logprobs is not None
 
     def replace(self, **changes: Any) -> SamplingParams:
         """Copy with some fields changed, checked again."""
@@ -140,7 +186,7 @@ class SamplingParams(msgspec.Struct, metaclass=_NamedAsInVllm, frozen=True, kw_o
         Raises:
             InvalidRequest: names the field and the first offending id.
         """
-        fields = ("stop_token_ids", "allowed_token_ids", "logit_bias")
+        fields = ("stop_token_ids", "allowed_token_ids", "logprob_token_ids", "logit_bias")
         named: list[tuple[str, Iterable[int]]] = [(field, getattr(self, field) or ()) for field in fields]
         for field, token_ids in [("bad_words_ids", chain(*self.bad_words_ids)), *named]:
             for token_id in token_ids:
@@ -173,8 +219,11 @@ class SamplingParams(msgspec.Struct, metaclass=_NamedAsInVllm, frozen=True, kw_o
                 value = (value,)
             set_field(self, field, _as_tuple(field, value or (), str))
         set_field(self, "stop_token_ids", _as_tuple("stop_token_ids", self.stop_token_ids or (), int))
-        if self.allowed_token_ids is not None:
-            set_field(self, "allowed_token_ids", _as_tuple("allowed_token_ids", self.allowed_token_ids, int))
+        for field in ("allowed_token_ids", "logprob_token_ids"):
+            if getattr(self, field) is not None:
+                set_field(self, field, _as_tuple(field, getattr(self, field), int))
+        if isinstance(self.repetition_detection, Mapping):
+            set_field(self, "repetition_detection", _repetition_of(self.repetition_detection))
         words = _as_tuple("bad_words_ids", self.bad_words_ids or (), (list, tuple))
         set_field(self, "bad_words_ids", tuple(_as_tuple("bad_words_ids", word, int) for word in words if word))
         for field in ("logprobs", "prompt_logprobs"):
@@ -224,6 +273,10 @@ class SamplingParams(msgspec.Struct, metaclass=_NamedAsInVllm, frozen=True, kw_o
             raise refuse("bad_words", self.bad_words, "a bad word may not be empty", "Leave it out.")
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise refuse("allowed_token_ids", [], "it allows no token at all", "Name at least one, or leave it out.")
+        if self.logprob_token_ids is not None:
+            _check_len("logprob_token_ids", self.logprob_token_ids, MAX_SCORED_IDS)
+            if not self.logprob_token_ids:
+                raise refuse("logprob_token_ids", [], "it names no token", "Name at least one, or leave it out.")
         if self.logit_bias is not None:
             self._check_logit_bias()
 
@@ -260,6 +313,19 @@ def _plain_number(value: Any) -> Any:
 
 
 _FLAGS = tuple(field.name for field in msgspec.structs.fields(SamplingParams) if isinstance(field.default, bool))
+
+
+def _repetition_of(given: Mapping[str, Any]) -> RepetitionDetection:
+    known = RepetitionDetection.__struct_fields__
+    for name in given:
+        if name not in known:
+            limit, way_out = "there is no such parameter", f"Known: {', '.join(known)}."
+            raise refuse(f"repetition_detection.{name}", given[name], limit, way_out)
+    try:
+        return RepetitionDetection(**given)
+    except InvalidRequest as error:
+        name = "repetition_detection."
+        raise InvalidRequest(f"{name}{error}", field=f"{name}{error.field}") from None
 
 
 def _as_tuple(field: str, value: Any, kind: type | tuple[type, ...]) -> tuple[Any, ...]:
@@ -362,8 +428,8 @@ def _too_long(field: str, value: str, max_model_len: int, reason: str) -> Contex
 
 
 class Logprob(msgspec.Struct, frozen=True):
-    """One token's log-probability under the model's raw distribution, with its rank (1 = likeliest)."""
+    """One token's log-probability under the model's raw distribution, with its rank (1 = likeliest; None: not known)."""
 
     logprob: float
-    rank: int
+    rank: int | None
     decoded_token: str | None = None

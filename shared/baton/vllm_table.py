@@ -274,7 +274,8 @@ SERVING = (
 SAMPLING_TAKEN = """
 n best_of temperature top_p top_k min_p seed max_tokens min_tokens stop stop_token_ids include_stop_str_in_output
 ignore_eos presence_penalty frequency_penalty repetition_penalty logit_bias logprobs prompt_logprobs allowed_token_ids
-bad_words skip_special_tokens spaces_between_special_tokens detokenize structured_outputs
+bad_words skip_special_tokens spaces_between_special_tokens detokenize structured_outputs logprob_token_ids
+repetition_detection
 """
 
 SAMPLING = (
@@ -288,14 +289,10 @@ SAMPLING = (
     ),
     ("No code of yours is run at each token.", "logits_processors extra_args"),
     ("A prompt is never cut: cut it yourself, or raise max_model_len.", "truncate_prompt_tokens"),
-    (
-        "`logprobs=K` gives the K likeliest at every position.",
-        "logprob_token_ids prompt_logprob_token_ids prompt_logprob_start=0",
-    ),
+    ("`logprobs=K` gives the K likeliest at every position.", "prompt_logprob_token_ids prompt_logprob_start=0"),
     ("Logprobs are a dict for each position.", "flat_logprobs?"),
     ("Send a `cache_salt` of its own: nothing cached is found under it.", "skip_reading_prefix_cache?"),
     ("Bound the whole answer with max_tokens.", "thinking_token_budget"),
-    ("Give a frequency_penalty or a repetition_penalty.", "repetition_detection"),
     ("Answers are not watermarked.", "watermarking?"),
     ("Mixtures of experts are not served yet.", "routed_experts_prompt_start=0"),
     ("Traces are not replayed.", "trace_decode_token_ids"),

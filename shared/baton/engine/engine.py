@@ -40,7 +40,7 @@ from baton.messages import TokenLogprobs
 from baton.models.causal_lm import CausalLM
 from baton.models.rope import rotation_kind
 from baton.prompt import Prompt
-from baton.protocol import NOBODY, FinishReason, SamplingParams, Share
+from baton.protocol import NOBODY, REPETITION_DETECTED, FinishReason, SamplingParams, Share
 
 
 @dataclass(slots=True)
@@ -53,8 +53,8 @@ class TokenOutput:
     """Index in the whole sequence: the first token of an answer stands at the prompt's length."""
     token_id: int
     finish_reason: FinishReason | None
-    stop_reason: int | None
-    """The stop token id that ended it; None for the model's own end of text."""
+    stop_reason: int | str | None
+    """The stop token id that ended it, or a word for why; None for the model's own end of text."""
     logprobs: TokenLogprobs | None
     prompt_logprobs: list[TokenLogprobs | None] | None
     """With a request's first token, if it asked: one entry a prompt token, None for the first."""
@@ -367,7 +367,7 @@ class Engine:
         request_id, choice = self._owner[sequence]
         request = self._requests[request_id]
         num_output = position + 1 - sequence.num_prompt_tokens
-        reason, stop_reason = self._end_of(sequence, num_output, token_id)
+        reason, stop_reason = self._end_of(sequence, position, token_id)
         output = TokenOutput(
             request_id=request_id,
             choice=choice,
@@ -387,16 +387,21 @@ class Engine:
             self.finish(request_id, choice)
         return output
 
-    def _end_of(self, sequence: Sequence, num_output: int, token_id: int) -> tuple[FinishReason | None, int | None]:
-        params = sequence.params
+    def _end_of(self, sequence: Sequence, position: int, token_id: int) -> tuple[FinishReason | None, int | str | None]:
+        params, num_output = sequence.params, position + 1 - sequence.num_prompt_tokens
         if num_output >= params.min_tokens:
             if not params.ignore_eos and token_id in self.model.spec.eos_token_ids:
                 return FinishReason.STOP, None
             if token_id in params.stop_token_ids:
                 return FinishReason.STOP, token_id
         max_len = self._max_len(sequence.num_prompt_tokens, params)
-        is_full = sequence.num_prompt_tokens + num_output >= max_len
-        return (FinishReason.LENGTH, None) if is_full else (None, None)
+        if position + 1 >= max_len:
+            return FinishReason.LENGTH, None
+        repetition = params.repetition_detection
+        if repetition is None or num_output < params.min_tokens:
+            return None, None
+        ends = repetition.ends(sequence.token_ids, sequence.num_prompt_tokens, position + 1)
+        return (FinishReason.REPETITION, REPETITION_DETECTED) if ends else (None, None)
 
     def _max_len(self, prompt_len: int, params: SamplingParams) -> int:
         """Where a request's own limits, or the context, end its sequence."""

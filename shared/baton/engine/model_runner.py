@@ -45,7 +45,7 @@ class LaunchedStep:
 
     plan: StepPlan
     batch: HostBatch
-    sampled: Download  # token ids; then chosen log-probabilities, ranks, top ids and theirs, if any row asked
+    sampled: Download  # token ids; then what rows asked for, as `Sampler.draw` returns it
     prompt_logprobs: Download  # the last four, for prompt tokens
 
 
@@ -160,10 +160,14 @@ class ModelRunner:
         token_ids, *found = step.sampled.wait()
         logprobs: list[TokenLogprobs | None] = [None] * len(batch.sampled)
         if found:
-            rows = _rows_of(token_ids, found)
+            rows = _rows_of(token_ids, found[:4])
+            named = iter(found[4] if len(found) > 4 else ())
             for i, sequence in enumerate(batch.sampled):
-                if sequence.params.logprobs is not None:
-                    logprobs[i] = _first(rows[i], sequence.params.logprobs)
+                params = sequence.params
+                if params.logprob_token_ids is not None:
+                    logprobs[i] = _named(rows[i], params.logprob_token_ids, next(named))
+                elif params.logprobs is not None:
+                    logprobs[i] = _first(rows[i], params.logprobs)
         prompt: list[tuple[Sequence, int, TokenLogprobs]] = []
         if batch.prompt_targets:
             targets = [sequence.token_ids[position] for sequence, position in batch.prompt_targets]
@@ -192,6 +196,12 @@ def _rows_of(token_ids: list[int], found: list[Any]) -> list[TokenLogprobs]:
         TokenLogprobs([token_id, *ids], [value, *values], [rank, *range(1, len(ids) + 1)])
         for token_id, value, rank, ids, values in zip(token_ids, chosen, ranks, top_ids, top_logprobs, strict=True)
     ]
+
+
+def _named(row: TokenLogprobs, token_ids: tuple[int, ...], scores: list[float]) -> TokenLogprobs:
+    """Put the tokens that a request names behind the one that was drawn; their ranks are not looked for."""
+    ids, values, ranks = row.token_ids[:1], row.logprobs[:1], row.ranks[:1]
+    return TokenLogprobs(ids + list(token_ids), values + scores[: len(token_ids)], ranks + [0] * len(token_ids))
 
 
 def _first(row: TokenLogprobs, num_top: int) -> TokenLogprobs:

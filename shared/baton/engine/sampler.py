@@ -115,10 +115,11 @@ class Sampler:
         are those before it.
 
         Returns:
-            (token ids [rows],), and if any row asked for log-probabilities the four of `kernels.sample.logprobs`.
+            (token ids [rows],), if any row asked for log-probabilities the four of `kernels.sample.logprobs`, and if any
+            row named the tokens to score, those [such rows, most tokens named].
         """
         rows = [self._rows[sequence] for sequence in sequences]
-        num_top = max((s.params.logprobs for s in sequences if s.params.logprobs is not None), default=None)
+        num_top = max((s.params.num_top for s in sequences if s.params.num_top is not None), default=None)
         raw = logits
         if masks is not None:
             raw = logits if num_top is None else logits.clone()
@@ -132,7 +133,23 @@ class Sampler:
             token_ids = sample(logits, batch)
             if batch.counts is not None:
                 count_tokens(batch.counts, places, token_ids)
-        return (token_ids,) if num_top is None else (token_ids, *logprobs(raw, token_ids, num_top))
+        if num_top is None:
+            return (token_ids,)
+        found = logprobs(raw, token_ids, num_top)
+        return (token_ids, *found, *self._score_named(raw, sequences, token_ids, found[0]))
+
+    def _score_named(
+        self, raw: Tensor, sequences: list[Sequence], token_ids: Tensor, chosen: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Score the tokens that rows name, in the order of the rows; `chosen` [rows] are the drawn tokens' scores."""
+        named = [(i, s.params.logprob_token_ids) for i, s in enumerate(sequences) if s.params.logprob_token_ids]
+        if not named:
+            return ()
+        most = max(len(ids) for _, ids in named)
+        rows = self._tensor([i for i, _ in named], np.int64)
+        ids = self._tensor([ids + ids[:1] * (most - len(ids)) for _, ids in named], np.int64)
+        normalizer = raw[rows, token_ids[rows]] - chosen[rows]
+        return (raw[rows[:, None], ids] - normalizer[:, None],)
 
     def _batch(
         self, sequences: list[Sequence], rows: list[RowParams], positions: list[int], places: Tensor

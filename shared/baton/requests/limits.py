@@ -59,17 +59,18 @@ class Limits(NamedTuple):
         Raises:
             InvalidRequest: as `check`.
         """
-        if params.logprobs is None:
+        if params.num_top is None:
             return
         num_tokens = room * params.n
-        count = num_tokens * (params.logprobs + 1)
+        count = num_tokens * (params.num_top + len(params.logprob_token_ids or ()) + 1)
         if count > self.max_answer_scores:
             limit = (
                 f"with n={params.n} and answers of up to {num_tokens} tokens together it makes {count} scores, and at "
                 f"most {self.max_answer_scores} are kept for a whole answer"
             )
             way_out = f"Lower max_tokens or n, ask with stream, or raise {_flag('max_answer_scores')}."
-            raise refuse("logprobs", params.logprobs, limit, way_out)
+            field = "logprobs" if params.logprob_token_ids is None else "logprob_token_ids"
+            raise refuse(field, getattr(params, field), limit, way_out)
 
     @staticmethod
     def _check_one(field: str, count: int, noun: str, limit: int, name: str) -> None:

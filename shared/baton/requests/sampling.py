@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from baton.errors import refuse, unsupported
-from baton.protocol import MAX_LOGPROBS, MAX_N, SamplingParams
+from baton.protocol import MAX_LOGPROBS, MAX_N, MAX_PATTERN_SIZE, MAX_SCORED_IDS, SamplingParams
 from baton.requests.closed import Closed
 from baton.requests.fields import INT31, Finite, LogitBias, Stop, TokenIds, Whole, Words
 from baton.requests.limits import Limits
@@ -28,6 +28,14 @@ class ResponseFormat(Closed):
 
     type: Literal["text", "json_object", "json_schema", "structural_tag"]
     ignored = frozenset(["json_schema", "format", "structures", "triggers"])
+
+
+class RepetitionDetection(Closed):
+    """Which repetition ends an answer, with the finish_reason repetition."""
+
+    max_pattern_size: Annotated[int, Field(ge=0, le=MAX_PATTERN_SIZE), Whole] = 0
+    min_pattern_size: Annotated[int, Field(ge=0, le=MAX_PATTERN_SIZE), Whole] = 0
+    min_count: Annotated[int, Field(ge=0, le=INT31), Whole] = 0
 
 
 class Ignored(Closed):
@@ -75,12 +83,15 @@ class SamplingRequest(Ignored):
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), Whole] | None = None
+    logprob_token_ids: Annotated[TokenIds, Field(min_length=1, max_length=MAX_SCORED_IDS)] | None = None
+    return_tokens_as_token_ids: bool | None = None
     allowed_token_ids: TokenIds | None = None
     bad_words: Words | None = None
     priority: Annotated[int, Field(ge=-(2**31), le=INT31), Whole] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     add_special_tokens: bool | None = None
     return_token_ids: bool | None = None
+    repetition_detection: RepetitionDetection | None = None
     request_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     """Stands in the answer's id; what follows a request through logs is the header x-request-id."""
     response_format: ResponseFormat | None = None
@@ -95,6 +106,8 @@ class SamplingRequest(Ignored):
             raise unsupported(
                 "response_format", self.response_format.type, "only text is served by this build", way_out
             )
+        if self.logprob_token_ids and (getattr(self, "logprobs", None) in (None, False)):
+            raise refuse("logprob_token_ids", self.logprob_token_ids, "logprobs is not set", "Set logprobs.")
         options = self.stream_options
         if options is not None and not self.stream and (options.include_usage or options.continuous_usage_stats):
             raise refuse("stream_options", "set", "stream is not set", "Set stream, or leave it out.")
@@ -107,4 +120,6 @@ class SamplingRequest(Ignored):
         """Return the fields that the engine takes; `others` are no fields of ours, or mean something else here."""
         names = type(self).model_fields.keys() & _PARAMS
         given = {name: getattr(self, name) for name in names} | others
+        if self.repetition_detection is not None:
+            given["repetition_detection"] = self.repetition_detection.model_dump(exclude_unset=True)
         return {name: value for name, value in given.items() if value is not None}

@@ -29,11 +29,8 @@ ANY_REQUEST = {
     "logits_processors": Unserved(
         "no code of a request is run; use logit_bias, allowed_token_ids or bad_words", _EMPTY
     ),
-    "logprob_token_ids": Unserved("scores are given of the likeliest tokens; use logprobs", _EMPTY),
-    "return_tokens_as_token_ids": Unserved("ids are given beside the text; use return_token_ids", _OFF),
     "return_token_offsets": Unserved("offsets are given with logprobs of completions only", _OFF),
     "routed_experts_prompt_start": Unserved("which experts ran is not told", (0,)),
-    "repetition_detection": Unserved("repetition ends no answer; use repetition_penalty", _EMPTY),
     "thinking_token_budget": Unserved("thinking has no limit of its own; use max_tokens", (-1,)),
     "stream_interval": Unserved("each token is sent when it is there", (1,)),
     "watermarking": Unserved("answers carry no watermark", _OFF),

@@ -14,7 +14,17 @@ from baton.errors import BatonError
 from baton.messages import Token, read_rows, write_row
 from baton.requests.chat import ChatRequest
 from baton.requests.completions import CompletionRequest
-from baton.router.openai.json_pieces import NULL, ROWS, Columns, Once, Pieces, joined_pieces, list_pieces, object_pieces
+from baton.router.openai.json_pieces import (
+    NULL,
+    ROWS,
+    Columns,
+    Once,
+    Pieces,
+    joined_pieces,
+    list_pieces,
+    object_pieces,
+    rows_at_once,
+)
 from baton.router.openai.logprobs import (
     CompletionLogprobs,
     Echo,
@@ -133,10 +143,11 @@ def chat_pieces(
 
 def chat_choice(request: ChatRequest, index: int, choice: Collected, tokenizer: Tokenizer) -> Iterator[bytes]:
     """Write one choice of a chat."""
-    skips = request.skip_special_tokens is not False
+    skips, as_ids = request.skip_special_tokens is not False, bool(request.return_tokens_as_token_ids)
 
     def write(rows: Sequence[msgspec.Raw]) -> list[dict[str, Any]]:
-        return [chat_logprob(row, tokenizer, skips_special=skips) for row in read_rows(rows) if row is not None]
+        read = (row for row in read_rows(rows) if row is not None)
+        return [chat_logprob(row, tokenizer, skips_special=skips, as_ids=as_ids) for row in read]
 
     short = {
         "index": index,
@@ -147,7 +158,8 @@ def chat_choice(request: ChatRequest, index: int, choice: Collected, tokenizer: 
     }
     scores: Pieces = NULL
     if request.logprobs:
-        scores = chain((b'{"content":',), list_pieces(choice.logprobs, write, ROWS), (b"}",))
+        num_rows = rows_at_once(len(request.logprob_token_ids or ()))
+        scores = chain((b'{"content":',), list_pieces(choice.logprobs, write, num_rows), (b"}",))
     token_ids = choice.token_ids if request.return_token_ids else None
     yield from object_pieces(short, {"logprobs": scores, "token_ids": list_pieces(token_ids)})
 
@@ -165,6 +177,7 @@ class CompletionAnswer:
         self._echo = echo
         self._echoed = Columns()
         self._skips_special = request.skip_special_tokens is not False
+        self._as_ids = bool(request.return_tokens_as_token_ids)
         self._end = tokenizer.visible_end(prompt, skip_special_tokens=self._skips_special)
 
     def choices(self, first: int) -> Iterator[Pieces]:
@@ -204,15 +217,20 @@ class CompletionAnswer:
         for at in range(0, len(self._prompt), ROWS):
             part = slice(at, at + ROWS)
             rows = read_rows((self._sink.prompt_logprobs or [])[part]) or [None] * len(self._prompt[part])
-            columns = completion_logprobs(self._prompt[part], rows, self._echo.offsets[part], self._tokenizer)
+            columns = completion_logprobs(
+                self._prompt[part], rows, self._echo.offsets[part], self._tokenizer, as_ids=self._as_ids
+            )
             self._echoed.add(columns)
             yield b""
 
     def _scores(self, token_ids: list[int], rows: list[msgspec.Raw]) -> Iterator[bytes]:
         written = Columns()
-        scores = CompletionLogprobs(self._tokenizer, self._end, self._echo, skips_special=self._skips_special)
-        for at in range(0, max(len(token_ids), 1), ROWS):  # a choice without tokens has columns without values
-            part = slice(at, at + ROWS)
+        scores = CompletionLogprobs(
+            self._tokenizer, self._end, self._echo, skips_special=self._skips_special, as_ids=self._as_ids
+        )
+        num_rows = rows_at_once(len(self._request.logprob_token_ids or ()))
+        for at in range(0, max(len(token_ids), 1), num_rows):  # a choice without tokens has columns without values
+            part = slice(at, at + num_rows)
             written.add(scores.table(token_ids[part], read_rows(rows[part]) if token_ids else []))
             yield b""
         yield from self._echoed.then(written)

@@ -43,6 +43,7 @@ class AnswerEvents:
         self.push = stream.push
         self.tokenizer = tokenizer
         self.skips_special = request.skip_special_tokens is not False
+        self.as_ids = bool(request.return_tokens_as_token_ids)
         options = request.stream_options
         self._with_usage = bool(options and options.include_usage)
         in_each = self._with_usage and options and options.continuous_usage_stats
@@ -139,7 +140,9 @@ class ChatEvents:
             finish_reason = "tool_calls"
         scores, ids = b"null", b"null"
         if token.logprobs is not None and answer.with_logprobs:
-            row = chat_logprob(token.logprobs, answer.tokenizer, skips_special=answer.skips_special)
+            row = chat_logprob(
+                token.logprobs, answer.tokenizer, skips_special=answer.skips_special, as_ids=answer.as_ids
+            )
             scores = orjson.dumps({"content": [row]})
         if answer.with_token_ids:
             ids = b"[%d]" % token.token_id
@@ -235,7 +238,7 @@ class CompletionEvents:
                     self._prompt_ids, skip_special_tokens=answer.skips_special
                 )
             self._scores[choice] = CompletionLogprobs(
-                answer.tokenizer, self._prompt_end, self._echo, skips_special=answer.skips_special
+                answer.tokenizer, self._prompt_end, self._echo, skips_special=answer.skips_special, as_ids=answer.as_ids
             )
         return self._scores[choice]
 
@@ -243,7 +246,9 @@ class CompletionEvents:
         """Write the prompt; its scores come with choice 0's first token."""
         answer, rows = self._answer, token.prompt_logprobs
         if answer.with_logprobs and self._echo_scores is None and rows is not None:
-            self._echo_scores = completion_logprobs(self._prompt_ids, read_rows(rows), echo.offsets, answer.tokenizer)
+            self._echo_scores = completion_logprobs(
+                self._prompt_ids, read_rows(rows), echo.offsets, answer.tokenizer, as_ids=answer.as_ids
+            )
         self._write(choice, echo.text, self._echo_scores, [], begins=True)
 
     def _write(

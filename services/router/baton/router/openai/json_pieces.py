@@ -13,9 +13,15 @@ import orjson
 _T = TypeVar("_T")
 ROWS = 64
 """Positions with log-probabilities that are written at once: up to 21 scores each."""
+_SCORES = 21
 _IDS = 16_384
 Pieces = Iterable[bytes]
 NULL = (b"null",)
+
+
+def rows_at_once(num_scores: int) -> int:
+    """Return how many positions with so many log-probabilities are written at once."""
+    return max(1, min(ROWS, ROWS * _SCORES // max(num_scores, 1)))
 
 
 def object_pieces(short: Mapping[str, Any], long: Mapping[str, Pieces]) -> Iterator[bytes]:

@@ -1,4 +1,7 @@
-"""Log-probabilities in the three forms that clients know. A token's text and bytes are what it adds to the text."""
+"""Log-probabilities in the three forms that clients know. A token's text and bytes are what it adds to the text.
+
+With `as_ids` a token is named by its number in place of its text, as vLLM's return_tokens_as_token_ids asks.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,9 @@ class Echo:
     """Where each token of the prompt begins in it; empty where nobody asks."""
 
 
-def chat_logprob(row: TokenLogprobs, tokenizer: Tokenizer, *, skips_special: bool) -> dict[str, Any]:
+def chat_logprob(
+    row: TokenLogprobs, tokenizer: Tokenizer, *, skips_special: bool, as_ids: bool = False
+) -> dict[str, Any]:
     """Return one position in the form of chat completions; special tokens that are not shown have no bytes."""
     entries = [
         {
@@ -32,7 +37,7 @@ def chat_logprob(row: TokenLogprobs, tokenizer: Tokenizer, *, skips_special: boo
             "logprob": max(value, _MIN_LOGPROB),
             "bytes": list(tokenizer.token_bytes(token_id, skip_special_tokens=skips_special)),
         }
-        for token_id, name, value in zip(row.token_ids, _names(row, tokenizer), row.logprobs, strict=True)
+        for token_id, name, value in zip(row.token_ids, _names(row, tokenizer, as_ids), row.logprobs, strict=True)
     ]
     return entries[0] | {"top_logprobs": entries[1:]}
 
@@ -41,9 +46,16 @@ class CompletionLogprobs:
     """One choice's positions in the form of completions, in one table or in one a token."""
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt_ids: Sequence[int], echo: Echo | None, *, skips_special: bool
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int],
+        echo: Echo | None,
+        *,
+        skips_special: bool,
+        as_ids: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
+        self._as_ids = as_ids
         self._text = tokenizer.new_stream(prompt_ids, skip_special_tokens=skips_special)
         self._offset = 0 if echo is None else len(echo.text)
         """Characters that stand before the next token."""
@@ -54,15 +66,22 @@ class CompletionLogprobs:
         for token_id in token_ids:
             offsets.append(self._offset)
             self._offset += len(self._text.push(token_id))
-        return completion_logprobs(token_ids, rows, offsets, self._tokenizer)
+        return completion_logprobs(token_ids, rows, offsets, self._tokenizer, as_ids=self._as_ids)
 
 
 def completion_logprobs(
-    token_ids: Sequence[int], rows: Sequence[TokenLogprobs | None], offsets: Sequence[int], tokenizer: Tokenizer
+    token_ids: Sequence[int],
+    rows: Sequence[TokenLogprobs | None],
+    offsets: Sequence[int],
+    tokenizer: Tokenizer,
+    *,
+    as_ids: bool = False,
 ) -> dict[str, Any]:
     """Return positions in the form of completions; one without scores, as a prompt's first, has null."""
     names = [
-        [tokenizer.token_text(token_id)] if row is None else _names(row, tokenizer)
+        [unnamed(token_id) if as_ids else tokenizer.token_text(token_id)]
+        if row is None
+        else _names(row, tokenizer, as_ids)
         for token_id, row in zip(token_ids, rows, strict=True)
     ]
     scores = [None if row is None else [max(value, _MIN_LOGPROB) for value in row.logprobs] for row in rows]
@@ -77,8 +96,10 @@ def completion_logprobs(
     }
 
 
-def _names(row: TokenLogprobs, tokenizer: Tokenizer) -> list[str]:
+def _names(row: TokenLogprobs, tokenizer: Tokenizer, as_ids: bool) -> list[str]:
     """Name each token of a position, two of them never alike."""
+    if as_ids:
+        return list(map(unnamed, row.token_ids))
     owners: dict[str, int] = {}
     names = []
     for token_id in row.token_ids:
