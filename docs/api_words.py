@@ -60,7 +60,9 @@ WORDS: dict[str, str] = {
     "tool_choice": "`auto`, or `none`: the model is told of no tool",
     "parallel_tool_calls": "whether one answer may hold several calls",
     "modalities": 'only `["text"]`',
-    "reasoning_effort": "handed to the chat template, for models whose template reads it",
+    "reasoning_effort": "handed to the chat template, for models whose template reads it; `none` switches thinking off "
+    "there; [more](reasoning.md)",
+    "include_reasoning": "whether what the model thought is shown; on by default, and counted either way",
     "add_generation_prompt": "end the prompt where the assistant begins to speak; on by default",
     "continue_final_message": "go on with the last message instead of answering it; excludes `add_generation_prompt`",
     "chat_template_kwargs": 'values for the model\'s chat template, such as `{"enable_thinking": false}`',

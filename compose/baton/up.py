@@ -250,6 +250,7 @@ def _plan_router(
         revision=engine.revision,
         chat_template=config.chat_template,
         chat_template_content_format=config.chat_template_content_format,
+        reasoning_parser=config.reasoning_parser,
         generation_config=config.generation_config,
         override_generation_config=config.override_generation_config,
         worker=tuple(static),

@@ -16,7 +16,7 @@ TAKEN = """
 model tokenizer revision load_format dtype seed max_model_len block_size gpu_memory_utilization kv_cache_memory_bytes
 num_gpu_blocks_override max_num_batched_tokens max_num_seqs enable_prefix_caching enable_chunked_prefill enforce_eager
 swap_space kv_offloading_size>swap_space
-device served_model_name host port api_key config chat_template chat_template_content_format uds root_path ssl_keyfile
+device served_model_name host port api_key config chat_template chat_template_content_format reasoning_parser uds root_path ssl_keyfile
 ssl_certfile ssl_ca_certs ssl_cert_reqs allow_credentials allowed_origins allowed_methods allowed_headers
 generation_config override_generation_config
 max_num_queued_reqs>max_num_waiting shutdown_timeout>drain_s
@@ -35,6 +35,7 @@ max_num_queued_reqs>max_num_waiting use_tqdm_on_load?>use_tqdm
 
 OFFLINE = (
     ("One model answers here, and nobody has to name it.", "served_model_name~"),
+    ("`LLM` gives an answer's text as the model wrote it, thoughts included.", "reasoning_parser~"),
     ("`LLM` writes no log.", "disable_log_stats?~ enable_log_requests?~ log_level~"),
     ("Set HF_HOME in the environment before Python starts: models are kept below it.", "download_dir"),
 )
@@ -126,8 +127,8 @@ SERVING = (
         """,
     ),
     (
-        "Reasoning is not told apart from the answer yet: it is part of its text.",
-        "reasoning_parser reasoning_parser_plugin reasoning_config reasoning_effort_map enable_reasoning?",
+        "Thoughts are told apart by themselves (`--reasoning-parser`); parsers of others come as installed packages.",
+        "reasoning_parser_plugin reasoning_config reasoning_effort_map enable_reasoning?~",
     ),
     (
         "Generation alone is served: no embeddings, scores, rewards or classes.",

@@ -15,6 +15,9 @@ from baton.requests.messages import Message
 from baton.requests.sampling import SamplingRequest
 from baton.requests.unserved import CHAT
 
+_THINKING = frozenset(("enable_thinking", "thinking"))
+"""What templates call the switch of thoughts."""
+
 
 class ChatRequest(SamplingRequest, Conversation):
     """POST /v1/chat/completions."""
@@ -27,6 +30,7 @@ class ChatRequest(SamplingRequest, Conversation):
     tool_choice: TextOrObject | None = None
     parallel_tool_calls: bool | None = None
     modalities: Annotated[list[Literal["text", "audio"]], Field(max_length=2)] | None = None
+    include_reasoning: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
 
     def sampling_params(self, limits: Limits = DEFAULT_LIMITS) -> SamplingParams:
@@ -54,7 +58,10 @@ class ChatRequest(SamplingRequest, Conversation):
         if not self.shows_tools:
             arguments["tools"] = None
         if self.reasoning_effort is not None:
-            arguments["kwargs"].setdefault("reasoning_effort", self.reasoning_effort)
+            kwargs = arguments["kwargs"]
+            kwargs.setdefault("reasoning_effort", self.reasoning_effort)
+            if self.reasoning_effort == "none" and not _THINKING & kwargs.keys():
+                kwargs |= dict.fromkeys(_THINKING, False)
         return arguments
 
     def _check_tools(self) -> None:

@@ -54,7 +54,6 @@ CHAT = ANY_REQUEST | {
     "chat_template": Unserved(_NO_TEMPLATES),
     "media_io_kwargs": Unserved(_NO_MEDIA, _EMPTY),
     "mm_processor_kwargs": Unserved(_NO_MEDIA, _EMPTY),
-    "include_reasoning": Unserved("reasoning is part of the text, which is given whole", (True,)),
     "return_prompt_text": Unserved("use /tokenize and /detokenize, or return_token_ids", _OFF),
     "enable_thinking": Unserved(_IN_TEMPLATE),
     "thinking": Unserved(_IN_TEMPLATE),

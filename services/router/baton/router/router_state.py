@@ -25,6 +25,7 @@ from baton.router.index import PrefixIndex
 from baton.router.load_line import LoadLine
 from baton.router.long_bodies import LongBodies
 from baton.router.loop_lag import LoopLag
+from baton.router.openai.answer_forms import AnswerForms
 from baton.router.pool import WorkerPool
 from baton.router.tenants import Tenants
 from baton.router.text_pool import TextPool
@@ -40,7 +41,7 @@ class RouterState:
         """Load the tokenizer; connections begin with `start`.
 
         Raises:
-            ConfigError: the tokenizer cannot be loaded, or the URL of Redis is none.
+            ConfigError: the tokenizer cannot be loaded, a parser is not known, or the URL of Redis is none.
         """
         self.config = config
         self.model_names = config.model_names
@@ -48,6 +49,7 @@ class RouterState:
         self.tokenizer = Tokenizer(
             config.tokenizer or config.model, config.revision, config.chat_template, config.chat_template_content_format
         )
+        self.answer_forms = AnswerForms(config, self.tokenizer)
         self.sampling_defaults = _sampling_defaults(config)
         """Of requests that leave these fields out."""
         if registry is None and config.redis_url is not None:

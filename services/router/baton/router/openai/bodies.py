@@ -76,7 +76,7 @@ class Collected:
         """Return it as an assistant's message."""
         text = "".join(self.text)
         message = _MESSAGE | {
-            "content": None if self.calls and not text.strip() else text,
+            "content": None if (self.calls or self.reasoning) and not text.strip() else text,
             "refusal": "".join(self.refusal) or None,
             "tool_calls": self.calls,
             "reasoning": "".join(self.reasoning) or None,

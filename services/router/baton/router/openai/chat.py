@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from fastapi import APIRouter
@@ -16,14 +15,13 @@ from baton.protocol import SamplingParams
 from baton.requests.chat import ChatRequest
 from baton.router.http_request import Caller, read_request
 from baton.router.json_answers import LongJSON
+from baton.router.openai.answer_forms import NewParser
 from baton.router.openai.bodies import BODY, CollectSink, chat_pieces
 from baton.router.openai.events import AnswerEvents, ChatEvents
 from baton.router.openai.json_pieces import object_pieces, whole
 from baton.router.openai.model_checks import check_with_model, facts_of
 from baton.router.openai.models import check_model
 from baton.router.openai.open_request import OpenRequest, check_busy
-from baton.router.openai.parsers import new_parser_of
-from baton.router.openai.parts import AnswerParser
 from baton.router.openapi_file import operation
 from baton.router.router_state import RouterState
 
@@ -65,8 +63,8 @@ class OpenChat(NamedTuple):
     opened: OpenRequest
     params: SamplingParams
     prompt: Prompt
-    new_parser: Callable[[], AnswerParser] | None
-    """Makes the parser of a choice; none: its text is all that it has."""
+    new_parser: NewParser | None
+    """None: the text of a choice is all that it has."""
 
 
 async def open_chat(router: RouterState, request: ChatRequest, caller: Caller) -> OpenChat:
@@ -80,9 +78,7 @@ async def open_chat(router: RouterState, request: ChatRequest, caller: Caller) -
     prompt = await render_chat(router, request)
     params = await check_with_model(router, request, params, [prompt])
     opened = OpenRequest(router, request, params, [prompt], caller)
-    one_call = request.parallel_tool_calls is False
-    new_parser = new_parser_of("hermes", one_call=one_call) if request.shows_tools else None
-    return OpenChat(opened, params, prompt, new_parser)
+    return OpenChat(opened, params, prompt, router.answer_forms.new_parser(request, prompt.token_ids))
 
 
 async def render_chat(router: RouterState, request: ChatRequest) -> Prompt:

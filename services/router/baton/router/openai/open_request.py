@@ -39,6 +39,8 @@ class Tally:
         self._hides_completion = hides_completion
         self._num_cached = self._num_restored = 0
         self._num_completion = 0
+        self.parsed: list[AnswerParts] = []
+        """Answers in which thoughts are told apart."""
 
     def begin(self, token: Token, prompt_len: int) -> None:
         """Count what a prompt found in caches, which its first token tells."""
@@ -62,7 +64,7 @@ class Tally:
         """Return OpenAI's usage object, with what was cached by where it lay: in a worker's device, or its host."""
         device = self._num_cached - self._num_restored
         completion = 0 if self._hides_completion else self._num_completion
-        return {
+        usage: dict[str, object] = {
             "prompt_tokens": self._num_prompt,
             "total_tokens": self._num_prompt + completion,
             "completion_tokens": completion,
@@ -71,6 +73,10 @@ class Tally:
                 "cached_tokens_by_tier": {"device": device, "host": self._num_restored},
             },
         }
+        if self.parsed:
+            reasoning = sum(answer.num_reasoning for answer in self.parsed)
+            usage["completion_tokens_details"] = {"reasoning_tokens": reasoning}
+        return usage
 
 
 def check_busy(router: RouterState, params: SamplingParams, caller: Caller) -> None:
@@ -112,6 +118,7 @@ class OpenRequest:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Set when a whole answer is there."""
         self.tally = Tally(sum(map(len, prompts)), len(prompts), hides_completion=request.max_tokens == 0)
+        self._shows_reasoning = not isinstance(request, ChatRequest) or request.include_reasoning is not False
         self._router = router
         self._block_size = facts_of(router).block_size
         self._explains = caller.explain
@@ -160,10 +167,14 @@ class OpenRequest:
         end = tokenizer.visible_end(
             generation.prompt.token_ids, skip_special_tokens=params.skip_special_tokens, shown=marks
         )
-        texts = [AnswerText(tokenizer, end, params, marks) for _ in parsers]
-        return [
-            text if parser is None else AnswerParts(text, parser) for text, parser in zip(texts, parsers, strict=True)
-        ]
+        texts: list[ChoiceText[Shown]] = []
+        for parser in parsers:
+            text = AnswerText(tokenizer, end, params, marks)
+            if parser is not None:
+                parts = AnswerParts(text, parser, shows_reasoning=self._shows_reasoning)
+                self.tally.parsed.append(parts)
+            texts.append(text if parser is None else parts)
+        return texts
 
     async def _hash_aside(self, generation: Generation) -> None:
         """Hash a long prompt's blocks in a thread."""

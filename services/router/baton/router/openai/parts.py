@@ -64,18 +64,27 @@ class AnswerParser(Protocol):
 class AnswerParts:
     """One choice's tokens becoming parts. A choice without a parser needs only `AnswerText`: its text is its part."""
 
-    __slots__ = ("_parser", "_text")
+    __slots__ = ("_is_thinking", "_parser", "_shows_reasoning", "_text", "num_reasoning")
 
-    def __init__(self, text: AnswerText, parser: AnswerParser) -> None:
+    def __init__(self, text: AnswerText, parser: AnswerParser, *, shows_reasoning: bool = True) -> None:
         self._text = text
         self._parser = parser
+        self._shows_reasoning = shows_reasoning
+        self._is_thinking = False
+        self.num_reasoning = 0
+        """Tokens of what the model thought, shown or not."""
 
     def push(self, token_id: int, finish_reason: str | None) -> tuple[list[Part], str | None]:
         """Take a token; return the parts that it completes, and the stop string if one has ended the choice."""
         text, stop = self._text.push(token_id, finish_reason)
         parts = self._parser.push(text, token_id)
+        if parts:  # one that completes nothing counts as what came before it
+            self._is_thinking = isinstance(parts[0], Reasoning)
+        self.num_reasoning += self._is_thinking
         if finish_reason is not None or stop is not None:
             parts += self._parser.finish()
+        if not self._shows_reasoning:
+            parts = [part for part in parts if not isinstance(part, Reasoning)]
         return parts, stop
 
 
