@@ -31,6 +31,7 @@ from baton.logs import LogConfig
 from baton.metrics import RouterMetrics, StoreMetrics, WorkerMetrics
 from baton.router.config import RouterConfig
 from baton.router.http_config import HttpConfig
+from baton.router.vllm_series import LEFT_OUT, Seen, VllmSeries
 from baton.worker.settings import WorkerConfig
 
 ROOT = Path(__file__).parent.parent
@@ -89,21 +90,28 @@ def settings_table(name: str) -> str:
 
 
 def metrics_table(name: str) -> str:
-    """Return a table of what a router, a worker or a store counts."""
-    registry = {"router": RouterMetrics, "worker": WorkerMetrics, "store": StoreMetrics}[name]("m").registry
-    families = list(registry.collect())
-    also = {family.name.replace("vllm:", "baton:") for family in families if family.name.startswith("vllm:")}
+    """Return a table of what a router, a worker or a store counts, or of what a router shows under vLLM's names."""
+    if name == "left-out":
+        return rows(("series of vLLM", "why not"), [(f"`{names}`", why) for names, why in LEFT_OUT])
+    metrics = {"router": RouterMetrics, "worker": WorkerMetrics, "store": StoreMetrics, "vllm": RouterMetrics}[name](
+        "m"
+    )
+    if isinstance(metrics, RouterMetrics) and name == "vllm":
+        VllmSeries(metrics).seen = Seen(block_size=16, is_awake=True)
+    registry = metrics.registry
     unused = {series: collector for collector, names in registry._collector_to_names.items() for series in names}
     lines = []
-    for family in sorted(families, key=lambda f: f.name):
-        if not family.name.startswith("baton:"):
+    for family in sorted(registry.collect(), key=lambda f: f.name):
+        if family.name.startswith("baton:") == (name == "vllm"):
             continue
         # A series whose labels have no value yet gives no sample, but knows their names.
-        labels = list(family.samples[0].labels) if family.samples else getattr(unused[family.name], "_labelnames", ())
-        own = ",".join(label for label in labels if label not in ("model_name", "le"))
+        labels = (
+            list(family.samples[0].labels) if family.samples else getattr(unused.get(family.name), "_labelnames", ())
+        )
+        own = ",".join(label for label in labels if label not in ("model_name", "engine", "le"))
         shown = family.name + ("_total" if family.type == "counter" else "") + (f"{{{own}}}" if own else "")
-        lines.append((f"`{shown}`", family.type, family.documentation, "yes" if family.name in also else ""))
-    return rows(("series", "type", "", "vLLM's name too"), lines)
+        lines.append((f"`{shown}`", family.type, family.documentation))
+    return rows(("series", "type", ""), lines)
 
 
 _TABLES: dict[str, Callable[..., str]] = {

@@ -328,6 +328,20 @@ class Computed(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """From there to the token."""
 
 
+STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+"""Upper edges by which steps are counted; beyond the last there is one more place."""
+
+
+class Counted(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What a worker has counted, for all routers together, since it last said so: to one router, so that sums are right."""
+
+    num_preemptions: Count
+    num_step_tokens: Count
+    """That its steps computed."""
+    steps: list[Count]
+    """How many steps had so many tokens, by `STEP_TOKENS`."""
+
+
 class Outputs(msgspec.Struct, tag="outputs", array_like=True, frozen=True):
     """Everything one step gave one router."""
 
@@ -338,6 +352,7 @@ class Outputs(msgspec.Struct, tag="outputs", array_like=True, frozen=True):
     ended: list[Ended] = []
     transfers: list[Transfer] = []
     computed: list[Computed] = []
+    counted: Counted | None = None
 
 
 class Blocks(msgspec.Struct, tag="blocks", array_like=True, frozen=True):

@@ -1,4 +1,4 @@
-"""Every Prometheus series, named once. One registry a process; series that vLLM has appear under its name too.
+"""Every Prometheus series of ours, named once. One registry a process; vLLM's names are the router's (`vllm_series.py`).
 
 A process makes `RouterMetrics` or `WorkerMetrics`, keeps it, and answers /metrics with `render()`. What is counted per
 token is counted in plain integers and becomes a metric only when somebody reads it.
@@ -7,14 +7,13 @@ token is counted in plain integers and becomes a metric only when somebody reads
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, product
 from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Sample
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _PREFIX = "baton:"
@@ -92,6 +91,11 @@ class LabelledCounter:
         self.total += by
         self._counter.labels(self._model_name, *labels).inc(by)
 
+    @property
+    def collector(self) -> Collector:
+        """What gives its samples."""
+        return self._counter
+
     def value(self, *labels: str) -> float:
         """Present count, for tests and /debug."""
         value: float = self._counter.labels(self._model_name, *labels)._value.get()
@@ -110,62 +114,37 @@ class LabelledHistogram:
         self._histogram.labels(self._model_name, label).observe(value)
 
 
-class _Aliases(Collector):
-    """The same values under the names that others' dashboards ask for."""
-
-    def __init__(self) -> None:
-        self.named: list[tuple[Collector, str]] = []
-
-    def describe(self) -> Iterable[Metric]:
-        return []
-
-    def collect(self) -> Iterator[Metric]:
-        for collector, name in self.named:
-            for metric in collector.collect():
-                copy = Metric(name, metric.documentation, metric.type)
-                copy.samples = [Sample(name + each.name[len(metric.name) :], *each[1:]) for each in metric.samples]
-                yield copy
-
-
 class _Registered:
     """How series are made, all labelled with the model's name."""
 
     def __init__(self, model_name: str) -> None:
         self.registry = CollectorRegistry()
         self.model_name = model_name
-        self._aliases = _Aliases()
-        self.registry.register(self._aliases)
 
     def render(self) -> bytes:
         """Make the text of /metrics."""
         return generate_latest(self.registry)
 
-    def _register(self, made: _Made, *aliases: str) -> _Made:
+    def _register(self, made: _Made) -> _Made:
         self.registry.register(made)
-        self._aliases.named += [(made, alias) for alias in aliases]
         return made
 
-    def _gauge(self, name: str, help_text: str, *aliases: str, vllm: bool = False) -> Gauge:
-        gauge = Gauge(_PREFIX + name, help_text, ["model_name"], registry=None)
-        return self._register(gauge, *_vllm(name, vllm), *aliases).labels(self.model_name)
+    def _gauge(self, name: str, help_text: str) -> Gauge:
+        return self._register(Gauge(_PREFIX + name, help_text, ["model_name"], registry=None)).labels(self.model_name)
 
-    def _counter(self, name: str, help_text: str, *, vllm: bool = False) -> PlainCounter:
-        return self._register(PlainCounter(_PREFIX + name, help_text, self.model_name), *_vllm(name, vllm))
+    def _counter(self, name: str, help_text: str) -> PlainCounter:
+        return self._register(PlainCounter(_PREFIX + name, help_text, self.model_name))
 
-    def _labelled_counter(
-        self, name: str, help_text: str, *, vllm: bool = False, **labels: Sequence[str]
-    ) -> LabelledCounter:
+    def _labelled_counter(self, name: str, help_text: str, **labels: Sequence[str]) -> LabelledCounter:
         """`labels`: each with its known values, counted from zero on, so that the first event shows in rate() too."""
         counter = Counter(_PREFIX + name, help_text, ["model_name", *labels], registry=None)
-        labelled = LabelledCounter(self._register(counter, *_vllm(name, vllm)), self.model_name)
+        labelled = LabelledCounter(self._register(counter), self.model_name)
         for values in product(*labels.values()):
             labelled.inc(*values, by=0)
         return labelled
 
-    def _histogram(
-        self, name: str, help_text: str, *, buckets: Sequence[float] = _LATENCY, vllm: bool = False
-    ) -> TokenHistogram:
-        return self._register(TokenHistogram(_PREFIX + name, help_text, self.model_name, buckets), *_vllm(name, vllm))
+    def _histogram(self, name: str, help_text: str, *, buckets: Sequence[float] = _LATENCY) -> TokenHistogram:
+        return self._register(TokenHistogram(_PREFIX + name, help_text, self.model_name, buckets))
 
 
 class _Series(_Registered):
@@ -173,18 +152,14 @@ class _Series(_Registered):
 
     def __init__(self, model_name: str) -> None:
         super().__init__(model_name)
-        self.num_requests_running = self._gauge("num_requests_running", "Requests being answered.", vllm=True)
-        self.num_requests_waiting = self._gauge(
-            "num_requests_waiting", "Requests accepted and without a token yet.", vllm=True
-        )
+        self.num_requests_running = self._gauge("num_requests_running", "Requests being answered.")
+        self.num_requests_waiting = self._gauge("num_requests_waiting", "Requests accepted and without a token yet.")
         self.prefix_cache_queries = self._counter(
-            "prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", vllm=True
+            "prefix_cache_queries", "Prompt tokens looked up in the prefix cache."
         )
-        self.prefix_cache_hits = self._counter(
-            "prefix_cache_hits", "Prompt tokens found in the prefix cache.", vllm=True
-        )
-        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens taken.", vllm=True)
-        self.generation_tokens = self._counter("generation_tokens", "Tokens generated.", vllm=True)
+        self.prefix_cache_hits = self._counter("prefix_cache_hits", "Prompt tokens found in the prefix cache.")
+        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens taken.")
+        self.generation_tokens = self._counter("generation_tokens", "Tokens generated.")
         self.kv_integrity_failures = self._counter(
             "kv_integrity_failures", "Blocks, frames or tokens that failed a check."
         )
@@ -192,9 +167,7 @@ class _Series(_Registered):
             "stale_messages", "Messages of a closed epoch or an unknown peer that were dropped."
         )
         self.request_queue_time_seconds = self._histogram(
-            "request_queue_time_seconds",
-            "Router: from arrival to being sent to a worker. Worker: in its queue.",
-            vllm=True,
+            "request_queue_time_seconds", "Router: from arrival to being sent to a worker. Worker: in its queue."
         )
         phases = Histogram(
             f"{_PREFIX}phase_seconds",
@@ -207,30 +180,21 @@ class _Series(_Registered):
         self.phase_seconds = LabelledHistogram(phases, model_name)
 
 
-def _vllm(name: str, has_it: bool) -> tuple[str, ...]:
-    return (f"vllm:{name}",) if has_it else ()
-
-
 class RouterMetrics(_Series):
     """What a router counts."""
 
     def __init__(self, model_name: str) -> None:
         super().__init__(model_name)
         self.request_success = self._labelled_counter(
-            "request_success",
-            "Requests ended, by reason.",
-            vllm=True,
-            finished_reason=("stop", "length", "abort", "error"),
+            "request_success", "Requests ended, by reason.", finished_reason=("stop", "length", "abort", "error")
         )
         self.time_to_first_token_seconds = self._histogram(
-            "time_to_first_token_seconds", "From arrival to the first token.", vllm=True
+            "time_to_first_token_seconds", "From arrival to the first token."
         )
         self.inter_token_latency_seconds = self._histogram(
-            "inter_token_latency_seconds", "Between tokens of a choice.", vllm=True, buckets=_INTER_TOKEN
+            "inter_token_latency_seconds", "Between tokens of a choice.", buckets=_INTER_TOKEN
         )
-        self.e2e_request_latency_seconds = self._histogram(
-            "e2e_request_latency_seconds", "From arrival to the end.", vllm=True
-        )
+        self.e2e_request_latency_seconds = self._histogram("e2e_request_latency_seconds", "From arrival to the end.")
         self.replays = self._labelled_counter(
             "replays", "Requests sent again under a higher epoch, by reason.", reason=_REPLAYS
         )
@@ -250,11 +214,6 @@ class RouterMetrics(_Series):
         self.workers = Gauge(f"{_PREFIX}workers", "Live workers, by leg.", ["leg"], registry=self.registry)
         for leg in ("prefill", "decode"):
             self.workers.labels(leg)
-        # Under vLLM's names alone, for its dashboards: Baton's own series is a worker's, and is alerted on by worker.
-        usage = Gauge(
-            "vllm:kv_cache_usage_perc", "Share of all workers' KV blocks in use.", ["model_name"], registry=None
-        )
-        self.kv_cache_usage_perc = self._register(usage, "vllm:gpu_cache_usage_perc").labels(model_name)
         self.index_blocks = self._gauge("index_blocks", "Block hashes in the prefix index.")
         self.registry_up = self._gauge("registry_up", "Whether Redis answers; NaN where none is used.")
         self.event_loop_lag_seconds = self._histogram(
@@ -274,22 +233,17 @@ class WorkerMetrics(_Series):
         self.num_prompt_tokens_waiting = self._gauge(
             "num_prompt_tokens_waiting", "Prompt tokens taken and not computed yet."
         )
-        self.kv_cache_usage_perc = self._gauge(
-            "kv_cache_usage_perc",
-            "Share of KV blocks in use, 0 to 1.",
-            *("vllm:gpu_cache_usage_perc", "baton:gpu_cache_usage_perc"),
-            vllm=True,
-        )
+        self.kv_cache_usage_perc = self._gauge("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.")
+        self.gpu_cache_usage_perc = self._gauge("gpu_cache_usage_perc", "kv_cache_usage_perc under its older name.")
         text = "KV blocks by state; free + cached + held = total."
         self.kv_blocks = Gauge(f"{_PREFIX}kv_blocks", text, ["state"], registry=self.registry)
         self.engine_restarts = self._labelled_counter(
             "engine_restarts", "Engine processes started anew, by why the one before ended.", reason=("died", "stuck")
         )
-        self.num_preemptions = self._counter("num_preemptions", "Sequences put back for want of blocks.", vllm=True)
+        self.num_preemptions = self._counter("num_preemptions", "Sequences put back for want of blocks.")
         self.prompt_tokens_by_source = self._labelled_counter(
             "prompt_tokens_by_source",
             "Prompt tokens by where their KV came from: computed, own prefix cache, host memory behind it, another worker.",
-            vllm=True,
             source=("local_compute", "local_cache_hit", "host_memory", "external_kv_transfer"),
         )
         text = "Blocks of host memory behind the device's KV blocks, by state."

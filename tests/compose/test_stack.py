@@ -27,6 +27,7 @@ from tests.processes import eventually
 
 from baton.llm import LLM, SamplingParams
 from baton.metrics import RouterMetrics
+from baton.router.vllm_series import VllmSeries
 
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(900)]
 NUM_STREAMS = 50
@@ -160,7 +161,9 @@ def test_prometheus_finds_every_container_and_every_series(stack: Stack) -> None
     eventually(lambda: targets() == wanted, "all six targets are up", 60)
     names = set(stack.prometheus("label/__name__/values"))
     assert [name for name in SERIES if f"baton:{name}" not in names] == []
-    shared = RouterMetrics("m").render().decode()
+    metrics = RouterMetrics("m")
+    VllmSeries(metrics)
+    shared = metrics.render().decode()
     aliases = {line.split()[2] for line in shared.splitlines() if line.startswith("# TYPE vllm:")}
     found = {name.removesuffix("_count") for name in names}
     assert [alias for alias in aliases if alias not in found] == []

@@ -337,9 +337,9 @@ def test_metrics_have_our_names_and_those_that_dashboards_know(serving: Cluster,
     text = httpx.get(f"{serving.url}/metrics").text
     for name in (
         'baton:time_to_first_token_seconds_count{model_name="tiny"}',
-        'vllm:time_to_first_token_seconds_bucket{le="0.1",model_name="tiny"}',
+        'vllm:time_to_first_token_seconds_bucket{engine="0",le="0.1",model_name="tiny"}',
         'baton:request_success_total{finished_reason="length",model_name="tiny"}',
-        'vllm:generation_tokens_total{model_name="tiny"}',
+        'vllm:generation_tokens_total{engine="0",model_name="tiny"}',
         'baton:route_decisions_total{model_name="tiny",path="remote"}',
         "baton:num_requests_running",
         "baton:inter_token_latency_seconds_sum",

@@ -48,6 +48,9 @@ class PaperMailbox:
         arrived, self.arrived = self.arrived, []
         return arrived
 
+    def first_peer(self) -> Peer | None:
+        return None
+
     def refusal(self) -> str:
         return ""
 

@@ -105,7 +105,8 @@ class Face:
         metrics.num_requests_waiting.set(stats.load.num_waiting)
         metrics.num_prompt_tokens_waiting.set(stats.load.waiting_tokens)
         total = stats.blocks_free + stats.blocks_cached + stats.blocks_held
-        metrics.kv_cache_usage_perc.set(stats.blocks_held / total if total else 0.0)
+        for usage in (metrics.kv_cache_usage_perc, metrics.gpu_cache_usage_perc):
+            usage.set(stats.blocks_held / total if total else 0.0)
         for state, count in (
             ("free", stats.blocks_free),
             ("cached", stats.blocks_cached),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 
 from baton.engine.engine import Engine
 from baton.engine.step_plan import StepPlan
-from baton.messages import Load
+from baton.messages import STEP_TOKENS, Counted, Load
 from baton.step_learning import StepLearner
 from baton.worker.beat import STUCK_S
 
@@ -53,6 +54,9 @@ class LoadMeter:
         self._began_at = 0.0
         self._load = Load()
         self._at = 0.0
+        self._steps = [0] * (len(STEP_TOKENS) + 1)
+        self._num_step_tokens = 0
+        self._num_preemptions = engine.scheduler.num_preemptions
 
     def step_begins(self) -> None:
         """Note the time."""
@@ -75,11 +79,24 @@ class LoadMeter:
     def _measure(self, plan: StepPlan, seconds: float) -> None:
         """Learn from a step that took so long."""
         num_tokens, rows = plan.num_tokens - plan.num_decodes, plan.num_decodes
+        self._steps[bisect_left(STEP_TOKENS, plan.num_tokens)] += 1
+        self._num_step_tokens += plan.num_tokens
         self._learner.learn(seconds, rows, sum(plan.starts[:rows]), num_tokens, plan.num_chunk_pairs)
         if num_tokens:
             self._prefill_rate = _mean(self._prefill_rate, num_tokens / max(seconds, 1e-6))
         else:
             self._decode_step_ms = _mean(self._decode_step_ms, seconds * 1e3)
+
+    def take_counted(self) -> Counted | None:
+        """Return what was counted since the last call; None: nothing."""
+        num_preemptions = self._engine.scheduler.num_preemptions
+        since = num_preemptions - self._num_preemptions
+        if not (since or self._num_step_tokens):
+            return None
+        counted = Counted(since, self._num_step_tokens, self._steps)
+        self._num_preemptions = num_preemptions
+        self._num_step_tokens, self._steps = 0, [0] * len(self._steps)
+        return counted
 
     def limit_s(self) -> float:
         """Say how long the loop may take for what it does now; asked by another thread."""

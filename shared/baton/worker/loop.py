@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from baton.engine.engine import Engine
 from baton.errors import BatonError
 from baton.logs import get_logger
-from baton.messages import Cancel, Hello, LegError, Legs, ModelFacts, Start, WorkerInfo
+from baton.messages import Cancel, Hello, LegError, Legs, Load, ModelFacts, Outputs, Start, WorkerInfo
 from baton.protocol import check_prompt
 from baton.registry import BlockLog
 from baton.step_learning import StepLearner
@@ -34,6 +34,8 @@ MAX_FAILED_STEPS = 3
 """In a row; then the device is taken as broken and the process ends, to be started anew."""
 IDLE_S = 0.25
 REPORT_S = 0.1
+COUNTED_S = 1.0
+"""Between what is told one router for all: a message a second costs nothing."""
 RESTORING_S = 0.001
 _ENDING = LegError("draining", "this worker is ending", True)
 _IMPOSSIBLE = LegError("internal", "the tokens before a replay are none of this model's", False)
@@ -82,7 +84,7 @@ class WorkerLoop:
         self._pacer = Pacer(StepLearner(), 0.0) if pacer is None else pacer
         self._meter = LoadMeter(engine, self._pacer.learner)
         self._log = BlockLog(info.worker_id, info.incarnation)
-        self._reported_at = 0.0
+        self._reported_at = self._counted_at = 0.0
         self._num_failed_steps = 0
         self._drain_asked = False
         self._draining_until: float | None = None
@@ -299,6 +301,7 @@ class WorkerLoop:
             peer, number = self._calls.pop()
             self._mailbox.post(peer, Legs(self._info.incarnation, number, open_legs(self._runs, peer)))
         self._log_blocks()
+        self._tell_counted(load)
         now = time.monotonic()
         if is_idle or now - self._reported_at >= REPORT_S:
             self._reported_at = now
@@ -307,6 +310,15 @@ class WorkerLoop:
             stats.stale_messages += self._num_stale
             self._add_stats(stats)
             self._tell_face(stats)
+
+    def _tell_counted(self, load: Load) -> None:
+        now = time.monotonic()
+        if now - self._counted_at < COUNTED_S or (peer := self._mailbox.first_peer()) is None:
+            return
+        self._counted_at = now
+        if counted := self._meter.take_counted():
+            info = self._info
+            self._mailbox.post(peer, Outputs(info.worker_id, info.incarnation, [], load, counted=counted))
 
     def _log_blocks(self) -> None:
         events = self._engine.cache.drain_events()

@@ -166,6 +166,10 @@ class Mailbox:
         self._outgoing.append((peer, message))
         self._wakeup.set()
 
+    def first_peer(self) -> Peer | None:
+        """The router that is told what is counted for all: the one known longest."""
+        return next((peer for peer in list(self._peers) if not peer.refusal), None)
+
     def refusal(self) -> str:
         """Why no router sends anything; empty: one does, or none is there."""
         refusals = [peer.refusal for peer in list(self._peers)]

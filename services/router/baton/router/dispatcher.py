@@ -42,6 +42,7 @@ from baton.router.policy import Decision
 from baton.router.pool import Worker, WorkerPool
 from baton.router.roll_call import by_key, is_lost, name_legs
 from baton.router.turnover import AnswerLength, Batch, answer_prior
+from baton.router.vllm_series import Seen, Times, VllmSeries
 from baton.router.workers import WorkerGone
 
 _log = get_logger("dispatch")
@@ -80,6 +81,7 @@ class Running:
             "timer",
             "tokens_at_replay",
         ),
+        "waited_s",
         "waits_for_first",
         "workers",
     )
@@ -109,6 +111,8 @@ class Running:
         self.num_counted = 0
         """Tokens to the client that are in the metrics."""
         self.sent_at = self.first_token_at = 0.0
+        self.waited_s: float | None = None
+        """How long its first worker had it in its queue."""
         self.last_token_at = [0.0] * flow.generation.params.n
         """By choice."""
         self.waits_for_first = False
@@ -116,6 +120,13 @@ class Running:
         self.held: HeldToken | None = None
         self.is_over = False
         self._dispatcher = dispatcher
+
+    def times(self) -> Times | None:
+        """When it did what; None without a token."""
+        if not self.first_token_at:
+            return None
+        queued_s = self.sent_at - self.arrived_at + (self.waited_s or 0.0)
+        return Times(self.arrived_at, queued_s, self.first_token_at, max(self.last_token_at))
 
     def cancel(self) -> None:
         """End it because nobody waits for the answer."""
@@ -206,6 +217,7 @@ class Dispatcher:
         self.pool = pool
         self.index = index
         self.metrics = metrics
+        self.vllm = VllmSeries(metrics)
         self.journal = Journal()
         self.flows: dict[str, Running] = {}
         """Open requests by request id."""
@@ -298,6 +310,7 @@ class Dispatcher:
         metrics.request_success.inc(over.finish_reason)
         metrics.e2e_request_latency_seconds.observe(now - running.arrived_at)
         metrics.prompt_tokens.value += flow.usage.num_prompt
+        self.vllm.finished(flow.generation.params, flow.usage, flow.num_emitted, running.times())
         if running.first_token_at:
             metrics.phase_seconds.observe("generate", now - running.first_token_at)
             self.num_running -= 1
@@ -409,12 +422,16 @@ class Dispatcher:
     def on_outputs(self, worker: Worker, outputs: Outputs) -> None:
         now = self.pool.clock()
         flows, worker_id = self.flows, worker.worker_id
+        if outputs.counted is not None:
+            self.vllm.counted(outputs.counted)
         for transfer in outputs.transfers:
             if (running := flows.get(transfer.request_id)) is not None:
                 running.record.transferred(worker_id, transfer, now)
                 running.flow.kv_arrived(worker_id, transfer.epoch)
         for computed in outputs.computed:
             if (running := flows.get(computed.request_id)) is not None:
+                if running.waited_s is None:
+                    running.waited_s = computed.waited_seconds
                 running.leave_queue(worker)
                 if running.workers and worker is running.workers[0]:  # the decode worker goes on: all is there
                     self._learn_wait(running, now)
@@ -502,6 +519,7 @@ class Dispatcher:
             running.first_token_at = now
             metrics.prefix_cache_queries.value += usage.num_prompt
             metrics.prefix_cache_hits.value += usage.num_cached
+            self.vllm.first_token(usage)
             metrics.time_to_first_token_seconds.observe(now - running.arrived_at)
             metrics.phase_seconds.observe("first_token", now - running.sent_at)
             if not running.is_over:
@@ -586,7 +604,11 @@ class Dispatcher:
         self.metrics.index_blocks.set(len(self.index))
         loads = [worker.load for worker in self.pool.workers.values()]
         num_free, num_blocks = sum(each.kv_free_blocks for each in loads), sum(each.kv_total_blocks for each in loads)
-        self.metrics.kv_cache_usage_perc.set(1 - num_free / num_blocks if num_blocks else 0.0)
+        self.vllm.seen = Seen(
+            *(self.num_running, len(self.flows) - self.num_running, len(self._parked), num_free, num_blocks),
+            block_size=0 if self.last_facts is None else self.last_facts.block_size,
+            is_awake=any(worker.can_decode for worker in self.pool.workers.values()),
+        )
 
 
 def _check_fits(num_prompt: int, capacities: Sequence[int], block_size: int) -> None:

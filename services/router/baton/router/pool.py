@@ -272,7 +272,7 @@ class WorkerPool:
                 return
             for transfer in message.transfers:
                 self._learn(worker, transfer)
-            if message.tokens or message.ended or message.transfers:
+            if message.tokens or message.ended or message.transfers or message.counted:
                 self._listener.on_outputs(worker, message)
         elif isinstance(message, Welcome):
             self._welcome(client, worker, message)
