@@ -49,10 +49,16 @@ WORDS: dict[str, str] = {
     "priority": "lower runs first; 0 is the default",
     "cache_salt": "only requests with the same salt share cached prefixes",
     "response_format": 'only `{"type": "text"}` is served',
+    "truncate_prompt_tokens": "use only so many tokens of a longer prompt; -1: as many as the context holds beside the answer",
+    "truncation_side": "which end of the prompt is cut: `left` (the default) keeps its end, `right` its beginning",
     "store": "only false: nothing is stored",
     # completions
     "CompletionRequest.prompt": "a text, a list of token ids, or a list of either",
     "echo": "begin the answer with the prompt; with `max_tokens: 0` nothing else, with `logprobs` scored",
+    "ChatRequest.echo": "begin the answer with the last message's text, if the answer continues it or it is the "
+    "assistant's; with `logprobs` the prompt is scored too",
+    "documents": 'texts for the chat template, such as `{"title": …, "text": …}`, where it has a place for them',
+    "chat_template": "a template in place of the model's; only where the router has `--trust-request-chat-template`",
     "best_of": "only the same number as `n`",
     # chat
     "messages": "the conversation, oldest first",

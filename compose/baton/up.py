@@ -251,6 +251,7 @@ def _plan_router(
         chat_template=config.chat_template,
         chat_template_content_format=config.chat_template_content_format,
         reasoning_parser=config.reasoning_parser,
+        trust_request_chat_template=config.trust_request_chat_template,
         generation_config=config.generation_config,
         override_generation_config=config.override_generation_config,
         worker=tuple(static),

@@ -58,6 +58,7 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        documents: Sequence[Mapping[str, str]] | None = None,
         kwargs: Mapping[str, Any] | None = None,
     ) -> str:
         """Write a conversation as the model's text; `kwargs` are values that the template may read.
@@ -68,9 +69,13 @@ class ChatTemplate:
         if tools and self._habits.drops_tools:
             way_out = "Leave them out, or serve with a template that has one"
             raise _left_out("tools", f"=a list of {len(tools)}", "has no place for tools", way_out)
+        if documents and "documents" not in self.source:
+            way_out = "Put their text into a message, or serve with a template that has one"
+            raise _left_out("documents", f"=a list of {len(documents)}", "has no place for documents", way_out)
         chat = [self._message(index, message) for index, message in enumerate(messages)]
         final = _mark_final(chat, self.source) if continue_final_message else None
-        values = plain(kwargs or {}) | {"add_generation_prompt": add_generation_prompt}
+        own = {"add_generation_prompt": add_generation_prompt, "documents": plain(documents or None)}
+        values = plain(kwargs or {}) | own
         shown_tools = plain(tools or None)
         text = self._write_or_refuse(chat, shown_tools, values)
         if unseen := list(_unseen(chat, text)):

@@ -199,6 +199,7 @@ class Tokenizer:
         tools: Sequence[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        documents: Sequence[Mapping[str, str]] | None = None,
         kwargs: Mapping[str, Any] | None = None,
         templates: ChatTemplates | None = None,
     ) -> list[int]:
@@ -215,6 +216,7 @@ class Tokenizer:
                 tools=tools,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
+                documents=documents,
                 kwargs=kwargs,
             )
         )

@@ -16,7 +16,8 @@ TAKEN = """
 model tokenizer revision load_format dtype seed max_model_len block_size gpu_memory_utilization kv_cache_memory_bytes
 num_gpu_blocks_override max_num_batched_tokens max_num_seqs enable_prefix_caching enable_chunked_prefill enforce_eager
 swap_space kv_offloading_size>swap_space
-device served_model_name host port api_key config chat_template chat_template_content_format reasoning_parser uds root_path ssl_keyfile
+device served_model_name host port api_key config chat_template chat_template_content_format
+trust_request_chat_template reasoning_parser uds root_path ssl_keyfile
 ssl_certfile ssl_ca_certs ssl_cert_reqs allow_credentials allowed_origins allowed_methods allowed_headers
 generation_config override_generation_config
 max_num_queued_reqs>max_num_waiting shutdown_timeout>drain_s
@@ -252,10 +253,6 @@ SERVING = (
         "Requests say this themselves (`chat_template_kwargs`, `stream_options`).",
         "default_chat_template_kwargs enable_force_include_usage? return_tokens_as_token_ids?",
     ),
-    (
-        "Templates come from the model's folder or the server's own flag, never from a request.",
-        "trust_request_chat_template?",
-    ),
     ("Answers have the role `assistant`.", "response_role=assistant"),
     ("`baton router` has --keep-alive-s.", "sse_keep_alive_interval=0"),
     ("x-request-id is always sent.", "enable_request_id_headers?~"),
@@ -289,7 +286,7 @@ SAMPLING = (
         """,
     ),
     ("No code of yours is run at each token.", "logits_processors extra_args"),
-    ("A prompt is never cut: cut it yourself, or raise max_model_len.", "truncate_prompt_tokens"),
+    ("`LLM` cuts no prompt: cut it yourself, or raise max_model_len.", "truncate_prompt_tokens"),
     ("`logprobs=K` gives the K likeliest at every position.", "prompt_logprob_token_ids prompt_logprob_start=0"),
     ("Logprobs are a dict for each position.", "flat_logprobs?"),
     ("Send a `cache_salt` of its own: nothing cached is found under it.", "skip_reading_prefix_cache?"),

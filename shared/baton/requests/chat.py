@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from baton.errors import refuse, unsupported
 from baton.protocol import MAX_LOGPROBS, SamplingParams
@@ -31,7 +31,9 @@ class ChatRequest(SamplingRequest, Conversation):
     parallel_tool_calls: bool | None = None
     modalities: Annotated[list[Literal["text", "audio"]], Field(max_length=2)] | None = None
     include_reasoning: bool | None = None
+    echo: bool | None = False
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    _echoed: str | None = PrivateAttr(default=None)
 
     def sampling_params(self, limits: Limits = DEFAULT_LIMITS) -> SamplingParams:
         """Return what the engine is asked for."""
@@ -45,12 +47,27 @@ class ChatRequest(SamplingRequest, Conversation):
         if self.max_tokens == 0:
             raise refuse("max_tokens", 0, "it must be at least 1", "Leave it out to run to the end of the context.")
         max_tokens = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
-        params = self.given_params(logprobs=(self.top_logprobs or 0) if self.logprobs else None, max_tokens=None)
+        logprobs = (self.top_logprobs or 0) if self.logprobs else None
+        prompt_logprobs = logprobs if self.echo and self.prompt_logprobs is None else self.prompt_logprobs
+        params = self.given_params(logprobs=logprobs, prompt_logprobs=prompt_logprobs, max_tokens=None)
         return SamplingParams(**params, max_tokens=max_tokens)
 
     @property
     def shows_tools(self) -> bool:
         return super().shows_tools and self.tool_choice != "none"
+
+    @property
+    def echoed(self) -> str:
+        """What stands before each answer: with echo the last message's text, if the answer has its role."""
+        if self._echoed is not None or not self.echo:
+            return self._echoed or ""
+        last = self.messages[-1]
+        continues = self.continue_final_message or self.add_generation_prompt is False
+        return last.text if continues or last.role == "assistant" else ""
+
+    def with_echo(self, echoed: str) -> None:
+        """Take what stands before answers in place of the messages that it was found in."""
+        self._echoed = echoed
 
     def for_template(self) -> dict[str, Any]:
         """Return what `TextPool.render_chat` takes."""

@@ -6,13 +6,15 @@ from typing import Annotated, Any
 
 from pydantic import Field, PrivateAttr
 
-from baton.errors import refuse
+from baton.errors import refuse, unsupported
 from baton.requests.closed import Closed
 from baton.requests.fields import FirstError
 from baton.requests.messages import Message
 from baton.requests.tools import MAX_TOOLS, Tool
 
 MAX_MESSAGES = 4096
+MAX_DOCUMENTS = 1024
+MAX_TEMPLATE_LEN = 65_536
 _RESERVED = frozenset(
     [
         "messages",
@@ -37,6 +39,8 @@ class Conversation(Closed):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    documents: Annotated[list[dict[str, str]], Field(max_length=MAX_DOCUMENTS), FirstError()] | None = None
+    chat_template: Annotated[str, Field(min_length=1, max_length=MAX_TEMPLATE_LEN)] | None = None
     _rendered: str | None = PrivateAttr(default=None)
 
     @property
@@ -53,6 +57,18 @@ class Conversation(Closed):
         """Take the text that the template gave in place of all that it was made of."""
         self._rendered = rendered
 
+    def own_template(self, *, trusted: bool) -> str | None:
+        """Return the template that the request brings, if it does.
+
+        Raises:
+            InvalidRequest: such are not trusted; with the flag.
+        """
+        if self.chat_template is not None and not trusted:
+            way_out = "Leave it out, or have the router started with --trust-request-chat-template."
+            reason = "templates of requests are not rendered here"
+            raise unsupported("chat_template", self.chat_template, reason, way_out)
+        return self.chat_template
+
     def for_template(self) -> dict[str, Any]:
         """Return what `TextPool.render_chat` takes."""
         continues = bool(self.continue_final_message)
@@ -67,6 +83,7 @@ class Conversation(Closed):
         return {
             "messages": [message.for_template() for message in self.messages or ()],
             "tools": [tool.model_dump(exclude_none=True) for tool in self.tools or ()] or None,
+            "documents": self.documents or None,
             "add_generation_prompt": (not continues) if add is None else add,
             "continue_final_message": continues,
             "kwargs": kwargs,

@@ -94,6 +94,13 @@ class Message(Closed):
             raise InvalidRequest("content is missing. Give it.", field="content", code="missing_required_parameter")
         return self
 
+    @property
+    def text(self) -> str:
+        """All that it says."""
+        if isinstance(self.content, list):
+            return "".join(part.shown for part in self.content)
+        return self.content or ""
+
     def for_template(self) -> dict[str, Any]:
         """Return the message as `ChatTemplate` takes it."""
         message: dict[str, Any] = {"role": self.role, "content": self.content}

@@ -48,9 +48,8 @@ class Ignored(Closed):
     prompt_cache_key: Annotated[str, Field(max_length=4096)] | None = None
     prompt_cache_retention: Annotated[str, Field(max_length=64)] | None = None
     prompt_cache_options: dict[str, Any] | None = None
-    # vLLM's; the last two are for routes that are not served here
+    # vLLM's; the last is for routes that are not served here
     session_id: Annotated[str, Field(max_length=4096)] | None = None
-    truncation_side: Annotated[str, Field(max_length=64)] | None = None
     return_mm_kwargs: bool | None = None
 
 
@@ -90,6 +89,8 @@ class SamplingRequest(Ignored):
     priority: Annotated[int, Field(ge=-(2**31), le=INT31), Whole] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     add_special_tokens: bool | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=INT31), Whole] | None = None
+    truncation_side: Literal["left", "right"] | None = None
     return_token_ids: bool | None = None
     repetition_detection: RepetitionDetection | None = None
     request_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
@@ -108,6 +109,9 @@ class SamplingRequest(Ignored):
             )
         if self.logprob_token_ids and (getattr(self, "logprobs", None) in (None, False)):
             raise refuse("logprob_token_ids", self.logprob_token_ids, "logprobs is not set", "Set logprobs.")
+        if self.truncate_prompt_tokens == 0:
+            way_out = "Leave it out, or give -1 for as many tokens as the context holds."
+            raise refuse("truncate_prompt_tokens", 0, "nothing would be left of the prompt", way_out)
         options = self.stream_options
         if options is not None and not self.stream and (options.include_usage or options.continuous_usage_stats):
             raise refuse("stream_options", "set", "stream is not set", "Set stream, or leave it out.")

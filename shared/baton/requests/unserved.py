@@ -7,7 +7,6 @@ from baton.requests.closed import Unserved
 _EMPTY: tuple[object, ...] = ([], {}, "")
 _OFF = (False,)
 _NO_BEAMS = "beam search is not served; use n"
-_NO_TEMPLATES = "templates come with the model only"
 _NO_MEDIA = "only text is served"
 _NO_KV = "where KV comes from is not the client's to say"
 _NO_GRAMMARS = "structured outputs are not served by this build"
@@ -25,7 +24,6 @@ ANY_REQUEST = {
     "guided_whitespace_pattern": Unserved(_NO_GRAMMARS),
     "structural_tag": Unserved(_NO_GRAMMARS),
     "prompt_embeds": Unserved("prompts are text or token ids", _EMPTY),
-    "truncate_prompt_tokens": Unserved("a prompt is never rewritten; send the part that you want"),
     "logits_processors": Unserved(
         "no code of a request is run; use logit_bias, allowed_token_ids or bad_words", _EMPTY
     ),
@@ -49,9 +47,6 @@ CHAT = ANY_REQUEST | {
     "function_call": Unserved("it is deprecated; use tool_choice", ("none", "auto")),
     "verbosity": Unserved("no model served here knows it", ("medium",)),
     "best_of": Unserved("only as many answers are made as are given; use n", (1,)),
-    "echo": Unserved("a conversation is not given back; use completions", _OFF),
-    "documents": Unserved("documents are part of a message's text here", _EMPTY),
-    "chat_template": Unserved(_NO_TEMPLATES),
     "media_io_kwargs": Unserved(_NO_MEDIA, _EMPTY),
     "mm_processor_kwargs": Unserved(_NO_MEDIA, _EMPTY),
     "return_prompt_text": Unserved("use /tokenize and /detokenize, or return_token_ids", _OFF),
@@ -65,11 +60,7 @@ COMPLETION = ANY_REQUEST | {
     "messages": Unserved("a conversation is sent to /v1/chat/completions"),
 }
 
-TOKENIZE = {
-    "chat_template": CHAT["chat_template"],
-    "mm_processor_kwargs": CHAT["mm_processor_kwargs"],
-    "media_io_kwargs": CHAT["media_io_kwargs"],
-}
+TOKENIZE = {"mm_processor_kwargs": CHAT["mm_processor_kwargs"], "media_io_kwargs": CHAT["media_io_kwargs"]}
 
 _NO_PICTURES = Unserved("pictures are not served yet; only text is")
 _NO_AUDIO = Unserved("audio is not served yet; only text is")

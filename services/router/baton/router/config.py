@@ -32,6 +32,9 @@ class RouterConfig:
         "auto",
         "how the model writes what it thinks, by vLLM's name: qwen3, deepseek_r1 and so on; auto: as its chat template says; none: thoughts are text",
     )
+    trust_request_chat_template: bool = setting(
+        False, "render the chat_template that a request brings, in the sandbox that bounds every template"
+    )
     generation_config: str = setting(
         "auto",
         "sampling where a request says none: auto: the model's generation_config.json; none: neutral; or a folder with the file",

@@ -79,6 +79,7 @@ class LongBodies:
             "max_model_len": _ANY_LEN if facts is None else facts.max_model_len,
             "vocab_size": _ANY_LEN if facts is None else facts.vocab_size,
             "template": self._text.template_settings(),
+            "trusts_templates": self._config.trust_request_chat_template,
         }
         if issubclass(model, Conversation):
             job["templates"] = [_source(self._text.tokenizer.chat_templates, has_tools) for has_tools in (False, True)]
@@ -101,6 +102,8 @@ async def _restored(model: type[_Model], answer: dict[str, Any]) -> _Model:
         text = rendered_text(answer["rendered"])
         request = model.model_validate_json(orjson.dumps(fields | _STANDS_IN["ChatRequest"]))
         request.with_text(text)
+        if "echoed" in answer:
+            request.with_echo(answer["echoed"])
         return request  # type: ignore[no-any-return]
     request = model.model_validate_json(orjson.dumps(fields | _STANDS_IN.get(model.__name__, {"prompt": ""})))
     if "prompt" in answer:

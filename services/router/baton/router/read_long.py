@@ -24,7 +24,10 @@ from baton.router.render import render
 MODELS: dict[str, type[BaseModel]] = {
     model.__name__: model for model in (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
 }
-_LONG = {"messages", "tools", "chat_template_kwargs", "metadata", "prompt_cache_options", "prompt", "tokens"}
+_LONG = {
+    *("messages", "tools", "documents", "chat_template", "chat_template_kwargs"),
+    *("metadata", "prompt_cache_options", "prompt", "tokens"),
+}
 """Fields that may hold much: what the router needs of them stands beside the request."""
 _TOOL = {"type": "function", "function": {"name": "stands_for_all"}}
 
@@ -50,18 +53,22 @@ def _long_parts(request: BaseModel, job: dict[str, Any]) -> dict[str, Any]:
         shown = request.for_template()
         has_tools = bool(shown["tools"])
         source, why_none = job["templates"][has_tools]
-        if why_none:
+        own = request.own_template(trusted=job["trusts_templates"])
+        if why_none and own is None:
             raise InvalidRequest(why_none, field="messages")
-        template = {"template": source, **job["template"]}
-        return {"rendered": render(template | shown), "beside": {"tools": [_TOOL] if has_tools else None}}
+        template = {"template": own or source, **job["template"]}
+        parts = {"rendered": render(template | shown), "beside": {"tools": [_TOOL] if has_tools else None}}
+        return parts | ({"echoed": request.echoed} if isinstance(request, ChatRequest) else {})
     if isinstance(request, DetokenizeRequest):
         return {"tokens": _packed(request.tokens)}
     prompt: Any = getattr(request, "prompt", None)
     if isinstance(prompt, str) or isinstance(prompt[0], str):
         return {"prompt": prompt}
+    is_cut = getattr(request, "truncate_prompt_tokens", None) is not None
+    max_model_len = 2**31 if is_cut else job["max_model_len"]
     for index, token_ids in enumerate(prompt):
         try:
-            check_prompt(Prompt(token_ids), job["vocab_size"], job["max_model_len"])
+            check_prompt(Prompt(token_ids), job["vocab_size"], max_model_len)
         except InvalidRequest as error:
             raise (error if len(prompt) == 1 else error.of(f"prompt {index}")) from None
     return {"prompt_ids": [_packed(token_ids) for token_ids in prompt]}

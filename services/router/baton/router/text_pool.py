@@ -45,7 +45,7 @@ class TextPool:
         self._renderers = HelperPool("baton.router.render", 2)
 
     async def start(self) -> None:
-        if self.tokenizer.chat_templates.sources:
+        if self.tokenizer.chat_templates.sources or self._config.trust_request_chat_template:
             await self._renderers.start()
 
     async def close(self) -> None:
@@ -75,22 +75,34 @@ class TextPool:
     ) -> list[int]:
         """Return the token ids of a conversation, which may have been rendered already; raises as `render_chat`."""
         if request.rendered is None:
-            shown = request.for_template()
-            return await self.render_chat(add_special_tokens=add_special_tokens, max_model_len=max_model_len, **shown)
+            return await self.render_chat(
+                add_special_tokens=add_special_tokens,
+                max_model_len=max_model_len,
+                template=request.own_template(trusted=self._config.trust_request_chat_template),
+                **request.for_template(),
+            )
         return await self.encode(request.rendered, add_special_tokens=add_special_tokens, max_model_len=max_model_len)
 
     async def render_chat(
-        self, *, add_special_tokens: bool = False, max_model_len: int | None = None, **shown: Any
+        self,
+        *,
+        add_special_tokens: bool = False,
+        max_model_len: int | None = None,
+        template: str | None = None,
+        **shown: Any,
     ) -> list[int]:
-        """Render a conversation, as `for_template` of its request returns it, by the model's template; and encode it.
+        """Render a conversation, as `for_template` of its request returns it, and encode it.
+
+        It is the model's template that renders, or the one given.
 
         With `add_special_tokens` the tokenizer adds its own, beside those that the template writes.
 
         Raises:
             InvalidRequest: no template, one that refuses these messages, or one that takes too long or too much.
         """
-        source = self.tokenizer.chat_templates.source(with_tools=bool(shown["tools"]))
-        frame = _frame_of({"template": source, **self.template_settings()} | shown)
+        if template is None:
+            template = self.tokenizer.chat_templates.source(with_tools=bool(shown["tools"]))
+        frame = _frame_of({"template": template, **self.template_settings()} | shown)
         try:
             answer = await self._renderers.ask(frame, self._config.template_timeout_s)
         except (HelperTooSlow, HelperDied) as error:

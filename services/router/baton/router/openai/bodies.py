@@ -72,9 +72,9 @@ class Collected:
         else:
             (self.reasoning if isinstance(part, Reasoning) else self.refusal).append(part.text)
 
-    def message(self) -> dict[str, Any]:
-        """Return it as an assistant's message."""
-        text = "".join(self.text)
+    def message(self, echoed: str = "") -> dict[str, Any]:
+        """Return it as an assistant's message, behind what is echoed."""
+        text = echoed + "".join(self.text)
         message = _MESSAGE | {
             "content": None if (self.calls or self.reasoning) and not text.strip() else text,
             "refusal": "".join(self.refusal) or None,
@@ -133,10 +133,9 @@ def chat_pieces(
 ) -> dict[str, Pieces]:
     """Write what a chat's body has beside its frame and its usage."""
     choices = (chat_choice(request, i, choice, tokenizer) for i, choice in enumerate(sink.choices))
-    asked = sink.prompt_logprobs if request.prompt_logprobs is not None else None
     return {
         "choices": joined_pieces(choices),
-        "prompt_logprobs": list_pieces(asked, partial(prompt_logprobs_table, tokenizer=tokenizer), ROWS),
+        "prompt_logprobs": list_pieces(sink.prompt_logprobs, partial(prompt_logprobs_table, tokenizer=tokenizer), ROWS),
         "prompt_token_ids": list_pieces(prompt_ids if request.return_token_ids else None),
     }
 
@@ -151,7 +150,7 @@ def chat_choice(request: ChatRequest, index: int, choice: Collected, tokenizer: 
 
     short = {
         "index": index,
-        "message": choice.message(),
+        "message": choice.message(request.echoed),
         "finish_reason": "tool_calls" if choice.finish_reason == "stop" and choice.calls else choice.finish_reason,
         "stop_reason": choice.stop_reason,
         "prompt_logprobs": None,  # the body has it, once for all choices

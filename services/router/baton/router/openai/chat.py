@@ -13,6 +13,7 @@ from starlette.responses import Response
 from baton.prompt import Prompt
 from baton.protocol import SamplingParams
 from baton.requests.chat import ChatRequest
+from baton.requests.truncation import cut_prompt
 from baton.router.http_request import Caller, read_request
 from baton.router.json_answers import LongJSON
 from baton.router.openai.answer_forms import NewParser
@@ -44,7 +45,9 @@ def chat_routes(router: RouterState) -> APIRouter:
         if request.stream:
             stream = router.streams.open(opened.cancel)
             events = AnswerEvents(request, frame, stream, opened.tally, router.tokenizer, opened.cancel)
-            stream.headers.update(await opened.start([ChatEvents(events, prompt.token_ids)], chat.new_parser))
+            stream.headers.update(
+                await opened.start([ChatEvents(events, prompt.token_ids, request.echoed)], chat.new_parser)
+            )
             return stream
 
         sink = CollectSink(chat.params.n, opened.tally, opened.done, opened.cancel)
@@ -83,9 +86,12 @@ async def open_chat(router: RouterState, request: ChatRequest, caller: Caller) -
 
 async def render_chat(router: RouterState, request: ChatRequest) -> Prompt:
     """Return the prompt that a conversation makes."""
-    began = time.monotonic()
+    began, max_model_len = time.monotonic(), facts_of(router).max_model_len
     token_ids = await router.text.chat_ids(
-        request, add_special_tokens=bool(request.add_special_tokens), max_model_len=facts_of(router).max_model_len
+        request,
+        add_special_tokens=bool(request.add_special_tokens),
+        max_model_len=max_model_len if request.truncate_prompt_tokens is None else None,
     )
     router.metrics.phase_seconds.observe("tokenize", time.monotonic() - began)
-    return Prompt(token_ids)
+    max_tokens = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
+    return Prompt(cut_prompt(request, token_ids, max_model_len, max_tokens))

@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from baton.prompt import Prompt
 from baton.requests.completions import CompletionRequest
+from baton.requests.truncation import cut_prompt
 from baton.router.http_request import read_request
 from baton.router.json_answers import LongJSON
 from baton.router.openai.bodies import BODY, CollectSink, CompletionAnswer
@@ -37,10 +38,11 @@ def completion_routes(router: RouterState) -> APIRouter:
         params = request.sampling_params(router.config.limits)
         check_busy(router, params, caller)
         began = time.monotonic()
-        prompts = [
-            Prompt(await _encode(router, request, given) if isinstance(given, str) else given)
-            for given in request.prompt
-        ]
+        max_model_len = facts_of(router).max_model_len
+        prompts = []
+        for given in request.prompt:
+            token_ids = await _encode(router, request, given) if isinstance(given, str) else given
+            prompts.append(Prompt(cut_prompt(request, token_ids, max_model_len, params.max_tokens)))
         router.metrics.phase_seconds.observe("tokenize", time.monotonic() - began)
 
         params = await check_with_model(router, request, params, prompts)
@@ -80,15 +82,15 @@ def completion_routes(router: RouterState) -> APIRouter:
 
 
 async def _encode(router: RouterState, request: CompletionRequest, text: str) -> list[int]:
-    return await router.text.encode(
-        text, add_special_tokens=request.add_special_tokens is not False, max_model_len=facts_of(router).max_model_len
-    )
+    max_model_len = facts_of(router).max_model_len if request.truncate_prompt_tokens is None else None
+    add_special_tokens = request.add_special_tokens is not False
+    return await router.text.encode(text, add_special_tokens=add_special_tokens, max_model_len=max_model_len)
 
 
 async def _echo(router: RouterState, request: CompletionRequest, given: Any, prompt: Prompt) -> Echo:
-    """Give a prompt back as it was sent: a text as it is, token ids as text with their special tokens."""
+    """Give a prompt back as it was sent: a text as it is, token ids, and what is left of a cut, with special tokens."""
     tokenizer, run = router.tokenizer, router.text.run
-    if isinstance(given, list):
+    if isinstance(given, list) or request.truncate_prompt_tokens is not None:
         text, offsets = await run(tokenizer.decode_with_offsets, prompt.token_ids)
         return Echo(text, offsets)
     if request.logprobs is None:

@@ -79,12 +79,14 @@ class ChatEvents:
     """A sink: a chat as events of chat.completion.chunk."""
 
     __slots__ = (
-        *("_answer", "_choice_end", "_heads", "_is_plain", "_plain_end", "_prompt_ids", "_push", "_running"),
+        *("_answer", "_choice_end", "_echoed", "_heads", "_is_plain", "_plain_end", "_prompt_ids", "_push", "_running"),
         *("_with_calls", "end", "fail"),
     )
 
-    def __init__(self, answer: AnswerEvents, prompt_ids: list[int]) -> None:
+    def __init__(self, answer: AnswerEvents, prompt_ids: list[int], echoed: str = "") -> None:
+        """Begin each choice with `echoed`, which stands before it."""
         self._answer = answer
+        self._echoed = echoed
         self._prompt_ids = prompt_ids
         self._heads: dict[int, bytes] = {}
         self._with_calls: set[int] = set()
@@ -125,8 +127,10 @@ class ChatEvents:
         ids = orjson.dumps(self._prompt_ids if answer.with_token_ids else None)
         role = b'{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}],"prompt_token_ids":'
         self._push(head + role + ids + answer.tail().removeprefix(b"]"))
-        self._heads[choice] = head + b'{"content":'
-        return self._heads[choice]
+        head = self._heads[choice] = head + b'{"content":'
+        if self._echoed:
+            self._push(head + orjson.dumps(self._echoed) + self._choice_end + answer.tail())
+        return head
 
     def _write(
         self, choice: int, parts: Sequence[Part], token: Token, finish_reason: str | None, stop_reason: int | str | None
