@@ -39,7 +39,7 @@ fix: install
 
 # COVERAGE=1 counts branches beside, and fails below `fail_under` in pyproject.toml.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(if $(COVERAGE),--cov --cov-report=term:skip-covered)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(if $(COVERAGE),--cov --cov-report=term:skip-covered)
 
 # What failed in the run before, alone: at most 3 tests, more are no accident. One that passes now has found a race, of its own or of Baton.
 FAILED = .pytest_cache/v/cache/lastfailed

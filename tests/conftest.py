@@ -43,6 +43,34 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         session.config.pluginmanager.register(NamesFailures(terminal))
 
 
+DEPLOYMENTS = {"cluster", "stack"}
+"""Fixtures that start a dozen processes: all who ask for one run on the worker of xdist that has it."""
+LONG = (
+    "cluster",
+    "tests/kernels/test_interpreted.py",
+    "stack",
+    "tests/e2e/test_kvstore.py",
+    "tests/e2e/test_up.py",
+    "tests/engine/test_padded_steps.py",
+    "tests/engine/test_compile_check.py",
+)
+"""What is handed out first, as nobody shall wait for it at the end."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist writes down the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let workers of xdist take a file at a time, so that what its tests share is made once; the longest first."""
+    group_of = {item: _group(item) for item in items}
+    for item, group in group_of.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: LONG.index(group_of[item]) if group_of[item] in LONG else len(LONG))
+
+
+def _group(item: pytest.Item) -> str:
+    asked_for = DEPLOYMENTS & set(getattr(item, "fixturenames", ()))
+    return asked_for.pop() if asked_for else item.nodeid.partition("::")[0]
+
+
 @pytest.fixture
 def no_log() -> Iterator[None]:
     """Take away the log that another test of this process may have set up."""

@@ -13,7 +13,6 @@ import httpx
 import pytest
 from tests.processes import HANG_S, BatonProcess, eventually, free_ports
 
-pytestmark = pytest.mark.xdist_group("cluster")
 KEY = "a-key-of-these-tests and-another-one"
 
 

@@ -17,7 +17,6 @@ from baton.recording import Answer, Question, connected
 from baton.stack_processes import ROLES, StackProcesses
 from baton.stack_resources import Series
 
-pytestmark = pytest.mark.xdist_group("cluster")
 QUESTION = Question([1, 2], {"temperature": 0.0, "max_tokens": ANSWER_LEN})
 RIGHT = list(range(ANSWER_LEN))
 

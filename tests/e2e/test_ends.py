@@ -12,7 +12,6 @@ import pytest
 from tests.cluster import MODEL, Cluster, prompt_of
 from tests.processes import HANG_S, eventually
 
-pytestmark = pytest.mark.xdist_group("cluster")
 PATHS = ["1p1d", "2p2d", "0p1d"]
 
 

@@ -11,7 +11,6 @@ from tests.cluster import MODEL, Cluster, prompt_of, stream_all
 
 from baton.llm import SamplingParams
 
-pytestmark = pytest.mark.xdist_group("cluster")
 PATHS = ["1p1d", "2p2d", "0p1d"]
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
 LENGTHS = [1, 2, 15, 16, 17, 31, 32, 33, 63, 100, 127, 128, 129, 200, 256, 300, 513]

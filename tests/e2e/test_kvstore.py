@@ -19,7 +19,6 @@ from tests.processes import HANG_S, BatonProcess, assert_quiet, eventually, free
 
 from baton.llm import LLM, SamplingParams
 
-pytestmark = pytest.mark.xdist_group("cluster")
 BLOCK = 16
 KEY = ("--cache-key", "the key of these tests")
 COMMON = ("--served-model-name", "tiny", *KEY)

@@ -28,8 +28,6 @@ from baton.router.http_config import HttpConfig
 from baton.up import make_plan, run_up
 from baton.up_config import UpConfig
 
-pytestmark = pytest.mark.xdist_group("cluster")
-
 
 def up(folder: Path, *flags: str, environment: dict[str, str] | None = None) -> BatonProcess:
     (port,) = free_ports(1)

@@ -6,14 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from tests.cluster import make_model
 from tests.processes import HANG_S, BatonProcess
 
 from baton.recording import Answer, Question
 from baton.verify import ANSWER_LEN, Row
-
-pytestmark = pytest.mark.xdist_group("cluster")
 
 
 def verify(stack: BatonProcess, *flags: str, key: str = "the-key") -> subprocess.CompletedProcess[str]:

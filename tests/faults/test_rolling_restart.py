@@ -13,7 +13,6 @@ from tests.cluster import Answer, Cluster, stream
 from tests.faults.test_workers_die import NUM_TOKENS, decided
 from tests.processes import BatonProcess
 
-pytestmark = pytest.mark.xdist_group("cluster")
 NUM_CLIENTS = 16
 NUM_STEADY = 2
 """Clients that ask on while a process starts, which takes the machine's cores."""

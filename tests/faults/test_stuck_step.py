@@ -11,8 +11,6 @@ from tests.faults.test_workers_die import run_under
 from tests.processes import BatonProcess, eventually
 from tests.stopped_thread import stopping_main_thread
 
-pytestmark = pytest.mark.xdist_group("cluster")
-
 
 @pytest.fixture(autouse=True)
 def nothing_is_left(cluster: Cluster) -> Iterator[None]:

@@ -13,7 +13,6 @@ from tests.processes import eventually
 
 from baton.llm import RequestOutput, SamplingParams
 
-pytestmark = pytest.mark.xdist_group("cluster")
 NUM_STREAMS = 50
 NUM_TOKENS = 100
 

@@ -24,7 +24,8 @@ from tests.cluster import Cluster as Deployment
 from tests.kvtransfer.blocks import Blocks, TestTicket, block_hashes, request_id
 from tests.kvtransfer.test_transfer import Workers, ends_of, offer_all
 from tests.processes import eventually
-from tests.router.cluster import Cluster, cluster
+from tests.router.cluster import Cluster
+from tests.router.cluster import cluster as router_cluster
 from tests.worker.test_mailbox import INFO
 
 from baton.checkout import ROOT
@@ -47,7 +48,7 @@ HTTP = httpx.Client(timeout=30)
 
 @pytest.fixture(scope="module")
 def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with cluster(tmp_path_factory.mktemp("advisories"), [{"worker_id": "d0", "answer_len": 4}]) as made:
+    with router_cluster(tmp_path_factory.mktemp("advisories"), [{"worker_id": "d0", "answer_len": 4}]) as made:
         yield made
 
 
@@ -117,9 +118,8 @@ def test_cve_2026_115912_what_a_router_imports_can_unpickle_nothing_by_its_own_c
     assert [module.__name__ for module in ours if {"pickle", "dill", "marshal", "shelve"} & vars(module).keys()] == []
 
 
-@pytest.mark.xdist_group("cluster")
-def test_cve_2025_47277_services_listen_on_the_loopback_unless_told_otherwise(deployment: Deployment) -> None:
-    for name, process in (*deployment.workers.items(), *deployment.routers.items()):
+def test_cve_2025_47277_services_listen_on_the_loopback_unless_told_otherwise(cluster: Deployment) -> None:
+    for name, process in (*cluster.workers.items(), *cluster.routers.items()):
         assert process.process is not None
         family = psutil.Process(process.process.pid)
         listening = [
@@ -130,12 +130,6 @@ def test_cve_2025_47277_services_listen_on_the_loopback_unless_told_otherwise(de
         ]
         assert listening, name
         assert set(listening) <= {"127.0.0.1", "::1"}, name
-
-
-@pytest.fixture
-def deployment(request: pytest.FixtureRequest) -> Deployment:
-    made: Deployment = request.getfixturevalue("cluster")
-    return made
 
 
 # -- the plane between prefill and decode ------------------------------------------------------------------------------

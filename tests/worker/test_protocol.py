@@ -20,7 +20,6 @@ from baton.prompt import Span
 from baton.protocol import SamplingParams
 from baton.worker.handover import FirstToken
 
-pytestmark = pytest.mark.xdist_group("cluster")
 GREEDY = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
 LONG = SamplingParams(temperature=0, max_tokens=700, ignore_eos=True)
 
