@@ -37,15 +37,20 @@ fix: install
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
+# Tests start hundreds of processes, which need not compile the sources anew where the environment forbids to write bytecode.
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
 # COVERAGE=1 counts branches beside, and fails below `fail_under` in pyproject.toml.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(if $(COVERAGE),--cov --cov-report=term:skip-covered)
+	$(PYTEST) -n 2 --dist loadgroup --no-loadscope-reorder $(if $(COVERAGE),--cov --cov-report=term:skip-covered)
 
-# What failed in the run before, alone: at most 3 tests, more are no accident. One that passes now has found a race, of its own or of Baton.
+# What failed in the run before, alone: at most 3 tests, as more are no accident. What passes now has found a race, of its own
+# or of Baton.
 FAILED = .pytest_cache/v/cache/lastfailed
 test-again: install
-	@$(BIN)/python -c "import json; failed = json.load(open('$(FAILED)')); print('test-again:', *failed, sep='\n  '); exit(len(failed) > 3)"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 --last-failed --last-failed-no-failures none
+	@$(BIN)/python -c "import json; failed = json.load(open('$(FAILED)')); \
+		print('test-again:', *failed, sep='\n  '); exit(len(failed) > 3)"
+	$(PYTEST) -n 0 --last-failed --last-failed-no-failures none
 
 # A stack of its own under faults, and what draws its cases: half an hour, or SOAK=8h, or SOAK=3m to see that it works.
 soak: install
@@ -53,7 +58,7 @@ soak: install
 
 # Builds the images, starts the stack of compose/compose.yaml, breaks it, takes it down. Needs Docker.
 compose-test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m compose -vv -s tests/compose/test_stack.py
+	$(PYTEST) -m compose -vv -s tests/compose/test_stack.py
 
 # Rules over the source (a test too), known mistakes, and packages with advisories, where their list can be reached.
 audit: $(VENV)/.audit
