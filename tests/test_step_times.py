@@ -144,3 +144,10 @@ def test_no_more_rows_than_keep_to_a_target_that_was_asked_for() -> None:
     assert StepPace(LLAMA_8B_ON_H100, 0.010, 1.5).most_rows(2048) == ANY_NUMBER  # nobody asked
     assert StepPace(LLAMA_8B_ON_H100, 0.005).most_rows(2048) == ANY_NUMBER  # one alone takes longer
     assert 256 < StepPace(LLAMA_8B_ON_H100, 0.040).most_rows(1000) < 600
+
+
+def test_unsteady_steps_leave_prompts_their_part_where_nobody_asked_for_a_target() -> None:
+    slow = LLAMA_8B_ON_H100.scaled(20)  # longer than the target without any chunk
+    step_s = slow.seconds(8, 800)
+    assert StepPace(slow, 0.030, 1.5, margin=2.0).most_s(8, 800) == pytest.approx(1.5 * step_s)
+    assert StepPace(slow, 0.030, 0.0, margin=2.0).most_s(8, 800) < 0.015  # it was asked for

@@ -34,7 +34,8 @@ class StepPace(msgspec.Struct, array_like=True, frozen=True, gc=False):
     target_s: _Amount = 0.0
     """Of the gaps between a sequence's tokens; 0: none."""
     slower: _Amount = 0.0
-    """Times a step without chunks that one with chunks may take at least, whatever the target; 0: the target is all."""
+    """Times a step without chunks that one with chunks is predicted to take at least, whatever the target and the margins;
+    0: the target is all."""
     margin: _Amount = 1.0
     """Times the predicted time that nearly all steps with chunks keep to."""
     even_margin: _Amount = 1.0
@@ -44,11 +45,12 @@ class StepPace(msgspec.Struct, array_like=True, frozen=True, gc=False):
         """Say how many predicted seconds a step with chunks may take beside so many rows."""
         if not self.target_s:
             return float("inf")
-        return max(0.0, self._target_s(rows, context) - JITTER_S) / max(self.margin, 1.0)
+        # no margin of what nobody asked for: on a busy machine, where it is above 1.5, prompts would hardly move
+        return max((self.target_s - JITTER_S) / max(self.margin, 1.0), self.slower * self.times.seconds(rows, context))
 
     def broken_s(self, rows: int, context: int) -> float:
         """Say how many seconds a step may take that breaks the target."""
-        return BROKEN * max(self._target_s(rows, context), self.times.seconds(rows, context))
+        return BROKEN * max(self.target_s, max(self.slower, 1.0) * self.times.seconds(rows, context))
 
     def most_rows(self, context: int) -> int:
         """Say how many sequences of so many tokens may decode together within the target: more would break it for all.
@@ -65,6 +67,3 @@ class StepPace(msgspec.Struct, array_like=True, frozen=True, gc=False):
         if num > FULL:  # more than one pass of the weights' worth of tokens
             num = (free_s + times.full * FULL) / max(times.row + times.context * context + times.full, 1e-12)
         return int(num) if 1 <= num < ANY_NUMBER else ANY_NUMBER
-
-    def _target_s(self, rows: int, context: int) -> float:
-        return max(self.target_s, self.slower * self.times.seconds(rows, context))

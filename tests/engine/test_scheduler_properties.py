@@ -31,6 +31,7 @@ from baton.step_times import StepTimes
 from baton.worker.pacer import Pacer
 
 PROMPTS_TAKE_LONG = StepTimes(5e-3, 1e-6, 0.0, 0.0, 1e-3, 0.0, 0.0)
+ROWS_TAKE_LONG = StepTimes(1e-3, 5e-3, 1e-6, 0.0, 1e-3, 0.0, 0.0)
 VOCAB = 50
 EOS = 7
 MODULUS = 1_000_003
@@ -423,9 +424,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     def move_chunk_cap(self, chunk: int | None) -> None:
         self.engine.scheduler.max_prefill_chunk = chunk
 
-    @rule(target_ms=st.sampled_from([None, 5.0, 6.5, 20.0]))
-    def keep_pace(self, target_ms: float | None) -> None:
-        self.engine.scheduler.pace = None if target_ms is None else Pacer(StepLearner(PROMPTS_TAKE_LONG), target_ms)
+    @rule(target_ms=st.sampled_from([None, 5.0, 6.5, 20.0]), times=st.sampled_from([PROMPTS_TAKE_LONG, ROWS_TAKE_LONG]))
+    def keep_pace(self, target_ms: float | None, times: StepTimes) -> None:
+        self.engine.scheduler.pace = None if target_ms is None else Pacer(StepLearner(times), target_ms)
 
     @precondition(lambda self: hasattr(self, "engine") and self.engine.sequences)
     @rule(data=st.data())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from baton.step_pace import StepPace
 from baton.step_times import StepTimes
 
 SMALL = 32
@@ -75,5 +76,12 @@ class TimedRoom(ChunkRoom):
 class Pace(Protocol):
     """Who says how much time a step may take."""
 
-    def room(self, rows: int, context: int, num_left: int) -> ChunkRoom:
-        """Say what of a step is left when so many rows decode in it, which read so many tokens."""
+    @property
+    def pace(self) -> StepPace:
+        """How long steps take, and how long they may."""
+
+    def room(self, rows: int, context: int, num_left: int, *, is_shared: bool = False) -> ChunkRoom:
+        """Say what of a step is left when so many rows decode in it, which read so many tokens.
+
+        `is_shared`: a tenant that has none of the rows is to have a chunk.
+        """

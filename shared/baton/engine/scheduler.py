@@ -35,6 +35,7 @@ from baton.engine.prefix_cache import PrefixCache
 from baton.engine.sequence import Sequence, SequenceState
 from baton.engine.sequence_blocks import SequenceBlocks
 from baton.engine.step_plan import StepPlan
+from baton.engine.step_shares import StepShares
 from baton.engine.turns import Turns
 from baton.engine.windows import Reach
 from baton.errors import ConfigError, ContextTooLong, QueueFull
@@ -111,6 +112,9 @@ class Scheduler:
         self._unreported: list[Sequence] = []
         self._num_arrivals = 0
         self._turns = Turns()
+        self._shares = StepShares()
+        self._seats: Counter[bytes] = Counter()
+        """Of `running`, by tenant."""
 
     # -- what there is ------------------------------------------------------------------------------------
 
@@ -283,7 +287,7 @@ class Scheduler:
         for sequence in touched:
             sequence.num_in_flight = sequence.num_pending = 0
             if sequence.state is RUNNING:
-                self._remove(self.running, sequence)
+                self._unseat(sequence)
                 self.blocks.release(sequence)
                 self._queue(sequence)
                 sequence.num_preemptions += 1
@@ -297,7 +301,7 @@ class Scheduler:
     def hold(self, sequence: Sequence) -> None:
         """Take a running sequence out of plans and keep its blocks until `finish`."""
         assert sequence.state is RUNNING, sequence
-        self._remove(self.running, sequence)
+        self._unseat(sequence)
         sequence.state = SequenceState.HELD
         self.held.add(sequence)
 
@@ -310,7 +314,7 @@ class Scheduler:
         if state is SequenceState.FINISHED:
             return
         if state is RUNNING:
-            self._remove(self.running, sequence)
+            self._unseat(sequence)
         elif state is SequenceState.WAITING:
             self._remove(self.waiting, sequence)
             if self.host is not None:
@@ -332,7 +336,10 @@ class Scheduler:
         """
         sequences, starts = plan.sequences, plan.starts
         longer: list[Sequence] = []
+        left_out = self._left_out()
         for sequence in self.running:  # preemption only shortens it, behind the one that asks
+            if left_out and sequence in left_out:
+                continue
             num_tokens = len(sequence.token_ids) + sequence.num_pending
             if num_tokens >= sequence.max_len:
                 continue  # its last token is on the way; nothing comes after
@@ -354,6 +361,23 @@ class Scheduler:
         plan.num_samples = [1] * num
         return longer
 
+    def _left_out(self) -> set[Sequence]:
+        """Find the running sequences that leave this step to other tenants."""
+        pace = None if self.pace is None else self.pace.pace
+        newcomer = None if pace is None else self._newcomer()
+        if pace is None or not pace.target_s or (newcomer is None and len(self._seats) < 2):
+            self._shares.has_newcomer = False
+            return set()
+        return self._shares.left_out(self.running, newcomer, pace)
+
+    def _newcomer(self) -> Sequence | None:
+        """The first of the queue, if its tenant has nothing running and there are a place and blocks for it."""
+        sequence = self.waiting[0] if self.waiting and self.running else None
+        if sequence is None or sequence.share.tenant in self._seats or len(self.running) >= self.config.max_num_seqs:
+            return None
+        num_kept = len(self.running) * self.reach.num_groups
+        return sequence if self.pool.num_available >= self.blocks.num_missing(sequence) + num_kept else None
+
     def _room(self, plan: StepPlan) -> ChunkRoom:
         """Say what a step of these decodes has left for chunks."""
         num_left = self.config.max_num_batched_tokens - plan.num_tokens
@@ -363,7 +387,7 @@ class Scheduler:
             num_left = min(num_left, max(1, self.max_prefill_chunk))
         if self.pace is None or not (self.waiting or len(self.running) > plan.num_tokens):
             return ChunkRoom(num_left)
-        return self.pace.room(plan.num_tokens, sum(plan.starts), num_left)
+        return self.pace.room(plan.num_tokens, sum(plan.starts), num_left, is_shared=self._shares.has_newcomer)
 
     def _plan_chunk(self, plan: StepPlan, sequence: Sequence, room: ChunkRoom) -> None:
         """Plan the next chunk of a running sequence, as far as the room and the blocks reach.
@@ -446,6 +470,7 @@ class Scheduler:
             num_begun += will_decode
             plan.admitted.append(sequence)
             insort(self.running, sequence, key=_rank)
+            self._seats[sequence.share.tenant] += 1
             self._turns.begin(sequence.rank[1])
             crowding = self._crowding()
             if not sequence.num_slots:
@@ -474,7 +499,7 @@ class Scheduler:
         most = self.config.max_num_seqs - max(self.config.max_num_seqs // 8, 1)
         if not 0 < most <= len(self.running):
             return b""
-        tenant, num = Counter(sequence.share.tenant for sequence in self.running).most_common(1)[0]
+        tenant, num = self._seats.most_common(1)[0]
         return tenant if num >= most else b""
 
     def _first_chunk_len(self, num_lacking: int, start: int, room: ChunkRoom) -> int:
@@ -519,7 +544,7 @@ class Scheduler:
         """Take a sequence's blocks. It waits again, first of its arrival, and computes what is not cached."""
         assert not sequence.num_in_flight, sequence
         if sequence.state is RUNNING:
-            self._remove(self.running, sequence)
+            self._unseat(sequence)
             self._queue(sequence)
         self.blocks.release(sequence)
         sequence.num_preemptions += 1
@@ -549,6 +574,12 @@ class Scheduler:
     def _queue(self, sequence: Sequence) -> None:
         sequence.state = SequenceState.WAITING
         insort(self.waiting, sequence, key=_rank)
+
+    def _unseat(self, sequence: Sequence) -> None:
+        self._remove(self.running, sequence)
+        self._seats[sequence.share.tenant] -= 1
+        if not self._seats[sequence.share.tenant]:
+            del self._seats[sequence.share.tenant]
 
     def _remove(self, ranked: list[Sequence], sequence: Sequence) -> None:
         at = bisect_left(ranked, sequence.rank, key=_rank)

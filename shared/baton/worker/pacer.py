@@ -10,6 +10,8 @@ DEFAULT_TARGET_S = 0.030
 """On a GPU: faster than anybody reads, and long enough for chunks of hundreds of tokens, which cost no throughput."""
 _SLOWER = 1.5
 """Where a step without chunks takes as long as that default: a model, or a batch, that is slow by itself."""
+_SHARED = 2.0
+"""The same where a tenant that has no row in the step has a chunk: the step is half its."""
 
 
 class Pacer:
@@ -41,8 +43,8 @@ class Pacer:
         learner = self.learner
         return StepPace(learner.times, self._target_s, self._slower, learner.margin, learner.even_margin)
 
-    def room(self, rows: int, context: int, num_left: int) -> ChunkRoom:
-        """Say what of the next step is left for chunks."""
+    def room(self, rows: int, context: int, num_left: int, *, is_shared: bool = False) -> ChunkRoom:
+        """Say what of the next step is left for chunks; `is_shared`: with a tenant that has no row in it."""
         last, self._last = self._last, None
         if last is not None:
             self._num_short = self._num_short + 1 if last.was_short and not last.was_used else 0
@@ -55,6 +57,8 @@ class Pacer:
             num_left = min(num_left, self._most_mixed - rows)
         is_broken = self._num_short >= BREAK_EVERY
         seconds = pace.broken_s(rows, context) if is_broken else pace.most_s(rows, context)
+        if is_shared and self._slower:
+            seconds = max(seconds, _SHARED * pace.times.seconds(rows, context))
         seats = pace.most_rows(context // rows) - rows
         self._last = TimedRoom(num_left, pace.times, seconds, rows, context, seats)
         return self._last
