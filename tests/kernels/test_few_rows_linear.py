@@ -31,8 +31,7 @@ def assert_not_rounded(scores, expected):
 
 @pytest.mark.parametrize("rows", [1, 2, 16, 17, 64])
 @pytest.mark.parametrize(("num_outputs", "num_inputs"), [(71, 40), (64, 512), (130, 2056)])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize(("dtype", "has_bias"), [(torch.bfloat16, False), (torch.float16, True)])
 @pytest.mark.parametrize("launch", [LAUNCH, WIDE, SPLIT_IN_FOUR], ids=["usual", "wide", "split"])
 def test_it_is_the_product(rows, num_outputs, num_inputs, dtype, has_bias, launch, device, assert_close):
     if rows <= 16 and launch is not LAUNCH:

@@ -18,8 +18,8 @@ SHAPES = [
     # dtype, heads, kv_heads, head_dim, window, soft cap
     (torch.float32, 4, 2, 32, None, None),
     (torch.float32, 3, 1, 20, 37, 5.0),
-    (torch.bfloat16, 8, 2, 64, None, None),
-    (torch.bfloat16, 5, 5, 24, 50, 8.0),
+    (torch.bfloat16, 4, 1, 64, None, None),
+    (torch.bfloat16, 3, 3, 24, 50, 8.0),
     (torch.float16, 2, 1, 256, 200, None),
 ]
 
