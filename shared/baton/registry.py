@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -77,6 +78,59 @@ class BlockLog:
     def snapshot(self) -> Blocks:
         """All hashes after the last entry."""
         return Blocks(self._worker_id, self.incarnation, self.sequence, list(self._hashes), [], True)
+
+
+class ResponseRecords:
+    """Answers that later requests may build on, each of one owner, as bytes. Every call may raise `RegistryDown`.
+
+    Keys, beside the registry's, for an owner `o` and an answer `a`
+        baton:{m}:response:{o}:{a}        the record; empty: it was deleted
+        baton:{m}:response:{o}:{a}:lease  there while the router that makes it lives
+        baton:{m}:response:{o}:{a}:cancel there when somebody has cancelled it
+        baton:{m}:responses:{o}           sorted set of an owner's answers by when they were written
+    """
+
+    def __init__(self, client: Any, prefix: str) -> None:
+        self._redis = client
+        self._prefix = prefix
+
+    async def write(self, owner: str, name: str, record: bytes, ttl_s: float, most: int) -> None:
+        """Write a record for so long; the oldest beyond `most` of its owner are deleted."""
+        index, now, ttl = f"{self._prefix}responses:{owner}", time.time(), max(int(ttl_s), 1)
+        async with _answering(), self._redis.pipeline(transaction=False) as pipe:
+            pipe.set(self._key(owner, name), record, ex=ttl)
+            pipe.zadd(index, {name: now})
+            pipe.expire(index, ttl)
+            pipe.zremrangebyscore(index, "-inf", now - ttl)
+            pipe.zrange(index, 0, -most - 1)
+            *_, extra = await pipe.execute()
+            if extra:
+                await self._redis.delete(*(self._key(owner, each.decode()) for each in extra))
+                await self._redis.zrem(index, *extra)
+
+    async def read(self, owner: str, name: str) -> tuple[bytes | None, bool]:
+        """Read a record, None if there is none; and whether the router that makes it lives."""
+        key = self._key(owner, name)
+        async with _answering():
+            record, lease = await self._redis.mget(key, f"{key}:lease")
+        return record, lease is not None
+
+    async def tend(self, owner: str, name: str, lease_s: float) -> bool:
+        """Renew the lease of an answer that is being made; whether somebody has cancelled it."""
+        key = self._key(owner, name)
+        async with _answering(), self._redis.pipeline(transaction=False) as pipe:
+            pipe.set(f"{key}:lease", b"1", px=int(1000 * lease_s))
+            pipe.get(f"{key}:cancel")
+            _, cancel = await pipe.execute()
+        return cancel is not None
+
+    async def ask_to_cancel(self, owner: str, name: str, ttl_s: float) -> None:
+        """Cancel what another router makes."""
+        async with _answering():
+            await self._redis.set(f"{self._key(owner, name)}:cancel", b"1", ex=max(int(ttl_s), 1))
+
+    def _key(self, owner: str, name: str) -> str:
+        return f"{self._prefix}response:{owner}:{name}"
 
 
 class Registry:
@@ -198,6 +252,10 @@ class Registry:
         async with _answering():
             raw = await self._or_none(self._redis.get(key), key)
         return None if raw is None else _decode(raw)
+
+    def responses(self) -> ResponseRecords:
+        """Return what keeps answers, over the same connections."""
+        return ResponseRecords(self._redis, self._prefix)
 
     async def close(self) -> None:
         """Close the connections."""

@@ -111,6 +111,12 @@ class RouterConfig:
     stall_s: float = setting(
         120.0, "how long a worker may do no step while it has requests, before it is taken as dead"
     )
+    response_store: Literal["auto", "memory", "off"] = setting(
+        "auto", "where answers of /v1/responses are kept; auto: in Redis, if there is one, and in the router's memory"
+    )
+    response_ttl_s: float = setting(86_400.0, "how long an answer of /v1/responses is kept")
+    response_memory_nbytes: int = setting(256 * 2**20, "most memory of the router for answers that are kept")
+    max_responses: int = setting(10_000, "most answers that are kept of one API key; older ones go first")
     template_timeout_s: float = setting(2.0, "how long a chat template may render")
     max_rendered_nbytes: int = setting(16 * 2**20, "longest text that a chat template may give")
     tokenizer_threads: int = setting(2, "threads for long prompts")

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from starlette.responses import Response
@@ -26,6 +26,13 @@ KEEP_ALIVE = b": keep-alive\n\n"
 _EVENTS = "text/event-stream; charset=utf-8"
 _GRACE_S = 10.0
 """For the last words to a slow client."""
+
+
+class ErrorForm(NamedTuple):
+    """How an API says OpenAI's error object: as an answer of its own, and in the middle of a stream."""
+
+    body: Callable[[dict[str, Any]], dict[str, Any]]
+    event: Callable[[dict[str, Any]], bytes]
 
 
 class StreamState(Enum):
@@ -57,7 +64,12 @@ class EventStream(Response):
     """
 
     def __init__(
-        self, table: OpenStreams, config: RouterConfig, metrics: RouterMetrics, on_gone: Callable[[], None]
+        self,
+        table: OpenStreams,
+        config: RouterConfig,
+        metrics: RouterMetrics,
+        on_gone: Callable[[], None],
+        form: ErrorForm,
     ) -> None:
         self.status_code = 200
         self.background = None
@@ -67,8 +79,9 @@ class EventStream(Response):
         self._metrics = metrics
         self._limit = config.stream_buffer_nbytes
         self._on_gone = on_gone
+        self._form = form
         self._parts: list[bytes] = []
-        self._nbytes = 0
+        self._nbytes = self._allowance = 0
         self._is_fresh = False
         self._refusal: BatonError | None = None
         self._server: Any = None
@@ -88,16 +101,21 @@ class EventStream(Response):
             return
         self._parts.append(data)
         self._nbytes += len(data)
-        if self._nbytes > self._limit:
+        if self._nbytes > self._limit + self._allowance:
             self._end_slow()
         elif not self._is_fresh:
             self._is_fresh = True
             self._table.flush_soon(self)
 
+    def push_all(self, data: bytes) -> None:
+        """Queue data that comes at once however fast its client reads: it does not count as waiting for the client."""
+        self._allowance += len(data)
+        self.push(data)
+
     def close(self, last: bytes = b"") -> None:
         """Nothing follows but `last`."""
         if last:
-            self.push(last)
+            self.push_all(last)
         if self._takes_data:
             self.state = _ENDING
         self._wake()
@@ -108,7 +126,7 @@ class EventStream(Response):
             self._refusal = error
             self.close()
         else:
-            self.close(_error_event(error_of(error)))
+            self.close(self._form.event(error_of(error)))
 
     # -- for the table ------------------------------------------------------------------------------------
 
@@ -188,7 +206,11 @@ class EventStream(Response):
         replaced = (b"content-type", b"cache-control", b"content-length")
         kept = [(name, value) for name, value in self.raw_headers if name not in replaced]
         await send_json(
-            send, error.status, error_of(error), before=kept, after=[(b"retry-after", b"1")] if error.retryable else []
+            send,
+            error.status,
+            self._form.body(error_of(error)),
+            before=kept,
+            after=[(b"retry-after", b"1")] if error.retryable else [],
         )
 
     async def _wait(self) -> None:
@@ -204,7 +226,7 @@ class EventStream(Response):
         parts = self._parts
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()
-        self._nbytes = 0
+        self._nbytes = self._allowance = 0
         return data
 
     @property
@@ -238,7 +260,7 @@ class EventStream(Response):
                 408,
                 code="slow_client",
             )
-            self._parts = [_error_event(error)]
+            self._parts = [self._form.event(error)]
             asyncio.get_running_loop().call_later(_GRACE_S, self._abort)
         self._wake()
 
@@ -267,9 +289,9 @@ class OpenStreams:
         ticking = Repeated(max(min(1.0, config.keep_alive_s / 4, config.slow_client_s / 4), 0.02), self._tick)
         self.start, self.close = ticking.start, ticking.close
 
-    def open(self, on_gone: Callable[[], None]) -> EventStream:
+    def open(self, on_gone: Callable[[], None], form: ErrorForm | None = None) -> EventStream:
         """Make a stream; `on_gone` is called when its client has left or does not read."""
-        return EventStream(self, self._config, self._metrics, on_gone)
+        return EventStream(self, self._config, self._metrics, on_gone, form or _CHAT_FORM)
 
     def flush_soon(self, stream: EventStream) -> None:
         """Write a stream's new data when all of this step's tokens are in."""
@@ -303,3 +325,6 @@ def _known_server(send: Send) -> Any:
 def _error_event(error: dict[str, Any]) -> bytes:
     """Write an error in the middle of a stream; SDKs raise it. No [DONE] follows."""
     return b"data: " + orjson.dumps(error) + b"\n\n"
+
+
+_CHAT_FORM = ErrorForm(lambda error: error, _error_event)

@@ -11,7 +11,9 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
 
 from baton.errors import InvalidRequest
+from baton.requests.chat import ChatRequest
 from baton.requests.refusals import read_json
+from baton.requests.translated import Context, Translates
 from baton.router.config import RouterConfig
 from baton.router.dispatcher import Running
 from baton.router.long_bodies import INLINE_NBYTES
@@ -41,13 +43,18 @@ async def read_body(http: Request, model: type[_Model], router: RouterState) -> 
     Raises:
         InvalidRequest: too long, too slow, not JSON, or not what the model takes.
     """
-    body = await _receive(http, router.config)
+    body = await receive_body(http, router.config)
     if len(body) <= INLINE_NBYTES:
         return read_json(model, body)
     return await router.long_bodies.read(model, body, router.dispatcher.last_facts)
 
 
-async def _receive(http: Request, config: RouterConfig) -> bytes:
+async def receive_body(http: Request, config: RouterConfig) -> bytes:
+    """Receive a body, bounded in size and time.
+
+    Raises:
+        InvalidRequest: too long or too slow.
+    """
     limit = config.max_body_nbytes
     declared = http.headers.get("content-length", "0")
     if declared.isdigit() and int(declared[:20]) > limit:
@@ -95,6 +102,28 @@ async def read_request(http: Request, model: type[_Model], router: RouterState) 
         InvalidRequest: as `read_body`; or x-request-timeout is not a number of seconds; or as `read_pin`.
     """
     body = await read_body(http, model, router)
+    return body, read_caller(http, router)
+
+
+async def read_translated(
+    model: type[Translates], body: bytes, context: Context, router: RouterState
+) -> tuple[ChatRequest, bytes]:
+    """Check the body of a route that answers by a chat; return the chat, and what is needed beside it.
+
+    Raises:
+        InvalidRequest: not JSON, or not what the model takes.
+    """
+    if len(body) + context.nbytes <= INLINE_NBYTES:
+        return read_json(model, body).translate(context)
+    return await router.long_bodies.translate(model, body, context, router.dispatcher.last_facts)
+
+
+def read_caller(http: Request, router: RouterState) -> Caller:
+    """Read the headers that say how a request is to be served.
+
+    Raises:
+        InvalidRequest: x-request-timeout is not a number of seconds; or as `read_pin`.
+    """
     text = http.headers.get("x-request-timeout")
     timeout_s = None
     if text is not None:
@@ -108,4 +137,4 @@ async def read_request(http: Request, model: type[_Model], router: RouterState) 
     running: list[Running] = http.scope["state"].setdefault("running", [])
     explain = http.headers.get("x-baton-explain") in ("1", "true")
     pin = read_pin(http.headers.get(HEADER), router.config)
-    return body, Caller(http.scope["state"]["request_id"], http.state.tenant, timeout_s, explain, pin, running)
+    return Caller(http.scope["state"]["request_id"], http.state.tenant, timeout_s, explain, pin, running)

@@ -13,7 +13,9 @@ from pydantic import BaseModel
 from baton.errors import ContextTooLong, InvalidRequest, QueueFull, UnsupportedFeature
 from baton.logs import get_logger
 from baton.messages import ModelFacts
+from baton.requests.chat import ChatRequest
 from baton.requests.conversation import Conversation
+from baton.requests.translated import Context, Translates
 from baton.router.config import RouterConfig
 from baton.router.helper_process import HelperDied, HelperPool, HelperTooSlow
 from baton.router.text_pool import TextPool, rendered_text
@@ -57,21 +59,37 @@ class LongBodies:
             InvalidRequest: as if it were read here; or it takes too long.
             QueueFull: too many wait already.
         """
+        return await _restored(model, await self._ask(self._job(model, body, facts), len(body)))
+
+    async def translate(
+        self, model: type[Translates], body: bytes, context: Context, facts: ModelFacts | None
+    ) -> tuple[ChatRequest, bytes]:
+        """Read the body of a route that answers by a chat; return that, rendered, and what is needed beside it.
+
+        Raises:
+            InvalidRequest, QueueFull: as `read`.
+        """
+        answer = await self._ask(self._job(model, body, facts, context), len(body) + context.nbytes)
+        return await _restored(ChatRequest, answer), answer["kept"]
+
+    async def _ask(self, job: bytes, nbytes: int) -> dict[str, Any]:
         if self._num_waiting >= _MAX_WAITING:
             raise QueueFull(f"{_MAX_WAITING} long bodies are waiting to be read. Try again in a second.")
         self._num_waiting += 1
         try:
-            answer = await self._readers.ask(self._job(model, body, facts), _READ_S)
+            answer: dict[str, Any] = await self._readers.ask(job, _READ_S)
         except (HelperTooSlow, HelperDied) as error:
-            _log.warning("body_not_read", nbytes=len(body), reason=str(error))
-            raise InvalidRequest(f"The body of {len(body)} bytes cannot be read: {error}. Send less.") from None
+            _log.warning("body_not_read", nbytes=nbytes, reason=str(error))
+            raise InvalidRequest(f"The body of {nbytes} bytes cannot be read: {error}. Send less.") from None
         finally:
             self._num_waiting -= 1
         if "refusal" in answer:
             raise _KINDS[answer["kind"]](answer["refusal"], field=answer["field"], code=answer["code"])
-        return await _restored(model, answer)
+        return answer
 
-    def _job(self, model: type[BaseModel], body: bytes, facts: ModelFacts | None) -> bytes:
+    def _job(
+        self, model: type[BaseModel], body: bytes, facts: ModelFacts | None, context: Context | None = None
+    ) -> bytes:
         job: dict[str, Any] = {
             "model": model.__name__,
             "body": body,
@@ -81,7 +99,9 @@ class LongBodies:
             "template": self._text.template_settings(),
             "trusts_templates": self._config.trust_request_chat_template,
         }
-        if issubclass(model, Conversation):
+        if context is not None:
+            job["context"] = msgspec.msgpack.encode(context)
+        if issubclass(model, (Conversation, Translates)):
             job["templates"] = [_source(self._text.tokenizer.chat_templates, has_tools) for has_tools in (False, True)]
         return msgspec.msgpack.encode(job)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 from pydantic import BaseModel
 
 from baton.errors import InvalidRequest
@@ -17,12 +19,15 @@ from baton.requests.completions import CompletionRequest
 from baton.requests.conversation import Conversation
 from baton.requests.limits import Limits
 from baton.requests.refusals import read_json
+from baton.requests.responses import ResponsesRequest
 from baton.requests.tokenize import DetokenizeRequest, TokenizeRequest
+from baton.requests.translated import Context, Translates, fields_named
 from baton.router.frames import answer_frames
 from baton.router.render import render
 
 MODELS: dict[str, type[BaseModel]] = {
-    model.__name__: model for model in (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
+    model.__name__: model
+    for model in (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest, ResponsesRequest)
 }
 _LONG = {
     *("messages", "tools", "documents", "chat_template", "chat_template_kwargs"),
@@ -35,12 +40,17 @@ _TOOL = {"type": "function", "function": {"name": "stands_for_all"}}
 def read_long(job: dict[str, Any]) -> dict[str, Any]:
     """Read a body; return the request less what is long, with that as the router takes it, or why it is refused."""
     try:
-        request = read_json(MODELS[job["model"]], job["body"])
-        if isinstance(request, (ChatRequest, CompletionRequest)):
-            request.sampling_params(Limits(*job["limits"]))
-        # pydantic warns of tuples and keys that its own way to JSON has made lists and strings
-        left = request.model_dump_json(exclude=_LONG, exclude_none=True, warnings=False)
-        return {"request": left, **_long_parts(request, job)}
+        request, kept = read_json(MODELS[job["model"]], job["body"]), b""
+        names: Mapping[str, str] = {}
+        if isinstance(request, Translates):
+            names = request.chat_names
+            request, kept = request.translate(msgspec.msgpack.decode(job["context"], type=Context))
+        with fields_named(names) if names else contextlib.nullcontext():
+            if isinstance(request, (ChatRequest, CompletionRequest)):
+                request.sampling_params(Limits(*job["limits"]))
+            # pydantic warns of tuples and keys that its own way to JSON has made lists and strings
+            left = request.model_dump_json(exclude=_LONG, exclude_none=True, warnings=False)
+            return {"request": left, "kept": kept, **_long_parts(request, job)}
     except InvalidRequest as error:
         about = {"field": error.field, "code": error.code}
         return {"refusal": str(error), "kind": type(error).__name__} | about

@@ -1,0 +1,130 @@
+"""Where a response goes when it is made: to a stream, into one body, or to be fetched later."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+from baton.errors import BatonError
+from baton.router.event_stream import ErrorForm, EventStream
+from baton.router.responses.store import Status
+
+Keep = Callable[[Status, bytes, Callable[[], None]], None]
+"""Takes the status, the whole response, and what to do when it is kept, so that a client may build on it at once."""
+
+
+def _error_event(error: dict[str, Any]) -> bytes:
+    """Write an error in the middle of a stream that no response has begun, or whose client does not read."""
+    said = error["error"]
+    fields = {"type": "error", "code": said["code"] or said["type"], "message": said["message"], "param": said["param"]}
+    return b"event: error\ndata: " + orjson.dumps(fields | {"sequence_number": 0}) + b"\n\n"
+
+
+RESPONSE_FORM = ErrorForm(lambda error: error, _error_event)
+
+
+class StreamOutlet:
+    """A response as a stream of events."""
+
+    has_reader = True
+
+    def __init__(self, stream: EventStream, keep: Keep) -> None:
+        self.emit = stream.push
+        self.emit_all = stream.push_all
+        self._stream = stream
+        self._keep = keep
+
+    def refuse(self, error: BatonError, *, has_begun: bool) -> bool:
+        """An error before any event is an answer of its own."""
+        if not has_begun:
+            self._stream.fail(error)
+        return not has_begun
+
+    def over(self, status: Status, response: bytes, last: bytes) -> None:
+        self._keep(status, response, lambda: self._stream.close(last))
+
+
+class WholeOutlet:
+    """A response as one body."""
+
+    has_reader = False
+
+    def __init__(self, done: asyncio.Future[None], keep: Keep) -> None:
+        self.body = b""
+        self._done = done
+        self._keep = keep
+
+    def emit(self, data: bytes) -> None:
+        """Nobody reads events."""
+
+    emit_all = emit
+
+    def refuse(self, error: BatonError, *, has_begun: bool) -> bool:
+        """Any error is the answer."""
+        if not self._done.done():
+            self._done.set_exception(error)
+        return True
+
+    def over(self, status: Status, response: bytes, last: bytes) -> None:
+        self.body = response
+        self._keep(status, response, self._end)
+
+    def _end(self) -> None:
+        if not self._done.done():
+            self._done.set_result(None)
+
+
+class BackgroundOutlet:
+    """A response that nobody waits for, and its events so far, for those who look in."""
+
+    def __init__(self, keep: Keep, *, has_reader: bool) -> None:
+        """Keep events if `has_reader`: there may be one."""
+        self.has_reader = has_reader
+        self._is_over = False
+        self._keep = keep
+        self._events: list[bytes] = []
+        self._readers: list[EventStream] = []
+
+    def emit(self, data: bytes) -> None:
+        """Take one event."""
+        self._events.append(data)
+        for reader in self._readers:
+            reader.push(data)
+
+    def emit_all(self, data: bytes) -> None:
+        """Take events that come at once."""
+        self._events.append(data)
+        for reader in self._readers:
+            reader.push_all(data)
+
+    def refuse(self, error: BatonError, *, has_begun: bool) -> bool:
+        """Who asked has an answer already."""
+        return False
+
+    def over(self, status: Status, response: bytes, last: bytes) -> None:
+        def end() -> None:
+            self._events.append(last)
+            self._is_over = True
+            for reader in self._readers:
+                reader.close(last)
+            self._readers.clear()
+
+        self._keep(status, response, end)
+
+    def read(self, stream: EventStream, after: int) -> None:
+        """Send a stream all events but those up to a number, and those that come."""
+        known = b"".join(self._events).split(b"\n\n")[after + 1 : -1]
+        if known:
+            stream.push_all(b"\n\n".join(known) + b"\n\n")
+        if self._is_over:
+            stream.close()
+        else:
+            self._readers.append(stream)
+
+    def leave(self, stream: EventStream) -> None:
+        """A reader has gone."""
+        if stream in self._readers:
+            self._readers.remove(stream)
