@@ -11,6 +11,8 @@ from docs.api_words import WORDS
 from docs.markdown import rows
 
 from baton.config import demo_model_path
+from baton.requests.response_items import OTHER_ITEMS
+from baton.requests.responses import OTHER_TOOLS, RESPONSE, SHARED
 from baton.requests.sampling import Ignored
 from baton.requests.unserved import CALL, CHAT, COMPLETION, FUNCTION, MESSAGE, PART, SENT_BACK, TOOL
 from baton.router.app import make_api
@@ -19,6 +21,8 @@ from baton.router.openapi_file import openapi_document
 from baton.router.router_state import RouterState
 
 REQUESTS = ("ChatRequest", "CompletionRequest", "TokenizeRequest", "DetokenizeRequest")
+OTHERS = {"ResponsesRequest": (RESPONSE, {"items": OTHER_ITEMS, "tools": OTHER_TOOLS})}
+"""Requests with a page of their own: what they refuse, and which types of what."""
 _IGNORED = Ignored.model_fields.keys()
 
 
@@ -66,10 +70,39 @@ def refused_table() -> str:
     )
 
 
+def request_table(name: str) -> str:
+    """Return the fields of a request that has a page of its own, and those of each object in it."""
+    schemas = _document()["components"]["schemas"]
+    sections = [_fields(schemas[name], without=SHARED)]
+    inner: list[str] = []
+    _collect(schemas, schemas[name], inner)
+    for each in inner:
+        sections.append(f"### {each}\n\n{_about(schemas[each])}{_fields(schemas[each])}")
+    return "\n\n".join(sections)
+
+
+def refused_of(name: str) -> str:
+    """Return what a request with a page of its own does not take, with the reason."""
+    fields, types = OTHERS[name]
+    lines = [
+        (f"`{field}`", reason, ", ".join(f"`{json.dumps(value)}`" for value in neutral))
+        for field, (reason, neutral) in sorted(fields.items())
+        if CHAT.get(field) != (reason, neutral)
+    ]
+    for what, reasons in types.items():
+        for reason in dict.fromkeys(reasons.values()):
+            named = ", ".join(f"`{kind}`" for kind in reasons if reasons[kind] == reason)
+            lines.append((f"{what} of the type {named}", reason, ""))
+    return rows(("field", "why it is refused", "taken, beside null, since it asks for nothing"), lines)
+
+
 def described_fields() -> Iterator[tuple[str, str]]:
     """Return each model and field of the API, as `WORDS` names them."""
     schemas = _document()["components"]["schemas"]
-    for model in (*REQUESTS, *_inner(schemas)):
+    others: list[str] = []
+    for name in OTHERS:
+        _collect(schemas, schemas[name], others)
+    for model in dict.fromkeys((*REQUESTS, *_inner(schemas), *OTHERS, *others)):
         yield from ((model, name) for name in schemas[model]["properties"] if name not in _IGNORED)
 
 

@@ -116,6 +116,8 @@ def metrics_table(name: str) -> str:
 
 _TABLES: dict[str, Callable[..., str]] = {
     "settings": settings_table,
+    "request": api_tables.request_table,
+    "refused-of": api_tables.refused_of,
     "metrics": metrics_table,
     "commands": command_tables.commands,
     "environment": command_tables.environment,

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -80,59 +79,6 @@ class BlockLog:
         return Blocks(self._worker_id, self.incarnation, self.sequence, list(self._hashes), [], True)
 
 
-class ResponseRecords:
-    """Answers that later requests may build on, each of one owner, as bytes. Every call may raise `RegistryDown`.
-
-    Keys, beside the registry's, for an owner `o` and an answer `a`
-        baton:{m}:response:{o}:{a}        the record; empty: it was deleted
-        baton:{m}:response:{o}:{a}:lease  there while the router that makes it lives
-        baton:{m}:response:{o}:{a}:cancel there when somebody has cancelled it
-        baton:{m}:responses:{o}           sorted set of an owner's answers by when they were written
-    """
-
-    def __init__(self, client: Any, prefix: str) -> None:
-        self._redis = client
-        self._prefix = prefix
-
-    async def write(self, owner: str, name: str, record: bytes, ttl_s: float, most: int) -> None:
-        """Write a record for so long; the oldest beyond `most` of its owner are deleted."""
-        index, now, ttl = f"{self._prefix}responses:{owner}", time.time(), max(int(ttl_s), 1)
-        async with _answering(), self._redis.pipeline(transaction=False) as pipe:
-            pipe.set(self._key(owner, name), record, ex=ttl)
-            pipe.zadd(index, {name: now})
-            pipe.expire(index, ttl)
-            pipe.zremrangebyscore(index, "-inf", now - ttl)
-            pipe.zrange(index, 0, -most - 1)
-            *_, extra = await pipe.execute()
-            if extra:
-                await self._redis.delete(*(self._key(owner, each.decode()) for each in extra))
-                await self._redis.zrem(index, *extra)
-
-    async def read(self, owner: str, name: str) -> tuple[bytes | None, bool]:
-        """Read a record, None if there is none; and whether the router that makes it lives."""
-        key = self._key(owner, name)
-        async with _answering():
-            record, lease = await self._redis.mget(key, f"{key}:lease")
-        return record, lease is not None
-
-    async def tend(self, owner: str, name: str, lease_s: float) -> bool:
-        """Renew the lease of an answer that is being made; whether somebody has cancelled it."""
-        key = self._key(owner, name)
-        async with _answering(), self._redis.pipeline(transaction=False) as pipe:
-            pipe.set(f"{key}:lease", b"1", px=int(1000 * lease_s))
-            pipe.get(f"{key}:cancel")
-            _, cancel = await pipe.execute()
-        return cancel is not None
-
-    async def ask_to_cancel(self, owner: str, name: str, ttl_s: float) -> None:
-        """Cancel what another router makes."""
-        async with _answering():
-            await self._redis.set(f"{self._key(owner, name)}:cancel", b"1", ex=max(int(ttl_s), 1))
-
-    def _key(self, owner: str, name: str) -> str:
-        return f"{self._prefix}response:{owner}:{name}"
-
-
 class Registry:
     """What workers write and routers read, in Redis or Valkey. Every call may raise `RegistryDown`."""
 
@@ -156,13 +102,13 @@ class Registry:
         except ValueError:  # whose text may hold a part of a password
             form = "redis://HOST:6379, with %2F for a / in its password"
             raise ConfigError(f"redis_url is not valid: it must be as {form}.") from None
-        self._prefix = f"baton:{model_name}:"
+        self.prefix = f"baton:{model_name}:"
         self._told: set[str] = set()
         """Bad keys that were spoken of."""
 
     async def announce(self, info: WorkerInfo, load: Load) -> None:
         """Write or renew a worker's lease; call it each second."""
-        key, workers = f"{self._prefix}worker:{info.worker_id}", f"{self._prefix}workers"
+        key, workers = f"{self.prefix}worker:{info.worker_id}", f"{self.prefix}workers"
 
         def fill(pipe: Any) -> None:
             pipe.hset(key, mapping=_to_fields(info, load))
@@ -173,8 +119,8 @@ class Registry:
 
     async def holder(self, worker_id: str) -> tuple[str, str] | None:
         """Read whose lease an id is: incarnation and control endpoint; None: nobody's."""
-        key = f"{self._prefix}worker:{worker_id}"
-        async with _answering():
+        key = f"{self.prefix}worker:{worker_id}"
+        async with answering():
             incarnation, control = await self._or_none(self._redis.hmget(key, "incarnation", "control"), key) or (
                 b"",
                 b"",
@@ -185,15 +131,15 @@ class Registry:
 
     async def withdraw(self, info: WorkerInfo) -> None:
         """Take back what a worker wrote, at its end."""
-        blocks = f"{self._prefix}blocks:{info.worker_id}"
-        async with _answering(), self._redis.pipeline(transaction=True) as pipe:
-            pipe.delete(f"{self._prefix}worker:{info.worker_id}", blocks, f"{blocks}:snapshot")
-            pipe.srem(f"{self._prefix}workers", info.worker_id)
+        blocks = f"{self.prefix}blocks:{info.worker_id}"
+        async with answering(), self._redis.pipeline(transaction=True) as pipe:
+            pipe.delete(f"{self.prefix}worker:{info.worker_id}", blocks, f"{blocks}:snapshot")
+            pipe.srem(f"{self.prefix}workers", info.worker_id)
             await pipe.execute()
 
     async def append_blocks(self, entry: Blocks) -> None:
         """Add an entry to a worker's block log; the first of an incarnation replaces the log."""
-        key = f"{self._prefix}blocks:{entry.worker_id}"
+        key = f"{self.prefix}blocks:{entry.worker_id}"
 
         def fill(pipe: Any) -> None:
             if entry.sequence == 1:
@@ -204,23 +150,23 @@ class Registry:
 
     async def write_snapshot(self, entry: Blocks) -> None:
         """Replace a worker's snapshot."""
-        async with _answering():
-            await self._redis.set(f"{self._prefix}blocks:{entry.worker_id}:snapshot", encode(entry))
+        async with answering():
+            await self._redis.set(f"{self.prefix}blocks:{entry.worker_id}:snapshot", encode(entry))
 
     async def workers(self) -> list[WorkerRecord]:
         """Read the workers with a live lease."""
-        async with _answering():
-            members = await self._or_none(self._redis.smembers(f"{self._prefix}workers"), f"{self._prefix}workers")
+        async with answering():
+            members = await self._or_none(self._redis.smembers(f"{self.prefix}workers"), f"{self.prefix}workers")
             if not members:
                 return []
-            keys = {member: f"{self._prefix}worker:".encode() + member for member in members}
+            keys = {member: f"{self.prefix}worker:".encode() + member for member in members}
             async with self._redis.pipeline(transaction=False) as pipe:
                 for key in keys.values():
                     pipe.hgetall(key)
                 rows = dict(zip(keys, await pipe.execute(raise_on_error=False), strict=True))
             gone = [member for member, row in rows.items() if not row]
             if gone:
-                await self._redis.srem(f"{self._prefix}workers", *gone)
+                await self._redis.srem(f"{self.prefix}workers", *gone)
         records = []
         for member, row in rows.items():
             record = None if not row or isinstance(row, Exception) else _from_fields(row)
@@ -234,8 +180,8 @@ class Registry:
         """Read the entries of each named worker after a sequence number, in order."""
         if not after:
             return []
-        streams = {f"{self._prefix}blocks:{worker_id}": f"{sequence}-1" for worker_id, sequence in after.items()}
-        async with _answering():
+        streams = {f"{self.prefix}blocks:{worker_id}": f"{sequence}-1" for worker_id, sequence in after.items()}
+        async with answering():
             try:
                 rows = await self._redis.xread(streams, count=500)
             except ResponseError:  # one of them is no stream, which Redis does not say of which
@@ -248,14 +194,15 @@ class Registry:
 
     async def read_snapshot(self, worker_id: str) -> Blocks | None:
         """Read a worker's snapshot; None: there is none."""
-        key = f"{self._prefix}blocks:{worker_id}:snapshot"
-        async with _answering():
+        key = f"{self.prefix}blocks:{worker_id}:snapshot"
+        async with answering():
             raw = await self._or_none(self._redis.get(key), key)
         return None if raw is None else _decode(raw)
 
-    def responses(self) -> ResponseRecords:
-        """Return what keeps answers, over the same connections."""
-        return ResponseRecords(self._redis, self._prefix)
+    @property
+    def client(self) -> Any:
+        """Redis itself, for others who keep something there; calls are made within `answering`."""
+        return self._redis
 
     async def close(self) -> None:
         """Close the connections."""
@@ -263,7 +210,7 @@ class Registry:
 
     async def _write(self, fill: Callable[[Any], None], kinds: Mapping[str, bytes]) -> None:
         """Execute what `fill` puts into a pipeline; keys of ours that hold something else are cleared for it."""
-        async with _answering(), self._redis.pipeline(transaction=True) as pipe:
+        async with answering(), self._redis.pipeline(transaction=True) as pipe:
             fill(pipe)
             try:
                 await pipe.execute()
@@ -299,7 +246,7 @@ class Registry:
 
 
 @contextlib.asynccontextmanager
-async def _answering() -> AsyncIterator[None]:
+async def answering() -> AsyncIterator[None]:
     """Bound one exchange, and turn what redis-py raises into `RegistryDown`."""
     try:
         async with asyncio.timeout(_ANSWER_S):

@@ -346,7 +346,7 @@ IMPORTS = (
 ROUTES = (
     ("Generation alone is served yet.", "/v1/embeddings /v1/rerank /v2/rerank /rerank /v2/embed /v1/score /score"),
     ("Generation alone is served yet.", "/pooling /classify /generative_scoring /v1/moderations /v1/fine_tuning"),
-    ("Send /v1/chat/completions.", "/v1/responses /v1/messages /v1/realtime /cohere /invocations /v1/assistants"),
+    ("Send /v1/chat/completions.", "/v1/messages /v1/realtime /cohere /invocations /v1/assistants"),
     ("Send the requests one by one, as many at once as you like.", "/v1/files /v1/batches /v1/chat/completions/batch"),
     ("Only text is served yet.", "/v1/audio /v1/images"),
     ("Adapters are not served yet: merge it into the weights.", "/v1/load_lora_adapter /v1/unload_lora_adapter"),

@@ -115,7 +115,9 @@ class RouterConfig:
         "auto", "where answers of /v1/responses are kept; auto: in Redis, if there is one, and in the router's memory"
     )
     response_ttl_s: float = setting(86_400.0, "how long an answer of /v1/responses is kept")
-    response_memory_nbytes: int = setting(256 * 2**20, "most memory of the router for answers that are kept")
+    response_memory_nbytes: int = setting(
+        256 * 2**20, "most memory for answers that are kept: of the router, and of Redis"
+    )
     max_responses: int = setting(10_000, "most answers that are kept of one API key; older ones go first")
     template_timeout_s: float = setting(2.0, "how long a chat template may render")
     max_rendered_nbytes: int = setting(16 * 2**20, "longest text that a chat template may give")

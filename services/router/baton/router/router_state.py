@@ -27,6 +27,7 @@ from baton.router.long_bodies import LongBodies
 from baton.router.loop_lag import LoopLag
 from baton.router.openai.answer_forms import AnswerForms
 from baton.router.pool import WorkerPool
+from baton.router.responses.records import ResponseRecords
 from baton.router.responses.store import ResponseStore
 from baton.router.tenants import Tenants
 from baton.router.text_pool import TextPool
@@ -75,7 +76,7 @@ class RouterState:
         self.text = TextPool(self.tokenizer, config)
         self.long_bodies = LongBodies(config, self.text)
         self.discovery = Discovery(self._registry, self.pool, self.index, self.metrics)
-        records = None if self._registry is None or config.response_store != "auto" else self._registry.responses()
+        records = None if self._registry is None or config.response_store != "auto" else ResponseRecords(self._registry)
         self.responses = ResponseStore(config, records, lambda: self.discovery.is_cut_off)
         await self.text.start()
         self.discovery.start()

@@ -8,6 +8,8 @@ one that names an answer that is gone.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import hmac
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -17,13 +19,15 @@ import msgspec
 
 from baton.errors import BatonError, Unavailable
 from baton.logs import get_logger
-from baton.registry import RegistryDown, ResponseRecords
+from baton.registry import RegistryDown
 from baton.router.config import RouterConfig
+from baton.router.responses.records import ResponseRecords
 
 Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
 OPEN = ("queued", "in_progress")
 """Statuses of what is still being made."""
 _DELETED = b""
+_TAG_NBYTES = 16
 _TEND_S, _LEASE_S = 1.0, 15.0
 _MAX_WRITES = 64
 """That wait for Redis at once; those beyond are kept in memory alone."""
@@ -110,13 +114,13 @@ class ResponseStore:
     async def put(self, key: Key, record: Record) -> None:
         """Keep a record; returns when every router knows of it, or Redis does not answer."""
         self._remember(key, record)
-        await self._write(key, msgspec.msgpack.encode(record))
+        await self._write(key, record)
 
     def put_then(self, key: Key, record: Record, then: Callable[[], None]) -> None:
         """Keep a record, and do what is to be done then."""
 
         async def share() -> None:
-            await self._write(key, msgspec.msgpack.encode(record))
+            await self._write(key, record)
             then()
 
         self._remember(key, record)
@@ -141,10 +145,9 @@ class ResponseStore:
         if raw == _DELETED:
             self._forget(key)
             return None
-        try:
-            record = _RECORDS.decode(raw)
-        except msgspec.DecodeError:  # somebody else wrote there
+        if not hmac.compare_digest(raw[:_TAG_NBYTES], self._tag(key, raw[_TAG_NBYTES:])):  # somebody else wrote there
             return mine
+        record = _RECORDS.decode(raw[_TAG_NBYTES:])
         if record.status in OPEN and not is_tended:
             record.status = "failed"
             record.response = _failed(record.response)
@@ -153,7 +156,7 @@ class ResponseStore:
     async def delete(self, key: Key) -> None:
         """Forget a record, on every router."""
         self._forget(key)
-        await self._write(key, _DELETED)
+        await self._write(key, None)
 
     async def cancel(self, key: Key) -> None:
         """Cancel what is being made, here or by another router."""
@@ -222,17 +225,33 @@ class ResponseStore:
             self._nbytes -= known[0].nbytes
             self._num_of[key[0]] -= 1
 
-    async def _write(self, key: Key, raw: bytes) -> None:
+    async def _write(self, key: Key, record: Record | None) -> None:
+        """Tell Redis of a record, or of its end."""
         if self._records is None or self._is_cut_off() or self._num_writes >= _MAX_WRITES:
             return
         self._num_writes += 1
-        config = self._config
+        config, raw = self._config, _DELETED
+        if record is not None:
+            data = msgspec.msgpack.encode(record)
+            raw = self._tag(key, data) + data
         try:
-            await self._records.write(_owner(key), key[1], raw, config.response_ttl_s, config.max_responses)
+            await self._records.write(
+                *(_owner(key), key[1], raw),
+                ttl_s=config.response_ttl_s,
+                most=config.max_responses,
+                most_nbytes=config.response_memory_nbytes,
+            )
         except RegistryDown as error:
             _log.warning("response_not_shared", reason=str(error), effect="only this router knows of it")
         finally:
             self._num_writes -= 1
+
+    def _tag(self, key: Key, data: bytes) -> bytes:
+        """Return what only routers of this deployment can write before a record."""
+        secret = self._config.cache_key.encode()[:64]
+        tag = hashlib.blake2b(key[0] + key[1].encode(), key=secret, digest_size=_TAG_NBYTES, person=b"baton response")
+        tag.update(data)
+        return tag.digest()
 
 
 def _owner(key: Key) -> str:
