@@ -20,7 +20,9 @@ from baton.router.config import RouterConfig
 from baton.router.openapi_file import openapi_document
 from baton.router.router_state import RouterState
 
-REQUESTS = ("ChatRequest", "CompletionRequest", "TokenizeRequest", "DetokenizeRequest")
+POOLED = {"EmbeddingRequest": "/v1/embeddings", "PoolRequest": "/pooling", "ClassifyRequest": "/classify"}
+"""Requests that generate nothing, and their paths."""
+REQUESTS = ("ChatRequest", "CompletionRequest", "TokenizeRequest", "DetokenizeRequest", *POOLED)
 OTHERS = {"ResponsesRequest": (RESPONSE, {"items": OTHER_ITEMS, "tools": OTHER_TOOLS})}
 """Requests with a page of their own: what they refuse, and which types of what."""
 _IGNORED = Ignored.model_fields.keys()
@@ -40,7 +42,10 @@ def routes_table() -> str:
 def bodies() -> str:
     """Return a table of fields for each request, and for each object in one."""
     schemas = _document()["components"]["schemas"]
-    chat, completions, *others = (schemas[name] for name in REQUESTS)
+    chat, completions, *others = (schemas[name] for name in REQUESTS[:4])
+    pooled = {name: schemas[name] for name in POOLED}
+    first, *rest = pooled.values()
+    alike = {n: f for n, f in first["properties"].items() if all(each["properties"].get(n) == f for each in rest)}
     shared = {n: f for n, f in chat["properties"].items() if completions["properties"].get(n) == f}
     ignored = {name: field for name, field in shared.items() if name in _IGNORED}
     named = ", ".join(f"`{name}`" for name in sorted(ignored))
@@ -50,6 +55,8 @@ def bodies() -> str:
         ("Of both", _fields({**chat, "title": "", "properties": shared}, without=ignored)),
         ("Taken without effect", f"OpenAI's fields that ask for nothing which could fail to be done: {named}."),
         *zip(("`POST /tokenize`", "`POST /detokenize`"), map(_fields, others), strict=True),
+        *((f"`POST {POOLED[name]}`", _fields(each, without=alike)) for name, each in pooled.items()),
+        ("Of requests that generate nothing", _fields({**first, "properties": alike})),
         *((name, _about(schemas[name]) + _fields(schemas[name])) for name in _inner(schemas)),
     ]
     return "\n\n".join(f"### {title}\n\n{text}" for title, text in sections)
@@ -103,7 +110,7 @@ def described_fields() -> Iterator[tuple[str, str]]:
     for name in OTHERS:
         _collect(schemas, schemas[name], others)
     for model in dict.fromkeys((*REQUESTS, *_inner(schemas), *OTHERS, *others)):
-        yield from ((model, name) for name in schemas[model]["properties"] if name not in _IGNORED)
+        yield from ((model, name) for name in schemas[model]["properties"] if name not in _IGNORED or model in POOLED)
 
 
 def words(model: str, name: str) -> str:

@@ -54,6 +54,15 @@ WORDS: dict[str, str] = {
     "store": "only false: nothing is stored",
     # completions
     "CompletionRequest.prompt": "a text, a list of token ids, or a list of either",
+    # what generates nothing
+    "input": "a text, a list of token ids, or a list of either; each has a vector, or classes, of its own",
+    "encoding_format": "`base64`: 32-bit numbers, little-endian, a third of the bytes; the OpenAI SDK asks for it",
+    "dimensions": "so many first numbers of a vector, where the model says that it may be cut",
+    "normalize": "give vectors of length 1; left out: as the model is made",
+    "use_activation": "the same under vLLM's name; for classes: probabilities, or with false what they are made of",
+    "EmbeddingRequest.truncate_prompt_tokens": "cut what is longer to so many tokens; -1: to as many as the model takes. Left out: it is refused",
+    "EmbeddingRequest.truncation_side": "where it is cut; left out: `right`",
+    "task": "what is wanted of the model; left out: what it is made for",
     "echo": "begin the answer with the prompt; with `max_tokens: 0` nothing else, with `logprobs` scored",
     "ChatRequest.echo": "begin the answer with the last message's text, if the answer continues it or it is the "
     "assistant's; with `logprobs` the prompt is scored too",

@@ -52,6 +52,7 @@ from baton.worker.link import FaceLink, receive_frame
 from baton.worker.loop import WorkerLoop
 from baton.worker.mailbox import Mailbox
 from baton.worker.pacer import Pacer
+from baton.worker.pooling_leg import PoolingLeg
 from baton.worker.rehearsal import rehearse, warm_up
 from baton.worker.runs import Leg, Outbox, Runs
 from baton.worker.settings import WorkerConfig
@@ -91,7 +92,7 @@ class EngineProcess:
             engine.scheduler.max_prefill_chunk = config.max_prefill_chunk
             pacer = _pacer(engine, config)
             warm_up(engine)
-            if engine.runner.device.type == "cuda":
+            if engine.runner.device.type == "cuda" and engine.pooling is None:
                 engine.scheduler.pace = pacer
                 rehearse(engine, pacer.learner)
             self._store = _share_blocks(engine, config, self._wakeup)
@@ -136,7 +137,12 @@ class EngineProcess:
         return 0
 
     def _join(self, engine: Engine, control: str) -> tuple[list[Leg], WorkerInfo]:
+        """Make the legs: those that were asked for, or of a model that pools its one."""
         config, names, incarnation = self._config, self._assignment.legs, uuid.uuid4().hex
+        legs: list[Leg] = []
+        if engine.pooling is not None:
+            names = ["pool"]
+            legs.append(PoolingLeg(engine, self._runs, self._outbox))
         layout = layout_fingerprint(engine.memory.block_nbytes, *engine.cache_parts)
         transfers = TransferConfig(lease_s=config.lease_s, renew_s=min(2.0, config.lease_s / 4))
         memory = _memory(engine, transfers, is_read="prefill" in names)
@@ -151,7 +157,6 @@ class EngineProcess:
             stats=self._kv_stats,
             on_event=self._wakeup.set,
         )
-        legs: list[Leg] = []
         if "prefill" in names:
             self._exporter = Exporter(side)
             leg = PrefillLeg(engine, self._exporter, self._runs, self._outbox, layout=layout, incarnation=incarnation)
@@ -175,6 +180,7 @@ class EngineProcess:
                 block_size=engine.config.block_size,
                 eos_token_ids=tuple(engine.model.spec.eos_token_ids),
                 cache_parts=engine.cache_parts,
+                pooling=engine.pooling,
             ),
         )
         return legs, info
@@ -215,7 +221,7 @@ def _keys(config: WorkerConfig) -> CurveKeys | None:
 def _pacer(engine: Engine, config: WorkerConfig) -> Pacer:
     """Return who sizes chunks; on a CPU, whose steps take as long as they take, to a target only if there is one."""
     target_ms, runner = config.itl_target_ms, engine.runner
-    if target_ms is None and runner.device.type == "cpu":
+    if (target_ms is None and runner.device.type == "cpu") or engine.pooling is not None:
         target_ms = 0.0
     return Pacer(StepLearner(), target_ms, runner.most_mixed)
 

@@ -35,6 +35,7 @@ from baton.logs import LogConfig, setup_logs
 from baton.model_folder import find_model
 from baton.own_folder import OwnFolder
 from baton.own_http import UDS_URL, client_of_started
+from baton.pooling_files import PoolingSetup, read_pooling
 from baton.progress import EVERY_S
 from baton.redis_server import find_redis_server, server_command
 from baton.router.http_config import HttpConfig
@@ -69,6 +70,8 @@ class Plan:
     router_url: str
     model_name: str
     notice: str
+    pooling: PoolingSetup | None
+    """How the model pools; None: it generates."""
 
 
 def make_plan(
@@ -93,10 +96,13 @@ def make_plan(
         bind_tcp(config.host, config.port).close()
     name = model_name(engine.model, config.served_model_name)
     engine = dataclasses.replace(engine, model=engine.model or str(demo_model_path()))
+    pooling = read_pooling(
+        find_model(engine.model or demo_model_path(), engine.revision), engine.runner, engine.convert
+    )
     gpus = [] if engine.device == "cpu" else _gpus()
     num_prefill = config.prefill
-    if num_prefill is None:
-        num_prefill = 1 if not gpus or len(gpus) > config.decode else 0
+    if num_prefill is None:  # a model that pools has one kind of worker, whatever starts it
+        num_prefill = 1 if pooling is None and (not gpus or len(gpus) > config.decode) else 0
     ids = [f"prefill-{i}" for i in range(num_prefill)] + [f"decode-{i}" for i in range(config.decode)]
     ports = _free_ports(len(ids) + 1)
     environment = _unset_settings(config, engine, http, logs, size)
@@ -127,8 +133,8 @@ def make_plan(
         controls.append(f"ipc://{control}")
     static = [] if access else controls  # without Redis the router is told where its workers are
     router = _plan_router(config, engine, http, logs, environment, name, static)
-    num_legs = len(workers) + config.decode * config.is_soft
-    return Plan(redis, store, workers, urls, num_legs, router, _router_url(config, http), name, notice)
+    num_legs = len(workers) + config.decode * config.is_soft * (pooling is None)
+    return Plan(redis, store, workers, urls, num_legs, router, _router_url(config, http), name, notice, pooling)
 
 
 async def run_up(
@@ -183,7 +189,7 @@ async def _serve(config: UpConfig, http: HttpConfig, plan: Plan, view: LogView) 
         view.say("up", f"ready after {took_s:.1f} s, with a page at {plan.router_url}/. Try:")
         view.answer(_curl(plan, config, http))
         status = 0
-        if config.ask or config.once:
+        if (config.ask or config.once) and plan.pooling is None:
             status = await try_chat(client, plan.router_url, plan.model_name, plan.worker_urls)
         if not config.once:
             await asyncio.Event().wait()
@@ -354,7 +360,13 @@ def _unset_settings(*settings: Any) -> dict[str, str]:
 def _curl(plan: Plan, config: UpConfig, http: HttpConfig) -> str:
     way = f"--unix-socket {http.uds} " if http.uds else ""
     key = " -H 'authorization: Bearer YOUR_KEY'" if config.api_key else ""
+    path, asked = "/v1/chat/completions", '"messages": [{"role": "user", "content": "Hello! Who are you?"}]'
+    if plan.pooling is not None:
+        path, asked = (
+            "/classify" if plan.pooling.is_classifier else "/v1/embeddings",
+            '"input": ["Hello!", "Who are you?"]',
+        )
     return (
-        f"curl {way}{plan.router_url}/v1/chat/completions -H 'content-type: application/json'{key} -d "
-        f'\'{{"model": "{plan.model_name}", "messages": [{{"role": "user", "content": "Hello! Who are you?"}}]}}\''
+        f"curl {way}{plan.router_url}{path} -H 'content-type: application/json'{key} -d "
+        f'\'{{"model": "{plan.model_name}", {asked}}}\''
     )

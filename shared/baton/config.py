@@ -74,6 +74,12 @@ class EngineConfig:
         False, "run an operation in plain torch, slower, where its Triton kernel does not compile"
     )
     seed: int = setting(0, "seed of dummy weights, and of requests that bring none")
+    runner: Literal["auto", "generate", "pooling"] = setting(
+        "auto", "what the model is for: answers, or vectors, classes and scores; auto: what its files say"
+    )
+    convert: Literal["auto", "none", "embed", "classify"] = setting(
+        "auto", "embed: have a model that generates give vectors of its last token's hidden state"
+    )
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "max_num_waiting", "block_size"):

@@ -5,10 +5,11 @@ Every message is one frame: a tagged array that `encode` writes and `decode_to_w
 
     router -> worker    Hello, once a second: who I am, whether I want the block log by this way, and my open legs there
                         Start     one leg of a request, under an epoch
+                        Pool      the one leg of a request that generates nothing, under an epoch
                         Cancel    closes that epoch of the request, and all before it
     worker -> router    Welcome   the answer to each Hello: what this worker is, and its load
                         Legs      the answer to each that names legs: those that this worker has
-                        Outputs   once a step (and each 250 ms when idle): every stream's tokens, what ended, the load
+                        Outputs   once a step (and each 250 ms when idle): every stream's tokens, what was pooled, what ended, the load
                         Blocks    once a step at most, to routers that asked: what the prefix cache stored and evicted
 
 Rules
@@ -26,18 +27,20 @@ Rules
 - `position` is a token's index in the whole sequence, prompt included, so the first token of an answer stands at
   `num_prompt_tokens`. The router sees gaps and repeats by it. A repeat with the same token is dropped; a repeat with another token
   is an integrity failure.
-- Every Start is answered by tokens up to one with a finish_reason (for each choice), or by one `Ended`, or is cancelled.
+- Every Start is answered by tokens up to one with a finish_reason (for each choice), or by one `Ended`, or is cancelled;
+  every Pool by one `Pooled`, or by one `Ended`, or is cancelled. Any worker pools the same, so a replay needs nothing.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
 from baton.errors import InvalidRequest
+from baton.pooling import PoolingFacts, PoolingParams
 from baton.prompt import Prompt
 from baton.protocol import NOBODY, SamplingParams, Share
 from baton.step_pace import StepPace
@@ -53,8 +56,8 @@ PAUSE_S = 1.0
 MAX_MESSAGE_NBYTES = 32 * 2**20
 """For `zmq.MAXMSGSIZE` on both ends; a prompt of a million tokens is 5 MB."""
 
-Leg = Literal["prefill", "decode", "store"]
-"""A store has no other leg, and takes no requests."""
+Leg = Literal["prefill", "decode", "pool", "store"]
+"""A worker whose model pools has that leg alone. A store has no other leg, and takes no requests."""
 Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 Id = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 Positive = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
@@ -76,6 +79,8 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     eos_token_ids: tuple[int, ...] = ()
     cache_parts: tuple[str, ...] = ()
     """What, beside key and tenant salt, starts the hash chains: `cache_root(key, *cache_parts, salt)`."""
+    pooling: PoolingFacts | None = None
+    """What the model pools; None: it generates."""
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -197,6 +202,23 @@ class Start(msgspec.Struct, tag="start", array_like=True, frozen=True):
     share: Share = NOBODY
 
 
+class Pool(msgspec.Struct, tag="pool", array_like=True, frozen=True):
+    """Compute a prompt, and answer what the model pools of it."""
+
+    leg: ClassVar[Leg] = "pool"
+    choices: ClassVar[tuple[ChoiceStart, ...]] = (ChoiceStart(0),)
+
+    request_id: str
+    epoch: int
+    prompt: Prompt
+    params: PoolingParams
+    priority: int = 0
+    seconds_left: float | None = None
+    """As in Start."""
+    salt: bytes = b""
+    share: Share = NOBODY
+
+
 class Cancel(msgspec.Struct, tag="cancel", array_like=True, frozen=True, gc=False):
     """End an epoch of a request, and all before it; or, with `choice`, only that choice of that epoch."""
 
@@ -278,6 +300,21 @@ class Token(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Of `num_cached`, those whose KV came back from the host's memory. With a choice's first token."""
 
 
+class Pooled(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What came of a Pool: all of it."""
+
+    request_id: str
+    epoch: Id
+    data: bytes
+    """float32, little-endian, row by row."""
+    shape: tuple[Count, ...]
+    """[size], or [tokens, size]."""
+    num_cached: Count = 0
+    """Prompt tokens that were found in this worker's prefix cache, or behind it."""
+    num_restored: Count = 0
+    """Of those, the ones whose KV came back from the host's memory."""
+
+
 class LegError(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Why a leg ended without its tokens."""
 
@@ -353,6 +390,7 @@ class Outputs(msgspec.Struct, tag="outputs", array_like=True, frozen=True):
     transfers: list[Transfer] = []
     computed: list[Computed] = []
     counted: Counted | None = None
+    pooled: list[Pooled] = []
 
 
 class Blocks(msgspec.Struct, tag="blocks", array_like=True, frozen=True):
@@ -370,7 +408,7 @@ class Blocks(msgspec.Struct, tag="blocks", array_like=True, frozen=True):
     is_snapshot: bool = False
 
 
-ToWorker = Hello | Start | Cancel
+ToWorker = Hello | Start | Pool | Cancel
 ToRouter = Welcome | Outputs | Blocks | Legs
 
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
@@ -394,6 +432,8 @@ def decode_to_worker(frame: bytes | memoryview) -> ToWorker:
         raise BadMessage(str(error)) from None
     if isinstance(message, Start):
         _check_start(message)
+    elif isinstance(message, Pool):
+        _check_pool(message)
     elif isinstance(message, Cancel):
         _check(0 <= message.epoch < 2**31, "epoch is out of range")
     return message
@@ -409,23 +449,33 @@ def decode_to_router(frame: bytes | memoryview) -> ToRouter:
 
 def _check_start(start: Start) -> None:
     """Refuse what no router of ours sends; ids against the vocabulary are checked by the leg, which knows it."""
-    _check(len(start.request_id) == 32, "request_id is not a uuid")
-    _check(0 <= start.epoch < 2**31, "epoch is out of range")
-    _check(bool(start.prompt.token_ids), "the prompt is empty")
-    _check(min(start.prompt.token_ids) >= 0, "a token id is negative")
+    _check_request(start)
     _check(0 < len(start.choices) <= start.params.n, "choices do not match n")
     indices = [choice.index for choice in start.choices]
     _check(len(set(indices)) == len(indices) and min(indices) >= 0, "choices repeat")
     _check(max(indices) < start.params.n, "a choice exceeds n")
     _check(all(min(choice.emitted, default=0) >= 0 for choice in start.choices), "a token id is negative")
     _check(-(2**63) <= start.seed < 2**63, "seed is out of range")
-    _check(start.seconds_left is None or not math.isnan(start.seconds_left), "seconds_left is no number")
-    _check(len(start.share.tenant) <= 32 and 0 < start.share.weight < 1e6, "the share is out of range")
     ticket = start.ticket
     if ticket is not None:
         _check(len(ticket.request_id) == 16 and len(ticket.secret) == 16, "the ticket is malformed")
         _check(ticket.epoch == start.epoch, "the ticket belongs to another epoch")
         _check(ticket.num_tokens == len(start.prompt), "the ticket belongs to another prompt")
+
+
+def _check_request(asked: Start | Pool) -> None:
+    _check(len(asked.request_id) == 32, "request_id is not a uuid")
+    _check(0 <= asked.epoch < 2**31, "epoch is out of range")
+    _check(bool(asked.prompt.token_ids), "the prompt is empty")
+    _check(min(asked.prompt.token_ids) >= 0, "a token id is negative")
+    _check(asked.seconds_left is None or not math.isnan(asked.seconds_left), "seconds_left is no number")
+    _check(len(asked.share.tenant) <= 32 and 0 < asked.share.weight < 1e6, "the share is out of range")
+
+
+def _check_pool(pool: Pool) -> None:
+    """Refuse what no router of ours sends."""
+    _check_request(pool)
+    _check(0 <= pool.params.second_at <= len(pool.prompt), "the second text begins behind the prompt")
 
 
 def _check(holds: bool, reason: str) -> None:

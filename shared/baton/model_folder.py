@@ -15,6 +15,8 @@ from baton.hub_snapshot import fetch_snapshot
 
 # What tells the model and its tokenizer.
 SMALL_FILES = ("*.json", "*.model", "*.txt", "*.tiktoken", "chat_template.jinja", "additional_chat_templates/*.jinja")
+# What sentence-transformers writes: layers behind the model are small too.
+POOLING_FILES = ("*_Pooling/config.json", "*_Dense/config.json", "*_Dense/model.safetensors")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -42,6 +44,8 @@ def find_model(path_or_id: str | Path, revision: str | None = None) -> Path:
     snapshot = fetch_snapshot(repository, revision, SMALL_FILES, field="model")
     if not (snapshot / "config.json").is_file():
         raise ModelLoadError(_why_no_config(repository, snapshot))
+    if (snapshot / "modules.json").is_file():
+        fetch_snapshot(repository, snapshot.name, POOLING_FILES, field="model")
     return snapshot
 
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from tokenizers import Tokenizer as HFTokenizer
 
@@ -141,6 +141,25 @@ class Tokenizer:
     def encode_all(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
         """Return the token ids of each text."""
         return [each.ids for each in self._backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
+
+    def encode_cut(
+        self, text: str, second: str | None, keep: int | None, side: Literal["left", "right"] = "right"
+    ) -> tuple[list[int], int]:
+        """Return the ids of a text, or of a pair, with the special tokens around them, and where the second text begins.
+
+        With `keep` so many at most: the longer of a pair gives way first. The place is 0 where the tokenizer marks none.
+        """
+        parts = [text] if second is None else [text, second]
+        encoded = self._backend.encode_batch_fast(parts, add_special_tokens=False)
+        if keep is not None:
+            room = max(keep - self._backend.num_special_tokens_to_add(second is not None), 0)
+            for part, size in zip(encoded, _shares(list(map(len, encoded)), room), strict=True):
+                part.truncate(size, direction=side)
+        joined = self._backend.post_process(*encoded)
+        second_at = 0
+        if second is not None and 1 in joined.type_ids:
+            second_at = joined.type_ids.index(1)
+        return joined.ids if keep is None else joined.ids[:keep], second_at
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of whole token ids; for a stream use `new_stream`."""
@@ -396,6 +415,17 @@ class AnswerText:
         if stop is None and finish_reason is not None:
             text += stops.flush()
         return text, stop
+
+
+def _shares(sizes: list[int], room: int) -> list[int]:
+    """Share a room among one or two texts: the longer one gives way until they are equal."""
+    if sum(sizes) <= room:
+        return sizes
+    if len(sizes) == 1:
+        return [room]
+    small = min(*sizes, room // 2)
+    shares = [min(size, room - small) for size in sizes]
+    return shares if sum(shares) <= room else [room - room // 2, room // 2]
 
 
 def _beginnings(spans: Iterable[tuple[int, int]]) -> list[int]:

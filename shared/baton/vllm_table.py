@@ -20,6 +20,7 @@ device served_model_name host port api_key config chat_template chat_template_co
 trust_request_chat_template reasoning_parser uds root_path ssl_keyfile
 ssl_certfile ssl_ca_certs ssl_cert_reqs allow_credentials allowed_origins allowed_methods allowed_headers
 generation_config override_generation_config
+runner convert
 max_num_queued_reqs>max_num_waiting shutdown_timeout>drain_s
 disable_log_stats enable_log_requests log_level download_dir
 """
@@ -30,7 +31,7 @@ model tokenizer revision load_format dtype seed max_model_len block_size gpu_mem
 num_gpu_blocks_override max_num_batched_tokens max_num_seqs enable_prefix_caching enable_chunked_prefill enforce_eager
 swap_space kv_offloading_size>swap_space
 device skip_tokenizer_init chat_template generation_config override_generation_config
-max_num_queued_reqs>max_num_waiting use_tqdm_on_load?>use_tqdm
+runner convert max_num_queued_reqs>max_num_waiting use_tqdm_on_load?>use_tqdm
 """
 """What `LLM(...)` takes, where that differs from the groups below; names of the server are refused there."""
 
@@ -132,8 +133,8 @@ SERVING = (
         "reasoning_parser_plugin reasoning_config reasoning_effort_map enable_reasoning?~",
     ),
     (
-        "Generation alone is served: no embeddings, scores, rewards or classes.",
-        "runner=auto|generate convert=auto|none task=auto|generate pooler_config override_pooler_config io_processor_plugin",
+        "How a model pools is read from its files; `--runner` and `--convert` say what it is for.",
+        "task=auto|generate pooler_config override_pooler_config io_processor_plugin",
     ),
     (
         "Pictures, sound and video are not served yet: Baton reads text.",
@@ -344,8 +345,9 @@ IMPORTS = (
 """What is imported from `vllm` and not from `batonllm`."""
 
 ROUTES = (
-    ("Generation alone is served yet.", "/v1/embeddings /v1/rerank /v2/rerank /rerank /v2/embed /v1/score /score"),
-    ("Generation alone is served yet.", "/pooling /classify /generative_scoring /v1/moderations /v1/fine_tuning"),
+    ("Scores are not served yet.", "/v1/rerank /v2/rerank /rerank /v1/score /score /generative_scoring"),
+    ("Send /v1/embeddings.", "/v2/embed"),
+    ("Models are not moderated or trained here.", "/v1/moderations /v1/fine_tuning"),
     ("Send /v1/chat/completions.", "/v1/messages /v1/realtime /cohere /invocations /v1/assistants"),
     ("Send the requests one by one, as many at once as you like.", "/v1/files /v1/batches /v1/chat/completions/batch"),
     ("Only text is served yet.", "/v1/audio /v1/images"),

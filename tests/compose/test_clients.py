@@ -154,10 +154,10 @@ def test_the_one_port_that_users_know_tells_how_full_the_caches_are(server: Bato
 
 def test_a_route_of_vllms_that_is_not_here_says_what_to_do(server: BatonProcess) -> None:
     headers = {"authorization": f"Bearer {KEY.split()[0]}"}
-    answer = httpx.post(f"{server.url}/v1/embeddings", json={}, headers=headers)
+    answer = httpx.post(f"{server.url}/v1/rerank", json={}, headers=headers)
     assert answer.status_code == 404
     message = answer.json()["error"]["message"]
-    assert message == "There is no /v1/embeddings here. Generation alone is served yet."
+    assert message == "There is no /v1/rerank here. Scores are not served yet."
 
 
 def test_bench_serve_needs_no_torch() -> None:

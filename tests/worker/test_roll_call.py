@@ -14,6 +14,7 @@ from tests.router.test_flow import ANSWER, PROMPT, Heard, World, epoch_of, sent
 from baton.messages import (
     Cancel,
     ChoiceStart,
+    Hello,
     Legs,
     OpenLeg,
     Outputs,
@@ -94,7 +95,7 @@ class PaperWorker:
                 for run in self._runs.of_request(message.request_id):
                     if run.start.epoch <= message.epoch:
                         self._runs.close(run)
-            else:
+            elif isinstance(message, Hello):
                 calls.append((peer, message.number))
                 for run, choice in list(strays(self._runs, peer, message.legs)):
                     assert choice is None

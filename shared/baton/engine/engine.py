@@ -27,6 +27,7 @@ from baton.engine.host_blocks import HostBlocks
 from baton.engine.kv_cache import KVCacheSpec
 from baton.engine.memory import MemoryPlan
 from baton.engine.model_runner import LaunchedStep, ModelRunner
+from baton.engine.pooler import Pooled
 from baton.engine.prefix_cache import PrefixCache
 from baton.engine.reload_cost import ReloadCost
 from baton.engine.sampler import seed_of
@@ -39,8 +40,12 @@ from baton.host_tier import HostTier
 from baton.messages import TokenLogprobs
 from baton.models.causal_lm import CausalLM
 from baton.models.rope import rotation_kind
+from baton.pooling import PoolingFacts, PoolingParams
 from baton.prompt import Prompt
 from baton.protocol import NOBODY, REPETITION_DETECTED, FinishReason, SamplingParams, Share
+
+_POOLS = SamplingParams(temperature=0.0, max_tokens=1, detokenize=False)
+"""Of a sequence that samples nothing."""
 
 
 @dataclass(slots=True)
@@ -62,6 +67,8 @@ class TokenOutput:
     """Of the prompt, found in the prefix cache or behind it."""
     num_restored_tokens: int
     """Those of them that came back from the host's memory."""
+    pooled: Pooled | None = None
+    """What was asked for in place of a token, which then means nothing."""
 
 
 @dataclass(slots=True)
@@ -106,7 +113,8 @@ class Engine:
         self.max_model_len = memory.max_model_len
         self.pool = BlockPool(memory.num_blocks)
         self.cache = PrefixCache(self.pool)
-        self.scheduler = Scheduler(_scheduler_config(config, memory), self.pool, self.cache)
+        pools = model.spec.pooling is not None
+        self.scheduler = Scheduler(_scheduler_config(config, memory, pools=pools), self.pool, self.cache)
         self.runner = ModelRunner(
             model, kv_spec, memory.num_blocks, max_num_seqs=config.max_num_seqs, max_model_len=memory.max_model_len
         )
@@ -138,6 +146,12 @@ class Engine:
         self.collected_s = 0.0
         """The time that it took on the device: from the end of the step before it, where that had been launched."""
 
+    @property
+    def pooling(self) -> PoolingFacts | None:
+        """What the model pools; None: it generates."""
+        spec = self.model.spec
+        return None if spec.pooling is None else spec.pooling.facts(spec.hidden_size)
+
     def use_tier(self, tier: HostTier) -> None:
         """Have blocks that the device has no room for wait in this tier from now on; before any request."""
         cost = ReloadCost(block_nbytes=self.memory.block_nbytes, block_size=self.config.block_size)
@@ -157,6 +171,7 @@ class Engine:
         salt: bytes = b"",
         share: Share = NOBODY,
         holds_prompt: bool = False,
+        pooling: PoolingParams | None = None,
     ) -> None:
         """Queue a request; its choices share the prompt's blocks through the prefix cache.
 
@@ -168,17 +183,37 @@ class Engine:
             salt: the tenant's; requests of different salts share no KV.
             share: whose it is, and how much of the engine is theirs.
             holds_prompt: stop after the first token and keep the prompt's blocks until `abort`, for export.
+            pooling: as `pool_prompt` says.
 
         Raises:
             QueueFull: too many wait. ContextTooLong: it could never run here.
         """
-        request = self._enter(request_id, prompt, params, choices, seed, priority, salt, share, holds_prompt)
+        request = self._enter(request_id, prompt, params, choices, seed, priority, salt, share, holds_prompt, pooling)
         try:
             for sequence in request.choices.values():
                 self.scheduler.add(sequence)
         except Exception:
             self.abort(request_id)
             raise
+
+    def pool_prompt(
+        self,
+        request_id: str,
+        prompt: Prompt,
+        pooling: PoolingParams,
+        *,
+        priority: int = 0,
+        salt: bytes = b"",
+        share: Share = NOBODY,
+    ) -> None:
+        """Queue a prompt whose hidden states are wanted: one output comes of it, with `pooled`.
+
+        It was checked by `check_pooled_prompt`, and what is wanted by the model's `PoolingFacts`.
+
+        Raises:
+            QueueFull: too many wait. ContextTooLong: it could never run here.
+        """
+        self.add(request_id, prompt, _POOLS, priority=priority, salt=salt, share=share, pooling=pooling)
 
     def receive(
         self,
@@ -353,6 +388,8 @@ class Engine:
                 assert scores is not None
                 scores[position] = row
         outputs: list[TokenOutput] = []
+        if result.pooled is not None:
+            return self._take_pooled(result.sequences, result.pooled)
         for sequence, token_ids, rows in zip(result.sequences, result.token_lists, result.logprobs, strict=True):
             position = len(sequence.token_ids) - len(token_ids)
             for token_id, logprobs in zip(token_ids, rows, strict=True):
@@ -387,6 +424,19 @@ class Engine:
             self.finish(request_id, choice)
         return output
 
+    def _take_pooled(self, sequences: list[Sequence], pooled: list[Pooled]) -> list[TokenOutput]:
+        """Hand out what was made of whole prompts, and end them."""
+        outputs = []
+        for sequence, made in zip(sequences, pooled, strict=True):
+            if sequence not in self._owner:  # it has ended since the step was launched
+                continue
+            request_id, choice = self._owner[sequence]
+            num_cached, num_restored = sequence.num_cached, sequence.num_restored
+            last = sequence.num_prompt_tokens, 0, FinishReason.STOP, None, None, None
+            outputs.append(TokenOutput(request_id, choice, *last, num_cached, num_restored, made))
+            self.finish(request_id, choice)
+        return outputs
+
     def _end_of(self, sequence: Sequence, position: int, token_id: int) -> tuple[FinishReason | None, int | str | None]:
         params, num_output = sequence.params, position + 1 - sequence.num_prompt_tokens
         if num_output >= params.min_tokens:
@@ -419,11 +469,14 @@ class Engine:
         salt: bytes,
         share: Share,
         holds_prompt: bool,
+        pooling: PoolingParams | None = None,
     ) -> _Request:
         """Make a request's sequences and take in their sampling; nothing is queued yet."""
         if request_id in self._requests:
             raise refuse("request_id", request_id, "a request of this id is running", "Give each its own.")
         max_len = self._max_len(len(prompt), params)
+        if pooling is not None:  # a prompt may fill the context: no token follows it
+            max_len = len(prompt) + 1
         if holds_prompt:
             max_len = len(prompt) + max(map(len, (choices or {}).values()), default=0) + 1
         scores_prompt = params.prompt_logprobs is not None
@@ -442,6 +495,7 @@ class Engine:
                 root=root,
                 reuse_prefix=not scores,
                 share=share,
+                pooling=pooling,
             )
             sequence.token_ids.extend(emitted)
             request.choices[choice] = sequence
@@ -460,11 +514,12 @@ def _lead(request: _Request) -> Sequence:
     return next(iter(request.choices.values()))
 
 
-def _scheduler_config(config: EngineConfig, memory: MemoryPlan) -> SchedulerConfig:
+def _scheduler_config(config: EngineConfig, memory: MemoryPlan, *, pools: bool) -> SchedulerConfig:
+    """Bound steps and queue; a prompt that is pooled may fill the context, and counts with the token that never follows."""
     return SchedulerConfig(
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
-        max_model_len=memory.max_model_len,
+        max_model_len=memory.max_model_len + pools,
         block_size=config.block_size,
         windows=memory.reach.windows,
         max_num_waiting=config.max_num_waiting,

@@ -51,11 +51,12 @@ class KVCacheSpec:
         Groups have as many layers as the smallest kind, or as the largest where that wastes less than a third.
         """
         by_window: dict[int | None, list[int]] = defaultdict(list)
-        for layer, window in enumerate(spec.windows_within(max_model_len)):
+        windows = (None,) * spec.num_layers if spec.is_encoder else spec.windows_within(max_model_len)
+        for layer, window in enumerate(windows):
             by_window[window].append(layer)
         fewest, most = min(map(len, by_window.values())), max(map(len, by_window.values()))
         size = most if 2 * most < 3 * fewest else fewest
-        shape = (2, block_size, spec.num_kv_heads, spec.head_dim)
+        shape = (2, block_size, spec.num_kv_heads, 0 if spec.is_encoder else spec.head_dim)
         groups = [
             KVGroup(tuple(layers[at : at + size]), "full" if window is None else "window", shape, dtype, window)
             for window, layers in sorted(by_window.items(), key=lambda item: item[0] or 0)

@@ -14,6 +14,7 @@ from baton.engine.engine import Engine
 from baton.engine.kv_cache import KVCacheSpec
 from baton.engine.memory import GIB, MemoryPlan, largest_steps_tried, plan_memory, swap_space_nbytes, with_kv_of
 from baton.engine.pinned_memory import anonymous_memory
+from baton.engine.pooler import Pooler
 from baton.engine.sampler import SAMPLING_NBYTES
 from baton.engine.slot_copies import slot_copies
 from baton.engine.swap_space import SwapSpace
@@ -24,6 +25,8 @@ from baton.models.hub import locate
 from baton.models.identity import model_identity
 from baton.models.loader import load_model, resolve_dtype, weights_nbytes
 from baton.models.spec import ModelSpec
+from baton.pooling import PoolingParams
+from baton.pooling_files import PoolingSetup, read_pooling
 from baton.progress import tell
 from baton.prompt import Prompt
 from baton.protocol import SamplingParams
@@ -49,10 +52,14 @@ def load_engine(
     device = pick_device(config)
     if folder is None:
         folder = locate(str(config.model), config.revision, weights=config.load_format != "dummy")
-    spec = read_spec(folder)
+    pooling = read_pooling(folder, config.runner, config.convert)
+    spec = read_spec(folder, pooling)
     dtype = _dtype(config, device, spec)
     asked = config.max_model_len
     max_model_len = spec.max_model_len if asked in (None, AUTO_LEN) else asked
+    if pooling is not None:
+        max_model_len = min(max_model_len, pooling.max_len or max_model_len) if asked is None else max_model_len
+        config = _for_pooling(config, pooling, max_model_len)
     kv_spec = KVCacheSpec.of(spec, config.block_size, dtype, max_model_len)
     memory = plan_memory(
         config,
@@ -64,7 +71,7 @@ def load_engine(
     if progress:
         name = f"{spec.family} on {device} in {str(dtype).removeprefix('torch.')}"
         tell(f"{name}: {memory.describe()}")
-    references = prepare_kernels(config, spec, dtype, max_model_len, device)
+    references = {} if spec.is_encoder else prepare_kernels(config, spec, dtype, max_model_len, device)
     if references and progress:
         tell(f"in plain torch, and so without CUDA graphs: {', '.join(references)}")
     model = load_model(
@@ -76,22 +83,47 @@ def load_engine(
         progress=progress,
         max_model_len=max_model_len,
         deterministic=config.deterministic,
+        pooling=pooling,
     )
     model.spec = dataclasses.replace(model.spec, eos_token_ids=_end_token_ids(config, folder, tokenizer, spec))
     identity = model_identity(folder, dummy_seed=config.seed if config.load_format == "dummy" else None)
+    pooler = None
+    if pooling is not None:
+        pooler = Pooler.of(model, pooling, None if config.load_format == "dummy" else folder)
     with largest_steps_tried(config):
         if device.type == "cuda":
-            memory = _measured(model, config, memory, kv_spec)
+            memory = _measured(model, config, memory, kv_spec, pooler)
             if progress:
                 tell(f"measured: {memory.describe()}")
         engine = Engine(model, config, memory, kv_spec, cache_key=cache_key, identity=identity)
-        if device.type == "cuda" and not config.enforce_eager and not references:
+        engine.runner.pooler = pooler
+        if pooler is None and device.type == "cuda" and not config.enforce_eager and not references:
             engine.runner.capture_graphs(max_num_tokens=config.max_num_batched_tokens, progress=progress)
     if config.swap_space:
         line = give_swap_space(engine, config)
         if progress:
             tell(line)
     return engine
+
+
+def _for_pooling(config: EngineConfig, pooling: PoolingSetup, max_model_len: int) -> EngineConfig:
+    """Return the settings of steps for a model that pools: one that needs a prompt whole computes it in one step.
+
+    Raises:
+        ConfigError: a setting is of no use to it, or such a step would be too large.
+    """
+    if not pooling.needs_whole:
+        return config
+    if config.deterministic:
+        raise ConfigError("deterministic=True is not served for a model that needs whole prompts. Leave it out.")
+    longest = max(config.max_num_batched_tokens, max_model_len)
+    return dataclasses.replace(
+        config,
+        enable_chunked_prefill=False,
+        enable_prefix_caching=False,
+        max_num_batched_tokens=longest,
+        swap_space=0.0,
+    )
 
 
 def give_swap_space(engine: Engine, config: EngineConfig) -> str:
@@ -120,7 +152,9 @@ def _end_token_ids(config: EngineConfig, folder: Path, tokenizer: Tokenizer | No
     return tuple(token_id for token_id in ends if token_id < spec.vocab_size)
 
 
-def _measured(model: CausalLM, config: EngineConfig, memory: MemoryPlan, kv_spec: KVCacheSpec) -> MemoryPlan:
+def _measured(
+    model: CausalLM, config: EngineConfig, memory: MemoryPlan, kv_spec: KVCacheSpec, pooler: Pooler | None
+) -> MemoryPlan:
     """Run the largest step that a plan can hold, and leave the KV cache the rest.
 
     Kernels are compiled on the way, so that the first request does not wait for them.
@@ -132,11 +166,16 @@ def _measured(model: CausalLM, config: EngineConfig, memory: MemoryPlan, kv_spec
     blocks = num_prompts * memory.reach.num_held(prompt_len + 2 * config.block_size) + 1
     small = dataclasses.replace(memory, num_blocks=min(blocks, memory.num_blocks))
     probe = Engine(model, dataclasses.replace(config, max_num_waiting=num_prompts), small, kv_spec)
+    probe.runner.pooler = pooler
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     params = SamplingParams(max_tokens=2, temperature=1.0, ignore_eos=True, detokenize=False)
     for i in range(num_prompts):
-        probe.add(str(i), Prompt([i % model.spec.vocab_size] * prompt_len), params)
+        prompt = Prompt([i % model.spec.vocab_size] * prompt_len)
+        if pooler is None:
+            probe.add(str(i), prompt, params)
+        else:
+            probe.pool_prompt(str(i), prompt, PoolingParams())
     while probe.has_work:
         probe.step()
     torch.cuda.synchronize(device)

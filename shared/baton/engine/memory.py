@@ -22,6 +22,8 @@ GRAPHS_NBYTES = GIB
 """Kept back on a GPU for captured steps and their workspace."""
 CONTEXT_NBYTES = GIB // 2
 """What a process takes of a GPU beside torch's allocations: CUDA's context and compiled kernels."""
+PLACES = 2**16
+"""Blocks of a model that keeps nothing of its prompts: only places in steps, a million tokens of them."""
 CPU_KV_NBYTES = GIB
 """KV memory on a CPU unless told: enough for hundreds of thousands of tokens of a small model."""
 
@@ -127,6 +129,7 @@ def with_kv_of(
     """
     spare = device_limit(config, device) - step_nbytes - GRAPHS_NBYTES
     asked = config.num_gpu_blocks_override is not None or config.kv_cache_memory_bytes is not None
+    asked = asked or not memory.block_nbytes
     num_blocks = memory.num_blocks if asked else max(0, spare) // memory.block_nbytes
     plan = dataclasses.replace(memory, weights_nbytes=weights_nbytes, num_blocks=num_blocks).within(config)
     if plan.kv_nbytes > spare or plan.num_tokens < plan.max_model_len:
@@ -191,6 +194,8 @@ def device_limit(config: EngineConfig, device: torch.device) -> int:
 def _num_blocks(config: EngineConfig, kv_spec: KVCacheSpec, spare: int, device: torch.device) -> int:
     if config.num_gpu_blocks_override is not None:
         return config.num_gpu_blocks_override + 1
+    if not kv_spec.block_nbytes:
+        return PLACES
     nbytes = config.kv_cache_memory_bytes
     if nbytes is None:
         nbytes = min(spare, CPU_KV_NBYTES) if device.type == "cpu" else spare

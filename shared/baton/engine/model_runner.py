@@ -6,6 +6,7 @@ serves prefill chunks, decodes and mixtures.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import accumulate, compress, pairwise
 from typing import Any
@@ -18,6 +19,7 @@ from baton.engine.batch import BatchBuilder, HostBatch
 from baton.engine.cuda_graphs import StepGraphs
 from baton.engine.kv_cache import KVCacheSpec
 from baton.engine.padded_step import StepShapes
+from baton.engine.pooler import Pooled, Pooler
 from baton.engine.sampler import Sampler
 from baton.engine.sequence import Sequence
 from baton.engine.step_plan import StepPlan
@@ -47,6 +49,7 @@ class LaunchedStep:
     batch: HostBatch
     sampled: Download  # token ids; then what rows asked for, as `Sampler.draw` returns it
     prompt_logprobs: Download  # the last four, for prompt tokens
+    shapes: list[tuple[int, ...]] | None = None  # of the rows' parts of the one tensor, where the model pools
 
 
 @dataclass(slots=True)
@@ -57,6 +60,7 @@ class StepResult:
     token_lists: list[list[int]]
     logprobs: list[list[TokenLogprobs | None]]
     prompt_logprobs: list[tuple[Sequence, int, TokenLogprobs]]  # (sequence, position, at that position)
+    pooled: list[Pooled] | None = None  # in place of tokens, of which there is one without meaning a row
 
 
 class ModelRunner:
@@ -78,6 +82,8 @@ class ModelRunner:
             device=self.device,
         )
         self._graphs: StepGraphs | None = None
+        self.pooler: Pooler | None = None
+        """What takes the place of sampling in a model that pools."""
 
     def use_kv(self, kv: Tensor) -> None:
         """Keep KV in this tensor from now on, as `KVCacheSpec.allocate` makes it; before any step."""
@@ -112,7 +118,10 @@ class ModelRunner:
         batch = self._batches.lay_out(plan)
         hidden = None if self._graphs is None else self._graphs.run(batch)
         if hidden is None:
-            hidden = self.model.forward(self._batches.send(batch, self.caches))
+            sent = self._batches.send(batch, self.caches)
+            if self.pooler is not None:
+                sent.second = _second_texts(batch, plan, self.device)
+            hidden = self.model.forward(sent)
         return ForwardedStep(plan, batch, hidden)
 
     @torch.inference_mode()
@@ -123,6 +132,8 @@ class ModelRunner:
         at bit t % 32 of word t // 32. None: all may be any.
         """
         batch, hidden = step.batch, step.hidden
+        if self.pooler is not None:
+            return self._pool(self.pooler, step)
         wanted = self._batches.send_wanted(batch)
         prompt = Download()
         if batch.prompt_targets:
@@ -133,6 +144,13 @@ class ModelRunner:
         else:  # something to wait for: who hears that a step was collected may read its KV
             sampled = Download(hidden[:0])
         return LaunchedStep(step.plan, batch, sampled, prompt)
+
+    def _pool(self, pooler: Pooler, step: ForwardedStep) -> LaunchedStep:
+        shapes: list[tuple[int, ...]] = []
+        made = step.hidden[:0]
+        if step.batch.sampled:
+            made, shapes = pooler.pool(step.hidden, step.batch)
+        return LaunchedStep(step.plan, step.batch, Download(made), Download(), shapes)
 
     def _score_prompt(self, hidden: Tensor, targets: list[tuple[Sequence, int]]) -> Download:
         """Score prompt tokens, a few at a time: a whole chunk's logits would be the largest tensor there is."""
@@ -157,6 +175,8 @@ class ModelRunner:
     def collect(self, step: LaunchedStep) -> StepResult:
         """Wait for a step and bring its tokens to the host."""
         batch = step.batch
+        if step.shapes is not None:
+            return _collect_pooled(step, step.shapes)
         token_ids, *found = step.sampled.wait()
         logprobs: list[TokenLogprobs | None] = [None] * len(batch.sampled)
         if found:
@@ -188,6 +208,28 @@ class ModelRunner:
         """Forget a sequence that ended."""
         self._batches.release(sequence)
         self.sampler.release(sequence)
+
+
+def _collect_pooled(step: LaunchedStep, shapes: list[tuple[int, ...]]) -> StepResult:
+    """Cut what a step pooled into its rows' parts."""
+    (flat,) = step.sampled.wait_tensors()
+    data, at = flat.numpy().tobytes(), 0
+    pooled = []
+    for shape in shapes:
+        nbytes = 4 * math.prod(shape)
+        pooled.append(Pooled(data[at : at + nbytes], shape))
+        at += nbytes
+    sampled = step.batch.sampled
+    return StepResult(sampled, [[0] for _ in sampled], [[None] for _ in sampled], [], pooled)
+
+
+def _second_texts(batch: HostBatch, plan: StepPlan, device: torch.device) -> Tensor | None:
+    """Say of each token whether it is of the second text of a pair; None: there are no pairs."""
+    begins = [0 if each.pooling is None else each.pooling.second_at for each in plan.sequences]
+    if not any(begins):
+        return None
+    begin = np.repeat(np.array(begins), batch.query_lens)
+    return upload(((begin > 0) & (batch.positions >= begin)).astype(np.int64), device)
 
 
 def _rows_of(token_ids: list[int], found: list[Any]) -> list[TokenLogprobs]:

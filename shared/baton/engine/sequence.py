@@ -10,6 +10,7 @@ from __future__ import annotations
 from enum import Enum
 
 from baton.block_hash import hash_blocks, hash_tail
+from baton.pooling import PoolingParams
 from baton.prompt import Prompt
 from baton.protocol import NOBODY, SamplingParams, Share
 
@@ -63,6 +64,7 @@ class Sequence:
         "num_restores",
         "num_slots",
         "params",
+        "pooling",
         "priority",
         "rank",
         "reuse_prefix",
@@ -88,6 +90,7 @@ class Sequence:
         block_hashes: list[bytes] | None = None,
         reuse_prefix: bool = True,
         share: Share = NOBODY,
+        pooling: PoolingParams | None = None,
     ) -> None:
         self.sequence_id = sequence_id
         self.token_ids = list(prompt.token_ids)
@@ -100,6 +103,8 @@ class Sequence:
         self.root = root
         self.reuse_prefix = reuse_prefix
         self.share = share
+        self.pooling = pooling
+        """What is wanted in place of tokens, if so."""
 
         self.state = SequenceState.NEW
         self.rank = (priority, 0.0, -1 if arrival is None else arrival)

@@ -34,9 +34,13 @@ class Download:
 
     def wait(self) -> list[Any]:
         """Wait for them, not for what was launched after them, and give them as lists."""
+        return [tensor.tolist() for tensor in self.wait_tensors()]
+
+    def wait_tensors(self) -> tuple[Tensor, ...]:
+        """Wait for them, and give them as they are, on the host."""
         if self._done is not None:
             self._done.synchronize()
-        return [tensor.tolist() for tensor in self._tensors]
+        return self._tensors
 
 
 def _to_pinned(tensor: Tensor) -> Tensor:

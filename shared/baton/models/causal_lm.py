@@ -1,4 +1,4 @@
-"""What the engine sees of a model: token ids in, hidden states out, logits of the rows that are sampled."""
+"""What the engine sees of a model: token ids in, hidden states out, logits of the rows that are sampled or pooled."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from baton.models.step import Step
 
 
 class CausalLM(ABC):
-    """A decoder for inference, its tensors at fixed addresses, with no control flow on values of the device.
+    """A decoder (or an encoder) for inference, its tensors at fixed addresses, with no control flow on values of the device.
 
     Building one takes the memory of its parameters and leaves their values undefined: `load_model` makes a usable one.
 
@@ -40,7 +40,10 @@ class CausalLM(ABC):
         """
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Compute the logits of some rows of `forward`, [rows, vocab_size] fp32."""
+        """Compute the logits of some rows of `forward`, [rows, vocab_size] fp32.
+
+        Of a model that pools: of pooled rows, what its head makes of them: [rows, classes], or for vectors the rows themselves.
+        """
         return self.lm_head.in_fp32(hidden)
 
     @property

@@ -6,7 +6,7 @@ no model can have; each refusal names the field, the value, the limit and the wa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ from baton.models.family import Family
 from baton.models.fields import FIX_CONFIG, Fields, read_json
 from baton.models.spec import ModelSpec
 from baton.models.weight_forms import read_weight_form
+from baton.pooling_files import CLASSIFIER, PoolingSetup
 
 __all__ = ["make_spec", "read_json", "read_spec"]
 
 
-def read_spec(folder: Path | str) -> ModelSpec:
-    """Read the spec of the checkpoint in a folder.
+def read_spec(folder: Path | str, pooling: PoolingSetup | None = None) -> ModelSpec:
+    """Read the spec of the checkpoint in a folder; `pooling`: of the model that pools so, in place of an output layer.
 
     Raises:
         ModelLoadError: no such folder, no or damaged config.json, or a model that Baton does not run.
@@ -33,13 +34,21 @@ def read_spec(folder: Path | str) -> ModelSpec:
         raise ModelLoadError(_wrong_folder(folder))
     generation = folder / "generation_config.json"
     return make_spec(
-        read_json(folder / "config.json"), read_json(generation) if generation.is_file() else {}, source=str(folder)
+        read_json(folder / "config.json"),
+        read_json(generation) if generation.is_file() else {},
+        source=str(folder),
+        pooling=pooling,
     )
 
 
-def make_spec(raw: Mapping[str, Any], generation: Mapping[str, Any] | None = None, source: str = "config") -> ModelSpec:
+def make_spec(
+    raw: Mapping[str, Any],
+    generation: Mapping[str, Any] | None = None,
+    source: str = "config",
+    pooling: PoolingSetup | None = None,
+) -> ModelSpec:
     """Make the spec from the contents of config.json and generation_config.json."""
-    family = _family(raw, source)
+    family = _family(raw, source, pools=pooling is not None)
     fields = Fields(raw, source)
     _refuse_remote_code(fields, family)
     quantized = read_weight_form(fields)
@@ -50,6 +59,7 @@ def make_spec(raw: Mapping[str, Any], generation: Mapping[str, Any] | None = Non
         family=family.name,
         dtype=fields.dtype(),
         eos_token_ids=_eos_token_ids(fields, generation or {}, family),
+        pooling=pooling,
     )
 
 
@@ -63,7 +73,7 @@ def _wrong_folder(folder: Path) -> str:
     return f"model={str(folder)!r} has no config.json; it holds {shown}. Give the folder that has config.json."
 
 
-def _family(raw: Mapping[str, Any], source: str) -> Family:
+def _family(raw: Mapping[str, Any], source: str, *, pools: bool) -> Family:
     """Find the family; an architecture is believed before model_type."""
     known = ", ".join(BY_ARCHITECTURE)
     architectures = raw.get("architectures")
@@ -78,14 +88,22 @@ def _family(raw: Mapping[str, Any], source: str) -> Family:
     if not isinstance(architectures, list) or not isinstance(architectures[0], str):
         raise ModelLoadError(f"{source}: architectures={architectures!r} is not a list of names. {FIX_CONFIG}")
     architecture = architectures[0]
-    if architecture in BY_ARCHITECTURE:
-        return BY_ARCHITECTURE[architecture]
+    for name in (architecture, *(_generating(architecture) if pools else ())):
+        if name in BY_ARCHITECTURE:
+            return BY_ARCHITECTURE[name]
     remote = ""
     if raw.get("auto_map"):
         remote = f" It asks for code of its own (auto_map={raw['auto_map']!r}), which Baton never runs."
     raise ModelLoadError(
         f"{source}: architectures={architecture!r} is not a model that Baton runs.{remote} It runs {known}."
     )
+
+
+def _generating(architecture: str) -> Iterator[str]:
+    """Yield what the same model is called with an output layer: one that pools is named by its body, or its task."""
+    for ending in ("Model", CLASSIFIER):
+        if architecture.endswith(ending):
+            yield architecture.removesuffix(ending) + "ForCausalLM"
 
 
 def _refuse_remote_code(fields: Fields, family: Family) -> None:

@@ -14,6 +14,7 @@ from baton.hub_snapshot import fetch_snapshot
 from baton.model_folder import find_model
 from baton.models.checkpoint import INDEX, PICKLED, SINGLE, no_safetensors, read_weight_map
 from baton.models.config import read_spec
+from baton.pooling_files import read_pooling
 
 
 def locate(path_or_id: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:
@@ -29,7 +30,7 @@ def locate(path_or_id: str | Path, revision: str | None = None, *, weights: bool
     found = find_model(path_or_id, revision)
     if Path(path_or_id).expanduser().is_dir():
         return found
-    read_spec(found)
+    read_spec(found, read_pooling(found))
     if weights:
         _fetch_weights(str(path_or_id), found)
     return found

@@ -21,8 +21,27 @@ from baton.models.spec import ModelSpec
 from baton.models.step import Step
 
 
+class NoOutput(Linear):
+    """The output layer of a model whose hidden states are what is wanted."""
+
+    def __call__(self, x: Tensor, step: Step | None = None) -> Tensor:
+        return x
+
+    def in_fp32(self, x: Tensor) -> Tensor:
+        return x.float()
+
+
 def output_layer(spec: ModelSpec, parameters: Parameters, embedding: Tensor, embedding_name: str) -> Linear:
-    """Make the layer that computes logits, which is the embedding itself where the spec ties them."""
+    """Make the layer that computes logits, which is the embedding itself where the spec ties them.
+
+    Of a model that pools it computes classes, or is none.
+    """
+    if spec.pooling is not None:
+        parameters.unused.add("lm_head.weight")
+        if not spec.pooling.is_classifier:
+            parameters.unused.add("score.weight")
+            return NoOutput()
+        return parameters.linear([("score", len(spec.pooling.labels))], spec.hidden_size, form=DENSE)
     if spec.tie_word_embeddings:
         parameters.tied["lm_head.weight"] = embedding_name
         return parameters.linear_of(embedding)

@@ -19,6 +19,7 @@ from baton.models.ops import FASTEST, INVARIANT, Ops
 from baton.models.parameters import Parameters
 from baton.models.spec import ModelSpec
 from baton.models.weights import fill_dummy, load_weights, match
+from baton.pooling_files import PoolingSetup
 
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
 
@@ -34,6 +35,7 @@ def load_model(
     progress: bool = True,
     max_model_len: int | None = None,
     deterministic: bool = False,
+    pooling: PoolingSetup | None = None,
 ) -> CausalLM:
     """Build a model on its device and fill in its weights.
 
@@ -46,6 +48,7 @@ def load_model(
         max_model_len: the longest context served; None: the longest that the model is made for. With LongRoPE
             one beyond the original context selects the long factors.
         deterministic: every token has the same bits whatever else is in its steps; slower.
+        pooling: build the model that pools so, in place of one that generates.
 
     Raises:
         ModelLoadError: the checkpoint is missing, damaged, or not one that Baton loads; the message says the way out.
@@ -56,7 +59,7 @@ def load_model(
             f"load_format={load_format!r} is none of {', '.join(LOAD_FORMATS)}. Baton loads safetensors only."
         )
     folder = locate(path_or_id, revision, weights=load_format != "dummy")
-    spec = read_spec(folder)
+    spec = read_spec(folder, pooling)
     dtype = resolve_dtype(dtype, spec)
     spec = spec.within(max_model_len)
     device = torch.device(device)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from baton.errors import ModelLoadError
 from baton.models.dense import DENSE
 from baton.models.linear import WeightForm
+from baton.pooling_files import PoolingSetup
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +81,12 @@ class ModelSpec:
     num_positions: int = 0  # rows of the table of learned positions
     weight_form: WeightForm = DENSE  # of the layers' weights
     own: object = None  # what only the family's file reads
+    is_encoder: bool = False  # each token sees all others of its sequence, and nothing is kept of it
 
     family: str = ""
     dtype: str = "float32"  # of the checkpoint
     eos_token_ids: tuple[int, ...] = ()
+    pooling: PoolingSetup | None = None  # None: it generates
 
     @property
     def num_layers(self) -> int:

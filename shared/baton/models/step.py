@@ -18,3 +18,4 @@ class Step:
     positions: Tensor  # [num_tokens] int64, each below the model's max_model_len
     caches: Sequence[Tensor]  # by layer: [num_blocks, 2, block_size, kv_heads, head_dim]
     batches: Sequence[AttentionBatch]  # by layer: sequences and block table of its KV group
+    second: Tensor | None = None  # [num_tokens] int64: 1 for those of a pair's second text; None: there are no pairs

@@ -14,7 +14,7 @@ from baton.models.checkpoint import FLOATS, TensorEntry, open_weights
 from baton.models.parameters import Parameters, Piece, Target
 from baton.progress import Bar
 
-PREFIXES = ("model.decoder.", "decoder.", "model.", "transformer.")
+PREFIXES = ("model.decoder.", "decoder.", "model.", "transformer.", "bert.", "roberta.")
 # Buffers that old versions of transformers saved: frequencies of rotary embeddings, GPT-2's causal masks.
 IGNORED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)$")
 OTHER_MODEL = "Weights and config.json belong to different models: fetch both from one revision."
@@ -45,11 +45,13 @@ def match(parameters: Parameters, entries: Mapping[str, TensorEntry], source: st
     Raises:
         ModelLoadError: the tensors are not those of the model that config.json describes.
     """
-    known = parameters.targets.keys() | parameters.tied.keys()
+    known = parameters.targets.keys() | parameters.tied.keys() | parameters.unused
     found: dict[str, TensorEntry] = {}
     strange = []
     for entry in entries.values():
         name = _model_name(entry.name, known)
+        if name in parameters.unused:
+            continue
         if name is not None:
             found[name] = entry
         elif not IGNORED.search(entry.name):

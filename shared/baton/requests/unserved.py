@@ -60,6 +60,21 @@ COMPLETION = ANY_REQUEST | {
     "messages": Unserved("a conversation is sent to /v1/chat/completions"),
 }
 
+POOLING = {
+    "stream": Unserved("there is nothing to stream: the answer comes whole", _OFF),
+    "mm_processor_kwargs": CHAT["mm_processor_kwargs"],
+    "media_io_kwargs": CHAT["media_io_kwargs"],
+    "embed_dtype": Unserved("vectors are given in 32 bits", ("float32",)),
+    "endianness": Unserved("base64 is of little-endian numbers", ("native", "little")),
+    "softmax": Unserved("it is called use_activation"),
+    "activation": Unserved("it is called use_activation"),
+    "instruction": Unserved("instructions are written in the texts themselves"),
+    "max_tokens_per_doc": Unserved("documents are cut with truncate_prompt_tokens"),
+    "max_chunks_per_doc": Unserved("documents are not cut to pieces"),
+    "rank_fields": Unserved("documents are texts"),
+    "queries": Unserved("the first texts stand in text_1", _EMPTY),
+}
+
 TOKENIZE = {"mm_processor_kwargs": CHAT["mm_processor_kwargs"], "media_io_kwargs": CHAT["media_io_kwargs"]}
 
 _NO_PICTURES = Unserved("pictures are not served yet; only text is")

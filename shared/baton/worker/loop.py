@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from baton.engine.engine import Engine
 from baton.errors import BatonError
 from baton.logs import get_logger
-from baton.messages import Cancel, Hello, LegError, Legs, Load, ModelFacts, Outputs, Start, WorkerInfo
+from baton.messages import Cancel, Hello, LegError, Legs, Load, ModelFacts, Outputs, Pool, Start, WorkerInfo
 from baton.protocol import check_prompt
 from baton.registry import BlockLog
 from baton.step_learning import StepLearner
@@ -139,7 +139,7 @@ class WorkerLoop:
                             self._stop(run)
                 case WantsBlocks(peer):
                     self._mailbox.post(peer, self._log.snapshot())
-                case (peer, Start() as start):
+                case (peer, (Start() | Pool()) as start):
                     self._start(peer, start)
                 case (_, Cancel() as cancel):
                     self._cancel(cancel)
@@ -148,11 +148,11 @@ class WorkerLoop:
                     self._end_strays(peer, hello)
         self._check_time()
 
-    def _start(self, peer: Peer, start: Start) -> None:
+    def _start(self, peer: Peer, start: Start | Pool) -> None:
         """Open a run, or say why not."""
         siblings = self._runs.of_request(start.request_id)
-        is_known = any(run.start.epoch == start.epoch and run.start.leg == start.leg for run in siblings)
-        is_old = any(run.start.epoch > start.epoch for run in siblings)
+        is_known = any(run.asked.epoch == start.epoch and run.asked.leg == start.leg for run in siblings)
+        is_old = any(run.asked.epoch > start.epoch for run in siblings)
         is_over = self._closed.is_closed(start.request_id, start.epoch) or self._ended.is_closed(
             f"{start.request_id}/{start.leg}", start.epoch
         )
@@ -160,7 +160,7 @@ class WorkerLoop:
             self._num_stale += 1
             return
         for run in siblings:
-            if run.start.epoch < start.epoch:
+            if run.asked.epoch < start.epoch:
                 self._stop(run)
         run = Run.of(start, peer)
         error: LegError | None
@@ -175,18 +175,19 @@ class WorkerLoop:
         if error is not None:
             self._outbox.ended(run, error)
 
-    def _moves_away(self, start: Start, siblings: Sequence[Run]) -> bool:
+    def _moves_away(self, start: Start | Pool, siblings: Sequence[Run]) -> bool:
         """Whether a Start asks for the KV of what decodes here, or did lately, for another worker to go on with it."""
         has_decoded = self._ended.is_closed(f"{start.request_id}/decode", 0)
-        return start.leg == "prefill" and (has_decoded or any(run.start.leg == "decode" for run in siblings))
+        return start.leg == "prefill" and (has_decoded or any(run.asked.leg == "decode" for run in siblings))
 
     def _begin(self, run: Run) -> LegError | None:
-        start, model = run.start, self._info.model
+        start, model = run.asked, self._info.model
         if not _is_possible(start, model):
             return _IMPOSSIBLE
         try:
-            check_prompt(start.prompt, model.vocab_size, model.max_model_len)
-            start.params.check_vocab(model.vocab_size, model.eos_token_ids)
+            if isinstance(start, Start):  # else the leg knows what may be asked
+                check_prompt(start.prompt, model.vocab_size, model.max_model_len)
+                start.params.check_vocab(model.vocab_size, model.eos_token_ids)
             self._runs.open(run)
             self._legs[start.leg].begin(run)
         except Exception as error:  # the edge: what one request breaks is that request
@@ -202,12 +203,12 @@ class WorkerLoop:
         runs = self._runs.of_request(cancel.request_id)
         if cancel.choice is not None:
             for run in runs:
-                if run.start.epoch == cancel.epoch and cancel.choice in run.open_choices:
+                if run.asked.epoch == cancel.epoch and cancel.choice in run.open_choices:
                     self._stop_choice(run, cancel.choice)
             return
         self._closed.close(cancel.request_id, cancel.epoch)
         for run in runs:
-            if run.start.epoch <= cancel.epoch:
+            if run.asked.epoch <= cancel.epoch:
                 self._stop(run)
 
     def _end_strays(self, peer: Peer, hello: Hello) -> None:
@@ -220,13 +221,13 @@ class WorkerLoop:
     def _stop_choice(self, run: Run, choice: int) -> None:
         run.open_choices.discard(choice)
         if run.open_choices:
-            self._legs[run.start.leg].stop_choice(run, choice)
+            self._legs[run.asked.leg].stop_choice(run, choice)
         else:
             self._stop(run)
 
     def _stop(self, run: Run) -> None:
         run.is_over = True
-        self._legs[run.start.leg].stop(run)
+        self._legs[run.asked.leg].stop(run)
 
     def _fail(self, run: Run, error: LegError) -> None:
         """End a run that the router still waits for."""
@@ -269,11 +270,11 @@ class WorkerLoop:
             run = self._runs.get(output.request_id)
             if run is None or run.is_over:
                 continue
-            leg = self._legs[run.start.leg]
+            leg = self._legs[run.asked.leg]
             try:
                 leg.take(run, output)
             except Exception as error:  # the edge, again
-                log.exception("token_failed", request_id=run.start.request_id)
+                log.exception("token_failed", request_id=run.asked.request_id)
                 self._fail(run, leg_error(error))
 
     def _step_failed(self, error: Exception) -> None:
@@ -330,8 +331,8 @@ class WorkerLoop:
         self._tell_face(Logged(entry))
 
     def _note_end(self, run: Run) -> None:
-        self._ended.close(f"{run.start.request_id}/{run.start.leg}", run.start.epoch)
-        self._outbox.phases.append((run.start.leg, time.monotonic() - run.began_at))
+        self._ended.close(f"{run.asked.request_id}/{run.asked.leg}", run.asked.epoch)
+        self._outbox.phases.append((run.asked.leg, time.monotonic() - run.began_at))
 
     def _idle_s(self) -> float:
         wait_s = min(IDLE_S, self._deadlines[0][0] - time.monotonic()) if self._deadlines else IDLE_S
@@ -342,7 +343,7 @@ class WorkerLoop:
         return wait_s
 
 
-def _is_possible(start: Start, model: ModelFacts) -> bool:
+def _is_possible(start: Start | Pool, model: ModelFacts) -> bool:
     """Whether what a request has already can be its answer's beginning: else a step would fail, for all that are in it."""
     room = model.max_model_len - len(start.prompt)
     return all(

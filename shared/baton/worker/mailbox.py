@@ -33,6 +33,7 @@ from baton.messages import (
     Legs,
     Load,
     Outputs,
+    Pool,
     Start,
     Welcome,
     WorkerInfo,
@@ -87,7 +88,7 @@ class WantsBlocks:
     peer: Peer
 
 
-Arrival = tuple[Peer, Start | Cancel | Hello] | PeerLost | WantsBlocks
+Arrival = tuple[Peer, Start | Pool | Cancel | Hello] | PeerLost | WantsBlocks
 """A Hello among them is a roll call."""
 
 
@@ -232,7 +233,7 @@ class Mailbox:
                 continue
             self._on_message(identity, message)
 
-    def _on_message(self, identity: bytes, message: Hello | Start | Cancel) -> None:
+    def _on_message(self, identity: bytes, message: Hello | Start | Pool | Cancel) -> None:
         now = time.monotonic()
         if isinstance(message, Hello):
             peer = self._on_hello(identity, message, now)

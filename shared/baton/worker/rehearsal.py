@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from baton.engine.engine import Engine
+from baton.pooling import PoolingParams
 from baton.prompt import Prompt
 from baton.protocol import SamplingParams
 from baton.step_learning import StepLearner
@@ -16,7 +17,12 @@ _LENGTHS = (256, 1024, 64, 512, 128)
 def warm_up(engine: Engine) -> None:
     """Run a prompt and some tokens: the first steps of a process take ten times as long as those that follow."""
     prompt_len = min(64, engine.max_model_len - 4, engine.memory.num_tokens - 4)
-    if prompt_len >= 1:
+    if engine.pooling is not None:
+        engine.pool_prompt(
+            "warm-up", Prompt([0] * min(64, engine.max_model_len)), PoolingParams(task=engine.pooling.tasks[0])
+        )
+        _run(engine)
+    elif prompt_len >= 1:
         engine.add("warm-up", Prompt([0] * prompt_len), _tokens(4))
         _run(engine)
     _forget(engine)

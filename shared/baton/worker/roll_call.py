@@ -15,10 +15,10 @@ def strays(runs: Iterable[Run], peer: Peer, called: Sequence[OpenLeg]) -> Iterat
     for run in runs:
         if run.peer is not peer:
             continue
-        choices = named.get((run.start.request_id, run.start.epoch))
+        choices = named.get((run.asked.request_id, run.asked.epoch))
         if choices is None:
             yield run, None
-        elif run.start.leg == "decode" and not run.is_over:  # a prompt's KV is for all choices
+        elif run.asked.leg == "decode" and not run.is_over:  # a prompt's KV is for all choices
             for choice in run.open_choices - choices:
                 yield run, choice
 
@@ -26,7 +26,7 @@ def strays(runs: Iterable[Run], peer: Peer, called: Sequence[OpenLeg]) -> Iterat
 def open_legs(runs: Iterable[Run], peer: Peer) -> list[OpenLeg]:
     """Name what runs for a peer."""
     return [
-        OpenLeg(run.start.request_id, run.start.epoch, sorted(run.open_choices))
+        OpenLeg(run.asked.request_id, run.asked.epoch, sorted(run.open_choices))
         for run in runs
         if run.peer is peer and not run.is_over
     ]

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from baton.engine.engine import TokenOutput
+from baton.engine.pooler import Pooled as Made
 from baton.errors import BatonError, ContextTooLong, InvalidRequest, OutOfBlocks, QueueFull, UnsupportedFeature
-from baton.messages import Computed, Ended, LegError, Load, Outputs, Start, Token, Transfer, write_rows
+from baton.messages import Computed, Ended, LegError, Load, Outputs, Pool, Pooled, Start, Token, Transfer, write_rows
 from baton.messages import Leg as LegName
 from baton.worker.mailbox import Peer
 
@@ -33,7 +34,7 @@ class Run:
     Each leg draws what lies between for its own (`State` in `leg.py`).
     """
 
-    start: Start
+    asked: Start | Pool
     peer: Peer
     engine_id: str
     """What the engine knows it by."""
@@ -51,7 +52,7 @@ class Run:
     """Choices that gave a token here."""
 
     @classmethod
-    def of(cls, start: Start, peer: Peer) -> Run:
+    def of(cls, start: Start | Pool, peer: Peer) -> Run:
         """Make the run that a Start asks for."""
         choices = {choice.index for choice in start.choices}
         if start.leg == "prefill":
@@ -63,9 +64,15 @@ class Run:
         self.queued_at = self.began_at
 
     @property
+    def start(self) -> Start:
+        """The Start that it is of, where it generates."""
+        assert isinstance(self.asked, Start)
+        return self.asked
+
+    @property
     def emitted(self) -> dict[int, list[int]]:
         """Tokens that each choice has already, as the engine takes them."""
-        return {choice.index: choice.emitted for choice in self.start.choices}
+        return {choice.index: choice.emitted for choice in self.asked.choices}
 
 
 class Leg(Protocol):
@@ -140,17 +147,17 @@ class Runs:
     def open(self, run: Run) -> None:
         """Add a run."""
         self._by_engine_id[run.engine_id] = run
-        self._by_request.setdefault(run.start.request_id, []).append(run)
+        self._by_request.setdefault(run.asked.request_id, []).append(run)
 
     def close(self, run: Run) -> None:
         """Forget a run of which nothing is held; again is harmless."""
         if self._by_engine_id.pop(run.engine_id, None) is None:
             return
         run.is_over = True
-        of_request = self._by_request[run.start.request_id]
+        of_request = self._by_request[run.asked.request_id]
         of_request.remove(run)
         if not of_request:
-            del self._by_request[run.start.request_id]
+            del self._by_request[run.asked.request_id]
         self.on_close(run)
 
 
@@ -160,6 +167,7 @@ class _Mail:
     ended: list[Ended] = field(default_factory=list)
     transfers: list[Transfer] = field(default_factory=list)
     computed: list[Computed] = field(default_factory=list)
+    pooled: list[Pooled] = field(default_factory=list)
 
 
 class Outbox:
@@ -182,14 +190,12 @@ class Outbox:
         is_first = choice not in run.begun_choices
         if is_first:
             if not run.begun_choices:
-                self._count_prompt(run, output)
-                self._mail[run.peer].computed.append(computed := _computed(run, output))
-                self.phases += [("queue", computed.waited_seconds), ("compute", computed.seconds)]
+                self._note_computed(run, output)
             run.begun_choices.add(choice)
         reason = output.finish_reason
         token = Token(
-            run.start.request_id,
-            run.start.epoch,
+            run.asked.request_id,
+            run.asked.epoch,
             choice,
             output.position,
             output.token_id,
@@ -206,9 +212,22 @@ class Outbox:
         if reason is not None:
             run.open_choices.discard(choice)
 
+    def pooled(self, run: Run, output: TokenOutput, made: Made) -> None:
+        """Tell the router what came of a prompt, which is the run's end."""
+        self._note_computed(run, output)
+        num_cached, num_restored = output.num_cached_tokens, output.num_restored_tokens
+        pooled = Pooled(run.asked.request_id, run.asked.epoch, made.data, made.shape, num_cached, num_restored)
+        self._mail[run.peer].pooled.append(pooled)
+
+    def _note_computed(self, run: Run, output: TokenOutput) -> None:
+        """Count a prompt that is computed, and tell how it went."""
+        self._count_prompt(run, output)
+        self._mail[run.peer].computed.append(computed := _computed(run, output))
+        self.phases += [("queue", computed.waited_seconds), ("compute", computed.seconds)]
+
     def ended(self, run: Run, error: LegError) -> None:
         """Tell the router that a run failed, or was not taken in."""
-        self._mail[run.peer].ended.append(Ended(run.start.request_id, run.start.epoch, error))
+        self._mail[run.peer].ended.append(Ended(run.asked.request_id, run.asked.epoch, error))
 
     def transfer(self, run: Run, transfer: Transfer) -> None:
         """Tell the router how a transfer went."""
@@ -219,13 +238,18 @@ class Outbox:
         """Take one message for each router that there is anything for."""
         mail, self._mail = self._mail, defaultdict(_Mail)
         return [
-            (peer, Outputs(worker_id, incarnation, its.tokens, load, its.ended, its.transfers, its.computed))
+            (
+                peer,
+                Outputs(
+                    worker_id, incarnation, its.tokens, load, its.ended, its.transfers, its.computed, pooled=its.pooled
+                ),
+            )
             for peer, its in mail.items()
         ]
 
     def _count_prompt(self, run: Run, output: TokenOutput) -> None:
         """Count a prompt once a run; what was emitted before a replay may be cached too, and is not the prompt."""
-        num_tokens = len(run.start.prompt)
+        num_tokens = len(run.asked.prompt)
         cached = min(output.num_cached_tokens, num_tokens)
         restored = min(output.num_restored_tokens, cached)
         fetched = min(run.num_fetched, num_tokens - cached)
@@ -239,7 +263,7 @@ class Outbox:
 
 
 def _computed(run: Run, output: TokenOutput) -> Computed:
-    start, now = run.start, time.monotonic()
+    start, now = run.asked, time.monotonic()
     began = run.computing_at or now
     num_known = len(start.prompt) + len(run.emitted[output.choice])
     return Computed(

@@ -16,6 +16,7 @@ from baton.router.json_answers import answer_errors
 from baton.router.local_guard import LocalGuard
 from baton.router.openai.chat import chat_routes
 from baton.router.openai.completions import completion_routes
+from baton.router.openai.embeddings import embedding_routes
 from baton.router.openai.models import model_routes
 from baton.router.operations import baton_version, health_routes, monitoring_routes
 from baton.router.page.routes import page_routes
@@ -57,7 +58,7 @@ def make_api(router: RouterState) -> FastAPI:
     app.state.authenticator = Authenticator(config.api_key, config.cache_key)
     for routes in (page_routes(), health_routes(router)):
         app.include_router(routes)
-    private = (chat_routes, completion_routes, response_routes, model_routes, monitoring_routes)
+    private = (chat_routes, completion_routes, embedding_routes, response_routes, model_routes, monitoring_routes)
     for make in private:
         app.include_router(make(router), dependencies=[Depends(require_key)])
     answer_errors(app)

@@ -25,7 +25,7 @@ from typing import Any
 
 from baton.errors import BatonError, ContextTooLong, QueueFull, Unavailable
 from baton.logs import get_logger
-from baton.messages import Blocks, Cancel, Legs, ModelFacts, OpenLeg, Outputs, Token
+from baton.messages import Blocks, Cancel, Legs, ModelFacts, OpenLeg, Outputs, Pooled, Token
 from baton.metrics import RouterMetrics
 from baton.prompt import Prompt
 from baton.protocol import SamplingParams, Share
@@ -40,6 +40,7 @@ from baton.router.moves import next_to_move
 from baton.router.placement import Placement
 from baton.router.policy import Decision
 from baton.router.pool import Worker, WorkerPool
+from baton.router.pooling_flow import PoolingFlow
 from baton.router.roll_call import by_key, is_lost, name_legs
 from baton.router.turnover import AnswerLength, Batch, answer_prior
 from baton.router.vllm_series import Seen, Times, VllmSeries
@@ -147,7 +148,7 @@ class Running:
                 break
             worker.request_ids[start.request_id] = None
             self.workers.append(worker)
-            worker.num_choices += self.flow.generation.params.n * (start.leg == "decode")
+            worker.num_choices += self.flow.generation.params.n * (start.leg != "prefill")
         self.record.placed(starts[0][1].epoch, decision, 0.0 if lost else now)
         self.waits_for_first = prefill is not None
         if lost is None:
@@ -459,6 +460,8 @@ class Dispatcher:
             except Exception:  # one request's failure is not the others'
                 _log.exception("request_failed", request_id=token.request_id)
                 self._fail(running, Unavailable("The request failed inside the router. Its reason is in the log."))
+        for pooled in outputs.pooled:
+            self._take_pooled(pooled, worker_id, now)
         for ended in outputs.ended:
             if (running := self._with_leg(ended.request_id, worker)) is not None:
                 self._act_on_leg(running, worker, running.flow.leg_failed(worker_id, ended.epoch, ended.error))
@@ -466,6 +469,19 @@ class Dispatcher:
             self._move_some(worker)
         if self._parked:
             self._unpark()
+
+    def _take_pooled(self, pooled: Pooled, worker_id: str, now: float) -> None:
+        """Give a request that generates nothing what came of it."""
+        running = self.flows.get(pooled.request_id)
+        if running is None or not isinstance(running.flow, PoolingFlow):
+            self.metrics.stale_messages.inc()
+            return
+        step = running.flow.take_pooled(pooled, worker_id)
+        if isinstance(step, Over):
+            usage = running.flow.usage
+            self.metrics.prefix_cache_queries.value += usage.num_prompt
+            self.metrics.prefix_cache_hits.value += usage.num_cached
+        self._act(running, step)
 
     def _learn_wait(self, running: Running, now: float) -> None:
         """Compare how long a request has waited for its second token with what was predicted."""

@@ -15,7 +15,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from baton.errors import BatonError, InvalidRequest, Unavailable
 from baton.logs import get_logger
-from baton.messages import ChoiceStart, Leg, LegError, Start, Ticket, Token, WorkerInfo
+from baton.messages import ChoiceStart, Leg, LegError, Pool, Start, Ticket, Token, WorkerInfo
 from baton.router.attempt import Attempt, Choice, Verdict
 from baton.router.generation import Generation
 from baton.router.sink import ChoiceText, Sink, Usage
@@ -128,7 +128,7 @@ class Flow(Generic[_Shown]):
 
     # -- an attempt ---------------------------------------------------------------------------------------
 
-    def begin(self, decode: WorkerInfo, prefill: WorkerInfo | None, now: float) -> list[tuple[str, Start]]:
+    def begin(self, decode: WorkerInfo, prefill: WorkerInfo | None, now: float) -> Sequence[tuple[str, Start | Pool]]:
         """Make the next attempt: what is left, after the tokens that the client has."""
         epoch = 0 if self.attempt is None else self.attempt.epoch + 1
         num_prompt, most = self.usage.num_prompt, self.generation.params.max_tokens

@@ -15,6 +15,7 @@ from baton.logs import get_logger
 from baton.messages import ModelFacts
 from baton.requests.chat import ChatRequest
 from baton.requests.conversation import Conversation
+from baton.requests.pooling import PoolingRequest
 from baton.requests.translated import Context, Translates
 from baton.router.config import RouterConfig
 from baton.router.helper_process import HelperDied, HelperPool, HelperTooSlow
@@ -124,6 +125,14 @@ async def _restored(model: type[_Model], answer: dict[str, Any]) -> _Model:
         request.with_text(text)
         if "echoed" in answer:
             request.with_echo(answer["echoed"])
+        return request  # type: ignore[no-any-return]
+    if issubclass(model, PoolingRequest):
+        stand_ins = dict.fromkeys(model.long, "-") | ({"documents": ["-"]} if "documents" in model.long else {})
+        request = model.model_validate_json(orjson.dumps(fields | stand_ins))
+        for name, value in answer.get("long", {}).items():
+            setattr(request, name, value)
+        for name, lists in answer.get("packed", {}).items():
+            setattr(request, name, [array("i", packed).tolist() for packed in lists])
         return request  # type: ignore[no-any-return]
     request = model.model_validate_json(orjson.dumps(fields | _STANDS_IN.get(model.__name__, {"prompt": ""})))
     if "prompt" in answer:

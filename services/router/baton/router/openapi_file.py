@@ -11,11 +11,15 @@ from pydantic.json_schema import models_json_schema
 
 from baton.requests.chat import ChatRequest
 from baton.requests.completions import CompletionRequest
+from baton.requests.pooling import ClassifyRequest, EmbeddingRequest, PoolRequest
 from baton.requests.responses import ResponsesRequest
 from baton.requests.tokenize import DetokenizeRequest, TokenizeRequest
 from baton.router.auth import PUBLIC_PATHS
 
-_MODELS = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest, ResponsesRequest)
+_MODELS = (
+    *(ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest, ResponsesRequest),
+    *(EmbeddingRequest, PoolRequest, ClassifyRequest),
+)
 _TEXT = {"type": "string"}
 _TEXT_OR_NULL = {"type": ["string", "null"]}
 _ERROR_SCHEMA = {

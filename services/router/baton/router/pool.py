@@ -42,6 +42,8 @@ from baton.router.workers import Connections, WorkerClient
 from baton.step_pace import StepPace
 
 _log = get_logger("pool")
+ENDING_LEGS = frozenset(["decode", "pool"])
+"""Legs with which requests may end."""
 TRIAL_S = 30.0
 """After so long a worker that did no step is tried again."""
 _KEEP = 0.98
@@ -152,7 +154,7 @@ class Worker:
             self.worked_at = self.moved_at
         self.load = load
         self.can_prefill = not load.draining and "prefill" in self.info.legs and bool(self.info.kv)
-        self.can_decode = not load.draining and "decode" in self.info.legs
+        self.can_decode = not load.draining and not ENDING_LEGS.isdisjoint(self.info.legs)
         self.hands_over = load.draining and "prefill" in self.info.legs and bool(self.info.kv)
         self.other_tokens = max(load.waiting_tokens - self.queued.total, 0)
         self.other_choices = max(load.num_running + load.num_waiting - self.num_choices - self.num_prompts, 0)
@@ -272,7 +274,7 @@ class WorkerPool:
                 return
             for transfer in message.transfers:
                 self._learn(worker, transfer)
-            if message.tokens or message.ended or message.transfers or message.counted:
+            if message.tokens or message.ended or message.transfers or message.counted or message.pooled:
                 self._listener.on_outputs(worker, message)
         elif isinstance(message, Welcome):
             self._welcome(client, worker, message)
@@ -348,7 +350,7 @@ class WorkerPool:
             )
         if info.model.name not in self._config.model_names:
             return f"it serves {info.model.name!r}, this router {self._config.model_names[0]!r}"
-        other = next((w for w in self.workers.values() if "decode" in w.info.legs), None)
+        other = next((w for w in self.workers.values() if not ENDING_LEGS.isdisjoint(w.info.legs)), None)
         if other is None:
             return ""
         theirs = msgspec.structs.asdict(other.info.model)
@@ -426,7 +428,7 @@ class WorkerPool:
         return not has_moved and self._listener.num_awaited(worker) > 0
 
     def _count_workers(self) -> None:
-        for leg in ("prefill", "decode"):
+        for leg in ("prefill", "decode", "pool"):
             count = sum(leg in worker.info.legs for worker in self.workers.values())
             self._metrics.workers.labels(leg).set(count)
 

@@ -18,6 +18,7 @@ from baton.requests.chat import ChatRequest
 from baton.requests.completions import CompletionRequest
 from baton.requests.conversation import Conversation
 from baton.requests.limits import Limits
+from baton.requests.pooling import ClassifyRequest, EmbeddingRequest, InputRequest, PoolingRequest, PoolRequest
 from baton.requests.refusals import read_json
 from baton.requests.responses import ResponsesRequest
 from baton.requests.tokenize import DetokenizeRequest, TokenizeRequest
@@ -27,11 +28,14 @@ from baton.router.render import render
 
 MODELS: dict[str, type[BaseModel]] = {
     model.__name__: model
-    for model in (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest, ResponsesRequest)
+    for model in (
+        *(ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest, ResponsesRequest),
+        *(EmbeddingRequest, PoolRequest, ClassifyRequest),
+    )
 }
 _LONG = {
     *("messages", "tools", "documents", "chat_template", "chat_template_kwargs"),
-    *("metadata", "prompt_cache_options", "prompt", "tokens"),
+    *("metadata", "prompt_cache_options", "prompt", "tokens", "input"),
 }
 """Fields that may hold much: what the router needs of them stands beside the request."""
 _TOOL = {"type": "function", "function": {"name": "stands_for_all"}}
@@ -71,6 +75,11 @@ def _long_parts(request: BaseModel, job: dict[str, Any]) -> dict[str, Any]:
         return parts | ({"echoed": request.echoed} if isinstance(request, ChatRequest) else {})
     if isinstance(request, DetokenizeRequest):
         return {"tokens": _packed(request.tokens)}
+    if isinstance(request, PoolingRequest):
+        values = {name: getattr(request, name) for name in request.long}
+        if isinstance(request, InputRequest) and request.input and not isinstance(request.input[0], str):
+            return {"packed": {"input": [_packed(token_ids) for token_ids in request.input]}}
+        return {"long": values}
     prompt: Any = getattr(request, "prompt", None)
     if isinstance(prompt, str) or isinstance(prompt[0], str):
         return {"prompt": prompt}

@@ -29,6 +29,8 @@ async def check_with_model(
         Unavailable: no worker has come yet.
     """
     facts = facts_of(router)
+    if facts.pooling is not None:
+        raise _generates_nothing(facts)
     defaults = {name: v for name, v in router.sampling_defaults.items() if getattr(request, name) is None}
     if defaults:
         params = params.replace(**defaults)
@@ -61,6 +63,16 @@ def _check_stream_begin(
     if nbytes * params.n > limit:
         reason = f"its first events would give {nbytes * params.n} bytes of the prompt, and at most {limit} may wait"
         raise refuse("stream", True, reason, "Ask without stream, or raise the router's --stream-buffer-nbytes.")
+
+
+def _generates_nothing(facts: ModelFacts) -> InvalidRequest:
+    """Refuse to generate with a model that pools."""
+    paths = "/classify, /v1/score or /v1/rerank" if facts.pooling and facts.pooling.labels else "/v1/embeddings"
+    return InvalidRequest(
+        f"{facts.name} generates no text: ask {paths}, or serve a model that does.",
+        field="model",
+        code="model_not_supported",
+    )
 
 
 def facts_of(router: RouterState) -> ModelFacts:

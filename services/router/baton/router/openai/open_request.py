@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from baton.messages import Token
+from baton.metrics import RouterMetrics
 from baton.prompt import Prompt
 from baton.protocol import SamplingParams
 from baton.requests.chat import ChatRequest
@@ -146,18 +147,11 @@ class OpenRequest:
 
     async def wait(self, http: Request) -> None:
         """Wait until the sinks have the whole answer, or the client has left and needs none."""
-        left = asyncio.get_running_loop().create_task(_left(http))
         try:
-            await asyncio.wait((self.done, left), return_when=asyncio.FIRST_COMPLETED)
-            if not self.done.done():
-                self._router.metrics.client_disconnects.inc()
-                raise HTTPException(499, "The client has left.")  # nobody reads it
-            self.done.result()
+            await unless_left(http, self.done, self._router.metrics)
         except BaseException:
             self.cancel()
             raise
-        finally:
-            left.cancel()
 
     def _texts(self, generation: Generation, new_parser: Callable[[], AnswerParser] | None) -> list[ChoiceText[Shown]]:
         """Make the texts of a prompt's choices."""
@@ -195,6 +189,24 @@ class OpenRequest:
         parts.append(f"cost_ms={chosen.cost_ms:.3f}")
         parts += [f"{name}={value:.3f}" for name, value in chosen.terms.items()]
         return {"x-baton-route": "; ".join(parts)}
+
+
+async def unless_left(http: Request, done: asyncio.Future[None], metrics: RouterMetrics) -> None:
+    """Wait until something is done, or the client has left; that counts, and ends it.
+
+    Raises:
+        HTTPException: the client has left; nobody reads it.
+    """
+    left = asyncio.get_running_loop().create_task(_left(http))
+    try:
+        await asyncio.wait((done, left), return_when=asyncio.FIRST_COMPLETED)
+        if not done.done():
+            metrics.client_disconnects.inc()
+            raise HTTPException(499, "The client has left.")
+        done.result()
+    finally:
+        left.cancel()
+        done.cancel()
 
 
 async def _left(http: Request) -> None:
