@@ -47,11 +47,10 @@ DEPLOYMENTS = {"cluster", "stack"}
 """Fixtures that start a dozen processes: all who ask for one run on the worker of xdist that has it."""
 LONG = (
     "cluster",
-    "tests/kernels/test_interpreted.py",
+    "tests/test_interpreted.py",
     "stack",
     "tests/e2e/test_kvstore.py",
     "tests/e2e/test_up.py",
-    "tests/engine/test_padded_steps.py",
     "tests/engine/test_compile_check.py",
 )
 """What is handed out first, as nobody shall wait for it at the end."""

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.interpreter import HANG_S, passes_in_the_interpreter
 
 from baton.engine.compile_check import KernelShapes, compile_kernels
 from baton.errors import KernelError
@@ -87,7 +86,6 @@ def test_where_it_is_allowed_that_operation_alone_becomes_its_reference(broken):
 SHARED_NBYTES = {80: 166_912, 89: 101_376, 90: 232_448}
 
 
-@pytest.mark.timeout(HANG_S)
 @pytest.mark.skipif(INTERPRET, reason="the interpreter compiles nothing")
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 @pytest.mark.parametrize("capability", SHARED_NBYTES)
@@ -102,10 +100,3 @@ def test_the_kernels_compile_for_a_device_that_is_not_here_and_fit_its_shared_me
     }
     assert max(int(nbytes) for _, nbytes, _ in compiled) <= SHARED_NBYTES[capability]
     assert [name for name, _, when in compiled if when == "request"] == []
-
-
-@pytest.mark.timeout(HANG_S)
-@pytest.mark.skipif(INTERPRET or DEVICE.type == "cuda", reason="the kernels already run here")
-@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
-def test_the_same_holds_in_the_interpreter():
-    passes_in_the_interpreter(Path(__file__))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.interpreter import HANG_S, passes_in_the_interpreter
 from torch import Tensor
 
 from baton.engine.batch import HostBatch
@@ -43,22 +42,22 @@ class Uncaptured(StepGraphs):
 @pytest.mark.skipif(not ON_TRITON, reason="the reference reads lengths on the host")
 def test_answers_are_those_of_steps_as_they_are(tiny_checkpoint: Callable[[str], Path]) -> None:
     rng = random.Random(3)
-    prompts = [[rng.randrange(4, 200) for _ in range(length)] for length in (1, 21, 2, 26, 5)]
+    prompts = [[rng.randrange(4, 200) for _ in range(length)] for length in (1, 26, 2, 5)]
 
-    def load() -> LLM:
-        return LLM(
-            tiny_checkpoint("gemma2"),
-            skip_tokenizer_init=True,
-            use_tqdm=False,
-            dtype="float32",
-            kv_cache_memory_bytes=2**22,
-            max_num_seqs=4,
-            max_num_batched_tokens=20,
-            max_model_len=64,
-            enforce_eager=True,
-        )
+    llm = LLM(
+        tiny_checkpoint("gemma2"),
+        skip_tokenizer_init=True,
+        use_tqdm=False,
+        dtype="float32",
+        kv_cache_memory_bytes=2**22,
+        max_num_seqs=3,
+        max_num_batched_tokens=20,
+        max_model_len=64,
+        enable_prefix_caching=False,
+        enforce_eager=True,
+    )
 
-    def answers(llm: LLM) -> list[tuple[list[int], list[float]]]:
+    def answers() -> list[tuple[list[int], list[float]]]:
         outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], PARAMS, use_tqdm=False)
         found = []
         for output in outputs:
@@ -67,22 +66,18 @@ def test_answers_are_those_of_steps_as_they_are(tiny_checkpoint: Callable[[str],
             found.append((choice.token_ids, [entry.logprob for row in rows for entry in (row or {}).values()]))
         return found
 
-    padded = load()
-    num_groups = len(padded.engine.runner.kv_spec.groups)
-    graphs = Uncaptured(padded, StepShapes(1, max_num_seqs=4, max_num_tokens=64, num_groups=num_groups))
-    padded.engine.runner._graphs = graphs
-    for found, expected in zip(answers(padded), answers(load()), strict=True):
+    as_they_are = answers()
+    runner = llm.engine.runner
+    for cache in runner.caches:
+        cache.fill_(math.nan)  # nothing of what the first steps wrote may serve the next ones
+    num_groups = len(runner.kv_spec.groups)
+    graphs = Uncaptured(llm, StepShapes(1, max_num_seqs=3, max_num_tokens=64, num_groups=num_groups))
+    runner._graphs = graphs
+    for found, expected in zip(answers(), as_they_are, strict=True):
         assert found[0] == expected[0]
         assert found[1] == pytest.approx(expected[1], abs=1e-4)
     assert None not in graphs.ran
     assert {shape.num_chunks for shape in graphs.ran if shape} == {0, MAX_CHUNKS}
-
-
-@pytest.mark.timeout(HANG_S)
-@pytest.mark.skipif(ON_TRITON, reason="it runs here as it is")
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-def test_the_same_in_the_interpreter() -> None:
-    passes_in_the_interpreter(Path(__file__))
 
 
 def test_mixed_steps_are_captured_as_far_as_launches_bound_them() -> None:
