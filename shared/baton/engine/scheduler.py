@@ -12,7 +12,8 @@ compute before those with more; then the queue is admitted, in order. Why nobody
 always take the blocks of all others, every sequence fits the pool alone, and nothing of lower rank is admitted
 before what waits, except past a sequence whose prefix is being computed by another at that moment or comes back from
 the host, or whose tenant has every place but the eighth part that is kept for others; and past one for whose chunk a
-step has no time, by those that hold their blocks and lack a few tokens.
+step has no time, by those that hold their blocks and lack a few tokens. Where blocks are short, a tenant that holds more
+than its part gives way to others (`BlockShares`), but never with its first sequence, so the first by rank stays.
 
 Blocks are given up only when no launched step may write in them, whatever stream it runs on: sequences are
 preempted only while no step is in flight (`plan` gives None until the caller has collected), and what finishes
@@ -28,6 +29,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from baton.engine.block_pool import BlockPool
+from baton.engine.block_shares import BlockShares
 from baton.engine.chunk_room import ChunkRoom, Pace
 from baton.engine.host_blocks import Answer, Found, HostBlocks
 from baton.engine.landing import LandingBlocks
@@ -115,6 +117,10 @@ class Scheduler:
         self._shares = StepShares()
         self._seats: Counter[bytes] = Counter()
         """Of `running`, by tenant."""
+        self._refused: set[Sequence] = set()
+        """Those of `receiving` that got fewer places than they asked for."""
+        self._needy: Sequence | None = None
+        """For whom others gave way, or will; whose turn it is before the queue's."""
 
     # -- what there is ------------------------------------------------------------------------------------
 
@@ -183,8 +189,12 @@ class Scheduler:
         """
         assert sequence.state is SequenceState.RECEIVING, sequence
         spare = self.pool.num_available - len(self.running) * self.reach.num_groups
-        if self.waiting and self.waiting[0].rank < sequence.rank:
+        if self.waiting and self.waiting[0].rank < sequence.rank and sequence is not self._needy:
             spare -= self.blocks.num_missing(self.waiting[0])
+        if spare < num_blocks:
+            self._refused.add(sequence)
+        else:
+            self._refused.discard(sequence)
         return self.blocks.take_places(sequence, max(0, min(num_blocks, spare)))
 
     def admit(
@@ -198,6 +208,7 @@ class Scheduler:
         """
         assert sequence.state is SequenceState.RECEIVING, sequence
         self.receiving.remove(sequence)
+        self._refused.discard(sequence)
         num_known = sequence.num_computed
         num_computed = self.blocks.arrived(sequence, num_blocks, num_asked or len(sequence.token_ids))
         sequence.token_ids.extend(token_ids)
@@ -230,6 +241,7 @@ class Scheduler:
             return None
         self._must_collect = False
         plan = StepPlan()
+        self._needy = self._make_way(plan)
         unfinished = self._plan_decodes(plan)
         room = self._room(plan)
         for sequence in unfinished:
@@ -321,6 +333,7 @@ class Scheduler:
                 self.host.forget(sequence)
         elif state is SequenceState.RECEIVING:
             self.receiving.remove(sequence)
+            self._refused.discard(sequence)
         elif state is SequenceState.HELD:
             self.held.remove(sequence)
         sequence.state = SequenceState.FINISHED
@@ -371,8 +384,10 @@ class Scheduler:
         return self._shares.left_out(self.running, newcomer, pace)
 
     def _newcomer(self) -> Sequence | None:
-        """The first of the queue, if its tenant has nothing running and there are a place and blocks for it."""
+        """Who is next in the queue, if its tenant has nothing running and there are a place and blocks for it."""
         sequence = self.waiting[0] if self.waiting and self.running else None
+        if self._needy is not None:
+            sequence = None if self._needy in self.receiving else self._needy
         if sequence is None or sequence.share.tenant in self._seats or len(self.running) >= self.config.max_num_seqs:
             return None
         num_kept = len(self.running) * self.reach.num_groups
@@ -411,7 +426,7 @@ class Scheduler:
         Behind who finds no time, those go on whose KV has come: they hold their blocks and lack next to nothing.
         """
         at = num_deferred = num_found = 0
-        is_late = False
+        is_late, needy = False, self._needy
         num_begun = len(self.running) - plan.num_tokens if room.is_timed else 0  # prompts, which decode soon
         crowding = self._crowding()
         while (
@@ -429,7 +444,8 @@ class Scheduler:
             sequence = self.waiting[at]
             will_decode = sequence.max_len > len(sequence.token_ids) + 1
             if (
-                (crowding and sequence.share.tenant == crowding)
+                (needy is not None and sequence is not needy)
+                or (crowding and sequence.share.tenant == crowding)
                 or (is_late and not sequence.num_slots)
                 or (will_decode and room.seats <= num_begun)
             ):
@@ -466,6 +482,7 @@ class Scheduler:
                 at += 1
                 continue
             del self.waiting[at]
+            needy = None
             sequence.state = RUNNING
             num_begun += will_decode
             plan.admitted.append(sequence)
@@ -516,6 +533,35 @@ class Scheduler:
         plan.add(sequence, num_new, int(sequence.num_computed + num_new == sequence.num_tokens))
 
     # -- room ---------------------------------------------------------------------------------------------
+
+    def _make_way(self, plan: StepPlan) -> Sequence | None:
+        """Where blocks are short, have sequences preempted whose tenant holds more than its part of them.
+
+        They are for the rows of others, and for the first of the queue, or of those that receive, whose tenant holds less,
+        which is returned.
+        """
+        if not (self.running and self.running[0].share.tenant):
+            return None  # nobody is told apart
+        num_kept = len(self.running) * self.reach.num_groups
+        comers = [*self._refused, *self.waiting[:MAX_PASSED]]
+        if self.pool.num_available >= num_kept + max(
+            map(self.blocks.num_missing, comers[: len(self._refused) + 1]), default=0
+        ):
+            return None
+        shares = BlockShares(self.running)
+        needy = None
+        if len(self.running) < self.config.max_num_seqs:
+            needy = next((each for each in comers if shares.is_within(each)), None)
+        num_wanted = sum(each.num_slots <= each.num_computed for each in self.running) * self.reach.num_groups
+        if needy is not None:
+            num_wanted += num_kept + self.blocks.num_missing(needy)
+        while self.pool.num_available < num_wanted and (victim := shares.victim(needy)) is not None:
+            if self._in_flight:
+                self._must_collect = True
+                break
+            shares.give_up(victim)
+            self._preempt(plan, victim)
+        return needy
 
     def _make_room(self, sequence: Sequence, plan: StepPlan) -> bool:
         """Have a block available for each KV group, by preempting the last by rank.
