@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.interpreter import HANG_S
+from tests.test_interpreted import HANG_S
 
 from baton.config import EngineConfig
 from baton.engine.device import DeviceFacts, check_device
