@@ -68,7 +68,10 @@ WORDS: dict[str, str] = {
     "assistant's; with `logprobs` the prompt is scored too",
     "documents": 'texts for the chat template, such as `{"title": …, "text": …}`, where it has a place for them',
     "chat_template": "a template in place of the model's; only where the router has `--trust-request-chat-template`",
-    "best_of": "only the same number as `n`",
+    "best_of": "make so many answers and give the `n` whose tokens are likeliest together; not streamed",
+    "use_beam_search": "search for the likeliest answers with `n` (or `best_of`) beams; not streamed",
+    "length_penalty": "of a beam search: compare answers by log-probability over length to this power; 1 is the default",
+    "early_stopping": "of a beam search: end when as many answers as beams have ended",
     # chat
     "messages": "the conversation, oldest first",
     "tools": "functions that the model may call; [how](tools.md)",
@@ -145,6 +148,7 @@ WORDS: dict[str, str] = {
     "strict": "taken; the answer is not bound by the schema",
     "text": "the text",
     # Python
+    "SamplingParams.best_of": "only the same number as `n`",
     "SamplingParams.max_tokens": "most tokens of an answer; none: to the end of the context",
     "SamplingParams.stop": "texts at which an answer ends: one, or several",
     "SamplingParams.logprobs": "give each token's log-probability, and so many alternatives",

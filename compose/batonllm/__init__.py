@@ -13,16 +13,27 @@ from typing import TYPE_CHECKING, Any
 from baton.vllm_names import IMPORTS
 
 if TYPE_CHECKING:
+    from baton.beam_search import BeamSearchParams
     from baton.llm import LLM, CompletionOutput, RequestOutput
     from baton.protocol import SamplingParams
 
-__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "TextPrompt", "TokensPrompt", "__version__"]
+__all__ = [
+    "LLM",
+    "BeamSearchParams",
+    "CompletionOutput",
+    "RequestOutput",
+    "SamplingParams",
+    "TextPrompt",
+    "TokensPrompt",
+    "__version__",
+]
 
 __version__ = importlib.metadata.version("batonllm")
 TextPrompt = TokensPrompt = dict
 """As in vLLM: `TokensPrompt(prompt_token_ids=[1, 2])` is what `LLM.generate` takes."""
 _HOMES = {
     "LLM": "baton.llm",
+    "BeamSearchParams": "baton.beam_search",
     "CompletionOutput": "baton.llm",
     "RequestOutput": "baton.llm",
     "SamplingParams": "baton.protocol",

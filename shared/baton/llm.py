@@ -17,16 +17,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from tqdm import tqdm
 
+from baton.beam_answers import BeamAnswer, BeamSearchOutput, BeamSearchSequence, named
+from baton.beam_search import BeamSearchParams
 from baton.chat_template import ContentFormat
 from baton.config import EngineConfig, demo_model_path
 from baton.engine.engine import Engine, TokenOutput
 from baton.engine.load import load_engine
-from baton.errors import InvalidRequest, UnsupportedFeature, refuse
+from baton.errors import InvalidRequest, refuse
 from baton.generation_defaults import generation_defaults
 from baton.messages import TokenLogprobs
 from baton.models.hub import locate
@@ -39,7 +41,16 @@ from baton.template_files import ChatTemplates
 from baton.text import AnswerText, Tokenizer, bad_words_ids
 from baton.vllm_names import ARGUMENTS, CALLS, METHODS, own_names
 
-__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "demo_model_path"]
+__all__ = [
+    "LLM",
+    "BeamSearchOutput",
+    "BeamSearchParams",
+    "BeamSearchSequence",
+    "CompletionOutput",
+    "RequestOutput",
+    "SamplingParams",
+    "demo_model_path",
+]
 
 PromptInput = str | Mapping[str, Any] | Sequence[int]
 """Text, token ids, {"prompt": text} or {"prompt_token_ids": ids}; "cache_salt" may stand beside either."""
@@ -160,7 +171,10 @@ class LLM:
         params = self._params_of(sampling_params, len(items))
         priorities = [0] * len(items) if priority is None else _priorities(priority, len(items))
         answers = [self._check(i, item, params[i], priorities[i]) for i, item in enumerate(items)]
-        return self._run(answers, use_tqdm)
+        self._run(answers, use_tqdm)
+        for answer in answers:
+            answer.output.finished = True
+        return [answer.output for answer in answers]
 
     def chat(
         self,
@@ -208,11 +222,43 @@ class LLM:
         except InvalidRequest as error:
             raise (error.of(which) if which else error) from None
 
-    def beam_search(self, *_: Any, **__: Any) -> list[RequestOutput]:
-        """Refuse: not served by this build."""
-        raise UnsupportedFeature(
-            "beam_search is not served by this build. Use generate with n choices.", field="beam_search"
-        )
+    def beam_search(
+        self,
+        prompts: PromptInput | Sequence[PromptInput],
+        params: BeamSearchParams,
+        *,
+        use_tqdm: bool | Callable[..., Any] = False,
+        concurrency_limit: int | None = None,
+        **others: Any,
+    ) -> list[BeamSearchOutput]:
+        """Search for the likeliest answers to each prompt; results in the order of the prompts.
+
+        At most `concurrency_limit` prompts are searched at once, or as many as the queue has room for.
+
+        Raises:
+            InvalidRequest: as `generate`.
+        """
+        own_names(CALLS, others, own=())
+        if not isinstance(params, BeamSearchParams):
+            raise refuse("params", params, "it must be BeamSearchParams")
+        answers = [self._check_beams(i, item, params) for i, item in enumerate(_prompts(prompts))]
+        at_once = max(1, min(concurrency_limit or len(answers), self.config.max_num_waiting // params.beam_width))
+        for at in range(0, len(answers), at_once):
+            self._run(answers[at : at + at_once], use_tqdm)
+        return [answer.output(self._tokenizer) for answer in answers]
+
+    def _check_beams(self, index: int, item: PromptInput, params: BeamSearchParams) -> BeamAnswer:
+        spec = self.engine.model.spec
+        if params.num_scored > spec.vocab_size:
+            limit = f"this model has {spec.vocab_size} tokens, half of which may be beams"
+            raise refuse("beam_width", params.beam_width, limit)
+        try:
+            _, prompt, salt = self._prompt_of(item)
+            check_prompt(prompt, spec.vocab_size, self.engine.max_model_len)
+            check_answer_len(prompt, SamplingParams(max_tokens=params.max_tokens), self.engine.max_model_len)
+        except InvalidRequest as error:
+            raise error.of(f"prompt {index}") from None
+        return BeamAnswer(str(next(self._request_ids)), prompt, params, salt, spec.eos_token_ids)
 
     def __getattr__(self, name: str) -> Any:
         """Say why a method of vLLM's is not here."""
@@ -269,12 +315,12 @@ class LLM:
 
     # -- running ------------------------------------------------------------------------------------------
 
-    def _run(self, answers: list[_Answer], use_tqdm: bool | Callable[..., Any]) -> list[RequestOutput]:
+    def _run(self, answers: Sequence[_Work], use_tqdm: bool | Callable[..., Any]) -> None:
         try:
             with (
                 _interrupts_between_steps() as check_interrupt,
                 (use_tqdm if callable(use_tqdm) else tqdm)(
-                    total=sum(answer.params.n for answer in answers),
+                    total=sum(answer.num_ends for answer in answers),
                     desc="Generating",
                     unit="answer",
                     disable=not use_tqdm,
@@ -286,21 +332,18 @@ class LLM:
         except BaseException:
             self.engine.discard()
             for answer in answers:
-                self.engine.abort(answer.output.request_id)
+                self.engine.abort(answer.request_id)
             raise
-        for answer in answers:
-            answer.output.finished = True
-        return [answer.output for answer in answers]
 
-    def _drain(self, answers: list[_Answer], bar: Any, check_interrupt: Callable[[], None]) -> None:
+    def _drain(self, answers: Sequence[_Work], bar: Any, check_interrupt: Callable[[], None]) -> None:
         """Run all answers, handing them to the engine as fast as its queue has room for their choices."""
-        by_id = {answer.output.request_id: answer for answer in answers}
+        by_id = {answer.request_id: answer for answer in answers}
         waiting = deque(answers)
         num_tokens = 0
         while waiting or self.engine.has_work:
             check_interrupt()
             # with nothing running it is handed over whatever its size: the engine says what is wrong with it
-            while waiting and (self.engine.num_free_seats >= waiting[0].params.n or not self.engine.has_work):
+            while waiting and (self.engine.num_free_seats >= waiting[0].num_choices or not self.engine.has_work):
                 waiting.popleft().start(self.engine, self._tokenizer)
             for token in self.engine.step():
                 num_tokens += 1
@@ -310,6 +353,22 @@ class LLM:
                     bar.update()
 
 
+class _Work(Protocol):
+    """What the engine is driven with: one prompt on its way."""
+
+    request_id: str
+    num_choices: int
+    """Sequences that it has at once."""
+    num_ends: int
+    """How often `take` returns true."""
+
+    def start(self, engine: Engine, tokenizer: Tokenizer | None) -> None:
+        """Hand it to the engine."""
+
+    def take(self, token: TokenOutput, engine: Engine) -> bool:
+        """Take one token; return whether something ended with it."""
+
+
 class _Answer:
     """One request on its way: its choices' text and what has come so far."""
 
@@ -317,6 +376,7 @@ class _Answer:
         self, request_id: str, text: str | None, prompt: Prompt, params: SamplingParams, salt: str, priority: int
     ) -> None:
         self.output = RequestOutput(request_id, text, prompt.token_ids, [CompletionOutput(i) for i in range(params.n)])
+        self.request_id, self.num_choices, self.num_ends = request_id, params.n, params.n
         self._prompt = prompt
         self.params = params
         self.priority = priority
@@ -358,14 +418,7 @@ class _Answer:
         return choice.finish_reason is not None
 
     def _named(self, row: TokenLogprobs | None) -> dict[int, Logprob] | None:
-        """Turn a row into {token id: Logprob}, the chosen token first."""
-        if row is None:
-            return None
-        named: dict[int, Logprob] = {}
-        for token_id, value, rank in zip(row.token_ids, row.logprobs, row.ranks, strict=True):
-            text = None if self._tokenizer is None else self._tokenizer.token_text(token_id)
-            named.setdefault(token_id, Logprob(value, rank or None, text))
-        return named
+        return None if row is None else named(row, self._tokenizer)
 
 
 @contextmanager

@@ -28,6 +28,8 @@ SMALLEST_TEMPERATURE = 1e-5
 MAX_TOP_K = 2**31 - 1
 MAX_LIST = 1024
 """Entries of stop, logit_bias, bad_words and stop_token_ids."""
+MAX_BEAM_WIDTH = 32
+"""Beams of a search; each is scored with twice as many tokens."""
 MAX_SCORED_IDS = 128
 """Entries of logprob_token_ids, as in vLLM."""
 MAX_PATTERN_SIZE = 256
@@ -242,10 +244,10 @@ class SamplingParams(msgspec.Struct, metaclass=_NamedAsInVllm, frozen=True, kw_o
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             limit, way_out = f"it exceeds max_tokens={self.max_tokens}", "Lower min_tokens or raise max_tokens."
             raise refuse("min_tokens", self.min_tokens, limit, way_out)
-        for field in ("logprobs", "prompt_logprobs"):
+        for field, most in (("logprobs", max(MAX_LOGPROBS, 2 * MAX_BEAM_WIDTH)), ("prompt_logprobs", MAX_LOGPROBS)):
             value = getattr(self, field)
             if value is not None:
-                _check_int(field, value, 0, MAX_LOGPROBS)
+                _check_int(field, value, 0, most)
         if self.seed is not None:
             _check_int("seed", self.seed, -(2**63), 2**63 - 1)
 

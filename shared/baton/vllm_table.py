@@ -225,7 +225,10 @@ SERVING = (
     ("Give --max-num-seqs.", "max_num_active_seqs"),
     ("Start the command under `numactl`.", "numa_bind? numa_bind_nodes[] numa_bind_cpus[]"),
     ("Set CUDA_VISIBLE_DEVICES in the environment.", "device_ids[]"),
-    ("At most 20 logprobs are given, of the model's raw distribution.", "max_logprobs=20 logprobs_mode=raw_logprobs"),
+    (
+        "At most 20 logprobs are given over HTTP, of the model's raw distribution.",
+        "max_logprobs=20 logprobs_mode=raw_logprobs",
+    ),
     ("Every token is sent when it comes.", "stream_interval=1"),
     (
         "Requests on a lost worker are always begun again elsewhere.",
@@ -278,7 +281,7 @@ repetition_detection
 """
 
 SAMPLING = (
-    ("Beam search is not served: ask for n answers.", "use_beam_search? length_penalty=1 early_stopping?"),
+    ("Beams are searched by `LLM.beam_search`.", "use_beam_search? length_penalty=1 early_stopping?"),
     (
         "Answers in a given grammar are not served yet: ask for the format in the prompt, and check what comes.",
         """

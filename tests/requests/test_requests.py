@@ -80,7 +80,6 @@ def refusal(model: Any, body: Any) -> InvalidRequest:
         ("unknown_field", 1),
         ("cache_salt", ""),
         ("priority", 2**40),
-        ("use_beam_search", True),
         ("seed", 10**400),
     ],
 )
@@ -140,7 +139,9 @@ def test_a_wrong_chat_is_refused(changes: dict[str, Any]) -> None:
         {"max_tokens": 0},
         {"logprobs": 21},
         {"logprobs": True},
-        {"best_of": 2},
+        {"n": 3, "best_of": 2},
+        {"best_of": 2, "stream": True},
+        {"use_beam_search": True, "n": 33},
         {"suffix": "x"},
         {"messages": []},
     ],

@@ -27,6 +27,8 @@ from baton.kernels.token_counts import NUM_DRAWN
 _MULTIPLY_1 = 0x7FEB352D
 _MULTIPLY_2 = 0x846CA68B
 _MULTIPLY_2_SIGNED = _MULTIPLY_2 - (1 << 32)
+_MOST_TOP = 20
+"""Alternatives that the Triton kernel looks for one after the other; for more a sort is as good, and nothing is compiled."""
 _LARGEST_UNIFORM = 1.0 - 2.0**-24
 # The reference looks for a row's floor among so many of its best values, then among eight times as many, and
 # so on: a trained model's nucleus is nearly always within 64, which costs 20 us a row of 8k where sorting the
@@ -202,6 +204,6 @@ def logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, T
 
     The rank counts the tokens at least as likely as the chosen one, so the best token has rank 1.
     """
-    if not on_triton(logits, "logprobs"):
+    if num_top > _MOST_TOP or not on_triton(logits, "logprobs"):
         return logprobs_reference(logits, token_ids, num_top)
     return row_logprobs(logits, token_ids, num_top)

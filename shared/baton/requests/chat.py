@@ -8,6 +8,7 @@ from pydantic import Field, PrivateAttr
 
 from baton.errors import refuse, unsupported
 from baton.protocol import MAX_LOGPROBS, SamplingParams
+from baton.requests.beams import check_beams
 from baton.requests.conversation import MAX_MESSAGES, Conversation
 from baton.requests.fields import INT31, FirstError, TextOrObject, Whole
 from baton.requests.limits import DEFAULT_LIMITS, Limits
@@ -38,6 +39,7 @@ class ChatRequest(SamplingRequest, Conversation):
     def sampling_params(self, limits: Limits = DEFAULT_LIMITS) -> SamplingParams:
         """Return what the engine is asked for."""
         self.check_unserved()
+        check_beams(self, self.num_made)
         self._check_tools()
         self.check_limits(limits, 1)
         if self.modalities and "audio" in self.modalities:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from baton.errors import refuse
 from baton.protocol import MAX_LOGPROBS, MAX_N, SamplingParams
+from baton.requests.beams import check_beams
 from baton.requests.fields import Prompt, Whole
 from baton.requests.limits import DEFAULT_LIMITS, Limits
 from baton.requests.sampling import SamplingRequest
@@ -28,9 +29,16 @@ class CompletionRequest(SamplingRequest):
         """Whether only the prompt is asked back, with its scores: max_tokens=0 with echo."""
         return self.max_tokens == 0
 
+    @property
+    def num_made(self) -> int:
+        """Answers that are made, of which n are the best."""
+        return max(self.best_of or 1, self.num_answers)
+
     def sampling_params(self, limits: Limits = DEFAULT_LIMITS) -> SamplingParams:
         """Return what the engine is asked for."""
         self.check_unserved()
+        check_beams(self, self.num_made)
+        self._check_best_of()
         if self.answers_nothing and not self.echo:
             raise refuse("max_tokens", 0, "it must be at least 1, or 0 with echo")
         self.check_limits(limits, len(self.prompt))
@@ -38,4 +46,15 @@ class CompletionRequest(SamplingRequest):
         if self.echo and self.logprobs is not None and prompt_logprobs is None:
             prompt_logprobs = self.logprobs
         max_tokens = None if self.max_tokens is None else max(self.max_tokens, 1)
-        return SamplingParams(**self.given_params(prompt_logprobs=prompt_logprobs, max_tokens=max_tokens))
+        others = {"prompt_logprobs": prompt_logprobs, "max_tokens": max_tokens, "n": self.num_made, "best_of": None}
+        if self.num_made > self.num_answers and self.logprobs is None and self.logprob_token_ids is None:
+            others["logprobs"] = 0  # by which they are compared
+        return SamplingParams(**self.given_params(**others))
+
+    def _check_best_of(self) -> None:
+        if self.best_of is None or self.best_of == self.num_answers:
+            return
+        if self.best_of < self.num_answers:
+            raise refuse("best_of", self.best_of, f"it must be at least n, which is {self.num_answers}")
+        if self.stream:
+            raise refuse("best_of", self.best_of, "the best are known at the end only", "Ask without stream.")

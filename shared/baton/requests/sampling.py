@@ -95,8 +95,21 @@ class SamplingRequest(Ignored):
     repetition_detection: RepetitionDetection | None = None
     request_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     """Stands in the answer's id; what follows a request through logs is the header x-request-id."""
+    use_beam_search: bool | None = None
+    length_penalty: Annotated[Finite, Field(ge=-100, le=100)] | None = None
+    early_stopping: bool | None = None
     response_format: ResponseFormat | None = None
     store: bool | None = None
+
+    @property
+    def num_answers(self) -> int:
+        """Answers that are given to each prompt."""
+        return self.n or 1
+
+    @property
+    def num_made(self) -> int:
+        """Answers that are made, of which those are the best."""
+        return self.num_answers
 
     def check_unserved(self) -> None:
         """Refuse what is well-formed but not done here."""
@@ -118,7 +131,7 @@ class SamplingRequest(Ignored):
 
     def check_limits(self, limits: Limits, num_prompts: int) -> None:
         """Refuse more than a router's flags allow."""
-        limits.check(n=self.n or 1, num_prompts=num_prompts, num_stop=len(self.stop or ()))
+        limits.check(n=self.num_made, num_prompts=num_prompts, num_stop=len(self.stop or ()))
 
     def given_params(self, **others: Any) -> dict[str, Any]:
         """Return the fields that the engine takes; `others` are no fields of ours, or mean something else here."""

@@ -6,16 +6,12 @@ from baton.requests.closed import Unserved
 
 _EMPTY: tuple[object, ...] = ([], {}, "")
 _OFF = (False,)
-_NO_BEAMS = "beam search is not served; use n"
 _NO_MEDIA = "only text is served"
 _NO_KV = "where KV comes from is not the client's to say"
 _NO_GRAMMARS = "structured outputs are not served by this build"
 _IN_TEMPLATE = "what a chat template reads is sent in chat_template_kwargs"
 
 ANY_REQUEST = {
-    "use_beam_search": Unserved(_NO_BEAMS, _OFF),
-    "length_penalty": Unserved(_NO_BEAMS, (1.0,)),
-    "early_stopping": Unserved(_NO_BEAMS, _OFF),
     "structured_outputs": Unserved(_NO_GRAMMARS, _EMPTY),
     **dict.fromkeys(
         ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "guided_decoding_backend"),

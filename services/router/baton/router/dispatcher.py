@@ -31,7 +31,7 @@ from baton.prompt import Prompt
 from baton.protocol import SamplingParams, Share
 from baton.router.admission import Admission, Demand
 from baton.router.config import RouterConfig
-from baton.router.flow import GO, NOTHING_NEW, STALE, ChoiceOver, DeadlinePassed, Flow, Next, Over, Replay
+from baton.router.flow import GO, NOTHING_NEW, STALE, ChoiceOver, DeadlinePassed, Flow, Next, Onward, Over, Replay
 from baton.router.generation import Generation
 from baton.router.held_token import HeldToken, Holding
 from baton.router.index import PrefixIndex
@@ -558,6 +558,9 @@ class Dispatcher:
             attempt = running.flow.attempt
             if step.runs_on and attempt is not None:
                 running.cancel_leg(running.workers[0], attempt.epoch, step.choice)
+        elif isinstance(step, Onward):
+            running.leave_workers(cancel_decode=step.runs_on)
+            self._place(running)
         elif step is STALE:
             self.metrics.stale_messages.inc()
 

@@ -73,6 +73,14 @@ class Replay:
 
 
 @dataclass(frozen=True, slots=True)
+class Onward:
+    """The attempt has all that it was made for: close it, and begin the next."""
+
+    runs_on: bool
+    """The decode worker does not know yet."""
+
+
+@dataclass(frozen=True, slots=True)
 class Over:
     """The request has ended."""
 
@@ -98,7 +106,7 @@ class _Nobody:
 
 
 _NOBODY = _Nobody()
-Next = Go | ChoiceOver | Replay | Over
+Next = Go | ChoiceOver | Replay | Onward | Over
 """What a flow asks of the dispatcher."""
 GO, NOTHING_NEW, STALE = Go
 
@@ -107,12 +115,17 @@ class Flow(Generic[_Shown]):
     """One generation: its choices, their text and their sink."""
 
     # here and in `Running` and the sinks: a thousand streams are walked each step, and a dict for each object costs the cache
-    __slots__ = ("_choices", "_num_open", "_sink", "_texts", "attempt", "generation", "is_over", "request_id", "usage")
+    __slots__ = (
+        *("_choices", "_num_open", "_sink", "_texts"),
+        *("attempt", "generation", "is_over", "params", "request_id", "usage"),
+    )
 
     def __init__(self, generation: Generation, texts: Sequence[ChoiceText[_Shown]], sink: Sink[_Shown]) -> None:
         """`texts` has one entry a choice; `sink` takes what they show, which is not looked into here."""
         self.request_id = uuid.uuid4().hex
         self.generation = generation
+        self.params = generation.params
+        """What the next attempt asks of its workers."""
         self.attempt: Attempt | None = None
         self.usage = Usage(len(generation.prompt))
         self.is_over = False
@@ -131,7 +144,7 @@ class Flow(Generic[_Shown]):
     def begin(self, decode: WorkerInfo, prefill: WorkerInfo | None, now: float) -> Sequence[tuple[str, Start | Pool]]:
         """Make the next attempt: what is left, after the tokens that the client has."""
         epoch = 0 if self.attempt is None else self.attempt.epoch + 1
-        num_prompt, most = self.usage.num_prompt, self.generation.params.max_tokens
+        num_prompt, most = self.usage.num_prompt, self.params.max_tokens
         room = decode.model.max_model_len - num_prompt
         last_at = (room if most is None else min(most, room)) - 1
         if prefill is None:
@@ -160,7 +173,7 @@ class Flow(Generic[_Shown]):
             leg,
             generation.prompt,
             [ChoiceStart(choice.index, choice.tokens) for choice in self._choices if not choice.is_done],
-            generation.params,
+            self.params,
             generation.seed,
             generation.priority,
             generation.seconds_left(now),
@@ -180,7 +193,7 @@ class Flow(Generic[_Shown]):
         finish_reason: str | None = token.finish_reason
         if verdict is not _ACCEPTED:
             if verdict is not _LAST:
-                return _refusal(verdict, token, worker, attempt)
+                return refusal(verdict, token, worker, attempt)
             finish_reason = finish_reason or "length"  # whatever its worker goes on to say
         usage = self.usage
         if not usage.num_completion:
@@ -288,7 +301,7 @@ def flow_of(generation: Generation, texts: Sequence[ChoiceText[_Shown]], sink: S
     return ReplayedFlow(generation, texts, sink, replay_at) if replay_at else Flow(generation, texts, sink)
 
 
-def _refusal(verdict: Verdict, token: Token, worker: str, attempt: Attempt) -> Next:
+def refusal(verdict: Verdict, token: Token, worker: str, attempt: Attempt) -> Next:
     """Return what follows from a token that is not the next one."""
     if verdict is Verdict.STALE:
         return STALE

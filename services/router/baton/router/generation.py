@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
+from baton.beam_search import BeamSearchParams
 from baton.block_hash import cache_root, hash_blocks
 from baton.prompt import Prompt
 from baton.protocol import NOBODY, SamplingParams, Share
@@ -28,6 +29,8 @@ class Generation:
     tenant: bytes = b""
     """Whose it is; empty without keys."""
     share: Share = NOBODY
+    beams: BeamSearchParams | None = None
+    """How to search, where an answer is not sampled."""
     hashes: dict[tuple[str, ...], list[bytes]] = field(default_factory=dict)
     """The prompt's block hashes by cache parts, as far as they were needed."""
 

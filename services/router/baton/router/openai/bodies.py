@@ -72,6 +72,14 @@ class Collected:
         else:
             (self.reasoning if isinstance(part, Reasoning) else self.refusal).append(part.text)
 
+    def score(self) -> float:
+        """Return its tokens' log-probabilities together."""
+        return sum(row.logprobs[0] for row in read_rows(self.logprobs) if row is not None)
+
+    def drop_last(self) -> None:
+        """Forget the token that ended it, which is no part of the answer."""
+        del self.token_ids[-1], self.logprobs[-1]
+
     def message(self, echoed: str = "") -> dict[str, Any]:
         """Return it as an assistant's message, behind what is echoed."""
         text = echoed + "".join(self.text)

@@ -17,6 +17,7 @@ from baton.requests.truncation import cut_prompt
 from baton.router.http_request import Caller, read_request
 from baton.router.json_answers import LongJSON
 from baton.router.openai.answer_forms import NewParser
+from baton.router.openai.best_answers import keep_best
 from baton.router.openai.bodies import BODY, CollectSink, chat_pieces
 from baton.router.openai.events import AnswerEvents, ChatEvents
 from baton.router.openai.json_pieces import object_pieces, whole
@@ -53,6 +54,7 @@ def chat_routes(router: RouterState) -> APIRouter:
         sink = CollectSink(chat.params.n, opened.tally, opened.done, opened.cancel)
         headers = await opened.start([sink], chat.new_parser)
         await opened.wait(http)
+        await keep_best(opened, [sink], request.num_answers, chat.new_parser)
         pieces = chat_pieces(request, sink, router.tokenizer, prompt.token_ids)
         body = object_pieces(frame | BODY, pieces | {"usage": whole(opened.tally.usage())})
         return LongJSON(body, router.turns, headers)

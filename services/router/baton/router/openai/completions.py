@@ -17,6 +17,7 @@ from baton.requests.completions import CompletionRequest
 from baton.requests.truncation import cut_prompt
 from baton.router.http_request import read_request
 from baton.router.json_answers import LongJSON
+from baton.router.openai.best_answers import keep_best
 from baton.router.openai.bodies import BODY, CollectSink, CompletionAnswer
 from baton.router.openai.events import AnswerEvents, CompletionEvents
 from baton.router.openai.json_pieces import joined_pieces, object_pieces, whole
@@ -71,8 +72,9 @@ def completion_routes(router: RouterState) -> APIRouter:
         collectors = [CollectSink(params.n, opened.tally, opened.done, opened.cancel) for _ in prompts]
         headers = await opened.start(collectors)
         await opened.wait(http)
+        await keep_best(opened, collectors, request.num_answers)
         choices = chain.from_iterable(
-            CompletionAnswer(request, sink, tokenizer, prompts[i].token_ids, echoes[i]).choices(i * params.n)
+            CompletionAnswer(request, sink, tokenizer, prompts[i].token_ids, echoes[i]).choices(i * request.num_answers)
             for i, sink in enumerate(collectors)
         )
         long = {"choices": joined_pieces(choices), "usage": whole(opened.tally.usage())}

@@ -10,14 +10,17 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from baton.errors import refuse
 from baton.messages import Token
 from baton.metrics import RouterMetrics
 from baton.prompt import Prompt
 from baton.protocol import SamplingParams
+from baton.requests.beams import beams_of
 from baton.requests.chat import ChatRequest
 from baton.requests.completions import CompletionRequest
 from baton.router.auth import salt_of
-from baton.router.flow import flow_of
+from baton.router.beam_flow import BeamFlow
+from baton.router.flow import Flow, flow_of
 from baton.router.generation import Generation, hash_prompt
 from baton.router.http_request import Caller
 from baton.router.openai.model_checks import facts_of
@@ -111,19 +114,30 @@ class OpenRequest:
         salt = salt_of(caller.tenant, request.cache_salt)
         tenant, priority = caller.tenant, request.priority or 0
         router.tenants.check_priority(tenant, priority)
-        share = router.tenants.of(tenant).share
+        share, facts = router.tenants.of(tenant).share, facts_of(router)
         self.generations = [
-            Generation(prompt, params, salt, priority, deadline, caller.public_id, 0, caller.pin, tenant, share)
+            Generation(
+                *(prompt, params, salt, priority, deadline, caller.public_id, 0, caller.pin, tenant, share),
+                beams_of(request, params, facts.max_model_len - len(prompt)),
+            )
             for prompt in prompts
         ]
+        if request.use_beam_search and 2 * params.n > facts.vocab_size:
+            raise refuse("n", params.n, f"this model has {facts.vocab_size} tokens, half of which may be beams")
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Set when a whole answer is there."""
         self.tally = Tally(sum(map(len, prompts)), len(prompts), hides_completion=request.max_tokens == 0)
         self._shows_reasoning = not isinstance(request, ChatRequest) or request.include_reasoning is not False
         self._router = router
-        self._block_size = facts_of(router).block_size
+        self._block_size = facts.block_size
+        self._eos_token_ids = facts.eos_token_ids
         self._explains = caller.explain
         self._running = caller.running
+
+    @property
+    def flows(self) -> list[Flow[Any]]:
+        """One a prompt, in order, as far as they were begun."""
+        return [running.flow for running in self._running]
 
     def cancel(self) -> None:
         """Nobody waits any more."""
@@ -138,12 +152,18 @@ class OpenRequest:
             for generation, sink in zip(self.generations, sinks, strict=True):
                 if len(generation.prompt) > _INLINE_TOKENS:
                     await self._hash_aside(generation)
-                texts = self._texts(generation, new_parser)
-                self._running.append(self._router.dispatcher.start(flow_of(generation, texts, sink)))
+                self._running.append(self._router.dispatcher.start(self._flow(generation, sink, new_parser)))
         except BaseException:
             self.cancel()
             raise
         return self._route_headers() if self._explains else {}
+
+    def _flow(
+        self, generation: Generation, sink: Sink[Any], new_parser: Callable[[], AnswerParser] | None
+    ) -> Flow[Any]:
+        if generation.beams is not None:
+            return BeamFlow(generation, generation.beams, sink, self._eos_token_ids)
+        return flow_of(generation, self.texts(generation, new_parser), sink)
 
     async def wait(self, http: Request) -> None:
         """Wait until the sinks have the whole answer, or the client has left and needs none."""
@@ -153,7 +173,7 @@ class OpenRequest:
             self.cancel()
             raise
 
-    def _texts(self, generation: Generation, new_parser: Callable[[], AnswerParser] | None) -> list[ChoiceText[Shown]]:
+    def texts(self, generation: Generation, new_parser: Callable[[], AnswerParser] | None) -> list[ChoiceText[Shown]]:
         """Make the texts of a prompt's choices."""
         params, tokenizer = generation.params, self._router.tokenizer
         parsers = [None if new_parser is None else new_parser() for _ in range(params.n)]
