@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 import hypothesis
 import pytest
 import structlog
+from tests.processes import HANG_S
 from tests.tiny_models import save_tiny
 
 if TYPE_CHECKING:
@@ -20,6 +23,11 @@ hypothesis.settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("any machine")
+
+
+# httpx gives up after 5 s unless told otherwise, which on a busy machine an answer takes.
+for _phase in ("connect", "read", "write", "pool"):
+    setattr(inspect.signature(httpx.get).parameters["timeout"].default, _phase, HANG_S)
 
 
 class NamesFailures:

@@ -92,7 +92,7 @@ class BatonProcess:
             raise AssertionError(f"{error}\n{self.log()}") from None
 
     def info(self) -> WorkerInfo:
-        return msgspec.json.decode(httpx.get(f"{self.url}/info").content, type=WorkerInfo)
+        return msgspec.json.decode(httpx.get(f"{self.url}/info", timeout=60).content, type=WorkerInfo)
 
     def engine_pid(self) -> int:
         """Process id of a worker's engine process."""

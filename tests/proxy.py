@@ -10,6 +10,8 @@ from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from tests.processes import HANG_S
+
 CHUNK_NBYTES = 65_536
 
 
@@ -49,7 +51,7 @@ class Proxy:
         self.port: int = self._server.sockets[0].getsockname()[1]
 
     def _call(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(HANG_S)
 
     def cut(self) -> None:
         """Break all connections; new ones are taken."""
@@ -60,7 +62,7 @@ class Proxy:
         self._loop.call_soon_threadsafe(self._abort)
         self._call(asyncio.sleep(0.01))
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(HANG_S)
         self._loop.close()
 
     def _abort(self) -> None:

@@ -92,7 +92,7 @@ def terminal() -> Iterator[tuple[int, int]]:
 
 def status_of(process: subprocess.Popen[bytes], screen: int) -> int:
     """Wait for a process's end and read on: one that writes to a terminal which nobody reads waits when it is full."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + HANG_S
     while process.poll() is None:
         assert time.monotonic() < deadline, "it does not end"
         if select.select([screen], [], [], 0.1)[0]:

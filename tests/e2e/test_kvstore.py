@@ -68,7 +68,7 @@ class Host:
 
     def seen(self) -> list[dict[str, Any]]:
         """Return the workers as the router sees them."""
-        workers: list[dict[str, Any]] = httpx.get(f"{self.router.url}/debug/workers", timeout=60).json()["workers"]
+        workers: list[dict[str, Any]] = httpx.get(f"{self.router.url}/debug/workers").json()["workers"]
         return workers
 
     def wait_seen(self) -> None:

@@ -33,7 +33,7 @@ ASKED_FOR = """
 
 
 def samples(process: BatonProcess) -> Iterator[tuple[str, dict[str, str], float]]:
-    text = httpx.get(f"{process.url}/metrics", timeout=60).text
+    text = httpx.get(f"{process.url}/metrics").text
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             if sample.name.startswith("vllm:"):

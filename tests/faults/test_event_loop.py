@@ -104,7 +104,7 @@ class Watched:
 
     def __init__(self, router: BatonProcess) -> None:
         self.router = router
-        self.http = httpx.Client(base_url=router.url, timeout=600)
+        self.http = httpx.Client(base_url=router.url)
         self.worst: dict[str, float] = {}
 
     def lags(self) -> dict[float, float]:

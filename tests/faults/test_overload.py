@@ -45,7 +45,7 @@ def check(made: Cluster, answers: list[httpx.Response], first: int) -> tuple[int
 
 async def overload(made: Cluster) -> None:
     limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=made.url, timeout=60, limits=limits) as http:
+    async with httpx.AsyncClient(base_url=made.url, limits=limits) as http:
         running = fill(made, http)
         decode = made.state.pool.workers["d0"]
         while not (decode.pace.seconds and decode.load.num_running == WORKER["num_places"]):

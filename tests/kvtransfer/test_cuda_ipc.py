@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.processes import HANG_S
 
 from baton.kvtransfer.cuda_copies import CudaCopies
 from baton.kvtransfer.device_memory import DeviceMemory
@@ -36,7 +37,7 @@ def exporting(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]
         yield child, child.stdout.readline().strip()
     finally:
         child.stdin.close()
-        child.wait(30)
+        child.wait(HANG_S)
 
 
 @pytest.mark.parametrize("in_ring", [False, True], ids=["where they lie", "in a ring"])

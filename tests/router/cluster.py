@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import openai
 from tests.fake_worker import FakeSettings
+from tests.processes import HANG_S
 
 from baton.registry import Registry
 from baton.router.config import RouterConfig
@@ -77,7 +78,7 @@ class FakeProcess:
         """Ask it to drain and end."""
         assert self.process is not None
         self.process.terminate()
-        self.process.wait(10)
+        self.process.wait(HANG_S)
 
     def stop(self) -> None:
         """End it, however."""
@@ -116,12 +117,12 @@ class Cluster:
                 await asyncio.sleep(0.001)
             return answer
 
-        return asyncio.run_coroutine_threadsafe(call(), self.state.dispatcher._loop).result(60)
+        return asyncio.run_coroutine_threadsafe(call(), self.state.dispatcher._loop).result(HANG_S)
 
     def start(self) -> None:
         """Start the router; workers are waited for by `wait_for_workers`."""
         self._thread.start()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + HANG_S
         while not self._server.started and time.monotonic() < deadline:
             time.sleep(0.01)
         assert self._server.started
@@ -134,18 +135,18 @@ class Cluster:
         """End all of it."""
         self._server.should_exit = True
         self._server.force_exit = True
-        self._thread.join(10)
+        self._thread.join(HANG_S)
         for worker in self.workers.values():
             worker.stop()
 
     def client(self, **options: Any) -> openai.OpenAI:
         """The real SDK."""
-        defaults: dict[str, Any] = {"api_key": "unused", "max_retries": 0, "timeout": 30}
+        defaults: dict[str, Any] = {"api_key": "unused", "max_retries": 0, "timeout": HANG_S}
         return openai.OpenAI(base_url=f"{self.url}/v1", **(defaults | options))
 
     def async_client(self) -> openai.AsyncOpenAI:
         """The real SDK, for many streams."""
-        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="unused", max_retries=0, timeout=60)
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="unused", max_retries=0, timeout=HANG_S)
 
 
 @contextlib.contextmanager
@@ -181,7 +182,7 @@ def cluster(
         made.stop()
 
 
-def wait_until(holds: Any, timeout_s: float = 60.0) -> None:
+def wait_until(holds: Any, timeout_s: float = HANG_S) -> None:
     """Wait for something that another thread or process brings about."""
     deadline = time.monotonic() + timeout_s
     while not holds():

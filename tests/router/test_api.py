@@ -11,6 +11,7 @@ import httpx
 import openai
 import pytest
 from tests.fake_worker import FakeSettings, expected_tokens
+from tests.processes import HANG_S
 
 from .cluster import FIRST_WORD, LAST_WORD, VOCAB, Cluster, cluster, wait_until
 
@@ -414,7 +415,7 @@ def test_nests_too_deep_for_the_template_and_names_not_for_a_request_are_refused
         assert answer.status_code == 400 or kwargs is nest
 
 
-def raw(serving: Cluster, *pieces: bytes, timeout_s: float = 60.0) -> bytes:
+def raw(serving: Cluster, *pieces: bytes, timeout_s: float = HANG_S) -> bytes:
     """Send bytes as they are; give all that comes back."""
     with socket.create_connection(("127.0.0.1", serving.config.port)) as client:
         client.settimeout(timeout_s)
@@ -469,7 +470,7 @@ def test_a_head_and_a_body_that_never_end_are_given_up(tmp_path: Path) -> None:
 def test_a_deadline_in_a_header_ends_a_request(serving: Cluster) -> None:
     body = {"prompt": PROMPT, "max_tokens": 1900, "ignore_eos": True}
     headers = {"x-request-timeout": "0.2"}
-    with httpx.Client(base_url=serving.url, timeout=20) as http:
+    with httpx.Client(base_url=serving.url) as http:
         assert http.post("/v1/completions", json=body, headers=headers).status_code == 504
         text = http.post("/v1/completions", json=body | {"stream": True}, headers=headers).text
     events = [line for line in text.split("\n\n") if line]
@@ -491,7 +492,7 @@ def test_a_waiting_stream_is_kept_alive_and_a_refusal_is_no_stream(tmp_path: Pat
     slow = [{"worker_id": "d0", "prefill_rate": 1.0}]
     with cluster(tmp_path, slow, keep_alive_s=0.1) as made:
         body = {"prompt": [20] * 1000, "max_tokens": 2, "stream": True}
-        with httpx.stream("POST", f"{made.url}/v1/completions", json=body, timeout=60) as waiting:
+        with httpx.stream("POST", f"{made.url}/v1/completions", json=body) as waiting:
             assert next(waiting.iter_bytes()).startswith(b": keep-alive\n\n")
         wait_until(lambda: not made.state.dispatcher.flows)
         sdk = made.client().completions.create(model="tiny", prompt=[21], max_tokens=2, stream=True)
@@ -502,7 +503,7 @@ def test_admission_refuses_by_tokens_with_a_time_to_come_again(tmp_path: Path) -
     slow = [{"worker_id": "d0", "prefill_rate": 1.0}]
     with (
         cluster(tmp_path, slow, max_queued_tokens=1000, keep_alive_s=0.1) as made,
-        httpx.Client(base_url=made.url, timeout=30) as http,
+        httpx.Client(base_url=made.url) as http,
     ):
         body = {"prompt": [20] * 600, "max_tokens": 1, "stream": True}
         with http.stream("POST", "/v1/completions", json=body) as first:
@@ -535,7 +536,7 @@ def test_a_template_that_never_ends_is_refused_and_others_go_on(tmp_path: Path) 
     worker = [{"worker_id": "d0"}]
     with (
         cluster(tmp_path, worker, chat_template=endless, template_timeout_s=0.5) as made,
-        httpx.Client(base_url=made.url, timeout=20) as http,
+        httpx.Client(base_url=made.url) as http,
     ):
 
         def ask(content: str) -> httpx.Response:

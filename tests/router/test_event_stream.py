@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from tests.processes import HANG_S
 
 from baton.errors import Unavailable
 from baton.metrics import RouterMetrics
@@ -102,7 +103,7 @@ class World:
     async def ended(self) -> None:
         """Wait for the end."""
         assert self.task is not None
-        await asyncio.wait_for(self.task, 10)
+        await asyncio.wait_for(self.task, HANG_S)
 
 
 async def settle() -> None:

@@ -104,10 +104,10 @@ def test_the_only_decode_worker_may_restart_under_streams(tmp_path: Path) -> Non
 
 def test_a_worker_that_dies_again_and_again_ends_its_requests_with_one_error(tmp_path: Path) -> None:
     with cluster(tmp_path, [{"worker_id": "d0", "fail_kind": "internal"}]) as made:
-        answer = httpx.post(f"{made.url}/v1/completions", json={"prompt": "x"}, timeout=30)
+        answer = httpx.post(f"{made.url}/v1/completions", json={"prompt": "x"})
         assert answer.status_code == 503
         assert "4 workers" in answer.json()["error"]["message"]
-        text = httpx.post(f"{made.url}/v1/completions", json={"prompt": "x", "stream": True}, timeout=30)
+        text = httpx.post(f"{made.url}/v1/completions", json={"prompt": "x", "stream": True})
         assert text.status_code == 503
 
 
@@ -119,7 +119,7 @@ def test_a_worker_that_computes_a_prompt_again_to_another_first_token_is_no_fail
     ]
     with cluster(tmp_path, workers, path="remote") as made:
         prompt = [20, 30, 40]
-        answer = httpx.post(f"{made.url}/v1/completions", json={"prompt": prompt, "max_tokens": 5}, timeout=30)
+        answer = httpx.post(f"{made.url}/v1/completions", json={"prompt": prompt, "max_tokens": 5})
         assert answer.status_code == 200
         assert answer.json()["usage"]["completion_tokens"] == 5
         metrics = httpx.get(f"{made.url}/metrics").text

@@ -15,6 +15,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+from tests.processes import HANG_S
 
 from .cluster import Cluster, cluster
 
@@ -48,7 +49,7 @@ def test_no_request_makes_the_server_fail(fuzzed: Cluster, mode: schemathesis.Ge
                     content_type_conformance,
                     response_schema_conformance,
                 ),
-                timeout=20,
+                timeout=HANG_S,
             )
 
         try:
@@ -58,7 +59,7 @@ def test_no_request_makes_the_server_fail(fuzzed: Cluster, mode: schemathesis.Ge
 
 
 def test_the_worker_is_alive_and_nothing_is_left_after_all_that(fuzzed: Cluster) -> None:
-    answer = httpx.post(f"{fuzzed.url}/v1/completions", json={"prompt": [20, 30], "max_tokens": 3}, timeout=20)
+    answer = httpx.post(f"{fuzzed.url}/v1/completions", json={"prompt": [20, 30], "max_tokens": 3}, timeout=HANG_S)
     assert answer.status_code == 200
     assert not fuzzed.state.dispatcher.flows
     assert fuzzed.workers["d0"].process is not None

@@ -25,7 +25,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def complete(serving: Cluster, **fields: Any) -> httpx.Response:
-    return httpx.post(f"{serving.url}/v1/completions", json={"prompt": PROMPT, "max_tokens": 2} | fields, timeout=60)
+    return httpx.post(f"{serving.url}/v1/completions", json={"prompt": PROMPT, "max_tokens": 2} | fields)
 
 
 @given(st.lists(st.integers()), st.integers(1, 4), st.lists(st.lists(st.text(max_size=2)), max_size=4))

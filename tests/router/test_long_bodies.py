@@ -70,7 +70,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def _said(serving: Cluster, path: str, body: dict[str, Any], padding: int) -> tuple[int, Any]:
     """Return what is answered, less what no two answers have in common."""
     content = json.dumps(body).encode() + b" " * padding
-    answer = httpx.post(serving.url + path, content=content, timeout=60)
+    answer = httpx.post(serving.url + path, content=content)
     events = [line.removeprefix("data: ") for line in answer.text.splitlines() if line and line != "data: [DONE]"]
     said = [json.loads(event) | {"id": "", "created": 0} for event in events]
     for each in said:
@@ -120,7 +120,7 @@ def test_more_long_bodies_than_may_wait_are_refused_until_later(
 ) -> None:
     monkeypatch.setattr("baton.router.long_bodies._MAX_WAITING", 0)
     with cluster(tmp_path, [{}]) as made:
-        answer = httpx.post(f"{made.url}{COMPLETION}", content=b'{"prompt": "x"}' + b" " * INLINE_NBYTES, timeout=60)
+        answer = httpx.post(f"{made.url}{COMPLETION}", content=b'{"prompt": "x"}' + b" " * INLINE_NBYTES)
         assert answer.status_code == 429
         assert answer.headers["retry-after"]
-        assert httpx.post(f"{made.url}{COMPLETION}", json={"prompt": "x"}, timeout=60).status_code == 200
+        assert httpx.post(f"{made.url}{COMPLETION}", json={"prompt": "x"}).status_code == 200

@@ -34,7 +34,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 def ask(made: Cluster, **body: Any) -> httpx.Response:
     prompt = [20 + i % 60 for i in range(40)]
-    return httpx.post(f"{made.url}/v1/completions", json={"prompt": prompt, "max_tokens": 5} | body, timeout=60)
+    return httpx.post(f"{made.url}/v1/completions", json={"prompt": prompt, "max_tokens": 5} | body)
 
 
 def rows(page: Page, state: str) -> Locator:

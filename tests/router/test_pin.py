@@ -35,7 +35,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def ask(serving: Cluster, pin: str, **headers: str) -> httpx.Response:
     body = {"prompt": [40] * 40, "max_tokens": 12, "temperature": 0, "return_token_ids": True}
     headers |= {"x-baton-pin": pin, "x-baton-explain": "1"}
-    return httpx.post(f"{serving.url}/v1/completions", json=body, headers=headers, timeout=60)
+    return httpx.post(f"{serving.url}/v1/completions", json=body, headers=headers)
 
 
 @pytest.mark.parametrize("decode", ["d0", "d1"])

@@ -33,7 +33,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def post(serving: Cluster, path: str, **body: Any) -> Any:
-    answer = httpx.post(f"{serving.url}{path}", json=body, timeout=60)
+    answer = httpx.post(f"{serving.url}{path}", json=body)
     return answer.json() | {"status": answer.status_code}
 
 

@@ -40,7 +40,7 @@ def client(serving: Cluster) -> openai.OpenAI:
 
 def ask(serving: Cluster, body: Any, key: str = KEYS[0]) -> httpx.Response:
     headers = {"authorization": f"Bearer {key}", "x-baton-pin": "decode=d0"}
-    return httpx.post(f"{serving.url}/v1/responses", json=body, headers=headers, timeout=30)
+    return httpx.post(f"{serving.url}/v1/responses", json=body, headers=headers)
 
 
 def test_a_response_is_the_chat_that_it_comes_to(client: openai.OpenAI) -> None:

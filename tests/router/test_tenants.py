@@ -100,7 +100,7 @@ def test_caps_and_priorities_are_those_of_the_key(tmp_path: Path) -> None:
         def ask(key: str, **body: Any) -> httpx.Response:
             body = {"prompt": [20] * 40, "max_tokens": 2, "ignore_eos": True} | body
             headers = {"authorization": f"Bearer {key}"}
-            return httpx.post(f"{made.url}/v1/completions", json=body, headers=headers, timeout=30)
+            return httpx.post(f"{made.url}/v1/completions", json=body, headers=headers)
 
         refused = ask("sk-a", priority=-1)
         assert refused.status_code == 400
@@ -111,7 +111,7 @@ def test_caps_and_priorities_are_those_of_the_key(tmp_path: Path) -> None:
 
         body = {"prompt": [[20], [21]], "max_tokens": 1000, "ignore_eos": True, "stream": True}
         headers = {"authorization": "Bearer sk-a"}
-        with httpx.stream("POST", f"{made.url}/v1/completions", json=body, headers=headers, timeout=30):
+        with httpx.stream("POST", f"{made.url}/v1/completions", json=body, headers=headers):
             refused = ask("sk-a")
             assert refused.status_code == 429
             assert "2 open requests" in refused.json()["error"]["message"]

@@ -43,7 +43,7 @@ from baton.worker.mailbox import Mailbox, Peer
 from baton.worker.runs import Run, Runs
 
 Case = dict[str, Any]
-HTTP = httpx.Client(timeout=30)
+HTTP = httpx.Client()
 
 
 @pytest.fixture(scope="module")

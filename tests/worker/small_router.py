@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import zmq
+from tests.processes import HANG_S
 
 from baton.messages import (
     Blocks,
@@ -114,7 +115,7 @@ class SmallRouter:
         self.links = [Link(endpoint, self.router_id, wants_blocks) for endpoint in endpoints]
         self.until(lambda: all(link.info for link in self.links), "all workers said welcome")
 
-    def until(self, probe: Callable[[], Any], what: str, timeout_s: float = 120.0) -> None:
+    def until(self, probe: Callable[[], Any], what: str, timeout_s: float = HANG_S) -> None:
         """Pump until the probe is true."""
         deadline = time.monotonic() + timeout_s
         while not probe():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tests.processes import HANG_S
 
 from baton.config import EngineConfig
 from baton.decode.leg import DecodeLeg
@@ -172,7 +173,7 @@ class TableTop:
         self.thread.stop()
 
 
-def turn_until(tables: list[TableTop], probe: Callable[[], object], what: str, timeout_s: float = 120.0) -> None:
+def turn_until(tables: list[TableTop], probe: Callable[[], object], what: str, timeout_s: float = HANG_S) -> None:
     """Turn the loops of workers until the probe is true."""
     deadline = time.monotonic() + timeout_s
     while not probe():

