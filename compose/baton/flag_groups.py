@@ -5,8 +5,8 @@ from __future__ import annotations
 _GROUPS = {
     "Model": """
         model tokenizer revision download_dir load_format dtype device max_model_len seed served_model_name chat_template
-        chat_template_content_format trust_request_chat_template reasoning_parser generation_config
-        override_generation_config deterministic
+        chat_template_content_format trust_request_chat_template tool_call_parser reasoning_parser
+        generation_config override_generation_config deterministic
     """,
     "Clients": "host port api_key tenants allow_anonymous uds root_path allowed_origins allowed_methods allowed_headers",
     "Workers": """

@@ -256,6 +256,7 @@ def _plan_router(
         revision=engine.revision,
         chat_template=config.chat_template,
         chat_template_content_format=config.chat_template_content_format,
+        tool_call_parser=config.tool_call_parser,
         reasoning_parser=config.reasoning_parser,
         trust_request_chat_template=config.trust_request_chat_template,
         generation_config=config.generation_config,

@@ -40,6 +40,10 @@ class UpConfig:
     chat_template_content_format: Literal["auto", "string", "openai"] = setting(
         "auto", "how content reaches the template; auto: as it reads it; string: as one text; openai: as parts"
     )
+    tool_call_parser: str = setting(
+        "auto",
+        "how the model writes calls of tools, by vLLM's name: hermes, llama3_json and so on; auto: as its chat template says; none: calls are text",
+    )
     reasoning_parser: str = setting(
         "auto",
         "how the model writes what it thinks, by vLLM's name: qwen3, deepseek_r1 and so on; auto: as its chat template says; none: thoughts are text",

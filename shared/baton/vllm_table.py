@@ -17,7 +17,7 @@ model tokenizer revision load_format dtype seed max_model_len block_size gpu_mem
 num_gpu_blocks_override max_num_batched_tokens max_num_seqs enable_prefix_caching enable_chunked_prefill enforce_eager
 swap_space kv_offloading_size>swap_space
 device served_model_name host port api_key config chat_template chat_template_content_format
-trust_request_chat_template reasoning_parser uds root_path ssl_keyfile
+trust_request_chat_template tool_call_parser reasoning_parser uds root_path ssl_keyfile
 ssl_certfile ssl_ca_certs ssl_cert_reqs allow_credentials allowed_origins allowed_methods allowed_headers
 generation_config override_generation_config
 runner convert
@@ -37,7 +37,10 @@ runner convert max_num_queued_reqs>max_num_waiting use_tqdm_on_load?>use_tqdm
 
 OFFLINE = (
     ("One model answers here, and nobody has to name it.", "served_model_name~"),
-    ("`LLM` gives an answer's text as the model wrote it, thoughts included.", "reasoning_parser~"),
+    (
+        "`LLM` gives an answer's text as the model wrote it, thoughts and calls included.",
+        "reasoning_parser~ tool_call_parser~",
+    ),
     ("`LLM` writes no log.", "disable_log_stats?~ enable_log_requests?~ log_level~"),
     ("Set HF_HOME in the environment before Python starts: models are kept below it.", "download_dir"),
 )
@@ -122,9 +125,9 @@ SERVING = (
         """,
     ),
     (
-        "Tools are on by themselves, and calls are read in the Hermes form.",
+        "Tools are on by themselves (`--tool-call-parser`); parsers of others come as installed packages.",
         """
-        enable_auto_tool_choice?~ tool_call_parser=hermes tool_parser_plugin tool_strict_level tool_server
+        enable_auto_tool_choice?~ tool_parser_plugin tool_strict_level tool_server
         exclude_tools_when_tool_choice_none?
         """,
     ),

@@ -593,9 +593,10 @@ def test_tool_calls_are_told_apart_from_text(tmp_path: Path) -> None:
         chunks = list(client.chat.completions.create(model="tiny", messages=MESSAGES, tools=tools, stream=True))
         deltas = [chunk.choices[0].delta for chunk in chunks]
         assert "".join(delta.content or "" for delta in deltas) == "Well "
-        (streamed,) = [call for delta in deltas for call in delta.tool_calls or []]
-        assert streamed.function is not None
-        assert (streamed.index, streamed.function.name) == (0, "sum")
+        begun, *more = [call for delta in deltas for call in delta.tool_calls or []]
+        assert begun.function is not None
+        assert (begun.index, begun.function.name) == (0, "sum")
+        assert "".join(call.function.arguments or "" for call in more if call.function) == '{"a": 1}'
         assert chunks[-1].choices[0].finish_reason == "tool_calls"
         plain = client.chat.completions.create(model="tiny", messages=MESSAGES)
         assert plain.choices[0].message.content == said

@@ -1,107 +1,16 @@
-"""From tokens to parts, and from parts to events and bodies: the same answer, however its text is cut."""
+"""From parts to events and bodies."""
 
 import asyncio
-import itertools
 import json
 from typing import Any
-
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 from baton.messages import Token
 from baton.requests.chat import ChatRequest
 from baton.router.openai.bodies import CollectSink, chat_choice
 from baton.router.openai.events import AnswerEvents, ChatEvents
 from baton.router.openai.open_request import Tally
-from baton.router.openai.parsers import PARSERS, new_parser_of
 from baton.router.openai.parts import CallArguments, CallBegins, Part, Reasoning, Refusal
 from baton.router.sink import Usage
-
-CALL = '<tool_call>{"name": "sum", "arguments": {"a": 1}}</tool_call>'
-
-
-def parse(pieces: list[str], *, one_call: bool = False) -> list[Any]:
-    """Return the parts of a text that comes in pieces, with texts joined and calls without their ids."""
-    parser = new_parser_of("hermes", one_call=one_call)()
-    parts = [part for piece in pieces for part in parser.push(piece, 0)] + parser.finish()
-    joined: list[Any] = []
-    for part in parts:
-        if isinstance(part, CallBegins):
-            joined.append((part.index, part.name, part.arguments))
-        elif isinstance(part, str) and joined and isinstance(joined[-1], str):
-            joined[-1] += part
-        else:
-            joined.append(part)
-    return joined
-
-
-def test_calls_and_text_come_in_order() -> None:
-    assert parse([f"Well {CALL}"]) == ["Well ", (0, "sum", '{"a": 1}')]
-    assert parse([CALL + CALL]) == [(0, "sum", '{"a": 1}'), (1, "sum", '{"a": 1}')]
-    assert parse(['<tool_call>{"name": "f", "arguments": "x"}</tool_call>']) == [(0, "f", "x")]
-
-
-def test_arguments_are_passed_on_as_the_model_wrote_them() -> None:
-    for arguments in (
-        '{"id":123456789012345678901234,"x":1.10}',
-        '{ "a" : [1e5,\n -0.0] }',
-        '{"s": "\\u00e9\\/"}',
-        "[1, 2]",
-    ):
-        assert parse([f'<tool_call>{{"name": "f", "arguments": {arguments}}}</tool_call>']) == [(0, "f", arguments)]
-
-
-def test_parameters_are_taken_for_arguments_and_nothing_for_no_arguments() -> None:
-    assert parse(['<tool_call>{"name": "f", "parameters": {"a": 1}}</tool_call>']) == [(0, "f", '{"a": 1}')]
-    for nothing in ("", ', "arguments": null', ', "arguments": {}'):
-        assert parse([f'<tool_call>{{"name": "f"{nothing}}}</tool_call>']) == [(0, "f", "{}")]
-
-
-def test_who_wants_one_call_gets_the_first() -> None:
-    assert parse([f"Well {CALL}\n{CALL}\n{CALL} ok"], one_call=True) == ["Well ", (0, "sum", '{"a": 1}'), " ok"]
-    assert parse([f'{CALL}<tool_call>{{"name": "f"}}'], one_call=True) == [(0, "sum", '{"a": 1}')]
-
-
-def test_white_space_after_a_call_is_shown_only_before_text() -> None:
-    assert parse([f"{CALL}\n{CALL}\n"]) == [(0, "sum", '{"a": 1}'), (1, "sum", '{"a": 1}')]
-    assert parse([f"{CALL}\nSo be it"]) == [(0, "sum", '{"a": 1}'), "\nSo be it"]
-
-
-def test_what_is_no_call_stays_text() -> None:
-    for text in (
-        "<tool_call>{nonsense}</tool_call>",
-        "<tool_call>[1]</tool_call>",
-        "<tool_call>" + "[" * 9999,
-        "<tool_call>{",
-        "a <tool",
-        "",
-    ):
-        assert "".join(parse([text])) == text
-
-
-def test_an_answer_that_ends_in_place_of_the_closing_tag_is_a_call() -> None:
-    assert parse(['<tool_call>{"name": "f"}']) == [(0, "f", "{}")]
-
-
-def test_a_call_that_never_ends_is_given_up_as_text() -> None:
-    parser = PARSERS["hermes"]()
-    text = "<tool_call>" + "x" * (1 << 20)
-    for piece in ("<tool_call>", *["x" * 16] * (1 << 16)):  # each looked at once: the square of this would take minutes
-        assert parser.push(piece, 0) == []
-    assert parser.push("yy", 0) == [text + "yy"]
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.sampled_from([CALL, "<tool_call>", "</tool_call>", "<", "tool", " ", "\n", "a", "{}"])), st.data())
-@example([CALL, " ", "a"], None)
-def test_a_text_has_the_same_parts_however_it_is_cut(words: list[str], data: st.DataObject | None) -> None:
-    text = "".join(words)
-    cuts = range(len(text)) if data is None else sorted(data.draw(st.sets(st.integers(0, len(text)))))
-    edges = [0, *cuts, len(text)]
-    assert parse([text[a:b] for a, b in itertools.pairwise(edges)]) == parse([text])
-
-
-# -- parts to clients -----------------------------------------------------------------------------------------
 
 
 class FakeStream:

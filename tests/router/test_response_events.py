@@ -17,7 +17,8 @@ from baton.requests.responses import Kept, ResponsesRequest
 from baton.requests.translated import Context
 from baton.router.openai.blocks import BlockSink
 from baton.router.openai.open_request import Tally
-from baton.router.openai.parsers import new_parser_of
+from baton.router.openai.parsers.call_parts import Offered
+from baton.router.openai.parsers.tool_forms import TOOL_PARSERS
 from baton.router.openai.parts import CallArguments, CallBegins, Part, Reasoning, Refusal
 from baton.router.responses.frame import ResponseFrame, new_response_id
 from baton.router.responses.writer import ResponseWriter
@@ -190,7 +191,7 @@ def test_an_answer_has_the_same_items_however_its_text_is_cut(
     text = "".join(words)
 
     def response_of(edges: list[int]) -> Any:
-        parser = new_parser_of("hermes", one_call=False)()
+        parser = TOOL_PARSERS["hermes"](Offered())
         tokens = [parser.push(text[a:b], 0) for a, b in itertools.pairwise(edges)]
         tokens.append(parser.finish())
         return [

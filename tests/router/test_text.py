@@ -15,7 +15,8 @@ from baton.errors import InvalidRequest, ModelLoadError
 from baton.protocol import SamplingParams
 from baton.requests.chat import ChatRequest
 from baton.router.config import RouterConfig
-from baton.router.openai.parsers.hermes import HermesParser
+from baton.router.openai.parsers.call_parts import Offered
+from baton.router.openai.parsers.tool_forms import TOOL_PARSERS
 from baton.router.openai.parts import AnswerParts, CallBegins
 from baton.router.text_pool import TextPool
 from baton.text import AnswerText, Tokenizer
@@ -202,7 +203,7 @@ def test_a_calls_marks_reach_its_parser_though_they_are_special_tokens(tmp_path:
     marks = ["<tool_call>", "</tool_call>"] if is_special else []
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"extra_special_tokens": marks}))
     tokenizer = Tokenizer(folder)
-    parser = HermesParser()
+    parser = TOOL_PARSERS["hermes"](Offered())
     answer = AnswerParts(AnswerText(tokenizer, [5], SamplingParams(), parser.marks), parser)
     token_ids = tokenizer.encode('Well<|user|> <tool_call>{"name": "f", "arguments": {}}</tool_call>')
     parts = [part for token_id in token_ids for part in answer.push(token_id, None)[0]]

@@ -14,9 +14,10 @@ from baton.errors import ConfigError
 from baton.requests.chat import ChatRequest
 from baton.router.config import RouterConfig
 from baton.router.openai.answer_forms import AnswerForms
-from baton.router.openai.parsers import PARSERS
+from baton.router.openai.parsers.call_parts import Offered
 from baton.router.openai.parsers.reasoning_forms import REASONING_FORMS, reasoning_form_of
 from baton.router.openai.parsers.thinking import ThinkingForm, ThinkingParser
+from baton.router.openai.parsers.tool_forms import TOOL_PARSERS
 from baton.router.openai.parts import AnswerParser, CallBegins, Reasoning
 from baton.text import Tokenizer
 
@@ -47,9 +48,15 @@ def joined(parser: AnswerParser, pieces: list[str]) -> list[Any]:
     return shown
 
 
+def thinking_form(name: str) -> ThinkingForm:
+    form = REASONING_FORMS[name]
+    assert isinstance(form, ThinkingForm)
+    return form
+
+
 def think(text: str, *, form: str = "qwen3", is_inside: bool = False, calls: bool = False) -> list[Any]:
-    answer = PARSERS["hermes"]() if calls else None
-    return joined(ThinkingParser(REASONING_FORMS[form], answer, is_inside=is_inside), [text])
+    answer = TOOL_PARSERS["hermes"](Offered()) if calls else None
+    return joined(ThinkingParser(thinking_form(form), answer, is_inside=is_inside), [text])
 
 
 def test_thoughts_come_without_their_tags_and_the_space_around_them() -> None:
@@ -106,7 +113,7 @@ def test_an_answer_has_the_same_parts_however_it_is_cut(words: list[str], is_ins
     edges = [0, *sorted(data.draw(st.sets(st.integers(0, len(text))))), len(text)]
 
     def parse(pieces: list[str]) -> list[Any]:
-        return joined(ThinkingParser(ThinkingForm(), PARSERS["hermes"](), is_inside=is_inside), pieces)
+        return joined(ThinkingParser(ThinkingForm(), TOOL_PARSERS["hermes"](Offered()), is_inside=is_inside), pieces)
 
     assert parse([text[a:b] for a, b in itertools.pairwise(edges)]) == parse([text])
 
@@ -116,7 +123,7 @@ def test_a_prompt_tells_where_its_answer_begins() -> None:
     assert form.place("<|user|>x<|end|><|assistant|><think>\n") == "inside"
     assert form.place("<|assistant|><think>\n\n</think>\n\n") == "behind"
     assert form.place("say <think><|end|><|assistant|>") == "before"
-    assert REASONING_FORMS["deepseek_r1"].place("<|assistant|>") == "inside"
+    assert thinking_form("deepseek_r1").place("<|assistant|>") == "inside"
     assert form.place("<|assistant|><think>\nThe sum", continues=True) == "inside"
     assert form.place("<|assistant|><think>a</think> The sum", continues=True) == "behind"
     assert form.place("<|assistant|>The sum is", continues=True) == "behind"
@@ -125,7 +132,7 @@ def test_a_prompt_tells_where_its_answer_begins() -> None:
 def test_a_form_is_chosen_by_the_template_or_by_its_name(tmp_path: Path) -> None:
     assert reasoning_form_of("{{ '<think>' }}") == "qwen3"
     assert reasoning_form_of("{{ '[THINK]' }}") == "mistral"
-    assert reasoning_form_of(CHAT_TEMPLATE) is None
+    assert reasoning_form_of(CHAT_TEMPLATE) == "none"
     tokenizer = Tokenizer(make_tokenizer_folder(tmp_path, chat_template=OPENED))
 
     def forms(name: str) -> AnswerForms:
@@ -183,7 +190,7 @@ def test_a_stream_adds_up_to_the_message(client: openai.OpenAI) -> None:
     thoughts = ("".join(getattr(delta, name, "") for delta in deltas) for name in ("reasoning", "reasoning_content"))
     assert list(thoughts) == ["One.", "One."]
     assert "".join(delta.content or "" for delta in deltas) == "Well "
-    assert [call.function.name for delta in deltas for call in delta.tool_calls or []] == ["sum"]
+    assert next(call.function.name for delta in deltas for call in delta.tool_calls or []) == "sum"
     whole = client.chat.completions.create(model="tiny", messages=MESSAGES, tools=TOOLS).usage
     assert whole is not None
     assert chunks[-1].usage.completion_tokens_details == whole.completion_tokens_details

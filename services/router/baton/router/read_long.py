@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+import orjson
 from pydantic import BaseModel
 
 from baton.errors import InvalidRequest
@@ -38,7 +39,8 @@ _LONG = {
     *("metadata", "prompt_cache_options", "prompt", "tokens", "input"),
 }
 """Fields that may hold much: what the router needs of them stands beside the request."""
-_TOOL = {"type": "function", "function": {"name": "stands_for_all"}}
+_MAX_SCHEMAS_LEN = 2**18
+"""Of tools: what the router checks again in a few milliseconds."""
 
 
 def read_long(job: dict[str, Any]) -> dict[str, Any]:
@@ -71,7 +73,7 @@ def _long_parts(request: BaseModel, job: dict[str, Any]) -> dict[str, Any]:
         if why_none and own is None:
             raise InvalidRequest(why_none, field="messages")
         template = {"template": own or source, **job["template"]}
-        parts = {"rendered": render(template | shown), "beside": {"tools": [_TOOL] if has_tools else None}}
+        parts = {"rendered": render(template | shown), "beside": {"tools": _tools_of(request) if has_tools else None}}
         return parts | ({"echoed": request.echoed} if isinstance(request, ChatRequest) else {})
     if isinstance(request, DetokenizeRequest):
         return {"tokens": _packed(request.tokens)}
@@ -91,6 +93,15 @@ def _long_parts(request: BaseModel, job: dict[str, Any]) -> dict[str, Any]:
         except InvalidRequest as error:
             raise (error if len(prompt) == 1 else error.of(f"prompt {index}")) from None
     return {"prompt_ids": [_packed(token_ids) for token_ids in prompt]}
+
+
+def _tools_of(request: Conversation) -> list[dict[str, Any]]:
+    """Return what the parser of calls needs of tools: names and schemas, or names alone where those are too long."""
+    functions = [tool.function for tool in request.tools or ()]
+    schemas = [each.model_dump_json(include={"name", "parameters", "strict"}, exclude_none=True) for each in functions]
+    if sum(map(len, schemas)) > _MAX_SCHEMAS_LEN:
+        return [{"type": "function", "function": {"name": each.name}} for each in functions]
+    return [{"type": "function", "function": orjson.loads(schema)} for schema in schemas]
 
 
 def _packed(token_ids: Sequence[int]) -> bytes:

@@ -1,23 +1,29 @@
-"""AnswerForms: how this router's model writes thoughts and calls, and the parser of each request's answers."""
+"""AnswerForms: how this router's model writes thoughts and calls, and the parser of each request's answers.
+
+Forms of others are found as entry points of installed packages: of the group `baton.tool_parsers` a `NewToolParser`, of
+`baton.reasoning_parsers` a `ReasoningForm`.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import TypeVar
 
 from baton.errors import ConfigError, InvalidRequest
 from baton.requests.chat import ChatRequest
 from baton.router.config import RouterConfig
-from baton.router.openai.parsers import new_parser_of
-from baton.router.openai.parsers.reasoning_forms import REASONING_FORMS, reasoning_form_of
-from baton.router.openai.parsers.thinking import ThinkingForm, ThinkingParser
-from baton.router.openai.parts import AnswerParser
+from baton.router.openai.parsers.call_parts import Offered
+from baton.router.openai.parsers.first_call import FirstCall
+from baton.router.openai.parsers.reasoning_forms import REASONING_FORMS, ReasoningForm, reasoning_form_of
+from baton.router.openai.parsers.tool_forms import TOOL_PARSERS, NewToolParser, tool_form_of
+from baton.router.openai.parts import AnswerParser, NewParser
 from baton.text import Tokenizer
 
-NewParser = Callable[[], AnswerParser]
-"""Makes the parser of one choice."""
 _TAIL, _LONG_TAIL = 32, 2048
 """Tokens of a prompt's end that tell whether its answer begins with thoughts; of one that ends with an answer's beginning."""
+_Form = TypeVar("_Form")
 
 
 class AnswerForms:
@@ -30,36 +36,52 @@ class AnswerForms:
             ConfigError: there is no form of such a name.
         """
         self._tokenizer = tokenizer
-        self.thinking = _thinking_form(config.reasoning_parser, _template(tokenizer, with_tools=False))
+        reasoning, tools = config.reasoning_parser, config.tool_call_parser
+        if reasoning == "auto":
+            reasoning = reasoning_form_of(_template(tokenizer, with_tools=False))
+        if tools == "auto":
+            tools = tool_form_of(_template(tokenizer, with_tools=True))
+        self.thinking: ReasoningForm | None = _named(reasoning, REASONING_FORMS, "reasoning_parser")
+        self.calls: NewToolParser | None = _named(tools, TOOL_PARSERS, "tool_call_parser")
 
     def new_parser(self, request: ChatRequest, prompt_ids: Sequence[int]) -> NewParser | None:
         """Return what makes the parsers of a request's choices; None where all is text."""
-        one_call = request.parallel_tool_calls is False
-        calls = new_parser_of("hermes", one_call=one_call) if request.shows_tools else None
-        if self.thinking is None:
-            return calls
-        continues = bool(request.continue_final_message)
-        tail = prompt_ids[-(_LONG_TAIL if continues else _TAIL) :]
-        prompt = self._tokenizer.decode(tail, skip_special_tokens=False)
-        place = self.thinking.place(prompt, continues=continues)
-        if place == "behind":
-            return calls
-        return functools.partial(_thinking_parser, self.thinking, calls, is_inside=place == "inside")
+        new_parser: NewParser | None = None
+        offered = None
+        if request.shows_tools and self.calls is not None:
+            offered = _offered(request)
+            new_parser = functools.partial(self.calls, offered)
+        if self.thinking is not None:
+            continues = bool(request.continue_final_message)
+            tail = prompt_ids[-(_LONG_TAIL if continues else _TAIL) :]
+            prompt = self._tokenizer.decode(tail, skip_special_tokens=False)
+            new_parser = self.thinking.new_parser(new_parser, offered, prompt, continues=continues)
+        if new_parser is None or offered is None or request.parallel_tool_calls is not False:
+            return new_parser
+        return functools.partial(_one_call, new_parser)
 
 
-def _thinking_parser(form: ThinkingForm, calls: NewParser | None, *, is_inside: bool) -> AnswerParser:
-    return ThinkingParser(form, None if calls is None else calls(), is_inside=is_inside)
+def _one_call(new_parser: NewParser) -> AnswerParser:
+    return FirstCall(new_parser())
 
 
-def _thinking_form(name: str, template: str) -> ThinkingForm | None:
-    if name == "auto":
-        name = reasoning_form_of(template) or "none"
+def _offered(request: ChatRequest) -> Offered:
+    functions = [tool.function for tool in request.tools or ()]
+    return Offered({each.name: each.parameters or {} for each in functions}, bool(request.stream))
+
+
+def _named(name: str, known: Mapping[str, _Form], field: str) -> _Form | None:
+    """Return the form of this name, ours or an installed one; None for none."""
     if name in ("none", ""):
         return None
-    if name not in REASONING_FORMS:
-        known = ", ".join(sorted(REASONING_FORMS))
-        raise ConfigError(f"reasoning_parser={name!r} is not known: it must be auto, none, or one of {known}.")
-    return REASONING_FORMS[name]
+    if name in known:
+        return known[name]
+    group = f"baton.{field.replace('call_', '')}s"
+    for plugin in entry_points(group=group, name=name):
+        form: _Form = plugin.load()
+        return form
+    names = ", ".join(sorted({*known, *(plugin.name for plugin in entry_points(group=group))}))
+    raise ConfigError(f"{field}={name!r} is not known: it must be auto, none, or one of {names}.")
 
 
 def _template(tokenizer: Tokenizer, *, with_tools: bool) -> str:

@@ -16,7 +16,6 @@ from baton.requests.chat import ChatRequest
 from baton.requests.truncation import cut_prompt
 from baton.router.http_request import Caller, read_request
 from baton.router.json_answers import LongJSON
-from baton.router.openai.answer_forms import NewParser
 from baton.router.openai.best_answers import keep_best
 from baton.router.openai.bodies import BODY, CollectSink, chat_pieces
 from baton.router.openai.events import AnswerEvents, ChatEvents
@@ -24,6 +23,7 @@ from baton.router.openai.json_pieces import object_pieces, whole
 from baton.router.openai.model_checks import check_with_model, facts_of
 from baton.router.openai.models import check_model
 from baton.router.openai.open_request import OpenRequest, check_busy
+from baton.router.openai.parts import NewParser
 from baton.router.openapi_file import operation
 from baton.router.router_state import RouterState
 

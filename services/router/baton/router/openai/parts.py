@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
@@ -59,6 +60,10 @@ class AnswerParser(Protocol):
 
     def finish(self) -> list[Part]:
         """Return what was held back, at the choice's end."""
+
+
+NewParser = Callable[[], AnswerParser]
+"""Makes the parser of one choice."""
 
 
 class AnswerParts:

@@ -10,7 +10,6 @@ import re
 from functools import cached_property
 
 from baton.router.openai.parts import Part
-from baton.text import held_back
 
 
 class Tags:
@@ -23,6 +22,14 @@ class Tags:
     def _pattern(self) -> re.Pattern[str]:
         return re.compile("|".join(map(re.escape, self.words)))
 
+    @cached_property
+    def _begins(self) -> re.Pattern[str]:
+        return re.compile("|".join({re.escape(word[0]) for word in self.words}))
+
+    @cached_property
+    def _longest(self) -> int:
+        return max(map(len, self.words), default=1)
+
     def find(self, text: str, at: int) -> tuple[int, int] | None:
         """Return where the first tag behind `at` stands."""
         found = self._pattern.search(text, at) if self.words else None
@@ -30,7 +37,12 @@ class Tags:
 
     def num_held(self, text: str, at: int) -> int:
         """Return how many characters of the end of `text`, behind `at`, may become a tag."""
-        return held_back(text[at:], self.words) if self.words and at < len(text) else 0
+        if self.words:
+            for found in self._begins.finditer(text, max(at, len(text) - self._longest + 1)):
+                end = text[found.start() :]
+                if any(word.startswith(end) for word in self.words):
+                    return len(end)
+        return 0
 
 
 NO_TAGS = Tags()
@@ -54,13 +66,14 @@ class TagMachine:
     def finish(self) -> list[Part]:
         """Return what was held back, at the end."""
         held, self._held = self._held, ""
-        if held:
-            self.on_text(held)
+        while held:
+            taken = self.on_text(held)
+            held = "" if taken is None else held[taken:]
         self.on_end()
         return self.take_parts()
 
-    def on_text(self, text: str) -> None:
-        """Take text without tags. What follows it is cut by the tags that count then."""
+    def on_text(self, text: str) -> int | None:
+        """Take text without tags, or so many characters of it: what follows is cut by the tags that count then."""
         raise NotImplementedError
 
     def on_tag(self, tag: str) -> None:
@@ -81,8 +94,8 @@ class TagMachine:
             found = tags.find(text, at)
             end = len(text) - tags.num_held(text, at) if found is None else found[0]
             if end > at:
-                self.on_text(text[at:end])
-                at = end
+                taken = self.on_text(text[at:end])
+                at = end if taken is None else at + taken
                 if self.tags is not tags:
                     continue
             if found is None:

@@ -6,11 +6,13 @@ a model may talk about them. White space around thoughts is the form's, not thei
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
+from baton.router.openai.parsers.call_parts import Offered
 from baton.router.openai.parsers.tag_machine import NO_TAGS, TagMachine, Tags
-from baton.router.openai.parts import AnswerParser, Part, Reasoning
+from baton.router.openai.parts import AnswerParser, NewParser, Part, Reasoning
 
 Place = Literal["before", "inside", "behind"]
 """Where an answer begins: before thoughts that it may have, inside of them, or behind."""
@@ -27,6 +29,13 @@ class ThinkingForm:
     ends_before: tuple[str, ...] = ()
     """What ends thoughts too, and belongs to the answer."""
 
+    def new_parser(
+        self, calls: NewParser | None, offered: Offered | None, prompt: str, *, continues: bool = False
+    ) -> NewParser | None:
+        """Return what makes a choice's parser, behind thoughts that of `calls`; None where all is text."""
+        place = self.place(prompt, continues=continues)
+        return calls if place == "behind" else functools.partial(_new_parser, self, calls, is_inside=place == "inside")
+
     def place(self, prompt: str, *, continues: bool = False) -> Place:
         """Return where an answer begins, by the end of its prompt; `continues` if that is an answer which has begun."""
         prompt = prompt.rstrip()
@@ -36,6 +45,10 @@ class ThinkingForm:
         if prompt.endswith(self.closes):
             return "behind"
         return "inside" if self.begins_inside or prompt.endswith(self.opens) else "before"
+
+
+def _new_parser(form: ThinkingForm, calls: NewParser | None, *, is_inside: bool) -> AnswerParser:
+    return ThinkingParser(form, None if calls is None else calls(), is_inside=is_inside)
 
 
 class ThinkingParser(TagMachine):
