@@ -72,6 +72,8 @@ WORDS: dict[str, str] = {
     "use_beam_search": "search for the likeliest answers with `n` (or `best_of`) beams; not streamed",
     "length_penalty": "of a beam search: compare answers by log-probability over length to this power; 1 is the default",
     "early_stopping": "of a beam search: end when as many answers as beams have ended",
+    "suffix": "what stands behind the gap that the answer fills, for models that learned to: Qwen2.5-Coder, StarCoder, "
+    "DeepSeek-Coder, CodeLlama",
     # chat
     "messages": "the conversation, oldest first",
     "tools": "functions that the model may call; [how](tools.md)",

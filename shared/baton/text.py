@@ -196,6 +196,11 @@ class Tokenizer:
         """Return a token as the vocabulary writes it; empty where it has none of this id."""
         return self._backend.id_to_token(token_id) or ""
 
+    def token_id(self, token: str) -> int | None:
+        """Return the id of a token as the vocabulary writes it."""
+        found: int | None = self._backend.token_to_id(token)
+        return found
+
     def token_text(self, token_id: int) -> str:
         """Return what a token adds to a text, special tokens included, as log-probabilities name it.
 

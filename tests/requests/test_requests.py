@@ -142,7 +142,8 @@ def test_a_wrong_chat_is_refused(changes: dict[str, Any]) -> None:
         {"n": 3, "best_of": 2},
         {"best_of": 2, "stream": True},
         {"use_beam_search": True, "n": 33},
-        {"suffix": "x"},
+        {"prompt": [1], "suffix": "x"},
+        {"suffix": "x", "echo": True},
         {"messages": []},
     ],
 )

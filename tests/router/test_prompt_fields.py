@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from baton import infilling
 from baton.router import render
 
 from .cluster import Cluster, cluster
@@ -148,3 +149,15 @@ def test_templates_of_requests_do_not_pile_up() -> None:
     for number in range(40):
         render.render({"template": f"{number}", "special_tokens": {}, "content_format": "auto"})
     assert 0 < len(render._templates) <= 16
+
+
+def test_a_suffix_is_shown_behind_the_gap(serving: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = complete(serving, "a", suffix="b")
+    assert (refused["status"], refused["error"]["param"]) == (400, "suffix")
+    # tokens that the model of these tests has
+    monkeypatch.setattr(infilling, "_FORMS", (("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),))
+    answer = complete(serving, "hello", suffix="world")
+    assert text_of(serving, answer["choices"][0]["prompt_token_ids"]) == "<|system|>hello<|user|>world<|assistant|>"
+    for fields, field in (({"prompt": [40]}, "suffix"), ({"echo": True}, "echo")):
+        refused = complete(serving, **({"prompt": "a", "suffix": "b"} | fields))
+        assert (refused["status"], refused["error"]["param"]) == (400, field)

@@ -22,6 +22,7 @@ class CompletionRequest(SamplingRequest):
     prompt: Prompt
     echo: bool | None = False
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), Whole] | None = None
+    suffix: str | None = None
     best_of: Annotated[int, Field(ge=1, le=MAX_N), Whole] | None = None
 
     @property
@@ -39,6 +40,7 @@ class CompletionRequest(SamplingRequest):
         self.check_unserved()
         check_beams(self, self.num_made)
         self._check_best_of()
+        self._check_suffix()
         if self.answers_nothing and not self.echo:
             raise refuse("max_tokens", 0, "it must be at least 1, or 0 with echo")
         self.check_limits(limits, len(self.prompt))
@@ -50,6 +52,15 @@ class CompletionRequest(SamplingRequest):
         if self.num_made > self.num_answers and self.logprobs is None and self.logprob_token_ids is None:
             others["logprobs"] = 0  # by which they are compared
         return SamplingParams(**self.given_params(**others))
+
+    def _check_suffix(self) -> None:
+        if not self.suffix:
+            return
+        if any(not isinstance(prompt, str) for prompt in self.prompt):
+            raise refuse("suffix", self.suffix, "prompt is token ids", "Send text, or put the suffix into the ids.")
+        for name in ("echo", "truncate_prompt_tokens"):
+            if getattr(self, name):
+                raise refuse(name, getattr(self, name), "it excludes suffix", "Leave one of the two out.")
 
     def _check_best_of(self) -> None:
         if self.best_of is None or self.best_of == self.num_answers:

@@ -51,10 +51,7 @@ CHAT = ANY_REQUEST | {
     "prompt": Unserved("a conversation is sent in messages; a prompt to /v1/completions"),
 }
 
-COMPLETION = ANY_REQUEST | {
-    "suffix": Unserved("infilling is not served", _EMPTY),
-    "messages": Unserved("a conversation is sent to /v1/chat/completions"),
-}
+COMPLETION = ANY_REQUEST | {"messages": Unserved("a conversation is sent to /v1/chat/completions")}
 
 POOLING = {
     "stream": Unserved("there is nothing to stream: the answer comes whole", _OFF),

@@ -12,6 +12,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from baton.errors import refuse
+from baton.infilling import Infilling, infilling_of
 from baton.prompt import Prompt
 from baton.requests.completions import CompletionRequest
 from baton.requests.truncation import cut_prompt
@@ -37,12 +39,15 @@ def completion_routes(router: RouterState) -> APIRouter:
         request, caller = await read_request(http, CompletionRequest, router)
         model = check_model(router, request.model)
         params = request.sampling_params(router.config.limits)
+        infilling = _infilling(router, request)
+        if infilling is not None and infilling.ends:
+            params = params.replace(stop_token_ids=(*params.stop_token_ids, *infilling.ends))
         check_busy(router, params, caller)
         began = time.monotonic()
         max_model_len = facts_of(router).max_model_len
         prompts = []
         for given in request.prompt:
-            token_ids = await _encode(router, request, given) if isinstance(given, str) else given
+            token_ids = await _encode(router, request, given, infilling) if isinstance(given, str) else given
             prompts.append(Prompt(cut_prompt(request, token_ids, max_model_len, params.max_tokens)))
         router.metrics.phase_seconds.observe("tokenize", time.monotonic() - began)
 
@@ -83,10 +88,31 @@ def completion_routes(router: RouterState) -> APIRouter:
     return routes
 
 
-async def _encode(router: RouterState, request: CompletionRequest, text: str) -> list[int]:
+def _infilling(router: RouterState, request: CompletionRequest) -> Infilling | None:
+    """Return how a suffix is shown to the model, if there is one.
+
+    Raises:
+        InvalidRequest: the model has no way.
+    """
+    if not request.suffix:
+        return None
+    infilling = infilling_of(router.tokenizer)
+    if infilling is None:
+        way_out = "Leave it out, or ask a model that has: Qwen2.5-Coder, StarCoder, DeepSeek-Coder, CodeLlama."
+        raise refuse("suffix", request.suffix, "this model has no tokens for filling in the middle", way_out)
+    return infilling
+
+
+async def _encode(router: RouterState, request: CompletionRequest, text: str, infilling: Infilling | None) -> list[int]:
     max_model_len = facts_of(router).max_model_len if request.truncate_prompt_tokens is None else None
     add_special_tokens = request.add_special_tokens is not False
-    return await router.text.encode(text, add_special_tokens=add_special_tokens, max_model_len=max_model_len)
+    encode = partial(router.text.encode, max_model_len=max_model_len)
+    if infilling is None:
+        return await encode(text, add_special_tokens=add_special_tokens)
+    begin = await encode("", add_special_tokens=add_special_tokens)
+    prefix_ids = await encode(text, add_special_tokens=False)
+    suffix_ids = await router.text.run(infilling.suffix_ids, router.tokenizer, request.suffix)
+    return infilling.prompt(begin, prefix_ids, suffix_ids)
 
 
 async def _echo(router: RouterState, request: CompletionRequest, given: Any, prompt: Prompt) -> Echo:
