@@ -22,7 +22,7 @@ from baton.router.router_state import RouterState
 
 POOLED = {"EmbeddingRequest": "/v1/embeddings", "PoolRequest": "/pooling", "ClassifyRequest": "/classify"}
 """Requests that generate nothing, and their paths."""
-REQUESTS = ("ChatRequest", "CompletionRequest", "TokenizeRequest", "DetokenizeRequest", *POOLED)
+REQUESTS = ("ChatRequest", "CompletionRequest", "TokenizeRequest", "DetokenizeRequest", "BatchRequest", *POOLED)
 OTHERS = {"ResponsesRequest": (RESPONSE, {"items": OTHER_ITEMS, "tools": OTHER_TOOLS})}
 """Requests with a page of their own: what they refuse, and which types of what."""
 _IGNORED = Ignored.model_fields.keys()
@@ -42,7 +42,7 @@ def routes_table() -> str:
 def bodies() -> str:
     """Return a table of fields for each request, and for each object in one."""
     schemas = _document()["components"]["schemas"]
-    chat, completions, *others = (schemas[name] for name in REQUESTS[:4])
+    chat, completions, *others = (schemas[name] for name in REQUESTS[:5])
     pooled = {name: schemas[name] for name in POOLED}
     first, *rest = pooled.values()
     alike = {n: f for n, f in first["properties"].items() if all(each["properties"].get(n) == f for each in rest)}
@@ -54,7 +54,7 @@ def bodies() -> str:
         ("Completions: `POST /v1/completions`", _fields(completions, without=shared)),
         ("Of both", _fields({**chat, "title": "", "properties": shared}, without=ignored)),
         ("Taken without effect", f"OpenAI's fields that ask for nothing which could fail to be done: {named}."),
-        *zip(("`POST /tokenize`", "`POST /detokenize`"), map(_fields, others), strict=True),
+        *zip(("`POST /tokenize`", "`POST /detokenize`", "`POST /v1/batches`"), map(_fields, others), strict=True),
         *((f"`POST {POOLED[name]}`", _fields(each, without=alike)) for name, each in pooled.items()),
         ("Of requests that generate nothing", _fields({**first, "properties": alike})),
         *((name, _about(schemas[name]) + _fields(schemas[name])) for name in _inner(schemas)),
@@ -110,7 +110,9 @@ def described_fields() -> Iterator[tuple[str, str]]:
     for name in OTHERS:
         _collect(schemas, schemas[name], others)
     for model in dict.fromkeys((*REQUESTS, *_inner(schemas), *OTHERS, *others)):
-        yield from ((model, name) for name in schemas[model]["properties"] if name not in _IGNORED or model in POOLED)
+        names = schemas[model]["properties"]
+        own = {name for name in names if model in POOLED or f"{model}.{name}" in WORDS}
+        yield from ((model, name) for name in names if name not in _IGNORED or name in own)
 
 
 def words(model: str, name: str) -> str:

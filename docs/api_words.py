@@ -6,6 +6,11 @@ A name alone holds wherever the field stands; `Model.name` is for that object al
 from __future__ import annotations
 
 WORDS: dict[str, str] = {
+    # batches
+    "input_file_id": "a file with the purpose `batch`: a request a line",
+    "endpoint": "the route of all of its lines",
+    "completion_window": "after so long, what is left is given up",
+    "BatchRequest.metadata": "up to 16 words of your own, given back with it",
     # both kinds of answer
     "model": "a name that is served; `GET /v1/models` lists them. Left out: the first",
     "n": "answers to each prompt",

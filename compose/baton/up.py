@@ -249,6 +249,7 @@ def _plan_router(
         served_model_name=config.served_model_name or (name,),
         drain_s=config.drain_s,
         tenants=config.tenants,
+        data_dir=None if config.data_dir is None else os.path.abspath(config.data_dir),
         max_queue_s=config.max_queue_s,
         ttft_target_ms=config.ttft_target_ms,
         itl_target_ms=config.itl_target_ms,

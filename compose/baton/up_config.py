@@ -62,6 +62,7 @@ class UpConfig:
     tenants: str | None = setting(
         None, "YAML file with the weight and the caps of each API key; none: all keys have the same weight and no caps"
     )
+    data_dir: str | None = setting(None, "folder for files and batches of clients; none: neither is kept")
     max_queue_s: float = setting(
         10.0,
         "longest wait that is predicted for a request, before its first token or its second; more is refused; 0: any",

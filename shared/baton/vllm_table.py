@@ -355,7 +355,7 @@ ROUTES = (
     ("Send /v1/embeddings.", "/v2/embed"),
     ("Models are not moderated or trained here.", "/v1/moderations /v1/fine_tuning"),
     ("Send /v1/chat/completions.", "/v1/messages /v1/realtime /cohere /invocations /v1/assistants"),
-    ("Send the requests one by one, as many at once as you like.", "/v1/files /v1/batches /v1/chat/completions/batch"),
+    ("Send the requests one by one, as many at once as you like, or a file of them.", "/v1/chat/completions/batch"),
     ("Only text is served yet.", "/v1/audio /v1/images"),
     ("Adapters are not served yet: merge it into the weights.", "/v1/load_lora_adapter /v1/unload_lora_adapter"),
     (

@@ -601,3 +601,9 @@ def test_tool_calls_are_told_apart_from_text(tmp_path: Path) -> None:
         plain = client.chat.completions.create(model="tiny", messages=MESSAGES)
         assert plain.choices[0].message.content == said
         assert plain.choices[0].finish_reason == "stop"
+
+
+def test_files_and_batches_without_a_folder_say_how_to_have_one(client: openai.OpenAI) -> None:
+    for call in (client.files.list, client.batches.list):
+        with pytest.raises(openai.BadRequestError, match="--data-dir"):
+            call()

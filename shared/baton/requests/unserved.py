@@ -67,6 +67,7 @@ POOLING = {
     "rank_fields": Unserved("documents are texts"),
     "queries": Unserved("the first texts stand in text_1", _EMPTY),
 }
+BATCH = {"output_expires_after": Unserved("files stay until they are deleted")}
 
 TOKENIZE = {"mm_processor_kwargs": CHAT["mm_processor_kwargs"], "media_io_kwargs": CHAT["media_io_kwargs"]}
 

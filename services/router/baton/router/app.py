@@ -9,6 +9,9 @@ from fastapi import Depends, FastAPI
 from starlette.types import ASGIApp
 
 from baton.router.auth import Authenticator, require_key
+from baton.router.batches.batch_routes import batch_routes
+from baton.router.batches.batches import Batches
+from baton.router.batches.file_routes import file_routes
 from baton.router.cors import CrossOrigin
 from baton.router.envelope import Envelope
 from baton.router.http_config import HttpConfig
@@ -22,6 +25,9 @@ from baton.router.operations import baton_version, health_routes, monitoring_rou
 from baton.router.page.routes import page_routes
 from baton.router.responses.routes import response_routes
 from baton.router.router_state import RouterState
+
+BATCHED = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"))
+"""Routes whose requests may stand in a batch, where they are served."""
 
 
 def create_app(router: RouterState, http: HttpConfig) -> Envelope:
@@ -37,12 +43,16 @@ def make_api(router: RouterState) -> FastAPI:
     """Build the routes, with who may ask and how errors are answered."""
     config = router.config
 
+    batches = Batches(router)
+
     @contextlib.asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await router.start()
+        batches.start(app)
         try:
             yield
         finally:
+            await batches.stop()
             await router.stop()
 
     app = FastAPI(
@@ -59,7 +69,9 @@ def make_api(router: RouterState) -> FastAPI:
     for routes in (page_routes(), health_routes(router)):
         app.include_router(routes)
     private = (chat_routes, completion_routes, embedding_routes, response_routes, model_routes, monitoring_routes)
-    for make in private:
-        app.include_router(make(router), dependencies=[Depends(require_key)])
+    made = [make(router) for make in private]
+    endpoints = BATCHED & {getattr(route, "path", "") for routes in made for route in routes.routes}
+    for routes in (*made, file_routes(router, batches), batch_routes(router, batches, endpoints)):
+        app.include_router(routes, dependencies=[Depends(require_key)])
     answer_errors(app)
     return app

@@ -125,6 +125,13 @@ class RouterConfig:
     max_responses: int = setting(10_000, "most answers that are kept of one API key; older ones go first")
     template_timeout_s: float = setting(2.0, "how long a chat template may render")
     max_rendered_nbytes: int = setting(16 * 2**20, "longest text that a chat template may give")
+    data_dir: str | None = setting(
+        None, "folder for files and batches of clients; several routers may share one; none: neither is kept"
+    )
+    batch_concurrency: int = setting(16, "most lines of batches at once")
+    max_batch_lines: int = setting(50_000, "most lines of a batch")
+    max_file_nbytes: int = setting(200 * 2**20, "longest file that is taken")
+    max_files: int = setting(1000, "most files of a key")
     tokenizer_threads: int = setting(2, "threads for long prompts")
     drain_s: float = setting(30.0, "how long open streams may go on after SIGTERM")
 

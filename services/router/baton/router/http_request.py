@@ -21,6 +21,8 @@ from baton.router.pin import HEADER, Pin, read_pin
 from baton.router.router_state import RouterState
 
 _Model = TypeVar("_Model", bound=BaseModel)
+PRIORITY = "baton.priority"
+"""Of a scope, which no client writes: the lowest priority number that its request may have."""
 _MAX_TIMEOUT_S = 24 * 3600.0
 _TIMEOUT = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?", re.ASCII)
 
@@ -93,6 +95,12 @@ class Caller:
     pin: Pin | None
     running: list[Running]
     """Takes what is begun for it, for who tells of the request when it has ended."""
+    least_priority: int | None = None
+    """The lowest number that it may have; None: any."""
+
+    def priority(self, given: int | None) -> int:
+        """Return the priority of its request, which asks for `given`."""
+        return given or 0 if self.least_priority is None else max(given or 0, self.least_priority)
 
 
 async def read_request(http: Request, model: type[_Model], router: RouterState) -> tuple[_Model, Caller]:
@@ -137,4 +145,7 @@ def read_caller(http: Request, router: RouterState) -> Caller:
     running: list[Running] = http.scope["state"].setdefault("running", [])
     explain = http.headers.get("x-baton-explain") in ("1", "true")
     pin = read_pin(http.headers.get(HEADER), router.config)
-    return Caller(http.scope["state"]["request_id"], http.state.tenant, timeout_s, explain, pin, running)
+    return Caller(
+        *(http.scope["state"]["request_id"], http.state.tenant, timeout_s, explain, pin, running),
+        least_priority=http.scope.get(PRIORITY),
+    )

@@ -9,6 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from baton.requests.batches import BatchRequest
 from baton.requests.chat import ChatRequest
 from baton.requests.completions import CompletionRequest
 from baton.requests.pooling import ClassifyRequest, EmbeddingRequest, PoolRequest
@@ -17,7 +18,7 @@ from baton.requests.tokenize import DetokenizeRequest, TokenizeRequest
 from baton.router.auth import PUBLIC_PATHS
 
 _MODELS = (
-    *(ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest, ResponsesRequest),
+    *(ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest, ResponsesRequest, BatchRequest),
     *(EmbeddingRequest, PoolRequest, ClassifyRequest),
 )
 _TEXT = {"type": "string"}

@@ -47,10 +47,10 @@ class OpenPooling:
             InvalidRequest: its key may not give this priority.
         """
         limit_s = router.config.request_timeout_s
-        router.tenants.check_priority(caller.tenant, request.priority or 0)
+        self._priority = caller.priority(request.priority)
+        router.tenants.check_priority(caller.tenant, self._priority)
         self._deadline = time.monotonic() + min(caller.timeout_s or limit_s, limit_s)
         self._salt = salt_of(caller.tenant, request.cache_salt)
-        self._priority = request.priority or 0
         self._router = router
         self._caller = caller
         self._prompts = prompts

@@ -112,7 +112,7 @@ class OpenRequest:
         limit_s = router.config.request_timeout_s
         deadline = time.monotonic() + min(caller.timeout_s or limit_s, limit_s)
         salt = salt_of(caller.tenant, request.cache_salt)
-        tenant, priority = caller.tenant, request.priority or 0
+        tenant, priority = caller.tenant, caller.priority(request.priority)
         router.tenants.check_priority(tenant, priority)
         share, facts = router.tenants.of(tenant).share, facts_of(router)
         self.generations = [
