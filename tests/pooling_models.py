@@ -67,3 +67,34 @@ def last_vectors(folder: Path, prompts: list[list[int]]) -> Tensor:
     with torch.no_grad():
         states = [model(torch.tensor([prompt])).last_hidden_state[0, -1] for prompt in prompts]
     return torch.nn.functional.normalize(torch.stack(states), dim=-1)
+
+
+_ENCODER: dict[str, Any] = {
+    "vocab_size": 211,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 192,
+}
+ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    # name: (transformers' class without its ending, config)
+    "bert": ("Bert", _ENCODER),
+    "roberta": ("Roberta", {**_ENCODER, "type_vocab_size": 1, "pad_token_id": 1}),
+    "xlm-roberta": ("XLMRoberta", {**_ENCODER, "type_vocab_size": 1, "pad_token_id": 1}),
+    "modernbert": ("ModernBert", {**_ENCODER, "local_attention": 24, "pad_token_id": 0}),
+}
+
+
+def save_encoder(name: str, folder: Path, ending: str = "Model", **config: Any) -> Any:
+    """Save a tiny encoder of a family; return transformers' model of it."""
+    kind, shape = ENCODERS[name]
+    shape = shape | config
+    made = getattr(transformers, f"{kind}{ending}")(getattr(transformers, f"{kind}Config")(**shape))
+    return _save(made, folder)
+
+
+def save_classifier(folder: Path, num_labels: int, **config: Any) -> Any:
+    """Save a tiny decoder that sorts by its last token; return transformers' model of it."""
+    shape = _ENCODER | {"num_key_value_heads": 2, "head_dim": 16, "num_labels": num_labels, "pad_token_id": 0} | config
+    return _save(transformers.Qwen3ForSequenceClassification(transformers.Qwen3Config(**shape)), folder)

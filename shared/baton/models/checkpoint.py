@@ -23,6 +23,8 @@ from baton.models.fields import read_json
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 DTYPES = dict(FLOATS)
 """By safetensors' name; a form of quantized weights adds what it stores."""
+COUNTED = "embeddings.position_ids"
+"""A table of 0, 1, 2 and so on, which old versions of transformers saved with encoders."""
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
@@ -98,6 +100,8 @@ def _read_file(file: Path) -> list[TensorEntry]:
     entries = []
     with open_weights(file) as weights:
         for name in weights.offset_keys():
+            if name.endswith(COUNTED):
+                continue
             tensor = weights.get_slice(name)
             if tensor.get_dtype() not in DTYPES:
                 raise ModelLoadError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from baton.models import gemma2, gpt2, llama, mistral, opt, phi3, qwen2, qwen3
+from baton.models import bert, gemma2, gpt2, llama, mistral, modernbert, opt, phi3, qwen2, qwen3, roberta
 from baton.models.family import Family
 
 FAMILIES: tuple[Family, ...] = (
@@ -14,6 +14,10 @@ FAMILIES: tuple[Family, ...] = (
     phi3.FAMILY,
     gpt2.FAMILY,
     opt.FAMILY,
+    bert.FAMILY,
+    roberta.FAMILY,
+    roberta.XLM_FAMILY,
+    modernbert.FAMILY,
 )
 BY_NAME = {family.name: family for family in FAMILIES}
 BY_ARCHITECTURE = {architecture: family for family in FAMILIES for architecture in family.architectures}

@@ -86,7 +86,7 @@ class Parameters:
         self.share = share
         self.targets: dict[str, Target] = {}  # by checkpoint name
         self.tied: dict[str, str] = {}  # checkpoint name that may repeat another one's tensor -> that one
-        self.unused: set[str] = set()  # checkpoint names that may be there and are not loaded
+        self.unused: set[str] = set()  # beginnings of checkpoint names that may be there and are not loaded
         self.fills: list[tuple[Tensor, Fill]] = []  # each parameter once, with its dummy value
         self._linears: list[Linear] = []
         self._rotations: dict[RopeSpec, Tensor] = {}

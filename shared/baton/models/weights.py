@@ -17,6 +17,8 @@ from baton.progress import Bar
 PREFIXES = ("model.decoder.", "decoder.", "model.", "transformer.", "bert.", "roberta.")
 # Buffers that old versions of transformers saved: frequencies of rotary embeddings, GPT-2's causal masks.
 IGNORED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)$")
+_NEW = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+_NEW_NAMES = re.compile("|".join(map(re.escape, _NEW)))  # what TensorFlow called them
 OTHER_MODEL = "Weights and config.json belong to different models: fetch both from one revision."
 # For a GPU long enough to hide the latency of a copy; for a CPU short enough that a transposed copy stays in
 # the cache (2 GB/s, where whole matrices reach 0.5).
@@ -45,12 +47,13 @@ def match(parameters: Parameters, entries: Mapping[str, TensorEntry], source: st
     Raises:
         ModelLoadError: the tensors are not those of the model that config.json describes.
     """
-    known = parameters.targets.keys() | parameters.tied.keys() | parameters.unused
+    known = parameters.targets.keys() | parameters.tied.keys()
+    unused = tuple(parameters.unused)
     found: dict[str, TensorEntry] = {}
     strange = []
     for entry in entries.values():
-        name = _model_name(entry.name, known)
-        if name in parameters.unused:
+        name = _model_name(_NEW_NAMES.sub(lambda old: _NEW[old[0]], entry.name), known)
+        if name is None and unused and any(each.startswith(unused) for each in _stripped(entry.name)):
             continue
         if name is not None:
             found[name] = entry
@@ -85,8 +88,11 @@ def _check(entry: TensorEntry, target: Target) -> None:
 
 def _model_name(name: str, known: Container[str]) -> str | None:
     """Strip the prefix that a version of the checkpoint puts before the model's own names."""
-    candidates = (name.removeprefix(prefix) for prefix in ("", *PREFIXES))
-    return next((candidate for candidate in candidates if candidate in known), None)
+    return next((candidate for candidate in _stripped(name) if candidate in known), None)
+
+
+def _stripped(name: str) -> Iterator[str]:
+    return (name.removeprefix(prefix) for prefix in ("", *PREFIXES))
 
 
 def _refuse_missing(missing: list[str], source: str) -> None:
