@@ -1,5 +1,6 @@
 """Admission refuses what would wait too long, and says when to come again."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -8,8 +9,9 @@ import pytest
 import pytest_asyncio
 
 from baton.messages import Load
-from baton.protocol import Share
+from baton.protocol import NOBODY, SamplingParams, Share
 from baton.router.admission import Refused
+from baton.router.helper_process import HelperPool
 from baton.router.pool import Worker
 
 from .test_flow import ANSWER, PROMPT, World
@@ -61,6 +63,36 @@ async def test_without_a_free_place_the_second_token_is_what_would_come_too_late
         world.begin()
     decode.pace._steps *= 1000  # what was slow has become fast
     world.begin()
+
+
+async def test_those_whose_prompts_are_being_read_count_as_if_they_were_there(world: World) -> None:
+    decode = world.join("d", "decode")
+    busy(decode, seconds=0.1)
+    params = SamplingParams(max_tokens=len(ANSWER))  # 0.8 s, and 4 places: five a second
+    reading = world.dispatcher.reading
+    reading.add(NOBODY, 30)
+    world.dispatcher.check_busy(params, b"", NOBODY)
+    reading.add(NOBODY, 50)
+    with pytest.raises(Refused, match="would wait"):
+        world.dispatcher.check_busy(params, b"", NOBODY)
+    reading.add(NOBODY, -80)
+    world.dispatcher.check_busy(params, b"", NOBODY)
+
+
+async def test_who_finds_all_helpers_busy_is_told_how_long_it_would_wait() -> None:
+    pool = HelperPool("baton.router.render", 1)
+    try:
+        await pool.start()
+        assert pool.wait_s == 0
+        await pool.ask(msgspec.msgpack.encode(None), 10.0)
+        asking = [asyncio.create_task(pool.ask(msgspec.msgpack.encode(None), 10.0)) for _ in range(5)]
+        await asyncio.sleep(0)
+        assert pool.wait_s > 0
+        asking.pop().cancel()
+        await asyncio.gather(*asking)
+        assert pool.wait_s == 0
+    finally:
+        await pool.close()
 
 
 @pytest.mark.parametrize("world", [{"ttft_target_ms": 500.0}], indirect=True)

@@ -576,6 +576,14 @@ async def test_while_requests_are_refused_others_are_before_their_prompts_are_re
     await world.pool.close()
 
 
+async def test_a_text_that_would_wait_too_long_to_be_read_is_refused_before_it_does(world: World) -> None:
+    world.join("d", "decode")
+    world.dispatcher.check_busy(SamplingParams(), b"", NOBODY, text_s=9.0)
+    with pytest.raises(QueueFull, match=r"would wait 11\.0 s until it is read, and the limit is --max-queue-s 10\."):
+        world.dispatcher.check_busy(SamplingParams(), b"", NOBODY, text_s=11.0)
+    assert world.metrics.admission_refusals.value("text") == 1
+
+
 async def test_prompts_of_other_workers_are_no_streams_of_the_one_that_computes_them(world: World) -> None:
     lender, other = world.join("d0", "decode", "prefill"), world.join("d1", "decode")
     lender.report(Load(kv_total_blocks=1))  # too few to decode here

@@ -89,6 +89,17 @@ class Admission:
         if way is not None:
             self._check_waits(way)
 
+    def check_reading(self, wait_s: float) -> None:
+        """Refuse what would wait too long until its text is looked at.
+
+        Raises:
+            Refused: as `admit`.
+        """
+        most_s = self._config.max_queue_s
+        if most_s and wait_s > most_s:
+            state = f"a text would wait {wait_s:.1f} s until it is read, and the limit is --max-queue-s {most_s:g}"
+            self._refuse("text", state, 2 * wait_s - most_s)
+
     def _check_caps(self, tenant: Tenant, demand: Demand) -> None:
         """Refuse what is more than a key may take."""
         limits = tenant.limits

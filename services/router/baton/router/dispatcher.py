@@ -42,7 +42,7 @@ from baton.router.policy import Decision
 from baton.router.pool import Worker, WorkerPool
 from baton.router.pooling_flow import PoolingFlow
 from baton.router.roll_call import by_key, is_lost, name_legs
-from baton.router.turnover import AnswerLength, Batch, answer_prior
+from baton.router.turnover import AnswerLength, Backlog, Batch, answer_prior
 from baton.router.vllm_series import Seen, Times, VllmSeries
 from baton.router.workers import WorkerGone
 
@@ -50,6 +50,8 @@ _log = get_logger("dispatch")
 _SHORTEST = Prompt([0])
 _BUSY_S = 2.0
 """For so long after a request was refused, others are looked at before their prompts are read."""
+_MANY = 16
+"""Choices whose texts are being read from which others are looked at too."""
 PROGRESS = 16
 """Tokens to the client after which failures are counted anew: a long answer may meet many workers that end, one after another."""
 
@@ -233,6 +235,8 @@ class Dispatcher:
         self._end: BatonError | None = None
         """Why nothing is taken in any more."""
         self._refused_at = -math.inf
+        self.reading = Backlog()
+        """Choices of requests whose texts are being read."""
         self._loop = asyncio.get_running_loop()
 
     # -- requests -----------------------------------------------------------------------------------------
@@ -272,15 +276,29 @@ class Dispatcher:
         self._place(running, decision=decision)
         return running
 
-    def check_busy(self, params: SamplingParams, tenant: bytes, share: Share) -> None:
+    def check_busy(self, params: SamplingParams, tenant: bytes, share: Share, text_s: float = 0.0) -> None:
         """Refuse what would be refused whatever its prompt, before that is rendered: looked at while others are refused.
+
+        Those whose texts are being read (`reading`) count as if they were there: else they pass together, and are refused
+        behind all that is read before them. `text_s`: what the text would wait for those before it.
 
         Raises:
             QueueFull: as `start` would.
         """
-        if self.last_facts is None or self.pool.clock() - self._refused_at > _BUSY_S:
+        try:
+            self._admission.check_reading(text_s)
+            self._check_ahead(params, tenant, share)
+        except QueueFull:
+            self._refused_at = self.pool.clock()
+            raise
+
+    def _check_ahead(self, params: SamplingParams, tenant: bytes, share: Share) -> None:
+        is_refusing = self.pool.clock() - self._refused_at <= _BUSY_S
+        if self.last_facts is None or not (is_refusing or self.reading.total > _MANY):
             return
-        least = Generation(_SHORTEST, params, tenant=tenant, share=share)
+        num_decode = sum(worker.can_decode for worker in self.pool.workers.values())
+        num_ahead = math.ceil(self.reading.before(share, params.n) / max(num_decode, 1))
+        least = Generation(_SHORTEST, params, tenant=tenant, share=share, num_ahead=num_ahead)
         decision = self._placement.place(least, 0, None)
         total_blocks = sum(w.load.kv_total_blocks for w in self.pool.workers.values() if w.can_decode)
         demand = _demand(least, self.last_facts.block_size)

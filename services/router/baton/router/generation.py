@@ -33,6 +33,8 @@ class Generation:
     """How to search, where an answer is not sampled."""
     hashes: dict[tuple[str, ...], list[bytes]] = field(default_factory=dict)
     """The prompt's block hashes by cache parts, as far as they were needed."""
+    num_ahead: int = 0
+    """Of a look ahead: choices that will be there before it, as their prompts are being read."""
 
     def __post_init__(self) -> None:
         if self.params.seed is not None:

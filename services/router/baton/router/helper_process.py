@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from typing import Any
 
 import msgspec
 
 _START_S = 10.0
+_KEEP = 0.9
+"""Weight of the past in the mean time of an answer."""
 
 
 class HelperTooSlow(Exception):
@@ -25,6 +28,11 @@ class HelperProcess:
     def __init__(self, module: str) -> None:
         self._module = module
         self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it needs no start."""
+        return self._process is not None and self._process.returncode is None
 
     async def ready(self) -> asyncio.subprocess.Process:
         if self._process is None or self._process.returncode is not None:
@@ -82,6 +90,13 @@ class HelperPool:
         self._idle: asyncio.Queue[HelperProcess] = asyncio.Queue()
         for helper in self._all:
             self._idle.put_nowait(helper)
+        self._num_waiting = 0
+        self._mean_s = 0.0
+
+    @property
+    def wait_s(self) -> float:
+        """Predict how long one that comes now waits until a helper is free for it."""
+        return self._num_waiting * self._mean_s / len(self._all)
 
     async def start(self) -> None:
         """Start the first one, so that the first request does not wait for it."""
@@ -89,10 +104,18 @@ class HelperPool:
 
     async def ask(self, frame: bytes, timeout_s: float) -> Any:
         """Let one answer; raises as `HelperProcess.ask`."""
-        helper = await self._idle.get()
+        self._num_waiting += 1
+        try:
+            helper = await self._idle.get()
+        finally:
+            self._num_waiting -= 1
+        began, is_warm = time.monotonic(), helper.is_running
         try:
             return await helper.ask(frame, timeout_s)
         finally:
+            if is_warm:
+                took_s = time.monotonic() - began
+                self._mean_s = _KEEP * self._mean_s + (1 - _KEEP) * took_s
             self._idle.put_nowait(helper)
 
     async def close(self) -> None:

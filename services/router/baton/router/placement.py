@@ -137,7 +137,7 @@ class Placement:
     def _place_ms(self, worker: Worker, num_here: int, generation: Generation) -> float:
         """Predict how long a request waits for its places in a worker's batch."""
         load, length = worker.load, self.answer_length
-        places, num_new = num_places(load, worker.info.num_places), generation.params.n
+        places, num_new = num_places(load, worker.info.num_places), generation.params.n + generation.num_ahead
         if worker.step_pace is not None:
             places = min(places, worker.step_pace.most_rows(_context(load, 1, len(generation.prompt))))
         if num_here + num_new <= places:

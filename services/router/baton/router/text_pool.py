@@ -44,6 +44,11 @@ class TextPool:
         """For texts of any length that nobody generates from: prompts do not wait behind them."""
         self._renderers = HelperPool("baton.router.render", 2)
 
+    @property
+    def wait_s(self) -> float:
+        """Predict how long a conversation that comes now waits for those before it to be rendered."""
+        return self._renderers.wait_s
+
     async def start(self) -> None:
         if self.tokenizer.chat_templates.sources or self._config.trust_request_chat_template:
             await self._renderers.start()

@@ -22,7 +22,7 @@ from baton.router.openai.events import AnswerEvents, ChatEvents
 from baton.router.openai.json_pieces import object_pieces, whole
 from baton.router.openai.model_checks import check_with_model, facts_of
 from baton.router.openai.models import check_model
-from baton.router.openai.open_request import OpenRequest, check_busy
+from baton.router.openai.open_request import OpenRequest, reading
 from baton.router.openai.parts import NewParser
 from baton.router.openapi_file import operation
 from baton.router.router_state import RouterState
@@ -79,8 +79,8 @@ async def open_chat(router: RouterState, request: ChatRequest, caller: Caller) -
         BatonError: it cannot be served, or not now.
     """
     params = request.sampling_params(router.config.limits)
-    check_busy(router, params, caller)
-    prompt = await render_chat(router, request)
+    with reading(router, params, caller):
+        prompt = await render_chat(router, request)
     params = await check_with_model(router, request, params, [prompt])
     opened = OpenRequest(router, request, params, [prompt], caller)
     return OpenChat(opened, params, prompt, router.answer_forms.new_parser(request, prompt.token_ids))

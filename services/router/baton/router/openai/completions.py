@@ -26,7 +26,7 @@ from baton.router.openai.json_pieces import joined_pieces, object_pieces, whole
 from baton.router.openai.logprobs import Echo
 from baton.router.openai.model_checks import check_with_model, facts_of
 from baton.router.openai.models import check_model
-from baton.router.openai.open_request import OpenRequest, check_busy
+from baton.router.openai.open_request import OpenRequest, reading
 from baton.router.openapi_file import operation
 from baton.router.router_state import RouterState
 
@@ -42,13 +42,13 @@ def completion_routes(router: RouterState) -> APIRouter:
         infilling = _infilling(router, request)
         if infilling is not None and infilling.ends:
             params = params.replace(stop_token_ids=(*params.stop_token_ids, *infilling.ends))
-        check_busy(router, params, caller)
         began = time.monotonic()
-        max_model_len = facts_of(router).max_model_len
         prompts = []
-        for given in request.prompt:
-            token_ids = await _encode(router, request, given, infilling) if isinstance(given, str) else given
-            prompts.append(Prompt(cut_prompt(request, token_ids, max_model_len, params.max_tokens)))
+        with reading(router, params, caller):
+            max_model_len = facts_of(router).max_model_len
+            for given in request.prompt:
+                token_ids = await _encode(router, request, given, infilling) if isinstance(given, str) else given
+                prompts.append(Prompt(cut_prompt(request, token_ids, max_model_len, params.max_tokens)))
         router.metrics.phase_seconds.observe("tokenize", time.monotonic() - began)
 
         params = await check_with_model(router, request, params, prompts)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -83,14 +84,23 @@ class Tally:
         return usage
 
 
-def check_busy(router: RouterState, params: SamplingParams, caller: Caller) -> None:
-    """Refuse a request that no prompt could make welcome, before its prompt is rendered and tokenized.
+@contextlib.contextmanager
+def reading(router: RouterState, params: SamplingParams, caller: Caller) -> Iterator[None]:
+    """Have a request's prompt rendered and tokenized inside, if there is one that could make it welcome.
 
     Raises:
         QueueFull: as `OpenRequest.start` would.
     """
-    if caller.pin is None:
-        router.dispatcher.check_busy(params, caller.tenant, router.tenants.of(caller.tenant).share)
+    if caller.pin is not None:
+        yield
+        return
+    share = router.tenants.of(caller.tenant).share
+    router.dispatcher.check_busy(params, caller.tenant, share, router.text.wait_s)
+    router.dispatcher.reading.add(share, params.n)
+    try:
+        yield
+    finally:
+        router.dispatcher.reading.add(share, -params.n)
 
 
 class OpenRequest:
