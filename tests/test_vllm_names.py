@@ -90,7 +90,7 @@ def test_a_misspelt_argument_of_llm_is_told_the_right_one() -> None:
 @pytest.mark.parametrize("name", SAMPLING.values(), ids=lambda name: name.name)
 def test_a_name_of_sampling_params_behaves_as_the_table_says(name: Name) -> None:
     fields = SamplingParams.__struct_fields__
-    assert (name.kind == "taken") == (name.name in fields)
+    assert (name.kind == "taken") == (name.ours in fields)
     if name.kind == "neutral":
         assert SamplingParams(**{name.name: ASKS}) == SamplingParams()
     if name.kind == "refused":
@@ -102,7 +102,7 @@ def test_a_name_of_sampling_params_behaves_as_the_table_says(name: Name) -> None
 
 def test_every_field_of_sampling_params_that_is_vllms_stands_in_the_table() -> None:
     internal = {"bad_words_ids"}
-    assert set(SamplingParams.__struct_fields__) - internal == {name.name for name in of_kind(SAMPLING, "taken")}
+    assert set(SamplingParams.__struct_fields__) - internal == {name.ours for name in of_kind(SAMPLING, "taken")}
 
 
 def test_a_misspelt_sampling_parameter_is_told_the_right_one() -> None:

@@ -92,6 +92,8 @@ class EngineProcess:
             engine.scheduler.max_prefill_chunk = config.max_prefill_chunk
             pacer = _pacer(engine, config)
             warm_up(engine)
+            if engine.grammars is not None and engine.pooling is None:
+                engine.grammars.prepare()
             if engine.runner.device.type == "cuda" and engine.pooling is None:
                 engine.scheduler.pace = pacer
                 rehearse(engine, pacer.learner)

@@ -16,13 +16,17 @@ if TYPE_CHECKING:
     from baton.beam_search import BeamSearchParams
     from baton.llm import LLM, CompletionOutput, RequestOutput
     from baton.protocol import SamplingParams
+    from baton.structured_outputs import StructuredOutputs as GuidedDecodingParams
+    from baton.structured_outputs import StructuredOutputs as StructuredOutputsParams
 
 __all__ = [
     "LLM",
     "BeamSearchParams",
     "CompletionOutput",
+    "GuidedDecodingParams",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputsParams",
     "TextPrompt",
     "TokensPrompt",
     "__version__",
@@ -37,6 +41,8 @@ _HOMES = {
     "CompletionOutput": "baton.llm",
     "RequestOutput": "baton.llm",
     "SamplingParams": "baton.protocol",
+    "StructuredOutputsParams": "baton.llm",
+    "GuidedDecodingParams": "baton.llm",
 }
 
 

@@ -37,6 +37,7 @@ from baton.protocol import FinishReason, Logprob, SamplingParams, check_answer_l
 from baton.requests.conversation import Conversation
 from baton.requests.prompts import PromptMapping
 from baton.requests.refusals import read_value
+from baton.structured_outputs import StructuredOutputs
 from baton.template_files import ChatTemplates
 from baton.text import AnswerText, Tokenizer, bad_words_ids
 from baton.vllm_names import ARGUMENTS, CALLS, METHODS, own_names
@@ -47,13 +48,18 @@ __all__ = [
     "BeamSearchParams",
     "BeamSearchSequence",
     "CompletionOutput",
+    "GuidedDecodingParams",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputsParams",
     "demo_model_path",
 ]
 
 PromptInput = str | Mapping[str, Any] | Sequence[int]
 """Text, token ids, {"prompt": text} or {"prompt_token_ids": ids}; "cache_salt" may stand beside either."""
+StructuredOutputsParams = GuidedDecodingParams = StructuredOutputs
+"""As vLLM's users name it, and named it."""
+_GRAMMAR_S = 0.1
 _PROMPT_FORMS = "a prompt is text, a list of token ids, {'prompt': ...} or {'prompt_token_ids': ...}"
 
 
@@ -301,9 +307,19 @@ class LLM:
             check_prompt(prompt, spec.vocab_size, self.engine.max_model_len)
             check_answer_len(prompt, params, self.engine.max_model_len)
             params.check_vocab(spec.vocab_size, spec.eos_token_ids)
+            if params.structured_outputs is not None:
+                self._check_form(params.structured_outputs)
         except InvalidRequest as error:
             raise error.of(f"prompt {index}") from None
         return _Answer(str(next(self._request_ids)), text, prompt, params, salt, priority)
+
+    def _check_form(self, form: StructuredOutputs) -> None:
+        """Refuse a form that no grammar can be made of, or not for this model's tokenizer."""
+        assert self.engine.grammars is not None
+        self.engine.grammars.load()
+        error = self.engine.grammars.compile(form, lambda: None).exception()
+        if error is not None:
+            raise error
 
     def _prompt_of(self, item: PromptInput) -> tuple[str | None, Prompt, str]:
         given = read_value(PromptMapping, _as_mapping(item))
@@ -345,7 +361,17 @@ class LLM:
             # with nothing running it is handed over whatever its size: the engine says what is wrong with it
             while waiting and (self.engine.num_free_seats >= waiting[0].num_choices or not self.engine.has_work):
                 waiting.popleft().start(self.engine, self._tokenizer)
-            for token in self.engine.step():
+            num_steps = self.engine.num_steps
+            tokens = self.engine.step()
+            for request_id, error in self.engine.take_refused():
+                raise (
+                    error.of(f"prompt {answers.index(by_id[request_id])}")
+                    if isinstance(error, InvalidRequest)
+                    else error
+                )
+            if not tokens and self.engine.num_steps == num_steps:
+                self.engine.wait_for_grammar(_GRAMMAR_S)
+            for token in tokens:
                 num_tokens += 1
                 if by_id[token.request_id].take(token, self.engine):
                     seconds = bar.format_dict["elapsed"]

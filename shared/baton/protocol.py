@@ -17,6 +17,7 @@ import msgspec
 
 from baton.errors import ContextTooLong, InvalidRequest, UnsupportedFeature, refuse
 from baton.prompt import Prompt
+from baton.structured_outputs import StructuredOutputs
 from baton.vllm_names import SAMPLING, own_names
 
 MAX_N = 1024
@@ -140,7 +141,8 @@ class SamplingParams(msgspec.Struct, metaclass=_NamedAsInVllm, frozen=True, kw_o
     spaces_between_special_tokens: bool = True
     """Either way none are added: only slow tokenizers did, and those are not served."""
     detokenize: bool = True
-    structured_outputs: Any = None
+    structured_outputs: StructuredOutputs | None = None
+    """The form that the answer must have."""
     repetition_detection: RepetitionDetection | None = None
 
     def __post_init__(self) -> None:
@@ -148,11 +150,10 @@ class SamplingParams(msgspec.Struct, metaclass=_NamedAsInVllm, frozen=True, kw_o
         self._check_counts()
         self._check_ranges()
         self._check_lists()
-        if self.structured_outputs is not None:
-            raise UnsupportedFeature(
-                "structured_outputs is not served by this build. Leave it out and ask for the format in the prompt.",
-                field="structured_outputs",
-            )
+        form = self.structured_outputs
+        if form is not None and not isinstance(form, StructuredOutputs):
+            limit = "it must be StructuredOutputsParams"
+            raise refuse("structured_outputs", form, limit, "Write StructuredOutputsParams(json=...).")
 
     @property
     def is_greedy(self) -> bool:

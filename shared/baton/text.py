@@ -124,6 +124,11 @@ class Tokenizer:
         """Entries, added tokens included; the model may have more, as padding."""
         return int(self._backend.get_vocab_size(with_added_tokens=True))
 
+    def to_json(self) -> str:
+        """Write it as a tokenizer.json, with the tokens that other files of its folder add."""
+        text: str = self._backend.to_str()
+        return text
+
     def encode(self, text: str, *, add_special_tokens: bool = True, max_tokens: int | None = None) -> list[int]:
         """Return the token ids of `text`, with the tokenizer's own bos and eos if it adds them.
 

@@ -125,6 +125,8 @@ ARGUMENTS = _read(vllm_table.ARGUMENTS, (*vllm_table.OFFLINE, *vllm_table.SERVIN
 """Of `LLM(...)`."""
 SAMPLING = _read(vllm_table.SAMPLING_TAKEN, vllm_table.SAMPLING)
 """Of `SamplingParams(...)`."""
+STRUCTURED = _read("", vllm_table.STRUCTURED)
+"""Of `StructuredOutputsParams(...)`."""
 CALLS = _read("", vllm_table.CALLS)
 """Of `LLM.generate` and `LLM.chat`."""
 BENCH = _read(vllm_table.BENCH_TAKEN, vllm_table.BENCH)

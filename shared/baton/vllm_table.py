@@ -118,10 +118,10 @@ SERVING = (
         """,
     ),
     (
-        "Answers in a given grammar are not served yet: ask for the format in the prompt, and check what comes.",
+        "One library makes every grammar; a request's `structured_outputs` has the options.",
         """
-        structured_outputs_config guided_decoding_backend guided_decoding_disable_fallback?
-        guided_decoding_disable_any_whitespace? guided_decoding_disable_additional_properties? logits_processor_pattern
+        guided_decoding_backend~ guided_decoding_disable_fallback?~ structured_outputs_config logits_processor_pattern
+        guided_decoding_disable_any_whitespace? guided_decoding_disable_additional_properties?
         """,
     ),
     (
@@ -280,17 +280,15 @@ SAMPLING_TAKEN = """
 n best_of temperature top_p top_k min_p seed max_tokens min_tokens stop stop_token_ids include_stop_str_in_output
 ignore_eos presence_penalty frequency_penalty repetition_penalty logit_bias logprobs prompt_logprobs allowed_token_ids
 bad_words skip_special_tokens spaces_between_special_tokens detokenize structured_outputs logprob_token_ids
-repetition_detection
+repetition_detection guided_decoding>structured_outputs
 """
 
 SAMPLING = (
     ("Beams are searched by `LLM.beam_search`.", "use_beam_search? length_penalty=1 early_stopping?"),
+    ("One library makes every grammar.", "guided_decoding_backend~"),
     (
-        "Answers in a given grammar are not served yet: ask for the format in the prompt, and check what comes.",
-        """
-        guided_decoding guided_json guided_regex guided_choice guided_grammar guided_decoding_backend
-        guided_whitespace_pattern response_format
-        """,
+        "Write structured_outputs=StructuredOutputsParams(json=...), or regex, choice, grammar.",
+        "guided_json guided_regex guided_choice guided_grammar guided_whitespace_pattern response_format",
     ),
     ("No code of yours is run at each token.", "logits_processors extra_args"),
     ("`LLM` cuts no prompt: cut it yourself, or raise max_model_len.", "truncate_prompt_tokens"),
@@ -304,11 +302,17 @@ SAMPLING = (
     ("`LLM` gives whole answers.", "output_kind~ stream_interval~ skip_clone?~ output_text_buffer_length~"),
 )
 
+STRUCTURED = (
+    ("One library makes every grammar.", "disable_fallback?~ backend~ backend_was_auto?~"),
+    ("Write json, choice, regex or grammar.", "object"),
+)
+"""Of `StructuredOutputsParams(...)`."""
+
 CALLS = (
     ("Adapters are not served yet: merge it into the weights.", "lora_request prompt_adapter_request"),
     ("Only text is served yet.", "mm_processor_kwargs"),
     ("Prompts are text, or {'prompt_token_ids': [...]}, and stand in `prompts`.", "prompt_token_ids"),
-    ("Answers in a given grammar are not served yet.", "guided_options_request guided_options"),
+    ("Give SamplingParams(structured_outputs=...).", "guided_options_request guided_options"),
     (
         "Text is encoded as the tokenizer's files say. Encode it yourself, and send prompt_token_ids.",
         "tokenization_kwargs",
@@ -343,7 +347,6 @@ IMPORTS = (
     ("`LLM(...)` takes the settings itself.", "EngineArgs AsyncEngineArgs"),
     ("Use `LLM`, or run `baton serve` and ask it over HTTP.", "LLMEngine AsyncLLMEngine AsyncLLM"),
     ("LoRA adapters are not served yet: merge the adapter into its model.", "LoRARequest"),
-    ("Answers in a given grammar are not served yet.", "StructuredOutputsParams GuidedDecodingParams"),
     ("No code of yours is loaded; a new family is a file in baton/models.", "ModelRegistry"),
     ("A worker is a process of its own: `baton serve` starts them.", "initialize_ray_cluster"),
     ("It is a string, or {'prompt_token_ids': [...]}.", "PromptType"),

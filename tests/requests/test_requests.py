@@ -70,7 +70,7 @@ def refusal(model: Any, body: Any) -> InvalidRequest:
         ("stream_options", {"include_usage": "yes"}),
         ("stream_options", {"unknown": 1}),
         ("prompt_logprobs", 21),
-        ("response_format", {"type": "json_object"}),
+        ("response_format", {"type": "json_schema"}),
         ("response_format", {"type": "json_schema", "json_schema": {}}),
         ("response_format", {"type": "yaml"}),
         ("store", True),

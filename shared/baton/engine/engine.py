@@ -11,22 +11,31 @@ each step is collected at once. On a GPU the host is one step behind:
 `forward` and `sample` only launch. A token that the host does not know yet stays on the device, at its sequence's row,
 where the next step finds it. So nothing on the way down may need its value: what depends on it (stop tokens, hashes,
 blocks that a window has passed) is done in `commit`, and blocks change hands only when no launched step may use them.
-Between `forward` and `sample` the device has work, so that a mask made there costs no time.
+Between `forward` and `sample` the device has work, so that a mask made there costs no time. A mask needs the token before
+it: a step with such a row collects the one before it first, while its own forward pass runs.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
+
+import numpy as np
+from llguidance import LLMatcher
+from torch import Tensor
 
 from baton.block_hash import cache_root
 from baton.config import EngineConfig
 from baton.engine.block_pool import BlockPool
+from baton.engine.constraint import ALL, ConstraintFailed, GrammarConstraint
+from baton.engine.grammar_compiler import COMPILE_S, GrammarCompiler
 from baton.engine.host_blocks import HostBlocks
 from baton.engine.kv_cache import KVCacheSpec
 from baton.engine.memory import MemoryPlan
-from baton.engine.model_runner import LaunchedStep, ModelRunner
+from baton.engine.model_runner import LaunchedStep, ModelRunner, StepResult
 from baton.engine.pooler import Pooled
 from baton.engine.prefix_cache import PrefixCache
 from baton.engine.reload_cost import ReloadCost
@@ -35,7 +44,8 @@ from baton.engine.scheduler import Scheduler, SchedulerConfig
 from baton.engine.sequence import Sequence
 from baton.engine.step_clock import Mark, StepClock
 from baton.engine.step_plan import StepPlan
-from baton.errors import refuse
+from baton.engine.upload import upload
+from baton.errors import BatonError, UnsupportedFeature, refuse
 from baton.host_tier import HostTier
 from baton.messages import TokenLogprobs
 from baton.models.causal_lm import CausalLM
@@ -89,6 +99,8 @@ class _InFlight:
     step: LaunchedStep
     began: Mark
     ended: Mark
+    result: StepResult | None = None
+    """What it gave, if it was collected before it is taken in."""
 
 
 class Engine:
@@ -126,6 +138,14 @@ class Engine:
         )
         """What changes the KV of a token beside the tokens before it and the tenant's salt."""
         self._cache_key = cache_key
+        self.grammars: GrammarCompiler | None = None
+        """Who makes the grammars that answers are held to; None: no request brings one."""
+        self.on_grammar: Callable[[], None] = lambda: None
+        """Called, from another thread, when a grammar is made that a request waits for."""
+        self._compiling: dict[str, tuple[Future[LLMatcher], float]] = {}
+        self._failed: dict[Sequence, BatonError] = {}  # of the step that was launched last
+        self._num_constrained = 0
+        self._refused: list[tuple[str, BatonError]] = []
         self._runs_behind = self.runner.device.type == "cuda"
         self._clock = StepClock(self.runner.device)
         self._in_flight: _InFlight | None = None
@@ -287,6 +307,7 @@ class Engine:
     def abort(self, request_id: str) -> None:
         """End a request wherever it stands; its blocks come back. Unknown or ended ones are ignored."""
         request = self._requests.pop(request_id, None)
+        self._compiling.pop(request_id, None)
         if request is not None:
             for sequence in (*request.choices.values(), *request.later.values()):
                 self._end(sequence)
@@ -317,7 +338,16 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether `step` has anything to do."""
-        return self._in_flight is not None or self.scheduler.has_work
+        return self._in_flight is not None or self.scheduler.has_work or bool(self._compiling)
+
+    def take_refused(self) -> list[tuple[str, BatonError]]:
+        """Take the requests that ended because no answer can be held to what they ask for, each with the reason."""
+        refused, self._refused = self._refused, []
+        return refused
+
+    def wait_for_grammar(self, timeout_s: float) -> None:
+        """Wait until one more grammar is made, for who has nothing else to do."""
+        wait([future for future, _ in self._compiling.values()], timeout_s, FIRST_COMPLETED)
 
     # -- steps --------------------------------------------------------------------------------------------
 
@@ -327,6 +357,8 @@ class Engine:
         A failure of the device or a kernel is raised; the requests stay as they were.
         """
         self.admitted = []
+        if self._compiling:
+            self._look_at_grammars()
         if self.scheduler.host is not None:
             self.scheduler.take_restored()
         outputs = self._turn()
@@ -352,6 +384,9 @@ class Engine:
         with contextlib.suppress(Exception):  # a broken device says so again at the next step
             self.runner.wait()  # what was launched before the failure writes in blocks that are given back here
         touched = self.scheduler.discard()
+        for sequence in touched:
+            if sequence.constraint is not None:  # it may have taken a token that is lost now
+                sequence.constraint.restart()
         return list(dict.fromkeys(self._owner[s][0] for s in touched if s in self._owner))
 
     def _launch(self) -> _InFlight | None:
@@ -365,7 +400,8 @@ class Engine:
         self.num_chunk_pairs += plan.num_chunk_pairs
         self.admitted = [self._owner[sequence][0] for sequence in plan.admitted]
         began = self._clock.mark() if self._in_flight is None else self._in_flight.ended
-        step = self.runner.sample(self.runner.forward(plan))
+        forwarded = self.runner.forward(plan)
+        step = self.runner.sample(forwarded, self._masks(forwarded.batch.sampled) if self._num_constrained else None)
         return _InFlight(step, began, self._clock.mark())
 
     def _collect(self) -> list[TokenOutput]:
@@ -376,7 +412,7 @@ class Engine:
         step = launched.step
         self.num_collected += 1
         self.collected = step.plan
-        result = self.runner.collect(step)
+        result = launched.result or self.runner.collect(step)
         self.collected_s = self._clock.seconds(launched.began, launched.ended)
         if self.scheduler.host is not None:
             self.scheduler.host.cost.computed(step.plan.num_tokens - step.plan.num_decodes, self.collected_s)
@@ -395,9 +431,87 @@ class Engine:
             for token_id, logprobs in zip(token_ids, rows, strict=True):
                 if sequence not in self._owner:  # it has ended, here or since the step was launched
                     break
+                if sequence.constraint is not None:
+                    error = self._failed.get(sequence) or self._follow(sequence)
+                    if error is not None:
+                        self._refuse(self._owner[sequence][0], error)
+                        break
                 outputs.append(self._take(sequence, position, token_id, logprobs))
                 position += 1
         return outputs
+
+    # -- what answers are held to ---------------------------------------------------------------------------
+
+    def _constrain(self, request_id: str, sequence: Sequence) -> None:
+        """Have a sequence's grammar made; it waits in the queue for it."""
+        params = sequence.params
+        assert params.structured_outputs is not None
+        assert self.grammars is not None
+        future = self.grammars.compile(params.structured_outputs, self.on_grammar)
+        self._compiling[request_id] = (future, time.monotonic() + COMPILE_S)
+        sequence.constraint = GrammarConstraint(future, params, self.model.spec.eos_token_ids)
+        self._num_constrained += 1
+
+    def _look_at_grammars(self) -> None:
+        """Let go of the grammars that are made, and of the requests whose cannot be, or not in time."""
+        now = time.monotonic()
+        for request_id, (future, until) in list(self._compiling.items()):
+            if future.done():
+                del self._compiling[request_id]
+                error = future.exception()
+                if error is not None:
+                    self._refuse(request_id, error if isinstance(error, BatonError) else ConstraintFailed(str(error)))
+            elif now > until:
+                limit = f"its grammar takes more than {COMPILE_S:g} s to make"
+                self._refuse(request_id, refuse("structured_outputs", "given", limit, "Simplify it."))
+
+    def _masks(self, sampled: list[Sequence]) -> Tensor | None:
+        """Say which tokens each sample may be, [num_samples, ceil(vocab_size / 32)] int32 on the device; None: any."""
+        held = [(i, sequence) for i, sequence in enumerate(sampled) if sequence.constraint is not None]
+        if not held:
+            return None
+        before = self._in_flight
+        if before is not None and any(sequence.num_pending > 1 for _, sequence in held):
+            before.result = self.runner.collect(before.step)
+            for sequence, token_ids in zip(before.result.sequences, before.result.token_lists, strict=True):
+                if sequence.constraint is not None and sequence in self._owner and sequence not in self._failed:
+                    error = self._follow(sequence, token_ids)
+                    if error is not None:
+                        self._failed[sequence] = error
+        masks = np.full((len(sampled), -(-self.model.spec.vocab_size // 32)), ALL, dtype=np.int32)
+        for i, sequence in held:
+            self._mask(masks[i], sequence)
+        return upload(masks, self.runner.device)
+
+    def _mask(self, row: np.ndarray, sequence: Sequence) -> None:
+        constraint = sequence.constraint
+        assert constraint is not None
+        if sequence not in self._owner or sequence in self._failed:
+            return
+        error = self._follow(sequence)
+        if error is None and not constraint.is_over:
+            try:
+                constraint.mask(row)
+            except BatonError as failure:
+                row[:] = ALL
+                error = failure
+        if error is not None:
+            self._failed[sequence] = error
+
+    def _follow(self, sequence: Sequence, pending: Iterable[int] = ()) -> BatonError | None:
+        """Have a sequence's constraint take what came and what is pending; return why the answer cannot go on, if so."""
+        constraint = sequence.constraint
+        assert constraint is not None
+        at = sequence.num_prompt_tokens + constraint.num_taken
+        try:
+            constraint.take((*sequence.token_ids[at:], *pending))
+        except BatonError as error:
+            return error
+        return None
+
+    def _refuse(self, request_id: str, error: BatonError) -> None:
+        self.abort(request_id)
+        self._refused.append((request_id, error))
 
     def _take(self, sequence: Sequence, position: int, token_id: int, logprobs: TokenLogprobs | None) -> TokenOutput:
         """Hand out a token that was appended to its sequence, and end the sequence if it is the last."""
@@ -439,6 +553,8 @@ class Engine:
 
     def _end_of(self, sequence: Sequence, position: int, token_id: int) -> tuple[FinishReason | None, int | str | None]:
         params, num_output = sequence.params, position + 1 - sequence.num_prompt_tokens
+        if sequence.constraint is not None and sequence.constraint.is_over:
+            return FinishReason.STOP, None
         if num_output >= params.min_tokens:
             if not params.ignore_eos and token_id in self.model.spec.eos_token_ids:
                 return FinishReason.STOP, None
@@ -474,6 +590,8 @@ class Engine:
         """Make a request's sequences and take in their sampling; nothing is queued yet."""
         if request_id in self._requests:
             raise refuse("request_id", request_id, "a request of this id is running", "Give each its own.")
+        if params.structured_outputs is not None and self.grammars is None:
+            raise UnsupportedFeature("structured_outputs is not served by this engine.", field="structured_outputs")
         max_len = self._max_len(len(prompt), params)
         if pooling is not None:  # a prompt may fill the context: no token follows it
             max_len = len(prompt) + 1
@@ -499,12 +617,16 @@ class Engine:
             )
             sequence.token_ids.extend(emitted)
             request.choices[choice] = sequence
+            if params.structured_outputs is not None:
+                self._constrain(request_id, sequence)
             self._owner[sequence] = (request_id, choice)
             self.runner.sampler.add(sequence, default_seed=default_seed, choice=choice)
         return request
 
     def _end(self, sequence: Sequence) -> None:
-        self._owner.pop(sequence, None)
+        if self._owner.pop(sequence, None) is not None and sequence.constraint is not None:
+            self._num_constrained -= 1
+            self._failed.pop(sequence, None)
         self.scheduler.finish(sequence)
         self.runner.release(sequence)
 

@@ -11,6 +11,7 @@ import torch
 from baton.config import AUTO_LEN, EngineConfig
 from baton.engine.device import pick_device, prepare_kernels
 from baton.engine.engine import Engine
+from baton.engine.grammar_compiler import GrammarCompiler
 from baton.engine.kv_cache import KVCacheSpec
 from baton.engine.memory import GIB, MemoryPlan, largest_steps_tried, plan_memory, swap_space_nbytes, with_kv_of
 from baton.engine.pinned_memory import anonymous_memory
@@ -99,6 +100,11 @@ def load_engine(
         engine.runner.pooler = pooler
         if pooler is None and device.type == "cuda" and not config.enforce_eager and not references:
             engine.runner.capture_graphs(max_num_tokens=config.max_num_batched_tokens, progress=progress)
+    engine.grammars = GrammarCompiler(
+        lambda: tokenizer or Tokenizer(config.tokenizer or folder, config.revision),
+        vocab_size=spec.vocab_size,
+        eos_token_ids=model.spec.eos_token_ids,
+    )
     if config.swap_space:
         line = give_swap_space(engine, config)
         if progress:

@@ -12,8 +12,9 @@ compute before those with more; then the queue is admitted, in order. Why nobody
 always take the blocks of all others, every sequence fits the pool alone, and nothing of lower rank is admitted
 before what waits, except past a sequence whose prefix is being computed by another at that moment or comes back from
 the host, or whose tenant has every place but the eighth part that is kept for others; and past one for whose chunk a
-step has no time, by those that hold their blocks and lack a few tokens. Where blocks are short, a tenant that holds more
-than its part gives way to others (`BlockShares`), but never with its first sequence, so the first by rank stays.
+step has no time, by those that hold their blocks and lack a few tokens; and past one whose grammar is being made. Where
+blocks are short, a tenant that holds more than its part gives way to others (`BlockShares`), but never with its first
+sequence, so the first by rank stays.
 
 Blocks are given up only when no launched step may write in them, whatever stream it runs on: sequences are
 preempted only while no step is in flight (`plan` gives None until the caller has collected), and what finishes
@@ -448,6 +449,7 @@ class Scheduler:
                 or (crowding and sequence.share.tenant == crowding)
                 or (is_late and not sequence.num_slots)
                 or (will_decode and room.seats <= num_begun)
+                or (sequence.constraint is not None and not sequence.constraint.is_ready)
             ):
                 at += 1
                 continue

@@ -7,7 +7,9 @@ may touch the sequence, not what its next tokens are. The scheduler writes every
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum
+from typing import Any, Protocol
 
 from baton.block_hash import hash_blocks, hash_tail
 from baton.pooling import PoolingParams
@@ -38,6 +40,34 @@ class SequenceState(Enum):
     """Gives its blocks back, at the latest when its last launched step is committed."""
 
 
+class Constraint(Protocol):
+    """What an answer is held to: it says which tokens may come next, and is told what has come."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can be asked; until then its sequence waits in the queue."""
+
+    @property
+    def num_taken(self) -> int:
+        """Tokens of the answer that were taken."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing may follow what was taken."""
+
+    def take(self, token_ids: Iterable[int]) -> None:
+        """Go on by the answer's next tokens; raises `BatonError` if it cannot."""
+
+    def mask(self, row: Any) -> None:
+        """Write which tokens may come next; raises `BatonError` if none.
+
+        row: [ceil(vocab_size / 32)] int32 of numpy, token t at bit t % 32 of word t // 32.
+        """
+
+    def restart(self) -> None:
+        """Forget what was taken; it will be given again."""
+
+
 class Sequence:
     """A prompt and the tokens sampled after it.
 
@@ -50,6 +80,7 @@ class Sequence:
     __slots__ = (
         "arrival",
         "block_hashes",
+        "constraint",
         "max_len",
         "next_full",
         "num_cached",
@@ -106,6 +137,8 @@ class Sequence:
         self.pooling = pooling
         """What is wanted in place of tokens, if so."""
 
+        self.constraint: Constraint | None = None
+        """What its answer is held to. It waits in the queue until that is ready."""
         self.state = SequenceState.NEW
         self.rank = (priority, 0.0, -1 if arrival is None else arrival)
         """Order of service, least first."""

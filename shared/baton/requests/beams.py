@@ -34,6 +34,8 @@ def check_beams(request: SamplingRequest, width: int) -> None:
         value = getattr(request, name)
         if value and value != nothing:
             raise unsupported(name, value, "a beam search does not keep to it", "Leave one of the two out.")
+    if (form := request.form()) is not None:
+        raise unsupported(form[0], "given", "a beam search does not keep to it", "Leave one of the two out.")
     if getattr(request, "echo", False) and getattr(request, "logprobs", None) not in (None, False):
         raise unsupported("echo", True, "a beam search scores no prompt", "Ask without echo, or without logprobs.")
     if request.max_tokens == 0:

@@ -41,7 +41,8 @@ class Closed(BaseModel):
     def _check_other(self, name: str, value: object) -> None:
         field = self.unserved.get(name)
         if field is None:
-            raise _unknown(name, value, [*type(self).model_fields, *self.unserved])
+            own = [field.alias or own for own, field in type(self).model_fields.items()]
+            raise _unknown(name, value, [*own, *self.unserved])
         if value not in field.neutral:
             raise unsupported(name, value, field.reason)
 

@@ -11,6 +11,7 @@ from baton.protocol import MAX_LOGPROBS, MAX_N, MAX_PATTERN_SIZE, MAX_SCORED_IDS
 from baton.requests.closed import Closed
 from baton.requests.fields import INT31, Finite, LogitBias, Stop, TokenIds, Whole, Words
 from baton.requests.limits import Limits
+from baton.requests.structured import HasForm
 
 _PARAMS = frozenset(SamplingParams.__struct_fields__)
 
@@ -21,13 +22,6 @@ class StreamOptions(Closed):
     include_usage: bool | None = False
     continuous_usage_stats: bool | None = False
     include_obfuscation: bool | None = False
-
-
-class ResponseFormat(Closed):
-    """Only plain text is served."""
-
-    type: Literal["text", "json_object", "json_schema", "structural_tag"]
-    ignored = frozenset(["json_schema", "format", "structures", "triggers"])
 
 
 class RepetitionDetection(Closed):
@@ -53,7 +47,7 @@ class Ignored(Closed):
     return_mm_kwargs: bool | None = None
 
 
-class SamplingRequest(Ignored):
+class SamplingRequest(Ignored, HasForm):
     """What both kinds of request share. None is the same as leaving a field out, as clients do both.
 
     A field that `SamplingParams` has too goes there by its name.
@@ -98,7 +92,6 @@ class SamplingRequest(Ignored):
     use_beam_search: bool | None = None
     length_penalty: Annotated[Finite, Field(ge=-100, le=100)] | None = None
     early_stopping: bool | None = None
-    response_format: ResponseFormat | None = None
     store: bool | None = None
 
     @property
@@ -115,11 +108,6 @@ class SamplingRequest(Ignored):
         """Refuse what is well-formed but not done here."""
         if self.store:
             raise unsupported("store", True, "nothing is stored", "Leave it out.")
-        if self.response_format is not None and self.response_format.type != "text":
-            way_out = "Leave it out and ask for the format in the prompt."
-            raise unsupported(
-                "response_format", self.response_format.type, "only text is served by this build", way_out
-            )
         if self.logprob_token_ids and (getattr(self, "logprobs", None) in (None, False)):
             raise refuse("logprob_token_ids", self.logprob_token_ids, "logprobs is not set", "Set logprobs.")
         if self.truncate_prompt_tokens == 0:
@@ -136,7 +124,9 @@ class SamplingRequest(Ignored):
     def given_params(self, **others: Any) -> dict[str, Any]:
         """Return the fields that the engine takes; `others` are no fields of ours, or mean something else here."""
         names = type(self).model_fields.keys() & _PARAMS
-        given = {name: getattr(self, name) for name in names} | others
+        form = self.form()
+        given = {name: getattr(self, name) for name in names}
+        given |= {"structured_outputs": None if form is None else form[1]} | others
         if self.repetition_detection is not None:
             given["repetition_detection"] = self.repetition_detection.model_dump(exclude_unset=True)
         return {name: value for name, value in given.items() if value is not None}

@@ -8,17 +8,10 @@ _EMPTY: tuple[object, ...] = ([], {}, "")
 _OFF = (False,)
 _NO_MEDIA = "only text is served"
 _NO_KV = "where KV comes from is not the client's to say"
-_NO_GRAMMARS = "structured outputs are not served by this build"
 _IN_TEMPLATE = "what a chat template reads is sent in chat_template_kwargs"
 
 ANY_REQUEST = {
-    "structured_outputs": Unserved(_NO_GRAMMARS, _EMPTY),
-    **dict.fromkeys(
-        ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "guided_decoding_backend"),
-        Unserved(_NO_GRAMMARS),
-    ),
-    "guided_whitespace_pattern": Unserved(_NO_GRAMMARS),
-    "structural_tag": Unserved(_NO_GRAMMARS),
+    "structural_tag": Unserved("it stands in response_format or structured_outputs"),
     "prompt_embeds": Unserved("prompts are text or token ids", _EMPTY),
     "logits_processors": Unserved(
         "no code of a request is run; use logit_bias, allowed_token_ids or bad_words", _EMPTY

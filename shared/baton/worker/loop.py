@@ -91,6 +91,7 @@ class WorkerLoop:
         self._num_stale = 0
         self._calls: list[tuple[Peer, int]] = []  # of this turn; answered after what it has to say
         engine.scheduler.pace = pacer
+        engine.on_grammar = wakeup.set
         engine.cache.record_events = engine.scheduler.cache is not None
         runs.on_close = self._note_end
         mailbox.beat.limit_s = self._meter.limit_s
@@ -260,6 +261,10 @@ class WorkerLoop:
             self._step_failed(error)
             return
         self._num_failed_steps = 0
+        for engine_id, reason in self._engine.take_refused():
+            refused = self._runs.get(engine_id)
+            if refused is not None:
+                self._fail(refused, leg_error(reason))
         self._mailbox.beat.turns += 1  # what follows may take less, and its time is counted from here
         self._meter.step_ends()
         for engine_id in self._engine.admitted:

@@ -20,6 +20,7 @@ from baton.router.config import RouterConfig
 from baton.router.discovery import Discovery
 from baton.router.dispatcher import Dispatcher
 from baton.router.event_stream import OpenStreams
+from baton.router.forms import Forms
 from baton.router.history import History
 from baton.router.index import PrefixIndex
 from baton.router.load_line import LoadLine
@@ -75,6 +76,7 @@ class RouterState:
         """Held by the long answer that is being made: one at a time."""
         self.text = TextPool(self.tokenizer, config)
         self.long_bodies = LongBodies(config, self.text)
+        self.forms = Forms()
         self.discovery = Discovery(self._registry, self.pool, self.index, self.metrics)
         records = None if self._registry is None or config.response_store != "auto" else ResponseRecords(self._registry)
         self.responses = ResponseStore(config, records, lambda: self.discovery.is_cut_off)
@@ -106,6 +108,7 @@ class RouterState:
         await self.streams.close()
         await self.pool.close()
         await self.long_bodies.close()
+        await self.forms.close()
         await self.text.close()
 
 

@@ -11,7 +11,9 @@ from baton.prompt import Prompt
 from baton.protocol import SamplingParams, check_answer_len, check_prompt
 from baton.requests.chat import ChatRequest
 from baton.requests.completions import CompletionRequest
+from baton.requests.structured import in_field
 from baton.router.router_state import RouterState
+from baton.structured_outputs import StructuredOutputs
 from baton.text import bad_words_ids
 
 _LONG = 4096
@@ -39,6 +41,8 @@ async def check_with_model(
         params = params.replace(bad_words_ids=spelled)
     params.check_vocab(facts.vocab_size, facts.eos_token_ids)
     await _check_lengths(prompts, params, facts, request)
+    if params.structured_outputs is not None:
+        await _check_form(router, request, params.structured_outputs)
     router.config.limits.check_scores(params, sum(map(len, prompts)))
     if request.stream:
         _check_stream_begin(router, request, params, prompts)
@@ -46,6 +50,15 @@ async def check_with_model(
         room = sum(min(params.max_tokens or facts.max_model_len, facts.max_model_len - len(each)) for each in prompts)
         router.config.limits.check_answer_scores(params, room)
     return params
+
+
+async def _check_form(router: RouterState, request: ChatRequest | CompletionRequest, form: StructuredOutputs) -> None:
+    """Refuse a form that no grammar can be made of, naming the request's field."""
+    try:
+        await router.forms.check(form)
+    except InvalidRequest as error:
+        given = request.form()
+        raise (error if given is None else in_field(given[0], error)) from None
 
 
 def _check_stream_begin(

@@ -1,0 +1,111 @@
+"""GrammarCompiler: forms to matchers over this model's tokens, in threads, bounded and cached.
+
+The library's tokenizer, a tree of all tokens, is made with the first form, or before by who cannot wait: 1 s for 128k tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from llguidance import LLMatcher, LLTokenizer
+
+from baton.errors import BatonError, UnsupportedFeature
+from baton.grammars import LIMITS, grammar_of, refused
+from baton.structured_outputs import StructuredOutputs
+from baton.text import Tokenizer
+
+MAX_CACHED = 256
+"""Grammars that are kept; most are of 10 to 100 kB, and their forms are bounded."""
+MAX_CACHED_NBYTES = 16 * 2**20
+"""Of the forms of those that are kept, as text."""
+COMPILE_S = 10.0
+"""After so long who waits for a grammar is refused. A router has seen that it takes less than 2 s."""
+_AT_ONCE = 2
+
+
+class GrammarCompiler:
+    """Makes matchers that stand at the beginning of an answer."""
+
+    def __init__(self, tokenizer: Callable[[], Tokenizer], *, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
+        """`tokenizer` is asked once, in a thread; it may raise as `Tokenizer` does."""
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._eos = eos_token_ids
+        self._tokens: LLTokenizer | None = None
+        self._lock = threading.Lock()
+        self._slots = threading.Semaphore(_AT_ONCE)
+        self._cached: OrderedDict[StructuredOutputs, Future[LLMatcher]] = OrderedDict()
+        self._cached_nbytes = 0
+
+    def prepare(self) -> None:
+        """Do what the first form would wait for, and every other request with it: it holds the interpreter."""
+        with contextlib.suppress(UnsupportedFeature):  # who brings a form is told
+            self.load()
+
+    def load(self) -> LLTokenizer:
+        """Return the library's tokenizer, which is made once.
+
+        Raises:
+            UnsupportedFeature: the library cannot read the model's tokenizer, or there is none.
+        """
+        with self._lock:
+            if self._tokens is None:
+                self._tokens = self._load()
+            return self._tokens
+
+    def compile(self, form: StructuredOutputs, on_done: Callable[[], None]) -> Future[LLMatcher]:
+        """Begin to make a form's matcher, or find it made; who uses it copies it.
+
+        `on_done` is called once it is there, from whichever thread. The future raises as `load`, or `InvalidRequest`.
+        """
+        future = self._cached.get(form)
+        if future is None:
+            future = self._cached[form] = Future()
+            # not of a pool: the interpreter would wait at its end for one that hangs
+            threading.Thread(target=self._run, args=(form, future), name="grammar", daemon=True).start()
+            self._cached_nbytes += _nbytes(form)
+            while len(self._cached) > MAX_CACHED or self._cached_nbytes > MAX_CACHED_NBYTES:
+                oldest, _ = self._cached.popitem(last=False)
+                self._cached_nbytes -= _nbytes(oldest)
+        else:
+            self._cached.move_to_end(form)
+        future.add_done_callback(lambda _: on_done())
+        return future
+
+    def _load(self) -> LLTokenizer:
+        try:
+            text = self._tokenizer()
+            num_tokens = max(self._vocab_size, text.vocab_size)
+            return LLTokenizer(text.to_json(), n_vocab=num_tokens, eos_token=list(self._eos) or None)
+        except (BatonError, ValueError, OSError) as error:
+            raise UnsupportedFeature(
+                f"structured_outputs is not served with this model: its tokenizer cannot be read ({str(error)[:200]}). "
+                "Leave it out and ask for the format in the prompt.",
+                field="structured_outputs",
+            ) from None
+
+    def _run(self, form: StructuredOutputs, future: Future[LLMatcher]) -> None:
+        try:
+            with self._slots:
+                future.set_result(self._compile(form))
+        except BaseException as error:
+            future.set_exception(error)
+
+    def _compile(self, form: StructuredOutputs) -> LLMatcher:
+        tokens = self.load()
+        matcher = LLMatcher(tokens, grammar_of(form), limits=LIMITS, log_level=0)
+        if matcher.is_error():
+            raise refused(form, matcher.get_error())
+        matcher.compute_bitmask()  # the first is the longest, and makes what those of all answers share
+        if matcher.is_error():
+            raise refused(form, matcher.get_error())
+        return matcher
+
+
+def _nbytes(form: StructuredOutputs) -> int:
+    value = getattr(form, form.kind)
+    return sum(map(len, value)) if isinstance(value, tuple) else len(str(value))
