@@ -11,6 +11,7 @@ from docs.api_words import WORDS
 from docs.markdown import rows
 
 from baton.config import demo_model_path
+from baton.requests.anthropic import MESSAGES, OTHER_BLOCKS
 from baton.requests.response_items import OTHER_ITEMS
 from baton.requests.responses import OTHER_TOOLS, RESPONSE, SHARED
 from baton.requests.sampling import Ignored
@@ -23,7 +24,10 @@ from baton.router.router_state import RouterState
 POOLED = {"EmbeddingRequest": "/v1/embeddings", "PoolRequest": "/pooling", "ClassifyRequest": "/classify"}
 """Requests that generate nothing, and their paths."""
 REQUESTS = ("ChatRequest", "CompletionRequest", "TokenizeRequest", "DetokenizeRequest", "BatchRequest", *POOLED)
-OTHERS = {"ResponsesRequest": (RESPONSE, {"items": OTHER_ITEMS, "tools": OTHER_TOOLS})}
+OTHERS = {
+    "ResponsesRequest": (RESPONSE, {"items": OTHER_ITEMS, "tools": OTHER_TOOLS}),
+    "MessagesRequest": (MESSAGES, {"content blocks": OTHER_BLOCKS}),
+}
 """Requests with a page of their own: what they refuse, and which types of what."""
 _IGNORED = Ignored.model_fields.keys()
 
@@ -80,7 +84,7 @@ def refused_table() -> str:
 def request_table(name: str) -> str:
     """Return the fields of a request that has a page of its own, and those of each object in it."""
     schemas = _document()["components"]["schemas"]
-    sections = [_fields(schemas[name], without=SHARED)]
+    sections = [_fields(schemas[name], without=SHARED if name == "ResponsesRequest" else ())]
     inner: list[str] = []
     _collect(schemas, schemas[name], inner)
     for each in inner:
@@ -94,7 +98,7 @@ def refused_of(name: str) -> str:
     lines = [
         (f"`{field}`", reason, ", ".join(f"`{json.dumps(value)}`" for value in neutral))
         for field, (reason, neutral) in sorted(fields.items())
-        if CHAT.get(field) != (reason, neutral)
+        if name != "ResponsesRequest" or CHAT.get(field) != (reason, neutral)
     ]
     for what, reasons in types.items():
         for reason in dict.fromkeys(reasons.values()):
@@ -111,7 +115,7 @@ def described_fields() -> Iterator[tuple[str, str]]:
         _collect(schemas, schemas[name], others)
     for model in dict.fromkeys((*REQUESTS, *_inner(schemas), *OTHERS, *others)):
         names = schemas[model]["properties"]
-        own = {name for name in names if model in POOLED or f"{model}.{name}" in WORDS}
+        own = {name for name in names if model in POOLED or model in OTHERS or f"{model}.{name}" in WORDS}
         yield from ((model, name) for name in names if name not in _IGNORED or name in own)
 
 

@@ -357,7 +357,7 @@ ROUTES = (
     ("Scores are not served yet.", "/v1/rerank /v2/rerank /rerank /v1/score /score /generative_scoring"),
     ("Send /v1/embeddings.", "/v2/embed"),
     ("Models are not moderated or trained here.", "/v1/moderations /v1/fine_tuning"),
-    ("Send /v1/chat/completions.", "/v1/messages /v1/realtime /cohere /invocations /v1/assistants"),
+    ("Send /v1/chat/completions.", "/v1/realtime /cohere /invocations /v1/assistants"),
     ("Send the requests one by one, as many at once as you like, or a file of them.", "/v1/chat/completions/batch"),
     ("Only text is served yet.", "/v1/audio /v1/images"),
     ("Adapters are not served yet: merge it into the weights.", "/v1/load_lora_adapter /v1/unload_lora_adapter"),

@@ -254,6 +254,8 @@ class ResponsesRequest(_Sampling):
             "response_format": None if form is None else form.for_chat(),
             "reasoning_effort": reasoning_effort,
             "logprobs": with_logprobs,
+            # which bounds scores, as a stream of a response keeps them to its end
+            "stream": self.stream and not with_logprobs,
             "top_logprobs": self.top_logprobs,
             **{name: getattr(self, name) for name in SHARED},
         }

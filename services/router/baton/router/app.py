@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from fastapi import Depends, FastAPI
 from starlette.types import ASGIApp
 
+from baton.router.anthropic.routes import anthropic_routes
 from baton.router.auth import Authenticator, require_key
 from baton.router.batches.batch_routes import batch_routes
 from baton.router.batches.batches import Batches
@@ -68,7 +69,10 @@ def make_api(router: RouterState) -> FastAPI:
     app.state.authenticator = Authenticator(config.api_key, config.cache_key)
     for routes in (page_routes(), health_routes(router)):
         app.include_router(routes)
-    private = (chat_routes, completion_routes, embedding_routes, response_routes, model_routes, monitoring_routes)
+    private = (
+        *(chat_routes, completion_routes, embedding_routes, response_routes, anthropic_routes),
+        *(model_routes, monitoring_routes),
+    )
     made = [make(router) for make in private]
     endpoints = BATCHED & {getattr(route, "path", "") for routes in made for route in routes.routes}
     for routes in (*made, file_routes(router, batches), batch_routes(router, batches, endpoints)):

@@ -68,4 +68,7 @@ async def require_key(request: Request) -> None:
         request.state.tenant = request.scope[TENANT]
         return
     authenticator: Authenticator = request.app.state.authenticator
-    request.state.tenant = authenticator.authorize(request.headers.get("authorization"))
+    given = request.headers.get("authorization")
+    if given is None and (key := request.headers.get("x-api-key")) is not None:  # where Anthropic's clients put it
+        given = f"Bearer {key}"
+    request.state.tenant = authenticator.authorize(given)

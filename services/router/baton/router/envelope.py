@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from baton.logs import get_logger
 from baton.metrics import RouterMetrics
 from baton.router.config import RouterConfig
+from baton.router.error_forms import form_of
 from baton.router.http_config import HttpConfig
 from baton.router.json_answers import send_json
 from baton.router.openai.refusals import error_object, failure_object
@@ -58,7 +59,7 @@ class Envelope:
             "baton.send": send,
         }
         header = (b"x-request-id", request_id.encode())
-        status = 0
+        status, form = 0, form_of(scope["path"])
 
         async def send_with_id(message: Any) -> None:
             nonlocal status
@@ -69,17 +70,18 @@ class Envelope:
 
         if nbytes > self._max_head:
             error = error_object(f"The request's head of {nbytes} bytes exceeds the limit of {self._max_head}.", 431)
-            await send_json(send_with_id, 431, error)
+            await send_json(send_with_id, 431, form.body(error, 431))
         else:
             try:
                 await self.app(scope, receive, send_with_id)
             except Exception:
                 _log.exception("request_failed", request_id=request_id, path=scope["path"][:200])
                 if status == 0:
-                    await send_json(send_with_id, 500, failure_object(request_id))
+                    await send_json(send_with_id, 500, form.body(failure_object(request_id), 500))
             except asyncio.CancelledError:  # the server ends, and this one was not even read
                 if status == 0:
-                    await send_json(send_with_id, 503, error_object("The server is shutting down. Send it again.", 503))
+                    error = error_object("The server is shutting down. Send it again.", 503)
+                    await send_json(send_with_id, 503, form.body(error, 503))
         route = scope.get("route")
         self._metrics.http_requests.inc(getattr(route, "path", "none"), str(status))
         if self._logs_requests:

@@ -9,9 +9,8 @@ import asyncio
 import time
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import Any, NamedTuple
+from typing import Any
 
-import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -19,20 +18,13 @@ from baton.errors import BatonError
 from baton.metrics import RouterMetrics
 from baton.router.config import RouterConfig
 from baton.router.json_answers import send_json
-from baton.router.openai.refusals import error_object, error_of
+from baton.router.openai.refusals import OPENAI_FORM, ErrorForm, error_object, error_of
 from baton.router.repeated import Repeated
 
 KEEP_ALIVE = b": keep-alive\n\n"
 _EVENTS = "text/event-stream; charset=utf-8"
 _GRACE_S = 10.0
 """For the last words to a slow client."""
-
-
-class ErrorForm(NamedTuple):
-    """How an API says OpenAI's error object: as an answer of its own, and in the middle of a stream."""
-
-    body: Callable[[dict[str, Any]], dict[str, Any]]
-    event: Callable[[dict[str, Any]], bytes]
 
 
 class StreamState(Enum):
@@ -126,7 +118,7 @@ class EventStream(Response):
             self._refusal = error
             self.close()
         else:
-            self.close(self._form.event(error_of(error)))
+            self.close(self._form.event(error_of(error), error.status))
 
     # -- for the table ------------------------------------------------------------------------------------
 
@@ -208,7 +200,7 @@ class EventStream(Response):
         await send_json(
             send,
             error.status,
-            self._form.body(error_of(error)),
+            self._form.body(error_of(error), error.status),
             before=kept,
             after=[(b"retry-after", b"1")] if error.retryable else [],
         )
@@ -260,7 +252,7 @@ class EventStream(Response):
                 408,
                 code="slow_client",
             )
-            self._parts = [self._form.event(error)]
+            self._parts = [self._form.event(error, 408)]
             asyncio.get_running_loop().call_later(_GRACE_S, self._abort)
         self._wake()
 
@@ -289,9 +281,9 @@ class OpenStreams:
         ticking = Repeated(max(min(1.0, config.keep_alive_s / 4, config.slow_client_s / 4), 0.02), self._tick)
         self.start, self.close = ticking.start, ticking.close
 
-    def open(self, on_gone: Callable[[], None], form: ErrorForm | None = None) -> EventStream:
+    def open(self, on_gone: Callable[[], None], form: ErrorForm = OPENAI_FORM) -> EventStream:
         """Make a stream; `on_gone` is called when its client has left or does not read."""
-        return EventStream(self, self._config, self._metrics, on_gone, form or _CHAT_FORM)
+        return EventStream(self, self._config, self._metrics, on_gone, form)
 
     def flush_soon(self, stream: EventStream) -> None:
         """Write a stream's new data when all of this step's tokens are in."""
@@ -320,11 +312,3 @@ def _known_server(send: Send) -> Any:
     server: Any = getattr(send, "__self__", None)
     is_known = type(server).__module__ == "uvicorn.protocols.http.httptools_impl"
     return server if is_known and server.chunked_encoding else None
-
-
-def _error_event(error: dict[str, Any]) -> bytes:
-    """Write an error in the middle of a stream; SDKs raise it. No [DONE] follows."""
-    return b"data: " + orjson.dumps(error) + b"\n\n"
-
-
-_CHAT_FORM = ErrorForm(lambda error: error, _error_event)

@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from baton.errors import BatonError
 from baton.router.admission import Refused
 from baton.router.auth import NotAuthorized
+from baton.router.error_forms import form_of
 from baton.router.openai.refusals import error_object, error_of, failure_object
 from baton.vllm_names import why_no_route
 
@@ -100,7 +101,7 @@ async def _on_error(http: Request, error: Exception) -> Response:
         headers["retry-after"] = str(error.retry_after_s) if isinstance(error, Refused) else "1"
     if isinstance(error, NotAuthorized):
         headers["www-authenticate"] = "Bearer"
-    return JSON(error_of(error), status_code=error.status, headers=headers)
+    return _said(http, error_of(error), error.status, headers)
 
 
 def _asks_for_answer(http: Request) -> bool:
@@ -117,9 +118,13 @@ async def _on_http_error(http: Request, error: Exception) -> Response:
     elif why := why_no_route(path):
         missing += f" {why}"
     message = {404: missing, 405: f"{http.method} is not served on {path}."}.get(error.status_code, str(error.detail))
-    return JSON(error_object(message, error.status_code), status_code=error.status_code, headers=error.headers)
+    return _said(http, error_object(message, error.status_code), error.status_code, error.headers)
 
 
 async def _on_failure(http: Request, _error: Exception) -> Response:
     """A mistake of ours; the envelope logs it."""
-    return JSON(failure_object(http.scope["state"]["request_id"]), status_code=500)
+    return _said(http, failure_object(http.scope["state"]["request_id"]), 500)
+
+
+def _said(http: Request, error: dict[str, Any], status: int, headers: Mapping[str, str] | None = None) -> Response:
+    return JSON(form_of(http.scope["path"]).body(error, status), status_code=status, headers=headers)

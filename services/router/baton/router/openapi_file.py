@@ -9,6 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from baton.requests.anthropic import CountTokensRequest, MessagesRequest
 from baton.requests.batches import BatchRequest
 from baton.requests.chat import ChatRequest
 from baton.requests.completions import CompletionRequest
@@ -19,6 +20,7 @@ from baton.router.auth import PUBLIC_PATHS
 
 _MODELS = (
     *(ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest, ResponsesRequest, BatchRequest),
+    *(MessagesRequest, CountTokensRequest),
     *(EmbeddingRequest, PoolRequest, ClassifyRequest),
 )
 _TEXT = {"type": "string"}

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from baton.errors import InvalidRequest
 from baton.prompt import Prompt
 from baton.protocol import check_prompt
+from baton.requests.anthropic import CountTokensRequest, MessagesRequest
 from baton.requests.chat import ChatRequest
 from baton.requests.completions import CompletionRequest
 from baton.requests.conversation import Conversation
@@ -31,6 +32,7 @@ MODELS: dict[str, type[BaseModel]] = {
     model.__name__: model
     for model in (
         *(ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest, ResponsesRequest),
+        *(MessagesRequest, CountTokensRequest),
         *(EmbeddingRequest, PoolRequest, ClassifyRequest),
     )
 }

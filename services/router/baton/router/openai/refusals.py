@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import orjson
 
 from baton.errors import BatonError, InvalidRequest, UnsupportedFeature
 
@@ -27,3 +30,18 @@ def error_of(error: BatonError) -> dict[str, Any]:
 def failure_object(public_id: str) -> dict[str, Any]:
     """Say that a mistake of ours ended a request."""
     return error_object(f"The router failed. The log has the reason under {public_id}.", 500)
+
+
+class ErrorForm(NamedTuple):
+    """How an API says an error object with its status: as an answer of its own, and in the middle of a stream."""
+
+    body: Callable[[dict[str, Any], int], dict[str, Any]]
+    event: Callable[[dict[str, Any], int], bytes]
+
+
+def _event(error: dict[str, Any], _status: int) -> bytes:
+    """Write an error in the middle of a stream; SDKs raise it. No [DONE] follows."""
+    return b"data: " + orjson.dumps(error) + b"\n\n"
+
+
+OPENAI_FORM = ErrorForm(lambda error, _status: error, _event)

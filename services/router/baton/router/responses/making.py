@@ -14,9 +14,10 @@ from baton.requests.translated import Context
 from baton.router.openai.blocks import BlockSink
 from baton.router.openai.chat import OpenChat
 from baton.router.openai.logprobs import chat_logprob
+from baton.router.openai.outlets import Outlet, Status
 from baton.router.responses.frame import ResponseFrame
-from baton.router.responses.store import Key, Record, ResponseStore, Status
-from baton.router.responses.writer import Outlet, ResponseWriter
+from baton.router.responses.store import Key, Record, ResponseStore
+from baton.router.responses.writer import ResponseWriter
 from baton.router.router_state import RouterState
 
 

@@ -18,11 +18,12 @@ from baton.router.http_request import read_caller, read_translated, receive_body
 from baton.router.json_answers import JSON
 from baton.router.openai.chat import open_chat
 from baton.router.openai.models import check_model
+from baton.router.openai.outlets import StreamOutlet, WholeOutlet
 from baton.router.openapi_file import errors, operation
+from baton.router.responses.background import RESPONSE_FORM, BackgroundOutlet
 from baton.router.responses.frame import new_response_id
 from baton.router.responses.making import ResponseInMaking
 from baton.router.responses.opening import ResponseGone, listed, read_context
-from baton.router.responses.outlets import RESPONSE_FORM, BackgroundOutlet, StreamOutlet, WholeOutlet
 from baton.router.responses.store import OPEN, Key, Record
 from baton.router.router_state import RouterState
 

@@ -13,7 +13,7 @@ import hmac
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -21,9 +21,9 @@ from baton.errors import BatonError, Unavailable
 from baton.logs import get_logger
 from baton.registry import RegistryDown
 from baton.router.config import RouterConfig
+from baton.router.openai.outlets import Status
 from baton.router.responses.records import ResponseRecords
 
-Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
 OPEN = ("queued", "in_progress")
 """Statuses of what is still being made."""
 _DELETED = b""

@@ -5,8 +5,7 @@ A token of plain text builds one string and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 import orjson
 
@@ -14,9 +13,9 @@ from baton.errors import BatonError
 from baton.requests.response_items import sealed
 from baton.router.openai.blocks import Kind
 from baton.router.openai.open_request import Tally
+from baton.router.openai.outlets import Outlet, Status
 from baton.router.openai.parts import CallBegins
 from baton.router.responses.frame import ResponseFrame, response_error, response_usage
-from baton.router.responses.store import Status
 
 _NAMES = {Kind.TEXT: "msg", Kind.REFUSAL: "msg", Kind.REASONING: "rs", Kind.CALL: "fc"}
 _DELTAS = {
@@ -25,28 +24,6 @@ _DELTAS = {
     Kind.REASONING: b"reasoning_text",
     Kind.CALL: b"function_call_arguments",
 }
-
-
-class Outlet(Protocol):
-    """Where a response goes."""
-
-    @property
-    def has_reader(self) -> bool:
-        """Whether anybody reads events."""
-
-    @property
-    def emit(self) -> Callable[[bytes], None]:
-        """Takes one event."""
-
-    @property
-    def emit_all(self) -> Callable[[bytes], None]:
-        """Takes events that come at once, of any length."""
-
-    def refuse(self, error: BatonError, /, *, has_begun: bool) -> bool:
-        """Take an error as an answer of its own; whether it does."""
-
-    def over(self, status: Status, response: bytes, last: bytes, /) -> None:
-        """Take the whole response, and its last events."""
 
 
 class ResponseWriter:

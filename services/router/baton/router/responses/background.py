@@ -1,80 +1,25 @@
-"""Where a response goes when it is made: to a stream, into one body, or to be fetched later."""
+"""Where a response goes that is made in the background; how errors stand in a stream of a response."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import orjson
 
 from baton.errors import BatonError
-from baton.router.event_stream import ErrorForm, EventStream
-from baton.router.responses.store import Status
-
-Keep = Callable[[Status, bytes, Callable[[], None]], None]
-"""Takes the status, the whole response, and what to do when it is kept, so that a client may build on it at once."""
+from baton.router.event_stream import EventStream
+from baton.router.openai.outlets import Keep, Status
+from baton.router.openai.refusals import ErrorForm
 
 
-def _error_event(error: dict[str, Any]) -> bytes:
+def _error_event(error: dict[str, Any], _status: int) -> bytes:
     """Write an error in the middle of a stream that no response has begun, or whose client does not read."""
     said = error["error"]
     fields = {"type": "error", "code": said["code"] or said["type"], "message": said["message"], "param": said["param"]}
     return b"event: error\ndata: " + orjson.dumps(fields | {"sequence_number": 0}) + b"\n\n"
 
 
-RESPONSE_FORM = ErrorForm(lambda error: error, _error_event)
-
-
-class StreamOutlet:
-    """A response as a stream of events."""
-
-    has_reader = True
-
-    def __init__(self, stream: EventStream, keep: Keep) -> None:
-        self.emit = stream.push
-        self.emit_all = stream.push_all
-        self._stream = stream
-        self._keep = keep
-
-    def refuse(self, error: BatonError, *, has_begun: bool) -> bool:
-        """An error before any event is an answer of its own."""
-        if not has_begun:
-            self._stream.fail(error)
-        return not has_begun
-
-    def over(self, status: Status, response: bytes, last: bytes) -> None:
-        self._keep(status, response, lambda: self._stream.close(last))
-
-
-class WholeOutlet:
-    """A response as one body."""
-
-    has_reader = False
-
-    def __init__(self, done: asyncio.Future[None], keep: Keep) -> None:
-        self.body = b""
-        self._done = done
-        self._keep = keep
-
-    def emit(self, data: bytes) -> None:
-        """Nobody reads events."""
-
-    emit_all = emit
-
-    def refuse(self, error: BatonError, *, has_begun: bool) -> bool:
-        """Any error is the answer."""
-        if not self._done.done():
-            self._done.set_exception(error)
-        return True
-
-    def over(self, status: Status, response: bytes, last: bytes) -> None:
-        self.body = response
-        self._keep(status, response, self._end)
-
-    def _end(self) -> None:
-        if not self._done.done():
-            self._done.set_result(None)
+RESPONSE_FORM = ErrorForm(lambda error, _status: error, _error_event)
 
 
 class BackgroundOutlet:
