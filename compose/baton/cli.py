@@ -196,6 +196,40 @@ def complete(
     sys.exit(talk.complete(quick))
 
 
+@app.command("run-batch", cls=ServiceCommand)
+@with_flags
+def run_batch(
+    context: Context,
+    engine: EngineConfig,
+    input_file: Annotated[Path, Option("-i", "--input-file", help="JSON lines: custom_id, method, url, body")],
+    output_file: Annotated[
+        Path, Option("-o", "--output-file", help="a line for each; one that is there is gone on with")
+    ],
+    model_tag: ModelTag = None,
+    url: Annotated[
+        str | None, Option(envvar="BATON_URL", help="a server that runs; none: one is started, and ends with this")
+    ] = None,
+    concurrency: Annotated[int, Option(min=1, max=4096, help="lines at once")] = 64,
+    api_key: ApiKey = None,
+) -> None:
+    """Answer a file of requests; end with 1 where a line failed."""
+    import asyncio
+
+    from baton.run_batch import Job, answer_file
+    from baton.talk import first_key
+
+    if model_tag is not None:
+        if came_from(context, "model") == "flag" and engine.model != model_tag:
+            raise ConfigError(f"model={engine.model!r} is not valid beside MODEL={model_tag!r}: name one.")
+        engine = dataclasses.replace(engine, model=model_tag)
+    if url is not None and engine.model is not None:
+        raise ConfigError(f"model={engine.model!r} is not valid beside --url: the server has its model.")
+    job = Job(input_file, output_file, concurrency, first_key(api_key))
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(asyncio.run(answer_file(job, url, engine)))
+    sys.exit(130)
+
+
 @app.command("top", cls=Command)
 def top(
     url: Url = "http://127.0.0.1:8000",

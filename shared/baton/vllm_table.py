@@ -433,7 +433,6 @@ BENCH_COMMANDS = {
 """Sub-commands of `vllm bench` that have no twin."""
 
 COMMANDS = {
-    "run-batch": "Files of requests are not served yet. Send them with any OpenAI client, or use `LLM.generate`.",
     "collect-env": "`baton version --verbose` says what an issue needs, `baton doctor` what the machine can do.",
     "launch": "`baton router`, `baton prefill` and `baton decode` run one service each.",
     "snapshot": "Nothing of the kind is kept.",

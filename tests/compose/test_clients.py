@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -150,6 +151,32 @@ def test_the_one_port_that_users_know_tells_how_full_the_caches_are(server: Bato
     for series in ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"):
         (usage,) = re.findall(rf"^{series}{{[^}}]*}} (\S+)$", text, re.MULTILINE)
         assert 0.0 <= float(usage) <= 1.0
+
+
+def test_run_batch_answers_a_file_and_goes_on_with_one_that_was_cut(server: BatonProcess, tmp_path: Path) -> None:
+    def line(number: int, **body: Any) -> str:
+        body = {"prompt": f"{number} and", "max_tokens": 4, "temperature": 0} | body
+        return json.dumps({"custom_id": f"c{number}", "method": "POST", "url": "/v1/completions", "body": body}) + "\n"
+
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    words = ("run-batch", "-i", str(source), "-o", str(target), "--url", server.url)
+    source.write_text(line(0) + "no JSON\n" + line(1, temperature=-1) + line(2))
+    result = call(server, *words)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "4 lines: 2 answered, 2 failed, 0 were answered before." in result.stdout
+    before = target.read_bytes()
+    target.write_bytes(before + b'{"id": "batch_req_torn')
+    source.write_text(line(0) + line(1) + line(2))
+    result = call(server, *words)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "3 lines: 1 answered, 0 failed, 2 were answered before." in result.stdout
+    answers = [json.loads(each) for each in target.read_text().splitlines()]
+    assert sorted(each["custom_id"] for each in answers) == ["c0", "c1", "c2"]
+    assert all(each["response"]["body"]["usage"]["completion_tokens"] == 4 for each in answers)
+    kept = [each for each in before.splitlines() if json.loads(each)["custom_id"] in ("c0", "c2")]
+    assert target.read_bytes().splitlines()[:2] == kept
+    source.write_text("")
+    assert "it has no lines" in call(server, *words).stderr
 
 
 def test_a_route_of_vllms_that_is_not_here_says_what_to_do(server: BatonProcess) -> None:

@@ -20,6 +20,7 @@ class Line:
     number: int
     """From 1 on, as editors count."""
     custom_id: str
+    url: str
     body: dict[str, Any]
 
 
@@ -45,8 +46,8 @@ def read_numbered(file: Path, max_nbytes: int) -> Iterator[tuple[int, bytes]]:
                 yield number, raw.strip()
 
 
-def read_line(number: int, raw: bytes, endpoint: str, seen: set[str], max_nbytes: int) -> Line:
-    """Check one line; its `custom_id` is taken into `seen`.
+def read_line(number: int, raw: bytes, endpoint: str | None, seen: set[str], max_nbytes: int) -> Line:
+    """Check one line; its `custom_id` is taken into `seen`. `endpoint` None: a line may name any path.
 
     Raises:
         BrokenLine: it is no request of this batch.
@@ -68,10 +69,10 @@ def read_line(number: int, raw: bytes, endpoint: str, seen: set[str], max_nbytes
         raise BrokenLine("duplicate_custom_id", message, custom_id)
     seen.add(custom_id)
     _check(number, given, endpoint, custom_id)
-    return Line(number, custom_id, given["body"])
+    return Line(number, custom_id, given["url"], given["body"])
 
 
-def _check(number: int, given: dict[str, Any], endpoint: str, custom_id: str) -> None:
+def _check(number: int, given: dict[str, Any], endpoint: str | None, custom_id: str) -> None:
     def broken(field: str, limit: str) -> BrokenLine:
         shown = repr(given.get(field))[:80]
         return BrokenLine(f"invalid_{field}", f"Line {number}: {field}={shown} is not valid: {limit}.", custom_id)
@@ -80,7 +81,10 @@ def _check(number: int, given: dict[str, Any], endpoint: str, custom_id: str) ->
         raise broken(unknown[0][:40], f"a line has {', '.join(sorted(_KEYS))}, and nothing else")
     if given.get("method") != "POST":
         raise broken("method", "it must be POST")
-    if given.get("url") != endpoint:
+    url = given.get("url")
+    if endpoint is None and not (isinstance(url, str) and url.startswith("/")):
+        raise broken("url", "it must be a path, such as /v1/chat/completions")
+    if endpoint is not None and url != endpoint:
         raise broken("url", f"it must be the endpoint of the batch, {endpoint}")
     body = given.get("body")
     if not isinstance(body, dict):
