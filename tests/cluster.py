@@ -162,15 +162,20 @@ class Cluster:
         self.routers[name] = BatonProcess(arguments, self.folder / f"router-{name}.log", port).start()
 
     def wait_seen(self) -> None:
-        """Wait until each router sees its workers."""
+        """Wait until each router sees its workers as they are now, and none that has ended: one is seen until its lease ends."""
+        incarnations = {name: worker.info().incarnation for name, worker in self.workers.items()}
         for name, (known, _flags) in ROUTERS.items():
-            num_decodes = sum(WORKERS[worker] == "decode" for worker in known or WORKERS)
-            wanted = {"prefill": len(known or WORKERS), "decode": num_decodes}
+            names = known or WORKERS
+            num_decodes = sum(WORKERS[worker] == "decode" for worker in names)
+            wanted = {"prefill": len(names), "decode": num_decodes}
+            there = {incarnations[worker] for worker in names}
             router = self.routers[name]
 
-            def sees_all(router: BatonProcess = router, wanted: dict[str, int] = wanted) -> bool:
+            def sees_all(router: BatonProcess = router, wanted=wanted, there=there) -> bool:
                 values = router.metrics()
-                return all(values.get(f'workers{{leg="{leg}"}}', 0) == count for leg, count in wanted.items())
+                return all(values.get(f'workers{{leg="{leg}"}}', 0) == count for leg, count in wanted.items()) and (
+                    there == {worker["incarnation"] for worker in router.seen()}
+                )
 
             eventually(sees_all, f"router {name} sees {wanted}")
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 import msgspec
@@ -93,6 +93,11 @@ class BatonProcess:
 
     def info(self) -> WorkerInfo:
         return msgspec.json.decode(httpx.get(f"{self.url}/info", timeout=60).content, type=WorkerInfo)
+
+    def seen(self) -> list[dict[str, Any]]:
+        """Return the workers as a router sees them."""
+        workers: list[dict[str, Any]] = httpx.get(f"{self.url}/debug/workers", timeout=60).json()["workers"]
+        return workers
 
     def engine_pid(self) -> int:
         """Process id of a worker's engine process."""

@@ -56,26 +56,22 @@ class Host:
 
     def restart(self, leg: str) -> None:
         """Start a worker anew: nothing is cached there."""
-        (former,) = (worker["incarnation"] for worker in self.seen() if worker["legs"] == [leg])
+        (former,) = (worker["incarnation"] for worker in self.router.seen() if worker["legs"] == [leg])
         self.workers[leg].kill()
         self.workers[leg] = self.start_worker(leg)
         self.workers[leg].wait_ready()
         # a killed worker is seen until its lease ends, with the store that it saw
         eventually(
-            lambda: former not in {worker["incarnation"] for worker in self.seen()}, f"a new {leg} worker is seen"
+            lambda: former not in {worker["incarnation"] for worker in self.router.seen()},
+            f"a new {leg} worker is seen",
         )
         self.wait_seen()
-
-    def seen(self) -> list[dict[str, Any]]:
-        """Return the workers as the router sees them."""
-        workers: list[dict[str, Any]] = httpx.get(f"{self.router.url}/debug/workers").json()["workers"]
-        return workers
 
     def wait_seen(self) -> None:
         """Wait until the router sees both workers, and both see the store."""
 
         def all_see() -> bool:
-            workers = self.seen()
+            workers = self.router.seen()
             return len(workers) == 2 and all(worker["store"] == "store" for worker in workers)
 
         eventually(all_see, "the store is seen")

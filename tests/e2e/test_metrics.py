@@ -45,10 +45,9 @@ def test_prompt_tokens_are_counted_by_where_their_kv_came_from(cluster: Cluster)
 
 def test_what_is_sent_is_received_and_each_hold_ends_with_its_fetch(cluster: Cluster) -> None:
     _, prefill, decode = ask(cluster, [prompt_of(7200 + i, 90) for i in range(4)])
-    assert decode["kv_transfer_bytes_total"] > 0
-    assert prefill["kv_transfer_sent_bytes_total"] >= decode["kv_transfer_bytes_total"]
-    assert decode['kv_fetches_total{result="done"}'] == 4
+    eventually(lambda: decode['kv_fetches_total{result="done"}'] == 4, "the last fetch is reported")
     eventually(lambda: prefill['kv_releases_total{reason="fetched"}'] == 4, "the last release is reported")
+    assert prefill["kv_transfer_sent_bytes_total"] >= decode["kv_transfer_bytes_total"] > 0
     assert decode["kv_transfer_exposed_seconds_count"] == decode["kv_transfer_seconds_count"] == 4
 
 
@@ -59,10 +58,8 @@ def test_each_process_times_its_phases_of_each_request(cluster: Cluster) -> None
         (prefill, ("queue", "compute", "prefill")),
         (decode, ("queue", "compute", "decode")),
     ):
-        assert {phase: counted[f'phase_seconds_count{{phase="{phase}"}}'] for phase in phases} == dict.fromkeys(
-            phases, 2
-        )
-        assert counted["request_queue_time_seconds_count"] == 2
+        series = [*(f'phase_seconds_count{{phase="{phase}"}}' for phase in phases), "request_queue_time_seconds_count"]
+        eventually(lambda c=counted, s=series: [c[name] for name in s] == [2] * len(s), "all is reported")  # type: ignore[misc]
     assert router['route_decisions_total{path="remote"}'] == 2
 
 

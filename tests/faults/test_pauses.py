@@ -66,7 +66,7 @@ def test_a_router_that_was_stopped_until_its_workers_gave_it_up_goes_on_with_all
         answers = asyncio.run(run())
         settings = slow_workers[0].settings
         assert answers == [expected_tokens(prompt, NUM_TOKENS, settings=settings) for prompt in prompts]
-        assert router.metrics()['replays_total{reason="leg_lost"}'] == NUM_STREAMS
+        assert router.metrics()['replays_total{reason="leg_lost"}'] >= NUM_STREAMS
     finally:
         router.kill()
         for link in watch:
