@@ -66,10 +66,16 @@ LONG = (
 
 @pytest.hookimpl(tryfirst=True)  # before xdist writes down the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let workers of xdist take a file at a time, so that what its tests share is made once; the longest first."""
+    """Let workers of xdist take a file at a time, so that what its tests share is made once; the longest first.
+
+    Branches are not counted where a test draws hundreds of cases or works in other processes: it would take two to four
+    times as long, and shows nothing that single cases do not show.
+    """
     group_of = {item: _group(item) for item in items}
     for item, group in group_of.items():
         item.add_marker(pytest.mark.xdist_group(group))
+        if group in DEPLOYMENTS or hypothesis.is_hypothesis_test(getattr(item, "obj", None)):
+            item.add_marker("no_cover")
     items.sort(key=lambda item: LONG.index(group_of[item]) if group_of[item] in LONG else len(LONG))
 
 
