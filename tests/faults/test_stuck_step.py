@@ -24,7 +24,7 @@ def num_decode(cluster: Cluster) -> float:
 
 
 def why_unhealthy(worker: BatonProcess) -> str:
-    status: str = httpx.get(f"{worker.url}/health", timeout=60).json()["status"]
+    status: str = httpx.get(f"{worker.url}/health").json()["status"]
     return status
 
 
@@ -33,7 +33,7 @@ def test_a_stuck_step_costs_no_stream_and_its_engine_is_started_anew(cluster: Cl
     before, pid = worker.info().incarnation, worker.engine_pid()
     restarts = worker.metrics()['engine_restarts_total{reason="stuck"}']
     with stopping_main_thread(pid) as stop:
-        run_under(cluster, 38_000, stop, after_tokens=2)
+        run_under(cluster, stop, after_tokens=2)
         eventually(lambda: worker.metrics()['engine_restarts_total{reason="stuck"}'] == restarts + 1, "it is killed")
     worker.wait_ready()
     assert worker.info().incarnation != before
