@@ -89,7 +89,8 @@ WORDS: dict[str, str] = {
     # chat
     "messages": "the conversation, oldest first",
     "tools": "functions that the model may call; [how](tools.md)",
-    "tool_choice": "`auto`, or `none`: the model is told of no tool",
+    "tool_choice": "`auto`; `none`: the model is told of no tool; `required`, or one function by its name: "
+    "[it must call](tools.md#forced-calls)",
     "parallel_tool_calls": "whether one answer may hold several calls",
     "modalities": 'only `["text"]`',
     "reasoning_effort": "handed to the chat template, for models whose template reads it; `none` switches thinking off "

@@ -1,6 +1,7 @@
 """What a model thinks is told apart from what it answers: by form, however the text is cut, whole and streamed."""
 
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baton.errors import ConfigError
+from baton.protocol import SamplingParams
 from baton.requests.chat import ChatRequest
 from baton.router.config import RouterConfig
 from baton.router.openai.answer_forms import AnswerForms
@@ -141,9 +143,27 @@ def test_a_form_is_chosen_by_the_template_or_by_its_name(tmp_path: Path) -> None
     assert forms("auto").thinking == REASONING_FORMS["qwen3"]
     assert forms("granite").thinking == REASONING_FORMS["granite"]
     request = ChatRequest.model_validate({"messages": MESSAGES})
-    assert forms("none").new_parser(request, [1, 2]) is None
+    assert forms("none").of(request, [1, 2], SamplingParams()) == (SamplingParams(), None)
     with pytest.raises(ConfigError, match=r"reasoning_parser='qwen4' is not known.*qwen3"):
         forms("qwen4")
+
+
+def test_a_form_begins_behind_the_thoughts_that_the_prompt_has_opened(tmp_path: Path) -> None:
+    folder = make_tokenizer_folder(tmp_path, chat_template=OPENED)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(config | {"extra_special_tokens": ["<think>", "</think>"]})
+    )
+    tokenizer = Tokenizer(folder)
+    (end,) = tokenizer.encode("</think>", add_special_tokens=False)
+    forms = AnswerForms(RouterConfig(), tokenizer)
+    request = ChatRequest.model_validate({"messages": MESSAGES, "response_format": {"type": "json_object"}})
+    for prompt, begins_after, thinks in (("<|assistant|><think>", (end,), True), ("<|assistant|>", (), False)):
+        ids = tokenizer.encode(prompt, add_special_tokens=False)
+        params, new_parser = forms.of(request, ids, request.sampling_params())
+        assert params.structured_outputs is not None
+        assert params.structured_outputs.begins_after == begins_after
+        assert (new_parser is not None) == thinks
 
 
 # -- to clients ---------------------------------------------------------------------------------------------------

@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 from tests import template_kinds
 
 from baton.errors import ConfigError
+from baton.requests.tool_choice import forced_calls
+from baton.requests.tools import Tool
 from baton.router.config import RouterConfig
 from baton.router.openai import answer_forms
 from baton.router.openai.answer_forms import AnswerForms
 from baton.router.openai.parsers.call_parts import Offered
 from baton.router.openai.parsers.first_call import FirstCall
+from baton.router.openai.parsers.forced_calls import new_forced_parser
 from baton.router.openai.parsers.tool_forms import TOOL_PARSERS, tool_form_of
 from baton.router.openai.parts import AnswerParser, CallArguments, CallBegins, Part, Reasoning
 from baton.text import Tokenizer
@@ -461,3 +464,22 @@ def test_a_form_is_chosen_by_its_name_or_comes_as_a_plugin(tmp_path: Path, monke
     monkeypatch.setattr(answer_forms, "entry_points", lambda **chosen: EntryPoints([plugin]).select(**chosen))
     plugged: Any = forms("mine").calls
     assert plugged is FirstCall
+
+
+# -- forced ----------------------------------------------------------------------------------------------------
+
+
+def forced(text: str, choice: Any, pieces: int = 1) -> list[Any]:
+    tools = [Tool.model_validate({"type": "function", "function": {"name": name}}) for name in FUNCTIONS]
+    calls = forced_calls(choice, tools)
+    assert calls is not None
+    return read(new_forced_parser(calls, STREAMED), list(text) if pieces > 1 else [text])
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_forced_calls_are_json_whatever_the_models_form(pieces: int) -> None:
+    named = {"type": "function", "function": {"name": "weather"}}
+    assert forced(ARGUMENTS, named, pieces) == [("weather", ARGUMENTS)]
+    assert forced('{"city": "Pa', named, pieces) == [("weather", '{"city": "Pa')]  # as far as it came
+    text = f'[{{"name": "weather", "parameters": {ARGUMENTS}}}, {{"name": "now", "parameters": {{}}}}]'
+    assert forced(text, "required", pieces) == TWO

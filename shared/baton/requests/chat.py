@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr
 
-from baton.errors import refuse, unsupported
+from baton.errors import InvalidRequest, refuse, unsupported
 from baton.protocol import MAX_LOGPROBS, SamplingParams
 from baton.requests.beams import check_beams
 from baton.requests.conversation import MAX_MESSAGES, Conversation
@@ -14,7 +14,10 @@ from baton.requests.fields import INT31, FirstError, TextOrObject, Whole
 from baton.requests.limits import DEFAULT_LIMITS, Limits
 from baton.requests.messages import Message
 from baton.requests.sampling import SamplingRequest
+from baton.requests.structured import in_field
+from baton.requests.tool_choice import ForcedCalls, forced_calls
 from baton.requests.unserved import CHAT
+from baton.structured_outputs import StructuredOutputs
 
 _THINKING = frozenset(("enable_thinking", "thinking"))
 """What templates call the switch of thoughts."""
@@ -40,7 +43,6 @@ class ChatRequest(SamplingRequest, Conversation):
         """Return what the engine is asked for."""
         self.check_unserved()
         check_beams(self, self.num_made)
-        self._check_tools()
         self.check_limits(limits, 1)
         if self.modalities and "audio" in self.modalities:
             raise unsupported("modalities", "audio", "only text is served")
@@ -83,10 +85,27 @@ class ChatRequest(SamplingRequest, Conversation):
                 kwargs |= dict.fromkeys(_THINKING, False)
         return arguments
 
-    def _check_tools(self) -> None:
-        if self.tool_choice in (None, "auto", "none"):
-            return
-        if self.tool_choice == "required" or isinstance(self.tool_choice, dict):
-            reason = "only none and auto are served by this build; a call cannot be forced"
-            raise unsupported("tool_choice", self.tool_choice, reason)
-        raise refuse("tool_choice", self.tool_choice, "it must be none or auto")
+    @property
+    def forced_calls(self) -> ForcedCalls | None:
+        """What the model must call; None where it decides."""
+        return forced_calls(self.tool_choice, self.tools or ())
+
+    @property
+    def names_function(self) -> bool:
+        """Whether one function must be called, and nothing else."""
+        return isinstance(self.tool_choice, dict) and self.tool_choice.get("type") == "function"
+
+    def form(self) -> tuple[str, StructuredOutputs] | None:
+        """Return what says how the answer must be: calls that are forced leave no text that `response_format` is about."""
+        forced = self.forced_calls
+        given = super().form()
+        if forced is None:
+            return given
+        if given is not None and given[0] != "response_format":
+            raise InvalidRequest(
+                f"{given[0]} and tool_choice both say what form the answer has. Give one.", field=given[0]
+            )
+        try:
+            return "tools", forced.form(one_call=self.parallel_tool_calls is False)
+        except InvalidRequest as error:
+            raise in_field("tools", error) from None

@@ -11,12 +11,17 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import TypeVar
 
+import msgspec
+
 from baton.errors import ConfigError, InvalidRequest
+from baton.protocol import SamplingParams
 from baton.requests.chat import ChatRequest
 from baton.router.config import RouterConfig
 from baton.router.openai.parsers.call_parts import Offered
 from baton.router.openai.parsers.first_call import FirstCall
+from baton.router.openai.parsers.forced_calls import new_forced_parser
 from baton.router.openai.parsers.reasoning_forms import REASONING_FORMS, ReasoningForm, reasoning_form_of
+from baton.router.openai.parsers.thinking import ThinkingForm
 from baton.router.openai.parsers.tool_forms import TOOL_PARSERS, NewToolParser, tool_form_of
 from baton.router.openai.parts import AnswerParser, NewParser
 from baton.text import Tokenizer
@@ -44,21 +49,43 @@ class AnswerForms:
         self.thinking: ReasoningForm | None = _named(reasoning, REASONING_FORMS, "reasoning_parser")
         self.calls: NewToolParser | None = _named(tools, TOOL_PARSERS, "tool_call_parser")
 
-    def new_parser(self, request: ChatRequest, prompt_ids: Sequence[int]) -> NewParser | None:
-        """Return what makes the parsers of a request's choices; None where all is text."""
-        new_parser: NewParser | None = None
-        offered = None
-        if request.shows_tools and self.calls is not None:
-            offered = _offered(request)
-            new_parser = functools.partial(self.calls, offered)
+    def of(
+        self, request: ChatRequest, prompt_ids: Sequence[int], params: SamplingParams
+    ) -> tuple[SamplingParams, NewParser | None]:
+        """Return what makes the parsers of a request's choices, None where all is text; and its parameters.
+
+        A form that the answer must have begins behind thoughts, where the prompt has opened them and one token ends them.
+        Otherwise it holds from the first token on, so there are none.
+        """
+        new_calls, form = self._calls_of(request), params.structured_outputs
+        offered = None if new_calls is None else _offered(request)
+        calls = None if new_calls is None or offered is None else functools.partial(new_calls, offered)
+        new_parser: NewParser | None = calls
         if self.thinking is not None:
             continues = bool(request.continue_final_message)
             tail = prompt_ids[-(_LONG_TAIL if continues else _TAIL) :]
             prompt = self._tokenizer.decode(tail, skip_special_tokens=False)
-            new_parser = self.thinking.new_parser(new_parser, offered, prompt, continues=continues)
-        if new_parser is None or offered is None or request.parallel_tool_calls is not False:
-            return new_parser
-        return functools.partial(_one_call, new_parser)
+            end = self._end_of_thoughts(self.thinking, prompt, continues=continues)
+            if form is None or end:
+                new_parser = self.thinking.new_parser(calls, offered, prompt, continues=continues)
+            if form is not None and end:
+                params = params.replace(structured_outputs=msgspec.structs.replace(form, begins_after=end))
+        if new_parser is not None and offered is not None and request.parallel_tool_calls is False:
+            new_parser = functools.partial(_one_call, new_parser)
+        return params, new_parser
+
+    def _calls_of(self, request: ChatRequest) -> NewToolParser | None:
+        forced = request.forced_calls
+        if forced is not None:
+            return functools.partial(new_forced_parser, forced)
+        return self.calls if request.shows_tools else None
+
+    def _end_of_thoughts(self, thinking: ReasoningForm, prompt: str, *, continues: bool) -> tuple[int, ...]:
+        """Return the token that ends the thoughts with which the answer begins, if it does and there is one."""
+        if isinstance(thinking, ThinkingForm) and thinking.place(prompt, continues=continues) == "inside":
+            ends = self._tokenizer.encode(thinking.closes[0], add_special_tokens=False)
+            return tuple(ends) if len(ends) == 1 else ()
+        return ()
 
 
 def _one_call(new_parser: NewParser) -> AnswerParser:

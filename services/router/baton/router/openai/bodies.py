@@ -159,7 +159,7 @@ def chat_choice(request: ChatRequest, index: int, choice: Collected, tokenizer: 
     short = {
         "index": index,
         "message": choice.message(request.echoed),
-        "finish_reason": "tool_calls" if choice.finish_reason == "stop" and choice.calls else choice.finish_reason,
+        "finish_reason": "tool_calls" if ends_with_calls(request, choice) else choice.finish_reason,
         "stop_reason": choice.stop_reason,
         "prompt_logprobs": None,  # the body has it, once for all choices
     }
@@ -169,6 +169,11 @@ def chat_choice(request: ChatRequest, index: int, choice: Collected, tokenizer: 
         scores = chain((b'{"content":',), list_pieces(choice.logprobs, write, num_rows), (b"}",))
     token_ids = choice.token_ids if request.return_token_ids else None
     yield from object_pieces(short, {"logprobs": scores, "token_ids": list_pieces(token_ids)})
+
+
+def ends_with_calls(request: ChatRequest, choice: Collected) -> bool:
+    """Whether a choice ended for its calls; with a named function, as everywhere, it just stops."""
+    return choice.finish_reason == "stop" and bool(choice.calls) and not request.names_function
 
 
 class CompletionAnswer:

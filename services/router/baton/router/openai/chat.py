@@ -82,8 +82,9 @@ async def open_chat(router: RouterState, request: ChatRequest, caller: Caller) -
     with reading(router, params, caller):
         prompt = await render_chat(router, request)
     params = await check_with_model(router, request, params, [prompt])
+    params, new_parser = router.answer_forms.of(request, prompt.token_ids, params)
     opened = OpenRequest(router, request, params, [prompt], caller)
-    return OpenChat(opened, params, prompt, router.answer_forms.new_parser(request, prompt.token_ids))
+    return OpenChat(opened, params, prompt, new_parser)
 
 
 async def render_chat(router: RouterState, request: ChatRequest) -> Prompt:

@@ -51,6 +51,7 @@ class AnswerEvents:
         """The usage so far, counted token by token, for clients that want it in each event."""
         self.with_token_ids = bool(request.return_token_ids)
         self.with_logprobs = request.logprobs is not None and request.logprobs is not False
+        self.names_function = isinstance(request, ChatRequest) and request.names_function
         self.is_plain = not (self.with_token_ids or self.with_logprobs)
         self._tail = b'],"usage":null}\n\n' if self._with_usage else b"]}\n\n"
         self._stream = stream
@@ -140,7 +141,7 @@ class ChatEvents:
         begun = [self._begin_event(choice, part) for part in parts]
         if not begun and (finish_reason is not None or answer.with_logprobs or answer.with_token_ids):
             begun = [self._begin_event(choice, "")]
-        if finish_reason == "stop" and choice in self._with_calls:
+        if finish_reason == "stop" and choice in self._with_calls and not answer.names_function:
             finish_reason = "tool_calls"
         scores, ids = b"null", b"null"
         if token.logprobs is not None and answer.with_logprobs:
