@@ -21,7 +21,13 @@ from baton.router.config import RouterConfig
 from baton.router.openapi_file import openapi_document
 from baton.router.router_state import RouterState
 
-POOLED = {"EmbeddingRequest": "/v1/embeddings", "PoolRequest": "/pooling", "ClassifyRequest": "/classify"}
+POOLED = {
+    "EmbeddingRequest": "/v1/embeddings",
+    "PoolRequest": "/pooling",
+    "ClassifyRequest": "/classify",
+    "ScoreRequest": "/v1/score",
+    "RerankRequest": "/v1/rerank",
+}
 """Requests that generate nothing, and their paths."""
 REQUESTS = ("ChatRequest", "CompletionRequest", "TokenizeRequest", "DetokenizeRequest", "BatchRequest", *POOLED)
 OTHERS = {

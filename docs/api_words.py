@@ -74,6 +74,12 @@ WORDS: dict[str, str] = {
     "use_activation": "the same under vLLM's name; for classes: probabilities, or with false what they are made of",
     "EmbeddingRequest.truncate_prompt_tokens": "cut what is longer to so many tokens; -1: to as many as the model takes. Left out: it is refused",
     "EmbeddingRequest.truncation_side": "where it is cut; left out: `right`",
+    "text_1": "texts that are compared with those of `text_2`: one with all, or as many",
+    "text_2": "texts; each pair has a score. A classifier of one class reads both together; of vectors it is the cosine",
+    "query": "what the documents shall fit",
+    "RerankRequest.documents": "texts, or objects with a `text`",
+    "top_n": "how many of the best are given; left out: all",
+    "return_documents": "give the documents' texts back; on by default",
     "task": "what is wanted of the model; left out: what it is made for",
     "echo": "begin the answer with the prompt; with `max_tokens: 0` nothing else, with `logprobs` scored",
     "ChatRequest.echo": "begin the answer with the last message's text, if the answer continues it or it is the "

@@ -134,7 +134,7 @@ def test_prompts_may_be_written_with_vllms_classes() -> None:
 
 
 def test_a_path_of_vllms_has_a_way_out_and_so_has_what_lies_below_it() -> None:
-    assert why_no_route("/v1/rerank") == "Scores are not served yet."
+    assert why_no_route("/v2/embed") == "Send /v1/embeddings."
     assert why_no_route("/v1/assistants/asst_1") == "Send /v1/chat/completions."
     assert why_no_route("/v1/chat/completions/batch").startswith("Send the requests one by one")
     assert why_no_route("/") == why_no_route("/v1/nothing") == why_no_route("/v1") == ""

@@ -15,6 +15,8 @@ from baton.vllm_names import IMPORTS
 if TYPE_CHECKING:
     from baton.beam_search import BeamSearchParams
     from baton.llm import LLM, CompletionOutput, RequestOutput
+    from baton.llm_pooling import PoolingOutput, PoolingRequestOutput
+    from baton.pooling import PoolingParams
     from baton.protocol import SamplingParams
     from baton.structured_outputs import StructuredOutputs as GuidedDecodingParams
     from baton.structured_outputs import StructuredOutputs as StructuredOutputsParams
@@ -24,6 +26,9 @@ __all__ = [
     "BeamSearchParams",
     "CompletionOutput",
     "GuidedDecodingParams",
+    "PoolingOutput",
+    "PoolingParams",
+    "PoolingRequestOutput",
     "RequestOutput",
     "SamplingParams",
     "StructuredOutputsParams",
@@ -39,6 +44,9 @@ _HOMES = {
     "LLM": "baton.llm",
     "BeamSearchParams": "baton.beam_search",
     "CompletionOutput": "baton.llm",
+    "PoolingOutput": "baton.llm_pooling",
+    "PoolingParams": "baton.pooling",
+    "PoolingRequestOutput": "baton.llm_pooling",
     "RequestOutput": "baton.llm",
     "SamplingParams": "baton.protocol",
     "StructuredOutputsParams": "baton.llm",

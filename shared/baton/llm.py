@@ -28,8 +28,9 @@ from baton.chat_template import ContentFormat
 from baton.config import EngineConfig, demo_model_path
 from baton.engine.engine import Engine, TokenOutput
 from baton.engine.load import load_engine
-from baton.errors import InvalidRequest, refuse
+from baton.errors import InvalidRequest, UnsupportedFeature, refuse
 from baton.generation_defaults import generation_defaults
+from baton.llm_pooling import PoolsPrompts
 from baton.messages import TokenLogprobs
 from baton.models.hub import locate
 from baton.prompt import Prompt
@@ -98,7 +99,7 @@ LARGE_STEP_FROM = 64 * 2**30
 """Bytes of a GPU's memory."""
 
 
-class LLM:
+class LLM(PoolsPrompts):
     """A model that answers prompts, many at once, results in order.
 
     Not for use from several threads at once. The keyword arguments beside those named here are
@@ -259,6 +260,7 @@ class LLM:
             limit = f"this model has {spec.vocab_size} tokens, half of which may be beams"
             raise refuse("beam_width", params.beam_width, limit)
         try:
+            self._check_generates()
             _, prompt, salt = self._prompt_of(item)
             check_prompt(prompt, spec.vocab_size, self.engine.max_model_len)
             check_answer_len(prompt, SamplingParams(max_tokens=params.max_tokens), self.engine.max_model_len)
@@ -298,6 +300,7 @@ class LLM:
 
     def _check(self, index: int, item: PromptInput, params: SamplingParams, priority: int) -> _Answer:
         try:
+            self._check_generates()
             text, prompt, salt = self._prompt_of(item)
             if params.bad_words:
                 params = params.replace(bad_words_ids=bad_words_ids(self._text(), params.bad_words))
@@ -320,6 +323,15 @@ class LLM:
         error = self.engine.grammars.compile(form, lambda: None).exception()
         if error is not None:
             raise error
+
+    def _check_generates(self) -> None:
+        if self.engine.pooling is not None:
+            methods = "classify or score" if self.engine.pooling.labels else "embed"
+            raise UnsupportedFeature(f"this model generates no text. Use {methods}.", field="model")
+
+    def _items(self, prompts: Any) -> list[dict[str, Any]]:
+        checked = [read_value(PromptMapping, _as_mapping(item)) for item in _prompts(prompts)]
+        return [each.model_dump() for each in checked]
 
     def _prompt_of(self, item: PromptInput) -> tuple[str | None, Prompt, str]:
         given = read_value(PromptMapping, _as_mapping(item))

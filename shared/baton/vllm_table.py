@@ -321,7 +321,7 @@ CALLS = (
 """Of `LLM.generate` and `LLM.chat`."""
 
 METHODS = (
-    ("Generation alone is served: no embeddings, scores, rewards or classes.", "encode embed classify score reward"),
+    ("Rewards are classes here: use classify.", "reward"),
     (
         "Blocks are found by what they hold, so none is ever stale; a `cache_salt` of its own finds none of them.",
         "reset_prefix_cache reset_mm_cache",
@@ -338,11 +338,8 @@ METHODS = (
 
 IMPORTS = (
     (
-        "Generation alone is served: no embeddings, scores, rewards or classes.",
-        """
-        PoolingParams PoolingOutput PoolingRequestOutput EmbeddingOutput EmbeddingRequestOutput ClassificationOutput
-        ClassificationRequestOutput ScoringOutput ScoringRequestOutput
-        """,
+        "One class stands for all: PoolingRequestOutput, and PoolingOutput in it.",
+        "EmbeddingOutput EmbeddingRequestOutput ClassificationOutput ClassificationRequestOutput ScoringOutput ScoringRequestOutput",
     ),
     ("`LLM(...)` takes the settings itself.", "EngineArgs AsyncEngineArgs"),
     ("Use `LLM`, or run `baton serve` and ask it over HTTP.", "LLMEngine AsyncLLMEngine AsyncLLM"),
@@ -354,7 +351,7 @@ IMPORTS = (
 """What is imported from `vllm` and not from `batonllm`."""
 
 ROUTES = (
-    ("Scores are not served yet.", "/v1/rerank /v2/rerank /rerank /v1/score /score /generative_scoring"),
+    ("Scores of given tokens are in logprobs of completions.", "/generative_scoring"),
     ("Send /v1/embeddings.", "/v2/embed"),
     ("Models are not moderated or trained here.", "/v1/moderations /v1/fine_tuning"),
     ("Send /v1/chat/completions.", "/v1/realtime /cohere /invocations /v1/assistants"),

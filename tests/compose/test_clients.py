@@ -181,10 +181,10 @@ def test_run_batch_answers_a_file_and_goes_on_with_one_that_was_cut(server: Bato
 
 def test_a_route_of_vllms_that_is_not_here_says_what_to_do(server: BatonProcess) -> None:
     headers = {"authorization": f"Bearer {KEY.split()[0]}"}
-    answer = httpx.post(f"{server.url}/v1/rerank", json={}, headers=headers)
+    answer = httpx.post(f"{server.url}/v2/embed", json={}, headers=headers)
     assert answer.status_code == 404
     message = answer.json()["error"]["message"]
-    assert message == "There is no /v1/rerank here. Scores are not served yet."
+    assert message == "There is no /v2/embed here. Send /v1/embeddings."
 
 
 def test_bench_serve_needs_no_torch() -> None:

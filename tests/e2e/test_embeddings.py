@@ -85,6 +85,20 @@ def test_base64_holds_the_same_numbers_and_vectors_are_cut_where_the_model_allow
     np.testing.assert_allclose(cut, first / np.linalg.norm(first), atol=1e-6)
 
 
+def test_documents_are_ordered_by_the_cosine_of_their_vectors(served: Served) -> None:
+    texts = ["the query", "one", "two", "the query itself"]
+    vectors = np.array([each.embedding for each in served.client.embeddings.create(model="tiny", input=texts).data])
+    expected = vectors[1:] @ vectors[0]
+    body = served.post("/v1/score", text_1=texts[0], text_2=texts[1:]).json()
+    np.testing.assert_allclose([each["score"] for each in body["data"]], expected, atol=1e-5)
+    for path in ("/v1/rerank", "/v2/rerank", "/rerank"):
+        answer = served.post(path, query=texts[0], documents=texts[1:], top_n=2).json()
+        assert [each["index"] for each in answer["results"]] == np.argsort(-expected)[:2].tolist()
+        assert [each["document"]["text"] for each in answer["results"]] == [
+            texts[1 + i] for i in np.argsort(-expected)[:2]
+        ]
+
+
 def test_many_inputs_are_spread_over_the_workers_and_leave_nothing(served: Served) -> None:
     answer = served.client.embeddings.create(model="tiny", input=[f"text {i}" for i in range(700)])
     assert [each.index for each in answer.data] == list(range(700))
@@ -109,6 +123,12 @@ def test_many_inputs_are_spread_over_the_workers_and_leave_nothing(served: Serve
         ("/v1/embeddings", {"input": "x", "temperature": 1}, "temperature=1 is not valid: there is no such parameter"),
         ("/v1/embeddings", {"input": ["x"] * 2049}, "at most 2048 are taken at once"),
         ("/classify", {"input": "x"}, "task='classify' is not valid: this model serves embed"),
+        (
+            "/v1/rerank",
+            {"query": "x", "documents": []},
+            "documents=a list of 0 is not valid: it must be a list of texts",
+        ),
+        ("/v1/score", {"text_1": ["x", "y"], "text_2": ["z"]}, "text_1 must have one, or as many as text_2"),
         ("/v1/completions", {"prompt": "x"}, "tiny generates no text: ask /v1/embeddings"),
     ],
 )

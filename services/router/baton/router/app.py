@@ -22,6 +22,7 @@ from baton.router.openai.chat import chat_routes
 from baton.router.openai.completions import completion_routes
 from baton.router.openai.embeddings import embedding_routes
 from baton.router.openai.models import model_routes
+from baton.router.openai.scores import score_routes
 from baton.router.operations import baton_version, health_routes, monitoring_routes
 from baton.router.page.routes import page_routes
 from baton.router.responses.routes import response_routes
@@ -70,7 +71,7 @@ def make_api(router: RouterState) -> FastAPI:
     for routes in (page_routes(), health_routes(router)):
         app.include_router(routes)
     private = (
-        *(chat_routes, completion_routes, embedding_routes, response_routes, anthropic_routes),
+        *(chat_routes, completion_routes, embedding_routes, score_routes, response_routes, anthropic_routes),
         *(model_routes, monitoring_routes),
     )
     made = [make(router) for make in private]

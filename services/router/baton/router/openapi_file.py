@@ -13,7 +13,7 @@ from baton.requests.anthropic import CountTokensRequest, MessagesRequest
 from baton.requests.batches import BatchRequest
 from baton.requests.chat import ChatRequest
 from baton.requests.completions import CompletionRequest
-from baton.requests.pooling import ClassifyRequest, EmbeddingRequest, PoolRequest
+from baton.requests.pooling import ClassifyRequest, EmbeddingRequest, PoolRequest, RerankRequest, ScoreRequest
 from baton.requests.responses import ResponsesRequest
 from baton.requests.tokenize import DetokenizeRequest, TokenizeRequest
 from baton.router.auth import PUBLIC_PATHS
@@ -21,7 +21,7 @@ from baton.router.auth import PUBLIC_PATHS
 _MODELS = (
     *(ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest, ResponsesRequest, BatchRequest),
     *(MessagesRequest, CountTokensRequest),
-    *(EmbeddingRequest, PoolRequest, ClassifyRequest),
+    *(EmbeddingRequest, PoolRequest, ClassifyRequest, ScoreRequest, RerankRequest),
 )
 _TEXT = {"type": "string"}
 _TEXT_OR_NULL = {"type": ["string", "null"]}

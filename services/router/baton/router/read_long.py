@@ -20,7 +20,15 @@ from baton.requests.chat import ChatRequest
 from baton.requests.completions import CompletionRequest
 from baton.requests.conversation import Conversation
 from baton.requests.limits import Limits
-from baton.requests.pooling import ClassifyRequest, EmbeddingRequest, InputRequest, PoolingRequest, PoolRequest
+from baton.requests.pooling import (
+    ClassifyRequest,
+    EmbeddingRequest,
+    InputRequest,
+    PoolingRequest,
+    PoolRequest,
+    RerankRequest,
+    ScoreRequest,
+)
 from baton.requests.refusals import read_json
 from baton.requests.responses import ResponsesRequest
 from baton.requests.tokenize import DetokenizeRequest, TokenizeRequest
@@ -33,12 +41,13 @@ MODELS: dict[str, type[BaseModel]] = {
     for model in (
         *(ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest, ResponsesRequest),
         *(MessagesRequest, CountTokensRequest),
-        *(EmbeddingRequest, PoolRequest, ClassifyRequest),
+        *(EmbeddingRequest, PoolRequest, ClassifyRequest, ScoreRequest, RerankRequest),
     )
 }
 _LONG = {
     *("messages", "tools", "documents", "chat_template", "chat_template_kwargs"),
     *("metadata", "prompt_cache_options", "prompt", "tokens", "input"),
+    *("text_1", "text_2", "query", "documents"),
 }
 """Fields that may hold much: what the router needs of them stands beside the request."""
 _MAX_SCHEMAS_LEN = 2**18
