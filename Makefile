@@ -42,7 +42,7 @@ PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 # COVERAGE=1 counts branches beside, and fails below `fail_under` in pyproject.toml.
 test: install
-	$(PYTEST) -n 2 --dist loadgroup --no-loadscope-reorder $(if $(COVERAGE),--cov --cov-report=term:skip-covered)
+	$(PYTEST) -n 2 $(if $(COVERAGE),--cov --cov-report=term:skip-covered)
 
 # What failed in the run before, alone: at most 3 tests, as more are no accident. What passes now has found a race, of its own
 # or of Baton.

@@ -14,6 +14,9 @@ import pytest
 import structlog
 from tests.processes import HANG_S
 from tests.tiny_models import save_tiny
+from tests.units import FIRST, SHARED, unit_of
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 if TYPE_CHECKING:
     from tests.cluster import Cluster
@@ -51,37 +54,33 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         session.config.pluginmanager.register(NamesFailures(terminal))
 
 
-DEPLOYMENTS = {"cluster", "stack"}
-"""Fixtures that start a dozen processes: all who ask for one run on the worker of xdist that has it."""
-LONG = (
-    "cluster",
-    "tests/test_interpreted.py",
-    "stack",
-    "tests/e2e/test_kvstore.py",
-    "tests/e2e/test_up.py",
-    "tests/engine/test_compile_check.py",
-)
-"""What is handed out first, as nobody shall wait for it at the end."""
+class FileAtATime(LoadScopeScheduling):  # type: ignore[misc]
+    """Hands out a file's tests together, as what they share is made once then; so with all files of a deployment."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return unit_of(nodeid)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist writes down the groups
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FileAtATime:
+    config.option.loadscopereorder = False  # the order is ours
+    return FileAtATime(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let workers of xdist take a file at a time, so that what its tests share is made once; the longest first.
+    """Put what takes longest first, so that no worker of xdist is waited for at the end.
 
     Branches are not counted where a test draws hundreds of cases or works in other processes: it would take two to four
     times as long, and shows nothing that single cases do not show.
     """
-    group_of = {item: _group(item) for item in items}
-    for item, group in group_of.items():
-        item.add_marker(pytest.mark.xdist_group(group))
-        if group in DEPLOYMENTS or hypothesis.is_hypothesis_test(getattr(item, "obj", None)):
+    items.sort(key=lambda item: FIRST.index(unit) if (unit := unit_of(item.nodeid)) in FIRST else len(FIRST))
+    for item in items:
+        deployment = SHARED.keys() & set(getattr(item, "fixturenames", ()))
+        if not deployment <= {unit_of(item.nodeid)}:
+            raise pytest.UsageError(f"{item.nodeid} asks for {deployment}: name its file in tests/units.py")
+        if deployment or hypothesis.is_hypothesis_test(getattr(item, "obj", None)):
             item.add_marker("no_cover")
-    items.sort(key=lambda item: LONG.index(group_of[item]) if group_of[item] in LONG else len(LONG))
-
-
-def _group(item: pytest.Item) -> str:
-    asked_for = DEPLOYMENTS & set(getattr(item, "fixturenames", ()))
-    return asked_for.pop() if asked_for else item.nodeid.partition("::")[0]
 
 
 @pytest.fixture

@@ -66,9 +66,7 @@ def draw(part: float) -> int:
     numbers = {"FRAMES": NUM_DECODED, "LIVE_FRAMES": NUM_LIVE, "SEEDS": NUM_SEEDS, "FUZZ_EXAMPLES": NUM_REQUESTS}
     environment = {**os.environ, **{name: str(max(int(part * number), 16)) for name, number in numbers.items()}}
     files = ["tests/faults/test_mutated_frames.py", "tests/router/test_fuzz.py", "tests/simulation"]
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadgroup", *files], env=environment, check=False
-    ).returncode
+    return subprocess.run([sys.executable, "-m", "pytest", "-n", "2", *files], env=environment, check=False).returncode
 
 
 if __name__ == "__main__":

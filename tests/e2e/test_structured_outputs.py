@@ -17,7 +17,6 @@ from tests.processes import HANG_S
 
 from baton.llm import SamplingParams, StructuredOutputsParams
 
-pytestmark = pytest.mark.xdist_group("cluster")
 SCHEMA = {
     "type": "object",
     "properties": {
