@@ -242,6 +242,10 @@ def test_scores_come_with_the_text_if_they_are_asked_for(client: openai.OpenAI) 
         ({"input": "x", "conversation": "conv_1"}, "conversation"),
         ({"input": "x", "reasoning": {"summary": "detailed"}}, "reasoning.summary"),
         ({"input": "x", "text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema"),
+        (
+            {"input": "x", "text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "nothing"}}}},
+            "text.format.schema",
+        ),
         ({"input": "x", "background": True, "store": False}, "background"),
         ({"input": "x", "metadata": {"a": 1}}, "metadata.a"),
         ({"input": "x", "nonsense": 1}, "nonsense"),

@@ -280,6 +280,7 @@ class CountTokensRequest(Translates):
     ignored = _IGNORED
     chat_names = {  # noqa: RUF012
         "max_completion_tokens": "max_tokens",
+        "response_format.json_schema": "output_config.format",
         "response_format": "output_config.format",
         "reasoning_effort": "output_config.effort",
         "thinking_token_budget": "thinking.budget_tokens",

@@ -199,6 +199,7 @@ class ResponsesRequest(_Sampling):
     chat_names = {  # noqa: RUF012
         "max_completion_tokens": "max_output_tokens",
         "messages": "input",
+        "response_format.json_schema": "text.format",
         "response_format": "text.format",
         "reasoning_effort": "reasoning.effort",
     }

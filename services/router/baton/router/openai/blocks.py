@@ -28,6 +28,7 @@ class Kind(Enum):
 
 
 _TEXT, _REASONING, _REFUSAL, _CALL = Kind
+_NO_SCORES: list[bytes] = []
 
 
 class BlockWriter(Protocol):
@@ -91,6 +92,9 @@ class BlockSink:
         stop_reason: int | str | None,
     ) -> None:
         """Write a token's parts."""
+        if self._kind is _TEXT and finish_reason is None and type(shown) is str and shown and self._write_score is None:
+            self._writer.add(shown, _NO_SCORES)
+            return
         if not self._has_begun:
             self._has_begun = True
             tally = copy.copy(self._tally)

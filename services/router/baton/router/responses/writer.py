@@ -87,7 +87,8 @@ class ResponseWriter:
     def add(self, text: str, scores: Sequence[bytes]) -> None:
         """Add to the item."""
         self._texts.append(text)
-        self._scores += scores
+        if scores:
+            self._scores += scores
         if self._events is not None:
             end = b'"sequence_number":%d}\n\n' % self._sequence_number
             self._sequence_number += 1
