@@ -9,6 +9,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from tests.engine.random_schemas import wrong_answers
 
 from baton.errors import BatonError, InvalidRequest
 from baton.llm import LLM, CompletionOutput, SamplingParams, StructuredOutputsParams, demo_model_path
@@ -206,3 +207,7 @@ def test_preempted_answers_are_those_of_a_pool_with_room_for_all(llm: LLM) -> No
     wanted = [out.outputs[0].token_ids for out in llm.generate(prompts, params, use_tqdm=False)]
     assert [out.outputs[0].token_ids for out in small.generate(prompts, params, use_tqdm=False)] == wanted
     assert small.engine.scheduler.num_preemptions > 0
+
+
+def test_answers_of_random_schemas_follow_them(llm: LLM) -> None:
+    assert list(wrong_answers(llm, range(7000, 7006))) == []

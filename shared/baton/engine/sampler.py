@@ -29,7 +29,8 @@ from baton.protocol import SamplingParams
 
 SAMPLING_NBYTES = 18
 """Bytes of a device for each logit of a full batch, at most: the logits, a copy of them for log-probabilities, what
-top-k and top-p search, and the counts of tokens take 4 each; which tokens are allowed, for this batch and the last, 1 each."""
+top-k and top-p search, and the counts of tokens take 4 each; which tokens are allowed, for this batch and the last, 1 each.
+Masks of grammars take 2 before anything is searched."""
 
 
 @dataclass(slots=True)
@@ -123,7 +124,7 @@ class Sampler:
         raw = logits
         if masks is not None:
             raw = logits if num_top is None else logits.clone()
-            logits.masked_fill_(~_unpacked(masks, self._vocab_size), -math.inf)
+            logits.masked_fill_(_forbidden(masks, self._vocab_size), -math.inf)
         if all(row.is_plain for row in rows):
             token_ids = greedy(logits)
         else:
@@ -224,10 +225,11 @@ def seed_of(request_id: str, engine_seed: int) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
-def _unpacked(masks: Tensor, vocab_size: int) -> Tensor:
-    """Turn 32 tokens a word into [rows, vocab_size] bool."""
-    bits = masks[:, :, None] >> torch.arange(32, dtype=torch.int32, device=masks.device) & 1
-    return bits.flatten(1)[:, :vocab_size].bool()
+def _forbidden(masks: Tensor, vocab_size: int) -> Tensor:
+    """Turn 32 tokens a word into [rows, vocab_size] bool: those that may not be. Byte by byte: a logit takes 2 of them."""
+    bits = torch.arange(8, dtype=torch.uint8, device=masks.device)
+    allowed = masks.view(torch.uint8)[:, :, None] & (1 << bits).to(torch.uint8)
+    return (allowed == 0).flatten(1)[:, :vocab_size]
 
 
 def _is_plain(params: SamplingParams) -> bool:
