@@ -607,3 +607,46 @@ def test_files_and_batches_without_a_folder_say_how_to_have_one(client: openai.O
     for call in (client.files.list, client.batches.list):
         with pytest.raises(openai.BadRequestError, match="--data-dir"):
             call()
+
+
+def test_probes_of_other_servers_are_answered(serving: Cluster) -> None:
+    with httpx.Client(base_url=serving.url) as http:
+        for answer in (http.get("/ping"), http.post("/ping")):
+            assert (answer.status_code, answer.content) == (200, b"")
+        assert http.get("/load").json() == {"server_load": 0}
+        with http.stream(
+            "POST", "/v1/completions", json={"prompt": PROMPT, "max_tokens": 1500, "stream": True}
+        ) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            assert httpx.get(f"{serving.url}/load").json() == {"server_load": 1}
+        assert http.get("/version").json().keys() == {"version"}
+        for path in ("/v1/audio/speech", "/v1/images/generations"):
+            error = http.post(path, json={}).json()["error"]
+            assert (error["type"], "Only text is served" in error["message"]) == ("invalid_request_error", True)
+
+
+def test_invocations_are_passed_on_by_what_the_body_holds(serving: Cluster) -> None:
+    with httpx.Client(base_url=serving.url, timeout=60) as http:
+        for given, path in (
+            ({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2, "seed": 1}, "/v1/chat/completions"),
+            ({"prompt": PROMPT, "max_tokens": 2, "seed": 1}, "/v1/completions"),
+        ):
+            one, other = (http.post(each, json=given).json() for each in ("/invocations", path))
+            assert (one["object"], one["choices"]) == (other["object"], other["choices"])
+        streamed = http.post("/invocations", json={"prompt": PROMPT, "max_tokens": 2, "stream": True})
+        assert streamed.text.endswith("data: [DONE]\n\n")
+        for content in (b'{"text": "hi"}', b"[1]", b'{"prompt": "a"', b"\xff", b'{"messages": null}'):
+            answer = http.post("/invocations", content=content, headers={"content-type": "application/json"})
+            assert answer.status_code == 400
+            assert answer.json()["error"]["message"]
+        assert http.post("/invocations", json={"prompt": PROMPT, "n": -1}).json()["error"]["param"] == "n"
+
+
+def test_docs_name_every_route_and_load_nothing(serving: Cluster) -> None:
+    page = httpx.get(f"{serving.url}/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    paths = httpx.get(f"{serving.url}/openapi.json").json()["paths"]
+    assert all(f"<td>{path}</td>" in page.text for path in paths)
+    assert "http://" not in page.text
+    assert "src=" not in page.text

@@ -27,6 +27,7 @@ from baton.router.operations import baton_version, health_routes, monitoring_rou
 from baton.router.page.routes import page_routes
 from baton.router.responses.routes import response_routes
 from baton.router.router_state import RouterState
+from baton.router.small_routes import ping_routes, small_routes
 
 BATCHED = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"))
 """Routes whose requests may stand in a batch, where they are served."""
@@ -44,7 +45,6 @@ def create_app(router: RouterState, http: HttpConfig) -> Envelope:
 def make_api(router: RouterState) -> FastAPI:
     """Build the routes, with who may ask and how errors are answered."""
     config = router.config
-
     batches = Batches(router)
 
     @contextlib.asynccontextmanager
@@ -68,7 +68,7 @@ def make_api(router: RouterState) -> FastAPI:
     )
     app.state.router = router
     app.state.authenticator = Authenticator(config.api_key, config.cache_key)
-    for routes in (page_routes(), health_routes(router)):
+    for routes in (page_routes(), health_routes(router), ping_routes()):
         app.include_router(routes)
     private = (
         *(chat_routes, completion_routes, embedding_routes, score_routes, response_routes, anthropic_routes),
@@ -76,7 +76,8 @@ def make_api(router: RouterState) -> FastAPI:
     )
     made = [make(router) for make in private]
     endpoints = BATCHED & {getattr(route, "path", "") for routes in made for route in routes.routes}
-    for routes in (*made, file_routes(router, batches), batch_routes(router, batches, endpoints)):
+    kept = (file_routes(router, batches), batch_routes(router, batches, endpoints))
+    for routes in (*made, *kept, small_routes(router, made)):
         app.include_router(routes, dependencies=[Depends(require_key)])
     answer_errors(app)
     return app

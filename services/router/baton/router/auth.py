@@ -12,7 +12,7 @@ from baton.errors import BatonError
 
 TENANT = "baton.tenant"
 """Of a scope, which no client writes: whose request it is that comes from within."""
-PUBLIC_PATHS = frozenset({"/health", "/ready"})
+PUBLIC_PATHS = frozenset({"/health", "/ready", "/ping"})
 
 
 class NotAuthorized(BatonError):
