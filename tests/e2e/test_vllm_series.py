@@ -55,7 +55,7 @@ def moved(cluster: Cluster) -> dict[str, float]:
     """How the sums moved by 3 prompts of 100 tokens, over two workers, asked twice for 6 tokens."""
     cluster.assert_quiet()
     before = summed(cluster)
-    prompts = [prompt_of(9100 + i, 100) for i in range(3)]
+    prompts = [prompt_of(9400 + i, 100) for i in range(3)]
     for _ in range(2):
         stream_all(cluster, "1p1d", prompts, max_tokens=6)
         cluster.assert_quiet()

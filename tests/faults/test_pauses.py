@@ -108,7 +108,8 @@ def test_what_a_stopped_decode_worker_had_of_clients_that_left_ends_at_its_retur
     try:
         asyncio.run(leave_while_it_is_stopped())
     finally:
-        os.kill(pid, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):  # on a slow machine its face has given it up by now
+            os.kill(pid, signal.SIGCONT)
     eventually(lambda: worker.metrics()["num_requests_running"] == 0, "nothing runs any more")
     assert worker.metrics()[tokens] - before < NUM_STREAMS * 900
     cluster.assert_quiet()
