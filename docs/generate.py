@@ -21,7 +21,17 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # to be run as a file too
 
-from docs import api_tables, charts, command_tables, model_tables, python_tables, serving_tables, terminal, vllm_tables
+from docs import (
+    api_tables,
+    charts,
+    command_tables,
+    conformance_tables,
+    model_tables,
+    python_tables,
+    serving_tables,
+    terminal,
+    vllm_tables,
+)
 from docs.markdown import default, rows
 
 from baton.config import EngineConfig
@@ -124,6 +134,7 @@ _TABLES: dict[str, Callable[..., str]] = {
     "routes": api_tables.routes_table,
     "bodies": api_tables.bodies,
     "refused-fields": api_tables.refused_table,
+    "conformance": conformance_tables.conformance_table,
     "models": model_tables.models_table,
     "sampling": python_tables.sampling_table,
     "output": python_tables.output_table,

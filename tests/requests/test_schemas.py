@@ -16,6 +16,7 @@ from openai.types.chat.chat_completion_assistant_message_param import ContentArr
 from openai.types.chat.chat_completion_message_tool_call_union_param import ChatCompletionMessageToolCallUnionParam
 from openai.types.chat.chat_completion_tool_union_param import ChatCompletionToolUnionParam
 from openai.types.shared_params import FunctionDefinition as SdkFunction
+from tests.conformance.fields import VLLM_CHAT, VLLM_SAMPLING
 
 from baton.requests.chat import ChatRequest
 from baton.requests.closed import Closed
@@ -25,21 +26,6 @@ from baton.requests.sampling import StreamOptions
 from baton.requests.tokenize import TokenizeRequest
 from baton.requests.tools import FunctionDefinition, Tool
 
-VLLM_SAMPLING = """
-    use_beam_search top_k min_p repetition_penalty watermarking length_penalty stop_token_ids include_stop_str_in_output
-    ignore_eos min_tokens skip_special_tokens spaces_between_special_tokens truncate_prompt_tokens truncation_side
-    prompt_logprobs logprob_token_ids allowed_token_ids bad_words early_stopping logits_processors
-    add_special_tokens response_format structured_outputs priority request_id session_id return_tokens_as_token_ids
-    return_token_ids routed_experts_prompt_start return_token_offsets return_mm_kwargs cache_salt kv_transfer_params
-    ec_transfer_params vllm_xargs repetition_detection thinking_token_budget stream_interval
-    guided_json guided_regex guided_choice guided_grammar structural_tag guided_decoding_backend
-    guided_whitespace_pattern
-"""
-"""Beside OpenAI's, in the order of its protocol, and those that it has given up."""
-VLLM_CHAT = """
-    include_reasoning echo add_generation_prompt continue_final_message documents chat_template chat_template_kwargs
-    media_io_kwargs mm_processor_kwargs return_prompt_text best_of
-"""
 VLLM_TOKENIZE = """
     model prompt messages add_special_tokens return_token_strs add_generation_prompt continue_final_message chat_template
     chat_template_kwargs mm_processor_kwargs media_io_kwargs tools

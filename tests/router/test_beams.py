@@ -102,6 +102,7 @@ def test_a_search_whose_client_has_left_is_over(serving: Cluster) -> None:
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"use_beam_search": False, "length_penalty": 2}, "length_penalty"),
         ({"echo": True, "logprobs": 1}, "echo"),
+        ({"structured_outputs": {"choice": ["a", "b"]}}, "structured_outputs"),
     ],
 )
 def test_what_a_search_does_not_keep_to_is_refused_by_name(serving: Cluster, fields: Any, field: str) -> None:

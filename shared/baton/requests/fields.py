@@ -74,7 +74,7 @@ TextOrObject = one_of({str: str, dict: dict[str, Any]}, "a string or an object")
 
 def _check_stop(value: Any) -> tuple[str, ...]:
     stops = [value] if isinstance(value, str) else value
-    if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
+    if not isinstance(stops, (list, tuple)) or not all(isinstance(stop, str) and stop for stop in stops):
         raise ValueError("it must be a string or a list of strings, none empty")
     if len(stops) > MAX_LIST or any(len(stop) > 1024 for stop in stops):
         raise ValueError(f"at most {MAX_LIST} strings of at most 1024 characters are taken")
@@ -99,9 +99,10 @@ def _check_logit_bias(value: Any) -> dict[int, float]:
     if not isinstance(value, dict) or len(value) > MAX_LIST:
         raise ValueError(f"it must be an object of at most {MAX_LIST} token ids")
     bias: dict[int, float] = {}
-    for key, number in value.items():
+    for given, number in value.items():
+        key = str(given) if type(given) is int else given  # of a request that was checked before
         if not (isinstance(key, str) and key.isascii() and key.isdigit() and len(key) <= 10):
-            raise ValueError(f"its keys must be token ids, and {key[:20]!r} is none")
+            raise ValueError(f"its keys must be token ids, and {str(key)[:20]!r} is none")
         if not isinstance(number, (int, float)) or isinstance(number, bool) or not -100 <= number <= 100:
             raise ValueError("its values must be numbers from -100 to 100")
         bias[int(key)] = float(number)

@@ -59,6 +59,7 @@ RESPONSE = {
     "request_id": Unserved("ids are made here; the header x-request-id follows a request"),
     "enable_response_messages": Unserved("use /tokenize to see what the model reads", (False,)),
     "previous_input_messages": Unserved("a conversation is sent in input here", ([],)),
+    "previous_response": Unserved("name it by previous_response_id, or send its items in input"),
     "return_token_ids": Unserved(_NO_TEXT, (False,)),
     "prompt_logprobs": Unserved("prompts are scored by /v1/completions and /v1/chat/completions"),
 }

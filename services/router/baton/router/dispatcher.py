@@ -577,8 +577,7 @@ class Dispatcher:
             if step.runs_on and attempt is not None:
                 running.cancel_leg(running.workers[0], attempt.epoch, step.choice)
         elif isinstance(step, Onward):
-            running.leave_workers(cancel_decode=step.runs_on)
-            self._place(running)
+            self._go_on(running, step)
         elif step is STALE:
             self.metrics.stale_messages.inc()
 
@@ -590,6 +589,14 @@ class Dispatcher:
             running.leave_lane(worker)
         else:
             self._act(running, step)
+
+    def _go_on(self, running: Running, step: Onward) -> None:
+        """Begin the next attempt where the last one was, if that worker still takes some."""
+        flow, worker = running.flow, running.workers[0]
+        running.leave_workers(cancel_decode=step.runs_on)
+        is_there = worker.is_live and not step.runs_on  # else its KV may not have come
+        decision = self._placement.place_again(flow.generation, flow.num_emitted, worker) if is_there else None
+        self._place(running, decision=decision)
 
     def _replay(self, running: Running, step: Replay) -> None:
         """Run what is left as a new attempt; what comes from the old one is dropped from here on."""

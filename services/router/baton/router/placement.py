@@ -70,6 +70,13 @@ class Placement:
         self._metrics.phase_seconds.observe("route", time.perf_counter() - started)
         return decision
 
+    def place_again(self, generation: Generation, num_emitted: int, worker: Worker) -> Decision | None:
+        """Keep a request on the decode worker that has the KV of all that it said; None: it takes none now."""
+        if not worker.can_decode:
+            return None
+        shape = _shape(generation, num_emitted, worker)
+        return self._choose(shape, [self._candidate(worker, generation)], "local")
+
     def place_moved(self, generation: Generation, num_emitted: int, source: Worker) -> Decision | None:
         """Choose who goes on with a request of a worker that drains, with its KV; None: nobody can now, or it has not got it."""
         others = [each for each in self._pool.workers.values() if each.can_decode and each is not source]
