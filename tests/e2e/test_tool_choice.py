@@ -88,6 +88,17 @@ def test_calls_and_their_results_are_sent_back(client: openai.OpenAI) -> None:
         assert ask(client, "auto", messages=[*MESSAGES, message, result], max_tokens=4, stream=stream)
 
 
+def test_strict_functions_leave_text_free(client: openai.OpenAI) -> None:
+    strict = [{"type": "function", "function": tool["function"] | {"strict": True}} for tool in TOOLS]
+    choice = ask(client, "auto", tools=strict, max_tokens=20).choices[0]
+    assert choice.message.content
+    assert not choice.message.tool_calls
+    broken = {"name": "f", "strict": True, "parameters": {"type": "object", "not": {}}}
+    with pytest.raises(openai.BadRequestError, match="tools=") as refused:
+        ask(client, "auto", tools=[{"type": "function", "function": broken}])
+    assert refused.value.param == "tools"
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

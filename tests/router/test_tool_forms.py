@@ -9,17 +9,20 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llguidance import LLMatcher, LLTokenizer
 from tests import template_kinds
 
 from baton.errors import ConfigError
+from baton.grammars import check, grammar_of
 from baton.requests.tool_choice import forced_calls
-from baton.requests.tools import Tool
+from baton.requests.tools import FunctionDefinition, Tool
 from baton.router.config import RouterConfig
 from baton.router.openai import answer_forms
 from baton.router.openai.answer_forms import AnswerForms
 from baton.router.openai.parsers.call_parts import Offered
 from baton.router.openai.parsers.first_call import FirstCall
 from baton.router.openai.parsers.forced_calls import new_forced_parser
+from baton.router.openai.parsers.strict_calls import strict_form
 from baton.router.openai.parsers.tool_forms import TOOL_PARSERS, tool_form_of
 from baton.router.openai.parts import AnswerParser, CallArguments, CallBegins, Part, Reasoning
 from baton.text import Tokenizer
@@ -483,3 +486,27 @@ def test_forced_calls_are_json_whatever_the_models_form(pieces: int) -> None:
     assert forced('{"city": "Pa', named, pieces) == [("weather", '{"city": "Pa')]  # as far as it came
     text = f'[{{"name": "weather", "parameters": {ARGUMENTS}}}, {{"name": "now", "parameters": {{}}}}]'
     assert forced(text, "required", pieces) == TWO
+
+
+def test_a_strict_function_is_called_as_its_schema_says_and_text_is_free() -> None:
+    tools = [{"name": "weather", "parameters": SCHEMA | {"required": ["days"]}, "strict": True}, {"name": "now"}]
+    functions = [FunctionDefinition.model_validate(tool) for tool in tools]
+    assert strict_form("llama3_json", functions) is None
+    assert strict_form("hermes", functions[1:]) is None
+    form = strict_form("hermes", functions)
+    assert form is not None
+    check(form)
+    for text, fits in (
+        ("Well, <tool> it is.", True),
+        ('Well <tool_call>\n{"name": "weather", "arguments": {"days": 3}}\n</tool_call> so', True),
+        ('<tool_call>\n{"name": "weather", "arguments": {"days": "three', False),
+        ('<tool_call>\n{"name": "weather", "arguments": {}}', False),
+        ('<tool_call>\n{"name": "now", "arguments": {"x": 1}}\n</tool_call>', True),
+        ('<tool_call>\n{"name": "other"', False),
+    ):
+        tokenizer = LLTokenizer("byte")
+        matcher = LLMatcher(tokenizer, grammar_of(form))
+        tokens = tokenizer.tokenize_str(text)
+        assert (matcher.validate_tokens(tokens) == len(tokens)) == fits, text
+        if fits:
+            assert all(json.loads(part[1]) is not None for part in parse("hermes", text) if isinstance(part, tuple))

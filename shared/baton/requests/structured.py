@@ -135,6 +135,8 @@ def in_field(name: str, error: InvalidRequest) -> InvalidRequest:
         place = name if f"guided_{own}" != "guided_whitespace_pattern" else "guided_whitespace_pattern"
     elif name == "response_format":
         place = f"{name}.json_schema.schema" if own == "json" else name
+    elif name == "tools":
+        place = name
     else:
         place = name if own == name else f"{name}.{own}"
     message = str(error)

@@ -16,14 +16,17 @@ import msgspec
 from baton.errors import ConfigError, InvalidRequest
 from baton.protocol import SamplingParams
 from baton.requests.chat import ChatRequest
+from baton.requests.structured import in_field
 from baton.router.config import RouterConfig
 from baton.router.openai.parsers.call_parts import Offered
 from baton.router.openai.parsers.first_call import FirstCall
 from baton.router.openai.parsers.forced_calls import new_forced_parser
 from baton.router.openai.parsers.reasoning_forms import REASONING_FORMS, ReasoningForm, reasoning_form_of
+from baton.router.openai.parsers.strict_calls import strict_form
 from baton.router.openai.parsers.thinking import ThinkingForm
 from baton.router.openai.parsers.tool_forms import TOOL_PARSERS, NewToolParser, tool_form_of
 from baton.router.openai.parts import AnswerParser, NewParser
+from baton.structured_outputs import StructuredOutputs
 from baton.text import Tokenizer
 
 _TAIL, _LONG_TAIL = 32, 2048
@@ -46,6 +49,7 @@ class AnswerForms:
             reasoning = reasoning_form_of(_template(tokenizer, with_tools=False))
         if tools == "auto":
             tools = tool_form_of(_template(tokenizer, with_tools=True))
+        self._family = tools
         self.thinking: ReasoningForm | None = _named(reasoning, REASONING_FORMS, "reasoning_parser")
         self.calls: NewToolParser | None = _named(tools, TOOL_PARSERS, "tool_call_parser")
 
@@ -56,8 +60,15 @@ class AnswerForms:
 
         A form that the answer must have begins behind thoughts, where the prompt has opened them and one token ends them.
         Otherwise it holds from the first token on, so there are none.
+
+        Raises:
+            InvalidRequest: a strict function has a schema that is too long.
         """
         new_calls, form = self._calls_of(request), params.structured_outputs
+        leaves_thoughts = form is None
+        if form is None and new_calls is not None and not request.use_beam_search:
+            form = self._strict_form(request)  # in which text is free
+            params = params.replace(structured_outputs=form)
         offered = None if new_calls is None else _offered(request)
         calls = None if new_calls is None or offered is None else functools.partial(new_calls, offered)
         new_parser: NewParser | None = calls
@@ -66,13 +77,19 @@ class AnswerForms:
             tail = prompt_ids[-(_LONG_TAIL if continues else _TAIL) :]
             prompt = self._tokenizer.decode(tail, skip_special_tokens=False)
             end = self._end_of_thoughts(self.thinking, prompt, continues=continues)
-            if form is None or end:
+            if leaves_thoughts or end:
                 new_parser = self.thinking.new_parser(calls, offered, prompt, continues=continues)
             if form is not None and end:
                 params = params.replace(structured_outputs=msgspec.structs.replace(form, begins_after=end))
         if new_parser is not None and offered is not None and request.parallel_tool_calls is False:
             new_parser = functools.partial(_one_call, new_parser)
         return params, new_parser
+
+    def _strict_form(self, request: ChatRequest) -> StructuredOutputs | None:
+        try:
+            return strict_form(self._family, [tool.function for tool in request.tools or ()])
+        except InvalidRequest as error:
+            raise in_field("tools", error) from None
 
     def _calls_of(self, request: ChatRequest) -> NewToolParser | None:
         forced = request.forced_calls

@@ -81,8 +81,8 @@ async def open_chat(router: RouterState, request: ChatRequest, caller: Caller) -
     params = request.sampling_params(router.config.limits)
     with reading(router, params, caller):
         prompt = await render_chat(router, request)
-    params = await check_with_model(router, request, params, [prompt])
     params, new_parser = router.answer_forms.of(request, prompt.token_ids, params)
+    params = await check_with_model(router, request, params, [prompt])
     opened = OpenRequest(router, request, params, [prompt], caller)
     return OpenChat(opened, params, prompt, new_parser)
 

@@ -58,7 +58,7 @@ async def _check_form(router: RouterState, request: ChatRequest | CompletionRequ
         await router.forms.check(form)
     except InvalidRequest as error:
         given = request.form()
-        raise (error if given is None else in_field(given[0], error)) from None
+        raise in_field("tools" if given is None else given[0], error) from None  # of strict ones no field says it
 
 
 def _check_stream_begin(
