@@ -12,8 +12,6 @@ import pydantic
 import pytest
 from tests.cluster import MODEL, Cluster
 
-pytestmark = pytest.mark.xdist_group("cluster")
-
 
 @pytest.fixture(autouse=True)
 def nothing_is_left(cluster: Cluster) -> Iterator[None]:

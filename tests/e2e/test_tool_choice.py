@@ -10,8 +10,6 @@ import openai
 import pytest
 from tests.cluster import MODEL, Cluster
 
-pytestmark = pytest.mark.xdist_group("cluster")
-
 WEATHER = {
     "type": "object",
     "properties": {"city": {"$ref": "#/$defs/City"}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
