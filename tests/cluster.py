@@ -225,11 +225,15 @@ class Cluster:
         self, prompts: list[list[int]], params: SamplingParams | list[SamplingParams]
     ) -> list[RequestOutput]:
         """The same, whole, log-probabilities included."""
+        return self.llm().generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
+
+    def llm(self) -> LLM:
+        """Return the offline LLM."""
         if self._offline is None:
             self._offline = LLM(
                 str(self.model), use_tqdm=False, kv_cache_memory_bytes=64 * 2**20, enable_prefix_caching=False
             )
-        return self._offline.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
+        return self._offline
 
 
 async def stream(client: openai.AsyncOpenAI, prompt: list[int], on_token: Any = None, **settings: Any) -> Answer:

@@ -10,6 +10,7 @@ import pytest
 from tests.cluster import MODEL, Cluster, prompt_of, stream_all
 from tests.processes import eventually
 
+from baton.beam_search import BeamSearchParams
 from baton.llm import SamplingParams
 
 PATHS = ["1p1d", "2p2d", "0p1d"]
@@ -63,6 +64,15 @@ def test_n_choices_of_one_transferred_prompt_equal_the_offline_ones(
     ((*wanted,),) = cluster.offline([prompt], params)
     answers = cluster.complete(path, prompt, n=4, temperature=temperature, seed=5, max_tokens=20)
     assert [answer.ids for answer in answers] == [choice.ids for choice in wanted]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_beams_equal_the_offline_ones(cluster: Cluster, path: str) -> None:
+    prompt = prompt_of(8100 + PATHS.index(path), 150)
+    params = BeamSearchParams(beam_width=3, max_tokens=8, ignore_eos=True)
+    (wanted,) = cluster.llm().beam_search([{"prompt_token_ids": prompt}], params)
+    answers = cluster.complete(path, prompt, n=3, use_beam_search=True, max_tokens=8)
+    assert [prompt + answer.ids for answer in answers] == [each.tokens for each in wanted.sequences]
 
 
 def test_a_prompt_that_any_worker_has_cached_gets_the_same_answer(cluster: Cluster) -> None:
