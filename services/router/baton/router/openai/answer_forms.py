@@ -68,7 +68,7 @@ class AnswerForms:
         leaves_thoughts = form is None
         if form is None and new_calls is not None and not request.use_beam_search:
             form = self._strict_form(request)  # in which text is free
-            params = params.replace(structured_outputs=form)
+            params = params if form is None else params.replace(structured_outputs=form)
         offered = None if new_calls is None else _offered(request)
         calls = None if new_calls is None or offered is None else functools.partial(new_calls, offered)
         new_parser: NewParser | None = calls

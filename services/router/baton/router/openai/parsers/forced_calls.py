@@ -12,7 +12,9 @@ _LIST = TaggedForm(bare="[")
 
 def new_forced_parser(forced: ForcedCalls, offered: Offered) -> AnswerParser:
     """Make the parser of one choice."""
-    return NamedCall(forced.functions[0].name) if forced.is_named else TaggedCalls(_LIST, offered)
+    if forced.is_named:
+        return NamedCall(forced.functions[0].name, streams=offered.streams)
+    return TaggedCalls(_LIST, offered)
 
 
 class NamedCall:
@@ -20,9 +22,9 @@ class NamedCall:
 
     marks = ()
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, streams: bool) -> None:
         self._name = name
-        self._calls = CallParts(streams=True)
+        self._calls = CallParts(streams=streams)
 
     def push(self, text: str, token_id: int) -> list[Part]:
         if text and not self._calls.is_begun:
@@ -32,4 +34,6 @@ class NamedCall:
         return self._calls.take()
 
     def finish(self) -> list[Part]:
-        return []
+        if self._calls.is_begun:  # one that is cut stays a call, as far as it came
+            self._calls.end()
+        return self._calls.take()
