@@ -25,9 +25,11 @@ RESPONSE_FORM = ErrorForm(lambda error, _status: error, _error_event)
 class BackgroundOutlet:
     """A response that nobody waits for, and its events so far, for those who look in."""
 
-    def __init__(self, keep: Keep, *, has_reader: bool) -> None:
-        """Keep events if `has_reader`: there may be one."""
+    def __init__(self, keep: Keep, *, has_reader: bool, max_nbytes: int) -> None:
+        """Keep events if `has_reader`: there may be one. After the end at most `max_nbytes` of them are kept, or none."""
         self.has_reader = has_reader
+        self.is_kept = True
+        self._max_nbytes = max_nbytes
         self._is_over = False
         self._keep = keep
         self._events: list[bytes] = []
@@ -56,6 +58,8 @@ class BackgroundOutlet:
             for reader in self._readers:
                 reader.close(last)
             self._readers.clear()
+            if sum(map(len, self._events)) > self._max_nbytes:
+                self._events, self.is_kept = [], False
 
         self._keep(status, response, end)
 

@@ -51,7 +51,8 @@ def response_routes(router: RouterState) -> APIRouter:
             chat = await open_chat(router, request, read_caller(http, router))
 
         if kept.background:
-            log = BackgroundOutlet(making.keep, has_reader=kept.stream)
+            max_nbytes = router.config.stream_buffer_nbytes
+            log = BackgroundOutlet(making.keep, has_reader=kept.stream, max_nbytes=max_nbytes)
             making.open(chat, log)
             await making.start_in_background()
             if not kept.stream:
@@ -88,8 +89,10 @@ def response_routes(router: RouterState) -> APIRouter:
     async def retrieve(http: Request, response_id: str) -> Response:
         key, record = await _record(http, response_id)
         if http.query_params.get("stream") == "true":
-            if key not in logs:
-                reason = "only what was made here with background and stream, not long ago, is streamed again"
+            if key not in logs or not logs[key].is_kept:
+                reason = (
+                    "only what was made here with background and stream, not long ago and not long, is streamed again"
+                )
                 raise refuse("stream", True, reason, "Fetch it without stream.")
             return _follow(logs[key], _number(http, "starting_after", -1, 2**31))
         made = router.responses.making.get(key)
