@@ -47,6 +47,25 @@ def bench_offline(
     run_cpu(llm, compare=compare == "transformers", repeats=repeats, json_file=json_file)
 
 
+@bench.command("embed", cls=Command)
+def bench_embed(
+    model: Annotated[str, Argument(help="hub id or folder of an embedding model")],
+    compare: Annotated[
+        Literal["none", "sentence-transformers"], Option(help="sentence-transformers: run it beside, on the CPU")
+    ] = "none",
+    device: Annotated[Literal["auto", "cpu", "cuda"], Option(help="where the model runs")] = "cpu",
+    texts: Annotated[int, Option(min=1, help="texts, of mixed lengths up to half of the model's context")] = 256,
+    repeats: Annotated[int, Option(min=1, help="timed runs; the median counts")] = 3,
+    json_file: Json = None,
+) -> None:
+    """Vectors of texts of mixed lengths, in tokens a second."""
+    from baton.bench.embed import run
+    from baton.llm import LLM
+
+    llm = LLM(model, enable_prefix_caching=False, device=device)
+    run(llm, compare=compare != "none", num=texts, repeats=repeats, json_file=json_file)
+
+
 @bench.command("serve", cls=BenchServeCommand)
 def bench_serve(
     url: Annotated[str, Option("--url", "--base-url", envvar="BATON_URL", help="the server")] = "http://127.0.0.1:8000",
