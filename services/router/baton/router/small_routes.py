@@ -36,10 +36,10 @@ def ping_routes() -> APIRouter:
     """Serve what needs no key."""
     routes = APIRouter()
 
-    @routes.get("/ping", summary="The same as /health, with no body: for hosts that ask so")
+    @routes.get("/ping", summary="The same as /health, for hosts that ask so")
     @routes.post("/ping", include_in_schema=False)
     async def ping() -> Response:
-        return Response()
+        return JSON({"status": "ok"})
 
     return routes
 

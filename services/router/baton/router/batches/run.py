@@ -31,8 +31,8 @@ _READ_AT_ONCE = 64
 _LATER = (429, 503, 504)
 """What is answered while the workers are busy or away: the line is asked again."""
 _RETRY_S = (1.0, 30.0)
-_FULL_S = 10.0
-"""Until a batch is tried again for which the disk had no room."""
+_AGAIN_S = 10.0
+"""Until a batch is tried again for which the disk had no room, or which met a mistake of ours."""
 _log = get_logger("batches")
 
 
@@ -56,7 +56,10 @@ class BatchRun:
                 await self._run(batch)
         except DataDirFull as error:  # it stays open, and is tried again
             _log.error("batch_stopped", batch=self._folder.path.name, reason=str(error))
-            await asyncio.sleep(_FULL_S)
+            await asyncio.sleep(_AGAIN_S)
+        except Exception:  # the edge: the batch stays open, and the others go on
+            _log.exception("batch_failed", batch=self._folder.path.name)
+            await asyncio.sleep(_AGAIN_S)
         finally:
             self._folder.unlock()
 
