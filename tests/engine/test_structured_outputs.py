@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 from tests.engine.random_schemas import wrong_answers
+from tests.tokenizer_kinds import tokenizer_of
 
-from baton.errors import BatonError, InvalidRequest
+from baton.engine.grammar_compiler import GrammarCompiler
+from baton.errors import BatonError, InvalidRequest, UnsupportedFeature
 from baton.llm import LLM, CompletionOutput, SamplingParams, StructuredOutputsParams, demo_model_path
 from baton.prompt import Prompt
 from baton.text import Tokenizer
@@ -81,11 +84,10 @@ FORMS: list[tuple[dict[str, Any], Callable[[str], Any]]] = [
 
 
 @pytest.mark.parametrize(("form", "fits"), FORMS, ids=lambda it: str(it)[:40])
-@pytest.mark.parametrize("temperature", [0.0, 1.5])
 def test_every_choice_is_of_the_form_and_ends_by_itself(
-    engine_llm: LLM, form: dict[str, Any], fits: Callable[[str], Any], temperature: float
+    engine_llm: LLM, form: dict[str, Any], fits: Callable[[str], Any]
 ) -> None:
-    for choice in ask(engine_llm, form, n=3, temperature=temperature):
+    for choice in ask(engine_llm, form, n=3, temperature=1.5):
         assert fits(choice.text), choice.text
         assert choice.finish_reason == "stop"
         assert choice.token_ids[-1] in engine_llm.engine.model.spec.eos_token_ids
@@ -177,6 +179,33 @@ def test_an_answer_that_was_begun_elsewhere_goes_on_as_if_it_had_not(llm: LLM) -
     whole = run(llm, prompt, params, [])
     for at in (1, len(whole) // 2, len(whole) - 1):
         assert run(llm, prompt, params, whole[:at]) == whole[at:]
+
+
+def test_who_waits_for_a_grammar_holds_up_nobody(llm: LLM) -> None:
+    engine, held = llm.engine, StructuredOutputsParams(regex="waits{3}")
+    assert engine.grammars is not None
+    with engine.grammars._slots, engine.grammars._slots:  # no grammar can be made
+        engine.add("held", Prompt([5, 6]), SamplingParams(max_tokens=9, structured_outputs=held))
+        engine.add("free", Prompt([5, 7]), SamplingParams(max_tokens=3, ignore_eos=True))
+        free = [output.request_id for _ in range(3) for output in engine.step()]
+        assert free == ["free"] * 3
+        assert engine.step() == []
+        assert engine.has_work
+    while engine.has_work:
+        free += [output.request_id for output in engine.step()]
+        engine.wait_for_grammar(10)
+    assert set(free[3:]) == {"held"}
+
+
+@pytest.mark.parametrize("kind", ["unigram, prefix space always", "ends of words"])
+def test_a_tokenizer_that_the_library_cannot_read_is_refused_by_name(kind: str, tmp_path: Path) -> None:
+    tokenizer_of(kind).save(str(tmp_path / "tokenizer.json"))
+    compiler = GrammarCompiler(lambda: Tokenizer(tmp_path), vocab_size=400, eos_token_ids=(1,))
+    compiler.prepare()
+    error = compiler.compile(StructuredOutputsParams(choice=["a"]), lambda: None).exception()
+    assert isinstance(error, UnsupportedFeature)
+    assert error.field == "structured_outputs"
+    assert "its tokenizer cannot be read" in str(error)
 
 
 def run(llm: LLM, prompt: Prompt, params: SamplingParams, emitted: list[int]) -> list[int]:
