@@ -105,7 +105,8 @@ class EngineProcess:
             self._link.post(Failed(str(error)))
             self._link.close()
             return 2
-        transfers = TransferThread(*(part for part in (self._exporter, self._importer) if part is not None)).start()
+        ends = [part for part in (self._exporter, self._importer) if part is not None]
+        transfers = TransferThread(*ends).start() if ends else None  # a worker that pools moves no KV
         self._loop = WorkerLoop(
             engine,
             legs,
@@ -132,7 +133,8 @@ class EngineProcess:
             self._loop.run()
         finally:
             mailbox.close()
-            transfers.stop()
+            if transfers is not None:
+                transfers.stop()
             if self._store is not None:
                 self._store.close()
             self._link.close()
