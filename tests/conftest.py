@@ -76,11 +76,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     items.sort(key=lambda item: FIRST.index(unit) if (unit := unit_of(item.nodeid)) in FIRST else len(FIRST))
     for item in items:
-        deployment = SHARED.keys() & set(getattr(item, "fixturenames", ()))
-        if not deployment <= {unit_of(item.nodeid)}:
-            raise pytest.UsageError(f"{item.nodeid} asks for {deployment}: name its file in tests/units.py")
-        if deployment or hypothesis.is_hypothesis_test(getattr(item, "obj", None)):
+        if _deployments(item) or hypothesis.is_hypothesis_test(getattr(item, "obj", None)):
             item.add_marker("no_cover")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    asked_for = _deployments(item)
+    if not asked_for <= {unit_of(item.nodeid)}:
+        pytest.fail(f"it asks for {asked_for}: name its file in tests/units.py", pytrace=False)
+
+
+def _deployments(item: pytest.Item) -> set[str]:
+    return SHARED.keys() & set(getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ SHARED = {
         "tests/security/test_advisories.py",
         "tests/worker/test_protocol.py",
     ),
-    "stack": ("tests/e2e/test_chaos.py", "tests/e2e/test_verify.py"),
+    "stack": ("tests/compose/test_stack.py", "tests/e2e/test_chaos.py", "tests/e2e/test_verify.py"),
 }
 """Fixtures that start a dozen processes, with the files that ask for them."""
 FIRST = (
