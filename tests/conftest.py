@@ -71,12 +71,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FileAtA
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put what takes longest first, so that no worker of xdist is waited for at the end.
 
-    Branches are not counted where a test draws hundreds of cases or works in other processes: it would take two to four
+    Branches are not counted where a test draws thousands of steps or works in other processes: it would take two to four
     times as long, and shows nothing that single cases do not show.
     """
     items.sort(key=lambda item: FIRST.index(unit) if (unit := unit_of(item.nodeid)) in FIRST else len(FIRST))
     for item in items:
-        if _deployments(item) or hypothesis.is_hypothesis_test(getattr(item, "obj", None)):
+        if _deployments(item) or item.name == "runTest":  # of a state machine
             item.add_marker("no_cover")
 
 
