@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from baton.kernels.linear import linear, linear_packed, pack_weight, packs
+from baton.kernels.linear import linear, linear_packed, pack_weight, packs, padded_rows
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 64, 129])
@@ -24,6 +24,13 @@ def test_a_packed_weight_gives_the_same_product(rows: int, has_bias: bool) -> No
 def test_strided_rows_are_multiplied_as_they_lie() -> None:
     x, weight = torch.randn(9, 64)[::2, :32], torch.randn(16, 32)
     assert torch.allclose(linear_packed(x, pack_weight(weight)), x @ weight.t(), atol=1e-5)
+
+
+def test_few_numbers_of_rows_are_ever_multiplied_as_kernels_for_each_stay_in_memory() -> None:
+    padded = [padded_rows(num) for num in range(1, 2049)]
+    assert padded[:16] == list(range(1, 17))
+    assert all(num <= rows < 1.125 * num for num, rows in enumerate(padded, 1))
+    assert len(set(padded)) == 16 + 7 * 8
 
 
 def test_only_fp32_on_a_cpu_is_packed() -> None:
