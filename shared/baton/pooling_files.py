@@ -95,7 +95,8 @@ def read_pooling(folder: Path, runner: Runner = "auto", convert: Convert = "auto
     is_encoder = raw.get("model_type") in ENCODERS
     is_classifier = architecture.endswith(CLASSIFIER) or convert == "classify"
     modules = _modules(folder)
-    is_pooling = is_encoder or is_classifier or bool(modules) or architecture.endswith("Model")
+    has_no_head = architecture.endswith("Model") and not architecture.endswith("LMHeadModel")
+    is_pooling = is_encoder or is_classifier or bool(modules) or has_no_head
     if runner == "generate" or (runner == "auto" and convert == "none"):
         if is_encoder or is_classifier:
             raise ModelLoadError(f"runner='generate' is not valid: {architecture} of {folder} does not generate.")

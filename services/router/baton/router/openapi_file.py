@@ -17,31 +17,19 @@ from baton.requests.pooling import ClassifyRequest, EmbeddingRequest, PoolReques
 from baton.requests.responses import ResponsesRequest
 from baton.requests.tokenize import DetokenizeRequest, TokenizeRequest
 from baton.router.auth import PUBLIC_PATHS
+from baton.router.error_forms import form_of
 
 _MODELS = (
     *(ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest, ResponsesRequest, BatchRequest),
     *(MessagesRequest, CountTokensRequest),
     *(EmbeddingRequest, PoolRequest, ClassifyRequest, ScoreRequest, RerankRequest),
 )
-_TEXT = {"type": "string"}
-_TEXT_OR_NULL = {"type": ["string", "null"]}
-_ERROR_SCHEMA = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {"message": _TEXT, "type": _TEXT, "param": _TEXT_OR_NULL, "code": _TEXT_OR_NULL},
-        }
-    },
-}
+_REFUSED = "Refused"
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Describe the errors that a route may answer with."""
-    content = {"application/json": {"schema": _ERROR_SCHEMA}}
-    return {status: {"description": "Refused", "content": content} for status in statuses}
+    """Name the errors that a route may answer with. What they look like `openapi_document` says, by the route's path."""
+    return {status: {"description": _REFUSED} for status in statuses}
 
 
 def operation(model: type[BaseModel]) -> dict[str, Any]:
@@ -70,4 +58,7 @@ def openapi_document(app: FastAPI) -> dict[str, Any]:
                 described["security"] = [{"key": []}]
                 described["responses"].update({str(status): answer for status, answer in errors(401, 431).items()})
             described["responses"].pop("422", None)
+            for answer in described["responses"].values():
+                if answer["description"] == _REFUSED:
+                    answer["content"] = {"application/json": {"schema": form_of(path).schema}}
     return document

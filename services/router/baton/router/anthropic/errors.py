@@ -29,4 +29,14 @@ def _event(error: dict[str, Any], status: int) -> bytes:
     return b"event: error\ndata: " + orjson.dumps(anthropic_error(error, status)) + b"\n\n"
 
 
-ANTHROPIC_FORM = ErrorForm(anthropic_error, _event)
+_TEXT = {"type": "string"}
+_SCHEMA = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {"type": "object", "required": ["type", "message"], "properties": {"type": _TEXT, "message": _TEXT}},
+    },
+}
+
+ANTHROPIC_FORM = ErrorForm(anthropic_error, _event, _SCHEMA)

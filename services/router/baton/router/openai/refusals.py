@@ -37,6 +37,8 @@ class ErrorForm(NamedTuple):
 
     body: Callable[[dict[str, Any], int], dict[str, Any]]
     event: Callable[[dict[str, Any], int], bytes]
+    schema: dict[str, Any]
+    """Of a body, in JSON Schema."""
 
 
 def _event(error: dict[str, Any], _status: int) -> bytes:
@@ -44,4 +46,18 @@ def _event(error: dict[str, Any], _status: int) -> bytes:
     return b"data: " + orjson.dumps(error) + b"\n\n"
 
 
-OPENAI_FORM = ErrorForm(lambda error, _status: error, _event)
+_TEXT = {"type": "string"}
+_TEXT_OR_NULL = {"type": ["string", "null"]}
+_SCHEMA = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {"message": _TEXT, "type": _TEXT, "param": _TEXT_OR_NULL, "code": _TEXT_OR_NULL},
+        }
+    },
+}
+
+OPENAI_FORM = ErrorForm(lambda error, _status: error, _event, _SCHEMA)

@@ -9,7 +9,7 @@ import orjson
 from baton.errors import BatonError
 from baton.router.event_stream import EventStream
 from baton.router.openai.outlets import Keep, Status
-from baton.router.openai.refusals import ErrorForm
+from baton.router.openai.refusals import OPENAI_FORM
 
 
 def _error_event(error: dict[str, Any], _status: int) -> bytes:
@@ -19,7 +19,7 @@ def _error_event(error: dict[str, Any], _status: int) -> bytes:
     return b"event: error\ndata: " + orjson.dumps(fields | {"sequence_number": 0}) + b"\n\n"
 
 
-RESPONSE_FORM = ErrorForm(lambda error, _status: error, _error_event)
+RESPONSE_FORM = OPENAI_FORM._replace(event=_error_event)
 
 
 class BackgroundOutlet:
