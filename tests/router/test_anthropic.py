@@ -85,6 +85,14 @@ def test_a_message_is_the_chat_that_it_comes_to(serving: Cluster, client: anthro
     assert counted.input_tokens == chat.usage.prompt_tokens
 
 
+def test_no_blocks_are_an_empty_text(client: anthropic.Anthropic) -> None:
+    counted = [
+        client.messages.count_tokens(model="tiny", messages=[{"role": "user", "content": content}]).input_tokens
+        for content in ("", [])
+    ]
+    assert counted[0] == counted[1]
+
+
 def test_a_streamed_message_equals_the_whole_one(client: anthropic.Anthropic) -> None:
     asked: Any = {"model": "tiny", "messages": [{"role": "user", "content": "hello world"}], "max_tokens": 12}
     whole = client.messages.create(**asked)

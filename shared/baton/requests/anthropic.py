@@ -164,8 +164,8 @@ class AnthropicMessage(Closed):
         Raises:
             InvalidRequest: names what stands in the wrong `place`.
         """
-        if isinstance(self.content, str):
-            return [{"role": self.role, "content": self.content}]
+        if isinstance(self.content, str) or not self.content:
+            return [{"role": self.role, "content": self.content or ""}]
         takes = (TextBlock, ThinkingBlock, ToolUseBlock) if self.role == "assistant" else (TextBlock, ToolResultBlock)
         for index, block in enumerate(self.content):
             if not isinstance(block, takes):
