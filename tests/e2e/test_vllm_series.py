@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 
@@ -50,11 +51,27 @@ def summed(cluster: Cluster) -> dict[str, float]:
     return total
 
 
+def settled(cluster: Cluster) -> dict[str, float]:
+    """Return the sums once no worker tells of more steps: each does so once a second at most."""
+    last, since = summed(cluster), time.monotonic()
+
+    def is_settled() -> bool:
+        nonlocal last, since
+        now = summed(cluster)
+        if now["iteration_tokens_total_sum"] != last["iteration_tokens_total_sum"]:
+            since = time.monotonic()
+        last = now
+        return time.monotonic() - since > 3
+
+    eventually(is_settled, "workers have told of their steps")
+    return last
+
+
 @pytest.fixture(scope="module")
 def moved(cluster: Cluster) -> dict[str, float]:
     """How the sums moved by 3 prompts of 100 tokens, over two workers, asked twice for 6 tokens."""
     cluster.assert_quiet()
-    before = summed(cluster)
+    before = settled(cluster)
     prompts = [prompt_of(9400 + i, 100) for i in range(3)]
     for _ in range(2):
         stream_all(cluster, "1p1d", prompts, max_tokens=6)

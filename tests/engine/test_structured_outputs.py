@@ -83,7 +83,7 @@ FORMS: list[tuple[dict[str, Any], Callable[[str], Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("form", "fits"), FORMS, ids=lambda it: str(it)[:40])
+@pytest.mark.parametrize(("form", "fits"), FORMS, ids=[str(form)[:40] for form, _ in FORMS])
 def test_every_choice_is_of_the_form_and_ends_by_itself(
     engine_llm: LLM, form: dict[str, Any], fits: Callable[[str], Any]
 ) -> None:
