@@ -20,6 +20,7 @@ class Layers:
     windows: list[int | None]
     num_kv_heads: int = 2
     head_dim: int = 8
+    is_encoder: bool = False
 
     def windows_within(self, max_model_len: int) -> tuple[int | None, ...]:
         return tuple(None if window is None or window >= max_model_len else window for window in self.windows)
