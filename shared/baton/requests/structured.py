@@ -51,8 +51,7 @@ class ResponseFormat(Closed):
                 return None
             case "json_object":
                 return StructuredOutputs(json_object=True)
-            case "json_schema":
-                assert self.json_schema is not None
+            case "json_schema" if self.json_schema is not None:
                 return StructuredOutputs(json=self.json_schema.schema_)  # type: ignore[arg-type]
             case _:
                 return StructuredOutputs(structural_tag=self.model_dump(exclude_none=True))

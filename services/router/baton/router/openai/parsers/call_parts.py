@@ -90,7 +90,8 @@ class CallParts:
 
     def more(self, arguments: str) -> None:
         """Take more of the arguments."""
-        assert self._begun is not None
+        if self._begun is None:
+            return
         if not self.streams:
             self._arguments.append(arguments)
         elif arguments:
@@ -102,7 +103,8 @@ class CallParts:
 
     def end(self) -> None:
         """End the call: it is one."""
-        assert self._begun is not None
+        if self._begun is None:
+            return
         if not self.streams:
             self._show(CallBegins(self._begun.index, self._begun.call_id, self._begun.name, self.arguments()))
         elif self._space is not None:

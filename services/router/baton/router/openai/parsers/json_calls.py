@@ -35,7 +35,8 @@ class _Call(msgspec.Struct):
         call: _Call | _Function = self
         if self.name is None:
             call = msgspec.json.decode(self.function, type=_Function)
-        assert call.name is not None
+        if call.name is None:
+            raise msgspec.DecodeError("the call has no name")
         raw = bytes(call.arguments if call.arguments != _NULL else call.parameters)
         if raw == b"null":
             return call.name, "{}"
@@ -72,8 +73,7 @@ def _values(text: str) -> Iterator[str]:
 
 def _end_of(pattern: re.Pattern[str], text: str, at: int) -> int:
     found = pattern.match(text, at)
-    assert found is not None
-    return found.end()
+    return at if found is None else found.end()
 
 
 def is_json(text: str) -> bool:
@@ -92,8 +92,7 @@ _KEYS = ("name", "arguments", "parameters", "function", "type", "id")
 def may_be_json_calls(text: str) -> bool:
     """Whether a text can still become calls, by its first key."""
     found = _FIRST_KEY.match(text)
-    assert found is not None
-    if found.end() < len(text) and not found[2]:
+    if found is None or (found.end() < len(text) and not found[2]):
         return False
     key = found[1] or ""
     return key in _KEYS if found[2] else any(known.startswith(key) for known in _KEYS)
