@@ -121,6 +121,16 @@ def test_an_answer_is_stopped_and_asked_for_again(pair: Cluster, browser: Browse
         expect(answer).to_have_count(1)
 
 
+def test_who_asks_before_the_models_are_known_is_answered_by_the_first(pair: Cluster, browser: Browser) -> None:
+    with opened(browser, pair.url) as page:
+        page.route("**/v1/models", lambda route: route.abort())
+        page.reload()
+        page.get_by_role("button", name="Settings").click()
+        page.get_by_label("Max tokens").fill("3")
+        ask(page, "hello")
+        expect(page.get_by_role("article", name="Answer").locator(".facts")).to_contain_text("3 tokens")
+
+
 def test_settings_are_sent_and_errors_are_shown_as_the_api_says_them(pair: Cluster, browser: Browser) -> None:
     with opened(browser, pair.url) as page:
         page.get_by_role("button", name="Settings").click()

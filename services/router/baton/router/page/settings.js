@@ -36,7 +36,8 @@ export function requestFields() {
   const values = Object.fromEntries(fields().map((field) => [field.name, field.value]));
   const numbers = NUMBERS.filter((name) => values[name].trim()).map((name) => [name, Number(values[name])]);
   const stop = values.stop.split("\n").filter(Boolean).map((line) => line.replaceAll("\\n", "\n"));
-  return { model: model.value, ...Object.fromEntries(numbers), ...(stop.length ? { stop } : {}) };
+  const named = model.value ? { model: model.value } : {}; // until models are known the router takes its first
+  return { ...named, ...Object.fromEntries(numbers), ...(stop.length ? { stop } : {}) };
 }
 
 export function systemPrompt() {
