@@ -174,7 +174,7 @@ class PoolsPrompts:
             raise refuse("model", f"{len(facts.labels)} classes", "a score needs a classifier of one class")
         pairs = list(zip(firsts, seconds, strict=True))
         cut = Cut.of(truncate_prompt_tokens, None, self.engine.max_model_len)
-        encoded = encode_pairs(self._text(), pairs, cut, field="data_2")
+        encoded = encode_pairs(self._text(), pairs, cut, field="data_2", lowercase=facts.lowercase)
         asked = [(token_ids, PoolingParams("classify", second_at=at)) for token_ids, at in encoded]
         outputs = self._pool(asked, [""] * len(asked), "data_2", use_tqdm)
         for output in outputs:
@@ -197,8 +197,9 @@ class PoolsPrompts:
         texts = [i for i, each in enumerate(items) if each.get("prompt") is not None]
         for at in range(0, len(texts), _AT_ONCE):
             some = texts[at : at + _AT_ONCE]
-            given = [items[i]["prompt"].lower() if lowercase else items[i]["prompt"] for i in some]
-            for i, ids in zip(some, encode_texts(self._text(), given, cut, field="prompt"), strict=True):
+            given = [items[i]["prompt"] for i in some]
+            encoded = encode_texts(self._text(), given, cut, field="prompt", lowercase=lowercase)
+            for i, ids in zip(some, encoded, strict=True):
                 found[i] = ids
         is_text = set(texts)
         return [ids if i in is_text else cut.ids(ids, f"prompt {i}") for i, ids in enumerate(found)]

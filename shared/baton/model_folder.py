@@ -6,8 +6,10 @@ Fetches neither weights nor code. Honours HF_HUB_OFFLINE, HF_HOME and HF_TOKEN, 
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 from baton.errors import ModelLoadError
 from baton.foreign_model import foreign_model
@@ -47,6 +49,23 @@ def find_model(path_or_id: str | Path, revision: str | None = None) -> Path:
     if (snapshot / "modules.json").is_file():
         fetch_snapshot(repository, snapshot.name, POOLING_FILES, field="model")
     return snapshot
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file.
+
+    Raises:
+        ModelLoadError: it cannot be read, or holds none.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelLoadError(f"{path} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise ModelLoadError(f"{path} is not JSON ({error}). Fetch the file again.") from None
+    if not isinstance(value, dict):
+        raise ModelLoadError(f"{path} holds a JSON {type(value).__name__}, not an object. Fetch the file again.")
+    return value
 
 
 def _why_no_config(repository: str, snapshot: Path) -> str:

@@ -49,13 +49,23 @@ class Cut:
 
 
 def encode_texts(
-    tokenizer: Tokenizer, texts: Sequence[str], cut: Cut, *, field: str, add_special_tokens: bool = True
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    cut: Cut,
+    *,
+    field: str,
+    lowercase: bool,
+    add_special_tokens: bool = True,
 ) -> list[list[int]]:
     """Return the ids of texts; a text that is cut keeps its special tokens. For any thread.
+
+    lowercase: as the model's `PoolingFacts` say.
 
     Raises:
         ContextTooLong: one is too long, and is not to be cut.
     """
+    if lowercase:
+        texts = [text.lower() for text in texts]
     encoded = tokenizer.encode_all(texts, add_special_tokens=add_special_tokens)
     keep = cut.keep
     for i, token_ids in enumerate(encoded):
@@ -67,9 +77,11 @@ def encode_texts(
 
 
 def encode_pairs(
-    tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], cut: Cut, *, field: str
+    tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], cut: Cut, *, field: str, lowercase: bool
 ) -> list[tuple[list[int], int]]:
     """Return the ids of each pair, and where its second text begins if the model is told; as `encode_texts`."""
+    if lowercase:
+        pairs = [(first.lower(), second.lower()) for first, second in pairs]
     encoded = [tokenizer.encode_cut(*pair, cut.keep, cut.side) for pair in pairs]
     for i, (token_ids, _) in enumerate(encoded):
         if len(token_ids) > cut.max_model_len:

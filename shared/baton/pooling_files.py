@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from baton.errors import ModelLoadError
+from baton.model_folder import read_json
 from baton.pooling import PoolingFacts, Task
 
 PoolingKind = Literal["LAST", "CLS", "MEAN"]
@@ -89,7 +90,7 @@ def read_pooling(folder: Path, runner: Runner = "auto", convert: Convert = "auto
     Raises:
         ModelLoadError: the files are damaged, ask for what is not served, or contradict the arguments.
     """
-    raw = _read(folder / "config.json")
+    raw = read_json(folder / "config.json")
     names = raw.get("architectures") or [""]
     architecture = str(names[0]) if isinstance(names, list) else ""
     is_encoder = raw.get("model_type") in ENCODERS
@@ -131,9 +132,9 @@ def _of_modules(folder: Path, modules: list[tuple[str, str]], kind: PoolingKind)
     found: dict[str, Any] = {"kind": kind, "normalize": False}
     for name, path in modules:
         if name == "Pooling":
-            found["kind"] = _kind(_read(folder / path / "config.json"), folder / path)
+            found["kind"] = _kind(read_json(folder / path / "config.json"), folder / path)
         elif name == "Dense":
-            dense.append(_dense(_read(folder / path / "config.json"), path, folder))
+            dense.append(_dense(read_json(folder / path / "config.json"), path, folder))
         elif name == "Normalize":
             found["normalize"] = True
         elif name not in ("Transformer", "Dropout"):
@@ -143,7 +144,7 @@ def _of_modules(folder: Path, modules: list[tuple[str, str]], kind: PoolingKind)
             )
     bert = folder / "sentence_bert_config.json"
     if bert.is_file():
-        settings = _read(bert)
+        settings = read_json(bert)
         found["max_len"] = settings.get("max_seq_length")
         found["lowercase"] = bool(settings.get("do_lower_case"))
     return found | {"dense": tuple(dense)}
@@ -209,15 +210,3 @@ def _class_activation(raw: Mapping[str, Any], num_labels: int) -> Literal["softm
     if named == "Sigmoid" or raw.get("problem_type") == "multi_label_classification" or num_labels == 1:
         return "sigmoid"
     return "softmax"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelLoadError(f"{path} cannot be read: {error.strerror}.") from None
-    except ValueError as error:
-        raise ModelLoadError(f"{path} is not JSON ({error}). Fetch the file again.") from None
-    if not isinstance(value, dict):
-        raise ModelLoadError(f"{path} holds a JSON {type(value).__name__}, not an object. Fetch the file again.")
-    return value

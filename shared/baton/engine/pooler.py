@@ -62,8 +62,9 @@ class Pooler:
         Raises:
             ModelLoadError: a layer's file is missing or damaged.
         """
-        modules = () if folder is None else setup.dense
-        return cls(model, setup, [_load(folder / each.folder, each, model) for each in modules if folder is not None])
+        if folder is None:
+            return cls(model, setup)
+        return cls(model, setup, [_load(folder / each.folder, each, model) for each in setup.dense])
 
     def pool(self, hidden: Tensor, batch: HostBatch) -> tuple[Tensor, list[tuple[int, ...]]]:
         """Pool the rows of a step that have reached their end.

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from baton.errors import ModelLoadError
-from baton.models.fields import read_json
+from baton.model_folder import read_json
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 DTYPES = dict(FLOATS)

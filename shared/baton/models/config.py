@@ -13,14 +13,15 @@ from typing import Any
 
 from baton.errors import ModelLoadError
 from baton.foreign_model import foreign_model
+from baton.model_folder import read_json
 from baton.models.families import BY_ARCHITECTURE, BY_NAME
 from baton.models.family import Family
-from baton.models.fields import FIX_CONFIG, Fields, read_json
+from baton.models.fields import FIX_CONFIG, Fields
 from baton.models.spec import ModelSpec
 from baton.models.weight_forms import read_weight_form
 from baton.pooling_files import CLASSIFIER, PoolingSetup
 
-__all__ = ["make_spec", "read_json", "read_spec"]
+__all__ = ["make_spec", "read_spec"]
 
 
 def read_spec(folder: Path | str, pooling: PoolingSetup | None = None) -> ModelSpec:

@@ -45,8 +45,7 @@ class BeamFlow(Flow[Any]):
             return Replay("no_scores", worker)
         usage = self.usage
         if not usage.num_completion:
-            usage.num_cached = min(token.num_cached, usage.num_prompt)
-            usage.num_restored = min(token.num_restored, usage.num_cached)
+            usage.take_cached(token.num_cached, token.num_restored)
         usage.num_completion += 1
         self._rows[token.choice] = token.logprobs
         self._choices[token.choice].is_done = True

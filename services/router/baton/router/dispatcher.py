@@ -42,6 +42,7 @@ from baton.router.policy import Decision
 from baton.router.pool import Worker, WorkerPool
 from baton.router.pooling_flow import PoolingFlow
 from baton.router.roll_call import by_key, is_lost, name_legs
+from baton.router.sink import Usage
 from baton.router.turnover import AnswerLength, Backlog, Batch, answer_prior
 from baton.router.vllm_series import Seen, Times, VllmSeries
 from baton.router.workers import WorkerGone
@@ -496,9 +497,7 @@ class Dispatcher:
             return
         step = running.flow.take_pooled(pooled, worker_id)
         if isinstance(step, Over):
-            usage = running.flow.usage
-            self.metrics.prefix_cache_queries.value += usage.num_prompt
-            self.metrics.prefix_cache_hits.value += usage.num_cached
+            self._count_cached(running.flow.usage)
         self._act(running, step)
 
     def _learn_wait(self, running: Running, now: float) -> None:
@@ -539,6 +538,10 @@ class Dispatcher:
         # what is done for one request may end another
         return running if running is not None and worker in running.workers else None
 
+    def _count_cached(self, usage: Usage) -> None:
+        self.metrics.prefix_cache_queries.value += usage.num_prompt
+        self.metrics.prefix_cache_hits.value += usage.num_cached
+
     def _count_tokens(self, running: Running, choice: int, now: float) -> None:
         """Count the tokens that a choice has got at once, if any."""
         usage, metrics = running.flow.usage, self.metrics
@@ -551,8 +554,7 @@ class Dispatcher:
             metrics.inter_token_latency_seconds.observe(now - last_at)
         elif not running.first_token_at:
             running.first_token_at = now
-            metrics.prefix_cache_queries.value += usage.num_prompt
-            metrics.prefix_cache_hits.value += usage.num_cached
+            self._count_cached(usage)
             self.vllm.first_token(usage)
             metrics.time_to_first_token_seconds.observe(now - running.arrived_at)
             metrics.phase_seconds.observe("first_token", now - running.sent_at)

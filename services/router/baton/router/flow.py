@@ -197,8 +197,7 @@ class Flow(Generic[_Shown]):
             finish_reason = finish_reason or "length"  # whatever its worker goes on to say
         usage = self.usage
         if not usage.num_completion:
-            usage.num_cached = min(token.num_cached, usage.num_prompt)
-            usage.num_restored = min(token.num_restored, usage.num_cached)
+            usage.take_cached(token.num_cached, token.num_restored)
         usage.num_completion += 1
         index = token.choice
         shown, stop = self._texts[index].push(token.token_id, finish_reason)

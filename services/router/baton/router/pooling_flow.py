@@ -77,9 +77,7 @@ class PoolingFlow(Flow[Pooled]):
         attempt = self.attempt
         if attempt is None or not attempt.has_leg(worker, pooled.epoch):
             return STALE
-        usage = self.usage
-        usage.num_cached = min(pooled.num_cached, usage.num_prompt)
-        usage.num_restored = min(pooled.num_restored, usage.num_cached)
+        self.usage.take_cached(pooled.num_cached, pooled.num_restored)
         self._choices[0].is_done = True
         self._taker.push(0, pooled)
         return Over("finished", "stop", runs_on=False)

@@ -24,6 +24,11 @@ class Usage:
     num_restored: int = 0
     """Of `num_cached`, those whose KV came from the host's memory, or from disk."""
 
+    def take_cached(self, num_cached: int, num_restored: int) -> None:
+        """Note what a worker says that it found of the prompt, which is no more than there is."""
+        self.num_cached = min(num_cached, self.num_prompt)
+        self.num_restored = min(num_restored, self.num_cached)
+
 
 class ChoiceText(Protocol[Shown_co]):
     """One choice's tokens becoming what its sink shows."""

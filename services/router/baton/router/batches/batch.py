@@ -20,7 +20,7 @@ from typing import Any, Literal
 import msgspec
 
 from baton.errors import InvalidRequest
-from baton.router.batches.data_dir import flush_folder, is_id, new_id, write_whole
+from baton.router.batches.data_dir import flush_folder, is_id, new_id, newest_first, write_whole
 
 WINDOW_S = 24 * 3600
 """The one completion window that there is."""
@@ -190,10 +190,7 @@ class OwnersBatches:
 
     def newest_first(self) -> list[str]:
         """Return the ids of all batches."""
-        try:
-            return sorted(filter(is_id, os.listdir(self._folder)), reverse=True)
-        except FileNotFoundError:
-            return []
+        return newest_first(self._folder)
 
     def open(self) -> list[BatchFolder]:
         """Return those that have not ended, the oldest first."""

@@ -80,6 +80,14 @@ def is_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None
 
 
+def newest_first(folder: Path) -> list[str]:
+    """Return the ids that a folder holds, of which there may be none yet."""
+    try:
+        return sorted(filter(is_id, os.listdir(folder)), reverse=True)
+    except FileNotFoundError:
+        return []
+
+
 def write_whole(file: Path, content: bytes) -> None:
     """Write a file so that it is there whole, or as it was, whatever happens.
 

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from baton.errors import InvalidRequest, refuse
-from baton.router.batches.data_dir import flush_folder, is_id, new_id, refusing, write_whole
+from baton.router.batches.data_dir import flush_folder, is_id, new_id, newest_first, refusing, write_whole
 
 _PART_NBYTES = 2**20
 
@@ -111,10 +111,7 @@ class Files:
 
     def newest_first(self) -> list[str]:
         """Return the ids of all files."""
-        try:
-            return sorted(filter(is_id, os.listdir(self._folder)), reverse=True)
-        except FileNotFoundError:
-            return []
+        return newest_first(self._folder)
 
     def delete(self, file_id: str) -> None:
         """Forget a file.

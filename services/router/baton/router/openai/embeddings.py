@@ -6,7 +6,7 @@ import base64
 import time
 import uuid
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import orjson
@@ -43,8 +43,7 @@ def embedding_routes(router: RouterState) -> APIRouter:
         model, facts = check_model(router, request.model), facts_of(router)
         params = request.pooling_params()
         made, usage = await _pool(router, http, request, caller, facts, params)
-        show = _base64 if request.encoding_format == "base64" else _numbers
-        data = (_entry(i, each, show, "embedding", "embedding") for i, each in enumerate(made))
+        data = _entries(request, made, "embedding", "embedding")
         return _answer(router, "embd", model, request.request_id, data, usage)
 
     @routes.post("/pooling", summary="Give what the model pools", **operation(PoolRequest))
@@ -55,8 +54,7 @@ def embedding_routes(router: RouterState) -> APIRouter:
         task = request.task or pooling_facts(facts, "embed").tasks[0]
         params = PoolingParams(task, wanted.dimensions, wanted.use_activation)
         made, usage = await _pool(router, http, request, caller, facts, params)
-        show = _base64 if request.encoding_format == "base64" else _numbers
-        data = (_entry(i, each, show, "pooling", "data") for i, each in enumerate(made))
+        data = _entries(request, made, "pooling", "data")
         return _answer(router, "pool", model, request.request_id, data, usage)
 
     @routes.post("/classify", summary="Sort texts into the model's classes", **operation(ClassifyRequest))
@@ -125,11 +123,10 @@ async def _encode(router: RouterState, request: InputRequest, facts: ModelFacts)
     if not isinstance(given[0], str):
         many: Any = given
         return [cut.ids(ids, "input" if len(many) == 1 else f"input[{i}]") for i, ids in enumerate(many)]
-    add, lower = request.add_special_tokens is not False, facts.pooling is not None and facts.pooling.lowercase
+    add, lowercase = request.add_special_tokens is not False, facts.pooling is not None and facts.pooling.lowercase
 
     def encode(texts: Sequence[str]) -> list[list[int]]:
-        texts = [text.lower() for text in texts] if lower else texts
-        return encode_texts(router.tokenizer, texts, cut, field="input", add_special_tokens=add)
+        return encode_texts(router.tokenizer, texts, cut, field="input", lowercase=lowercase, add_special_tokens=add)
 
     return await encode_aside(router, encode, given, sum(map(len, given)))
 
@@ -152,6 +149,13 @@ def _numbers(pooled: Pooled) -> bytes:
 
 def _base64(pooled: Pooled) -> bytes:
     return b'"%b"' % base64.b64encode(pooled.data)
+
+
+def _entries(
+    request: EmbeddingRequest | PoolRequest, made: Sequence[Pooled], kind: str, field: str
+) -> Iterator[Pieces]:
+    show = _base64 if request.encoding_format == "base64" else _numbers
+    return (_entry(i, each, show, kind, field) for i, each in enumerate(made))
 
 
 def _entry(index: int, pooled: Pooled, show: Callable[[Pooled], bytes], kind: str, field: str) -> Pieces:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from array import array
 from collections.abc import Sequence
 from itertools import starmap
 from operator import mul
@@ -14,14 +13,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from baton.errors import refuse
-from baton.messages import ModelFacts, Pooled
+from baton.messages import ModelFacts
 from baton.pooled_text import Cut, encode_pairs, encode_texts
 from baton.pooling import PoolingParams, check_pooled_prompt
 from baton.prompt import Prompt
 from baton.requests.pooling import PoolingRequest, RerankRequest, ScoreRequest
 from baton.router.http_request import Caller, read_request
 from baton.router.json_answers import LongJSON
-from baton.router.openai.embeddings import answer_frame, encode_aside, pooling_facts
+from baton.router.openai.embeddings import answer_frame, encode_aside, floats, pooling_facts
 from baton.router.openai.json_pieces import list_pieces, object_pieces, whole
 from baton.router.openai.model_checks import facts_of
 from baton.router.openai.models import check_model
@@ -84,14 +83,12 @@ async def _score(
         way_out = "Ask /classify, or a model with one class."
         raise refuse("model", facts.name, f"it sorts into {count} classes, and a score is one number", way_out)
     cut = Cut.of(request.truncate_prompt_tokens, request.truncation_side, facts.max_model_len)
-    lower, tokenizer, began = pooling.lowercase, router.tokenizer, time.monotonic()
-    if lower:
-        pairs = [(first.lower(), second.lower()) for first, second in pairs]
+    lowercase, tokenizer, began = pooling.lowercase, router.tokenizer, time.monotonic()
     if is_classifier:
         use = request.use_activation
 
         def encode(some: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:
-            return encode_pairs(tokenizer, some, cut, field=field)
+            return encode_pairs(tokenizer, some, cut, field=field, lowercase=lowercase)
 
         encoded = await encode_aside(router, encode, pairs, sum(len(a) + len(b) for a, b in pairs))
         params = [PoolingParams("classify", use_activation=use, second_at=at) for _, at in encoded]
@@ -101,7 +98,7 @@ async def _score(
         add = request.add_special_tokens is not False
 
         def encode_each(some: Sequence[str]) -> list[list[int]]:
-            return encode_texts(tokenizer, some, cut, field=field, add_special_tokens=add)
+            return encode_texts(tokenizer, some, cut, field=field, lowercase=lowercase, add_special_tokens=add)
 
         prompts = [Prompt(ids) for ids in await encode_aside(router, encode_each, texts, sum(map(len, texts)))]
         params = [PoolingParams(use_activation=True)] * len(prompts)
@@ -112,10 +109,6 @@ async def _score(
     opened = OpenPooling(router, request, caller, prompts, params)
     made = await opened.run(http, facts)
     if is_classifier:
-        return [_values(each)[0] for each in made], opened.usage
-    vectors = {text: _values(each) for text, each in zip(texts, made, strict=True)}
+        return [floats(each)[0] for each in made], opened.usage
+    vectors = {text: floats(each) for text, each in zip(texts, made, strict=True)}
     return [sum(starmap(mul, zip(vectors[a], vectors[b], strict=True))) for a, b in pairs], opened.usage
-
-
-def _values(pooled: Pooled) -> array[float]:
-    return array("f", pooled.data)

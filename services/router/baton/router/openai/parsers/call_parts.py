@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from baton.router.openai.parsers.json_calls import is_json
 from baton.router.openai.parts import CallArguments, CallBegins, Part, Reasoning, new_call_id
 
 _MAX_HELD_LEN = (1 << 20) + (1 << 10)
@@ -110,6 +111,13 @@ class CallParts:
         elif self._space is not None:
             self._space = ""  # what stood within is no white space behind it
         self.drop()
+
+    def end_as_written(self) -> None:
+        """End the call if its arguments, as far as they have come, are JSON, or are shown already; else it is text."""
+        if self._begun is not None and (self.streams or is_json(self.arguments())):
+            self.end()
+        else:
+            self.give_up()
 
     def add(self, name: str, arguments: str) -> None:
         """Take a call as a whole, in place of what is held."""

@@ -12,7 +12,6 @@ import functools
 import re
 
 from baton.router.openai.parsers.call_parts import CallParts, Offered
-from baton.router.openai.parsers.json_calls import is_json
 from baton.router.openai.parsers.tag_machine import TagMachine, Tags
 from baton.router.openai.parts import NewParser, Part
 
@@ -94,12 +93,8 @@ class HarmonyParser(TagMachine):
             self._calls.say(text)
 
     def _end_call(self) -> None:
-        if not self._calls.is_begun:
-            return
-        if self._calls.streams or is_json(self._calls.arguments()):
-            self._calls.end()
-        else:
-            self._calls.give_up()
+        if self._calls.is_begun:
+            self._calls.end_as_written()
 
 
 class HarmonyForm:

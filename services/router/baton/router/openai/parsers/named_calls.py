@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from baton.router.openai.parsers.call_parts import CallParts, Offered
-from baton.router.openai.parsers.json_calls import is_json
 from baton.router.openai.parsers.tag_machine import TagMachine, Tags
+from baton.router.openai.parsers.trimmed import Trimmed
 from baton.router.openai.parts import Part
 
 _MAX_NAME_LEN = 512
@@ -44,9 +44,7 @@ class NamedCalls(TagMachine):
         self._outside, self._in_head = Tags(form.opens, *form.skips), Tags(form.middle, *form.closes)
         self._in_arguments = Tags(*form.closes)
         self._head = ""
-        self._space = ""
-        """White space at the end of arguments, which is theirs only if more follows."""
-        self._has_arguments = False
+        self._arguments = Trimmed()
         self.tags = self._outside
 
     def on_text(self, text: str) -> None:
@@ -84,7 +82,7 @@ class NamedCalls(TagMachine):
 
     def _begin(self) -> None:
         name, call_id = self._form.read_head(self._head.strip())
-        self._space, self._has_arguments = "", False
+        self._arguments = Trimmed()
         if name and len(self._head) <= _MAX_NAME_LEN:
             self._calls.begin(name, call_id)
         self.tags = self._in_arguments
@@ -92,20 +90,12 @@ class NamedCalls(TagMachine):
     def _argue(self, text: str) -> None:
         if not self._calls.is_begun:
             return
-        text = self._space + text
-        if not self._has_arguments:
-            text = text.lstrip()
-        arguments = text.rstrip()
-        self._space = text[len(arguments) :]
+        arguments = self._arguments.push(text)
         if arguments:
-            self._has_arguments = True
             self._calls.more(arguments)
 
     def _end(self) -> None:
         self.tags = self._outside
-        if self._calls.is_begun and not self._has_arguments:
+        if self._calls.is_begun and not self._arguments.has_begun:
             self._calls.more("{}")
-        if self._calls.is_begun and (self._calls.streams or is_json(self._calls.arguments())):
-            self._calls.end()
-        else:
-            self._calls.give_up()
+        self._calls.end_as_written()

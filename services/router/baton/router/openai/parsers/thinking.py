@@ -12,6 +12,7 @@ from typing import Literal
 
 from baton.router.openai.parsers.call_parts import Offered
 from baton.router.openai.parsers.tag_machine import NO_TAGS, TagMachine, Tags
+from baton.router.openai.parsers.trimmed import Trimmed
 from baton.router.openai.parts import AnswerParser, NewParser, Part, Reasoning
 
 Place = Literal["before", "inside", "behind"]
@@ -61,9 +62,9 @@ class ThinkingParser(TagMachine):
         self._opening, self._closing = Tags(*form.opens), Tags(*form.closes, *form.ends_before)
         self._ends_before = form.ends_before
         self._parts: list[Part] = []
+        self._thought = Trimmed()
         self._space = ""
-        """White space that is shown only if more follows of the same kind."""
-        self._has_thought = False
+        """White space before an answer, which is shown only if that follows."""
         self._is_answering = False
         """Whether any of the answer has come."""
         self._token_id = -1
@@ -102,13 +103,8 @@ class ThinkingParser(TagMachine):
         return parts
 
     def _think(self, text: str) -> None:
-        text = self._space + text
-        if not self._has_thought:
-            text = text.lstrip()
-        thought = text.rstrip()
-        self._space = text[len(thought) :]
+        thought = self._thought.push(text)
         if thought:
-            self._has_thought = True
             self._parts.append(Reasoning(thought))
 
     def _begin(self, text: str) -> None:
