@@ -342,6 +342,24 @@ def doctor(
     sys.exit(examine(asked))
 
 
+@app.command("inspect", cls=Command)
+def inspect(
+    model: Annotated[str, Argument(help="hub id or folder; of a hub model all but the weights is fetched")],
+    gpu: Annotated[
+        str | None, Option(metavar="DEVICE", help="from a table: h100, h200, a100, l40s, 4090, ...; none: this machine")
+    ] = None,
+    context: Annotated[int | None, Option(min=1, help="tokens of the streams to count; none: several lengths")] = None,
+    max_model_len: Annotated[int | None, Option(min=2, help="as of `baton up`; none: the model's context")] = None,
+    revision: Annotated[str | None, Option(help="branch, tag or commit of a hub model")] = None,
+    as_json: Annotated[bool, Option("--json", help="one JSON object in place of lines")] = False,
+) -> None:
+    """Say what a checkpoint is, whether Baton serves it, and how many streams fit a device; end with 1 where it does not."""
+    from baton.inspection.report import inspect as tell_all
+
+    status = tell_all(model, revision=revision, gpu=gpu, max_model_len=max_model_len, context=context, as_json=as_json)
+    sys.exit(status)
+
+
 @config_app.command("show", cls=Command, context_settings={"ignore_unknown_options": True})
 def config_show(
     words: Annotated[

@@ -124,6 +124,20 @@ class Tokenizer:
         """Entries, added tokens included; the model may have more, as padding."""
         return int(self._backend.get_vocab_size(with_added_tokens=True))
 
+    def check_fits(self, num_embeddings: int) -> None:
+        """Check that a model has an embedding for every token; it may have more, which only pad its tables.
+
+        Raises:
+            ModelLoadError: it has fewer.
+        """
+        highest = max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
+        if highest >= num_embeddings:
+            raise ModelLoadError(
+                f"tokenizer={self._path!r} has token ids up to {highest} ({self.token(highest)!r}), and config.json has "
+                f"vocab_size={num_embeddings}: the model has no embedding for those beyond. They belong to different "
+                "models: give the tokenizer of this one (--tokenizer), or a checkpoint whose embedding was resized for it."
+            )
+
     def to_json(self) -> str:
         """Write it as a tokenizer.json, with the tokens that other files of its folder add."""
         text: str = self._backend.to_str()

@@ -67,13 +67,14 @@ DEVICES = {
 """By the name that --plan takes. Those without NVLink have no neighbour: their KV crosses the host's memory."""
 
 
-def planned(name: str) -> Figures:
-    """Find a device of the table.
+def planned(name: str, field: str = "plan") -> Figures:
+    """Find a device of the table; `field` is what named it.
 
     Raises:
         ConfigError: it has none such.
     """
     key = name.lower().replace("_", "-").replace(" ", "-").removeprefix("nvidia-")
-    if key not in DEVICES:
-        raise ConfigError(f"plan={name!r} is not in the table. It has {', '.join(DEVICES)}.")
-    return DEVICES[key]
+    for known in (key, f"rtx-{key}"):
+        if known in DEVICES:
+            return DEVICES[known]
+    raise ConfigError(f"{field}={name!r} is not in the table. It has {', '.join(DEVICES)}.")

@@ -23,7 +23,7 @@ _STEP_S, _ROW_S, _CHUNK_S = 0.25e-3, 12e-6, 0.5e-3
 BLOCK_LEN = 16
 MEMORY_SHARE = 0.9
 """As --gpu-memory-utilization is, where it is not set."""
-_KEPT_NBYTES = 3 * 2**30
+KEPT_NBYTES = 3 * 2**30
 """Of a GPU: captured steps, CUDA's context, and what a step of 8,192 tokens takes."""
 
 
@@ -64,7 +64,7 @@ class Fit:
 def fit(model: ModelCost, figures: Figures) -> Fit:
     """Say what fits; of a CPU, whose workers take 1 GiB for KV unless told."""
     memory = figures.memory_gib * 2**30
-    spare = MEMORY_SHARE * memory - model.weights_nbytes - _KEPT_NBYTES
+    spare = MEMORY_SHARE * memory - model.weights_nbytes - KEPT_NBYTES
     if not figures.is_gpu:
         spare = min(memory - model.weights_nbytes, 2**30)
     return Fit(model.weights_nbytes / 2**30, max(0, int(spare / (model.kv_token_nbytes * BLOCK_LEN))))

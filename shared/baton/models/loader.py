@@ -70,7 +70,7 @@ def load_model(
         fill_dummy(model.parameters, spec.initializer_range, seed)
     else:
         # All that the headers can tell is checked before memory is taken.
-        found = match(_outline(spec, dtype).parameters, read_entries(folder), str(folder))
+        found = match(outline(spec, dtype).parameters, read_entries(folder), str(folder))
         model = _build(spec, dtype, device, ops)
         load_weights(model.parameters, found, progress)
     model.parameters.settle()
@@ -79,7 +79,7 @@ def load_model(
 
 def weights_nbytes(spec: ModelSpec, dtype: torch.dtype | str | None = None, max_model_len: int | None = None) -> int:
     """Count the bytes that a model's parameters and its tables of rotations will take on the device."""
-    return _outline(spec.within(max_model_len), resolve_dtype(dtype, spec)).nbytes
+    return outline(spec.within(max_model_len), resolve_dtype(dtype, spec)).nbytes
 
 
 def resolve_dtype(dtype: torch.dtype | str | None, spec: ModelSpec) -> torch.dtype:
@@ -92,7 +92,7 @@ def resolve_dtype(dtype: torch.dtype | str | None, spec: ModelSpec) -> torch.dty
     return DTYPES[name]
 
 
-def _outline(spec: ModelSpec, dtype: torch.dtype) -> CausalLM:
+def outline(spec: ModelSpec, dtype: torch.dtype) -> CausalLM:
     """Build a model without memory, to know its tensors."""
     return _build(spec, dtype, torch.device("meta"), FASTEST)
 
@@ -102,7 +102,7 @@ def _build(spec: ModelSpec, dtype: torch.dtype, device: torch.device, ops: Ops) 
         return BY_NAME[spec.family].build(spec, Parameters(dtype, device, ops, spec.weight_form))
     except torch.OutOfMemoryError:
         free, total = torch.cuda.mem_get_info(device)
-        needed = _outline(spec, dtype).nbytes
+        needed = outline(spec, dtype).nbytes
     raise OutOfMemory(
         f"the weights take {needed / 2**30:.1f} GiB as {dtype}, and {device} has {free / 2**30:.1f} of "
         f"{total / 2**30:.1f} GiB free. Stop what else runs there, or take a smaller model or dtype."
