@@ -48,7 +48,8 @@ LLAMA_8B = KernelShapes(
     num_heads=32,
     num_kv_heads=8,
     head_dim=128,
-    rotated_dim=128,
+    rotations=((128, False),),
+    writes_unrotated=False,
     has_rms_norm=True,
     has_head_norms=True,
     gate="silu",
@@ -56,8 +57,8 @@ LLAMA_8B = KernelShapes(
     soft_cap=None,
     deterministic=False,
 )
-OPT_8B = dataclasses.replace(LLAMA_8B, rotated_dim=0, has_rms_norm=False, gate=None)
-WIDE = dataclasses.replace(LLAMA_8B, head_dim=256, rotated_dim=256, windows=(4096,), soft_cap=50.0)
+OPT_8B = dataclasses.replace(LLAMA_8B, rotations=(), writes_unrotated=True, has_rms_norm=False, gate=None)
+WIDE = dataclasses.replace(LLAMA_8B, head_dim=256, rotations=((256, False),), windows=(4096,), soft_cap=50.0)
 
 
 class NamedDevice:

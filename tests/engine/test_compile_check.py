@@ -28,7 +28,8 @@ LLAMA = KernelShapes(
     num_heads=4,
     num_kv_heads=2,
     head_dim=24,
-    rotated_dim=24,
+    rotations=((24, False),),
+    writes_unrotated=False,
     has_rms_norm=True,
     has_head_norms=False,
     gate="silu",
@@ -37,7 +38,7 @@ LLAMA = KernelShapes(
     deterministic=False,
 )
 GEMMA = dataclasses.replace(LLAMA, gate="gelu_tanh", windows=(40, None), soft_cap=30.0, has_head_norms=True)
-OPT = dataclasses.replace(LLAMA, rotated_dim=0, has_rms_norm=False, gate=None)
+OPT = dataclasses.replace(LLAMA, rotations=(), writes_unrotated=True, has_rms_norm=False, gate=None)
 DETERMINISTIC = dataclasses.replace(LLAMA, deterministic=True)
 
 

@@ -111,9 +111,9 @@ def test_llama_3_1_as_transformers_4_wrote_it() -> None:
     spec = make_spec(LLAMA_3_1_8B)
     assert (spec.family, spec.num_layers, spec.num_kv_heads, spec.head_dim) == ("llama", 32, 8, 128)
     assert (spec.dtype, spec.max_model_len, spec.eos_token_ids) == ("bfloat16", 131072, (128001, 128008, 128009))
-    assert spec.rope is not None
-    assert spec.rope.frequencies[:2] == pytest.approx((1, 500000.0 ** (-1 / 64)))
-    assert spec.rope.frequencies[-1] == pytest.approx(500000.0 ** (-63 / 64) / 8)
+    (rope,) = spec.ropes
+    assert rope.frequencies[:2] == pytest.approx((1, 500000.0 ** (-1 / 64)))
+    assert rope.frequencies[-1] == pytest.approx(500000.0 ** (-63 / 64) / 8)
 
 
 def test_the_same_config_as_transformers_5_writes_it_gives_the_same_spec() -> None:
@@ -139,9 +139,9 @@ def test_yarn_reaches_beyond_max_position_embeddings() -> None:
 
 def test_phi_3_of_the_hub_is_read_though_it_names_its_old_code() -> None:
     spec = make_spec(PHI_3_MINI_128K)
-    assert spec.rope is not None
-    assert (spec.rope.frequencies[0], spec.rope.long_frequencies[0]) == pytest.approx((1, 1 / 1.5))
-    assert (spec.rope.scale, spec.rope.original_max_len) == pytest.approx(((1 + 5 / 12) ** 0.5, 4096))
+    (rope,) = spec.ropes
+    assert (rope.frequencies[0], rope.long_frequencies[0]) == pytest.approx((1, 1 / 1.5))
+    assert (rope.scale, rope.original_max_len) == pytest.approx(((1 + 5 / 12) ** 0.5, 4096))
     assert spec.windows == (262144,) * 32
 
 

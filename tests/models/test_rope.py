@@ -68,8 +68,7 @@ def expected(embedding: Any, num_positions: int) -> torch.Tensor:
 def test_each_kind_is_the_table_of_transformers(rope: dict[str, Any]) -> None:
     config = LlamaConfig(**SHAPE, rope_parameters=dict(rope))
     spec = make_spec({"model_type": "llama", **SHAPE, "rope_parameters": rope})
-    assert spec.rope is not None
-    table = rope_table(spec.rope, 4096, torch.device("cpu"))
+    table = rope_table(spec.ropes[0], 4096, torch.device("cpu"))
     assert torch.equal(table, expected(LlamaRotaryEmbedding(config), 4096))
 
 
@@ -79,6 +78,5 @@ def test_longrope_chooses_factors_by_the_longest_context(max_positions: int) -> 
     config = Phi3Config(**SHAPE, original_max_position_embeddings=1024, rope_parameters=dict(rope), pad_token_id=0)
     old = {"rope_scaling": {"type": "su", **FACTORS}, "rope_theta": 10000.0, "partial_rotary_factor": 0.75}
     spec = make_spec({"model_type": "phi3", **SHAPE, "original_max_position_embeddings": 1024, **old})
-    assert spec.rope is not None
-    table = rope_table(spec.rope, max_positions, torch.device("cpu"))  # [positions, 2, 24]: 48 of 64 are rotated
+    table = rope_table(spec.ropes[0], max_positions, torch.device("cpu"))  # [positions, 2, 24]: 48 of 64 are rotated
     assert torch.equal(table, expected(Phi3RotaryEmbedding(config), max_positions))

@@ -6,6 +6,7 @@ machine's first start waits for it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -51,7 +52,10 @@ class KernelShapes:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    rotated_dim: int  # of head_dim; 0: positions are in the embeddings
+    rotations: tuple[
+        tuple[int, bool], ...
+    ]  # how much of head_dim turns in some layers, and whether pairs are neighbours
+    writes_unrotated: bool  # some layers turn nothing
     has_rms_norm: bool
     has_head_norms: bool
     gate: Literal["silu", "gelu_tanh"] | None
@@ -110,9 +114,9 @@ def _operations(shapes: KernelShapes, device: torch.device) -> Iterator[tuple[st
     if shapes.gate is not None:
         gate = silu_mul if shapes.gate == "silu" else gelu_tanh_mul
         yield f"{shapes.gate}_mul", lambda: _gate(gate, shapes, device)
-    if shapes.rotated_dim:
+    if shapes.rotations:
         yield "rotary_kv_write", lambda: _rotary(shapes, device)
-    else:
+    if shapes.writes_unrotated:
         yield "kv_write", lambda: _write(shapes, device)
     if shapes.deterministic:
         yield "invariant_linear", lambda: _invariant_products(shapes, device)
@@ -194,11 +198,11 @@ def _heads(shapes: KernelShapes, num_tokens: int, device: torch.device) -> tuple
 def _rotary(shapes: KernelShapes, device: torch.device) -> None:
     norm = torch.zeros(shapes.head_dim, dtype=shapes.dtype, device=device) if shapes.has_head_norms else None
     cache = _cache(shapes, device)
-    for num_rows in _ROWS:
-        cos_sin = torch.zeros(num_rows, 2, shapes.rotated_dim // 2, device=device)
+    for num_rows, (dim, interleaved) in itertools.product(_ROWS, shapes.rotations):
+        cos_sin = torch.zeros(num_rows, 2, dim // 2, device=device)
         at = torch.arange(num_rows, device=device)
-        heads = _heads(shapes, num_rows, device)
-        rotary_kv_write(*heads, cos_sin, at, cache, at, q_norm=norm, k_norm=norm, eps=1e-5)
+        given = (*_heads(shapes, num_rows, device), cos_sin, at, cache, at)
+        rotary_kv_write(*given, q_norm=norm, k_norm=norm, eps=1e-5, interleaved=interleaved)
 
 
 def _write(shapes: KernelShapes, device: torch.device) -> None:

@@ -99,7 +99,6 @@ def prepare_kernels(
 
 def _kernel_shapes(config: EngineConfig, spec: ModelSpec, dtype: torch.dtype, max_model_len: int) -> KernelShapes:
     layer = spec.layers[0]
-    is_rotated = spec.rope is not None  # and then with RMSNorm and a gate, in every family that there is
     return KernelShapes(
         dtype=dtype,
         block_size=config.block_size,
@@ -111,9 +110,10 @@ def _kernel_shapes(config: EngineConfig, spec: ModelSpec, dtype: torch.dtype, ma
         num_heads=spec.num_heads,
         num_kv_heads=spec.num_kv_heads,
         head_dim=spec.head_dim,
-        rotated_dim=0 if spec.rope is None else spec.rope.dim,
-        has_rms_norm=is_rotated,
-        has_head_norms=layer.attention.qk_norm,
+        rotations=tuple({(rope.dim, rope.interleaved) for rope in spec.ropes}),
+        writes_unrotated=any(each.attention.rope is None for each in spec.layers),
+        has_rms_norm=spec.norm == "rms",
+        has_head_norms=layer.attention.qk_norm == "head",
         gate=None if not layer.mlp.gated else "silu" if layer.mlp.activation in ("silu", "swish") else "gelu_tanh",
         windows=tuple(set(spec.windows_within(max_model_len))),
         soft_cap=layer.attention.soft_cap,

@@ -108,6 +108,7 @@ def read_bert(fields: Fields, own: BertOwn) -> ModelSpec:
         initializer_range=fields.number("initializer_range", 0.02),
         num_positions=num_positions,
         own=own,
+        norm="layer",
         is_encoder=True,
     )
 

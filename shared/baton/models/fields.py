@@ -17,13 +17,23 @@ FIX_CONFIG = "Correct config.json, or fetch the checkpoint again."
 class Fields:
     """The fields of config.json, each read with its type and limits; null means absent."""
 
-    def __init__(self, raw: Mapping[str, Any], source: str) -> None:
+    def __init__(self, raw: Mapping[str, Any], source: str, names: Mapping[str, str] | None = None) -> None:
         self.raw = raw
         self.source = source
+        self._names = names or {}  # what config.json calls fields that `known_as` renamed
+
+    def with_defaults(self, **defaults: Any) -> Fields:
+        """The same, with values for the fields that are absent."""
+        return Fields({**defaults, **{k: v for k, v in self.raw.items() if v is not None}}, self.source, self._names)
+
+    def known_as(self, **names: str) -> Fields:
+        """The same, with fields under the names that most families have: new name -> the family's own."""
+        renamed = {new: self.raw[old] for new, old in names.items() if self.raw.get(old) is not None}
+        return Fields({**self.raw, **renamed}, self.source, {new: names[new] for new in renamed})
 
     def refusal(self, field: str, value: object, limit: str, way_out: str = FIX_CONFIG) -> ModelLoadError:
         """Make the one error for a value that cannot be."""
-        shown = repr(value)
+        field, shown = self._names.get(field, field), repr(value)
         shown = shown if len(shown) <= 80 else shown[:77] + "..."
         return ModelLoadError(f"{self.source}: config.json has {field}={shown}; {limit}. {way_out}")
 

@@ -39,11 +39,11 @@ class Llama(CausalLM):
     # Modules of the checkpoint; the name of a fused one stands for each of its parts.
     QKV = ("q_proj", "k_proj", "v_proj")
     GATE_UP = ("gate_proj", "up_proj")
-    NORM_FILL: Fill = "ones"  # the weight of a norm that scales nothing
 
     def __init__(self, spec: ModelSpec, parameters: Parameters) -> None:
         super().__init__(spec, parameters)
         self.embedding = parameters.tensor("embed_tokens.weight", spec.vocab_size, spec.hidden_size)
+        self.embedding_scale = spec.embedding_scale
         norms = [self._norm(f"layers.{layer}.input_layernorm") for layer in range(spec.num_layers)]
         norms.append(self._norm("norm"))
         self.first_norm = norms[0]
@@ -55,7 +55,8 @@ class Llama(CausalLM):
         return LlamaLayer(self._attention(layer), self._mlp(layer), mlp_norm, next_norm)
 
     def _norm(self, name: str) -> Tensor:
-        return self.parameters.tensor(f"{name}.weight", self.spec.hidden_size, fill=self.NORM_FILL)
+        fill: Fill = "zeros" if self.spec.norm_offset else "ones"
+        return self.parameters.tensor(f"{name}.weight", self.spec.hidden_size, fill=fill)
 
     def _attention(self, layer: int) -> Attention:
         name = f"layers.{layer}.self_attn"
@@ -68,9 +69,14 @@ class Llama(CausalLM):
         name = f"layers.{layer}.mlp"
         return MLP(self.parameters, self.spec, layer, [f"{name}.{part}" for part in self.GATE_UP], f"{name}.down_proj")
 
+    def embed(self, step: Step) -> Tensor:
+        """Look the tokens up: [tokens, hidden_size]."""
+        x = F.embedding(step.token_ids, self.embedding)
+        return x if self.embedding_scale == 1.0 else x * self.embedding_scale
+
     def forward(self, step: Step) -> Tensor:
         eps = self.spec.norm_eps
-        residual = F.embedding(step.token_ids, self.embedding)  # [tokens, hidden_size]
+        residual = self.embed(step)
         x = rms_norm(residual, self.first_norm, eps)
         for layer in self.layers:
             x = layer.attention(x, step)

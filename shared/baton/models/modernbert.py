@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +17,7 @@ from baton.models.layers import ACTIVATIONS, LayerNorm
 from baton.models.parameters import Parameters
 from baton.models.spec import LayerSpec, MLPSpec, ModelSpec, RopeSpec
 
-
-class Norm(LayerNorm):
-    """LayerNorm with a weight alone."""
-
-    def __init__(self, parameters: Parameters, name: str, size: int, eps: float) -> None:
-        super().__init__(parameters, name, size, eps, affine=False)
-        self.weight = parameters.tensor(f"{name}.weight", size, fill="ones")
+Norm = partial(LayerNorm, bias=False)
 
 
 class ModernLayer:
@@ -114,6 +109,7 @@ def read(fields: Fields) -> ModelSpec:
         norm_eps=fields.number("norm_eps", 1e-5),
         tie_word_embeddings=True,
         initializer_range=fields.number("initializer_range", 0.02),
+        norm="layer",
         is_encoder=True,
     )
 

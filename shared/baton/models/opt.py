@@ -26,7 +26,7 @@ class OPTOwn:
     embedding_size: int  # the width of its embeddings
     norm_first: bool  # OPT-350m normalizes after each block instead
     final_norm: bool
-    norm_affine: bool  # norms have weight and bias
+    norm_affine: tuple[bool, bool]  # whether norms have weight, and bias: both or none
 
 
 class OPTLayer:
@@ -35,7 +35,7 @@ class OPTLayer:
     def __init__(self, parameters: Parameters, spec: ModelSpec, own: OPTOwn, layer: int) -> None:
         name = f"layers.{layer}"
         self.attention_norm, self.mlp_norm = (
-            LayerNorm(parameters, f"{name}.{which}_layer_norm", spec.hidden_size, spec.norm_eps, own.norm_affine)
+            LayerNorm(parameters, f"{name}.{which}_layer_norm", spec.hidden_size, spec.norm_eps, *own.norm_affine)
             for which in ("self_attn", "final")
         )
         qkv = [f"{name}.self_attn.{part}" for part in ("q_proj", "k_proj", "v_proj")]
@@ -69,7 +69,7 @@ class OPT(CausalLM):
         self.layers = [OPTLayer(parameters, spec, own, layer) for layer in range(spec.num_layers)]
         self.final_norm = None
         if own.final_norm:
-            self.final_norm = LayerNorm(parameters, "final_layer_norm", size, spec.norm_eps, own.norm_affine)
+            self.final_norm = LayerNorm(parameters, "final_layer_norm", size, spec.norm_eps, *own.norm_affine)
         self.lm_head = output_layer(spec, parameters, self.embedding, "embed_tokens.weight")
 
     def forward(self, step: Step) -> Tensor:
@@ -103,11 +103,12 @@ def read(fields: Fields) -> ModelSpec:
         norm_eps=1e-5,
         tie_word_embeddings=fields.flag("tie_word_embeddings", True),
         initializer_range=fields.number("init_std", 0.02),
+        norm="layer",
         own=OPTOwn(
             embedding_size=fields.integer("word_embed_proj_dim", default=hidden_size),
             norm_first=norm_first,
             final_norm=norm_first and not fields.flag("_remove_final_layer_norm", False),
-            norm_affine=fields.flag("layer_norm_elementwise_affine", True),
+            norm_affine=(fields.flag("layer_norm_elementwise_affine", True),) * 2,
         ),
     )
 

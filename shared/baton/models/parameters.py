@@ -109,6 +109,10 @@ class Parameters:
         self.targets[name] = Target(shape, pieces=[Piece(tensor, tuple(map(range, shape)))])
         return tensor
 
+    def stack(self, modules: Sequence[str], *shape: int, fill: Fill) -> Tensor:
+        """Make a parameter of the weights of modules, which each rank has whole: [modules, *shape]."""
+        return self._join(modules, [Stored("weight", shape, fill=fill)] * len(modules), None)
+
     def rotations(self, rope: RopeSpec, num_positions: int) -> Tensor:
         """Make the table of rotations, once for all layers that turn alike."""
         if rope not in self._rotations:
@@ -123,6 +127,7 @@ class Parameters:
         *,
         bias: bool = False,
         split: Split = None,
+        groups: int = 1,
         form: WeightForm | None = None,
     ) -> Linear:
         """Make one linear layer of the parts (checkpoint module, outputs) that lie one after the other in it.
@@ -131,6 +136,7 @@ class Parameters:
             parts: those of one fused module follow one another under its name.
             split: how ranks share it. "out": each has its rows of each part, and its outputs. "in": each has its
                 columns, and the results are to be summed. None: each has all.
+            groups: in how many pieces each part of a fused module lies there: the first of each part, then the second.
             form: of its weight; None: the checkpoint's.
 
         Raises:
@@ -139,14 +145,14 @@ class Parameters:
         parts, form = tuple(parts), form or self.form
         modules = [module for module, _ in parts]
         stored = zip(*(form.stored(outputs, num_inputs) for _, outputs in parts), strict=True)
-        tensors = {of_parts[0].suffix: self._join(modules, of_parts, split) for of_parts in stored}
+        tensors = {of_parts[0].suffix: self._join(modules, of_parts, split, groups) for of_parts in stored}
         vector = None
         if bias and split == "in" and self.share.rank:
             # The ranks' results are summed, so the first one alone adds the bias.
             self.targets.update({f"{module}.bias": Target((outputs,)) for module, outputs in parts})
         elif bias:
             biases = [Stored("bias", (outputs,), out_dim=0, fill="zeros") for _, outputs in parts]
-            vector = self._join(modules, biases, split)
+            vector = self._join(modules, biases, split, groups)
         sizes: dict[str, int] = defaultdict(int)
         for module, outputs in parts:
             sizes[module] += outputs // (self.share.size if split == "out" else 1)
@@ -160,7 +166,7 @@ class Parameters:
         self._linears.append(layer)
         return layer
 
-    def _join(self, modules: Sequence[str], stored: Sequence[Stored], split: Split) -> Tensor:
+    def _join(self, modules: Sequence[str], stored: Sequence[Stored], split: Split, groups: int = 1) -> Tensor:
         """Make the parameter that one tensor of each part goes to, and note which bytes go where."""
         parts, first, dim = list(zip(modules, stored, strict=True)), stored[0], stored[0].out_dim
         if dim is None:  # stacked; a fused module has one tensor
@@ -175,6 +181,9 @@ class Parameters:
             rows = self.new((sum(num_rows), *shape[:dim], *shape[dim + 1 :]), first.fill, first.dtype)
             tensor = rows.movedim(0, dim)
             places = [place.movedim(0, dim) for place in torch.split(rows, num_rows)]
+        if groups > 1 and dim is not None:
+            self._interleave(modules, stored, boxes, places, groups)
+            return tensor
         for (module, part), box, place in zip(parts, boxes, places, strict=True):
             target = self.targets.setdefault(f"{module}.{part.suffix}", Target(part.shape, part.dtype))
             if target.pieces and dim is not None:  # of a fused module: this part lies behind the others
@@ -183,6 +192,30 @@ class Parameters:
                 target.shape = (*part.shape[:dim], begin + part.shape[dim], *part.shape[dim + 1 :])
             target.pieces.append(Piece(place, tuple(box)))
         return tensor
+
+    def _interleave(
+        self,
+        modules: Sequence[str],
+        stored: Sequence[Stored],
+        boxes: Sequence[list[range]],
+        places: Sequence[Tensor],
+        groups: int,
+    ) -> None:
+        """Note where the parts of one fused module go that lie there in groups."""
+        first = stored[0]
+        dim = first.out_dim
+        assert dim is not None
+        widths = [part.shape[dim] // groups for part in stored]  # of each part in one group
+        total = sum(widths)
+        shape = (*first.shape[:dim], groups * total, *first.shape[dim + 1 :])
+        target = self.targets[f"{modules[0]}.{first.suffix}"] = Target(shape, first.dtype)
+        begin = 0
+        for width, box, place in zip(widths, boxes, places, strict=True):
+            held = range(box[dim].start // width, box[dim].stop // width)  # a rank has whole groups
+            for group, rows in zip(held, torch.split(place, width, dim), strict=True):
+                at = group * total + begin
+                target.pieces.append(Piece(rows, (*box[:dim], range(at, at + width), *box[dim + 1 :])))
+            begin += width
 
     def _box(self, module: str, part: Stored, split: Split) -> list[range]:
         """The part of a stored tensor that this rank holds, a range in each dimension."""

@@ -15,7 +15,7 @@ from baton.models.spec import ModelSpec
 def read(fields: Fields) -> ModelSpec:
     """Read config.json."""
     attention = read_attention(fields, head_dim=128, bias=fields.flag("attention_bias", False))
-    return read_rotary(fields, replace(attention, qk_norm=True), read_mlp(fields), upper_windows(fields))
+    return read_rotary(fields, replace(attention, qk_norm="head"), read_mlp(fields), upper_windows(fields))
 
 
 FAMILY = Family("qwen3", ("Qwen3ForCausalLM",), read, Llama)

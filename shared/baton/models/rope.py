@@ -23,11 +23,38 @@ def read_rope(fields: Fields, head_dim: int, names: Mapping[str, str]) -> RopeSp
 
     `names`: the family's other names for kinds.
     """
-    max_len = fields.integer("max_position_embeddings")
     raw = fields.raw.get("rope_parameters") or fields.raw.get("rope_scaling") or {}
     if not isinstance(raw, Mapping) or any(isinstance(value, Mapping) for value in raw.values()):
         raise fields.refusal("rope_parameters", raw, "it must be one set of parameters for all layers")
-    rope = Fields(raw, fields.source)
+    return _read(fields, Fields(raw, fields.source), head_dim, names)
+
+
+def read_ropes(fields: Fields, head_dim: int) -> dict[str, RopeSpec]:
+    """Read the rotation of each kind of layer, full_attention and sliding_attention.
+
+    In transformers 5 rope_parameters has a set for each. In 4 rope_theta and rope_scaling are those of full attention,
+    and the others turn by rope_local_base_freq without scaling; where that is absent, by rope_theta.
+    """
+    by_kind = fields.raw.get("rope_parameters")
+    if by_kind is not None and not isinstance(by_kind, Mapping):
+        raise fields.refusal("rope_parameters", by_kind, "it must be a set of parameters for each kind of layer")
+    theta = fields.number("rope_theta", 10000.0)
+    old = {
+        "full_attention": {"rope_theta": theta, **(fields.raw.get("rope_scaling") or {})},
+        "sliding_attention": {"rope_theta": fields.number("rope_local_base_freq", theta)},
+    }
+    ropes = {}
+    for kind, defaults in old.items():
+        given = (by_kind or {}).get(kind) or defaults
+        if not isinstance(given, Mapping):
+            raise fields.refusal("rope_parameters", by_kind, f"its {kind} must be a set of parameters")
+        given = {"rope_theta": defaults["rope_theta"], **given}
+        ropes[kind] = _read(fields, Fields(given, fields.source), head_dim, {})
+    return ropes
+
+
+def _read(fields: Fields, rope: Fields, head_dim: int, names: Mapping[str, str]) -> RopeSpec:
+    max_len = fields.integer("max_position_embeddings")
     kind = rope.raw.get("rope_type") or rope.raw.get("type") or "default"
     kind = names.get(kind, kind)
     if kind not in ROPE_KINDS:
@@ -146,9 +173,10 @@ def rope_table(rope: RopeSpec, max_positions: int, device: torch.device) -> Tens
 
 def rotation_kind(spec: ModelSpec) -> str:
     """Name what the served context changes in the rotation, and so in the KV; empty where it changes nothing."""
-    if spec.rope is None or not spec.rope.long_frequencies:
+    scaled = [rope for rope in spec.ropes if rope.long_frequencies]
+    if not scaled:
         return ""
-    return "longrope long" if _is_long(spec.rope, spec.max_model_len) else "longrope short"
+    return "longrope long" if any(_is_long(rope, spec.max_model_len) for rope in scaled) else "longrope short"
 
 
 def _is_long(rope: RopeSpec, max_positions: int) -> bool:

@@ -6,6 +6,7 @@ A family's file makes a spec from config.json.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from baton.errors import ModelLoadError
 from baton.models.dense import DENSE
@@ -23,6 +24,12 @@ class RopeSpec:
     scale: float = 1.0  # of cosines and sines, which keeps attention sharp in long contexts
     long_frequencies: tuple[float, ...] = ()  # LongRoPE's, for every position of a context beyond the original
     original_max_len: int = 0
+    interleaved: bool = False  # pairs are neighbours; else a dimension and the one half of dim further
+
+
+QKNorm = Literal["head", "width", "layer"]
+"""How queries and keys are normalized before rotation: RMSNorm of each head with one weight for all, RMSNorm of all heads
+together, LayerNorm of each head with a weight for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +45,7 @@ class AttentionSpec:
     soft_cap: float | None = None
     qkv_bias: bool = False
     out_bias: bool = False
-    qk_norm: bool = False  # RMSNorm of each head's query and key, before rotation
+    qk_norm: QKNorm | None = None
 
     @property
     def q_size(self) -> int:
@@ -80,6 +87,11 @@ class ModelSpec:
     initializer_range: float = 0.02
     num_positions: int = 0  # rows of the table of learned positions
     weight_form: WeightForm = DENSE  # of the layers' weights
+    norm: Literal["rms", "layer"] = "rms"
+    norm_offset: float = 0.0  # norms multiply by it + weight
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0  # of what attention and feed-forward add
+    logit_scale: float = 1.0
     own: object = None  # what only the family's file reads
     is_encoder: bool = False  # each token sees all others of its sequence, and nothing is kept of it
 
@@ -92,7 +104,7 @@ class ModelSpec:
     def num_layers(self) -> int:
         return len(self.layers)
 
-    # All layers of today's families have the same heads and rotation.
+    # All layers of today's families have the same heads.
 
     @property
     def num_heads(self) -> int:
@@ -107,8 +119,10 @@ class ModelSpec:
         return self.layers[0].attention.head_dim
 
     @property
-    def rope(self) -> RopeSpec | None:
-        return self.layers[0].attention.rope
+    def ropes(self) -> tuple[RopeSpec, ...]:
+        """Each rotation that a layer has, once."""
+        ropes = (layer.attention.rope for layer in self.layers)
+        return tuple(dict.fromkeys(rope for rope in ropes if rope is not None))
 
     @property
     def windows(self) -> tuple[int | None, ...]:
