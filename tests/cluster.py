@@ -25,6 +25,7 @@ from baton.llm import LLM, RequestOutput, SamplingParams
 from baton.redis_server import find_redis_server, server_command
 
 MODEL = "tiny"
+ADMIN_KEY = "the-key-of-admins"
 VOCAB_SIZE = 300
 CONTEXT = 1024
 WORKER_FLAGS = (
@@ -153,7 +154,7 @@ class Cluster:
     def _start_router(self, name: str, known: Sequence[str], flags: Sequence[str]) -> None:
         (port,) = free_ports(1)
         arguments = ["router", "--model", str(self.model), "--served-model-name", MODEL, "--port", str(port)]
-        arguments += ["--cache-key", "the key of these tests", *flags]
+        arguments += ["--cache-key", "the key of these tests", "--admin-api-key", ADMIN_KEY, *flags]
         for worker in known:
             control = self.workers[worker].arguments[self.workers[worker].arguments.index("--control-port") + 1]
             arguments += ["--worker", f"tcp://127.0.0.1:{control}"]

@@ -28,7 +28,9 @@ from baton.messages import (
     ROUTER_SILENCE_S,
     BadMessage,
     Cancel,
+    Command,
     Computed,
+    Done,
     Ended,
     Hello,
     Leg,
@@ -95,6 +97,8 @@ class FakeSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Take no notice of so many Starts, as if they had been lost on the way."""
     drop_cancels: bool = False
     """Take no notice of any Cancel."""
+    max_sleep: int = 1
+    """The deepest level of sleep that it knows."""
     script_ids: tuple[int, ...] = ()
     """Tokens that it says in place of made-up ones."""
 
@@ -173,6 +177,7 @@ class FakeWorker:
                 cache_parts=(settings.model_name, settings.layout),
             ),
         )
+        self._is_asleep = False
         self._routers: dict[bytes, float] = {}
         self._wants_blocks: dict[bytes, bool] = {}
         self._requests: dict[str, _Request] = {}
@@ -242,8 +247,23 @@ class FakeWorker:
                     self._answer_call(router, message)
             elif isinstance(message, Start):
                 self._start(router, message)
-            else:
+            elif isinstance(message, Command):
+                self._obey(router, message)
+            elif isinstance(message, Cancel):
                 self._cancel(message)
+
+    def _obey(self, router: bytes, command: Command) -> None:
+        """Do what an admin asks; a sleep does not wait for what runs."""
+        error = ""
+        if command.order == "reset_prefix_cache":
+            evicted, self._cached = list(self._cached), set()
+            self._send(router, self._log.entry([], evicted))
+        elif command.order == "sleep" and command.level > self.settings.max_sleep:
+            error = f"level={command.level} is not served"
+        else:
+            self._is_asleep = command.order == "sleep"
+        self._send_outputs(router, [])
+        self._send(router, Done(self.info.incarnation, command.number, error))
 
     def _answer_call(self, router: bytes, hello: Hello) -> None:
         """End what the router does not name, and name what it has."""
@@ -443,6 +463,7 @@ class FakeWorker:
             decode_step_ms=self.settings.step_ms,
             num_steps=self._num_steps,
             draining=self.is_draining,
+            asleep=self._is_asleep,
         )
 
     def load(self) -> Load:

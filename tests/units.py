@@ -4,6 +4,7 @@ SHARED = {
     "cluster": (
         "tests/compose/test_dashboards_live.py",
         "tests/compose/test_top.py",
+        "tests/e2e/test_admin.py",
         "tests/e2e/test_ends.py",
         "tests/e2e/test_exactness.py",
         "tests/e2e/test_metrics.py",

@@ -7,9 +7,8 @@ from typing import Any
 
 import yaml
 
+from baton.config_secrets import SECRETS
 from baton.flags import came_from
-
-_SECRET = ("api_key", "cache_key", "redis_password", "curve_secret_key")
 
 
 def settings_of(command: Any, arguments: Sequence[str]) -> str:
@@ -27,7 +26,7 @@ def settings_of(command: Any, arguments: Sequence[str]) -> str:
             continue
         if name == "model":
             value = context.params.get("model_tag") or value
-        if name in _SECRET and value:
+        if name in SECRETS and value:
             lines.append(f"# {name.replace('_', '-')} is set, and not shown")
             continue
         source = came_from(context, name)

@@ -8,7 +8,7 @@ _GROUPS = {
         chat_template_content_format trust_request_chat_template tool_call_parser reasoning_parser
         generation_config override_generation_config deterministic
     """,
-    "Clients": "host port api_key tenants data_dir allow_anonymous uds root_path allowed_origins allowed_methods allowed_headers",
+    "Clients": "host port api_key admin_api_key tenants data_dir allow_anonymous uds root_path allowed_origins allowed_methods allowed_headers",
     "Workers": """
         prefill decode path redis_url redis_password drain_s ask once worker_id announce_host control_port control_uds
         kv_port kv_transports worker policy also_prefill max_replays worker_wait_s stall_s lease_s default_prefill_rate

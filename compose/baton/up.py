@@ -261,11 +261,14 @@ def _plan_router(
         reasoning_parser=config.reasoning_parser,
         trust_request_chat_template=config.trust_request_chat_template,
         generation_config=config.generation_config,
+        enable_tokenizer_info_endpoint=config.enable_tokenizer_info_endpoint,
         override_generation_config=config.override_generation_config,
         worker=tuple(static),
     )
     if config.api_key:
         environment = {**environment, "BATON_API_KEY": " ".join(config.api_key)}
+    if config.admin_api_key:
+        environment = {**environment, "BATON_ADMIN_API_KEY": config.admin_api_key}
     command = _baton("router", logs, *flags, *as_arguments(http))
     return Child("router", command, environment, stop_s=config.drain_s + 10)
 

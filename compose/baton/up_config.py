@@ -59,6 +59,10 @@ class UpConfig:
         None, 'values over those of generation_config.json, as JSON: {"temperature": 0.6}'
     )
     api_key: tuple[str, ...] = setting((), "keys that clients may send; none: everybody may ask")
+    admin_api_key: str | None = setting(
+        None, "key of those who may reset caches, put the model to sleep and end requests; none: nobody may"
+    )
+    enable_tokenizer_info_endpoint: bool = setting(False, "serve GET /tokenizer_info: the tokenizer's settings")
     tenants: str | None = setting(
         None, "YAML file with the weight and the caps of each API key; none: all keys have the same weight and no caps"
     )

@@ -26,6 +26,8 @@ class BatonError(Exception):
 
     status: int = 500
     retryable: bool = False
+    retry_after_s: int = 1
+    """Of what is retryable: when to come again."""
     is_recorded: bool = False
     """Whether the record of a request tells of it already."""
 

@@ -95,6 +95,9 @@ class HostTier(Protocol):
         """Take the names that the tier has given up, or has not taken, since the last call: whom the engine told of them
         shall know. Empty for a tier that tells others itself."""
 
+    def clear(self) -> None:
+        """Forget all blocks that no lookup or load is open for; a store forgets those of this layout, for all of its workers."""
+
     def counts(self) -> TierCounts:
         """What it holds and has done, for metrics."""
 

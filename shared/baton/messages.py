@@ -7,10 +7,12 @@ Every message is one frame: a tagged array that `encode` writes and `decode_to_w
                         Start     one leg of a request, under an epoch
                         Pool      the one leg of a request that generates nothing, under an epoch
                         Cancel    closes that epoch of the request, and all before it
+                        Command   what an admin asks of the worker itself, under a number
     worker -> router    Welcome   the answer to each Hello: what this worker is, and its load
                         Legs      the answer to each that names legs: those that this worker has
                         Outputs   once a step (and each 250 ms when idle): every stream's tokens, what was pooled, what ended, the load
                         Blocks    once a step at most, to routers that asked: what the prefix cache stored and evicted
+                        Done      the answer to each Command, when it is done, or why it is not; after the load that it changed
 
 Rules
 - A message that does not decode, or whose numbers are out of range, is dropped and counted; the connection stays.
@@ -128,6 +130,8 @@ class Load(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The loop is in a step that takes seconds, as such a step may."""
     context_tokens: Count = 0
     """Tokens whose KV running sequences read in each step."""
+    asleep: bool = False
+    """No new Start is taken until it is woken up."""
 
 
 # -- router -> worker -----------------------------------------------------------------------------------------
@@ -225,6 +229,24 @@ class Cancel(msgspec.Struct, tag="cancel", array_like=True, frozen=True, gc=Fals
     request_id: str
     epoch: int
     choice: int | None = None
+
+
+Order = Literal["reset_prefix_cache", "sleep", "wake_up"]
+
+
+class Command(msgspec.Struct, tag="command", array_like=True, frozen=True, gc=False):
+    """Do something to the worker itself.
+
+    reset_prefix_cache   forget what is cached; sequences that run go on with what they have. `external`: behind the device too
+    sleep                take nothing new, end what runs, then (from `level` 1 on) give back the memory of KV
+    wake_up              take new requests again
+    """
+
+    number: Count
+    """Of this router's, for the answer."""
+    order: Order
+    level: Annotated[int, msgspec.Meta(ge=0, le=2)] = 0
+    external: bool = False
 
 
 # -- worker -> router -----------------------------------------------------------------------------------------
@@ -408,8 +430,17 @@ class Blocks(msgspec.Struct, tag="blocks", array_like=True, frozen=True):
     is_snapshot: bool = False
 
 
-ToWorker = Hello | Start | Pool | Cancel
-ToRouter = Welcome | Outputs | Blocks | Legs
+class Done(msgspec.Struct, tag="done", array_like=True, frozen=True, gc=False):
+    """The end of a Command."""
+
+    incarnation: str
+    number: Count
+    error: str = ""
+    """Why it was not done; empty: it was."""
+
+
+ToWorker = Hello | Start | Pool | Cancel | Command
+ToRouter = Welcome | Outputs | Blocks | Legs | Done
 
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
 _to_router: msgspec.msgpack.Decoder[ToRouter] = msgspec.msgpack.Decoder(ToRouter)

@@ -36,6 +36,10 @@ class TooManyTokens(Exception):
         self.count = count
 
 
+_PATHS = ("vocab_file", "merges_file", "tokenizer_file", "name_or_path")
+"""Of a tokenizer's settings: where somebody's files lie."""
+
+
 class Tokenizer:
     """A model's own tokenizer and chat template, without torch and without remote code."""
 
@@ -61,12 +65,14 @@ class Tokenizer:
             self._backend: Any
             self._backend, self.special_tokens = found.backend()
             templates = found.chat_templates()
+            self._settings = found.settings()
         else:  # older checkpoints have vocabulary and merges only, which transformers converts
             self._backend = self.hf.backend_tokenizer
             self.special_tokens = {
                 name: str(token) for name, token in self.hf.special_tokens_map.items() if isinstance(token, str)
             }
             templates = self.hf.chat_template or {}
+            self._settings = dict(self.hf.init_kwargs)
             if isinstance(templates, str):
                 templates = {"default": templates}
         # fine-tunes often keep their training's cut and padding in tokenizer.json, which would change prompts
@@ -85,6 +91,15 @@ class Tokenizer:
         if self._hf is None:
             self._hf = _load_hf(self._path, self._revision)
         return self._hf
+
+    def info(self) -> dict[str, Any]:
+        """Return tokenizer_config.json with the chat template that is in use; no paths, and tokens as their text."""
+        told = {name: _plain(value) for name, value in self._settings.items() if name not in _PATHS}
+        told.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
+        sources = self.chat_templates.sources
+        if sources:
+            told["chat_template"] = sources.get("default") or next(iter(sources.values()))
+        return told
 
     @property
     def eos_token_id(self) -> int | None:
@@ -324,6 +339,10 @@ class _TokenizerFiles:
                 f"{_first_line(error)} Mend the entry."
             ) from error
 
+    def settings(self) -> dict[str, Any]:
+        """Return what tokenizer_config.json says."""
+        return self._read_json("tokenizer_config.json")
+
     def chat_templates(self) -> dict[str, str]:
         """Return the templates by name."""
         return read_templates(self.tokenizer.parent, self._read_json("tokenizer_config.json").get("chat_template"))
@@ -336,6 +355,17 @@ class _TokenizerFiles:
         except ValueError as error:
             raise ModelLoadError(f"{str(self.others[name])!r} cannot be read: {_first_line(error)}") from error
         return content if isinstance(content, dict) else {}
+
+
+def _plain(value: Any) -> Any:
+    """Write a token as its text, wherever it stands."""
+    if isinstance(value, dict):
+        if "content" in value:
+            return value["content"]
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return value if value is None or isinstance(value, (str, int, float, bool)) else str(value)
 
 
 def _load_hf(path: str, revision: str | None) -> Any:

@@ -22,7 +22,7 @@ ssl_certfile ssl_ca_certs ssl_cert_reqs allow_credentials allowed_origins allowe
 generation_config override_generation_config
 runner convert
 max_num_queued_reqs>max_num_waiting shutdown_timeout>drain_s
-disable_log_stats enable_log_requests log_level download_dir
+disable_log_stats enable_log_requests log_level download_dir enable_tokenizer_info_endpoint
 """
 """Flags of `baton up`, under vLLM's names or as `name>ours`."""
 
@@ -161,9 +161,9 @@ SERVING = (
         """,
     ),
     (
-        "A server's model is not put to sleep, nor its weights changed: end it, and start another.",
+        "POST /sleep is there by itself, with an admin's key, and leaves weights where they are.",
         """
-        enable_sleep_mode? sleep_mode_backend~ sleep_mode_offload_cudagraph?~ sleep_preserve_parameter_names[]
+        enable_sleep_mode?~ sleep_mode_backend~ sleep_mode_offload_cudagraph?~ sleep_preserve_parameter_names[]
         enable_cumem_allocator? weight_transfer_config
         """,
     ),
@@ -269,7 +269,7 @@ SERVING = (
         "The API is OpenAI's over HTTP/1.1; put a proxy before it for anything else.",
         """
         grpc? grpc_port enable_ssl_refresh? ssl_ciphers
-        enable_tokenizer_info_endpoint? fingerprint_mode~ fingerprint_value cohere_is_reasoning_model?~ cohere_format~
+        fingerprint_mode~ fingerprint_value cohere_is_reasoning_model?~ cohere_format~
         anthropic_disabled_thinking_effort~ enable_flash_late_interaction?~
         """,
     ),
@@ -362,20 +362,25 @@ ROUTES = (
         "GET /health says whether the process is alive, GET /ready whether requests are served.",
         "/readyz /livez /healthz",
     ),
-    ("GET /load, GET /metrics and GET /debug/workers say how busy it is.", "/server_info /get_world_size"),
+    ("GET /load, GET /metrics and GET /debug/workers say how busy it is.", "/get_world_size"),
     ("GET /docs names every route, GET /openapi.json describes it.", "/redoc"),
     (
-        "Blocks are found by what they hold, so none is ever stale.",
-        "/reset_prefix_cache /reset_mm_cache /reset_encoder_cache",
+        "Only text is served yet. POST /reset_prefix_cache forgets cached prefixes.",
+        "/reset_mm_cache /reset_encoder_cache",
     ),
     (
-        "A served model is not put to sleep, nor its weights changed.",
-        "/sleep /wake_up /is_sleeping /pause /resume /update_weights",
+        "POST /sleep?level=0 does so, POST /wake_up ends it; level=1 gives back the memory of KV.",
+        "/pause /resume /is_paused /release_kv_cache_memory",
+    ),
+    (
+        "A served model's weights are not changed: end it, and start another.",
+        "/update_weights /init_weight_transfer_engine",
     ),
     ("Measure with `baton bench serve`.", "/start_profile /stop_profile"),
     ("No code of yours is run in a server.", "/collective_rpc"),
-    ("Close the connection to end a request.", "/abort_requests"),
-    ("Count them with POST /tokenize.", "/v1/messages/count_tokens /tokenizer_info"),
+    ("Ask for completions with token ids, and POST /abort_requests with an x-request-id.", "/inference/v1"),
+    ("Count them with POST /tokenize.", "/v1/messages/count_tokens"),
+    ("Start the router with --enable-tokenizer-info-endpoint.", "/tokenizer_info"),
     ("POST /tokenize shows the prompt of a chat as tokens.", "/v1/chat/completions/render /v1/completions/render"),
 )
 """Paths of vLLM's server, and of OpenAI's, that are not here; what lies below one too."""

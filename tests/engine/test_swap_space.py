@@ -120,6 +120,25 @@ def test_the_least_recently_used_goes_first_and_is_said_to_be_gone() -> None:
     assert [swap.look_up(names(n)).num_blocks for n in (1, 2, 3, 4)] == [1, 0, 1, 1]
 
 
+def test_what_is_cleared_is_not_found_and_a_lookup_keeps_its_slots() -> None:
+    blocks = Blocks(8, 3)
+    swap = SwapSpace(blocks.copies, NBYTES)
+    for block_id in (1, 2):
+        blocks.write(block_id, 10 + block_id)
+    swap.save(names(1, 2), [1, 2])
+    lookup = swap.look_up(names(1))
+    swap.clear()
+    assert sorted(swap.take_dropped()) == names(1, 2)
+    assert swap.look_up(names(1)).num_blocks == 0
+    swap.save(names(3, 4, 5), [3, 4, 5])
+    assert swap.take_dropped() == names(5)
+    swap.load(lookup, [7])
+    assert [loaded.num_blocks for loaded in swap.poll()] == [1]
+    assert blocks.read(7) == 11
+    swap.save(names(5), [5])
+    assert swap.take_dropped() == []
+
+
 def test_what_is_there_is_not_copied_again() -> None:
     blocks = Blocks(8, 3)
     swap = SwapSpace(blocks.copies, NBYTES)

@@ -34,6 +34,17 @@ def test_what_one_worker_saves_another_one_loads(host: Host) -> None:
     assert (host.store.slots.num_read, other.tier.counts().num_loaded, host.store.num_loans) == (0, 3, 0)
 
 
+def test_what_a_worker_has_cleared_nobody_of_its_layout_finds(host: Host) -> None:
+    one, other, stranger = host.worker(1), host.worker(2), host.worker(3, layout="cd" * 16)
+    one.save(1, 2)
+    stranger.save(1)
+    one.tier.clear()
+    assert other.load(1, 2) == 0
+    assert stranger.load(1) == 1
+    assert host.store.slots.num_known == 1
+    host.store.slots.verify()
+
+
 def test_a_block_that_the_store_has_is_not_saved_again(host: Host) -> None:
     one, other = host.worker(1), host.worker(2)
     one.save(1)

@@ -168,3 +168,16 @@ def test_a_worker_that_dies_while_the_disk_reads_for_it_leaves_nothing(tmp_path:
     slots = host.store.slots
     assert (slots.num_read, slots.num_writing, slots.num_known) == (0, 0, 1)
     slots.verify()
+
+
+def test_what_is_cleared_leaves_the_disk_too(tmp_path: Path) -> None:
+    (tmp_path / "arena").mkdir()
+    host = Host(tmp_path / "arena", 64, made(tmp_path / "disk"))
+    worker = host.worker(1)
+    worker.save(1, 2)
+    host.run_jobs()
+    assert len(host.told) == 2
+    worker.tier.clear()
+    host.run_jobs()
+    assert host.told == set()
+    assert made(tmp_path / "disk").keys() == []

@@ -16,7 +16,7 @@ KEYS = ("first-secret-key", "second-secret-key")
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with cluster(tmp_path_factory.mktemp("auth"), [{"worker_id": "d0"}], api_key=KEYS) as made:
+    with cluster(tmp_path_factory.mktemp("auth"), [{"worker_id": "d0"}], api_key=KEYS, admin_api_key="admins") as made:
         yield made
 
 

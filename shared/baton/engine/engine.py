@@ -34,6 +34,7 @@ from baton.engine.constraint import ALL, ConstraintFailed, GrammarConstraint
 from baton.engine.grammar_compiler import COMPILE_S, GrammarCompiler
 from baton.engine.host_blocks import HostBlocks
 from baton.engine.kv_cache import KVCacheSpec
+from baton.engine.kv_pages import give_back
 from baton.engine.memory import MemoryPlan
 from baton.engine.model_runner import LaunchedStep, ModelRunner, StepResult
 from baton.engine.pooler import Pooled
@@ -171,6 +172,28 @@ class Engine:
         """What the model pools; None: it generates."""
         spec = self.model.spec
         return None if spec.pooling is None else spec.pooling.facts(spec.hidden_size)
+
+    # -- what is cached -----------------------------------------------------------------------------------
+
+    def forget_prefixes(self, *, external: bool = False) -> None:
+        """Forget what the prefix cache knows, and with `external` the tier behind it; sequences keep what they have."""
+        self.cache.clear()
+        host = self.scheduler.host
+        if host is not None:
+            host.flush()
+            if external:
+                host.clear()
+
+    @property
+    def can_give_back_kv(self) -> bool:
+        """Whether `give_back_kv` is served: CUDA graphs, and peers, know a GPU's KV by its addresses."""
+        return self.runner.device.type == "cpu"
+
+    def give_back_kv(self) -> None:
+        """Give the memory of KV back to the system until it is written again; only while no sequence is there."""
+        assert not self._requests
+        self.forget_prefixes()
+        give_back(self.runner.kv)
 
     def use_tier(self, tier: HostTier) -> None:
         """Have blocks that the device has no room for wait in this tier from now on; before any request."""

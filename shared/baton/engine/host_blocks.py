@@ -180,6 +180,12 @@ class HostBlocks:
             ended.append((load.sequence, loaded.num_blocks, load.num_blocks * self._reach.block_size))
         return ended
 
+    def clear(self) -> None:
+        """Have the tier forget what nobody reads."""
+        self.tier.clear()
+        for name in self.tier.take_dropped():
+            self._cache.forget_kept(name)
+
     def _save(self) -> None:
         saved, given_up = self._cache.take_for_tier()
         if saved:

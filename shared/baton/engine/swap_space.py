@@ -130,6 +130,11 @@ class SwapSpace:
         dropped, self._dropped = self._dropped, []
         return dropped
 
+    def clear(self) -> None:
+        """Forget all; a slot that is in use is free when that ends."""
+        for kept in list(self._kept.values()):
+            self._forget(kept)
+
     def counts(self) -> TierCounts:
         """What it holds and has done, for metrics."""
         return TierCounts(self._copies.num_slots, len(self._kept), self._num_saved, self._num_loaded, self._num_damaged)

@@ -126,10 +126,11 @@ class LoadMeter:
             longest_s = max(known.seconds, chunks.seconds)
             self._largest_chunks = _Chunks(0.99 * known.num_tokens, 0.99 * known.num_pairs, longest_s)
 
-    def load(self, *, draining: bool, force: bool = False) -> Load:
+    def load(self, *, draining: bool, asleep: bool = False, force: bool = False) -> Load:
         """Measure the present load; counted anew at most ten times a second unless forced."""
         now = time.monotonic()
-        if now - self._at < _REFRESH_S and not force and draining == self._load.draining:
+        is_as_before = draining == self._load.draining and asleep == self._load.asleep
+        if now - self._at < _REFRESH_S and not force and is_as_before:
             return self._load
         self._at = now
         scheduler, pool = self._engine.scheduler, self._engine.pool
@@ -147,6 +148,7 @@ class LoadMeter:
             num_steps=self._engine.num_steps,
             draining=draining,
             context_tokens=context,
+            asleep=asleep,
         )
         return self._load
 

@@ -17,11 +17,12 @@ from collections.abc import Callable, Sequence
 from baton.engine.engine import Engine
 from baton.errors import BatonError
 from baton.logs import get_logger
-from baton.messages import Cancel, Hello, LegError, Legs, Load, ModelFacts, Outputs, Pool, Start, WorkerInfo
+from baton.messages import Cancel, Command, Hello, LegError, Legs, Load, ModelFacts, Outputs, Pool, Start, WorkerInfo
 from baton.protocol import check_prompt
 from baton.registry import BlockLog
 from baton.step_learning import StepLearner
 from baton.wakeup import Wakeup
+from baton.worker.errands import Errands
 from baton.worker.load_meter import LoadMeter
 from baton.worker.mailbox import Mailbox, Peer, PeerLost, WantsBlocks
 from baton.worker.pacer import Pacer
@@ -38,6 +39,7 @@ COUNTED_S = 1.0
 """Between what is told one router for all: a message a second costs nothing."""
 RESTORING_S = 0.001
 _ENDING = LegError("draining", "this worker is ending", True)
+_ASLEEP = LegError("draining", "this worker sleeps", True)
 _IMPOSSIBLE = LegError("internal", "the tokens before a replay are none of this model's", False)
 _TOO_LATE = LegError("deadline", "the deadline of the request has passed", False)
 
@@ -84,6 +86,7 @@ class WorkerLoop:
         self._pacer = Pacer(StepLearner(), 0.0) if pacer is None else pacer
         self._meter = LoadMeter(engine, self._pacer.learner)
         self._log = BlockLog(info.worker_id, info.incarnation)
+        self._errands = Errands(engine, info.incarnation)
         self._reported_at = self._counted_at = 0.0
         self._num_failed_steps = 0
         self._drain_asked = False
@@ -128,6 +131,7 @@ class WorkerLoop:
             self._step()
         advanced = [leg.advance() for leg in self._legs.values()]
         is_idle = engine.num_steps + engine.num_collected == progress and not any(advanced)
+        self._errands.advance(len(self._runs))
         self._send(is_idle)
         return is_idle
 
@@ -144,6 +148,8 @@ class WorkerLoop:
                     self._start(peer, start)
                 case (_, Cancel() as cancel):
                     self._cancel(cancel)
+                case (peer, Command() as command):
+                    self._errands.take(peer, command)
                 case (peer, Hello() as hello):
                     self._calls.append((peer, hello.number))
                     self._end_strays(peer, hello)
@@ -167,6 +173,8 @@ class WorkerLoop:
         error: LegError | None
         if self._drain_asked and not self._moves_away(start, siblings):
             error = _ENDING
+        elif self._errands.takes_nothing:
+            error = _ASLEEP
         elif start.seconds_left is not None and start.seconds_left <= 0:
             error = _TOO_LATE
         elif start.leg not in self._legs:
@@ -300,12 +308,17 @@ class WorkerLoop:
 
     def _send(self, is_idle: bool) -> None:
         is_draining = self._draining_until is not None
-        load = self._mailbox.load = self._meter.load(draining=is_draining, force=is_idle)
+        load = self._mailbox.load = self._meter.load(
+            draining=is_draining, asleep=self._errands.takes_nothing, force=is_idle
+        )
         for peer, outputs in self._outbox.take(self._info.worker_id, self._info.incarnation, load):
             self._mailbox.post(peer, outputs)
         while self._calls:
             peer, number = self._calls.pop()
             self._mailbox.post(peer, Legs(self._info.incarnation, number, open_legs(self._runs, peer)))
+        for peer, done in self._errands.take_done():
+            self._mailbox.post(peer, Outputs(self._info.worker_id, self._info.incarnation, [], load))
+            self._mailbox.post(peer, done)
         self._log_blocks()
         self._tell_counted(load)
         now = time.monotonic()

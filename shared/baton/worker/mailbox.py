@@ -29,6 +29,8 @@ from baton.messages import (
     ROUTER_SILENCE_S,
     Blocks,
     Cancel,
+    Command,
+    Done,
     Hello,
     Legs,
     Load,
@@ -88,7 +90,7 @@ class WantsBlocks:
     peer: Peer
 
 
-Arrival = tuple[Peer, Start | Pool | Cancel | Hello] | PeerLost | WantsBlocks
+Arrival = tuple[Peer, Start | Pool | Cancel | Hello | Command] | PeerLost | WantsBlocks
 """A Hello among them is a roll call."""
 
 
@@ -117,7 +119,7 @@ class Mailbox:
         self.dropped: Counter[str] = Counter()
         """Messages that went no further, by reason."""
         self._arrived: deque[Arrival] = deque()
-        self._outgoing: deque[tuple[Peer | None, Outputs | Blocks | Legs]] = deque()
+        self._outgoing: deque[tuple[Peer | None, Outputs | Blocks | Legs | Done]] = deque()
         self._by_identity: dict[bytes, Peer] = {}
         self._peers: list[Peer] = []
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
@@ -162,7 +164,7 @@ class Mailbox:
             self._wakeup.set()  # the thread had stopped reading
         return arrived
 
-    def post(self, peer: Peer | None, message: Outputs | Blocks | Legs) -> None:
+    def post(self, peer: Peer | None, message: Outputs | Blocks | Legs | Done) -> None:
         """Leave a message for a router; for all that want the block log, if `peer` is None."""
         self._outgoing.append((peer, message))
         self._wakeup.set()
@@ -233,7 +235,7 @@ class Mailbox:
                 continue
             self._on_message(identity, message)
 
-    def _on_message(self, identity: bytes, message: Hello | Start | Pool | Cancel) -> None:
+    def _on_message(self, identity: bytes, message: Hello | Start | Pool | Cancel | Command) -> None:
         now = time.monotonic()
         if isinstance(message, Hello):
             peer = self._on_hello(identity, message, now)

@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 from fastapi import Depends, FastAPI
 from starlette.types import ASGIApp
 
+from baton.router.admin_routes import admin_routes
 from baton.router.anthropic.routes import anthropic_routes
-from baton.router.auth import Authenticator, require_key
+from baton.router.auth import AdminAuthenticator, Authenticator, require_admin, require_key
 from baton.router.batches.batch_routes import batch_routes
 from baton.router.batches.batches import Batches
 from baton.router.batches.file_routes import file_routes
@@ -68,6 +69,7 @@ def make_api(router: RouterState) -> FastAPI:
     )
     app.state.router = router
     app.state.authenticator = Authenticator(config.api_key, config.cache_key)
+    app.state.admin_authenticator = AdminAuthenticator(config.admin_api_key)
     for routes in (page_routes(), health_routes(router), ping_routes()):
         app.include_router(routes)
     private = (
@@ -79,5 +81,6 @@ def make_api(router: RouterState) -> FastAPI:
     kept = (file_routes(router, batches), batch_routes(router, batches, endpoints))
     for routes in (*made, *kept, small_routes(router, made)):
         app.include_router(routes, dependencies=[Depends(require_key)])
+    app.include_router(admin_routes(router), dependencies=[Depends(require_admin)])
     answer_errors(app)
     return app

@@ -13,12 +13,21 @@ from baton.errors import BatonError
 TENANT = "baton.tenant"
 """Of a scope, which no client writes: whose request it is that comes from within."""
 PUBLIC_PATHS = frozenset({"/health", "/ready", "/ping"})
+ADMIN_PATHS = frozenset(
+    ("/reset_prefix_cache", "/sleep", "/wake_up", "/is_sleeping", "/abort_requests", "/server_info")
+)
 
 
 class NotAuthorized(BatonError):
     """No key, or a wrong one."""
 
     status = 401
+
+
+class AdminOff(BatonError):
+    """Nobody is an admin here."""
+
+    status = 403
 
 
 class Authenticator:
@@ -72,3 +81,35 @@ async def require_key(request: Request) -> None:
     if given is None and (key := request.headers.get("x-api-key")) is not None:  # where Anthropic's clients put it
         given = f"Bearer {key}"
     request.state.tenant = authenticator.authorize(given)
+
+
+class AdminAuthenticator:
+    """Checks the key of admins, which no key of clients stands for."""
+
+    def __init__(self, key: str | None) -> None:
+        self._hash = None if key is None else hashlib.sha256(key.encode()).digest()
+
+    def authorize(self, authorization: str | None) -> None:
+        """Refuse who is no admin.
+
+        Raises:
+            AdminOff: there is no key to give.
+            NotAuthorized: the header is missing, malformed or holds another key.
+        """
+        if self._hash is None:
+            raise AdminOff(
+                "Routes for admins are off. Start the router with --admin-api-key KEY or BATON_ADMIN_API_KEY, and send "
+                "that key as 'Authorization: Bearer KEY'."
+            )
+        scheme, _, key = (authorization or "").partition(" ")
+        given = hashlib.sha256(key.strip().encode("latin-1")).digest()
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given, self._hash):
+            raise NotAuthorized("This route is for admins: send the key of --admin-api-key.")
+
+
+async def require_admin(request: Request) -> None:
+    """Refuse who is no admin; the dependency of every route that acts on workers. Nobody asks from within."""
+    authenticator: AdminAuthenticator = request.app.state.admin_authenticator
+    if TENANT in request.scope:
+        raise NotAuthorized("This route is for admins.")
+    authenticator.authorize(request.headers.get("authorization"))

@@ -52,6 +52,10 @@ class RouterConfig:
     host: str = setting("127.0.0.1", "address to listen on; auto: that of this machine's own name")
     port: int = setting(8000, "port to listen on")
     api_key: tuple[str, ...] = setting((), "keys that clients may send; none: everybody may ask")
+    admin_api_key: str | None = setting(
+        None, "key of those who may reset caches, put the model to sleep and end requests; none: nobody may"
+    )
+    enable_tokenizer_info_endpoint: bool = setting(False, "serve GET /tokenizer_info: the tokenizer's settings")
     tenants: str | None = setting(
         None, "YAML file with the weight and the caps of each API key; none: all keys have the same weight and no caps"
     )
@@ -144,6 +148,10 @@ class RouterConfig:
                 raise ConfigError(f"{name}={value!r} is not valid: it must be one of {choices}.")
             if hint in (int, float) and not value >= 0:  # nor not a number
                 raise ConfigError(f"{name}={value!r} is not valid: it must be at least 0.")
+        if self.admin_api_key is not None and self.admin_api_key in self.api_key:
+            raise ConfigError("admin_api_key is not valid: it is one of --api-key. Give admins a key of their own.")
+        if self.admin_api_key is not None and self.admin_api_key.split() != [self.admin_api_key]:
+            raise ConfigError("admin_api_key is not valid: it must be a word without spaces.")
         curve = (self.curve_server_key, self.curve_public_key, self.curve_secret_key)
         if any(curve) and not all(curve):
             raise ConfigError("curve_server_key, curve_public_key and curve_secret_key go together: give all three.")

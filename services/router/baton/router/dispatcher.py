@@ -20,16 +20,17 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from baton.errors import BatonError, ContextTooLong, QueueFull, Unavailable
 from baton.logs import get_logger
-from baton.messages import Blocks, Cancel, Legs, ModelFacts, OpenLeg, Outputs, Pooled, Token
+from baton.messages import Blocks, Cancel, Done, Legs, ModelFacts, OpenLeg, Outputs, Pooled, Token
 from baton.metrics import RouterMetrics
 from baton.prompt import Prompt
 from baton.protocol import SamplingParams, Share
 from baton.router.admission import Admission, Demand
+from baton.router.commands import Asleep, Commands
 from baton.router.config import RouterConfig
 from baton.router.flow import GO, NOTHING_NEW, STALE, ChoiceOver, DeadlinePassed, Flow, Next, Onward, Over, Replay
 from baton.router.generation import Generation
@@ -223,6 +224,7 @@ class Dispatcher:
         self.metrics = metrics
         self.vllm = VllmSeries(metrics)
         self.journal = Journal()
+        self.commands = Commands(pool)
         self.flows: dict[str, Running] = {}
         """Open requests by request id."""
         self.last_facts: ModelFacts | None = None
@@ -249,13 +251,15 @@ class Dispatcher:
             QueueFull: refused before it queues, with the seconds after which to try again.
             ContextTooLong: no decode worker could ever hold it.
             InvalidRequest: its pin names a worker that is not there.
-            Unavailable: no worker has come yet.
+            Unavailable: no worker has come yet, or all sleep.
         """
         running, generation = Running(self, flow), flow.generation
         if self._end is not None:
             raise self._end
         if self.last_facts is None:
             raise Unavailable("No decode worker is ready. Try again in a few seconds.")
+        if self.pool.is_asleep:
+            raise Asleep()
         if generation.pin is not None:
             generation.pin.check(self.pool.workers)
         block_size = self.last_facts.block_size
@@ -305,11 +309,17 @@ class Dispatcher:
         demand = _demand(least, self.last_facts.block_size)
         self._admission.check(demand, None if decision is None else decision.chosen, total_blocks)
 
+    def end_open(self, error: BatonError, public_ids: Collection[str] = ()) -> int:
+        """End the requests that clients know by these ids, or all that are open, with an error; return how many."""
+        ended = [r for r in self.flows.values() if not public_ids or r.flow.generation.public_id in public_ids]
+        for running in ended:
+            self._fail(running, error)
+        return len(ended)
+
     def end_all(self, error: BatonError) -> None:
         """Take nothing more in, and end all that is open, with this error."""
         self._end = error
-        for running in list(self.flows.values()):
-            self._fail(running, error)
+        self.end_open(error)
 
     def finish(self, running: Running, over: Over) -> None:
         """End a request, whatever became of it: the one way out. Late messages for it are dropped."""
@@ -352,6 +362,9 @@ class Dispatcher:
         while not running.is_over:
             num_emitted = 0 if flow.attempt is None else flow.num_emitted
             decision = decision or self._placement.place(flow.generation, num_emitted, avoid)
+            if decision is None and self.pool.is_asleep:
+                self._fail(running, Asleep())
+                return
             if decision is None:
                 wait_s = self.config.worker_wait_s
                 error = Unavailable(f"No decode worker came within {wait_s:g} s. Try again later.")
@@ -390,10 +403,14 @@ class Dispatcher:
 
     def on_worker_lost(self, worker: Worker) -> None:
         self.index.forget(worker.worker_id)
+        self.commands.lose(worker)
         for request_id in list(worker.request_ids):
             running = self._with_leg(request_id, worker)
             if running is not None:
                 self._act_on_leg(running, worker, running.flow.leg_lost(worker.worker_id))
+
+    def on_done(self, worker: Worker, done: Done) -> None:
+        self.commands.take(worker, done)
 
     def on_blocks(self, entry: Blocks) -> None:
         self.index.apply(entry)
@@ -654,6 +671,7 @@ class Dispatcher:
             *(self.num_running, len(self.flows) - self.num_running, len(self._parked), num_free, num_blocks),
             block_size=0 if self.last_facts is None else self.last_facts.block_size,
             is_awake=any(worker.can_decode for worker in self.pool.workers.values()),
+            is_asleep=self.pool.is_asleep,
         )
 
 

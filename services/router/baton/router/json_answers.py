@@ -15,7 +15,6 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from baton.errors import BatonError
-from baton.router.admission import Refused
 from baton.router.auth import NotAuthorized
 from baton.router.error_forms import form_of
 from baton.router.openai.refusals import error_object, error_of, failure_object
@@ -98,7 +97,7 @@ async def _on_error(http: Request, error: Exception) -> Response:
         http.app.state.router.dispatcher.journal.refuse(state["request_id"], state.get("tenant", b""), error)
     headers = {}
     if error.retryable:
-        headers["retry-after"] = str(error.retry_after_s) if isinstance(error, Refused) else "1"
+        headers["retry-after"] = str(error.retry_after_s)
     if isinstance(error, NotAuthorized):
         headers["www-authenticate"] = "Bearer"
     return _said(http, error_of(error), error.status, headers)

@@ -16,7 +16,7 @@ from baton.requests.completions import CompletionRequest
 from baton.requests.pooling import ClassifyRequest, EmbeddingRequest, PoolRequest, RerankRequest, ScoreRequest
 from baton.requests.responses import ResponsesRequest
 from baton.requests.tokenize import DetokenizeRequest, TokenizeRequest
-from baton.router.auth import PUBLIC_PATHS
+from baton.router.auth import ADMIN_PATHS, PUBLIC_PATHS
 from baton.router.error_forms import form_of
 
 _MODELS = (
@@ -51,11 +51,12 @@ def openapi_document(app: FastAPI) -> dict[str, Any]:
     )
     components = document.setdefault("components", {})
     components.setdefault("schemas", {}).update(models["$defs"])
-    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    bearer = {"type": "http", "scheme": "bearer"}
+    components["securitySchemes"] = {"key": bearer, "admin_key": bearer}
     for path, operations in document["paths"].items():
         for described in operations.values():
             if path not in PUBLIC_PATHS:
-                described["security"] = [{"key": []}]
+                described["security"] = [{"admin_key" if path in ADMIN_PATHS else "key": []}]
                 described["responses"].update({str(status): answer for status, answer in errors(401, 431).items()})
             described["responses"].pop("422", None)
             for answer in described["responses"].values():

@@ -41,7 +41,7 @@ def health_routes(router: RouterState) -> APIRouter:
             workers["prefill"] += worker.can_prefill
             workers["decode"] += worker.can_decode
         if not workers["decode"]:
-            reason = "no decode worker is alive"
+            reason = "all workers sleep" if router.pool.is_asleep else "no decode worker is alive"
             if router.discovery.is_cut_off:
                 reason += ", and Redis, which names workers, does not answer"
             return JSON(error_object(f"The router is not ready: {reason}.", 503), status_code=503)
@@ -131,7 +131,7 @@ def _worker(worker: Worker, num_awaited: int) -> dict[str, Any]:
     return {
         "id": info.worker_id,
         "legs": info.legs,
-        "state": "draining" if load.draining else "live",
+        "state": "draining" if load.draining else "asleep" if load.asleep else "live",
         "kv_usage": _usage(load),
         "store": worker.store or None,
         "running": load.num_running,

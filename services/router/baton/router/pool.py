@@ -22,6 +22,7 @@ from baton.messages import (
     PAUSE_S,
     WORKER_SILENCE_S,
     Blocks,
+    Done,
     Hello,
     Legs,
     Load,
@@ -69,6 +70,9 @@ class PoolListener(Protocol):
 
     def on_legs(self, worker: Worker, answer: Legs) -> None:
         """Hear what it has."""
+
+    def on_done(self, worker: Worker, done: Done) -> None:
+        """Hear what became of a command."""
 
 
 class StepModel:
@@ -153,8 +157,9 @@ class Worker:
                 self.steps.fade(self.moved_at - self.worked_at)
             self.worked_at = self.moved_at
         self.load = load
-        self.can_prefill = not load.draining and "prefill" in self.info.legs and bool(self.info.kv)
-        self.can_decode = not load.draining and not ENDING_LEGS.isdisjoint(self.info.legs)
+        takes_new = not (load.draining or load.asleep)
+        self.can_prefill = takes_new and "prefill" in self.info.legs and bool(self.info.kv)
+        self.can_decode = takes_new and not ENDING_LEGS.isdisjoint(self.info.legs)
         self.hands_over = load.draining and "prefill" in self.info.legs and bool(self.info.kv)
         self.other_tokens = max(load.waiting_tokens - self.queued.total, 0)
         self.other_choices = max(load.num_running + load.num_waiting - self.num_choices - self.num_prompts, 0)
@@ -242,6 +247,12 @@ class WorkerPool:
         """The parts by which live workers' hash chains start: one set of parts, but for rolling upgrades."""
         return {worker.info.model.cache_parts for worker in self.workers.values()}
 
+    @property
+    def is_asleep(self) -> bool:
+        """Whether no request can be taken because workers sleep."""
+        workers = self.workers.values()
+        return any(w.load.asleep for w in workers) and not any(w.can_decode for w in workers)
+
     def lose(self, worker: Worker, reason: str) -> None:
         """Take a worker as dead: it answers no more, or took no message."""
         if not worker.is_live:
@@ -283,6 +294,9 @@ class WorkerPool:
         elif isinstance(message, Legs):
             if message.incarnation == worker.info.incarnation:
                 self._listener.on_legs(worker, message)
+        elif isinstance(message, Done):
+            if message.incarnation == worker.info.incarnation:
+                self._listener.on_done(worker, message)
         elif message.worker_id == worker.worker_id:
             self._listener.on_blocks(message)
 

@@ -118,6 +118,7 @@ class Seen:
     block_size: int = 0
     """0: no worker has come yet."""
     is_awake: bool = False
+    is_asleep: bool = False
     """Whether a decode worker is alive."""
 
 
@@ -245,9 +246,12 @@ class VllmSeries(Collector):
         yield self._by_label(
             "num_requests_waiting_by_reason", "Requests without a token; deferred: no worker is there.", "reason", waits
         )
-        # engines cannot sleep; without any worker the series is away, which vLLM's boards show as down
-        states = {"awake": 1, "weights_offloaded": 0, "discard_all": 0} if seen.is_awake else {}
-        yield self._by_label("engine_sleep_state", "Whether a worker decodes: always awake.", "sleep_state", states)
+        # without any worker the series is away, which vLLM's boards show as down; weights stay where they are
+        is_there = seen.is_awake or seen.is_asleep
+        states = {"awake": int(seen.is_awake), "weights_offloaded": 0, "discard_all": 0} if is_there else {}
+        yield self._by_label(
+            "engine_sleep_state", "Whether a worker takes requests; asleep: each state is 0.", "sleep_state", states
+        )
         names = ("model_name", "engine", "block_size", "num_gpu_blocks")
         info = GaugeMetricFamily("vllm:cache_config_info", "The KV cache of all workers together.", labels=names)
         if seen.block_size:

@@ -17,6 +17,7 @@ frame:
     7 KNOWN     S->C  what became findable and what is not any more; `is_whole`: all there is
     8 LENT      S->C  the answer to WANT: for each name its slot, or NONE; with checksums, and whether it came from disk
     9 GRANTED   S->C  the answer to RESERVE: slots, maybe fewer, maybe none
+    10 CLEAR    C->S  forget the blocks of my layout that nobody reads, on disk too
 
 A worker names no slot but those it was granted; a COMMIT of others is dropped. Slots are granted ahead of need, so that a block can be
 copied out at once. What a worker reads or writes is its own until DONE or COMMIT, or until it has been silent for `SILENCE_S`:
@@ -117,7 +118,11 @@ class Granted(msgspec.Struct, array_like=True, frozen=True, tag=9):
     slots: list[int]
 
 
-ToStore = Hello | Want | Done | Reserve | Commit
+class Clear(msgspec.Struct, array_like=True, frozen=True, tag=10):
+    pass
+
+
+ToStore = Hello | Want | Done | Reserve | Commit | Clear
 ToClient = Welcome | Known | Lent | Granted
 _M = TypeVar("_M", ToStore, ToClient)
 _to_store: msgspec.msgpack.Decoder[ToStore] = msgspec.msgpack.Decoder(ToStore)

@@ -138,6 +138,11 @@ class Slots:
             self.on_change(key)
         return key
 
+    def drop_unused(self, prefix: bytes) -> None:
+        """Forget the blocks that nobody reads and whose keys begin so."""
+        for slot in [slot for slot in self._unused if self._key_of[slot].startswith(prefix)]:
+            self._drop(slot)
+
     def verify(self) -> None:
         """Count everything anew. For tests.
 
@@ -157,9 +162,12 @@ class Slots:
         """Forget the least recently used block; whether there was one."""
         if not self._unused:
             return False
-        slot, _none = self._unused.popitem(last=False)
+        self._drop(next(iter(self._unused)))
+        return True
+
+    def _drop(self, slot: int) -> None:
+        del self._unused[slot]
         key = self._key_of.pop(slot)
         del self._slot_of[key], self._checksums[slot]
         self._free.append(slot)
         self.on_change(key)
-        return True

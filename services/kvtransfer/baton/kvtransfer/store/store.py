@@ -24,6 +24,7 @@ from baton.kvtransfer.store.messages import (
     NONE,
     SILENCE_S,
     VERSION,
+    Clear,
     Commit,
     Done,
     Granted,
@@ -165,6 +166,8 @@ class Store:
                 self._grant(client, message)
             case Commit():
                 self._commit(client, message)
+            case Clear():
+                self._clear(client)
 
     def expire(self, now: float) -> None:
         """Give up workers that are silent; a pause of our own is nobody's silence."""
@@ -366,6 +369,26 @@ class Store:
         if self.disk is not None and not self.disk.is_full:
             self._to_write.extend(key for key in keys if key not in self.disk)
             self._write_next()
+
+    def _clear(self, client: _Client) -> None:
+        """Forget the blocks of a client's layout that nobody reads."""
+        layout, disk = bytes.fromhex(client.layout), self.disk
+        self.slots.drop_unused(layout)
+        log.info("store_cleared", layout=client.layout)
+        if disk is None:
+            return
+        on_disk = disk.keys()
+        keys = [key for key in on_disk if key.startswith(layout) and key not in self.slots]
+
+        def remove() -> None:
+            for key in keys:
+                disk.remove(key)
+
+        def then(_nothing: bytes | bool | None) -> None:
+            self._num_jobs -= 1
+
+        self._num_jobs += 1
+        self._do(remove, then)
 
     def _write_next(self) -> None:
         """Write the next block that is not on disk yet; one that was evicted meanwhile is passed over."""

@@ -30,6 +30,7 @@ from baton.kvtransfer.store.link import StoreLink
 from baton.kvtransfer.store.messages import (
     MAX_NAMES,
     NONE,
+    Clear,
     Commit,
     Done,
     Granted,
@@ -240,6 +241,10 @@ class StoreTier:
     def take_dropped(self) -> list[bytes]:
         """Return nothing: the store tells routers itself."""
         return []
+
+    def clear(self) -> None:
+        """Have the store forget what nobody reads; it tells when it has."""
+        self._link.send(Clear())
 
     def close(self) -> None:
         """Wait for the copies that run, and leave the store."""

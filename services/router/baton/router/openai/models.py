@@ -60,6 +60,12 @@ def model_routes(router: RouterState) -> APIRouter:
         check_model(router, body.model)
         return JSON({"prompt": await router.text.run(_decode, router.tokenizer, body.tokens)})
 
+    if router.config.enable_tokenizer_info_endpoint:
+
+        @routes.get("/tokenizer_info", summary="Show the tokenizer's settings")
+        async def tokenizer_info() -> Response:
+            return JSON(router.tokenizer.info())
+
     return routes
 
 
