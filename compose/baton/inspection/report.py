@@ -212,7 +212,7 @@ def _form(facts: Facts) -> str:
 
 
 def _rope(facts: Facts) -> str:
-    if facts.spec is not None and facts.spec.rope is None:
+    if facts.spec is not None and not facts.spec.ropes:
         return "learned"
     rope = facts.raw.get("rope_parameters") or facts.raw.get("rope_scaling") or {}
     kind = rope.get("rope_type") or rope.get("type") or "default"
