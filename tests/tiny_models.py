@@ -42,6 +42,7 @@ _LONGROPE = {
     "short_factor": [1.0 + 0.05 * i for i in range(8)],
     "long_factor": [1.0 + 0.6 * i for i in range(8)],
 }
+_EXPERTS: dict[str, Any] = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
 _PHI3: dict[str, Any] = {**_SHAPE, "original_max_position_embeddings": 256}
 _GPT2: dict[str, Any] = {
     "vocab_size": 211,
@@ -121,6 +122,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3-partial": (
         "Phi3Config",
         {**_PHI3, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75}},
+    ),
+    "mixtral": ("MixtralConfig", {**_SHAPE, "num_local_experts": 5, "num_experts_per_tok": 2}),
+    "mixtral-sliding": (
+        "MixtralConfig",
+        {**_SHAPE, "num_local_experts": 3, "num_experts_per_tok": 1, "sliding_window": 13, "head_dim": 24},
+    ),
+    "qwen3-moe": ("Qwen3MoeConfig", {**_SHAPE, **_EXPERTS, "norm_topk_prob": True, "head_dim": 32}),
+    "qwen3-moe-mixed": (
+        "Qwen3MoeConfig",
+        {**_SHAPE, **_EXPERTS, "decoder_sparse_step": 2, "mlp_only_layers": [0], "tie_word_embeddings": True},
     ),
     "gpt2": ("GPT2Config", _GPT2),
     "gpt2-scaled": (

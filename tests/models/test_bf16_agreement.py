@@ -8,6 +8,7 @@ true token where the truth is clearer than rounding. `pytest -rP` shows the figu
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ PROMPT_LENS = (33, 40, 64, 100, 150)
 NUM_TOKENS = 48
 NUM_TOP = 10
 # On a CPU Baton's error is 0.7 to 0.93 of transformers', whose norms round once more.
+SPARSE = re.compile("moe|mixtral|gpt-oss")
 LARGEST_RATIO = 1.25
 # By how many of transformers' errors the best token has to lead for its choice to be clear.
 CLEAR_GAP = 4
@@ -63,7 +65,9 @@ def test_bf16_answers_agree_with_transformers(family: str, tiny_checkpoint: Call
         chosen.append(torch.stack((ids[:, 0], peer.argmax(-1), best.indices[:, 0])))
 
     truth = torch.cat(truths)
-    our_error, peer_error = _rms(torch.cat(ours) - truth), _rms(torch.cat(peers) - truth)
+    # Where rounding changes the choice of an expert, a token is far off, in either one's answers: so half of them count.
+    size = _usual if SPARSE.search(family) else _rms
+    our_error, peer_error = size(torch.cat(ours) - truth), size(torch.cat(peers) - truth)
     tokens, peer_tokens, true_tokens = torch.cat(chosen, 1)
     is_clear = torch.cat(gaps) > CLEAR_GAP * peer_error
     agreement = _share(tokens == true_tokens, is_clear)
@@ -81,6 +85,10 @@ def _logprobs(model: Any, prompt: list[int], answer: list[int]) -> Tensor:
     """What a model says of each token of an answer, [answer, vocab] fp32."""
     logits = model(torch.tensor([prompt + answer[:-1]], device=model.device)).logits[0, len(prompt) - 1 :]
     return logits.float().log_softmax(-1).cpu()
+
+
+def _usual(error: Tensor) -> float:
+    return float(error.square().mean(-1).sqrt().median())
 
 
 def _rms(error: Tensor) -> float:

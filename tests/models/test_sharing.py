@@ -52,7 +52,7 @@ def test_two_ranks_hold_the_two_halves_of_every_divided_tensor(family: str, tiny
         for targets in ranks:
             assert targets[name].shape == tensor.shape
             for piece in targets[name].pieces:
-                box = tuple(slice(of.start, of.stop) for of in piece.box)
+                box = tuple(slice(of.start, of.stop, of.step) for of in piece.box)
                 assert torch.equal(piece.tensor, tensor[box])
                 times_held[box] += 1
         assert times_held.unique().tolist() in ([1.0], [2.0])  # once, or whole on each rank

@@ -15,7 +15,7 @@ from baton.errors import ConfigError
 from baton.kernels.launch import INTERPRET, ON_TRITON, triton_version
 from baton.kernels.limits import DTYPES, LARGEST_HEAD_DIM, OLDEST_CAPABILITY
 from baton.logs import get_logger
-from baton.models.spec import ModelSpec
+from baton.models.spec import MLPSpec, ModelSpec, MoESpec
 
 log = get_logger("engine")
 
@@ -99,6 +99,10 @@ def prepare_kernels(
 
 def _kernel_shapes(config: EngineConfig, spec: ModelSpec, dtype: torch.dtype, max_model_len: int) -> KernelShapes:
     layer = spec.layers[0]
+    dense = next((each.mlp for each in spec.layers if isinstance(each.mlp, MLPSpec)), None)
+    sparse = next((each.mlp for each in spec.layers if isinstance(each.mlp, MoESpec)), None)
+    if dense is None and sparse is not None:
+        dense = sparse.shared
     return KernelShapes(
         dtype=dtype,
         block_size=config.block_size,
@@ -106,7 +110,7 @@ def _kernel_shapes(config: EngineConfig, spec: ModelSpec, dtype: torch.dtype, ma
         max_num_seqs=config.max_num_seqs,
         vocab_size=spec.vocab_size,
         hidden_size=spec.hidden_size,
-        intermediate_size=layer.mlp.size,
+        intermediate_size=spec.hidden_size if dense is None else dense.size,
         num_heads=spec.num_heads,
         num_kv_heads=spec.num_kv_heads,
         head_dim=spec.head_dim,
@@ -114,7 +118,11 @@ def _kernel_shapes(config: EngineConfig, spec: ModelSpec, dtype: torch.dtype, ma
         writes_unrotated=any(each.attention.rope is None for each in spec.layers),
         has_rms_norm=spec.norm == "rms",
         has_head_norms=layer.attention.qk_norm == "head",
-        gate=None if not layer.mlp.gated else "silu" if layer.mlp.activation in ("silu", "swish") else "gelu_tanh",
+        gate=None
+        if dense is None or not dense.gated
+        else "silu"
+        if dense.activation in ("silu", "swish")
+        else "gelu_tanh",
         windows=tuple(set(spec.windows_within(max_model_len))),
         soft_cap=layer.attention.soft_cap,
         deterministic=config.deterministic,

@@ -35,6 +35,7 @@ class BertLayer:
     def __init__(self, parameters: Parameters, spec: ModelSpec, layer: int) -> None:
         name, size, mlp = f"encoder.layer.{layer}", spec.hidden_size, spec.layers[layer].mlp
         parts = [(f"{name}.attention.self.{part}", size) for part in ("query", "key", "value")]
+        assert isinstance(mlp, MLPSpec)
         self.attention = spec.layers[layer].attention
         self.qkv = parameters.linear(parts, size, bias=True)
         self.out = linear_of(parameters, f"{name}.attention.output.dense", size, size)

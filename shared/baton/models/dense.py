@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from baton.kernels.linear import linear, linear_packed, pack_weight, packs
-from baton.models.linear import Linear, Stored
-from baton.models.ops import LinearOp, Ops
+from baton.kernels.moe import ExpertWeights, Swiglu, moe, moe_loop
+from baton.models.linear import Experts, ExpertTensors, Linear, Stored
+from baton.models.ops import ExpertsOp, LinearOp, Ops
 from baton.models.step import Step
 
 
@@ -35,6 +36,37 @@ class DenseLinear(Linear):
             self._multiply = linear_packed
 
 
+class DenseExperts(Experts):
+    """Experts of matrices [experts, outputs, inputs]."""
+
+    def __init__(self, weights: ExpertWeights, gate: Swiglu, compute: ExpertsOp) -> None:
+        self._weights = weights
+        self._gate = gate
+        self._compute = compute
+        self._packed: tuple[list[Tensor], list[Tensor]] | None = None  # of up and of down, by expert
+
+    def __call__(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        if self._packed is None:
+            return self._compute(x, chosen, weights, self._weights, self._gate)
+        up, down = self._packed
+        up_bias, down_bias = self._weights.up_bias, self._weights.down_bias
+        return moe_loop(
+            x,
+            chosen,
+            weights,
+            lambda rows, e: linear_packed(rows, up[e], None if up_bias is None else up_bias[e]),
+            lambda rows, e: linear_packed(rows, down[e], None if down_bias is None else down_bias[e]),
+            self._gate,
+        )
+
+    def settle(self) -> None:
+        """Replace the weights by their packed form, where the device has a faster one."""
+        if self._compute is moe and packs(self._weights.up):
+            up, down, *biases = self._weights
+            self._packed = [pack_weight(each) for each in up], [pack_weight(each) for each in down]
+            self._weights = ExpertWeights(up.new_empty(0), down.new_empty(0), *biases)
+
+
 @dataclass(frozen=True, slots=True)
 class Dense:
     """The form without quantization."""
@@ -49,6 +81,10 @@ class Dense:
     def linear(self, tensors: Mapping[str, Tensor], bias: Tensor | None, sizes: Sequence[int], ops: Ops) -> Linear:
         weight = tensors["weight"]
         return DenseLinear(weight.t() if self.transposed else weight, bias, ops.linear)
+
+    def experts(self, up: ExpertTensors, down: ExpertTensors, gate: Swiglu, ops: Ops) -> Experts:
+        weights = ExpertWeights(up.tensors["weight"], down.tensors["weight"], up.bias, down.bias)
+        return DenseExperts(weights, gate, ops.experts)
 
 
 DENSE = Dense()

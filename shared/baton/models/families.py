@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from baton.models import bert, gemma2, gpt2, llama, mistral, modernbert, opt, phi3, qwen2, qwen3, roberta
+from baton.models import (
+    bert,
+    gemma2,
+    gpt2,
+    llama,
+    mistral,
+    mixtral,
+    modernbert,
+    opt,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    roberta,
+)
 from baton.models.family import Family
 
 FAMILIES: tuple[Family, ...] = (
@@ -10,6 +24,8 @@ FAMILIES: tuple[Family, ...] = (
     mistral.FAMILY,
     qwen2.FAMILY,
     qwen3.FAMILY,
+    mixtral.FAMILY,
+    qwen3_moe.FAMILY,
     gemma2.FAMILY,
     phi3.FAMILY,
     gpt2.FAMILY,

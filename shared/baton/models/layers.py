@@ -19,7 +19,7 @@ from baton.kernels.silu_mul import gelu_tanh_mul, silu_mul
 from baton.models.dense import DENSE
 from baton.models.linear import Fill, Linear
 from baton.models.parameters import Parameters
-from baton.models.spec import AttentionSpec, ModelSpec
+from baton.models.spec import AttentionSpec, MLPSpec, ModelSpec
 from baton.models.step import Step
 
 
@@ -217,10 +217,21 @@ class MLP:
 
     Args:
         up: modules of gate and up, or of up alone; a fused one twice.
+        spec: None: the layer's.
     """
 
-    def __init__(self, parameters: Parameters, model: ModelSpec, layer: int, up: Sequence[str], down: str) -> None:
-        spec = model.layers[layer].mlp
+    def __init__(
+        self,
+        parameters: Parameters,
+        model: ModelSpec,
+        layer: int,
+        up: Sequence[str],
+        down: str,
+        spec: MLPSpec | None = None,
+    ) -> None:
+        of_layer = spec or model.layers[layer].mlp
+        assert isinstance(of_layer, MLPSpec)
+        spec = of_layer
         self.up = parameters.linear([(name, spec.size) for name in up], model.hidden_size, bias=spec.bias, split="out")
         linear = parameters.linear([(down, model.hidden_size)], spec.size, bias=spec.bias, split="in")
         self.down = scaled(linear, model.residual_scale)

@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from baton.kernels.moe import Swiglu
 from baton.models.ops import Ops
 from baton.models.step import Step
 
@@ -39,6 +40,17 @@ class Linear(ABC):
         """Bring the loaded weight into the form that the device multiplies fastest."""
 
 
+class Experts(ABC):
+    """The experts of a layer: all tokens through those that they chose, weighted and summed."""
+
+    @abstractmethod
+    def __call__(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """Compute [tokens, hidden] of x [tokens, hidden], chosen [tokens, k] int32 and weights [tokens, k] fp32."""
+
+    def settle(self) -> None:  # noqa: B027
+        """Bring the loaded weights into the form that the device multiplies fastest."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
     """One tensor of a module's weight, as the checkpoint has it.
@@ -55,6 +67,14 @@ class Stored:
     fill: Fill = "normal"
 
 
+@dataclass(frozen=True, slots=True)
+class ExpertTensors:
+    """One of the two products of all experts."""
+
+    tensors: Mapping[str, Tensor]  # by suffix
+    bias: Tensor | None  # [experts, outputs]
+
+
 class WeightForm(Protocol):
     """How the weights of linear layers lie in a checkpoint, and what multiplies by them."""
 
@@ -67,4 +87,11 @@ class WeightForm(Protocol):
         Args:
             tensors: by suffix, dimensions as stored; the memory has the outputs first.
             sizes: outputs of each module, in the order of their rows.
+        """
+
+    def experts(self, up: ExpertTensors, down: ExpertTensors, gate: Swiglu, ops: Ops) -> Experts:
+        """Make the experts of a layer of their stacked tensors, whose values come later.
+
+        Each tensor is [experts, outputs, *rest], whatever order the checkpoint has; of `up` the gate's outputs lie before
+        the values'. A tensor without a dimension of outputs has one entry a module in its place.
         """

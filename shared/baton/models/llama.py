@@ -18,6 +18,7 @@ from baton.models.fields import Fields
 from baton.models.layer_config import read_attention, read_mlp, read_rotary
 from baton.models.layers import MLP, Attention, output_layer
 from baton.models.linear import Fill
+from baton.models.moe import MoE
 from baton.models.parameters import Parameters
 from baton.models.spec import ModelSpec
 from baton.models.step import Step
@@ -28,7 +29,7 @@ class LlamaLayer:
     """One layer, and the weight of the norm that follows it."""
 
     attention: Attention
-    mlp: MLP
+    mlp: MLP | MoE
     mlp_norm: Tensor
     next_norm: Tensor  # the next layer's first norm, or the model's last
 
@@ -65,7 +66,7 @@ class Llama(CausalLM):
             self.parameters, self.spec, layer, qkv, f"{name}.o_proj", norms=(f"{name}.q_norm", f"{name}.k_norm")
         )
 
-    def _mlp(self, layer: int) -> MLP:
+    def _mlp(self, layer: int) -> MLP | MoE:
         name = f"layers.{layer}.mlp"
         return MLP(self.parameters, self.spec, layer, [f"{name}.{part}" for part in self.GATE_UP], f"{name}.down_proj")
 

@@ -26,6 +26,7 @@ class ModernLayer:
     def __init__(self, parameters: Parameters, spec: ModelSpec, layer: int) -> None:
         name, size, eps = f"layers.{layer}", spec.hidden_size, spec.norm_eps
         self.attention, mlp = spec.layers[layer].attention, spec.layers[layer].mlp
+        assert isinstance(mlp, MLPSpec)
         self.norm = (
             Norm(parameters, f"{name}.attn_norm", size, eps) if layer else None
         )  # the embedding's own comes before

@@ -14,6 +14,7 @@ from baton.kernels.attention_batch import AttentionBatch
 from baton.kernels.invariant_attention import invariant_attention
 from baton.kernels.invariant_linear import invariant_linear
 from baton.kernels.linear import linear
+from baton.kernels.moe import ExpertWeights, Swiglu, invariant_moe, moe
 
 
 class AttentionOp(Protocol):
@@ -35,14 +36,19 @@ LinearOp = Callable[[Tensor, Tensor, Tensor | None, torch.dtype | None], Tensor]
 """Multiply x by a weight [outputs, inputs] and add a bias; the result has the type given, or x's."""
 
 
+ExpertsOp = Callable[[Tensor, Tensor, Tensor, ExpertWeights, Swiglu], Tensor]
+"""Compute a mixture of experts, as `moe` says."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ops:
     """The operations that have two forms; all others treat a row the same in any batch."""
 
     linear: LinearOp
     attention: AttentionOp
+    experts: ExpertsOp
 
 
-FASTEST = Ops(linear, paged_attention)
-INVARIANT = Ops(invariant_linear, invariant_attention)
+FASTEST = Ops(linear, paged_attention, moe)
+INVARIANT = Ops(invariant_linear, invariant_attention, invariant_moe)
 """On a GPU: a token's bits do not depend on what else is computed with it."""

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from baton.errors import ModelLoadError
+from baton.kernels.moe import Swiglu
 from baton.models.dense import DENSE
-from baton.models.linear import Fill, Linear, Stored, WeightForm
+from baton.models.linear import Experts, ExpertTensors, Fill, Linear, Stored, WeightForm
 from baton.models.ops import FASTEST, Ops
 from baton.models.rope import rope_table
 from baton.models.spec import RopeSpec
@@ -52,7 +53,7 @@ class Piece:
     """A parameter, or a part of one, and the part of a stored tensor that goes there."""
 
     tensor: Tensor
-    box: tuple[range, ...]  # in each dimension of the stored tensor
+    box: tuple[range, ...]  # in each dimension of the stored tensor; of outputs that alternate it takes every second
 
 
 @dataclass(slots=True)
@@ -87,8 +88,10 @@ class Parameters:
         self.targets: dict[str, Target] = {}  # by checkpoint name
         self.tied: dict[str, str] = {}  # checkpoint name that may repeat another one's tensor -> that one
         self.unused: set[str] = set()  # beginnings of checkpoint names that may be there and are not loaded
+        # Names of which a checkpoint has either all of the first set or all of the second: two layouts of the same weights.
+        self.alternatives: list[tuple[frozenset[str], frozenset[str]]] = []
         self.fills: list[tuple[Tensor, Fill]] = []  # each parameter once, with its dummy value
-        self._linears: list[Linear] = []
+        self._settled: list[Linear | Experts] = []
         self._rotations: dict[RopeSpec, Tensor] = {}
         self.nbytes = 0  # on the device, of all parameters and tables of rotations
 
@@ -103,9 +106,9 @@ class Parameters:
         self.nbytes += tensor.nbytes
         return tensor
 
-    def tensor(self, name: str, *shape: int, fill: Fill = "normal") -> Tensor:
-        """Make a parameter that each rank has whole: a vector, or a table of vectors."""
-        tensor = self.new(shape, fill)
+    def tensor(self, name: str, *shape: int, fill: Fill = "normal", dtype: torch.dtype | None = None) -> Tensor:
+        """Make a parameter that each rank has whole: a vector, or a table of vectors; `dtype`: None is the model's."""
+        tensor = self.new(shape, fill, dtype)
         self.targets[name] = Target(shape, pieces=[Piece(tensor, tuple(map(range, shape)))])
         return tensor
 
@@ -163,7 +166,13 @@ class Parameters:
         return self._linear(DENSE.linear({"weight": weight}, None, (len(weight),), self.ops))
 
     def _linear(self, layer: Linear) -> Linear:
-        self._linears.append(layer)
+        self._settled.append(layer)
+        return layer
+
+    def experts(self, up: ExpertTensors, down: ExpertTensors, gate: Swiglu) -> Experts:
+        """Make the experts of a layer of their stacked tensors."""
+        layer = self.form.experts(up, down, gate, self.ops)
+        self._settled.append(layer)
         return layer
 
     def _join(self, modules: Sequence[str], stored: Sequence[Stored], split: Split, groups: int = 1) -> Tensor:
@@ -171,7 +180,7 @@ class Parameters:
         parts, first, dim = list(zip(modules, stored, strict=True)), stored[0], stored[0].out_dim
         if dim is None:  # stacked; a fused module has one tensor
             parts = list(dict(parts).items())
-        boxes = [self._box(module, part, split) for module, part in parts]
+        boxes = [self.box(module, part, split) for module, part in parts]
         shape = [len(lengths) for lengths in boxes[0]]
         if dim is None:
             tensor = self.new((len(parts), *shape), first.fill, first.dtype)
@@ -217,7 +226,7 @@ class Parameters:
                 target.pieces.append(Piece(rows, (*box[:dim], range(at, at + width), *box[dim + 1 :])))
             begin += width
 
-    def _box(self, module: str, part: Stored, split: Split) -> list[range]:
+    def box(self, module: str, part: Stored, split: Split) -> list[range]:
         """The part of a stored tensor that this rank holds, a range in each dimension."""
         box = [range(length) for length in part.shape]
         divided = part.out_dim if split == "out" else part.in_dim if split == "in" else None
@@ -232,5 +241,5 @@ class Parameters:
         """
         self.targets.clear()
         self.fills.clear()
-        for layer in self._linears:
+        for layer in self._settled:
             layer.settle()

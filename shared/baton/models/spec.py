@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from baton.errors import ModelLoadError
+from baton.kernels.moe import SILU, Swiglu
+from baton.kernels.moe_routing import Routing
 from baton.models.dense import DENSE
 from baton.models.linear import WeightForm
 from baton.pooling_files import PoolingSetup
@@ -67,11 +69,26 @@ class MLPSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class MoESpec:
+    """The feed-forward of one layer whose tokens choose among experts."""
+
+    num_experts: int
+    routing: Routing
+    size: int  # of each expert
+    gate: Swiglu = SILU
+    bias: bool = False  # of the experts
+    router_bias: bool = False
+    score_bias: bool = False  # a bias that decides the choice alone
+    shared: MLPSpec | None = None  # what every token goes through too
+    shared_gate: bool = False  # the shared part counts by the sigmoid of a product of its own
+
+
+@dataclass(frozen=True, slots=True)
 class LayerSpec:
     """One layer."""
 
     attention: AttentionSpec
-    mlp: MLPSpec
+    mlp: MLPSpec | MoESpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ def fill_dummy(parameters: Parameters, std: float, seed: int) -> None:
 def match(parameters: Parameters, entries: Mapping[str, TensorEntry], source: str) -> dict[str, TensorEntry]:
     """Find the checkpoint's tensor for each target, and check that none is missing, strange or of a wrong shape.
 
-    A tensor that repeats a tied one is found too, under its own name.
+    Targets of a layout that the checkpoint does not have are dropped. A tensor that repeats a tied one is found too, under its own name.
 
     Raises:
         ModelLoadError: the tensors are not those of the model that config.json describes.
@@ -62,7 +62,15 @@ def match(parameters: Parameters, entries: Mapping[str, TensorEntry], source: st
     for name, original in parameters.tied.items():
         if original not in found and name in found:
             found[original] = found.pop(name)
-    _refuse_missing(sorted(parameters.targets.keys() - found.keys()), source)
+    missing = parameters.targets.keys() - found.keys()
+    for layouts in parameters.alternatives:
+        # The layout that the checkpoint has more of is the one that it is meant to have.
+        unwanted = min(layouts, key=lambda names: len(names & found.keys()))
+        missing -= unwanted
+        strange.extend(sorted(found.pop(name).name for name in unwanted & found.keys()))
+        for name in unwanted:
+            del parameters.targets[name]
+    _refuse_missing(sorted(missing), source)
     if strange:
         raise ModelLoadError(
             f"{source}: the checkpoint has {_listed(strange)}, which config.json does not describe. {OTHER_MODEL}"
@@ -109,8 +117,23 @@ def _refuse_missing(missing: list[str], source: str) -> None:
 
 
 def _listed(names: list[str]) -> str:
-    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({shown})"
+    count = f"{len(names)} tensor{'s' if len(names) > 1 else ''}"
+    named = _by_layer(names)
+    return f"{count} ({', '.join(named[:3])}{', ...' if len(named) > 3 else ''})"
+
+
+_EXPERT = re.compile(r"(.*\.experts)\.(\d+)\..*")
+
+
+def _by_layer(names: list[str]) -> list[str]:
+    """Name the experts of a layer once: a lost file takes hundreds of them."""
+    lost: dict[str, set[int]] = {}
+    for match in filter(None, map(_EXPERT.fullmatch, names)):
+        lost.setdefault(match[1], set()).add(int(match[2]))
+    if sum(map(len, lost.values())) < 2:
+        return names
+    layers = [f"{layer}.{{{','.join(map(str, sorted(numbers)))}}}" for layer, numbers in lost.items()]
+    return layers + [name for name in names if not _EXPERT.fullmatch(name)]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -162,7 +185,7 @@ def chunks(stored: Tensor, piece: Piece) -> Iterator[tuple[Tensor, Tensor]]:
 
     On the way to a GPU they lie in pinned memory, so that reading overlaps copying, and are cast there.
     """
-    part = stored[tuple(slice(of.start, of.stop) for of in piece.box)]
+    part = stored[tuple(slice(of.start, of.stop, of.step) for of in piece.box)]
     part = part if part.dim() else part[None]
     step = max(1, CHUNK_NBYTES[piece.tensor.device.type] // part[0].nbytes)
     for rows, target in zip(torch.split(part, step), torch.split(piece.tensor.view_as(part), step), strict=True):
@@ -172,7 +195,10 @@ def chunks(stored: Tensor, piece: Piece) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _copy(rows: Tensor, target: Tensor) -> None:
-    if rows.dim() == 2 and target.stride(0) == 1:
+    if rows.dim() == 3:  # of experts
+        for matrix, to in zip(rows, target, strict=True):
+            _copy(matrix, to)
+    elif rows.dim() == 2 and target.stride(0) == 1:
         # Transposed beforehand: on a CPU a copy between two orders of dimensions is several times slower.
         target.t().copy_(rows.t().contiguous())
     else:
