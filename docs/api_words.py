@@ -51,6 +51,7 @@ WORDS: dict[str, str] = {
     "return_token_ids": "give the ids of prompt and answer too",
     "add_special_tokens": "put the tokenizer's own beginning before a prompt. Default: on for completions, off for chat, "
     "whose template has it",
+    "thinking_token_budget": "tokens of thoughts, after which the answer begins; [how](reasoning.md). -1: as many as come",
     "priority": "lower runs first; 0 is the default",
     "cache_salt": "only requests with the same salt share cached prefixes",
     "response_format": "the form of the answer; [how](structured-outputs.md)",
@@ -226,6 +227,8 @@ WORDS: dict[str, str] = {
     "detokenize": "make text of the tokens",
     "SamplingParams.structured_outputs": "the form that the answer must have: `StructuredOutputsParams(json=...)`; "
     "[how](structured-outputs.md)",
+    "SamplingParams.thinking": "how thoughts are told from the answer, and how many tokens they may have: "
+    "`Thinking(budget=...)`; [how](reasoning.md)",
     # tokenize
     "TokenizeRequest.prompt": "a text; this or `messages`",
     "return_token_strs": "give the tokens' own pieces too",

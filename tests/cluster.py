@@ -40,7 +40,7 @@ ROUTERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "cross": (("p0", "d1"), ("--path", "remote")),
     "0p1d": (("d0",), ()),
     "0p2d": (("d0", "d1"), ("--path", "remote")),
-    "2p2d": ((), ("--policy", "round-robin")),
+    "2p2d": ((), ("--policy", "round-robin", "--reasoning-parser", "qwen3")),
 }
 
 

@@ -101,7 +101,7 @@ def test_a_name_of_sampling_params_behaves_as_the_table_says(name: Name) -> None
 
 
 def test_every_field_of_sampling_params_that_is_vllms_stands_in_the_table() -> None:
-    internal = {"bad_words_ids"}
+    internal = {"bad_words_ids", "thinking"}
     assert set(SamplingParams.__struct_fields__) - internal == {name.ours for name in of_kind(SAMPLING, "taken")}
 
 

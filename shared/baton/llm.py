@@ -310,17 +310,18 @@ class LLM(PoolsPrompts):
             check_prompt(prompt, spec.vocab_size, self.engine.max_model_len)
             check_answer_len(prompt, params, self.engine.max_model_len)
             params.check_vocab(spec.vocab_size, spec.eos_token_ids)
-            if params.structured_outputs is not None:
-                self._check_form(params.structured_outputs)
+            if params.is_held:
+                self._check_held(params)
         except InvalidRequest as error:
             raise error.of(f"prompt {index}") from None
         return _Answer(str(next(self._request_ids)), text, prompt, params, salt, priority)
 
-    def _check_form(self, form: StructuredOutputs) -> None:
-        """Refuse a form that no grammar can be made of, or not for this model's tokenizer."""
+    def _check_held(self, params: SamplingParams) -> None:
+        """Refuse a form that no grammar can be made of, or not for this model's tokenizer; and marks of thoughts."""
         assert self.engine.grammars is not None
-        self.engine.grammars.load()
-        error = self.engine.grammars.compile(form, lambda: None).exception()
+        if params.structured_outputs is not None:
+            self.engine.grammars.load()
+        error = self.engine.grammars.compile(params, lambda: None).exception()
         if error is not None:
             raise error
 

@@ -18,6 +18,7 @@ import msgspec
 from baton.errors import ContextTooLong, InvalidRequest, UnsupportedFeature, refuse
 from baton.prompt import Prompt
 from baton.structured_outputs import StructuredOutputs
+from baton.thinking import Thinking
 from baton.vllm_names import SAMPLING, own_names
 
 MAX_N = 1024
@@ -142,7 +143,9 @@ class SamplingParams(msgspec.Struct, metaclass=_NamedAsInVllm, frozen=True, kw_o
     """Either way none are added: only slow tokenizers did, and those are not served."""
     detokenize: bool = True
     structured_outputs: StructuredOutputs | None = None
-    """The form that the answer must have."""
+    """The form that the answer must have; it begins behind the thoughts."""
+    thinking: Thinking | None = None
+    """How thoughts are told from the answer, if it has a form or they a budget; None: there are none. Ours."""
     repetition_detection: RepetitionDetection | None = None
 
     def __post_init__(self) -> None:
@@ -154,6 +157,8 @@ class SamplingParams(msgspec.Struct, metaclass=_NamedAsInVllm, frozen=True, kw_o
         if form is not None and not isinstance(form, StructuredOutputs):
             limit = "it must be StructuredOutputsParams"
             raise refuse("structured_outputs", form, limit, "Write StructuredOutputsParams(json=...).")
+        if self.thinking is not None and not isinstance(self.thinking, Thinking):
+            raise refuse("thinking", self.thinking, "it must be Thinking, of baton.thinking", "Leave it out.")
 
     @property
     def is_greedy(self) -> bool:
@@ -164,6 +169,11 @@ class SamplingParams(msgspec.Struct, metaclass=_NamedAsInVllm, frozen=True, kw_o
     def has_penalties(self) -> bool:
         """Whether earlier tokens change later logits."""
         return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
+
+    @property
+    def is_held(self) -> bool:
+        """Whether not every token may come at any place of the answer, by what came before."""
+        return self.structured_outputs is not None or (self.thinking is not None and self.thinking.budget is not None)
 
     @property
     def num_top(self) -> int | None:

@@ -56,8 +56,6 @@ class StructuredOutputs(msgspec.Struct, metaclass=_NamedAsInVllm, frozen=True, k
     """Of a schema: whether objects have no other properties than it names, where it does not say."""
     whitespace_pattern: str | None = None
     """Of JSON: a regular expression of what may stand between its parts."""
-    begins_after: tuple[int, ...] = ()
-    """Tokens after which the form begins, such as those that end the thinking; before them anything goes. Ours."""
 
     def __post_init__(self) -> None:
         kinds = [kind for kind in KINDS if getattr(self, kind) not in (None, False)]
@@ -71,7 +69,6 @@ class StructuredOutputs(msgspec.Struct, metaclass=_NamedAsInVllm, frozen=True, k
                 set_field(self, field, _json_text(field, getattr(self, field)))
         if self.choice is not None:
             set_field(self, "choice", _choices(self.choice))
-        set_field(self, "begins_after", tuple(self.begins_after))
         for field in ("json", "regex", "grammar", "structural_tag", "whitespace_pattern"):
             _check_text(field, getattr(self, field))
         for field in ("json_object", "disable_any_whitespace", "disable_additional_properties"):

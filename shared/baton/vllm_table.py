@@ -295,7 +295,7 @@ SAMPLING = (
     ("`logprobs=K` gives the K likeliest at every position.", "prompt_logprob_token_ids prompt_logprob_start=0"),
     ("Logprobs are a dict for each position.", "flat_logprobs?"),
     ("Send a `cache_salt` of its own: nothing cached is found under it.", "skip_reading_prefix_cache?"),
-    ("Bound the whole answer with max_tokens.", "thinking_token_budget"),
+    ("Write thinking=Thinking(budget=...), of baton.thinking, with the model's marks.", "thinking_token_budget"),
     ("Answers are not watermarked.", "watermarking?"),
     ("Mixtures of experts are not served yet.", "routed_experts_prompt_start=0"),
     ("Traces are not replayed.", "trace_decode_token_ids"),

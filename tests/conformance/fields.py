@@ -199,6 +199,7 @@ ELSEWHERE = {
     "previous_response_id": "refused where it names nothing that is kept",
     "suffix": "for models that have tokens for it",
     "documents": "where the chat template has a place for them",
+    "thinking_token_budget": "where marks are known by which the model thinks",
     "chat_template": "where the router has --trust-request-chat-template",
 }
 """Honoured fields that depend on more than the request, with what."""

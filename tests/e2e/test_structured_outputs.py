@@ -16,6 +16,7 @@ from tests.cluster import MODEL, Answer, Cluster, prompt_of, stream
 from tests.processes import HANG_S
 
 from baton.llm import SamplingParams, StructuredOutputsParams
+from baton.thinking import Thinking
 
 SCHEMA = {
     "type": "object",
@@ -84,6 +85,31 @@ def test_answers_of_a_form_go_on_through_a_decode_worker_s_death(cluster: Cluste
     assert [[answer.ids] for answer in answers] == offline(cluster, prompts)
     for answer in answers:
         jsonschema.validate(json.loads(answer.text), SCHEMA)
+
+
+BEGUN: Any = [{"role": "user", "content": "A pet?"}, {"role": "assistant", "content": "<think>Well"}]
+
+
+@pytest.mark.parametrize("budget", [0, 9])
+def test_thoughts_end_with_their_budget_and_the_form_follows(cluster: Cluster, budget: int) -> None:
+    fields: dict[str, Any] = {"continue_final_message": True, "add_generation_prompt": False, "return_token_ids": True}
+    fields |= {"thinking_token_budget": budget, "structured_outputs": FORM}
+    chat = cluster.client("2p2d").chat.completions.create
+    answer = chat(model=MODEL, messages=BEGUN, n=3, extra_body=fields, **SEEDED)
+    params = SamplingParams(
+        structured_outputs=StructuredOutputsParams(**FORM),
+        thinking=Thinking(is_open=True, budget=budget),
+        n=3,
+        **SEEDED,
+    )
+    ((*expected,),) = cluster.offline([(answer.model_extra or {})["prompt_token_ids"]], params)
+    assert [(choice.model_extra or {})["token_ids"] for choice in answer.choices] == [each.ids for each in expected]
+    for choice in answer.choices:
+        jsonschema.validate(json.loads(choice.message.content or ""), SCHEMA)
+        assert ((choice.message.model_extra or {})["reasoning"] is not None) == (budget > 0)
+    chunks = chat(model=MODEL, messages=BEGUN, stream=True, extra_body=fields, **SEEDED)
+    deltas = [choice.delta for chunk in chunks for choice in chunk.choices]
+    assert "".join(delta.content or "" for delta in deltas) == answer.choices[0].message.content
 
 
 class Pet(pydantic.BaseModel):

@@ -114,16 +114,6 @@ def test_text_is_free_up_to_a_trigger(llm: LLM) -> None:
         assert "=7>".startswith(call[:3])
 
 
-def test_the_form_begins_after_the_tokens_that_end_the_thinking(engine_llm: LLM) -> None:
-    free = SamplingParams(max_tokens=12, temperature=0)
-    thought = engine_llm.generate("Tell me", free, use_tqdm=False)[0].outputs[0].token_ids
-    form = {"choice": ["red", "green"], "begins_after": tuple(thought[3:5])}
-    (choice,) = ask(engine_llm, form, temperature=0)
-    assert choice.token_ids[:5] == thought[:5]
-    rest = TOKENIZER.decode(choice.token_ids[5:])
-    assert rest in ("red", "green")
-
-
 def test_logprobs_are_of_the_model_s_own_distribution(llm: LLM) -> None:
     prompt = "2+2="
     (free,) = llm.generate(prompt, SamplingParams(temperature=0, max_tokens=1, logprobs=3), use_tqdm=False)[0].outputs
@@ -202,7 +192,9 @@ def test_a_tokenizer_that_the_library_cannot_read_is_refused_by_name(kind: str, 
     tokenizer_of(kind).save(str(tmp_path / "tokenizer.json"))
     compiler = GrammarCompiler(lambda: Tokenizer(tmp_path), vocab_size=400, eos_token_ids=(1,))
     compiler.prepare()
-    error = compiler.compile(StructuredOutputsParams(choice=["a"]), lambda: None).exception()
+    error = compiler.compile(
+        SamplingParams(structured_outputs=StructuredOutputsParams(choice=["a"])), lambda: None
+    ).exception()
     assert isinstance(error, UnsupportedFeature)
     assert error.field == "structured_outputs"
     assert "its tokenizer cannot be read" in str(error)

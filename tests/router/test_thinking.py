@@ -1,7 +1,6 @@
 """What a model thinks is told apart from what it answers: by form, however the text is cut, whole and streamed."""
 
 import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baton.errors import ConfigError
+from baton.errors import ConfigError, UnsupportedFeature
 from baton.protocol import SamplingParams
 from baton.requests.chat import ChatRequest
 from baton.router.config import RouterConfig
@@ -22,6 +21,7 @@ from baton.router.openai.parsers.thinking import ThinkingForm, ThinkingParser
 from baton.router.openai.parsers.tool_forms import TOOL_PARSERS
 from baton.router.openai.parts import AnswerParser, CallBegins, Reasoning
 from baton.text import Tokenizer
+from baton.thinking import Thinking
 
 from .cluster import Cluster, cluster
 from .tokenizer_folder import CHAT_TEMPLATE, make_tokenizer_folder
@@ -148,22 +148,33 @@ def test_a_form_is_chosen_by_the_template_or_by_its_name(tmp_path: Path) -> None
         forms("qwen4")
 
 
-def test_a_form_begins_behind_the_thoughts_that_the_prompt_has_opened(tmp_path: Path) -> None:
-    folder = make_tokenizer_folder(tmp_path, chat_template=OPENED)
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps(config | {"extra_special_tokens": ["<think>", "</think>"]})
-    )
-    tokenizer = Tokenizer(folder)
-    (end,) = tokenizer.encode("</think>", add_special_tokens=False)
+def test_a_form_and_a_budget_go_with_the_marks_of_thoughts(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(make_tokenizer_folder(tmp_path, chat_template=OPENED))
     forms = AnswerForms(RouterConfig(), tokenizer)
-    request = ChatRequest.model_validate({"messages": MESSAGES, "response_format": {"type": "json_object"}})
-    for prompt, begins_after, thinks in (("<|assistant|><think>", (end,), True), ("<|assistant|>", (), False)):
+    form, bounded = {"response_format": {"type": "json_object"}}, {"thinking_token_budget": 5}
+    opened, closed = "<|assistant|><think>", "<|assistant|><think></think>"
+    for prompt, fields, thinking in (
+        (opened, form, Thinking(is_open=True)),
+        ("<|assistant|>", form, Thinking()),
+        (opened, bounded, Thinking(is_open=True, budget=5)),
+        ("<|assistant|>", form | bounded, Thinking(budget=5)),
+        (closed, form | bounded, None),
+        (opened, {"thinking_token_budget": -1}, None),
+        (opened, {}, None),
+    ):
+        request = ChatRequest.model_validate({"messages": MESSAGES, **fields})
         ids = tokenizer.encode(prompt, add_special_tokens=False)
         params, new_parser = forms.of(request, ids, request.sampling_params())
-        assert params.structured_outputs is not None
-        assert params.structured_outputs.begins_after == begins_after
-        assert (new_parser is not None) == thinks
+        assert params.thinking == thinking
+        assert (new_parser is not None) == (prompt is not closed)
+
+
+@pytest.mark.parametrize("parser", ["none", "gpt_oss"])
+def test_a_budget_of_thoughts_that_nothing_tells_is_refused(parser: str, tmp_path: Path) -> None:
+    forms = AnswerForms(RouterConfig(reasoning_parser=parser), Tokenizer(make_tokenizer_folder(tmp_path)))
+    request = ChatRequest.model_validate({"messages": MESSAGES, "thinking_token_budget": 0})
+    with pytest.raises(UnsupportedFeature, match=r"thinking_token_budget=0 is not valid: .*--reasoning-parser"):
+        forms.of(request, [1, 2], SamplingParams())
 
 
 # -- to clients ---------------------------------------------------------------------------------------------------

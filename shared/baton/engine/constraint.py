@@ -1,7 +1,10 @@
-"""GrammarConstraint: a grammar at one sequence.
+"""AnswerConstraint: what one sequence is held to: a budget of thoughts, and behind them a grammar.
 
-What it knows is a function of the form and the answer's tokens alone. So it takes those that it has not seen from the
+What it knows is a function of the parameters and the answer's tokens alone. So it takes those that it has not seen from the
 sequence, whoever sampled them: here, on the worker that computed the prompt, or before a replay.
+
+Where the model may open thoughts itself, nobody knows with the first tokens which of the two begins: so long, what opens
+thoughts may come and what the grammar allows, and the grammar begins anew behind thoughts.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ from concurrent.futures import Future
 import numpy as np
 from llguidance import LLMatcher
 
+from baton.engine.grammar_compiler import Held
+from baton.engine.thoughts import Thoughts, allow, clear
 from baton.errors import BatonError, InvalidRequest
 from baton.protocol import SamplingParams
 
@@ -23,19 +28,24 @@ class ConstraintFailed(BatonError):
     """A grammar came to its limits in the middle of an answer, or does not allow what has come."""
 
 
-class GrammarConstraint:
-    """Masks by a grammar, which begin after the thinking, if the form says what ends that."""
+class AnswerConstraint:
+    """Masks by a budget of thoughts and by a grammar."""
 
-    def __init__(self, compiled: Future[LLMatcher], params: SamplingParams, eos_token_ids: tuple[int, ...]) -> None:
-        assert params.structured_outputs is not None
+    def __init__(self, compiled: Future[Held], params: SamplingParams, eos_token_ids: tuple[int, ...]) -> None:
         self._compiled = compiled
         self._params = params
         self._eos = eos_token_ids
-        self._begins_after = list(params.structured_outputs.begins_after)
         self._is_narrowed = bool(params.allowed_token_ids or params.bad_words_ids or params.min_tokens)
-        self._matcher: LLMatcher | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was taken; it will be given again."""
         self._answer: list[int] = []  # what was taken
-        self._has_begun = not self._begins_after
+        self._has_begun = False
+        self._matcher: LLMatcher | None = None
+        self._thoughts: Thoughts | None = None
+        self._is_of_form = True
+        """Whether what has come, thoughts left out, can be the beginning of the form."""
 
     @property
     def is_ready(self) -> bool:
@@ -50,8 +60,18 @@ class GrammarConstraint:
     @property
     def is_over(self) -> bool:
         """Whether nothing may follow what was taken: its end was drawn, or the model knows none and the form is complete."""
-        is_complete = self._has_begun and self._matcher is not None and self._matcher.is_stopped()
+        is_complete = self._matcher is not None and not self._thinks and self._matcher.is_stopped()
         return is_complete and (not self._eos or (bool(self._answer) and self._answer[-1] in self._eos))
+
+    @property
+    def _thinks(self) -> bool:
+        return self._thoughts is not None and self._thoughts.place == "inside"
+
+    def is_free(self, num_tokens: int) -> bool:
+        """Whether the answer's tokens up to its `num_tokens`th may be any, whatever those are that were not taken yet."""
+        if not self._has_begun or self._matcher is not None or self._thoughts is None:
+            return False
+        return self._thoughts.is_free(num_tokens - len(self._answer))
 
     def take(self, token_ids: Iterable[int]) -> None:
         """Go on by the answer's next tokens.
@@ -59,18 +79,16 @@ class GrammarConstraint:
         Raises:
             InvalidRequest: the grammar could not be made. ConstraintFailed: a token is not of it, or it is too much work.
         """
-        if self._matcher is None:
-            self._matcher = self._compiled.result().deep_copy()
+        if not self._has_begun:
+            self._begin()
         for token_id in token_ids:
-            if self._has_begun and not self._matcher.consume_token(token_id):
+            if self._thoughts is None or self._thoughts.place == "behind":
+                self._take_form(token_id)
+            else:
+                self._take_thought(self._thoughts, token_id)
+            if not self._is_of_form and not (self._thoughts is not None and self._thoughts.place == "before"):
                 raise self._failure()
             self._answer.append(token_id)
-            if not self._has_begun:
-                self._has_begun = self._answer[-len(self._begins_after) :] == self._begins_after
-
-    def restart(self) -> None:
-        """Forget what was taken; it will be given again."""
-        self._matcher, self._answer, self._has_begun = None, [], not self._begins_after
 
     def mask(self, row: np.ndarray) -> None:
         """Write which tokens may come after what was taken.
@@ -80,19 +98,63 @@ class GrammarConstraint:
         Raises:
             InvalidRequest: what else was asked for leaves no token. ConstraintFailed: it is too much work.
         """
-        matcher = self._matcher
-        assert matcher is not None
-        if not self._has_begun:
+        thoughts, field = self._thoughts, "structured_outputs"
+        forced = None if thoughts is None else thoughts.forced(self._answer)
+        if forced is not None:
+            field = "thinking_token_budget"
+            row[:] = 0
+            allow(row, [forced])
+        elif self._matcher is None:
             row[:] = ALL
+            return
+        elif thoughts is not None and thoughts.place == "inside":
+            self._mask_thoughts(row, thoughts, self._matcher)
+        else:
+            self._mask_form(row, self._matcher)
+            if thoughts is not None and thoughts.place == "before":
+                allow(row, thoughts.opening(self._answer))
+        if self._is_narrowed:
+            self._check_narrowed(row, field)
+
+    def _begin(self) -> None:
+        held = self._compiled.result()
+        self._matcher = None if held.matcher is None else held.matcher.deep_copy()
+        if held.marks is not None and self._params.thinking is not None:
+            self._thoughts = Thoughts(self._params.thinking, held.marks)
+        self._has_begun = True
+
+    def _take_form(self, token_id: int) -> None:
+        if self._matcher is not None and self._is_of_form:
+            self._is_of_form = self._matcher.consume_token(token_id)
+
+    def _take_thought(self, thoughts: Thoughts, token_id: int) -> None:
+        """Go on before or inside of thoughts; what comes before them may be the form's beginning all the same."""
+        was_before = thoughts.place == "before"
+        thoughts.take(token_id)
+        if thoughts.place == "inside":
+            if was_before and self._matcher is not None:
+                held = self._compiled.result().matcher
+                self._matcher, self._is_of_form = None if held is None else held.deep_copy(), True
+        elif was_before or token_id in thoughts.marks.ends_before:
+            self._take_form(token_id)
+
+    def _mask_form(self, row: np.ndarray, matcher: LLMatcher) -> None:
+        if not self._is_of_form:
+            row[:] = 0
             return
         words = np.frombuffer(matcher.compute_bitmask(), dtype=np.int32)
         if matcher.is_error():
             raise self._failure()
         row[:] = words[: len(row)]
-        if self._is_narrowed:
-            self._check_narrowed(row)
 
-    def _check_narrowed(self, row: np.ndarray) -> None:
+    def _mask_thoughts(self, row: np.ndarray, thoughts: Thoughts, matcher: LLMatcher) -> None:
+        """Allow what leads to the form in the end: no end of the answer, and nothing that the form cannot begin with."""
+        row[:] = ALL
+        clear(row, self._eos)
+        clear(row, [each for each in thoughts.marks.ends_before if not matcher.validate_tokens([each])])
+        clear(row, thoughts.overruns)
+
+    def _check_narrowed(self, row: np.ndarray, what: str) -> None:
         """See that the sampler, which takes away what else was asked for, is left with a token."""
         params, answer, field = self._params, self._answer, "min_tokens"
         left = np.unpackbits(row.view(np.uint8), bitorder="little").astype(bool)
@@ -109,13 +171,12 @@ class GrammarConstraint:
         if not left.any():
             raise InvalidRequest(
                 f"{field} is not valid: after {len(answer)} tokens of the answer it leaves none of those that "
-                f"structured_outputs allows. Leave one of the two out.",
+                f"{what} allows. Leave one of the two out.",
                 field=field,
             )
 
     def _failure(self) -> ConstraintFailed:
-        assert self._matcher is not None
-        reason = " ".join(self._matcher.get_error().split())[:200]
+        reason = "" if self._matcher is None else " ".join(self._matcher.get_error().split())[:200]
         return ConstraintFailed(
             f"structured_outputs: after {len(self._answer)} tokens the answer cannot go on: {reason}"
         )

@@ -24,14 +24,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 
 import numpy as np
-from llguidance import LLMatcher
 from torch import Tensor
 
 from baton.block_hash import cache_root
 from baton.config import EngineConfig
 from baton.engine.block_pool import BlockPool
-from baton.engine.constraint import ALL, ConstraintFailed, GrammarConstraint
-from baton.engine.grammar_compiler import COMPILE_S, GrammarCompiler
+from baton.engine.constraint import ALL, AnswerConstraint, ConstraintFailed
+from baton.engine.grammar_compiler import COMPILE_S, GrammarCompiler, Held
 from baton.engine.host_blocks import HostBlocks
 from baton.engine.kv_cache import KVCacheSpec
 from baton.engine.kv_pages import give_back
@@ -143,7 +142,7 @@ class Engine:
         """Who makes the grammars that answers are held to; None: no request brings one."""
         self.on_grammar: Callable[[], None] = lambda: None
         """Called, from another thread, when a grammar is made that a request waits for."""
-        self._compiling: dict[str, tuple[Future[LLMatcher], float]] = {}
+        self._compiling: dict[str, tuple[Future[Held], float]] = {}
         self._failed: dict[Sequence, BatonError] = {}  # of the step that was launched last
         self._num_constrained = 0
         self._refused: list[tuple[str, BatonError]] = []
@@ -466,13 +465,12 @@ class Engine:
     # -- what answers are held to ---------------------------------------------------------------------------
 
     def _constrain(self, request_id: str, sequence: Sequence) -> None:
-        """Have a sequence's grammar made; it waits in the queue for it."""
+        """Have what a sequence is held to made; it waits in the queue for it."""
         params = sequence.params
-        assert params.structured_outputs is not None
         assert self.grammars is not None
-        future = self.grammars.compile(params.structured_outputs, self.on_grammar)
+        future = self.grammars.compile(params, self.on_grammar)
         self._compiling[request_id] = (future, time.monotonic() + COMPILE_S)
-        sequence.constraint = GrammarConstraint(future, params, self.model.spec.eos_token_ids)
+        sequence.constraint = AnswerConstraint(future, params, self.model.spec.eos_token_ids)
         self._num_constrained += 1
 
     def _look_at_grammars(self) -> None:
@@ -490,7 +488,7 @@ class Engine:
 
     def _masks(self, sampled: list[Sequence]) -> Tensor | None:
         """Say which tokens each sample may be, [num_samples, ceil(vocab_size / 32)] int32 on the device; None: any."""
-        held = [(i, sequence) for i, sequence in enumerate(sampled) if sequence.constraint is not None]
+        held = [(i, sequence) for i, sequence in enumerate(sampled) if _is_held_now(sequence)]
         if not held:
             return None
         before = self._in_flight
@@ -613,8 +611,9 @@ class Engine:
         """Make a request's sequences and take in their sampling; nothing is queued yet."""
         if request_id in self._requests:
             raise refuse("request_id", request_id, "a request of this id is running", "Give each its own.")
-        if params.structured_outputs is not None and self.grammars is None:
-            raise UnsupportedFeature("structured_outputs is not served by this engine.", field="structured_outputs")
+        if params.is_held and self.grammars is None:
+            field = "thinking_token_budget" if params.structured_outputs is None else "structured_outputs"
+            raise UnsupportedFeature(f"{field} is not served by this engine.", field=field)
         max_len = self._max_len(len(prompt), params)
         if pooling is not None:  # a prompt may fill the context: no token follows it
             max_len = len(prompt) + 1
@@ -640,7 +639,7 @@ class Engine:
             )
             sequence.token_ids.extend(emitted)
             request.choices[choice] = sequence
-            if params.structured_outputs is not None:
+            if params.is_held:
                 self._constrain(request_id, sequence)
             self._owner[sequence] = (request_id, choice)
             self.runner.sampler.add(sequence, default_seed=default_seed, choice=choice)
@@ -652,6 +651,12 @@ class Engine:
             self._failed.pop(sequence, None)
         self.scheduler.finish(sequence)
         self.runner.release(sequence)
+
+
+def _is_held_now(sequence: Sequence) -> bool:
+    """Whether the token that is sampled now may not be any, or that is not known yet."""
+    constraint = sequence.constraint
+    return constraint is not None and not constraint.is_free(sequence.num_output_tokens + sequence.num_pending)
 
 
 def _lead(request: _Request) -> Sequence:

@@ -55,6 +55,9 @@ class Constraint(Protocol):
     def is_over(self) -> bool:
         """Whether nothing may follow what was taken."""
 
+    def is_free(self, num_tokens: int) -> bool:
+        """Whether the answer's tokens up to its `num_tokens`th may be any, whatever those are that are not taken yet."""
+
     def take(self, token_ids: Iterable[int]) -> None:
         """Go on by the answer's next tokens; raises `BatonError` if it cannot."""
 

@@ -16,7 +16,6 @@ from baton.requests.conversation import MAX_MESSAGES
 from baton.requests.fields import INT31, Finite, FirstError, Stop, Whole, one_of
 from baton.requests.tools import MAX_TOOLS
 from baton.requests.translated import Context, Translates
-from baton.requests.unserved import CHAT
 
 _HOSTED = "hosted tools are not served; only functions are"
 OTHER_BLOCKS = {
@@ -328,9 +327,6 @@ class CountTokensRequest(Translates):
             return {"reasoning_effort": "none"}
         fields: dict[str, Any] = {"include_reasoning": False} if thinking.display == "omitted" else {}
         if thinking.budget_tokens is not None:
-            if "thinking_token_budget" not in ChatRequest.model_fields:
-                reason, way_out = CHAT["thinking_token_budget"].reason, "Send the type adaptive."
-                raise unsupported("thinking.budget_tokens", thinking.budget_tokens, reason, way_out)
             fields["thinking_token_budget"] = thinking.budget_tokens
         return fields
 

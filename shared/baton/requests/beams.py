@@ -36,6 +36,9 @@ def check_beams(request: SamplingRequest, width: int) -> None:
             raise unsupported(name, value, "a beam search does not keep to it", "Leave one of the two out.")
     if (form := request.form()) is not None:
         raise unsupported(form[0], "given", "a beam search does not keep to it", "Leave one of the two out.")
+    budget = getattr(request, "thinking_token_budget", None)
+    if budget not in (None, -1):
+        raise unsupported("thinking_token_budget", budget, "a beam search does not keep to it", "Leave it out.")
     if getattr(request, "echo", False) and getattr(request, "logprobs", None) not in (None, False):
         raise unsupported("echo", True, "a beam search scores no prompt", "Ask without echo, or without logprobs.")
     if request.max_tokens == 0:

@@ -37,6 +37,8 @@ class ChatRequest(SamplingRequest, Conversation):
     include_reasoning: bool | None = None
     echo: bool | None = False
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    thinking_token_budget: Annotated[int, Field(ge=-1, le=INT31), Whole] | None = None
+    """Tokens of thoughts, after which the answer begins; -1: as many as there are."""
     _echoed: str | None = PrivateAttr(default=None)
 
     def sampling_params(self, limits: Limits = DEFAULT_LIMITS) -> SamplingParams:
@@ -89,6 +91,11 @@ class ChatRequest(SamplingRequest, Conversation):
     def forced_calls(self) -> ForcedCalls | None:
         """What the model must call; None where it decides."""
         return forced_calls(self.tool_choice, self.tools or ())
+
+    @property
+    def thinking_budget(self) -> int | None:
+        """Tokens that thoughts may have; None: as many as there are."""
+        return None if self.thinking_token_budget == -1 else self.thinking_token_budget
 
     @property
     def names_function(self) -> bool:

@@ -18,7 +18,6 @@ ANY_REQUEST = {
     ),
     "return_token_offsets": Unserved("offsets are given with logprobs of completions only", _OFF),
     "routed_experts_prompt_start": Unserved("which experts ran is not told", (0,)),
-    "thinking_token_budget": Unserved("thinking has no limit of its own; use max_tokens", (-1,)),
     "stream_interval": Unserved("each token is sent when it is there", (1,)),
     "watermarking": Unserved("answers carry no watermark", _OFF),
     "kv_transfer_params": Unserved(_NO_KV, _EMPTY),
@@ -44,7 +43,10 @@ CHAT = ANY_REQUEST | {
     "prompt": Unserved("a conversation is sent in messages; a prompt to /v1/completions"),
 }
 
-COMPLETION = ANY_REQUEST | {"messages": Unserved("a conversation is sent to /v1/chat/completions")}
+COMPLETION = ANY_REQUEST | {
+    "messages": Unserved("a conversation is sent to /v1/chat/completions"),
+    "thinking_token_budget": Unserved("thoughts are told apart in conversations only; use chat, or max_tokens", (-1,)),
+}
 
 POOLING = {
     "stream": Unserved("there is nothing to stream: the answer comes whole", _OFF),

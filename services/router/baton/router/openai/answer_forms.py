@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import msgspec
 
-from baton.errors import ConfigError, InvalidRequest
+from baton.errors import ConfigError, InvalidRequest, UnsupportedFeature, unsupported
 from baton.protocol import SamplingParams
 from baton.requests.chat import ChatRequest
 from baton.requests.structured import in_field
@@ -58,14 +58,14 @@ class AnswerForms:
     ) -> tuple[SamplingParams, NewParser | None]:
         """Return what makes the parsers of a request's choices, None where all is text; and its parameters.
 
-        A form that the answer must have begins behind thoughts, where the prompt has opened them and one token ends them.
-        Otherwise it holds from the first token on, so there are none.
+        A form that the answer must have begins behind thoughts, whether the prompt opens them or the model does.
 
         Raises:
             InvalidRequest: a strict function has a schema that is too long.
+            UnsupportedFeature: thoughts have a budget, and there are no marks by which they are told.
         """
         new_calls, form = self._calls_of(request), params.structured_outputs
-        leaves_thoughts = form is None
+        is_whole_answer = form is not None
         if form is None and new_calls is not None and not request.use_beam_search:
             form = self._strict_form(request)  # in which text is free
             params = params if form is None else params.replace(structured_outputs=form)
@@ -76,11 +76,11 @@ class AnswerForms:
             continues = bool(request.continue_final_message)
             tail = prompt_ids[-(_LONG_TAIL if continues else _TAIL) :]
             prompt = self._tokenizer.decode(tail, skip_special_tokens=False)
-            end = self._end_of_thoughts(self.thinking, prompt, continues=continues)
-            if leaves_thoughts or end:
+            if isinstance(self.thinking, ThinkingForm) or not is_whole_answer:
                 new_parser = self.thinking.new_parser(calls, offered, prompt, continues=continues)
-            if form is not None and end:
-                params = params.replace(structured_outputs=msgspec.structs.replace(form, begins_after=end))
+            params = self._with_thinking(request, params, prompt)
+        elif request.thinking_budget is not None:
+            raise self._no_budget(request.thinking_budget)
         if new_parser is not None and offered is not None and request.parallel_tool_calls is False:
             new_parser = functools.partial(_one_call, new_parser)
         return params, new_parser
@@ -97,12 +97,22 @@ class AnswerForms:
             return functools.partial(new_forced_parser, forced)
         return self.calls if request.shows_tools else None
 
-    def _end_of_thoughts(self, thinking: ReasoningForm, prompt: str, *, continues: bool) -> tuple[int, ...]:
-        """Return the token that ends the thoughts with which the answer begins, if it does and there is one."""
-        if isinstance(thinking, ThinkingForm) and thinking.place(prompt, continues=continues) == "inside":
-            ends = self._tokenizer.encode(thinking.closes[0], add_special_tokens=False)
-            return tuple(ends) if len(ends) == 1 else ()
-        return ()
+    def _with_thinking(self, request: ChatRequest, params: SamplingParams, prompt: str) -> SamplingParams:
+        """Say how thoughts are told, where a form begins behind them or they have a budget."""
+        budget = request.thinking_budget
+        if not isinstance(self.thinking, ThinkingForm):
+            if budget is not None:
+                raise self._no_budget(budget)
+            return params
+        thinking = self.thinking.thinking(prompt, continues=bool(request.continue_final_message))
+        if thinking is None or (params.structured_outputs is None and budget is None):
+            return params
+        return params.replace(thinking=msgspec.structs.replace(thinking, budget=budget))
+
+    def _no_budget(self, budget: int) -> UnsupportedFeature:
+        reason = "of this model no marks are known by which its thoughts begin and end"
+        way_out = "Leave it out, or serve with a --reasoning-parser that has such."
+        return unsupported("thinking_token_budget", budget, reason, way_out)
 
 
 def _one_call(new_parser: NewParser) -> AnswerParser:

@@ -14,6 +14,7 @@ from baton.router.openai.parsers.call_parts import Offered
 from baton.router.openai.parsers.tag_machine import NO_TAGS, TagMachine, Tags
 from baton.router.openai.parsers.trimmed import Trimmed
 from baton.router.openai.parts import AnswerParser, NewParser, Part, Reasoning
+from baton.thinking import Thinking
 
 Place = Literal["before", "inside", "behind"]
 """Where an answer begins: before thoughts that it may have, inside of them, or behind."""
@@ -36,6 +37,13 @@ class ThinkingForm:
         """Return what makes a choice's parser, behind thoughts that of `calls`; None where all is text."""
         place = self.place(prompt, continues=continues)
         return calls if place == "behind" else functools.partial(_new_parser, self, calls, is_inside=place == "inside")
+
+    def thinking(self, prompt: str, *, continues: bool = False) -> Thinking | None:
+        """Return what a worker needs to know of the thoughts of an answer; None where there can be none."""
+        place = self.place(prompt, continues=continues)
+        if place == "behind":
+            return None
+        return Thinking(opens=self.opens, closes=self.closes, ends_before=self.ends_before, is_open=place == "inside")
 
     def place(self, prompt: str, *, continues: bool = False) -> Place:
         """Return where an answer begins, by the end of its prompt; `continues` if that is an answer which has begun."""
