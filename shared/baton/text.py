@@ -6,26 +6,17 @@ Owned by whoever talks to users (`LLM`, the router); workers and the engine see 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
-
-from tokenizers import Tokenizer as HFTokenizer
 
 from baton.chat_template import ContentFormat
 from baton.detokenizer import Detokenizer, Pieces
 from baton.errors import InvalidRequest, ModelLoadError
-from baton.foreign_model import ADAPTER, foreign_model
-from baton.hub_snapshot import fetch_snapshot
 from baton.protocol import SamplingParams
-from baton.special_tokens import declare_special_tokens
-from baton.template_files import TEMPLATE_FILES, ChatTemplates, read_templates
-
-_TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_TOKENIZER_FILES = ("tokenizer.json", *_TOKEN_FILES, *TEMPLATE_FILES, ADAPTER)
+from baton.template_files import ChatTemplates
+from baton.tokenizer_files import TokenizerFiles, first_line
 
 
 class TooManyTokens(Exception):
@@ -60,8 +51,9 @@ class Tokenizer:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._path, self._revision = str(path), revision
         self._hf: Any = None
-        found = _TokenizerFiles.find(path, revision)
-        if found is not None:
+        found = TokenizerFiles.find(path, revision)
+        self._is_converted = found.is_converted
+        if found.tokenizer is not None:
             self._backend: Any
             self._backend, self.special_tokens = found.backend()
             templates = found.chat_templates()
@@ -88,6 +80,10 @@ class Tokenizer:
     @property
     def hf(self) -> Any:
         """The same tokenizer as `transformers` loads it; imports transformers, and torch where it is installed."""
+        if self._hf is None and self._is_converted:
+            from transformers import PreTrainedTokenizerFast
+
+            self._hf = PreTrainedTokenizerFast(tokenizer_object=self._backend, **self.special_tokens)
         if self._hf is None:
             self._hf = _load_hf(self._path, self._revision)
         return self._hf
@@ -300,63 +296,6 @@ class Tokenizer:
         return self._shown if skips_special else self._all
 
 
-@dataclass(frozen=True, slots=True)
-class _TokenizerFiles:
-    """A checkpoint's tokenizer.json and what stands beside it."""
-
-    tokenizer: Path
-    others: dict[str, Path]
-
-    @classmethod
-    def find(cls, path: str | Path, revision: str | None) -> _TokenizerFiles | None:
-        """Find the files of a folder or hub id; None if it has no tokenizer.json.
-
-        Raises:
-            ModelLoadError: it is no model at all.
-        """
-        folder = Path(path)
-        if not folder.is_dir():
-            folder = fetch_snapshot(str(path), revision, _TOKENIZER_FILES, field="tokenizer")
-        files = {name: folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()}
-        tokenizer = files.pop("tokenizer.json", None)
-        if tokenizer is None:
-            if foreign := foreign_model(f"model={str(path)!r}", folder):
-                raise ModelLoadError(foreign)
-            return None
-        return cls(tokenizer, files)
-
-    def backend(self) -> tuple[Any, dict[str, str]]:
-        """Load the tokenizer with all its tokens; return it, and its special tokens by name (bos_token and so on)."""
-        try:
-            backend = HFTokenizer.from_file(str(self.tokenizer))
-        except Exception as error:  # the library raises plain Exception
-            raise ModelLoadError(f"tokenizer={str(self.tokenizer)!r} cannot be read: {_first_line(error)}") from error
-        try:
-            return backend, declare_special_tokens(backend, *map(self._read_json, _TOKEN_FILES))
-        except (TypeError, ValueError, AttributeError) as error:
-            raise ModelLoadError(
-                f"the special tokens in {', '.join(_TOKEN_FILES)} beside {str(self.tokenizer)!r} cannot be read: "
-                f"{_first_line(error)} Mend the entry."
-            ) from error
-
-    def settings(self) -> dict[str, Any]:
-        """Return what tokenizer_config.json says."""
-        return self._read_json("tokenizer_config.json")
-
-    def chat_templates(self) -> dict[str, str]:
-        """Return the templates by name."""
-        return read_templates(self.tokenizer.parent, self._read_json("tokenizer_config.json").get("chat_template"))
-
-    def _read_json(self, name: str) -> dict[str, Any]:
-        if name not in self.others:
-            return {}
-        try:
-            content = json.loads(self.others[name].read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ModelLoadError(f"{str(self.others[name])!r} cannot be read: {_first_line(error)}") from error
-        return content if isinstance(content, dict) else {}
-
-
 def _plain(value: Any) -> Any:
     """Write a token as its text, wherever it stands."""
     if isinstance(value, dict):
@@ -504,9 +443,4 @@ def bad_words_ids(tokenizer: Tokenizer, words: Iterable[str]) -> tuple[tuple[int
 
 
 def _reason(error: BaseException) -> str:
-    return _first_line(error).removesuffix(" from one of: .").rstrip(".")
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".") + "."
+    return first_line(error).removesuffix(" from one of: .").rstrip(".")
