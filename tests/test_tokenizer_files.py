@@ -34,7 +34,15 @@ PIECES: dict[str, dict[str, Any]] = {
     "unigram with bytes": {"model_type": "unigram", "byte_fallback": True},
     "unigram without bos": {"model_type": "unigram", "bos_id": -1, "pad_id": 3},
 }
-TEXTS = ["", " ", "hello world", "naïve café — 日本語です 😀", "  two  spaces ", "the fox's dog.\n\nnew", "ﬁne ½ [INST]x"]
+TEXTS = [
+    "",
+    " ",
+    "hello world",
+    "naïve café — 日本語です 😀",
+    "  two  spaces ",
+    "the fox's dog.\n\nnew",
+    "ﬁne ½ [INST]x",
+]
 
 
 def drawn_texts(count: int = 300) -> list[str]:
@@ -112,7 +120,16 @@ def test_tokens_that_other_files_add_are_added(tmp_path: Path) -> None:
 
 
 def tekken(**changes: Any) -> dict[str, Any]:
-    words = [bytes([byte]) for byte in range(256)] + [b"he", b"ll", b"hell", b"hello", b" w", b" wo", "é".encode(), b"z"]
+    words = [bytes([byte]) for byte in range(256)] + [
+        b"he",
+        b"ll",
+        b"hell",
+        b"hello",
+        b" w",
+        b" wo",
+        "é".encode(),
+        b"z",
+    ]
     vocab = [{"rank": at, "token_bytes": base64.b64encode(word).decode()} for at, word in enumerate(words)]
     special = [{"rank": at, "token_str": text, "is_control": True} for at, text in enumerate(["<unk>", "<s>", "</s>"])]
     config = {
@@ -137,7 +154,9 @@ def test_tekken_has_its_special_tokens_first_and_joins_by_rank(tmp_path: Path) -
 @pytest.mark.parametrize("changes", [{"special_tokens": None}, {"vocab": [{"rank": 0}]}, {"config": {}}])
 def test_a_damaged_tekken_is_named(changes: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "tekken.json").write_text(json.dumps(tekken(**changes)))
-    with pytest.raises(ModelLoadError, match=r"tekken.json cannot be read .* must hold config, vocab and special_tokens"):
+    with pytest.raises(
+        ModelLoadError, match=r"tekken.json cannot be read .* must hold config, vocab and special_tokens"
+    ):
         Tokenizer(tmp_path)
 
 
@@ -156,7 +175,11 @@ def test_tokenizer_json_goes_before_the_others(tmp_path: Path) -> None:
     [
         ("tokenizer.model", b"IQ== 0\nIg== 1\n", "is a tiktoken file"),
         ("tokenizer.model", b"", "holds no pieces"),
-        ("tokenizer.model", b"version https://git-lfs.github.com/spec/v1\n", "no sentencepiece model, or a damaged one"),
+        (
+            "tokenizer.model",
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "no sentencepiece model, or a damaged one",
+        ),
         ("tokenizer.model", trained(model_type="char"), "of words or characters"),
         ("tokenizer.json", b"{", "cannot be read"),
         ("qwen.tiktoken", b"IQ== 0\n", "qwen.tiktoken is a tiktoken file"),

@@ -255,6 +255,7 @@ def _plan_router(
         itl_target_ms=config.itl_target_ms,
         tokenizer=engine.tokenizer,
         revision=engine.revision,
+        tokenizer_revision=engine.tokenizer_revision,
         chat_template=config.chat_template,
         chat_template_content_format=config.chat_template_content_format,
         tool_call_parser=config.tool_call_parser,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from baton.errors import ConfigError
+from baton.load_formats import check_load_format
 
 
 def setting(default: Any, help_text: str) -> Any:
@@ -35,7 +36,10 @@ class EngineConfig:
     model: str | None = setting(None, "hub id or folder of the model; none: the bundled demo model")
     tokenizer: str | None = setting(None, "hub id or folder of the tokenizer; none: the model's own")
     revision: str | None = setting(None, "branch, tag or commit of a hub model")
-    load_format: Literal["auto", "safetensors", "dummy"] = setting(
+    tokenizer_revision: str | None = setting(
+        None, "branch, tag or commit of a tokenizer from a repository of its own; none: --revision"
+    )
+    load_format: str = setting(
         "auto", "auto and safetensors read the checkpoint; dummy makes random weights from config.json alone"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16", "half", "float"] = setting(
@@ -111,6 +115,7 @@ class EngineConfig:
                 "allow_reference_kernels=True is not valid with deterministic=True: plain torch picks the order of its "
                 "sums by the batch. Leave out one of --allow-reference-kernels and --deterministic."
             )
+        check_load_format(self.load_format)
         _check_choices(self)
 
 

@@ -27,7 +27,7 @@ from baton.beam_search import BeamSearchParams
 from baton.chat_template import ContentFormat
 from baton.config import EngineConfig, demo_model_path
 from baton.engine.engine import Engine, TokenOutput
-from baton.engine.load import load_engine
+from baton.engine.load import load_engine, tokenizer_of
 from baton.errors import InvalidRequest, UnsupportedFeature, refuse
 from baton.generation_defaults import generation_defaults
 from baton.llm_pooling import PoolsPrompts
@@ -144,7 +144,7 @@ class LLM(PoolsPrompts):
         )
         self._tokenizer = None
         if not skip_tokenizer_init and (tokenizer is not None or not is_dummy):
-            self._tokenizer = Tokenizer(config.tokenizer or folder, chat_template=chat_template)
+            self._tokenizer = tokenizer_of(config, folder, chat_template)
         self.engine = load_engine(config, folder=folder, tokenizer=self._tokenizer, progress=use_tqdm)
         self._request_ids = itertools.count()
 

@@ -135,13 +135,18 @@ class Tokenizer:
         """Entries, added tokens included; the model may have more, as padding."""
         return int(self._backend.get_vocab_size(with_added_tokens=True))
 
+    @property
+    def num_token_ids(self) -> int:
+        """One more than the highest id; ids below it may be left out."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
     def check_fits(self, num_embeddings: int) -> None:
         """Check that a model has an embedding for every token; it may have more, which only pad its tables.
 
         Raises:
             ModelLoadError: it has fewer.
         """
-        highest = max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
+        highest = self.num_token_ids - 1
         if highest >= num_embeddings:
             raise ModelLoadError(
                 f"tokenizer={self._path!r} has token ids up to {highest} ({self.token(highest)!r}), and config.json has "

@@ -13,7 +13,7 @@ Each group says one thing about its names, which are written so:
 from __future__ import annotations
 
 TAKEN = """
-model tokenizer revision load_format dtype seed max_model_len block_size gpu_memory_utilization kv_cache_memory_bytes
+model tokenizer revision tokenizer_revision load_format dtype seed max_model_len block_size gpu_memory_utilization kv_cache_memory_bytes
 num_gpu_blocks_override max_num_batched_tokens max_num_seqs enable_prefix_caching enable_chunked_prefill enforce_eager
 swap_space kv_offloading_size>swap_space
 device served_model_name host port api_key config chat_template chat_template_content_format
@@ -27,7 +27,7 @@ disable_log_stats enable_log_requests log_level download_dir enable_tokenizer_in
 """Flags of `baton up`, under vLLM's names or as `name>ours`."""
 
 ARGUMENTS = """
-model tokenizer revision load_format dtype seed max_model_len block_size gpu_memory_utilization kv_cache_memory_bytes
+model tokenizer revision tokenizer_revision load_format dtype seed max_model_len block_size gpu_memory_utilization kv_cache_memory_bytes
 num_gpu_blocks_override max_num_batched_tokens max_num_seqs enable_prefix_caching enable_chunked_prefill enforce_eager
 swap_space kv_offloading_size>swap_space
 device skip_tokenizer_init chat_template generation_config override_generation_config
@@ -187,14 +187,13 @@ SERVING = (
         """,
     ),
     (
-        "The folder's tokenizer.json is what counts; `--tokenizer` names another folder.",
+        "The folder's tokenizer.json counts, else its tekken.json or tokenizer.model; `--tokenizer` names another.",
         "tokenizer_mode=auto|fast|hf tokenizer_pool_size~ tokenizer_pool_type~ tokenizer_pool_extra_config~",
     ),
     (
         "A server needs its tokenizer; `LLM(skip_tokenizer_init=True)` works without.",
         "skip_tokenizer_init? tokens_only?",
     ),
-    ("`--revision` holds for model and tokenizer; a tokenizer of its own can be a folder.", "tokenizer_revision"),
     ("Set HF_TOKEN in the environment.", "hf_token"),
     (
         "Weights are read from safetensors in Baton's own way.",

@@ -32,6 +32,7 @@ from baton.progress import tell
 from baton.prompt import Prompt
 from baton.protocol import SamplingParams
 from baton.text import Tokenizer
+from baton.tokenizer_files import TOKENIZER
 
 
 def load_engine(
@@ -55,6 +56,9 @@ def load_engine(
         folder = locate(str(config.model), config.revision, weights=config.load_format != "dummy")
     pooling = read_pooling(folder, config.runner, config.convert)
     spec = read_spec(folder, pooling)
+    words = _words(config, folder, tokenizer)
+    if words is not None:
+        words.check_fits(spec.vocab_size)
     dtype = _dtype(config, device, spec)
     asked = config.max_model_len
     max_model_len = spec.max_model_len if asked in (None, AUTO_LEN) else asked
@@ -86,7 +90,10 @@ def load_engine(
         deterministic=config.deterministic,
         pooling=pooling,
     )
-    model.spec = dataclasses.replace(model.spec, eos_token_ids=_end_token_ids(config, folder, tokenizer, spec))
+    if words is not None:
+        model.spec = dataclasses.replace(
+            model.spec, eos_token_ids=_end_token_ids(words, spec), num_tokens=words.num_token_ids
+        )
     identity = model_identity(folder, dummy_seed=config.seed if config.load_format == "dummy" else None)
     pooler = None
     if pooling is not None:
@@ -101,7 +108,7 @@ def load_engine(
         if pooler is None and device.type == "cuda" and not config.enforce_eager and not references:
             engine.runner.capture_graphs(max_num_tokens=config.max_num_batched_tokens, progress=progress)
     engine.grammars = GrammarCompiler(
-        lambda: tokenizer or Tokenizer(config.tokenizer or folder, config.revision),
+        lambda: words or tokenizer_of(config, folder),
         vocab_size=spec.vocab_size,
         eos_token_ids=model.spec.eos_token_ids,
     )
@@ -147,15 +154,30 @@ def give_swap_space(engine: Engine, config: EngineConfig) -> str:
     return f"swap space {nbytes / GIB:.2f} GiB of host memory: {num_blocks} blocks, {num_blocks * config.block_size} tokens"
 
 
-def _end_token_ids(config: EngineConfig, folder: Path, tokenizer: Tokenizer | None, spec: ModelSpec) -> tuple[int, ...]:
-    """Return what ends an answer: what the model's configs name, and, as in vLLM, what its tokenizer calls the end."""
+def tokenizer_of(config: EngineConfig, folder: Path, chat_template: str | None = None) -> Tokenizer:
+    """Load the model's own tokenizer, or the one that the settings name.
+
+    Raises:
+        ConfigError: there is none, or it is damaged.
+    """
+    if config.tokenizer is None:
+        return Tokenizer(folder, chat_template=chat_template)
+    return Tokenizer(config.tokenizer, config.tokenizer_revision or config.revision, chat_template)
+
+
+def _words(config: EngineConfig, folder: Path, tokenizer: Tokenizer | None) -> Tokenizer | None:
+    """Return the tokenizer, if it is there without `transformers`; who needs the text says what is wrong with it."""
+    if tokenizer is not None or (config.tokenizer is None and not (folder / TOKENIZER).is_file()):
+        return tokenizer
     try:
-        if tokenizer is None and (config.tokenizer is not None or (folder / "tokenizer.json").is_file()):
-            tokenizer = Tokenizer(config.tokenizer or folder, config.revision)
-    except ConfigError:  # who needs the text says so; tokens can do without
-        return spec.eos_token_ids
-    ends = spec.eos_token_ids if tokenizer is None else tokenizer.end_token_ids(spec.eos_token_ids)
-    return tuple(token_id for token_id in ends if token_id < spec.vocab_size)
+        return tokenizer_of(config, folder)
+    except ConfigError:
+        return None
+
+
+def _end_token_ids(words: Tokenizer, spec: ModelSpec) -> tuple[int, ...]:
+    """Return what ends an answer: what the model's configs name, and, as in vLLM, what its tokenizer calls the end."""
+    return tuple(token_id for token_id in words.end_token_ids(spec.eos_token_ids) if token_id < spec.vocab_size)
 
 
 def _measured(

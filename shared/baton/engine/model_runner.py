@@ -77,6 +77,7 @@ class ModelRunner:
         self._batches = BatchBuilder(kv_spec, num_rows=max_num_seqs, max_model_len=max_model_len, device=self.device)
         self.sampler = Sampler(
             vocab_size=model.spec.vocab_size,
+            num_tokens=model.spec.num_tokens,
             eos_token_ids=model.spec.eos_token_ids,
             last_tokens=self._batches.last_tokens,
             device=self.device,

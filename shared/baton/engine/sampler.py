@@ -63,9 +63,17 @@ class Sampler:
     """
 
     def __init__(
-        self, *, vocab_size: int, eos_token_ids: tuple[int, ...], last_tokens: Tensor, device: torch.device
+        self,
+        *,
+        vocab_size: int,
+        num_tokens: int | None,
+        eos_token_ids: tuple[int, ...],
+        last_tokens: Tensor,
+        device: torch.device,
     ) -> None:
         self._vocab_size = vocab_size
+        # Many models pad their tables to a round number; what was never trained is not to be drawn.
+        self._first_padding = vocab_size if num_tokens is None else min(num_tokens, vocab_size)
         self._last_tokens = last_tokens
         self._counts: Tensor | None = None  # [num_rows, vocab] int32, from the first penalty on
         self._counted: set[Sequence] = set()  # those whose row of it is theirs
@@ -121,9 +129,11 @@ class Sampler:
         """
         rows = [self._rows[sequence] for sequence in sequences]
         num_top = max((s.params.num_top for s in sequences if s.params.num_top is not None), default=None)
-        raw = logits
+        is_padded = self._first_padding < self._vocab_size
+        raw = logits if num_top is None or (masks is None and not is_padded) else logits.clone()
+        if is_padded:
+            logits[:, self._first_padding :] = -math.inf
         if masks is not None:
-            raw = logits if num_top is None else logits.clone()
             logits.masked_fill_(_forbidden(masks, self._vocab_size), -math.inf)
         if all(row.is_plain for row in rows):
             token_ids = greedy(logits)

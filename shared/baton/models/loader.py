@@ -8,6 +8,7 @@ import torch
 
 from baton.errors import ModelLoadError, OutOfMemory
 from baton.kernels.launch import INTERPRET
+from baton.load_formats import check_load_format
 from baton.models.causal_lm import CausalLM
 from baton.models.checkpoint import read_entries
 from baton.models.config import read_spec
@@ -20,8 +21,6 @@ from baton.models.parameters import Parameters
 from baton.models.spec import ModelSpec
 from baton.models.weights import fill_dummy, load_weights, match
 from baton.pooling_files import PoolingSetup
-
-LOAD_FORMATS = ("auto", "safetensors", "dummy")
 
 
 def load_model(
@@ -54,10 +53,7 @@ def load_model(
         ModelLoadError: the checkpoint is missing, damaged, or not one that Baton loads; the message says the way out.
         OutOfMemory: the parameters do not fit the device.
     """
-    if load_format not in LOAD_FORMATS:
-        raise ModelLoadError(
-            f"load_format={load_format!r} is none of {', '.join(LOAD_FORMATS)}. Baton loads safetensors only."
-        )
+    check_load_format(load_format)
     folder = locate(path_or_id, revision, weights=load_format != "dummy")
     spec = read_spec(folder, pooling)
     dtype = resolve_dtype(dtype, spec)

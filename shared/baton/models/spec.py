@@ -115,6 +115,7 @@ class ModelSpec:
     family: str = ""
     dtype: str = "float32"  # of the checkpoint
     eos_token_ids: tuple[int, ...] = ()
+    num_tokens: int | None = None  # ids from here on are no token of the tokenizer; None: all of vocab_size may be
     pooling: PoolingSetup | None = None  # None: it generates
 
     @property

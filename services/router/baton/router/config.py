@@ -22,6 +22,9 @@ class RouterConfig:
     model: str = setting("", "hub id or folder of the model whose tokenizer and chat template serve")
     tokenizer: str | None = setting(None, "hub id or folder of the tokenizer; none: the model's own")
     revision: str | None = setting(None, "branch, tag or commit of a hub model")
+    tokenizer_revision: str | None = setting(
+        None, "branch, tag or commit of a tokenizer from a repository of its own; none: --revision"
+    )
     chat_template: str | None = setting(
         None, "chat template in place of the model's: a file, or the name of another one that the model has"
     )

@@ -50,7 +50,10 @@ class RouterState:
         self.model_names = config.model_names
         self.metrics = RouterMetrics(self.model_names[0])
         self.tokenizer = Tokenizer(
-            config.tokenizer or config.model, config.revision, config.chat_template, config.chat_template_content_format
+            config.tokenizer or config.model,
+            (config.tokenizer and config.tokenizer_revision) or config.revision,
+            config.chat_template,
+            config.chat_template_content_format,
         )
         self.answer_forms = AnswerForms(config, self.tokenizer)
         self.sampling_defaults = _sampling_defaults(config)
