@@ -28,6 +28,8 @@ _SHAPE: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+_TINY: dict[str, Any] = {**_SHAPE, "num_hidden_layers": 2}
+_MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 _LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500000.0,
@@ -114,6 +116,23 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    "gemma3": (
+        "Gemma3TextConfig",
+        {**_SHAPE, "head_dim": 32, "query_pre_attn_scalar": 20, "sliding_window": 12, "layer_types": _MIXED},
+    ),
+    "granite": (
+        "GraniteConfig",
+        {
+            **_TINY,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.6,
+            "attention_multiplier": 0.2,
+            "logits_scaling": 2.0,
+        },
+    ),
+    "olmo2": ("Olmo2Config", _TINY),
+    "smollm3": ("SmolLM3Config", {**_SHAPE, "no_rope_layer_interval": 2}),
+    "glm4": ("Glm4Config", {**_TINY, "head_dim": 24}),
     "phi3": ("Phi3Config", {**_PHI3, "sliding_window": 50}),
     "phi3-longrope": (
         "Phi3Config",
@@ -146,10 +165,67 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+# Families and variants that are compared step by step alone: what engines do with them is as with those above.
+MORE: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma3-scaled": (
+        "Gemma3TextConfig",
+        {
+            **_SHAPE,
+            "head_dim": 24,
+            "query_pre_attn_scalar": 9,
+            "layer_types": _MIXED,
+            "sliding_window": 9,
+            "attn_logit_softcapping": None,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+            "tie_word_embeddings": True,
+        },
+    ),
+    "gemma3-images": (
+        "Gemma3Config",
+        {
+            "text_config": {**_SHAPE, "head_dim": 32, "query_pre_attn_scalar": 20, "sliding_window": 12},
+            "vision_config": {
+                "hidden_size": 32,
+                "intermediate_size": 32,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 32,
+                "patch_size": 16,
+            },
+            "tie_word_embeddings": True,
+        },
+    ),
+    "olmo3": (
+        "Olmo3Config",
+        {
+            **_SHAPE,
+            "layer_types": _MIXED,
+            "sliding_window": 9,
+            "rope_parameters": {
+                "full_attention": {
+                    "rope_type": "yarn",
+                    "rope_theta": 5e5,
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 64,
+                },
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
+            },
+        },
+    ),
+    "smollm3-sliding": (
+        "SmolLM3Config",
+        {**_TINY, "no_rope_layers": [0, 1], "use_sliding_window": True, "sliding_window": 9},
+    ),
+    "glm": ("GlmConfig", {**_TINY, "head_dim": 24}),
+}
+
 
 def make_tiny(family: str, seed: int = 0) -> Any:
     """Make transformers' model of a family with random weights, fp32, eager attention."""
-    class_name, arguments = FAMILIES[family]
+    class_name, arguments = (FAMILIES | MORE)[family]
     # Deep copies, because a config writes into the rope parameters that it is given.
     config = getattr(transformers, class_name)(**_copied(arguments))
     config._attn_implementation = "eager"
@@ -177,7 +253,7 @@ def _interesting(name: str, parameter: Tensor, family: str, generator: torch.Gen
         return parameter + noise * (0.05 if is_opt else 0.1)
     if "embed" in name or "wte" in name or "wpe" in name:
         # Small, because a tied output would otherwise find the input token again; Gemma multiplies them by 8.
-        return noise * (0.03 if family == "gemma2" else 0.3)
+        return noise * (0.03 if family.startswith("gemma") else 0.3)
     # Larger ones make sharper attention, and rounding grows with them from layer to layer.
     return noise * ((3.0 if is_opt else 2.0) / math.sqrt(min(parameter.shape)))
 

@@ -31,6 +31,8 @@ SMALLEST_GAP = 2e-4
 LONGROPE_LENS = (33, 40, 47, 48, 49, 64, 100, 150)
 # One of each family goes through every way of computing; the other variants through the plain one.
 MAIN = ("llama-3.1", "mistral", "qwen2-sliding", "qwen3", "gemma2", "phi3-longrope", "gpt2", "opt")
+# These go through all of them at once: chunks, small blocks, cached prefixes, preemption, a host behind.
+OTHERS = ("gemma3",)
 GREEDY = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, detokenize=False)
 
 
@@ -149,7 +151,7 @@ def test_preemption_and_resumption_change_no_token(case: Callable[[str], Case], 
     assert llm.engine.scheduler.num_preemptions > 0
 
 
-@pytest.mark.parametrize("family", MAIN)
+@pytest.mark.parametrize("family", [*MAIN, *OTHERS])
 def test_a_host_one_step_behind_changes_no_token(case: Callable[[str], Case], family: str) -> None:
     # what a GPU always does; the steps are those of the CPU
     subject = case(family)

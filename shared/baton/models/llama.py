@@ -45,11 +45,16 @@ class Llama(CausalLM):
         super().__init__(spec, parameters)
         self.embedding = parameters.tensor("embed_tokens.weight", spec.vocab_size, spec.hidden_size)
         self.embedding_scale = spec.embedding_scale
-        norms = [self._norm(f"layers.{layer}.input_layernorm") for layer in range(spec.num_layers)]
+        self._stack()
+        self.lm_head = output_layer(spec, parameters, self.embedding, "embed_tokens.weight")
+
+    def _stack(self) -> None:
+        """Make the layers and the norms between them."""
+        num_layers = self.spec.num_layers
+        norms = [self._norm(f"layers.{layer}.input_layernorm") for layer in range(num_layers)]
         norms.append(self._norm("norm"))
         self.first_norm = norms[0]
-        self.layers = [self._layer(layer, norms[layer + 1]) for layer in range(spec.num_layers)]
-        self.lm_head = output_layer(spec, parameters, self.embedding, "embed_tokens.weight")
+        self.layers = [self._layer(layer, norms[layer + 1]) for layer in range(num_layers)]
 
     def _layer(self, layer: int, next_norm: Tensor) -> LlamaLayer:
         mlp_norm = self._norm(f"layers.{layer}.post_attention_layernorm")

@@ -14,7 +14,17 @@ from baton.models.checkpoint import FLOATS, TensorEntry, open_weights
 from baton.models.parameters import Parameters, Piece, Target
 from baton.progress import Bar
 
-PREFIXES = ("model.decoder.", "decoder.", "model.", "transformer.", "bert.", "roberta.")
+PREFIXES = (
+    "model.decoder.",
+    "decoder.",
+    "model.language_model.",
+    "language_model.model.",
+    "language_model.",
+    "model.",
+    "transformer.",
+    "bert.",
+    "roberta.",
+)
 # Buffers that old versions of transformers saved: frequencies of rotary embeddings, GPT-2's causal masks.
 IGNORED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)$")
 _NEW = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
