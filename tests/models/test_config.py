@@ -151,7 +151,7 @@ def test_generation_config_says_which_tokens_end_an_answer() -> None:
     assert make_spec(LLAMA | {"eos_token_id": 5}, {"eos_token_id": [7, 9]}).eos_token_ids == (7, 9)
 
 
-@pytest.mark.parametrize("architecture", ["MixtralForCausalLM", "LlamaForSequenceClassification", "T5Model"])
+@pytest.mark.parametrize("architecture", ["MambaForCausalLM", "LlamaForSequenceClassification", "T5Model"])
 def test_an_unknown_architecture_is_refused_with_those_that_are_known(architecture: str) -> None:
     message = refusal(architectures=[architecture])
     assert architecture in message
