@@ -441,7 +441,7 @@ class FakeWorker:
         return "length" if num_emitted >= limit else None
 
     def _logprobs(self, token_id: int, num: int) -> TokenLogprobs:
-        others = [self.settings.first_word + i for i in range(num)]
+        others = [(self.settings.first_word + i) % self.settings.vocab_size for i in range(num)]
         return TokenLogprobs([token_id, *others], [-0.5 - i for i in range(num + 1)], [1, *range(1, num + 1)])
 
     # -- what it says -------------------------------------------------------------------------------------

@@ -262,6 +262,7 @@ def _plan_router(
         reasoning_parser=config.reasoning_parser,
         trust_request_chat_template=config.trust_request_chat_template,
         generation_config=config.generation_config,
+        max_logprobs=config.max_logprobs,
         enable_tokenizer_info_endpoint=config.enable_tokenizer_info_endpoint,
         override_generation_config=config.override_generation_config,
         worker=tuple(static),

@@ -8,6 +8,7 @@ from typing import Literal
 from baton.config import setting
 from baton.errors import ConfigError
 from baton.generation_defaults import read_override
+from baton.protocol import MAX_LOGPROBS
 from baton.worker.settings import ITL_TARGET_HELP, check_itl_target
 
 
@@ -63,6 +64,10 @@ class UpConfig:
         None, "key of those who may reset caches, put the model to sleep and end requests; none: nobody may"
     )
     enable_tokenizer_info_endpoint: bool = setting(False, "serve GET /tokenizer_info: the tokenizer's settings")
+    max_logprobs: int = setting(
+        MAX_LOGPROBS,
+        "most log-probabilities a position beside the token's own; -1: any number, and -1 in requests for all tokens",
+    )
     tenants: str | None = setting(
         None, "YAML file with the weight and the caps of each API key; none: all keys have the same weight and no caps"
     )

@@ -34,7 +34,15 @@ from baton.llm_pooling import PoolsPrompts
 from baton.messages import TokenLogprobs
 from baton.models.hub import locate
 from baton.prompt import Prompt
-from baton.protocol import FinishReason, Logprob, SamplingParams, check_answer_len, check_prompt
+from baton.protocol import (
+    MAX_LOGPROBS,
+    FinishReason,
+    Logprob,
+    SamplingParams,
+    check_alternatives,
+    check_answer_len,
+    check_prompt,
+)
 from baton.requests.conversation import Conversation
 from baton.requests.prompts import PromptMapping
 from baton.requests.refusals import read_value
@@ -120,6 +128,7 @@ class LLM(PoolsPrompts):
         chat_template: str | None = None,
         generation_config: str = "auto",
         override_generation_config: Mapping[str, Any] | str | None = None,
+        max_logprobs: int = MAX_LOGPROBS,
         use_tqdm: bool = True,
         **engine_settings: Any,
     ) -> None:
@@ -137,6 +146,7 @@ class LLM(PoolsPrompts):
             **engine_settings,
         )
         self.config = config
+        self._max_logprobs = max_logprobs
         is_dummy = config.load_format == "dummy"
         folder = locate(config.model or "", config.revision, weights=not is_dummy)
         self._default_sampling = SamplingParams(
@@ -307,6 +317,9 @@ class LLM(PoolsPrompts):
             if params.stop:
                 self._text()
             spec = self.engine.model.spec
+            for field in ("logprobs", "prompt_logprobs"):
+                check_alternatives(field, getattr(params, field), self._max_logprobs, "LLM(max_logprobs=...)")
+            params = params.with_vocab(spec.vocab_size)
             check_prompt(prompt, spec.vocab_size, self.engine.max_model_len)
             check_answer_len(prompt, params, self.engine.max_model_len)
             params.check_vocab(spec.vocab_size, spec.eos_token_ids)

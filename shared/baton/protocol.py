@@ -24,7 +24,7 @@ from baton.vllm_names import SAMPLING, own_names
 MAX_N = 1024
 """Choices per request. A router's own bound is lower: fan-out is charged before admission."""
 MAX_LOGPROBS = 20
-"""Alternatives per position, as in the OpenAI API."""
+"""Alternatives per position, as in the OpenAI API, unless --max-logprobs says otherwise."""
 SMALLEST_TEMPERATURE = 1e-5
 """Below it the likeliest token is taken, as in vLLM: dividing by it would leave the range of 32-bit floats."""
 MAX_TOP_K = 2**31 - 1
@@ -193,6 +193,12 @@ class SamplingParams(msgspec.Struct, metaclass=_NamedAsInVllm, frozen=True, kw_o
         """Copy, sharing nothing, as vLLM's users do before they change one. This one does not change: see `replace`."""
         return copy.deepcopy(self)
 
+    def with_vocab(self, vocab_size: int) -> SamplingParams:
+        """Return the same with numbers for -1, where log-probabilities of all tokens are asked for."""
+        given = {name: getattr(self, name) for name in ("logprobs", "prompt_logprobs")}
+        all_of = {name: vocab_size for name, value in given.items() if value == -1}
+        return self.replace(**all_of) if all_of else self
+
     def check_vocab(self, vocab_size: int, eos_token_ids: Sequence[int] = ()) -> None:
         """Refuse token ids outside the vocabulary, wherever they stand, and limits that leave no token at all.
 
@@ -205,6 +211,11 @@ class SamplingParams(msgspec.Struct, metaclass=_NamedAsInVllm, frozen=True, kw_o
             for token_id in token_ids:
                 if not 0 <= token_id < vocab_size:
                     raise refuse(field, token_id, f"token ids of this model are 0 to {vocab_size - 1}")
+        for field in ("logprobs", "prompt_logprobs"):
+            if (getattr(self, field) or 0) > vocab_size:
+                raise refuse(
+                    field, getattr(self, field), f"this model has {vocab_size} tokens", "-1 gives all of them."
+                )
         if self.allowed_token_ids is None:
             return
         banned = {word[0] for word in self.bad_words_ids if len(word) == 1}
@@ -255,10 +266,9 @@ class SamplingParams(msgspec.Struct, metaclass=_NamedAsInVllm, frozen=True, kw_o
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             limit, way_out = f"it exceeds max_tokens={self.max_tokens}", "Lower min_tokens or raise max_tokens."
             raise refuse("min_tokens", self.min_tokens, limit, way_out)
-        for field, most in (("logprobs", max(MAX_LOGPROBS, 2 * MAX_BEAM_WIDTH)), ("prompt_logprobs", MAX_LOGPROBS)):
-            value = getattr(self, field)
-            if value is not None:
-                _check_int(field, value, 0, most)
+        for field in ("logprobs", "prompt_logprobs"):
+            if getattr(self, field) is not None:
+                _check_int(field, getattr(self, field), -1, 2**31 - 1, "-1 gives all tokens.")
         if self.seed is not None:
             _check_int("seed", self.seed, -(2**63), 2**63 - 1)
 
@@ -372,6 +382,17 @@ def _check_float(field: str, value: Any, low: float, high: float, way_out: str =
     if not math.isfinite(value) or value > high or value < low or (low_open and value == low):
         edge = "above" if low_open else "at least"
         raise refuse(field, value, f"it must be finite, {edge} {low:g} and at most {high:g}", way_out)
+
+
+def check_alternatives(field: str, value: int | None, most: int, flag: str) -> None:
+    """Refuse more log-probabilities a position than `flag` allows; -1 there allows any number, and -1 for all tokens.
+
+    Raises:
+        InvalidRequest: with the limit.
+    """
+    if value is None or most == -1 or 0 <= value <= most:
+        return
+    raise refuse(field, value, f"it must be 0 to {most}", f"Raise {flag}; -1 allows any number, and -1 for all tokens.")
 
 
 def check_prompt(prompt: Prompt, vocab_size: int, max_model_len: int) -> None:

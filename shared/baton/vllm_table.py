@@ -22,7 +22,7 @@ ssl_certfile ssl_ca_certs ssl_cert_reqs allow_credentials allowed_origins allowe
 generation_config override_generation_config
 runner convert
 max_num_queued_reqs>max_num_waiting shutdown_timeout>drain_s
-disable_log_stats enable_log_requests log_level download_dir enable_tokenizer_info_endpoint
+disable_log_stats enable_log_requests log_level download_dir enable_tokenizer_info_endpoint max_logprobs
 """
 """Flags of `baton up`, under vLLM's names or as `name>ours`."""
 
@@ -31,7 +31,7 @@ model tokenizer revision tokenizer_revision load_format dtype seed max_model_len
 num_gpu_blocks_override max_num_batched_tokens max_num_seqs enable_prefix_caching enable_chunked_prefill enforce_eager
 swap_space kv_offloading_size>swap_space
 device skip_tokenizer_init chat_template generation_config override_generation_config
-runner convert max_num_queued_reqs>max_num_waiting use_tqdm_on_load?>use_tqdm
+runner convert max_num_queued_reqs>max_num_waiting max_logprobs use_tqdm_on_load?>use_tqdm
 """
 """What `LLM(...)` takes, where that differs from the groups below; names of the server are refused there."""
 
@@ -227,10 +227,7 @@ SERVING = (
     ("Give --max-num-seqs.", "max_num_active_seqs"),
     ("Start the command under `numactl`.", "numa_bind? numa_bind_nodes[] numa_bind_cpus[]"),
     ("Set CUDA_VISIBLE_DEVICES in the environment.", "device_ids[]"),
-    (
-        "At most 20 logprobs are given over HTTP, of the model's raw distribution.",
-        "max_logprobs=20 logprobs_mode=raw_logprobs",
-    ),
+    ("Log-probabilities are of the model's raw distribution.", "logprobs_mode=raw_logprobs"),
     ("Every token is sent when it comes.", "stream_interval=1"),
     (
         "Requests on a lost worker are always begun again elsewhere.",

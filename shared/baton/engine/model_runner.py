@@ -24,6 +24,7 @@ from baton.engine.sampler import Sampler
 from baton.engine.sequence import Sequence
 from baton.engine.step_plan import StepPlan
 from baton.engine.upload import Download, upload
+from baton.engine.wide_scores import is_wide, num_few, wide_scores, widened
 from baton.kernels.sample import logprobs
 from baton.messages import TokenLogprobs
 from baton.models.causal_lm import CausalLM
@@ -48,7 +49,7 @@ class LaunchedStep:
     plan: StepPlan
     batch: HostBatch
     sampled: Download  # token ids; then what rows asked for, as `Sampler.draw` returns it
-    prompt_logprobs: Download  # the last four, for prompt tokens
+    prompt_logprobs: Download  # four as there, for prompt tokens, and ids and scores of those that want many
     shapes: list[tuple[int, ...]] | None = None  # of the rows' parts of the one tensor, where the model pools
 
 
@@ -156,11 +157,18 @@ class ModelRunner:
     def _score_prompt(self, hidden: Tensor, targets: list[tuple[Sequence, int]]) -> Download:
         """Score prompt tokens, a few at a time: a whole chunk's logits would be the largest tensor there is."""
         token_ids = upload(np.array([sequence.token_ids[at] for sequence, at in targets]), self.device)
-        num_top = max(sequence.params.prompt_logprobs or 0 for sequence, _ in targets)
-        pieces = [
-            logprobs(self.model.logits(hidden[at : at + SCORED_AT_ONCE]), token_ids[at : at + SCORED_AT_ONCE], num_top)
-            for at in range(0, len(targets), SCORED_AT_ONCE)
-        ]
+        tops = [sequence.params.prompt_logprobs or 0 for sequence, _ in targets]
+        most = max(tops)
+        few, pieces = num_few(tops), []
+        for at in range(0, len(targets), SCORED_AT_ONCE):
+            part = slice(at, at + SCORED_AT_ONCE)
+            logits, ids = self.model.logits(hidden[part]), token_ids[part]
+            found: tuple[Tensor, ...] = logprobs(logits, ids, few)
+            if is_wide(most):
+                normalizers = logits.gather(1, ids[:, None])[:, 0] - found[0]
+                wide = [row for row, num_top in enumerate(tops[part]) if is_wide(num_top)]
+                found = (*found, *wide_scores(logits, normalizers, wide, most))
+            pieces.append(found)
         return Download(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
 
     def _draw(self, hidden: Tensor, batch: HostBatch, rows: Tensor, masks: Tensor | None) -> Download:
@@ -182,19 +190,26 @@ class ModelRunner:
         logprobs: list[TokenLogprobs | None] = [None] * len(batch.sampled)
         if found:
             rows = _rows_of(token_ids, found[:4])
-            named = iter(found[4] if len(found) > 4 else ())
+            named, *wide = map(iter, found[4:] or ((), (), ()))
             for i, sequence in enumerate(batch.sampled):
                 params = sequence.params
                 if params.logprob_token_ids is not None:
                     logprobs[i] = _named(rows[i], params.logprob_token_ids, next(named))
+                elif params.logprobs is not None and is_wide(params.logprobs):
+                    logprobs[i] = widened(rows[i], next(wide[0]), next(wide[1]), params.logprobs)
                 elif params.logprobs is not None:
                     logprobs[i] = _first(rows[i], params.logprobs)
         prompt: list[tuple[Sequence, int, TokenLogprobs]] = []
         if batch.prompt_targets:
             targets = [sequence.token_ids[position] for sequence, position in batch.prompt_targets]
-            rows = _rows_of(targets, step.prompt_logprobs.wait())
-            for (sequence, position), row in zip(batch.prompt_targets, rows, strict=True):
-                prompt.append((sequence, position, _first(row, sequence.params.prompt_logprobs or 0)))
+            scores = step.prompt_logprobs.wait()
+            wide = [iter(each) for each in scores[4:]]
+            for (sequence, position), row in zip(batch.prompt_targets, _rows_of(targets, scores[:4]), strict=True):
+                num_top = sequence.params.prompt_logprobs or 0
+                if is_wide(num_top):
+                    prompt.append((sequence, position, widened(row, next(wide[0]), next(wide[1]), num_top)))
+                else:
+                    prompt.append((sequence, position, _first(row, num_top)))
         plan = step.plan
         cuts = [slice(*cut) for cut in pairwise(accumulate(filter(None, plan.num_samples), initial=0))]
         sampling = list(compress(plan.sequences, plan.num_samples))

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from baton.engine.sequence import Sequence
 from baton.engine.upload import upload
+from baton.engine.wide_scores import is_wide, num_few, wide_scores
 from baton.kernels.sample import derive_keys, greedy, logprobs, sample
 from baton.kernels.sampling_batch import SamplingBatch
 from baton.kernels.token_counts import count_tokens, row_of
@@ -124,13 +125,13 @@ class Sampler:
         are those before it.
 
         Returns:
-            (token ids [rows],), if any row asked for log-probabilities the four of `kernels.sample.logprobs`, and if any
-            row named the tokens to score, those [such rows, most tokens named].
+            (token ids [rows],), if any row asked for log-probabilities the four of `kernels.sample.logprobs`, with as many
+            as a row that wants few does, and what `_score_more` gives.
         """
         rows = [self._rows[sequence] for sequence in sequences]
-        num_top = max((s.params.num_top for s in sequences if s.params.num_top is not None), default=None)
+        tops = [s.params.num_top for s in sequences if s.params.num_top is not None]
         is_padded = self._first_padding < self._vocab_size
-        raw = logits if num_top is None or (masks is None and not is_padded) else logits.clone()
+        raw = logits.clone() if tops and (masks is not None or is_padded) else logits
         if is_padded:
             logits[:, self._first_padding :] = -math.inf
         if masks is not None:
@@ -139,28 +140,32 @@ class Sampler:
             token_ids = greedy(logits)
         else:
             batch = self._batch(sequences, rows, positions, places)
-            if num_top is not None and batch.changes_logits and raw is logits:
+            if tops and batch.changes_logits and raw is logits:
                 raw = logits.clone()
             token_ids = sample(logits, batch)
             if batch.counts is not None:
                 count_tokens(batch.counts, places, token_ids)
-        if num_top is None:
+        if not tops:
             return (token_ids,)
-        found = logprobs(raw, token_ids, num_top)
-        return (token_ids, *found, *self._score_named(raw, sequences, token_ids, found[0]))
+        found = logprobs(raw, token_ids, num_few(tops))
+        normalizers = raw.gather(1, token_ids[:, None])[:, 0] - found[0]
+        return (token_ids, *found, *self._score_more(raw, sequences, normalizers))
 
-    def _score_named(
-        self, raw: Tensor, sequences: list[Sequence], token_ids: Tensor, chosen: Tensor
-    ) -> tuple[Tensor, ...]:
-        """Score the tokens that rows name, in the order of the rows; `chosen` [rows] are the drawn tokens' scores."""
+    def _score_more(self, raw: Tensor, sequences: list[Sequence], normalizers: Tensor) -> tuple[Tensor, ...]:
+        """Score the tokens that rows name, and the likeliest of rows that want many, both in the order of the rows.
+
+        Nothing if there are no such rows; else the scores of the first kind, and ids and scores of the second.
+        """
         named = [(i, s.params.logprob_token_ids) for i, s in enumerate(sequences) if s.params.logprob_token_ids]
-        if not named:
+        wide = [i for i, s in enumerate(sequences) if is_wide(s.params.num_top)]
+        if not named and not wide:
             return ()
-        most = max(len(ids) for _, ids in named)
+        most = max((len(ids) for _, ids in named), default=0)
         rows = self._tensor([i for i, _ in named], np.int64)
-        ids = self._tensor([ids + ids[:1] * (most - len(ids)) for _, ids in named], np.int64)
-        normalizer = raw[rows, token_ids[rows]] - chosen[rows]
-        return (raw[rows[:, None], ids] - normalizer[:, None],)
+        ids = self._tensor([ids + ids[:1] * (most - len(ids)) for _, ids in named], np.int64).view(len(named), most)
+        scores = raw[rows[:, None], ids] - normalizers[rows, None]
+        num_top = max((sequences[i].params.num_top or 0 for i in wide), default=0)
+        return (scores, *wide_scores(raw, normalizers, wide, num_top))
 
     def _batch(
         self, sequences: list[Sequence], rows: list[RowParams], positions: list[int], places: Tensor

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PrivateAttr
 
 from baton.errors import InvalidRequest, refuse, unsupported
-from baton.protocol import MAX_LOGPROBS, SamplingParams
+from baton.protocol import SamplingParams
 from baton.requests.beams import check_beams
 from baton.requests.conversation import MAX_MESSAGES, Conversation
-from baton.requests.fields import INT31, FirstError, TextOrObject, Whole
+from baton.requests.fields import INT31, FirstError, NumScores, TextOrObject, Whole
 from baton.requests.limits import DEFAULT_LIMITS, Limits
 from baton.requests.messages import Message
 from baton.requests.sampling import SamplingRequest
@@ -30,7 +30,7 @@ class ChatRequest(SamplingRequest, Conversation):
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES), FirstError()]
     max_completion_tokens: Annotated[int, Field(ge=1, le=INT31), Whole] | None = None
     logprobs: bool | None = False
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), Whole] | None = None
+    top_logprobs: NumScores | None = None
     tool_choice: TextOrObject | None = None
     parallel_tool_calls: bool | None = None
     modalities: Annotated[list[Literal["text", "audio"]], Field(max_length=2)] | None = None
@@ -46,6 +46,7 @@ class ChatRequest(SamplingRequest, Conversation):
         self.check_unserved()
         check_beams(self, self.num_made)
         self.check_limits(limits, 1)
+        limits.check_alternatives("top_logprobs", self.top_logprobs)
         if self.modalities and "audio" in self.modalities:
             raise unsupported("modalities", "audio", "only text is served")
         if self.top_logprobs and not self.logprobs:

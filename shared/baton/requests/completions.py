@@ -7,9 +7,9 @@ from typing import Annotated
 from pydantic import Field
 
 from baton.errors import refuse
-from baton.protocol import MAX_LOGPROBS, MAX_N, SamplingParams
+from baton.protocol import MAX_N, SamplingParams
 from baton.requests.beams import check_beams
-from baton.requests.fields import Prompt, Whole
+from baton.requests.fields import NumScores, Prompt, Whole
 from baton.requests.limits import DEFAULT_LIMITS, Limits
 from baton.requests.sampling import SamplingRequest
 from baton.requests.unserved import COMPLETION
@@ -21,7 +21,7 @@ class CompletionRequest(SamplingRequest):
     unserved = COMPLETION
     prompt: Prompt
     echo: bool | None = False
-    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), Whole] | None = None
+    logprobs: NumScores | None = None
     suffix: str | None = None
     best_of: Annotated[int, Field(ge=1, le=MAX_N), Whole] | None = None
 
@@ -44,6 +44,7 @@ class CompletionRequest(SamplingRequest):
         if self.answers_nothing and not self.echo:
             raise refuse("max_tokens", 0, "it must be at least 1, or 0 with echo")
         self.check_limits(limits, len(self.prompt))
+        limits.check_alternatives("logprobs", self.logprobs)
         prompt_logprobs = self.prompt_logprobs
         if self.echo and self.logprobs is not None and prompt_logprobs is None:
             prompt_logprobs = self.logprobs

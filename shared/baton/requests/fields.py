@@ -36,6 +36,8 @@ def _whole(value: Any) -> Any:
 
 Whole = BeforeValidator(_whole)
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+NumScores = Annotated[int, Field(ge=-1, le=INT31), Whole]
+"""Log-probabilities a position, beside the token's own; -1: all. What is allowed, a router's limits say."""
 TokenId = Annotated[int, Field(ge=0, le=INT31)]
 TokenIds = Annotated[list[Annotated[TokenId, Whole]], Field(max_length=MAX_LIST), FirstError()]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from baton.errors import refuse
-from baton.protocol import SamplingParams
+from baton.protocol import MAX_LOGPROBS, SamplingParams, check_alternatives
 
 
 class Limits(NamedTuple):
@@ -20,6 +20,8 @@ class Limits(NamedTuple):
     """Tokens of prompts times alternatives times n: each takes a microsecond, and 70 bytes of the answer."""
     max_answer_scores: int = 4_000_000
     """Tokens of whole answers times alternatives: kept until the last one is there."""
+    max_logprobs: int = MAX_LOGPROBS
+    """Alternatives a position; -1: any number."""
 
     def check(self, *, n: int, num_prompts: int, num_stop: int) -> None:
         """Refuse what exceeds a bound.
@@ -33,6 +35,10 @@ class Limits(NamedTuple):
             what = "n" if num_prompts == 1 else f"{num_prompts} prompts times n"
             way_out = f"Send several requests, or raise {_flag('max_choices')}."
             raise refuse("n", n, f"{what} may be at most {self.max_choices}", way_out)
+
+    def check_alternatives(self, field: str, value: int | None) -> None:
+        """Refuse more log-probabilities a position than are given."""
+        check_alternatives(field, value, self.max_logprobs, _flag("max_logprobs"))
 
     def check_scores(self, params: SamplingParams, num_prompt_tokens: int) -> None:
         """Refuse more log-probabilities of prompts than one answer may hold.

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from baton.errors import refuse, unsupported
-from baton.protocol import MAX_LOGPROBS, MAX_N, MAX_PATTERN_SIZE, MAX_SCORED_IDS, SamplingParams
+from baton.protocol import MAX_N, MAX_PATTERN_SIZE, MAX_SCORED_IDS, SamplingParams
 from baton.requests.closed import Closed
-from baton.requests.fields import INT31, Finite, LogitBias, Stop, TokenIds, Whole, Words
+from baton.requests.fields import INT31, Finite, LogitBias, NumScores, Stop, TokenIds, Whole, Words
 from baton.requests.limits import Limits
 from baton.requests.structured import HasForm
 
@@ -75,7 +75,7 @@ class SamplingRequest(Ignored, HasForm):
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
-    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), Whole] | None = None
+    prompt_logprobs: NumScores | None = None
     logprob_token_ids: Annotated[TokenIds, Field(min_length=1, max_length=MAX_SCORED_IDS)] | None = None
     return_tokens_as_token_ids: bool | None = None
     allowed_token_ids: TokenIds | None = None
@@ -120,6 +120,7 @@ class SamplingRequest(Ignored, HasForm):
     def check_limits(self, limits: Limits, num_prompts: int) -> None:
         """Refuse more than a router's flags allow."""
         limits.check(n=self.num_made, num_prompts=num_prompts, num_stop=len(self.stop or ()))
+        limits.check_alternatives("prompt_logprobs", self.prompt_logprobs)
 
     def given_params(self, **others: Any) -> dict[str, Any]:
         """Return the fields that the engine takes; `others` are no fields of ours, or mean something else here."""

@@ -19,6 +19,10 @@ from baton.messages import Computed, Ended, LegError, Load, Outputs, Pool, Poole
 from baton.messages import Leg as LegName
 from baton.worker.mailbox import Peer
 
+SCORES_NBYTES = 8 * 2**20
+"""Of log-probabilities in one message, unless one token has more."""
+_SCORE_NBYTES = 17
+"""Of an id, a score and a rank."""
 REMEMBERED_S = 120.0
 """How long a closed epoch is known. A Start is on its way for milliseconds; this covers a router that stalls."""
 REMEMBERED_MAX = 200_000
@@ -168,6 +172,8 @@ class _Mail:
     transfers: list[Transfer] = field(default_factory=list)
     computed: list[Computed] = field(default_factory=list)
     pooled: list[Pooled] = field(default_factory=list)
+    nbytes: int = 0
+    """About, of log-probabilities."""
 
 
 class Outbox:
@@ -207,7 +213,10 @@ class Outbox:
             prompt_logprobs=None if output.prompt_logprobs is None else write_rows(output.prompt_logprobs),
             num_restored=output.num_restored_tokens if is_first else 0,
         )
-        self._mail[run.peer].tokens.append(token)
+        mail = self._mail[run.peer]
+        mail.tokens.append(token)
+        if token.logprobs is not None or token.prompt_logprobs is not None:
+            mail.nbytes += _scores_nbytes(token)
         self.num_tokens += 1
         if reason is not None:
             run.open_choices.discard(choice)
@@ -235,17 +244,15 @@ class Outbox:
         self.transfers.append(transfer)
 
     def take(self, worker_id: str, incarnation: str, load: Load) -> list[tuple[Peer, Outputs]]:
-        """Take one message for each router that there is anything for."""
+        """Take one message for each router that there is anything for; more where all scores would make it too long."""
         mail, self._mail = self._mail, defaultdict(_Mail)
-        return [
-            (
-                peer,
-                Outputs(
-                    worker_id, incarnation, its.tokens, load, its.ended, its.transfers, its.computed, pooled=its.pooled
-                ),
-            )
-            for peer, its in mail.items()
-        ]
+        taken: list[tuple[Peer, Outputs]] = []
+        for peer, its in mail.items():
+            *before, last = [its.tokens] if its.nbytes <= SCORES_NBYTES else parts_of(its.tokens)
+            taken += [(peer, Outputs(worker_id, incarnation, tokens, load)) for tokens in before]
+            others = (its.ended, its.transfers, its.computed)
+            taken.append((peer, Outputs(worker_id, incarnation, last, load, *others, pooled=its.pooled)))
+        return taken
 
     def _count_prompt(self, run: Run, output: TokenOutput) -> None:
         """Count a prompt once a run; what was emitted before a replay may be cached too, and is not the prompt."""
@@ -260,6 +267,24 @@ class Outbox:
             host_memory=restored,
             external_kv_transfer=fetched,
         )
+
+
+def _scores_nbytes(token: Token) -> int:
+    own = 0 if token.logprobs is None else _SCORE_NBYTES * len(token.logprobs.token_ids)
+    return own + sum(map(len, token.prompt_logprobs or ()))
+
+
+def parts_of(tokens: list[Token]) -> list[list[Token]]:
+    """Divide tokens, in their order, by what their scores take."""
+    parts: list[list[Token]] = [[]]
+    nbytes = 0
+    for token in tokens:
+        nbytes += _scores_nbytes(token)
+        if parts[-1] and nbytes > SCORES_NBYTES:
+            parts.append([])
+            nbytes = _scores_nbytes(token)
+        parts[-1].append(token)
+    return parts
 
 
 def _computed(run: Run, output: TokenOutput) -> Computed:

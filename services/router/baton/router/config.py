@@ -9,6 +9,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 from baton.config import setting
 from baton.errors import ConfigError
 from baton.generation_defaults import read_override
+from baton.protocol import MAX_LOGPROBS
 from baton.requests.limits import DEFAULT_LIMITS, Limits
 
 PolicyName = Literal["cost", "least-load", "round-robin", "prefix-only"]
@@ -59,6 +60,10 @@ class RouterConfig:
         None, "key of those who may reset caches, put the model to sleep and end requests; none: nobody may"
     )
     enable_tokenizer_info_endpoint: bool = setting(False, "serve GET /tokenizer_info: the tokenizer's settings")
+    max_logprobs: int = setting(
+        MAX_LOGPROBS,
+        "most log-probabilities a position beside the token's own; -1: any number, and -1 in requests for all tokens",
+    )
     tenants: str | None = setting(
         None, "YAML file with the weight and the caps of each API key; none: all keys have the same weight and no caps"
     )
@@ -149,7 +154,7 @@ class RouterConfig:
             if get_origin(hint) is Literal and value not in get_args(hint):
                 choices = ", ".join(get_args(hint))
                 raise ConfigError(f"{name}={value!r} is not valid: it must be one of {choices}.")
-            if hint in (int, float) and not value >= 0:  # nor not a number
+            if hint in (int, float) and not value >= (-1 if name == "max_logprobs" else 0):  # nor not a number
                 raise ConfigError(f"{name}={value!r} is not valid: it must be at least 0.")
         if self.admin_api_key is not None and self.admin_api_key in self.api_key:
             raise ConfigError("admin_api_key is not valid: it is one of --api-key. Give admins a key of their own.")
@@ -163,7 +168,12 @@ class RouterConfig:
     def limits(self) -> Limits:
         """What one request may ask for."""
         return Limits(
-            self.max_choices, self.max_prompts, self.max_stop_strings, self.max_prompt_scores, self.max_answer_scores
+            self.max_choices,
+            self.max_prompts,
+            self.max_stop_strings,
+            self.max_prompt_scores,
+            self.max_answer_scores,
+            self.max_logprobs,
         )
 
     @property

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from baton.errors import InvalidRequest, Unavailable, refuse
 from baton.messages import ModelFacts
 from baton.prompt import Prompt
-from baton.protocol import SamplingParams, check_answer_len, check_prompt
+from baton.protocol import MAX_LOGPROBS, SamplingParams, check_answer_len, check_prompt
 from baton.requests.chat import ChatRequest
 from baton.requests.completions import CompletionRequest
 from baton.requests.structured import in_field
@@ -19,6 +19,10 @@ from baton.text import bad_words_ids
 _LONG = 4096
 _TEXT_NBYTES, _ID_NBYTES, _TOKEN_NBYTES, _SCORE_NBYTES = 4, 6, 48, 32
 """What a prompt's token takes about in an event: as text, as an id, and with scores; and each of those."""
+
+
+_EVENT_SCORE_NBYTES = 80
+"""What a log-probability takes in a chat's event: a token's text, its bytes, and the score."""
 
 
 async def check_with_model(
@@ -39,6 +43,7 @@ async def check_with_model(
     if params.bad_words:
         spelled = await router.text.run(bad_words_ids, router.tokenizer, params.bad_words)
         params = params.replace(bad_words_ids=spelled)
+    params = params.with_vocab(facts.vocab_size)
     params.check_vocab(facts.vocab_size, facts.eos_token_ids)
     await _check_lengths(prompts, params, facts, request)
     if params.structured_outputs is not None:
@@ -46,7 +51,7 @@ async def check_with_model(
     router.config.limits.check_scores(params, sum(map(len, prompts)))
     if request.stream:
         _check_stream_begin(router, request, params, prompts)
-    else:
+    if not request.stream or (params.num_top or 0) > MAX_LOGPROBS:
         room = sum(min(params.max_tokens or facts.max_model_len, facts.max_model_len - len(each)) for each in prompts)
         router.config.limits.check_answer_scores(params, room)
     return params
@@ -73,6 +78,9 @@ def _check_stream_begin(
     if request.return_token_ids:
         nbytes += _ID_NBYTES * num_tokens
     limit = router.config.stream_buffer_nbytes
+    if (count := params.num_top or 0) * _EVENT_SCORE_NBYTES > limit:
+        reason = f"each event would have {count} log-probabilities, and at most {limit} bytes may wait"
+        raise refuse("stream", True, reason, "Ask without stream, or raise the router's --stream-buffer-nbytes.")
     if nbytes * params.n > limit:
         reason = f"its first events would give {nbytes * params.n} bytes of the prompt, and at most {limit} may wait"
         raise refuse("stream", True, reason, "Ask without stream, or raise the router's --stream-buffer-nbytes.")
