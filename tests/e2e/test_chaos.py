@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
 import sys
 
 import pytest
 from tests.processes import HANG_S, BatonProcess
+from tests.schemas_under_faults import disturbed_answers
 
 from baton.chaos import ANSWER_LEN, seconds_of
 from baton.chaos_report import report
 from baton.chaos_round import Round
 from baton.errors import ConfigError
+from baton.llm import LLM
 from baton.recording import Answer, Question, connected
 from baton.stack_processes import ROLES, StackProcesses
 from baton.stack_resources import Series
@@ -43,6 +46,15 @@ def test_a_killed_redis_costs_nothing_and_a_killed_router_cuts_its_own_streams_a
     assert rows["redis"][-6:-2] == ["8", "0", "0", "0"]
     assert rows["router"][-6:-3] == ["8", "0", "0"]
     assert int(rows["router"][-3]) > 0
+
+
+def test_answers_of_random_schemas_are_right_though_workers_are_killed(stack: BatonProcess) -> None:
+    """`python -m tests.schemas_under_faults 500` is the long form."""
+    llm = LLM(stack.arguments[1], use_tqdm=False, kv_cache_memory_bytes=2**26, max_num_seqs=16)
+    outcome = asyncio.run(disturbed_answers(stack.url, "the-key", llm, range(8000, 8008), num_parts=2))
+    assert outcome.wrong == []
+    assert outcome.num_answers == 16
+    assert len(outcome.num_going_on) == 2
 
 
 def test_a_role_that_is_none_is_refused(stack: BatonProcess) -> None:

@@ -19,6 +19,7 @@ import jsonschema
 from baton.llm import LLM, SamplingParams, StructuredOutputsParams
 
 MAX_TOKENS = 900
+PROMPT = "Give it as JSON: "
 _FORMATS = ("date", "uuid", "ipv4")
 _PATTERNS = ("^[a-z]{1,6}$", "^[A-Z][a-z]{0,5}(-[0-9]{1,3})?$", "^(ab|cd){1,3}$", "x[0-9]{2}$")
 
@@ -99,23 +100,32 @@ def _all(drawn: random.Random, depth: int) -> dict[str, Any]:
     return {"allOf": [{"type": "integer", "minimum": 0}, {"maximum": drawn.randint(0, 99)}]}
 
 
+def params_of(schema: dict[str, Any], draw: int) -> SamplingParams:
+    """Return how an answer of a schema is asked for."""
+    form = StructuredOutputsParams(json=schema)
+    return SamplingParams(temperature=1.0, seed=draw, max_tokens=MAX_TOKENS, structured_outputs=form)
+
+
+def wrong_of(schema: dict[str, Any], text: str, finish_reason: str | None) -> str | None:
+    """Say what is wrong with an answer that does not follow its schema."""
+    try:
+        assert finish_reason == "stop", finish_reason
+        jsonschema.validate(json.loads(text), schema, jsonschema.Draft202012Validator)
+    except (AssertionError, ValueError, jsonschema.ValidationError) as error:
+        return f"{json.dumps(schema)}: {text[:200]!r}: {str(error)[:200]}"
+    return None
+
+
 def wrong_answers(llm: LLM, seeds: range) -> Iterator[str]:
     """Ask for an answer of each schema, with two seeds; yield what is wrong with those that do not follow it."""
     asked = [(random_schema(seed), draw) for seed in seeds for draw in (0, 1)]
-    params = [
-        SamplingParams(
-            temperature=1.0, seed=draw, max_tokens=MAX_TOKENS, structured_outputs=StructuredOutputsParams(json=schema)
-        )
-        for schema, draw in asked
-    ]
-    outputs = llm.generate(["Give it as JSON: "] * len(asked), params, use_tqdm=False)
+    params = [params_of(schema, draw) for schema, draw in asked]
+    outputs = llm.generate([PROMPT] * len(asked), params, use_tqdm=False)
     for (schema, draw), output in zip(asked, outputs, strict=True):
         (choice,) = output.outputs
-        try:
-            assert choice.finish_reason == "stop", choice.finish_reason
-            jsonschema.validate(json.loads(choice.text), schema, jsonschema.Draft202012Validator)
-        except (AssertionError, ValueError, jsonschema.ValidationError) as error:
-            yield f"seed {draw}, {json.dumps(schema)}: {choice.text[:200]!r}: {str(error)[:200]}"
+        wrong = wrong_of(schema, choice.text, choice.finish_reason)
+        if wrong is not None:
+            yield f"seed {draw}, {wrong}"
 
 
 def main(count: int) -> None:
