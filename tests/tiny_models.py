@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from tests.tiny_relabelled import PEER, RELABELLED, relabel
 from torch import Tensor
 
 _SHAPE: dict[str, Any] = {
@@ -66,6 +67,12 @@ _OPT: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+_FALCON: dict[str, Any] = {
+    **{name: value for name, value in _TINY.items() if name not in ("intermediate_size", "num_key_value_heads")},
+    "ffn_hidden_size": 96,
+    "tie_word_embeddings": True,
+}
+_FALCON_NEW: dict[str, Any] = {"new_decoder_architecture": True, "num_kv_heads": 2, "tie_word_embeddings": False}
 
 # family -> (transformers' config class, its arguments); `family-variant` where a family has more than one
 # shape.
@@ -133,6 +140,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("Olmo2Config", _TINY),
     "smollm3": ("SmolLM3Config", {**_SHAPE, "no_rope_layer_interval": 2}),
     "glm4": ("Glm4Config", {**_TINY, "head_dim": 24}),
+    "cohere2": ("Cohere2Config", {**_SHAPE, "logit_scale": 0.5, "layer_types": _MIXED, "sliding_window": 12}),
+    "starcoder2": ("Starcoder2Config", {**_TINY, "sliding_window": 13, "tie_word_embeddings": True}),
+    "falcon": ("FalconConfig", {**_FALCON, **_FALCON_NEW}),
+    "gpt-neox": ("GPTNeoXConfig", {**_TINY, "num_key_value_heads": 4}),
+    "gptj": ("GPTJConfig", {**_GPT2, "n_layer": 2, "rotary_dim": 12}),
+    "stablelm-12b": ("StableLmConfig", {**_TINY, "qk_layernorm": True, "use_parallel_residual": True}),
     "phi3": ("Phi3Config", {**_PHI3, "sliding_window": 50}),
     "phi3-longrope": (
         "Phi3Config",
@@ -220,6 +233,32 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
         {**_TINY, "no_rope_layers": [0, 1], "use_sliding_window": True, "sliding_window": 9},
     ),
     "glm": ("GlmConfig", {**_TINY, "head_dim": 24}),
+    "cohere": ("CohereConfig", {**_TINY, "logit_scale": 0.5, "tie_word_embeddings": True}),
+    "cohere-norms": ("CohereConfig", {**_TINY, "logit_scale": 0.5, "use_qk_norm": True, "attention_bias": True}),
+    "starcoder2-full": ("Starcoder2Config", {**_TINY, "use_bias": False, "hidden_act": "gelu"}),
+    "falcon-7b": ("FalconConfig", _FALCON),
+    "falcon-11b": ("FalconConfig", {**_FALCON, **_FALCON_NEW, "num_ln_in_parallel_attn": 1}),
+    "falcon-serial": ("FalconConfig", {**_FALCON, "parallel_attn": False, "multi_query": False, "bias": True}),
+    "gpt-neox-serial": (
+        "GPTNeoXConfig",
+        {**_TINY, "num_key_value_heads": 4, "use_parallel_residual": False, "attention_bias": False},
+    ),
+    "stablelm": ("StableLmConfig", {**_TINY, "use_qkv_bias": True}),
+    "internlm3": ("InternLM3Config", {**_TINY, "head_dim": 24}),
+    "internlm3-biases": ("InternLM3Config", {**_TINY, "attention_bias": True, "mlp_bias": True}),
+    "llama-2-layers": ("LlamaConfig", _TINY),
+    "granite-minicpm": (
+        "GraniteConfig",
+        {
+            **_TINY,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.7,
+            "attention_multiplier": 0.25,
+            "logits_scaling": 4.0,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "phi": ("PhiConfig", {**_TINY, "num_key_value_heads": 4}),
 }
 
 
@@ -262,10 +301,16 @@ def save_tiny(family: str, folder: Path | str, seed: int = 0, max_shard_size: st
     """Save a tiny checkpoint of a family as transformers does (config.json, safetensors)."""
     folder = Path(folder)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if family in RELABELLED:
+        save_tiny(RELABELLED[family][0], folder / PEER, seed, max_shard_size)
+        relabel(family, folder)
+        return folder
     make_tiny(family, seed).save_pretrained(folder, max_shard_size=max_shard_size)
     return folder
 
 
 def load_tiny(folder: Path | str, dtype: torch.dtype = torch.float32) -> Any:
     """Load a saved checkpoint with transformers, as what Baton is compared with."""
+    peer = Path(folder) / PEER
+    folder = peer if peer.is_dir() else folder
     return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()

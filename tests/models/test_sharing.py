@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.tiny_models import FAMILIES, MORE
+from tests.tiny_relabelled import RELABELLED
 from torch import Tensor
 
 from baton.errors import ModelLoadError
@@ -43,10 +44,10 @@ def stored_tensors(folder: Path, targets: Mapping[str, Target]) -> dict[str, Ten
 
 
 # One KV head cannot be divided, nor a norm over all heads.
-WHOLE = ("llama-tied-mqa", "olmo2", "olmo3")
+WHOLE = ("llama-tied-mqa", "falcon-7b", "olmo2", "olmo3")
 
 
-@pytest.mark.parametrize("family", [name for name in sorted(FAMILIES | MORE) if name not in WHOLE])
+@pytest.mark.parametrize("family", [name for name in sorted(FAMILIES | MORE | RELABELLED) if name not in WHOLE])
 def test_two_ranks_hold_the_two_halves_of_every_divided_tensor(family: str, tiny_checkpoint: Checkpoint) -> None:
     folder = tiny_checkpoint(family)
     ranks = [load_rank(folder, Share(rank, 2)).targets for rank in (0, 1)]

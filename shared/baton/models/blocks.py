@@ -6,43 +6,26 @@ norm. What a family's checkpoints call these is a value, so that a family is a n
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from baton.models.causal_lm import CausalLM
-from baton.models.layers import MLP, Attention, LayerNorm, output_layer
+from baton.models.layers import LayerNorm, attention_of, mlp_of, output_layer
+from baton.models.names import LLAMA, Names
 from baton.models.parameters import Parameters
 from baton.models.spec import ModelSpec
 from baton.models.step import Step
 
 
 @dataclass(frozen=True, slots=True)
-class Names:
-    """What a checkpoint calls its modules; those from `attention_norm` to `down` are within a layer."""
-
-    embedding: str = "embed_tokens"
-    layers: str = "layers"
-    attention_norm: str = "input_layernorm"
-    qkv: tuple[str, str, str] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-    qk_norm: tuple[str, str] = ("self_attn.q_norm", "self_attn.k_norm")
-    out: str = "self_attn.o_proj"
-    mlp_norm: str = "post_attention_layernorm"
-    up: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
-    down: str = "mlp.down_proj"
-    final_norm: str = "norm"
-    output: str = "lm_head"
-
-
-@dataclass(frozen=True, slots=True)
 class Blocks:
     """How a model's blocks stand to one another."""
 
-    names: Names = field(default_factory=Names)
+    names: Names = LLAMA
     parallel: bool = False
     shared_norm: bool = False  # of parallel blocks: one norm for both
-    by_head: bool = False  # fused queries, keys and values lie by KV head
     norm_bias: bool = True
     output_bias: bool = False
 
@@ -57,16 +40,8 @@ class BlockLayer:
         self.mlp_norm = self.attention_norm
         if not own.shared_norm:
             self.mlp_norm = LayerNorm(parameters, f"{name}.{names.mlp_norm}", **norm)  # type: ignore[arg-type]
-        self.attention = Attention(
-            parameters,
-            spec,
-            layer,
-            [f"{name}.{part}" for part in names.qkv],
-            f"{name}.{names.out}",
-            norms=(f"{name}.{names.qk_norm[0]}", f"{name}.{names.qk_norm[1]}"),
-            by_head=own.by_head,
-        )
-        self.mlp = MLP(parameters, spec, layer, [f"{name}.{part}" for part in names.up], f"{name}.{names.down}")
+        self.attention = attention_of(parameters, spec, layer, names)
+        self.mlp = mlp_of(parameters, spec, layer, names)
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         x = x + self.attention(self.attention_norm(x), step)

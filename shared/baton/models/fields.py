@@ -24,7 +24,8 @@ class Fields:
 
     def with_defaults(self, **defaults: Any) -> Fields:
         """The same, with values for the fields that are absent."""
-        return Fields({**defaults, **{k: v for k, v in self.raw.items() if v is not None}}, self.source, self._names)
+        absent = {name: value for name, value in defaults.items() if self.raw.get(name) is None}
+        return Fields({**self.raw, **absent}, self.source, self._names)
 
     def known_as(self, **names: str) -> Fields:
         """The same, with fields under the names that most families have: new name -> the family's own."""

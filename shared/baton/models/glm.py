@@ -8,20 +8,23 @@ from baton.models.family import Family
 from baton.models.fields import Fields
 from baton.models.layer_config import read_attention, read_mlp, read_rotary
 from baton.models.llama import Llama
+from baton.models.names import LLAMA
 from baton.models.sandwich import Sandwich
 from baton.models.spec import ModelSpec
+
+NAMES = replace(LLAMA, up=("mlp.gate_up_proj",) * 2)
 
 
 class Glm(Llama):
     """A decoder of the kind of glm-4-9b."""
 
-    GATE_UP = ("gate_up_proj",) * 2
+    NAMES = NAMES
 
 
 class Glm4(Sandwich):
     """A decoder of the kind of GLM-4-0414."""
 
-    GATE_UP = ("gate_up_proj",) * 2
+    NAMES = NAMES
     NORMS = ("post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm")
 
 

@@ -7,11 +7,12 @@ from dataclasses import replace
 import torch.nn.functional as F
 from torch import Tensor
 
-from baton.models.blocks import BlockDecoder, Blocks, Names
+from baton.models.blocks import BlockDecoder, Blocks
 from baton.models.dense import CONV1D
 from baton.models.family import Family
 from baton.models.fields import Fields
 from baton.models.layer_config import plain_attention
+from baton.models.names import Names
 from baton.models.parameters import Parameters
 from baton.models.spec import LayerSpec, MLPSpec, ModelSpec
 from baton.models.step import Step

@@ -18,6 +18,7 @@ from baton.kernels.rotary import rotary_kv_write
 from baton.kernels.silu_mul import gelu_tanh_mul, silu_mul
 from baton.models.dense import DENSE
 from baton.models.linear import Fill, Linear
+from baton.models.names import Names
 from baton.models.parameters import Parameters
 from baton.models.spec import AttentionSpec, MLPSpec, ModelSpec
 from baton.models.step import Step
@@ -239,3 +240,24 @@ class MLP:
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         return self.down(self.act(self.up(x, step)), step)
+
+
+def attention_of(parameters: Parameters, model: ModelSpec, layer: int, names: Names) -> Attention:
+    """Make a layer's attention of modules with these names."""
+    name = f"{names.layers}.{layer}"
+    q_norm, k_norm = names.qk_norm
+    return Attention(
+        parameters,
+        model,
+        layer,
+        [f"{name}.{part}" for part in names.qkv],
+        f"{name}.{names.out}",
+        norms=(f"{name}.{q_norm}", f"{name}.{k_norm}"),
+        by_head=names.by_head,
+    )
+
+
+def mlp_of(parameters: Parameters, model: ModelSpec, layer: int, names: Names) -> MLP:
+    """Make a layer's feed-forward of modules with these names."""
+    name = f"{names.layers}.{layer}"
+    return MLP(parameters, model, layer, [f"{name}.{part}" for part in names.up], f"{name}.{names.down}")

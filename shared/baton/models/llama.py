@@ -16,9 +16,10 @@ from baton.models.causal_lm import CausalLM
 from baton.models.family import Family
 from baton.models.fields import Fields
 from baton.models.layer_config import read_attention, read_mlp, read_rotary
-from baton.models.layers import MLP, Attention, output_layer
+from baton.models.layers import MLP, Attention, attention_of, mlp_of, output_layer
 from baton.models.linear import Fill
 from baton.models.moe import MoE
+from baton.models.names import LLAMA
 from baton.models.parameters import Parameters
 from baton.models.spec import ModelSpec
 from baton.models.step import Step
@@ -37,27 +38,26 @@ class LlamaLayer:
 class Llama(CausalLM):
     """A decoder of the Llama kind, as its spec says."""
 
-    # Modules of the checkpoint; the name of a fused one stands for each of its parts.
-    QKV = ("q_proj", "k_proj", "v_proj")
-    GATE_UP = ("gate_proj", "up_proj")
+    NAMES = LLAMA
 
     def __init__(self, spec: ModelSpec, parameters: Parameters) -> None:
         super().__init__(spec, parameters)
-        self.embedding = parameters.tensor("embed_tokens.weight", spec.vocab_size, spec.hidden_size)
+        names, embedding = self.NAMES, f"{self.NAMES.embedding}.weight"
+        self.embedding = parameters.tensor(embedding, spec.vocab_size, spec.hidden_size)
         self.embedding_scale = spec.embedding_scale
         self._stack()
-        self.lm_head = output_layer(spec, parameters, self.embedding, "embed_tokens.weight")
+        self.lm_head = output_layer(spec, parameters, self.embedding, embedding, names.output)
 
     def _stack(self) -> None:
         """Make the layers and the norms between them."""
-        num_layers = self.spec.num_layers
-        norms = [self._norm(f"layers.{layer}.input_layernorm") for layer in range(num_layers)]
-        norms.append(self._norm("norm"))
+        num_layers, names = self.spec.num_layers, self.NAMES
+        norms = [self._norm(f"{names.layers}.{layer}.{names.attention_norm}") for layer in range(num_layers)]
+        norms.append(self._norm(names.final_norm))
         self.first_norm = norms[0]
         self.layers = [self._layer(layer, norms[layer + 1]) for layer in range(num_layers)]
 
     def _layer(self, layer: int, next_norm: Tensor) -> LlamaLayer:
-        mlp_norm = self._norm(f"layers.{layer}.post_attention_layernorm")
+        mlp_norm = self._norm(f"{self.NAMES.layers}.{layer}.{self.NAMES.mlp_norm}")
         return LlamaLayer(self._attention(layer), self._mlp(layer), mlp_norm, next_norm)
 
     def _norm(self, name: str) -> Tensor:
@@ -65,15 +65,10 @@ class Llama(CausalLM):
         return self.parameters.tensor(f"{name}.weight", self.spec.hidden_size, fill=fill)
 
     def _attention(self, layer: int) -> Attention:
-        name = f"layers.{layer}.self_attn"
-        qkv = [f"{name}.{part}" for part in self.QKV]
-        return Attention(
-            self.parameters, self.spec, layer, qkv, f"{name}.o_proj", norms=(f"{name}.q_norm", f"{name}.k_norm")
-        )
+        return attention_of(self.parameters, self.spec, layer, self.NAMES)
 
     def _mlp(self, layer: int) -> MLP | MoE:
-        name = f"layers.{layer}.mlp"
-        return MLP(self.parameters, self.spec, layer, [f"{name}.{part}" for part in self.GATE_UP], f"{name}.down_proj")
+        return mlp_of(self.parameters, self.spec, layer, self.NAMES)
 
     def embed(self, step: Step) -> Tensor:
         """Look the tokens up: [tokens, hidden_size]."""

@@ -8,14 +8,14 @@ from baton.models.family import Family
 from baton.models.fields import Fields
 from baton.models.layer_config import read_attention, read_mlp, read_rotary, read_window
 from baton.models.llama import Llama
+from baton.models.names import LLAMA
 from baton.models.spec import ModelSpec
 
 
 class Phi3(Llama):
     """A decoder of the Phi-3 kind."""
 
-    QKV = ("qkv_proj",) * 3
-    GATE_UP = ("gate_up_proj",) * 2
+    NAMES = replace(LLAMA, qkv=("self_attn.qkv_proj",) * 3, up=("mlp.gate_up_proj",) * 2)
 
 
 def read(fields: Fields) -> ModelSpec:

@@ -89,7 +89,7 @@ def _read(fields: Fields, rope: Fields, head_dim: int, names: Mapping[str, str])
 
 def _rotary_dim(rope: Fields, fields: Fields, head_dim: int) -> int:
     partial = rope.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0))
-    dim = int(head_dim * partial)
+    dim = fields.optional_integer("rotary_dim") or int(head_dim * partial)
     if not 2 <= dim + dim % 2 <= head_dim:
         limit = f"rotating {dim} of head_dim={head_dim} needs an even number from 2 to head_dim"
         raise fields.refusal("partial_rotary_factor", partial, limit)

@@ -22,11 +22,12 @@ PREFIXES = (
     "language_model.",
     "model.",
     "transformer.",
+    "gpt_neox.",
     "bert.",
     "roberta.",
 )
-# Buffers that old versions of transformers saved: frequencies of rotary embeddings, GPT-2's causal masks.
-IGNORED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)$")
+# Buffers that old versions of transformers saved: frequencies of rotary embeddings, causal masks of GPT-2 and GPT-NeoX.
+IGNORED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|(attn|attention)\.(bias|masked_bias))$")
 _NEW = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 _NEW_NAMES = re.compile("|".join(map(re.escape, _NEW)))  # what TensorFlow called them
 OTHER_MODEL = "Weights and config.json belong to different models: fetch both from one revision."
