@@ -6,6 +6,7 @@ Command R7B and Command A (Cohere 2): three of four layers have a window, and on
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from baton.models.blocks import BlockDecoder, Blocks
 from baton.models.family import Family
@@ -52,7 +53,7 @@ def _read_common(fields: Fields) -> tuple[Fields, AttentionSpec]:
     return fields, read_attention(fields, kv_heads_named=False, bias=bias, interleaved=True)
 
 
-def _rest(fields: Fields) -> dict[str, object]:
+def _rest(fields: Fields) -> dict[str, Any]:
     return {"norm": "layer", "logit_scale": fields.number("logit_scale", 1.0), "own": BLOCKS}
 
 
