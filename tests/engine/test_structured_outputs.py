@@ -10,11 +10,13 @@ from typing import Any
 
 import jsonschema
 import pytest
+from llguidance import LLMatcher
 from tests.engine.random_schemas import wrong_answers
 from tests.tokenizer_kinds import tokenizer_of
 
 from baton.engine.grammar_compiler import GrammarCompiler
 from baton.errors import BatonError, InvalidRequest, UnsupportedFeature
+from baton.grammars import grammar_of
 from baton.llm import LLM, CompletionOutput, SamplingParams, StructuredOutputsParams, demo_model_path
 from baton.prompt import Prompt
 from baton.text import Tokenizer
@@ -198,6 +200,23 @@ def test_a_tokenizer_that_the_library_cannot_read_is_refused_by_name(kind: str, 
     assert isinstance(error, UnsupportedFeature)
     assert error.field == "structured_outputs"
     assert "its tokenizer cannot be read" in str(error)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [{"regex": "[A-Z][a-z ]{4,40}"}, {"json": {"type": "string", "pattern": "^[a-z0-9_ ]{9,60}$"}}, {"json": PERSON}],
+    ids=str,
+)
+def test_masks_are_those_of_a_tokenizer_that_is_not_sliced(llm: LLM, form: dict[str, Any]) -> None:
+    assert llm.engine.grammars is not None
+    sliced, whole = llm.engine.grammars.load(), llm.engine.grammars.load().with_slices([])
+    grammar = grammar_of(StructuredOutputsParams(**form))
+    matchers = [LLMatcher(tokenizer, grammar) for tokenizer in (sliced, whole)]
+    (choice,) = ask(llm, form)
+    for token_id in choice.token_ids:
+        masks = [matcher.compute_bitmask() for matcher in matchers]
+        assert masks[0] == masks[1]
+        assert [matcher.consume_token(token_id) for matcher in matchers] == [True, True]
 
 
 def run(llm: LLM, prompt: Prompt, params: SamplingParams, emitted: list[int]) -> list[int]:
