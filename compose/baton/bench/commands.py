@@ -202,13 +202,15 @@ def bench_kernels(
         list[str] | None, Option(metavar="OP", help="this operation alone; repeat for more; none: all")
     ] = None,
     write: Annotated[bool, Option("--write", help="put the table into kernels/README.md")] = False,
-    sweep: Annotated[bool, Option("--sweep", help="instead: time other launches of the attention kernels")] = False,
+    sweep: Annotated[
+        bool, Option("--sweep", help="instead: time other launches of the kernels of attention and of experts")
+    ] = False,
     json_file: Json = None,
 ) -> None:
     """Every kernel on this GPU: achieved, share of the copy or matrix peak, beside torch and what else is installed."""
     from baton.bench.kernels.suite import run, run_sweep
 
     if sweep:
-        run_sweep()
+        run_sweep(only or [])
         return
     sys.exit(1 if run(only or [], write=write, json_file=json_file) else 0)
