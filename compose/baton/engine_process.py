@@ -53,7 +53,7 @@ from baton.worker.loop import WorkerLoop
 from baton.worker.mailbox import Mailbox
 from baton.worker.pacer import Pacer
 from baton.worker.pooling_leg import PoolingLeg
-from baton.worker.rehearsal import rehearse, warm_up
+from baton.worker.rehearsal import fill, rehearse, warm_up
 from baton.worker.runs import Leg, Outbox, Runs
 from baton.worker.settings import WorkerConfig
 from baton.worker.stats import Assignment, Failed, Ready, Stats
@@ -95,6 +95,7 @@ class EngineProcess:
             if engine.grammars is not None and engine.pooling is None:
                 engine.grammars.prepare()
             if engine.runner.device.type == "cuda" and engine.pooling is None:
+                fill(engine)
                 engine.scheduler.pace = pacer
                 rehearse(engine, pacer.learner)
             self._store = _share_blocks(engine, config, self._wakeup)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -111,16 +112,31 @@ def _holds(running: Any, worker_id: str) -> bool:
     return running.held is not None and any(worker.worker_id == worker_id for worker in running.workers)
 
 
-def test_a_client_that_leaves_while_its_token_is_held_ends_its_request(tmp_path: Path) -> None:
+def test_a_roll_call_in_which_all_is_well_lets_no_token_go(tmp_path: Path) -> None:
     slow = [PAIR[0], PAIR[1] | {"transfer_ms": 60_000.0}]
     with cluster(tmp_path, slow, **TARGETS, **A_MINUTE) as made:
 
-        async def leave() -> None:
-            async with httpx.AsyncClient() as client:
-                body = {"prompt": [20, 30, 40], "max_tokens": 5, "stream": True}
-                task = asyncio.create_task(client.post(f"{made.url}/v1/completions", json=body, timeout=60))
-                await asyncio.to_thread(made.ask, _is_any_held, until=True)
-                task.cancel()
+        def wait_for_roll_calls() -> None:
+            made.ask(_is_any_held, until=True)
+            num_calls = made.ask(lambda state: state.pool.num_calls)
+            made.ask(lambda state: state.pool.num_calls >= num_calls + 6, until=True)  # two of each worker are answered
+            assert made.ask(_is_any_held)
 
-        asyncio.run(leave())
+        asyncio.run(_ask_and_leave(made, wait_for_roll_calls))
+        assert num_held(made) == 0
+
+
+def test_a_client_that_leaves_while_its_token_is_held_ends_its_request(tmp_path: Path) -> None:
+    slow = [PAIR[0], PAIR[1] | {"transfer_ms": 60_000.0}]
+    with cluster(tmp_path, slow, **TARGETS, **A_MINUTE) as made:
+        asyncio.run(_ask_and_leave(made, lambda: made.ask(_is_any_held, until=True)))
         wait_until(lambda: not made.state.dispatcher.flows)
+
+
+async def _ask_and_leave(made: Cluster, when: Callable[[], object]) -> None:
+    """Ask for a stream, and leave when a call returns."""
+    async with httpx.AsyncClient() as client:
+        body = {"prompt": [20, 30, 40], "max_tokens": 5, "stream": True}
+        task = asyncio.create_task(client.post(f"{made.url}/v1/completions", json=body, timeout=60))
+        await asyncio.to_thread(when)
+        task.cancel()

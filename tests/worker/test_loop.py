@@ -23,7 +23,7 @@ from baton.worker.beat import STUCK_S
 from baton.worker.load_meter import LoadMeter, _Chunks
 from baton.worker.loop import EngineBroken
 from baton.worker.mailbox import PeerLost, WantsBlocks
-from baton.worker.rehearsal import rehearse
+from baton.worker.rehearsal import fill, rehearse
 from baton.worker.runs import ClosedEpochs
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
@@ -509,6 +509,22 @@ def test_a_steps_time_is_measured_with_what_that_step_computed(make_table: MakeT
     num_decodes = len(learner.steps) - 1
     assert num_decodes >= 3
     assert learner.steps == [(0, 0, 50, 50 * 50)] + [(1, 50 + at, 0, 0) for at in range(num_decodes)]
+
+
+def test_the_largest_batch_is_filled_once_and_leaves_nothing(make_table: MakeTable) -> None:
+    table = make_table(600, max_num_seqs=12, max_num_batched_tokens=2048)
+    seen: list[int] = []
+    commit = table.engine.scheduler.commit
+
+    def watch(plan: StepPlan, tokens: list[list[int]]) -> None:
+        seen.append(plan.num_decodes)
+        commit(plan, tokens)
+
+    table.engine.scheduler.commit = watch  # type: ignore[method-assign]
+    fill(table.engine)
+    assert set(seen) == set(range(13))
+    assert table.num_held == 0
+    assert not table.engine.has_work
 
 
 def test_a_rehearsal_shows_steps_of_every_kind_and_leaves_nothing(make_table: MakeTable) -> None:

@@ -12,6 +12,10 @@ from baton.worker.load_meter import LoadMeter
 _DECODES = 8
 _LENGTHS = (256, 1024, 64, 512, 128)
 """Of prompts, one after another beside some decodes."""
+_FILLED = 8
+"""Tokens of a prompt of the largest batch."""
+_LONGEST_FILLED = 34
+"""Tokens of the longest answer there: the batch shrinks in so many steps."""
 
 
 def warm_up(engine: Engine) -> None:
@@ -24,6 +28,22 @@ def warm_up(engine: Engine) -> None:
         _run(engine)
     elif prompt_len >= 1:
         engine.add("warm-up", Prompt([0] * prompt_len), _tokens(4))
+        _run(engine)
+    _forget(engine)
+
+
+def fill(engine: Engine) -> None:
+    """Decode with as many sequences as may run at once, then with ever fewer; half a second of a GPU's.
+
+    Whatever depends on their number is then loaded and has its memory. Taking more of a GPU's waits for all that was launched:
+    each new largest batch, of four rows more, stopped all streams for a whole step.
+    """
+    room = engine.memory.num_tokens // (_FILLED + _LONGEST_FILLED)
+    num = min(engine.config.max_num_seqs, engine.config.max_num_waiting, room)
+    for temperature in (1.0, 0.0):
+        for i in range(num):
+            tokens = _tokens(2 + (_LONGEST_FILLED - 2) * i // num, temperature)
+            engine.add(f"row-{i}", Prompt([i % engine.model.spec.vocab_size] * _FILLED), tokens)
         _run(engine)
     _forget(engine)
 
@@ -44,8 +64,8 @@ def rehearse(engine: Engine, learner: StepLearner) -> None:
         _forget(engine)
 
 
-def _tokens(num: int) -> SamplingParams:
-    return SamplingParams(temperature=0.0, max_tokens=num, ignore_eos=True)
+def _tokens(num: int, temperature: float = 0.0) -> SamplingParams:
+    return SamplingParams(temperature=temperature, max_tokens=num, ignore_eos=True)
 
 
 def _run(engine: Engine, meter: LoadMeter | None = None, num_steps: int | None = None) -> None:

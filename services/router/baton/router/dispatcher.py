@@ -42,7 +42,7 @@ from baton.router.placement import Placement
 from baton.router.policy import Decision
 from baton.router.pool import Worker, WorkerPool
 from baton.router.pooling_flow import PoolingFlow
-from baton.router.roll_call import by_key, is_lost, name_legs
+from baton.router.roll_call import Named, by_key, is_lost, name_legs
 from baton.router.sink import Usage
 from baton.router.turnover import AnswerLength, Backlog, Batch, answer_prior
 from baton.router.vllm_series import Seen, Times, VllmSeries
@@ -424,16 +424,15 @@ class Dispatcher:
         """Run elsewhere what a worker has lost of what it should have."""
         named = by_key(answer.legs)
         for request_id in list(worker.request_ids):
-            running = self._with_leg(request_id, worker)
-            if running is None:
-                continue
-            flow = running.flow
+            running = self.flows.get(request_id)
             if (
-                running.called_at < answer.number
-                and flow.attempt is not None
-                and is_lost(request_id, flow.attempt, worker.worker_id, named)
+                running is None
+                or running.called_at >= answer.number
+                or not _has_lost(running, request_id, worker, named)
             ):
-                self._act_on_leg(running, worker, flow.leg_lost(worker.worker_id, "leg_lost"))
+                continue
+            if self._with_leg(request_id, worker) is not None:
+                self._act_on_leg(running, worker, running.flow.leg_lost(worker.worker_id, "leg_lost"))
 
     def num_awaited(self, worker: Worker) -> int:
         """How many requests wait for this worker's next token."""
@@ -673,6 +672,14 @@ class Dispatcher:
             is_awake=any(worker.can_decode for worker in self.pool.workers.values()),
             is_asleep=self.pool.is_asleep,
         )
+
+
+def _has_lost(running: Running, request_id: str, worker: Worker, named: Named) -> bool:
+    """Whether a worker that has these legs will never say what it owes a request."""
+    attempt, held = running.flow.attempt, running.held
+    if attempt is None or (held is not None and held.worker_id == worker.worker_id):  # it has said all that it will
+        return False
+    return is_lost(request_id, attempt, worker.worker_id, named)
 
 
 def _check_fits(num_prompt: int, capacities: Sequence[int], block_size: int) -> None:
