@@ -30,10 +30,14 @@ from baton.kernels.few_rows_linear import few_rows_linear
 from baton.kernels.join_attention import join_attention
 from baton.kernels.kv_write import kv_write
 from baton.kernels.launch_table import launches_on
+from baton.kernels.moe import moe
+from baton.kernels.moe_routing import Routing, route
+from baton.kernels.moe_weights import ExpertWeights
 from baton.kernels.rotary import rotary_kv_write
 from baton.kernels.sample import derive_keys, logprobs, sample
 from baton.kernels.sampling_batch import SamplingBatch
 from baton.kernels.token_counts import count_tokens
+from baton.models.spec import MoESpec
 from baton.protocol import MAX_LOGPROBS
 
 CAPABILITY = int(sys.argv[1])
@@ -58,6 +62,7 @@ LLAMA_8B = KernelShapes(
     deterministic=False,
 )
 OPT_8B = dataclasses.replace(LLAMA_8B, rotations=(), writes_unrotated=True, has_rms_norm=False, gate=None)
+MIXTRAL = MoESpec(8, Routing(2, renormalized=True), 14_336)
 WIDE = dataclasses.replace(LLAMA_8B, head_dim=256, rotations=((256, False),), windows=(4096,), soft_cap=50.0)
 
 
@@ -154,6 +159,15 @@ def multiply_as_asked(shapes):
         few_rows_linear(torch.empty(num_rows, hidden, dtype=shapes.dtype), weight, None, torch.float32)
 
 
+def mix_as_asked(shapes):
+    """Choose experts for steps of several sizes, and go through them; matrices of one expert stand for all."""
+    up, down = torch.empty(2 * MIXTRAL.size, shapes.hidden_size), torch.empty(shapes.hidden_size, MIXTRAL.size)
+    experts = ExpertWeights(*(each.to(shapes.dtype).expand(MIXTRAL.num_experts, -1, -1) for each in (up, down)))
+    for num_tokens in (1, 2, 7, 64, 65, 3000):
+        weights, chosen = route(torch.empty(num_tokens, MIXTRAL.num_experts), MIXTRAL.routing)
+        moe(torch.empty(num_tokens, shapes.hidden_size, dtype=shapes.dtype), chosen, weights, experts)
+
+
 driver.set_active(NamedDevice())
 JITFunction.run = compile_only
 decide = baton.kernels.launch.on_triton
@@ -163,12 +177,13 @@ for module in list(sys.modules.values()):  # tensors of the CPU are taken for th
 mock.patch.multiple(decode_attention, num_sms=lambda device: 100).start()
 mock.patch.multiple(invariant_attention, num_sms=lambda device: 100).start()
 mock.patch("torch.cuda.get_device_capability", return_value=divmod(CAPABILITY, 10)).start()
-for shapes in (LLAMA_8B, OPT_8B):
+for shapes in (dataclasses.replace(LLAMA_8B, experts=(MIXTRAL,)), OPT_8B):
     compile_kernels(shapes, torch.device("cpu"), "a GPU", allow_reference=False)
 when = "request"
 draw_as_asked()
 attend_as_asked(LLAMA_8B)
 multiply_as_asked(LLAMA_8B)
+mix_as_asked(LLAMA_8B)
 when = "start"
 operations, compile_check._operations = compile_check._operations, attention_only
 for shapes in (WIDE, dataclasses.replace(WIDE, dtype=torch.float32)):

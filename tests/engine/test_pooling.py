@@ -26,6 +26,7 @@ from baton.config import EngineConfig
 from baton.engine.engine import Engine
 from baton.engine.load import load_engine
 from baton.errors import ModelLoadError
+from baton.models import encoder
 from baton.pooling import PoolingParams
 from baton.prompt import Prompt
 
@@ -67,6 +68,16 @@ def test_an_encoders_vectors_are_those_of_transformers(name: str, mode: str, tmp
     rows = torch.stack([state.mean(0) if mode == MEAN else state[0] for state in states])
     expected = torch.nn.functional.normalize(rows, dim=-1).numpy()
     np.testing.assert_allclose(pool(engine_of(tmp_path), prompts), expected, atol=1e-5)
+
+
+def test_a_step_of_several_passes_gives_what_one_pass_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_encoder("modernbert", tmp_path)
+    save_modules(tmp_path, MEAN)
+    engine, prompts = engine_of(tmp_path, max_num_batched_tokens=512), prompts_of((*LENGTHS, 3, 3, 40, 40))
+    expected = pool(engine, prompts)
+    for most in (1, 64):  # below the longest of them too
+        monkeypatch.setattr(encoder, "MOST_TOKENS", most)
+        np.testing.assert_allclose(pool(engine, prompts), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ENCODERS)

@@ -33,6 +33,17 @@ def test_few_numbers_of_rows_are_ever_multiplied_as_kernels_for_each_stay_in_mem
     assert len(set(padded)) == 16 + 7 * 8
 
 
-def test_only_fp32_on_a_cpu_is_packed() -> None:
-    assert not packs(torch.zeros(4, 4, dtype=torch.bfloat16))
+def test_only_what_the_processor_multiplies_is_packed() -> None:
+    assert not packs(torch.zeros(4, 4, dtype=torch.float16))
     assert not packs(torch.zeros(4, 4, device="meta"))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 129])
+def test_a_packed_bf16_weight_gives_the_same_product(rows: int) -> None:
+    torch.manual_seed(rows)
+    x, weight, bias = (torch.randn(*shape).bfloat16() for shape in ((rows, 45), (71, 45), (71,)))
+    if not packs(weight):
+        pytest.skip("this processor has no instructions for bf16")
+    expected = x.float() @ weight.float().t() + bias.float()
+    found = linear_packed(x, pack_weight(weight), bias, torch.float32)
+    assert torch.allclose(found, expected, rtol=1e-2, atol=1e-2)

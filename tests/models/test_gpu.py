@@ -10,7 +10,7 @@ import torch
 from tests.models.stepping import Stepper, Stream
 from tests.tiny_models import FAMILIES
 
-from baton.models import weights
+from baton.models import reading
 from baton.models.loader import load_model
 from baton.models.parameters import Parameters
 
@@ -23,7 +23,7 @@ PROMPT = list(range(5, 60))
 def test_weights_stream_to_the_gpu_in_pieces(
     family: str, dtype: str, tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(weights.CHUNK_NBYTES, "cuda", 5000)
+    monkeypatch.setitem(reading.CHUNK_NBYTES, "cuda", 5000)
     monkeypatch.setattr(Parameters, "settle", lambda parameters: None)  # compared as they were loaded
     folder = tiny_checkpoint(family)
     there = load_model(folder, dtype=dtype, device="cuda", progress=False).parameters.targets

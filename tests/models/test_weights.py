@@ -16,7 +16,7 @@ from tests.models.stepping import Stepper, Stream
 from tests.tiny_models import save_tiny
 
 from baton.errors import ModelLoadError
-from baton.models import weights
+from baton.models import reading
 from baton.models.checkpoint import INDEX, SINGLE, read_entries
 from baton.models.config import read_spec
 from baton.models.loader import load_model, weights_nbytes
@@ -129,7 +129,7 @@ def test_a_tied_output_that_differs_is_refused(tiny_checkpoint: Checkpoint, tmp_
 def test_weights_are_cast_to_the_dtype_asked_for(
     family: str, tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(weights.CHUNK_NBYTES, "cpu", 1000)  # so that every tensor comes in pieces
+    monkeypatch.setitem(reading.CHUNK_NBYTES, "cpu", 1000)  # so that every tensor comes in pieces
     monkeypatch.setattr(Parameters, "settle", leave_as_loaded)
     folder = tiny_checkpoint(family)
     exact = load_model(folder, dtype="float32", progress=False).parameters.targets

@@ -196,19 +196,37 @@ def bench_transfer(
     run(rounds=rounds, device=device, only=only, sockets=sockets, frame_mib=frame_mib, json_file=json_file)
 
 
+@bench.command("load", cls=Command)
+def bench_load(
+    gib: Annotated[float, Option(min=0.25, help="GiB of weights to write and load")] = 1.0,
+    shards: Annotated[int, Option(min=1, max=64, help="files that they are in")] = 4,
+    rounds: Annotated[int, Option(min=1, help="rounds of each way; the median counts")] = 5,
+    device: Annotated[Literal["cpu", "cuda"], Option(help="where they go")] = "cpu",
+    folder: Annotated[Path | None, Option(help="where to write them; none: the system's folder for such")] = None,
+    cold: Annotated[bool, Option("--cold", help="drop the files from the page cache before each round")] = False,
+    json_file: Json = None,
+) -> None:
+    """Loading weights, beside plain reads of the same files by as many threads, taken in turn."""
+    from baton.bench.load import run
+
+    run(gib=gib, shards=shards, rounds=rounds, device=device, folder=folder, cold=cold).show(json_file)
+
+
 @bench.command("kernels", cls=Command)
 def bench_kernels(
     only: Annotated[
         list[str] | None, Option(metavar="OP", help="this operation alone; repeat for more; none: all")
     ] = None,
     write: Annotated[bool, Option("--write", help="put the table into kernels/README.md")] = False,
-    sweep: Annotated[bool, Option("--sweep", help="instead: time other launches of the attention kernels")] = False,
+    sweep: Annotated[
+        bool, Option("--sweep", help="instead: time other launches of the kernels of attention and of experts")
+    ] = False,
     json_file: Json = None,
 ) -> None:
     """Every kernel on this GPU: achieved, share of the copy or matrix peak, beside torch and what else is installed."""
     from baton.bench.kernels.suite import run, run_sweep
 
     if sweep:
-        run_sweep()
+        run_sweep(only or [])
         return
     sys.exit(1 if run(only or [], write=write, json_file=json_file) else 0)

@@ -218,7 +218,7 @@ class _HttpStream(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         now = time.perf_counter()
         timing = self._timing
-        timing.token_times += [now] * data.count(b'"finish_reason":null')
+        timing.token_times += [now] * data.count(b'"finish_reason":')
         timing.body += data
         if timing.ended_at == 0.0 and b"data: [DONE]" in data:
             timing.ended_at = now

@@ -84,12 +84,88 @@ class FewRowsLaunch:
 
 
 @dataclass(frozen=True, slots=True)
+class MoERow:
+    """How a mixture of experts is launched for one token."""
+
+    up_n: int  # gated numbers a program
+    down_n: int  # outputs a program
+    block_k: int  # inputs a step
+    num_warps: int
+
+
+@dataclass(frozen=True, slots=True)
+class MoEProduct:
+    """How one of the products over tiles of an expert's rows is launched."""
+
+    block_n: int  # outputs; of the first product pairs of them
+    block_k: int  # inputs a step
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True, slots=True)
+class MoETile:
+    """How a mixture of experts is launched over tiles."""
+
+    block_m: int  # rows of one expert
+    group: int  # tiles of rows whose programs run together
+    up: MoEProduct
+    down: MoEProduct
+
+
+@dataclass(frozen=True, slots=True)
+class MoELaunch:
+    """How a mixture of experts is launched."""
+
+    row: MoERow
+    narrow: MoETile  # up to 8 rows an expert, on average
+    middle: MoETile  # up to 64
+    large: MoETile
+    fp32: MoETile
+
+    def tile_for(self, num_pairs: int, num_experts: int, dtype: torch.dtype) -> MoETile:
+        """Choose by how many rows an expert has on average."""
+        if dtype == torch.float32:
+            return self.fp32
+        if num_pairs <= 8 * num_experts:
+            return self.narrow
+        return self.middle if num_pairs <= 64 * num_experts else self.large
+
+    def tiles(self, dtype: torch.dtype) -> tuple[MoETile, ...]:
+        """All that may be chosen."""
+        return (self.fp32,) if dtype == torch.float32 else (self.narrow, self.middle, self.large)
+
+    def invariant(self, dtype: torch.dtype) -> MoETile:
+        """Choose for any number of rows."""
+        return self.fp32 if dtype == torch.float32 else self.middle
+
+
+SMALL_MOE = MoELaunch(
+    row=MoERow(2, 4, 1024, 4),
+    narrow=MoETile(16, 1, MoEProduct(32, 128, 4, 3), MoEProduct(64, 128, 4, 3)),
+    middle=MoETile(64, 8, MoEProduct(64, 64, 4, 3), MoEProduct(128, 64, 4, 3)),
+    large=MoETile(64, 8, MoEProduct(64, 64, 4, 3), MoEProduct(128, 64, 4, 3)),
+    fp32=MoETile(16, 8, MoEProduct(32, 32, 4, 2), MoEProduct(32, 32, 4, 2)),
+)
+"""Fits 99 KiB of shared memory; not measured."""
+
+HOPPER_MOE = MoELaunch(
+    row=MoERow(2, 4, 2048, 4),
+    narrow=MoETile(16, 1, MoEProduct(32, 128, 4, 4), MoEProduct(64, 128, 4, 4)),
+    middle=MoETile(64, 8, MoEProduct(64, 64, 4, 4), MoEProduct(128, 64, 4, 4)),
+    large=MoETile(128, 8, MoEProduct(128, 64, 8, 4), MoEProduct(256, 64, 8, 4)),
+    fp32=MoETile(16, 8, MoEProduct(32, 32, 4, 2), MoEProduct(32, 32, 4, 2)),
+)
+
+
+@dataclass(frozen=True, slots=True)
 class Launches:
     """The choices for one device."""
 
     decode: dict[Heads, DecodeLaunch]
     prefill: dict[Heads, PrefillLaunch]
     few_rows: FewRowsLaunch | None = None  # None: products are the library's
+    moe: MoELaunch = SMALL_MOE
 
 
 LARGE = Launches(
@@ -115,6 +191,7 @@ LARGE = Launches(
 
 HOPPER = replace(
     LARGE,
+    moe=HOPPER_MOE,
     few_rows=FewRowsLaunch(
         row_block_n=4,
         row_block_k=2048,

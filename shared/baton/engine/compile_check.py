@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -24,12 +25,16 @@ from baton.kernels.join_attention import join_attention
 from baton.kernels.kv_write import kv_write
 from baton.kernels.launch import FEW_ROWS, triton_version, use_reference
 from baton.kernels.launch_table import launches_on
+from baton.kernels.moe import run_every_launch
+from baton.kernels.moe_routing import route
+from baton.kernels.moe_weights import ExpertWeights
 from baton.kernels.rms_norm import add_rms_norm, rms_norm
 from baton.kernels.rotary import rotary_kv_write
 from baton.kernels.sample import derive_keys, greedy, logprobs, sample
 from baton.kernels.sampling_batch import SamplingBatch
 from baton.kernels.silu_mul import gelu_tanh_mul, silu_mul
 from baton.kernels.token_counts import count_tokens
+from baton.models.spec import MoESpec
 from baton.protocol import MAX_LOGPROBS
 
 # Tokens, where the model takes so many: more than a split of a decode, so that splits are merged too.
@@ -61,6 +66,7 @@ class KernelShapes:
     gate: Literal["silu", "gelu_tanh"] | None
     windows: tuple[int | None, ...]
     soft_cap: float | None
+    experts: tuple[MoESpec, ...] = ()  # each kind of layer that has them
     deterministic: bool  # with the operations whose bits do not depend on the batch
 
 
@@ -129,6 +135,9 @@ def _operations(shapes: KernelShapes, device: torch.device) -> Iterator[tuple[st
         # Before the attention that tries it, which would be blamed for it.
         yield "join_attention", lambda: join_attention(heads, sums, heads, sums, torch.empty_like(heads))
         yield "paged_attention", lambda: _attention(paged_attention, shapes, device)
+    for spec in shapes.experts:
+        yield "route", partial(_routes, spec, device)
+        yield "moe", partial(_experts, spec, shapes, device)
     logits = torch.zeros(2, shapes.vocab_size, device=device)
     rows = torch.arange(2, device=device)
     counts = torch.zeros(2, shapes.vocab_size, dtype=torch.int32, device=device)
@@ -178,6 +187,30 @@ def _products(shapes: KernelShapes, device: torch.device) -> None:
             few_rows_linear(x, x[:few], launch=way)
             few_rows_linear(x, x[:few], x[0, :few], launch=way)
             few_rows_linear(x, x[:of_vocab], None, torch.float32, way)
+
+
+def _routes(spec: MoESpec, device: torch.device) -> None:
+    bias = torch.zeros(spec.num_experts, device=device) if spec.score_bias else None
+    for num_rows in _ROWS:
+        route(torch.zeros(num_rows, spec.num_experts, device=device), spec.routing, bias)
+
+
+def _experts(spec: MoESpec, shapes: KernelShapes, device: torch.device) -> None:
+    """Compute with as many experts as the model has, of the memory of one."""
+
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=shapes.dtype, device=device)
+
+    num, hidden = spec.num_experts, shapes.hidden_size
+    weights = ExpertWeights(
+        zeros(2 * spec.size, hidden).expand(num, -1, -1),
+        zeros(hidden, spec.size).expand(num, -1, -1),
+        zeros(num, 2 * spec.size) if spec.bias else None,
+        zeros(num, hidden) if spec.bias else None,
+    )
+    x = zeros(FEW_ROWS + 1, hidden)
+    chosen = torch.arange(spec.routing.num_chosen, dtype=torch.int32, device=device).repeat(len(x), 1)
+    run_every_launch(x, chosen, torch.ones(chosen.shape, device=device), weights, spec.gate)
 
 
 def _cache(shapes: KernelShapes, device: torch.device) -> Tensor:

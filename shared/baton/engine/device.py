@@ -100,9 +100,9 @@ def prepare_kernels(
 def _kernel_shapes(config: EngineConfig, spec: ModelSpec, dtype: torch.dtype, max_model_len: int) -> KernelShapes:
     layer = spec.layers[0]
     dense = next((each.mlp for each in spec.layers if isinstance(each.mlp, MLPSpec)), None)
-    sparse = next((each.mlp for each in spec.layers if isinstance(each.mlp, MoESpec)), None)
-    if dense is None and sparse is not None:
-        dense = sparse.shared
+    sparse = tuple(dict.fromkeys(each.mlp for each in spec.layers if isinstance(each.mlp, MoESpec)))
+    if dense is None and sparse:
+        dense = sparse[0].shared
     return KernelShapes(
         dtype=dtype,
         block_size=config.block_size,
@@ -125,6 +125,7 @@ def _kernel_shapes(config: EngineConfig, spec: ModelSpec, dtype: torch.dtype, ma
         else "gelu_tanh",
         windows=tuple(set(spec.windows_within(max_model_len))),
         soft_cap=layer.attention.soft_cap,
+        experts=sparse,
         deterministic=config.deterministic,
     )
 

@@ -6,6 +6,7 @@ model.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -39,6 +40,8 @@ class TensorEntry:
     file: Path
     dtype: torch.dtype
     shape: tuple[int, ...]
+    offset: int
+    """Where its bytes begin in the file."""
 
     @property
     def nbytes(self) -> int:
@@ -99,6 +102,7 @@ def read_entries(folder: Path) -> dict[str, TensorEntry]:
 def _read_file(file: Path) -> list[TensorEntry]:
     entries = []
     with open_weights(file) as weights:
+        begin, header = _read_header(file)
         for name in weights.offset_keys():
             if name.endswith(COUNTED):
                 continue
@@ -108,8 +112,17 @@ def _read_file(file: Path) -> list[TensorEntry]:
                     f"{file}: tensor {name!r} has dtype {tensor.get_dtype()}; Baton loads {', '.join(DTYPES)}. "
                     "Take the unquantized checkpoint of this model."
                 )
-            entries.append(TensorEntry(name, file, DTYPES[tensor.get_dtype()], tuple(tensor.get_shape())))
+            offset = begin + header[name]["data_offsets"][0]
+            entries.append(TensorEntry(name, file, DTYPES[tensor.get_dtype()], tuple(tensor.get_shape()), offset))
     return entries
+
+
+def _read_header(file: Path) -> tuple[int, dict[str, Any]]:
+    """Read a header that the library has found good; return where the tensors begin, too."""
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header: dict[str, Any] = json.loads(stream.read(size))
+    return 8 + size, header
 
 
 def find_weights(folder: Path) -> tuple[list[Path], Mapping[str, str]]:

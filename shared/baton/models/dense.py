@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from baton.kernels.linear import linear, linear_packed, pack_weight, packs
-from baton.kernels.moe import ExpertWeights, Swiglu, moe, moe_loop
+from baton.kernels.moe import moe, moe_loop
+from baton.kernels.moe_weights import ExpertWeights, Swiglu
 from baton.models.linear import Experts, ExpertTensors, Linear, Stored
 from baton.models.ops import ExpertsOp, LinearOp, Ops
 from baton.models.step import Step

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from baton.kernels.moe import Swiglu
+from baton.kernels.moe_weights import Swiglu
 from baton.models.ops import Ops
 from baton.models.step import Step
 

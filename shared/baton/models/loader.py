@@ -62,12 +62,12 @@ def load_model(
     has_kernels = device.type != "cpu" or INTERPRET
     ops = INVARIANT if deterministic and has_kernels else FASTEST
     if load_format == "dummy":
-        model = _build(spec, dtype, device, ops)
+        model = build(spec, dtype, device, ops)
         fill_dummy(model.parameters, spec.initializer_range, seed)
     else:
         # All that the headers can tell is checked before memory is taken.
         found = match(outline(spec, dtype).parameters, read_entries(folder), str(folder))
-        model = _build(spec, dtype, device, ops)
+        model = build(spec, dtype, device, ops)
         load_weights(model.parameters, found, progress)
     model.parameters.settle()
     return OneByOne(model) if deterministic and not has_kernels else model
@@ -90,10 +90,15 @@ def resolve_dtype(dtype: torch.dtype | str | None, spec: ModelSpec) -> torch.dty
 
 def outline(spec: ModelSpec, dtype: torch.dtype) -> CausalLM:
     """Build a model without memory, to know its tensors."""
-    return _build(spec, dtype, torch.device("meta"), FASTEST)
+    return build(spec, dtype, torch.device("meta"), FASTEST)
 
 
-def _build(spec: ModelSpec, dtype: torch.dtype, device: torch.device, ops: Ops) -> CausalLM:
+def build(spec: ModelSpec, dtype: torch.dtype, device: torch.device, ops: Ops) -> CausalLM:
+    """Build a model on its device; what its parameters hold is undefined.
+
+    Raises:
+        OutOfMemory: they do not fit.
+    """
     try:
         return BY_NAME[spec.family].build(spec, Parameters(dtype, device, ops, spec.weight_form))
     except torch.OutOfMemoryError:

@@ -14,7 +14,8 @@ from baton.kernels.attention_batch import AttentionBatch
 from baton.kernels.invariant_attention import invariant_attention
 from baton.kernels.invariant_linear import invariant_linear
 from baton.kernels.linear import linear
-from baton.kernels.moe import ExpertWeights, Swiglu, invariant_moe, moe
+from baton.kernels.moe import invariant_moe, moe
+from baton.kernels.moe_weights import ExpertWeights, Swiglu
 
 
 class AttentionOp(Protocol):

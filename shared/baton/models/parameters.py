@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from baton.errors import ModelLoadError
-from baton.kernels.moe import Swiglu
+from baton.kernels.moe_weights import Swiglu
 from baton.models.dense import DENSE
 from baton.models.linear import Experts, ExpertTensors, Fill, Linear, Stored, WeightForm
 from baton.models.ops import FASTEST, Ops

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from baton.errors import ModelLoadError
-from baton.kernels.moe import SILU, Swiglu
 from baton.kernels.moe_routing import Routing
+from baton.kernels.moe_weights import SILU, Swiglu
 from baton.models.dense import DENSE
 from baton.models.linear import WeightForm
 from baton.pooling_files import PoolingSetup

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from baton.errors import ModelLoadError
-from baton.models.checkpoint import FLOATS, TensorEntry, open_weights
-from baton.models.parameters import Parameters, Piece, Target
+from baton.models.checkpoint import FLOATS, TensorEntry
+from baton.models.parameters import Parameters, Target
+from baton.models.reading import Rows, read_all, rows_of
 from baton.progress import Bar
 
 PREFIXES = (
@@ -31,9 +31,6 @@ IGNORED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|(attn|attention)\.(bias|maske
 _NEW = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 _NEW_NAMES = re.compile("|".join(map(re.escape, _NEW)))  # what TensorFlow called them
 OTHER_MODEL = "Weights and config.json belong to different models: fetch both from one revision."
-# For a GPU long enough to hide the latency of a copy; for a CPU short enough that a transposed copy stays in
-# the cache (2 GB/s, where whole matrices reach 0.5).
-CHUNK_NBYTES = {"cuda": 32 << 20, "cpu": 1 << 20}
 
 
 def fill_dummy(parameters: Parameters, std: float, seed: int) -> None:
@@ -152,64 +149,41 @@ def _by_layer(names: list[str]) -> list[str]:
 
 
 def load_weights(parameters: Parameters, found: Mapping[str, TensorEntry], progress: bool) -> None:
-    """Read all tensors that `match` found, or this rank's parts of them, file by file in the order of their bytes.
+    """Read all tensors that `match` found, or this rank's parts of them, in the order of their bytes, by many threads.
 
     Raises:
         ModelLoadError: a file is damaged or cannot be read, or two tensors that config.json ties differ.
     """
     # A repeat of a tied tensor is compared, so it comes when the tensor itself is there.
-    in_order = sorted(found.items(), key=lambda item: item[0] in parameters.tied)
-    stored = (
-        piece.tensor.numel() * entry.dtype.itemsize
-        for name, entry in in_order
-        for piece in parameters.target(name).pieces
+    whole, repeats = (
+        [
+            rows
+            for name, entry in found.items()
+            if (name in parameters.tied) == is_repeat
+            for piece in parameters.target(name).pieces
+            for rows in rows_of(entry, piece)
+        ]
+        for is_repeat in (False, True)
     )
     form = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "disable": not progress}
-    with Bar(total=sum(stored), desc="Loading weights", **form) as bar:
-        for file, items in itertools.groupby(in_order, key=lambda item: item[1].file):
-            with open_weights(file) as weights:
-                for name, entry in items:
-                    _load(weights.get_tensor(entry.name), name, entry, parameters, bar.update)
+    with Bar(total=sum(rows.nbytes for rows in (*whole, *repeats)), desc="Loading weights", **form) as bar:
+        read_all(whole, lambda stored, rows: _copy(stored, rows.target), bar.update)
+        names = {found[name].name: original for name, original in parameters.tied.items() if name in found}
+        read_all(repeats, lambda stored, rows: _compare(stored, rows, names[rows.entry.name]), bar.update, always=True)
     if parameters.device.type == "cuda":
         torch.cuda.synchronize(parameters.device)
 
 
-def _load(
-    stored: Tensor, name: str, entry: TensorEntry, parameters: Parameters, advance: Callable[[int], object]
-) -> None:
-    original = parameters.tied.get(name)
-    for piece in parameters.target(name).pieces:
-        for rows, target in chunks(stored, piece):
-            if original is None:
-                _copy(rows, target)
-            elif not torch.equal(rows.to(target.dtype), target):
-                raise ModelLoadError(
-                    f"{entry.file}: {entry.name} differs from {original}, and config.json has "
-                    "tie_word_embeddings=true. Set it to false in config.json if the model has an output layer of its "
-                    "own."
-                )
-            advance(rows.nbytes)
-
-
-def chunks(stored: Tensor, piece: Piece) -> Iterator[tuple[Tensor, Tensor]]:
-    """Cut a piece into rows; yields those of the stored tensor, on the piece's device, and where they go.
-
-    On the way to a GPU they lie in pinned memory, so that reading overlaps copying, and are cast there.
-    """
-    part = stored[tuple(slice(of.start, of.stop, of.step) for of in piece.box)]
-    part = part if part.dim() else part[None]
-    step = max(1, CHUNK_NBYTES[piece.tensor.device.type] // part[0].nbytes)
-    for rows, target in zip(torch.split(part, step), torch.split(piece.tensor.view_as(part), step), strict=True):
-        if target.is_cuda:
-            rows = rows.contiguous().pin_memory().to(target.device, non_blocking=True)
-        yield rows, target
+def _compare(stored: Tensor, rows: Rows, original: str) -> None:
+    if not torch.equal(stored.to(rows.target.dtype), rows.target):
+        raise ModelLoadError(
+            f"{rows.entry.file}: {rows.entry.name} differs from {original}, and config.json has "
+            "tie_word_embeddings=true. Set it to false in config.json if the model has an output layer of its own."
+        )
 
 
 def _copy(rows: Tensor, target: Tensor) -> None:
-    if rows.dim() == 3:  # of experts
-        for matrix, to in zip(rows, target, strict=True):
-            _copy(matrix, to)
-    elif rows.dim() == 2 and target.stride(0) == 1:
+    if rows.dim() == 2 and target.stride(0) == 1:
         # Transposed beforehand: on a CPU a copy between two orders of dimensions is several times slower.
         target.t().copy_(rows.t().contiguous())
     else:

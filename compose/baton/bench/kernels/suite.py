@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 
 import baton.kernels.launch
-from baton.bench.kernels import attention, few_rows_linear, rms_norm, rotary, sample, silu_mul
+from baton.bench.kernels import attention, few_rows_linear, moe, rms_norm, rotary, sample, silu_mul
 from baton.bench.kernels.measure import Ceilings, Row, measure_ceilings
 from baton.bench.report import Report
 from baton.errors import ConfigError
@@ -23,7 +24,12 @@ BENCHES: dict[str, Callable[[], Iterator[Row]]] = {
     "silu_mul": silu_mul.rows,
     "decode_attention": attention.decode_rows,
     "prefill_attention": attention.chunk_rows,
+    "moe": moe.rows,
     "sample": sample.rows,
+}
+SWEEPS: dict[str, Callable[[], Iterator[tuple[str, float, str, object]]]] = {
+    "attention": attention.sweep,
+    "moe": moe.sweep,
 }
 BEGIN, END = "<!-- measured by `baton bench kernels --write` on an ", "<!-- end of what was measured -->"
 """Around a device's table; the first is followed by the device's name and ` -->`."""
@@ -63,10 +69,13 @@ def run(only: Sequence[str], *, write: bool, json_file: Path | None) -> int:
     return num_failed
 
 
-def run_sweep() -> None:
+def run_sweep(only: Sequence[str]) -> None:
     """Time each launch that may be a device's entry in kernels/launch_table.py."""
+    unknown = [name for name in only if name not in SWEEPS]
+    if unknown:
+        raise ConfigError(f"--only {unknown[0]} has no other launches to time; known: {', '.join(SWEEPS)}.")
     _require_gpu()
-    for shape, rate, unit, launch in attention.sweep():
+    for shape, rate, unit, launch in itertools.chain(*(SWEEPS[name]() for name in only or SWEEPS)):
         print(f"{shape}: {rate:.0f} {unit}, {launch}", flush=True)
 
 
