@@ -119,18 +119,23 @@ def _launch_tiles(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, til
         **overlap(x.shape[0], x.device),
     )
     if num_splits > 1:
-        _sum_kernel[(triton.cdiv(y.numel(), _SUMMED),)](
-            sums,
-            sums if bias is None else bias,
-            y,
-            y.numel(),
-            num_outputs,
-            HAS_BIAS=bias is not None,
-            NUM_SPLITS=num_splits,
-            BLOCK=_SUMMED,
-            num_warps=8,
-            **overlap(x.shape[0], x.device),
-        )
+        add_splits(sums, bias, y)
+
+
+def add_splits(sums: Tensor, bias: Tensor | None, y: Tensor) -> None:
+    """Add up the parts of a product that was split by its inputs, [splits, rows, outputs] fp32, in order, into y."""
+    _sum_kernel[(triton.cdiv(y.numel(), _SUMMED),)](
+        sums,
+        sums if bias is None else bias,
+        y,
+        y.numel(),
+        y.shape[1],
+        HAS_BIAS=bias is not None,
+        NUM_SPLITS=sums.shape[0],
+        BLOCK=_SUMMED,
+        num_warps=8,
+        **overlap(y.shape[0], y.device),
+    )
 
 
 _SUMMED = 2048

@@ -159,6 +159,39 @@ HOPPER_MOE = MoELaunch(
 
 
 @dataclass(frozen=True, slots=True)
+class WeightOnlyLaunch:
+    """How products by packed weights of four or eight bits are launched."""
+
+    row_block_n: int  # one row: outputs a program
+    int4_row_bytes: int  # bytes of each output a step
+    int8_row_bytes: int
+    row_num_warps: int
+    narrow: TileLaunch  # up to 16 rows; a step is one part, whatever block_k
+    tall: TileLaunch  # up to 64 rows
+    large: TileLaunch
+    int8_narrow: TileLaunch
+
+    def tile_for(self, num_rows: int, *, is_int4: bool) -> TileLaunch:
+        """Choose for more than one row."""
+        if num_rows <= self.narrow.block_m:
+            return self.narrow if is_int4 else self.int8_narrow
+        return self.tall if num_rows <= self.tall.block_m else self.large
+
+
+WEIGHT_ONLY = WeightOnlyLaunch(
+    row_block_n=4,
+    int4_row_bytes=1024,
+    int8_row_bytes=2048,
+    row_num_warps=4,
+    narrow=TileLaunch(16, 32, 128, 4, 4, filled_by=264),
+    tall=TileLaunch(64, 64, 128, 4, 3, filled_by=132),
+    large=TileLaunch(64, 128, 128, 4, 3, filled_by=132),
+    int8_narrow=TileLaunch(16, 32, 128, 4, 4, filled_by=264),
+)
+"""Fits the shared memory of every device; not measured."""
+
+
+@dataclass(frozen=True, slots=True)
 class Launches:
     """The choices for one device."""
 
@@ -166,6 +199,7 @@ class Launches:
     prefill: dict[Heads, PrefillLaunch]
     few_rows: FewRowsLaunch | None = None  # None: products are the library's
     moe: MoELaunch = SMALL_MOE
+    weight_only: WeightOnlyLaunch = WEIGHT_ONLY
 
 
 LARGE = Launches(
