@@ -3,7 +3,7 @@
 --max_model_len 8k                    --max-model-len 8k
 MODEL --served-model-name a b         MODEL --served-model-name a --served-model-name b
 -tp 1 --swap-space 4                  nothing, with a line that says why
---quantization awq                    refused, with the reason
+--kv-cache-dtype fp8                  refused, with the reason
 """
 
 from __future__ import annotations

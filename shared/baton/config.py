@@ -47,6 +47,11 @@ class EngineConfig:
         "type of weights and KV; auto: float32 on a CPU, the checkpoint's own 16-bit type on a GPU; half is "
         "float16, float is float32",
     )
+    quantization: str | None = setting(
+        None,
+        "fp8, int8 or int4 quantize a checkpoint of 16 bits while it is read; another name must be the method that the "
+        "checkpoint has; none: as the checkpoint is",
+    )
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where the model runs; auto: cuda if there is one")
     max_model_len: int | None = setting(
         None,

@@ -13,7 +13,7 @@ Each group says one thing about its names, which are written so:
 from __future__ import annotations
 
 TAKEN = """
-model tokenizer revision tokenizer_revision load_format dtype seed max_model_len block_size gpu_memory_utilization kv_cache_memory_bytes
+model tokenizer revision tokenizer_revision load_format dtype quantization seed max_model_len block_size gpu_memory_utilization kv_cache_memory_bytes
 num_gpu_blocks_override max_num_batched_tokens max_num_seqs enable_prefix_caching enable_chunked_prefill enforce_eager
 swap_space kv_offloading_size>swap_space
 device served_model_name host port api_key config chat_template chat_template_content_format
@@ -27,7 +27,7 @@ disable_log_stats enable_log_requests log_level download_dir enable_tokenizer_in
 """Flags of `baton up`, under vLLM's names or as `name>ours`."""
 
 ARGUMENTS = """
-model tokenizer revision tokenizer_revision load_format dtype seed max_model_len block_size gpu_memory_utilization kv_cache_memory_bytes
+model tokenizer revision tokenizer_revision load_format dtype quantization seed max_model_len block_size gpu_memory_utilization kv_cache_memory_bytes
 num_gpu_blocks_override max_num_batched_tokens max_num_seqs enable_prefix_caching enable_chunked_prefill enforce_eager
 swap_space kv_offloading_size>swap_space
 device skip_tokenizer_init chat_template generation_config override_generation_config
@@ -90,9 +90,9 @@ SERVING = (
         """,
     ),
     (
-        "Quantized weights and KV are not served yet: give a checkpoint of 16 bits, as `--dtype` names.",
+        "Quantized KV is not served yet; of weights the method alone is given, by `--quantization` or the checkpoint.",
         """
-        quantization quantization_config allow_deprecated_quantization? kv_cache_dtype=auto|bfloat16|float16
+        quantization_config allow_deprecated_quantization? kv_cache_dtype=auto|bfloat16|float16
         kv_cache_dtype_skip_layers[] calculate_kv_scales? quantization_param_path qlora_adapter_name_or_path
         """,
     ),

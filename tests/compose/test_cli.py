@@ -173,9 +173,9 @@ def test_a_flag_of_vllm_behaves_as_the_table_says(table: str, name: Name) -> Non
 
 
 def test_a_refused_flag_ends_the_command_with_one_line() -> None:
-    result = call("serve", "M", "--quantization", "awq")
+    result = call("serve", "M", "--kv-cache-dtype", "fp8")
     assert result.returncode == 2
-    assert re.fullmatch(r"baton: --quantization awq is not served\. [^\n]+\n", result.stderr)
+    assert re.fullmatch(r"baton: --kv-cache-dtype fp8 is not served\. [^\n]+\n", result.stderr)
 
 
 def test_entries_of_a_file_are_judged_as_flags_are(tmp_path: Any) -> None:

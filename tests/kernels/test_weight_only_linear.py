@@ -14,7 +14,9 @@ from baton.kernels.weight_only_linear import weight_only_linear
 
 SPLIT = dataclasses.replace(
     WEIGHT_ONLY,
-    **{name: dataclasses.replace(getattr(WEIGHT_ONLY, name), filled_by=1 << 20) for name in ("narrow", "tall", "large")},
+    **{
+        name: dataclasses.replace(getattr(WEIGHT_ONLY, name), filled_by=1 << 20) for name in ("narrow", "tall", "large")
+    },
 )
 KINDS = ["int4", "int4-zeros", "int8", "int8-zeros", "fp8"]
 

@@ -15,7 +15,7 @@ from tests.models.stepping import Stepper, Stream
 from torch import Tensor
 
 from baton.errors import ModelLoadError
-from baton.models import checkpoint, weight_forms
+from baton.models import weight_forms
 from baton.models.checkpoint import SINGLE, read_entries
 from baton.models.linear import Linear, Stored
 from baton.models.loader import load_model
@@ -52,7 +52,9 @@ class Int8:
             Stored("weight_scale", (), fill="ones"),
         )
 
-    def linear(self, tensors: Mapping[str, Tensor], bias: Tensor | None, sizes: Sequence[int], ops: Ops) -> Linear:
+    def linear(
+        self, tensors: Mapping[str, Tensor], bias: Tensor | None, sizes: Sequence[int], ops: Ops, dtype: torch.dtype
+    ) -> Linear:
         return Int8Linear(tensors["weight"], tensors["weight_scale"].view(-1), sizes, bias)
 
 
@@ -64,7 +66,6 @@ def quantized(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
     """A checkpoint whose layers have int8 weights, in a Baton that knows the form."""
-    monkeypatch.setitem(checkpoint.DTYPES, "I8", torch.int8)
     monkeypatch.setitem(weight_forms.QUANTIZED, "int8-of-this-test", lambda _: Int8())
     folder = Path(shutil.copytree(tiny_checkpoint(request.param), tmp_path / "quantized"))
     tensors = {}

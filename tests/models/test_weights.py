@@ -228,7 +228,7 @@ def test_a_git_lfs_pointer_is_recognized(folder: Path) -> None:
         (b'{"a": {"dtype": "F32", "shape": [2]}}', "damaged"),
         (b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}', "invalid shape"),
         (b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}', "invalid offset for tensor `a`"),
-        (b'{"a": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}', "dtype F8_E4M3"),
+        (b'{"a": {"dtype": "F8_E5M2", "shape": [4], "data_offsets": [0, 4]}}', "dtype F8_E5M2"),
         (b'{"a": {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]}}', "`-1`"),
     ],
 )

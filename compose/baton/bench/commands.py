@@ -219,7 +219,7 @@ def bench_kernels(
     ] = None,
     write: Annotated[bool, Option("--write", help="put the table into kernels/README.md")] = False,
     sweep: Annotated[
-        bool, Option("--sweep", help="instead: time other launches of the kernels of attention and of experts")
+        bool, Option("--sweep", help="instead: time other launches of attention, experts and quantized weights")
     ] = False,
     json_file: Json = None,
 ) -> None:

@@ -68,7 +68,8 @@ class Room:
         spec.within(length)
         engine = EngineConfig()
         kv = KVCacheSpec.of(spec, engine.block_size, dtype, length)
-        weights, limit = weights_nbytes(spec, dtype, length), int(MEMORY_SHARE * device.memory_nbytes)
+        weights = weights_nbytes(spec, dtype, length, "cuda" if device.is_gpu else "cpu")
+        limit = int(MEMORY_SHARE * device.memory_nbytes)
         overhead = KEPT_NBYTES if device.is_gpu else 0
         spare = limit - weights - overhead
         nbytes = max(0, spare if device.is_gpu else min(spare, CPU_KV_NBYTES))

@@ -69,10 +69,7 @@ def _dequantize_kernel(
         first = (part * STEP + half) * PART
         at = held * num_groups + first // group
         scale = tl.load(scales_ptr + at).to(tl.float32)
-        if IS_INT4:
-            values = ((data >> (4 * half)) & 15).to(tl.float32)
-        else:
-            values = data.to(tl.float32)
+        values = ((data >> (4 * half)) & 15).to(tl.float32) if IS_INT4 else data.to(tl.float32)
         if HAS_ZEROS:
             values -= tl.load(zeros_ptr + at).to(tl.float32)[:, None]
         elif IS_INT4:

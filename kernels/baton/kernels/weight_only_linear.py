@@ -206,7 +206,7 @@ def _codes(data, DTYPE: tl.constexpr):
     Four bytes at once: the compiler would take each apart by itself, with several times the instructions.
     """
     low, high = tl.inline_asm_elementwise(
-        _TO_BF16 if DTYPE == tl.bfloat16 else _TO_FP16,
+        _TO_BF16 if tl.bfloat16 == DTYPE else _TO_FP16,
         "=r,=r,=r,=r,r",
         [data],
         dtype=(tl.int16, tl.int16),
@@ -263,7 +263,9 @@ def _tile_kernel(
 ):
     STEP: tl.constexpr = 2 if IS_INT4 else 1
     # What a number that is made of a code's bits has beyond the code.
-    ABOVE: tl.constexpr = 0.0 if not IN_ASM or not IS_INT4 else 128.0 if x_ptr.dtype.element_ty == tl.bfloat16 else 1024.0
+    ABOVE: tl.constexpr = (
+        0.0 if not IN_ASM or not IS_INT4 else 128.0 if x_ptr.dtype.element_ty == tl.bfloat16 else 1024.0
+    )
     start_next(OVERLAP)
     rows = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
     outputs = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)

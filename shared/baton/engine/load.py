@@ -25,6 +25,7 @@ from baton.models.config import read_spec
 from baton.models.hub import locate
 from baton.models.identity import model_identity
 from baton.models.loader import load_model, resolve_dtype, weights_nbytes
+from baton.models.online import Online
 from baton.models.spec import ModelSpec
 from baton.pooling import PoolingParams
 from baton.pooling_files import PoolingSetup, read_pooling
@@ -55,7 +56,7 @@ def load_engine(
     if folder is None:
         folder = locate(str(config.model), config.revision, weights=config.load_format != "dummy")
     pooling = read_pooling(folder, config.runner, config.convert)
-    spec = read_spec(folder, pooling)
+    spec = read_spec(folder, pooling, config.quantization)
     words = _words(config, folder, tokenizer)
     if words is not None:
         words.check_fits(spec.vocab_size)
@@ -69,7 +70,7 @@ def load_engine(
     memory = plan_memory(
         config,
         kv_spec,
-        weights_nbytes=weights_nbytes(spec, dtype, max_model_len),
+        weights_nbytes=weights_nbytes(spec, dtype, max_model_len, device),
         max_model_len=max_model_len,
         device=device,
     )
@@ -89,12 +90,17 @@ def load_engine(
         max_model_len=max_model_len,
         deterministic=config.deterministic,
         pooling=pooling,
+        quantization=config.quantization,
     )
     if words is not None:
         model.spec = dataclasses.replace(
             model.spec, eos_token_ids=_end_token_ids(words, spec), num_tokens=words.num_token_ids
         )
-    identity = model_identity(folder, dummy_seed=config.seed if config.load_format == "dummy" else None)
+    identity = model_identity(
+        folder,
+        dummy_seed=config.seed if config.load_format == "dummy" else None,
+        quantization=config.quantization if isinstance(spec.weight_form, Online) else None,
+    )
     pooler = None
     if pooling is not None:
         pooler = Pooler.of(model, pooling, None if config.load_format == "dummy" else folder)

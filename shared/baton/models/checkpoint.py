@@ -22,8 +22,14 @@ from baton.errors import ModelLoadError
 from baton.model_folder import read_json
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-DTYPES = dict(FLOATS)
-"""By safetensors' name; a form of quantized weights adds what it stores."""
+DTYPES = FLOATS | {
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+}
+"""By safetensors' name: floats, and what forms of quantized weights store."""
 COUNTED = "embeddings.position_ids"
 """A table of 0, 1, 2 and so on, which old versions of transformers saved with encoders."""
 INDEX = "model.safetensors.index.json"

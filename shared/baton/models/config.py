@@ -1,6 +1,6 @@
 """What a checkpoint's config.json says, as one validated ModelSpec.
 
-Refuses architectures that Baton does not define, code that comes with a checkpoint, quantized weights, and values that
+Refuses architectures that Baton does not define, code that comes with a checkpoint, weights in forms that are not served, and values that
 no model can have; each refusal names the field, the value, the limit and the way out.
 """
 
@@ -17,6 +17,7 @@ from baton.model_folder import read_json
 from baton.models.families import BY_ARCHITECTURE, BY_NAME
 from baton.models.family import Family
 from baton.models.fields import FIX_CONFIG, Fields
+from baton.models.linear import ByModule
 from baton.models.spec import ModelSpec
 from baton.models.weight_forms import read_weight_form
 from baton.pooling_files import CLASSIFIER, PoolingSetup
@@ -24,8 +25,12 @@ from baton.pooling_files import CLASSIFIER, PoolingSetup
 __all__ = ["make_spec", "read_spec"]
 
 
-def read_spec(folder: Path | str, pooling: PoolingSetup | None = None) -> ModelSpec:
-    """Read the spec of the checkpoint in a folder; `pooling`: of the model that pools so, in place of an output layer.
+def read_spec(folder: Path | str, pooling: PoolingSetup | None = None, quantization: str | None = None) -> ModelSpec:
+    """Read the spec of the checkpoint in a folder.
+
+    Args:
+        pooling: of the model that pools so, in place of an output layer.
+        quantization: how its weights are, or are to be, quantized.
 
     Raises:
         ModelLoadError: no such folder, no or damaged config.json, or a model that Baton does not run.
@@ -39,6 +44,7 @@ def read_spec(folder: Path | str, pooling: PoolingSetup | None = None) -> ModelS
         read_json(generation) if generation.is_file() else {},
         source=str(folder),
         pooling=pooling,
+        quantization=quantization,
     )
 
 
@@ -47,13 +53,15 @@ def make_spec(
     generation: Mapping[str, Any] | None = None,
     source: str = "config",
     pooling: PoolingSetup | None = None,
+    quantization: str | None = None,
 ) -> ModelSpec:
     """Make the spec from the contents of config.json and generation_config.json."""
     family = _family(raw, source, pools=pooling is not None)
     fields = Fields(raw, source)
     _refuse_remote_code(fields, family)
-    quantized = read_weight_form(fields)
     spec = family.read(fields)
+    assert not isinstance(spec.weight_form, ByModule)  # of the family, which knows one form
+    quantized = read_weight_form(fields, spec.weight_form, quantization)
     return replace(
         spec,
         weight_form=quantized or spec.weight_form,

@@ -79,11 +79,13 @@ class Dense:
             return (Stored("weight", (num_inputs, num_outputs), out_dim=1, in_dim=0),)
         return (Stored("weight", (num_outputs, num_inputs), out_dim=0, in_dim=1),)
 
-    def linear(self, tensors: Mapping[str, Tensor], bias: Tensor | None, sizes: Sequence[int], ops: Ops) -> Linear:
+    def linear(
+        self, tensors: Mapping[str, Tensor], bias: Tensor | None, sizes: Sequence[int], ops: Ops, dtype: torch.dtype
+    ) -> Linear:
         weight = tensors["weight"]
         return DenseLinear(weight.t() if self.transposed else weight, bias, ops.linear)
 
-    def experts(self, up: ExpertTensors, down: ExpertTensors, gate: Swiglu, ops: Ops) -> Experts:
+    def experts(self, up: ExpertTensors, down: ExpertTensors, gate: Swiglu, ops: Ops, dtype: torch.dtype) -> Experts:
         weights = ExpertWeights(up.tensors["weight"], down.tensors["weight"], up.bias, down.bias)
         return DenseExperts(weights, gate, ops.experts)
 

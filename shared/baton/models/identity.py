@@ -23,10 +23,11 @@ MAX_SAMPLES = 8_192
 """Of one file: a model of many thousand experts is sampled once a tensor."""
 
 
-def model_identity(folder: Path, *, dummy_seed: int | None = None) -> str:
+def model_identity(folder: Path, *, dummy_seed: int | None = None, quantization: str | None = None) -> str:
     """Compute the fingerprint of a model's config and weights, 32 hex digits.
 
-    `dummy_seed`: the weights are made from this seed and config.json alone.
+    `dummy_seed`: the weights are made from this seed and config.json alone. `quantization`: how they are quantized while
+    they are read.
 
     Raises:
         ModelLoadError: a file cannot be read.
@@ -35,6 +36,8 @@ def model_identity(folder: Path, *, dummy_seed: int | None = None) -> str:
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
         _add(digest, json.dumps(config, sort_keys=True).encode())
+        if quantization is not None:
+            _add(digest, f"quantized {quantization}".encode())
         if dummy_seed is not None:
             _add(digest, f"dummy {dummy_seed}".encode())
             return digest.hexdigest()

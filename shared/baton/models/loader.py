@@ -35,6 +35,7 @@ def load_model(
     max_model_len: int | None = None,
     deterministic: bool = False,
     pooling: PoolingSetup | None = None,
+    quantization: str | None = None,
 ) -> CausalLM:
     """Build a model on its device and fill in its weights.
 
@@ -48,6 +49,7 @@ def load_model(
             one beyond the original context selects the long factors.
         deterministic: every token has the same bits whatever else is in its steps; slower.
         pooling: build the model that pools so, in place of one that generates.
+        quantization: the method that the checkpoint must have, or one by which weights are quantized while they are read.
 
     Raises:
         ModelLoadError: the checkpoint is missing, damaged, or not one that Baton loads; the message says the way out.
@@ -55,7 +57,7 @@ def load_model(
     """
     check_load_format(load_format)
     folder = locate(path_or_id, revision, weights=load_format != "dummy")
-    spec = read_spec(folder, pooling)
+    spec = read_spec(folder, pooling, quantization)
     dtype = resolve_dtype(dtype, spec)
     spec = spec.within(max_model_len)
     device = torch.device(device)
@@ -73,9 +75,15 @@ def load_model(
     return OneByOne(model) if deterministic and not has_kernels else model
 
 
-def weights_nbytes(spec: ModelSpec, dtype: torch.dtype | str | None = None, max_model_len: int | None = None) -> int:
+def weights_nbytes(
+    spec: ModelSpec,
+    dtype: torch.dtype | str | None = None,
+    max_model_len: int | None = None,
+    device: torch.device | str = "cpu",
+) -> int:
     """Count the bytes that a model's parameters and its tables of rotations will take on the device."""
-    return outline(spec.within(max_model_len), resolve_dtype(dtype, spec)).nbytes
+    planned = outline(spec.within(max_model_len), resolve_dtype(dtype, spec))
+    return planned.parameters.settled_nbytes(torch.device(device))
 
 
 def resolve_dtype(dtype: torch.dtype | str | None, spec: ModelSpec) -> torch.dtype:

@@ -16,7 +16,8 @@ from baton.kernels.moe_routing import Routing, route
 from baton.models.dense import DENSE
 from baton.models.fields import Fields
 from baton.models.layers import MLP
-from baton.models.linear import Experts, ExpertTensors, Stored
+from baton.models.linear import Experts, ExpertTensors, Stored, WeightForm
+from baton.models.online import Online
 from baton.models.parameters import Parameters, Piece, Split, Target
 from baton.models.spec import MLPSpec, ModelSpec, MoESpec
 from baton.models.step import Step
@@ -82,13 +83,15 @@ def make_experts(parameters: Parameters, spec: MoESpec, hidden_size: int, name: 
     of_each = [f"{name}.experts.{{}}.{module}" for module in names.each or ()]
     up = Product(spec.num_experts, (spec.size, spec.size), hidden_size, "out", of_each[:2], f"{name}.{names.stacks[0]}")
     down = Product(spec.num_experts, (hidden_size,), spec.size, "in", of_each[2:], f"{name}.{names.stacks[1]}")
-    products = [_stack(parameters, product, names, spec.bias) for product in (up, down)]
+    form = parameters.form_of([module.format(0) for module in of_each] or [up.whole, down.whole])
+    form = form.plain if isinstance(form, Online) else form  # experts are read as they are
+    products = [_stack(parameters, form, product, names, spec.bias) for product in (up, down)]
     if of_each:
         # Whole stacks, where a checkpoint of experts apart was saved anew.
         alternatives = zip(*(expected for _, *expected in products), strict=True)
         each, whole = (frozenset[str]().union(*names) for names in alternatives)
         parameters.alternatives.append((each, whole))
-    return parameters.experts(products[0][0], products[1][0], spec.gate)
+    return parameters.experts(form, products[0][0], products[1][0], spec.gate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +107,12 @@ class Product:
 
 
 def _stack(
-    parameters: Parameters, product: Product, names: ExpertNames, has_bias: bool
+    parameters: Parameters, form: WeightForm, product: Product, names: ExpertNames, has_bias: bool
 ) -> tuple[ExpertTensors, set[str], set[str]]:
     """Make the memory of a product; returns it, and the names of either layout that go there."""
     tensors: dict[str, Tensor] = {}
     each, whole = set[str](), set[str]()
-    stored = [list(parameters.form.stored(size, product.num_inputs)) for size in product.sizes]
+    stored = [list(form.stored(size, product.num_inputs)) for size in product.sizes]
     if has_bias:
         for of_module, size in zip(stored, product.sizes, strict=True):
             of_module.append(Stored("bias", (size,), out_dim=0, fill="zeros"))
@@ -118,7 +121,7 @@ def _stack(
         boxes = [parameters.box(product.whole, module, product.split) for module in modules]
         num_rows = [1 if dim is None else len(box[dim]) for box in boxes]
         rest = [len(lengths) for at, lengths in enumerate(boxes[0]) if at != dim]
-        stack = parameters.new((product.num_experts, sum(num_rows), *rest), first.fill, first.dtype)
+        stack = parameters.new((product.num_experts, sum(num_rows), *rest), first.fill, first.kept or first.dtype)
         tensors[first.suffix] = stack
         places = [rows[:, 0] if dim is None else rows.movedim(1, 1 + dim) for rows in torch.split(stack, num_rows, 1)]
         each |= _expect_each(parameters, product, modules, boxes, places)
@@ -138,7 +141,8 @@ def _expect_each(
     for module, stored, box, place in zip(product.each, modules, boxes, places, strict=bool(product.each)):
         for expert in range(product.num_experts):
             name = f"{module.format(expert)}.{stored.suffix}"
-            parameters.targets[name] = Target(stored.shape, stored.dtype, [Piece(place[expert], tuple(box))])
+            target = parameters.targets[name] = Target.of(stored)
+            target.pieces.append(Piece(place[expert], tuple(box)))
             expected.add(name)
     return expected
 

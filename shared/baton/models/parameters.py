@@ -17,7 +17,7 @@ from torch import Tensor
 from baton.errors import ModelLoadError
 from baton.kernels.moe_weights import Swiglu
 from baton.models.dense import DENSE
-from baton.models.linear import Experts, ExpertTensors, Fill, Linear, Stored, WeightForm
+from baton.models.linear import ByModule, Encoding, Experts, ExpertTensors, Fill, Linear, Stored, WeightForm
 from baton.models.ops import FASTEST, Ops
 from baton.models.rope import rope_table
 from baton.models.spec import RopeSpec
@@ -54,6 +54,28 @@ class Piece:
 
     tensor: Tensor
     box: tuple[range, ...]  # in each dimension of the stored tensor; of outputs that alternate it takes every second
+    encoded: Encoded | None = None  # then `tensor` has the box's shape, and no memory
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Where the rows of a weight go that is encoded while it is read."""
+
+    encoding: Encoding
+    kept: tuple[Tensor, ...]  # rows of each parameter
+    is_transposed: bool  # the stored tensor is [inputs, outputs]
+
+    def part(self, begin: int, count: int) -> Encoded:
+        """Where some of the rows go; of columns always all."""
+        if self.is_transposed:
+            return self
+        return Encoded(self.encoding, tuple(kept[begin : begin + count] for kept in self.kept), False)
+
+    def write(self, stored: Tensor) -> None:
+        """Encode what was read, on the device of the parameters."""
+        rows = stored.t().contiguous() if self.is_transposed else stored
+        for kept, made in zip(self.kept, self.encoding.encode(rows), strict=True):
+            kept.copy_(made)
 
 
 @dataclass(slots=True)
@@ -63,6 +85,14 @@ class Target:
     shape: tuple[int, ...]  # as stored
     dtype: torch.dtype | None = None  # as it must be stored; None: any float
     pieces: list[Piece] = field(default_factory=list)
+    fill: Fill | None = None  # what it holds if the checkpoint lacks it; None: it must be there
+    is_scale: bool = False  # dimensions of 1 may be there or not
+
+    @classmethod
+    def of(cls, stored: Stored) -> Target:
+        """Make the target of a tensor as a form says that it is stored."""
+        fill = stored.fill if stored.optional else None
+        return cls(stored.shape, stored.dtype, fill=fill, is_scale=stored.kept is not None)
 
 
 class Parameters:
@@ -77,7 +107,7 @@ class Parameters:
         dtype: torch.dtype,
         device: torch.device,
         ops: Ops = FASTEST,
-        form: WeightForm = DENSE,
+        form: WeightForm | ByModule = DENSE,
         share: Share = WHOLE,
     ) -> None:
         self.dtype = dtype
@@ -145,10 +175,16 @@ class Parameters:
         Raises:
             ModelLoadError: the ranks cannot have equal shares.
         """
-        parts, form = tuple(parts), form or self.form
+        parts = tuple(parts)
         modules = [module for module, _ in parts]
+        form = self.form_of(modules) if form is None else form
         stored = zip(*(form.stored(outputs, num_inputs) for _, outputs in parts), strict=True)
-        tensors = {of_parts[0].suffix: self._join(modules, of_parts, split, groups) for of_parts in stored}
+        tensors: dict[str, Tensor] = {}
+        for of_parts in stored:
+            if of_parts[0].encoding:
+                tensors |= self._join_encoded(modules, of_parts, split, groups)
+            else:
+                tensors[of_parts[0].suffix] = self._join(modules, of_parts, split, groups)
         vector = None
         if bias and split == "in" and self.share.rank:
             # The ranks' results are summed, so the first one alone adds the bias.
@@ -159,19 +195,23 @@ class Parameters:
         sizes: dict[str, int] = defaultdict(int)
         for module, outputs in parts:
             sizes[module] += outputs // (self.share.size if split == "out" else 1)
-        return self._linear(form.linear(tensors, vector, tuple(sizes.values()), self.ops))
+        return self._linear(form.linear(tensors, vector, tuple(sizes.values()), self.ops, self.dtype))
 
     def linear_of(self, weight: Tensor) -> Linear:
         """Make a linear layer of a parameter that there is, [outputs, inputs]."""
-        return self._linear(DENSE.linear({"weight": weight}, None, (len(weight),), self.ops))
+        return self._linear(DENSE.linear({"weight": weight}, None, (len(weight),), self.ops, self.dtype))
 
     def _linear(self, layer: Linear) -> Linear:
         self._settled.append(layer)
         return layer
 
-    def experts(self, up: ExpertTensors, down: ExpertTensors, gate: Swiglu) -> Experts:
+    def form_of(self, modules: Sequence[str]) -> WeightForm:
+        """Find the form of modules that are multiplied together."""
+        return self.form.of(modules) if isinstance(self.form, ByModule) else self.form
+
+    def experts(self, form: WeightForm, up: ExpertTensors, down: ExpertTensors, gate: Swiglu) -> Experts:
         """Make the experts of a layer of their stacked tensors."""
-        layer = self.form.experts(up, down, gate, self.ops)
+        layer = form.experts(up, down, gate, self.ops, self.dtype)
         self._settled.append(layer)
         return layer
 
@@ -183,24 +223,55 @@ class Parameters:
         boxes = [self.box(module, part, split) for module, part in parts]
         shape = [len(lengths) for lengths in boxes[0]]
         if dim is None:
-            tensor = self.new((len(parts), *shape), first.fill, first.dtype)
+            tensor = self.new((len(parts), *shape), first.fill, first.kept or first.dtype)
             places = list(tensor)
         else:
             num_rows = [len(box[dim]) for box in boxes]
-            rows = self.new((sum(num_rows), *shape[:dim], *shape[dim + 1 :]), first.fill, first.dtype)
+            rows = self.new((sum(num_rows), *shape[:dim], *shape[dim + 1 :]), first.fill, first.kept or first.dtype)
             tensor = rows.movedim(0, dim)
             places = [place.movedim(0, dim) for place in torch.split(rows, num_rows)]
         if groups > 1 and dim is not None:
             self._interleave(modules, stored, boxes, places, groups)
             return tensor
         for (module, part), box, place in zip(parts, boxes, places, strict=True):
-            target = self.targets.setdefault(f"{module}.{part.suffix}", Target(part.shape, part.dtype))
-            if target.pieces and dim is not None:  # of a fused module: this part lies behind the others
-                begin = target.shape[dim]
-                box[dim] = range(begin + box[dim].start, begin + box[dim].stop)
-                target.shape = (*part.shape[:dim], begin + part.shape[dim], *part.shape[dim + 1 :])
-            target.pieces.append(Piece(place, tuple(box)))
+            self._place(module, part, box, place)
         return tensor
+
+    def _join_encoded(
+        self, modules: Sequence[str], stored: Sequence[Stored], split: Split, groups: int
+    ) -> dict[str, Tensor]:
+        """Make the parameters that the weights of the parts are encoded to."""
+        first, encoding = stored[0], stored[0].encoding
+        assert encoding is not None
+        assert first.out_dim is not None
+        assert first.in_dim is not None
+        if groups > 1:
+            raise ModelLoadError(
+                f"{modules[0]}: a module whose parts alternate is not quantized while loading. Leave --quantization out."
+            )
+        boxes = [self.box(module, part, split) for module, part in zip(modules, stored, strict=True)]
+        num_rows = [len(box[first.out_dim]) for box in boxes]
+        tensors = {
+            kept.suffix: self.new(kept.shape, kept.fill, kept.dtype)
+            for kept in encoding.kept(sum(num_rows), len(boxes[0][first.in_dim]))
+        }
+        places = zip(*(torch.split(tensor, num_rows) for tensor in tensors.values()), strict=True)
+        for module, part, box, kept in zip(modules, stored, boxes, places, strict=True):
+            shape = kept[0].new_empty(1).expand([len(lengths) for lengths in box])
+            self._place(module, part, box, shape, Encoded(encoding, kept, first.out_dim == 1))
+        return tensors
+
+    def _place(
+        self, module: str, part: Stored, box: list[range], place: Tensor, encoded: Encoded | None = None
+    ) -> None:
+        """Note where a part of a stored tensor goes."""
+        target = self.targets.setdefault(f"{module}.{part.suffix}", Target.of(part))
+        dim = part.out_dim
+        if target.pieces and dim is not None:  # of a fused module: this part lies behind the others
+            begin = target.shape[dim]
+            box[dim] = range(begin + box[dim].start, begin + box[dim].stop)
+            target.shape = (*part.shape[:dim], begin + part.shape[dim], *part.shape[dim + 1 :])
+        target.pieces.append(Piece(place, tuple(box), encoded))
 
     def _interleave(
         self,
@@ -241,5 +312,10 @@ class Parameters:
         """
         self.targets.clear()
         self.fills.clear()
+        self.nbytes = self.settled_nbytes(self.device)
         for layer in self._settled:
             layer.settle()
+
+    def settled_nbytes(self, device: torch.device) -> int:
+        """Count the bytes that `nbytes` will be on a device after `settle`."""
+        return self.nbytes + sum(layer.growth(device) for layer in self._settled)

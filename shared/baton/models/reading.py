@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from baton.errors import ModelLoadError
 from baton.models.checkpoint import FETCH_AGAIN, TensorEntry
-from baton.models.parameters import Piece
+from baton.models.parameters import Encoded, Piece
 
 NUM_THREADS = min(16, os.cpu_count() or 1)
 """One thread copies 2 to 5 GB/s from the page cache; a disk has enough to do with the reads of 16."""
@@ -45,6 +46,8 @@ class Rows:
     box: tuple[slice, ...]
     """What of them is wanted."""
     target: Tensor
+    encoded: Encoded | None = None
+    """Where they go instead, of a weight that is encoded; `target` then has a shape alone."""
 
     @property
     def nbytes(self) -> int:
@@ -61,17 +64,24 @@ def rows_of(entry: TensorEntry, piece: Piece) -> Iterator[Rows]:
     """Cut a piece into parts of at most a chunk, or of one row."""
     shape, box = entry.shape or (1,), piece.box or (range(1),)
     target = piece.tensor.view(tuple(map(len, box)))
-    yield from _cut(entry, entry.offset, shape, box, target)
+    limit = CHUNK_NBYTES[target.device.type]
+    if piece.encoded is None:
+        yield from _cut(entry, entry.offset, shape, box, target, limit)
+        return
+    # A whole output is encoded at once: where outputs are columns, that is the whole matrix.
+    limit, at = sys.maxsize if piece.encoded.is_transposed else limit, 0
+    for rows in _cut(entry, entry.offset, shape, box, target, limit):
+        yield replace(rows, encoded=piece.encoded.part(at, len(rows.target)))
+        at += len(rows.target)
 
 
 def _cut(
-    entry: TensorEntry, begin: int, shape: tuple[int, ...], box: tuple[range, ...], target: Tensor
+    entry: TensorEntry, begin: int, shape: tuple[int, ...], box: tuple[range, ...], target: Tensor, limit: int
 ) -> Iterator[Rows]:
     row_nbytes = math.prod(shape[1:]) * entry.dtype.itemsize
-    limit = CHUNK_NBYTES[target.device.type]
     if len(shape) > 2:  # experts: a matrix each
         for at, part in zip(box[0], target, strict=True):
-            yield from _cut(entry, begin + at * row_nbytes, shape[1:], box[1:], part)
+            yield from _cut(entry, begin + at * row_nbytes, shape[1:], box[1:], part, limit)
         return
     count = max(1, limit // max(1, row_nbytes))
     inner = tuple(slice(of.start, of.stop, of.step) for of in box[1:])

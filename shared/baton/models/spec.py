@@ -12,7 +12,7 @@ from baton.errors import ModelLoadError
 from baton.kernels.moe_routing import Routing
 from baton.kernels.moe_weights import SILU, Swiglu
 from baton.models.dense import DENSE
-from baton.models.linear import WeightForm
+from baton.models.linear import ByModule, WeightForm
 from baton.pooling_files import PoolingSetup
 
 
@@ -103,7 +103,7 @@ class ModelSpec:
     tie_word_embeddings: bool
     initializer_range: float = 0.02
     num_positions: int = 0  # rows of the table of learned positions
-    weight_form: WeightForm = DENSE  # of the layers' weights
+    weight_form: WeightForm | ByModule = DENSE  # of the layers' weights
     norm: Literal["rms", "layer"] = "rms"
     norm_offset: float = 0.0  # norms multiply by it + weight
     embedding_scale: float = 1.0

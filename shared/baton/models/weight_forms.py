@@ -1,4 +1,4 @@
-"""Which form the weights of a checkpoint have, by what its config.json calls the quantization."""
+"""Which form the weights of a checkpoint have: by what its config.json calls the quantization, and by what is asked for."""
 
 from __future__ import annotations
 
@@ -6,28 +6,69 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from baton.errors import ModelLoadError
+from baton.models import awq, compressed_tensors, fp8, gptq, online
 from baton.models.fields import DTYPES, Fields
-from baton.models.linear import WeightForm
+from baton.models.linear import ByModule, WeightForm
+from baton.models.module_rules import QuantizedFields
 
 # quant_method -> its form, made of the whole quantization_config
-QUANTIZED: dict[str, Callable[[Mapping[str, Any]], WeightForm]] = {}
+QUANTIZED: dict[str, Callable[[QuantizedFields], WeightForm | ByModule]] = {
+    "awq": awq.read,
+    "compressed-tensors": compressed_tensors.read,
+    "fp8": fp8.read,
+    "gptq": gptq.read,
+}
+SAME = {"gptq_marlin": "gptq", "awq_marlin": "awq"}
+"""vLLM's names for the kernels of a method; which kernel runs is chosen here."""
+_SECTIONS = ("quantization_config", "compression_config")
 
 
-def read_weight_form(fields: Fields) -> WeightForm | None:
-    """Find the form of quantized weights; None: they are not quantized.
+def read_weight_form(
+    fields: Fields, plain: WeightForm, quantization: str | None = None
+) -> WeightForm | ByModule | None:
+    """Find the form of the weights; None: they are not quantized.
+
+    Args:
+        plain: the family's form of weights that are not.
+        quantization: what is asked for: the method that the checkpoint has, or one of `online.METHODS`.
 
     Raises:
-        ModelLoadError: they are quantized in a way that Baton does not load.
+        ModelLoadError: they are quantized in a way that Baton does not load, or not as is asked for.
     """
-    for name in ("quantization_config", "compression_config"):
+    asked = SAME.get(quantization or "", quantization)
+    for name in _SECTIONS:
         value = fields.raw.get(name)
-        if not value:
-            continue
-        method = value.get("quant_method", "unnamed") if isinstance(value, Mapping) else value
-        if isinstance(value, Mapping) and method in QUANTIZED:
-            return QUANTIZED[method](value)
-        raise ModelLoadError(
-            f"{fields.source}: {name} says quant_method={method!r}; Baton loads unquantized weights "
-            f"({', '.join((*DTYPES, *QUANTIZED))}). Take the unquantized checkpoint of this model."
+        if value:
+            return _of_checkpoint(fields, plain, name, value, asked)
+    if asked is None:
+        return None
+    if asked not in online.METHODS:
+        known = ", ".join((*QUANTIZED, *SAME))
+        way_out = (
+            f"the checkpoint is not quantized. Leave it out, or give one of {', '.join(online.METHODS)} to quantize "
+            f"while loading."
+            if asked in QUANTIZED
+            else f"it is none of {', '.join(online.METHODS)} (made while loading), {known} (what a checkpoint has)."
         )
-    return None
+        raise ModelLoadError(f"{fields.source}: quantization={quantization!r}: {way_out}")
+    return online.Online(plain, asked, DTYPES[fields.dtype()])
+
+
+def _of_checkpoint(
+    fields: Fields, plain: WeightForm, section: str, value: object, asked: str | None
+) -> WeightForm | ByModule:
+    method = value.get("quant_method", "unnamed") if isinstance(value, Mapping) else value
+    method = SAME.get(method, method) if isinstance(method, str) else method
+    if not isinstance(value, Mapping) or method not in QUANTIZED:
+        raise ModelLoadError(
+            f"{fields.source}: {section} says quant_method={method!r}; Baton loads unquantized weights "
+            f"({', '.join(DTYPES)}) and {', '.join(QUANTIZED)}. Take the unquantized checkpoint of this model, with "
+            f"--quantization {', '.join(online.METHODS)} if it is to be smaller."
+        )
+    if asked not in (None, method):
+        raise ModelLoadError(
+            f"{fields.source}: quantization={asked!r} is asked for, and the checkpoint is quantized by {method}. Leave it "
+            "out, or take the unquantized checkpoint."
+        )
+    raw: dict[str, Any] = dict(value)
+    return QUANTIZED[method](QuantizedFields(Fields(raw, f"{fields.source}: {section}"), plain, DTYPES[fields.dtype()]))

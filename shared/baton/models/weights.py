@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from baton.errors import ModelLoadError
 from baton.models.checkpoint import FLOATS, TensorEntry
+from baton.models.linear import Fill
 from baton.models.parameters import Parameters, Target
 from baton.models.reading import Rows, read_all, rows_of
 from baton.progress import Bar
@@ -37,10 +39,16 @@ def fill_dummy(parameters: Parameters, std: float, seed: int) -> None:
     """Fill with random weights, on the device: normal matrices, norms that scale nothing, biases of 0."""
     generator = torch.Generator(parameters.device).manual_seed(seed)
     for tensor, fill in parameters.fills:
-        if fill == "normal":
-            tensor.normal_(0.0, std, generator=generator)
-        else:
-            tensor.fill_(1.0 if fill == "ones" else 0.0)
+        _fill(tensor, fill, std, generator)
+
+
+def _fill(tensor: Tensor, fill: Fill, std: float, generator: torch.Generator | None) -> None:
+    if callable(fill):
+        fill(tensor, std, generator)
+    elif fill == "normal":
+        tensor.normal_(0.0, std, generator=generator)
+    else:
+        tensor.fill_(1.0 if fill == "ones" else 0.0)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -70,7 +78,7 @@ def match(parameters: Parameters, entries: Mapping[str, TensorEntry], source: st
     for name, original in parameters.tied.items():
         if original not in found and name in found:
             found[original] = found.pop(name)
-    missing = parameters.targets.keys() - found.keys()
+    missing = {name for name, target in parameters.targets.items() if target.fill is None} - found.keys()
     for layouts in parameters.alternatives:
         # The layout that the checkpoint has more of is the one that it is meant to have.
         unwanted = min(layouts, key=lambda names: len(names & found.keys()))
@@ -84,12 +92,16 @@ def match(parameters: Parameters, entries: Mapping[str, TensorEntry], source: st
             f"{source}: the checkpoint has {_listed(strange)}, which config.json does not describe. {OTHER_MODEL}"
         )
     for name, entry in found.items():
-        _check(entry, parameters.target(name))
+        target = parameters.target(name)
+        _check(entry, target)
+        if target.is_scale:
+            found[name] = replace(entry, shape=target.shape)
     return found
 
 
 def _check(entry: TensorEntry, target: Target) -> None:
-    if entry.shape != target.shape:
+    same = _without_ones(entry.shape) == _without_ones(target.shape) if target.is_scale else entry.shape == target.shape
+    if not same:
         raise ModelLoadError(
             f"{entry.file}: tensor {entry.name!r} has shape {list(entry.shape)}, and config.json makes it "
             f"{list(target.shape)}. {OTHER_MODEL}"
@@ -100,6 +112,10 @@ def _check(entry: TensorEntry, target: Target) -> None:
             f"{entry.file}: tensor {entry.name!r} has dtype {entry.dtype}, and config.json makes it {wanted}. "
             f"{OTHER_MODEL}"
         )
+
+
+def _without_ones(shape: tuple[int, ...]) -> list[int]:
+    return [length for length in shape if length != 1]
 
 
 def _model_name(name: str, known: Container[str]) -> str | None:
@@ -154,6 +170,10 @@ def load_weights(parameters: Parameters, found: Mapping[str, TensorEntry], progr
     Raises:
         ModelLoadError: a file is damaged or cannot be read, or two tensors that config.json ties differ.
     """
+    for target in parameters.targets.values():
+        if target.fill is not None:  # the checkpoint may lack it
+            for piece in target.pieces:
+                _fill(piece.tensor, target.fill, 1.0, None)
     # A repeat of a tied tensor is compared, so it comes when the tensor itself is there.
     whole, repeats = (
         [
@@ -167,11 +187,18 @@ def load_weights(parameters: Parameters, found: Mapping[str, TensorEntry], progr
     )
     form = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "disable": not progress}
     with Bar(total=sum(rows.nbytes for rows in (*whole, *repeats)), desc="Loading weights", **form) as bar:
-        read_all(whole, lambda stored, rows: _copy(stored, rows.target), bar.update)
+        read_all(whole, _put, bar.update)
         names = {found[name].name: original for name, original in parameters.tied.items() if name in found}
         read_all(repeats, lambda stored, rows: _compare(stored, rows, names[rows.entry.name]), bar.update, always=True)
     if parameters.device.type == "cuda":
         torch.cuda.synchronize(parameters.device)
+
+
+def _put(stored: Tensor, rows: Rows) -> None:
+    if rows.encoded is None:
+        _copy(stored, rows.target)
+    else:
+        rows.encoded.write(stored)
 
 
 def _compare(stored: Tensor, rows: Rows, original: str) -> None:

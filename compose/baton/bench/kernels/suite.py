@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import baton.kernels.launch
-from baton.bench.kernels import attention, few_rows_linear, moe, rms_norm, rotary, sample, silu_mul
+from baton.bench.kernels import attention, few_rows_linear, moe, quantized_linear, rms_norm, rotary, sample, silu_mul
 from baton.bench.kernels.measure import Ceilings, Row, measure_ceilings
 from baton.bench.report import Report
 from baton.errors import ConfigError
@@ -19,6 +19,7 @@ from baton.kernels.launch import INTERPRET, triton_version
 
 BENCHES: dict[str, Callable[[], Iterator[Row]]] = {
     "few_rows_linear": few_rows_linear.rows,
+    "quantized_linear": quantized_linear.rows,
     "rms_norm": rms_norm.rows,
     "rotary": rotary.rows,
     "silu_mul": silu_mul.rows,
@@ -30,6 +31,7 @@ BENCHES: dict[str, Callable[[], Iterator[Row]]] = {
 SWEEPS: dict[str, Callable[[], Iterator[tuple[str, float, str, object]]]] = {
     "attention": attention.sweep,
     "moe": moe.sweep,
+    "quantized_linear": quantized_linear.sweep,
 }
 BEGIN, END = "<!-- measured by `baton bench kernels --write` on an ", "<!-- end of what was measured -->"
 """Around a device's table; the first is followed by the device's name and ` -->`."""
