@@ -108,6 +108,23 @@ def test_many_inputs_are_spread_over_the_workers_and_leave_nothing(served: Serve
     assert_quiet(*served.workers)
 
 
+def test_a_request_of_many_inputs_is_one_record_with_counts(served: Served) -> None:
+    def records() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = httpx.get(f"{served.router.url}/debug/requests").json()["requests"]
+        return found
+
+    before = {record["at"] for record in records()}
+    usage = served.post("/v1/embeddings", input=[f"record {i}" for i in range(50)]).raise_for_status().json()["usage"]
+    assert served.post("/v1/embeddings", input=[[1], [99999]]).status_code == 400
+    refused, record = (record for record in records() if record["at"] not in before)
+    assert (record["state"], record["status"], record["prompt_tokens"]) == ("finished", 200, usage["prompt_tokens"])
+    assert (record["inputs"]["count"], record["inputs"]["done"]) == (50, 50)
+    assert sum(record["inputs"]["by_worker"].values()) == 50
+    assert 0 < len(record["attempts"]) <= 16
+    assert all(attempt["ended_ms"] <= record["total_ms"] for attempt in record["attempts"])
+    assert (refused["state"], refused["status"], refused["inputs"]) == ("refused", 400, None)
+
+
 @pytest.mark.parametrize(
     ("path", "body", "words"),
     [

@@ -9,7 +9,7 @@ import pytest
 
 from baton.errors import QueueFull
 from baton.router.costs import Option
-from baton.router.journal import CAPACITY, MAX_ATTEMPTS, NUM_RECORDS, Journal, RequestRecord
+from baton.router.journal import CAPACITY, MAX_ATTEMPTS, NUM_RECORDS, Inputs, Journal, RequestRecord
 from baton.router.policy import Decision
 from baton.router.sink import Usage
 
@@ -231,3 +231,22 @@ def test_many_refusals_drive_no_other_request_out() -> None:
     assert len(journal.newest(CAPACITY)) == CAPACITY
     assert len(journal.newest(1000)) == CAPACITY + 10
     assert journal.num_refused == CAPACITY + 100
+
+
+def test_inputs_of_one_request_are_told_of_in_its_record_alone() -> None:
+    whole = RequestRecord("many", Usage(6), 0.0, inputs=Inputs(3))
+    inputs = [RequestRecord("many", Usage(2), 0.0, input_of=whole) for _ in range(3)]
+    for worker, record in zip(("d0", "d1", "d0"), inputs, strict=True):
+        record.placed(0, Decision(Option("local", worker, None, 0.0), []), 1.0)
+    assert whole.describe()["state"] == "waiting"
+    inputs[0].end("finished", None, 2.0)
+    inputs[1].replayed("lost", 3.0)
+    inputs[1].placed(1, Decision(Option("local", "d0", None, 0.0), []), 3.0)
+    inputs[1].end("finished", None, 4.0)
+    inputs[2].end("failed", QueueFull("full"), 5.0)
+    assert whole.describe()["state"] == "running"
+    whole.end("failed", QueueFull("full"), 5.0)
+    shown = whole.describe()
+    assert (shown["state"], shown["status"], shown["cause"]) == ("failed", 429, "queue_full")
+    assert shown["inputs"] == {"count": 3, "done": 2, "by_worker": {"d0": 3, "d1": 1}}
+    assert [attempt["ended_ms"] for attempt in shown["attempts"]] == [2000, 3000, 5000, 4000]

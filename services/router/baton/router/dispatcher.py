@@ -91,10 +91,11 @@ class Running:
         "workers",
     )
 
-    def __init__(self, dispatcher: Dispatcher, flow: Flow[Any]) -> None:
-        self.flow = flow
+    def __init__(self, dispatcher: Dispatcher, flow: Flow[Any], input_of: RequestRecord | None = None) -> None:
+        self.flow, generation = flow, flow.generation
         self.arrived_at = dispatcher.pool.clock()
-        self.record = RequestRecord(flow.generation.public_id, flow.usage, self.arrived_at, flow.generation.tenant)
+        known = generation.public_id, flow.usage, self.arrived_at, generation.tenant
+        self.record = RequestRecord(*known, input_of=input_of)
         self.demand: Demand | None = None
         """What admission counts for it; None before it is taken in."""
         self.decision: Decision | None = None
@@ -244,8 +245,10 @@ class Dispatcher:
 
     # -- requests -----------------------------------------------------------------------------------------
 
-    def start(self, flow: Flow[Any]) -> Running:
+    def start(self, flow: Flow[Any], *, input_of: RequestRecord | None = None) -> Running:
         """Take a request in, and send it on its way.
+
+        input_of: the request that has it as one of its inputs, and is in the journal in its place.
 
         Raises:
             QueueFull: refused before it queues, with the seconds after which to try again.
@@ -253,7 +256,7 @@ class Dispatcher:
             InvalidRequest: its pin names a worker that is not there.
             Unavailable: no worker has come yet, or all sleep.
         """
-        running, generation = Running(self, flow), flow.generation
+        running, generation = Running(self, flow, input_of), flow.generation
         if self._end is not None:
             raise self._end
         if self.last_facts is None:
@@ -274,7 +277,8 @@ class Dispatcher:
             raise
         running.demand = demand
         self.flows[flow.request_id] = running
-        self.journal.add(running.record)
+        if input_of is None:
+            self.journal.add(running.record)
         seconds_left = generation.seconds_left(self.pool.clock())
         if seconds_left is not None:
             running.deadline = self._loop.call_later(seconds_left, lambda: self._fail(running, DeadlinePassed()))

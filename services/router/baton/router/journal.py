@@ -67,6 +67,16 @@ class AttemptRecord:
             span.end = span.end or now
 
 
+@dataclass(slots=True)
+class Inputs:
+    """Inputs of one request that go to workers each by itself, counted."""
+
+    num: int
+    num_done: int = 0
+    by_worker: dict[str, int] = field(default_factory=dict)
+    """How many were sent to each; one that was replayed counts again."""
+
+
 @dataclass(slots=True, eq=False)
 class RequestRecord:
     """One request, as far as it has come."""
@@ -86,12 +96,20 @@ class RequestRecord:
     ended_at: float = 0.0
     num_cached: int = 0
     attempts: list[AttemptRecord] = field(default_factory=list)
+    """The last ones; of a request with `inputs`, those of any of them."""
+    inputs: Inputs | None = None
+    input_of: RequestRecord | None = None
+    """The request whose input it is: that is shown, and counts what becomes of this."""
 
     def placed(self, epoch: int, decision: Decision, sent_at: float) -> None:
         """It has its workers; `sent_at` is 0 if one of them did not take its message."""
-        if len(self.attempts) == MAX_ATTEMPTS:
-            del self.attempts[0]
-        self.attempts.append(AttemptRecord(epoch, decision, sent_at))
+        attempt = AttemptRecord(epoch, decision, sent_at)
+        self._add(attempt)
+        whole = self.input_of
+        if whole is not None and whole.inputs is not None:
+            whole._add(attempt)
+            by_worker, worker = whole.inputs.by_worker, decision.chosen.decode
+            by_worker[worker] = by_worker.get(worker, 0) + bool(sent_at)
 
     def computed(self, worker: str, report: Computed, now: float) -> None:
         """A worker has its first token of this request."""
@@ -137,8 +155,14 @@ class RequestRecord:
         self.state, self.ended_at = state, now
         if error is not None:
             self.status, self.cause = error.status, error.cause
-        if self.attempts:
+        if self.attempts and self.inputs is None:
             self.attempts[-1].end(now)
+        whole = self.input_of
+        if whole is not None and whole.inputs is not None:
+            whole.num_cached += self.usage.num_cached
+            whole.inputs.num_done += state == "finished"
+            if whole.state == "waiting":
+                whole.state = "running"
 
     def describe(self) -> dict[str, Any]:
         """Return it as JSON; times in ms from its arrival."""
@@ -155,6 +179,8 @@ class RequestRecord:
             "prompt_tokens": self.usage.num_prompt,
             "cached_tokens": self.num_cached,
             "completion_tokens": self.usage.num_completion,
+            "inputs": self.inputs
+            and {"count": self.inputs.num, "done": self.inputs.num_done, "by_worker": self.inputs.by_worker},
             "first_token_ms": ms(self.first_token_at),
             "total_ms": ms(self.ended_at),
             "attempts": [
@@ -182,6 +208,11 @@ class RequestRecord:
                 if attempt.sent_at
             ],
         }
+
+    def _add(self, attempt: AttemptRecord) -> None:
+        if len(self.attempts) == MAX_ATTEMPTS:
+            del self.attempts[0]
+        self.attempts.append(attempt)
 
     def _attempt(self, epoch: int) -> AttemptRecord | None:
         last = self.attempts[-1] if self.attempts else None

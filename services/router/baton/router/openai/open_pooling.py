@@ -16,11 +16,14 @@ from baton.protocol import SamplingParams
 from baton.requests.pooling import PoolingRequest
 from baton.router.auth import salt_of
 from baton.router.dispatcher import Running
+from baton.router.flow import EndState
 from baton.router.generation import Generation, hash_prompt
 from baton.router.http_request import Caller
+from baton.router.journal import Inputs, RequestRecord
 from baton.router.openai.open_request import unless_left
 from baton.router.pooling_flow import PoolingFlow, PoolingSink
 from baton.router.router_state import RouterState
+from baton.router.sink import Usage
 
 _AT_ONCE = 256
 """Items of one request that workers have at once: a full step, and the next. Others' requests come between."""
@@ -56,6 +59,11 @@ class OpenPooling:
         self._prompts = prompts
         self._params = params
         self._answers: list[Pooled | None] = [None] * len(prompts)
+        self._record = RequestRecord(
+            *(caller.public_id, Usage(sum(map(len, prompts))), router.pool.clock(), caller.tenant),
+            inputs=Inputs(len(prompts)),
+        )
+        self._is_recorded = False
         self._open: dict[int, Running] = {}
         self._error: BatonError | None = None
         self._changed = asyncio.Event()
@@ -78,10 +86,12 @@ class OpenPooling:
         """
         try:
             await unless_left(http, asyncio.ensure_future(self._send_all(facts)), self._router.metrics)
-        except BaseException:
+        except BaseException as error:
             for running in list(self._open.values()):
                 running.cancel()
+            self._end_record(error)
             raise
+        self._end_record(None)
         return [answer for answer in self._answers if answer is not None]
 
     async def _send_all(self, facts: ModelFacts) -> None:
@@ -126,11 +136,14 @@ class OpenPooling:
             args = generation, parts, router.config.cache_key, facts.block_size
             generation.hashes[parts] = hash_prompt(*args) if known else []
         sink = PoolingSink(lambda sink: self._end(index, sink))
-        running = router.dispatcher.start(PoolingFlow(generation, self._params[index], sink))
+        flow = PoolingFlow(generation, self._params[index], sink)
+        running = router.dispatcher.start(flow, input_of=self._record)
         if not running.is_over:
             self._open[index] = running
         if index == 0:
             caller.running.append(running)
+            router.dispatcher.journal.add(self._record)
+            self._is_recorded = True
 
     def _end(self, index: int, sink: PoolingSink) -> None:
         self._open.pop(index, None)
@@ -138,3 +151,11 @@ class OpenPooling:
         self._error = self._error or sink.error
         self.num_cached += sink.usage.num_cached
         self._changed.set()
+
+    def _end_record(self, error: BaseException | None) -> None:
+        """Say in the journal how all of it ended, unless its first item was refused."""
+        known = error if isinstance(error, BatonError) else None
+        state: EndState = "finished" if error is None else "failed" if known else "cancelled"
+        self._record.end(state, known, self._router.pool.clock())
+        if known is not None:
+            known.is_recorded = known.is_recorded or self._is_recorded
