@@ -165,6 +165,47 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "Qwen3MoeConfig",
         {**_SHAPE, **_EXPERTS, "decoder_sparse_step": 2, "mlp_only_layers": [0], "tie_word_embeddings": True},
     ),
+    "qwen2-moe": (
+        "Qwen2MoeConfig",
+        {
+            **_SHAPE,
+            **_EXPERTS,
+            "shared_expert_intermediate_size": 56,
+            "mlp_only_layers": [1],
+            "use_sliding_window": True,
+            "sliding_window": 11,
+            "max_window_layers": 1,
+        },
+    ),
+    "olmoe": ("OlmoeConfig", {**_SHAPE, **_EXPERTS, "intermediate_size": 40}),
+    "granite-moe": (
+        "GraniteMoeConfig",
+        {
+            **_SHAPE,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 3,
+            "attention_multiplier": 0.2,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.6,
+            "logits_scaling": 2.0,
+        },
+    ),
+    "phi-moe": ("PhimoeConfig", {**_SHAPE, "num_local_experts": 6, "lm_head_bias": True, "attention_bias": True}),
+    "phi-moe-longrope": (
+        "PhimoeConfig",
+        {
+            **_SHAPE,
+            "num_local_experts": 4,
+            "sliding_window": 90,
+            "rope_parameters": {
+                **_LONGROPE,
+                "long_factor": _LONGROPE["short_factor"],  # transformers never turns by the long ones here
+                "short_mscale": 1.25,
+                "long_mscale": 1.25,
+                "original_max_position_embeddings": 32,
+            },
+        },
+    ),
     "gpt2": ("GPT2Config", _GPT2),
     "gpt2-scaled": (
         "GPT2Config",

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from baton.models.causal_lm import CausalLM
-from baton.models.layers import LayerNorm, attention_of, mlp_of, output_layer
+from baton.models.layers import MLP, LayerNorm, attention_of, mlp_of, output_layer
+from baton.models.moe import ExpertNames, MoE
 from baton.models.names import LLAMA, Names
 from baton.models.parameters import Parameters
 from baton.models.spec import ModelSpec
@@ -28,6 +29,7 @@ class Blocks:
     shared_norm: bool = False  # of parallel blocks: one norm for both
     norm_bias: bool = True
     output_bias: bool = False
+    experts: ExpertNames | None = None  # every layer has them
 
 
 class BlockLayer:
@@ -41,7 +43,11 @@ class BlockLayer:
         if not own.shared_norm:
             self.mlp_norm = LayerNorm(parameters, f"{name}.{names.mlp_norm}", **norm)  # type: ignore[arg-type]
         self.attention = attention_of(parameters, spec, layer, names)
-        self.mlp = mlp_of(parameters, spec, layer, names)
+        self.mlp: MLP | MoE
+        if own.experts is None:
+            self.mlp = mlp_of(parameters, spec, layer, names)
+        else:
+            self.mlp = MoE(parameters, spec, layer, own.experts)
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         x = x + self.attention(self.attention_norm(x), step)

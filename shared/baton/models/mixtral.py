@@ -13,17 +13,18 @@ from baton.models.llama import Llama
 from baton.models.moe import ExpertNames, MoE, read_moe, sparse_layers
 from baton.models.spec import ModelSpec, MoESpec
 
+NAMES = ExpertNames("block_sparse_moe", each=("w1", "w3", "w2"))
+
 
 class Mixtral(Llama):
     """A decoder of the Llama kind, some or all of whose layers have experts."""
 
-    BLOCK = "block_sparse_moe"  # where a layer has its experts
-    EXPERTS = ExpertNames(each=("w1", "w3", "w2"))
+    EXPERTS = NAMES
 
     def _mlp(self, layer: int) -> MLP | MoE:
         if not isinstance(self.spec.layers[layer].mlp, MoESpec):
             return super()._mlp(layer)
-        return MoE(self.parameters, self.spec, layer, f"layers.{layer}.{self.BLOCK}", self.EXPERTS)
+        return MoE(self.parameters, self.spec, layer, self.EXPERTS)
 
 
 def read(fields: Fields) -> ModelSpec:

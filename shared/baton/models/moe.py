@@ -25,8 +25,9 @@ from baton.models.step import Step
 
 @dataclass(frozen=True, slots=True)
 class ExpertNames:
-    """What a checkpoint calls the parts of a mixture of experts, below the layer's own name."""
+    """What a checkpoint calls a layer's mixture of experts, and its parts below that."""
 
+    block: str = "mlp"
     router: str = "gate"
     score_bias: str = "gate.e_score_correction_bias"
     each: tuple[str, str, str] | None = (
@@ -44,8 +45,8 @@ class ExpertNames:
 class MoE:
     """Each token's sum over the experts that its router chooses, and over the shared one."""
 
-    def __init__(self, parameters: Parameters, model: ModelSpec, layer: int, name: str, names: ExpertNames) -> None:
-        spec, size = model.layers[layer].mlp, model.hidden_size
+    def __init__(self, parameters: Parameters, model: ModelSpec, layer: int, names: ExpertNames) -> None:
+        spec, size, name = model.layers[layer].mlp, model.hidden_size, f"layers.{layer}.{names.block}"
         assert isinstance(spec, MoESpec)
         self.routing = replace(spec.routing, scale=spec.routing.scale * model.residual_scale)
         self.router = parameters.linear(

@@ -17,7 +17,6 @@ from baton.models.spec import ModelSpec, MoESpec
 class Qwen3MoE(Mixtral):
     """A decoder of the Qwen3-MoE kind."""
 
-    BLOCK = "mlp"
     EXPERTS = ExpertNames()
 
 
