@@ -156,11 +156,26 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {**_PHI3, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75}},
     ),
     "mixtral": ("MixtralConfig", {**_SHAPE, "num_local_experts": 5, "num_experts_per_tok": 2}),
+    "qwen3-moe": ("Qwen3MoeConfig", {**_SHAPE, **_EXPERTS, "norm_topk_prob": True, "head_dim": 32}),
+    "gpt2": ("GPT2Config", _GPT2),
+    "gpt2-scaled": (
+        "GPT2Config",
+        {**_GPT2, "scale_attn_by_inverse_layer_idx": True, "n_inner": 80, "activation_function": "relu"},
+    ),
+    "opt": ("OPTConfig", _OPT),
+    "opt-350m": ("OPTConfig", {**_OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 48}),
+    "opt-plain": (
+        "OPTConfig",
+        {**_OPT, "enable_bias": False, "layer_norm_elementwise_affine": False, "activation_function": "gelu"},
+    ),
+}
+
+# Families and variants that are compared step by step alone: what engines do with them is as with those above.
+MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral-sliding": (
         "MixtralConfig",
         {**_SHAPE, "num_local_experts": 3, "num_experts_per_tok": 1, "sliding_window": 13, "head_dim": 24},
     ),
-    "qwen3-moe": ("Qwen3MoeConfig", {**_SHAPE, **_EXPERTS, "norm_topk_prob": True, "head_dim": 32}),
     "qwen3-moe-mixed": (
         "Qwen3MoeConfig",
         {**_SHAPE, **_EXPERTS, "decoder_sparse_step": 2, "mlp_only_layers": [0], "tie_word_embeddings": True},
@@ -206,21 +221,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
-    "gpt2": ("GPT2Config", _GPT2),
-    "gpt2-scaled": (
-        "GPT2Config",
-        {**_GPT2, "scale_attn_by_inverse_layer_idx": True, "n_inner": 80, "activation_function": "relu"},
-    ),
-    "opt": ("OPTConfig", _OPT),
-    "opt-350m": ("OPTConfig", {**_OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 48}),
-    "opt-plain": (
-        "OPTConfig",
-        {**_OPT, "enable_bias": False, "layer_norm_elementwise_affine": False, "activation_function": "gelu"},
-    ),
-}
-
-# Families and variants that are compared step by step alone: what engines do with them is as with those above.
-MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3-scaled": (
         "Gemma3TextConfig",
         {
