@@ -28,6 +28,7 @@ from baton.chat_template import ContentFormat
 from baton.config import EngineConfig, demo_model_path
 from baton.engine.engine import Engine, TokenOutput
 from baton.engine.load import load_engine, tokenizer_of
+from baton.engine.processors import Processors
 from baton.errors import InvalidRequest, UnsupportedFeature, refuse
 from baton.generation_defaults import generation_defaults
 from baton.llm_pooling import PoolsPrompts
@@ -129,6 +130,7 @@ class LLM(PoolsPrompts):
         generation_config: str = "auto",
         override_generation_config: Mapping[str, Any] | str | None = None,
         max_logprobs: int = MAX_LOGPROBS,
+        logits_processors: Sequence[Any] | None = None,
         use_tqdm: bool = True,
         **engine_settings: Any,
     ) -> None:
@@ -156,6 +158,7 @@ class LLM(PoolsPrompts):
         if not skip_tokenizer_init and (tokenizer is not None or not is_dummy):
             self._tokenizer = tokenizer_of(config, folder, chat_template)
         self.engine = load_engine(config, folder=folder, tokenizer=self._tokenizer, progress=use_tqdm)
+        self.engine.processors = Processors(config, self.engine.runner.device, logits_processors or ())
         self._request_ids = itertools.count()
 
     def get_tokenizer(self) -> Any:
@@ -323,6 +326,7 @@ class LLM(PoolsPrompts):
             check_prompt(prompt, spec.vocab_size, self.engine.max_model_len)
             check_answer_len(prompt, params, self.engine.max_model_len)
             params.check_vocab(spec.vocab_size, spec.eos_token_ids)
+            self.engine.processors.of(params)
             if params.is_held:
                 self._check_held(params)
         except InvalidRequest as error:

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from baton.errors import ContextTooLong, InvalidRequest, UnsupportedFeature, refuse
+from baton.logits_processors import ProcessorCall, calls_of
 from baton.prompt import Prompt
 from baton.structured_outputs import StructuredOutputs
 from baton.thinking import Thinking
@@ -144,6 +145,10 @@ class SamplingParams(msgspec.Struct, metaclass=_NamedAsInVllm, frozen=True, kw_o
     detokenize: bool = True
     structured_outputs: StructuredOutputs | None = None
     """The form that the answer must have; it begins behind the thoughts."""
+    logits_processors: tuple[ProcessorCall, ...] = ()
+    """Installed ones, by name."""
+    extra_args: dict[str, Any] | None = None
+    """What logits processors are given; vLLM's `vllm_xargs`."""
     thinking: Thinking | None = None
     """How thoughts are told from the answer, if it has a form or they a budget; None: there are none. Ours."""
     repetition_detection: RepetitionDetection | None = None
@@ -255,6 +260,10 @@ class SamplingParams(msgspec.Struct, metaclass=_NamedAsInVllm, frozen=True, kw_o
                 set_field(self, field, 1 if getattr(self, field) else None)
         if self.top_k == -1:
             set_field(self, "top_k", 0)
+        if self.logits_processors is None or self.logits_processors:
+            set_field(self, "logits_processors", calls_of(self.logits_processors or ()))
+        if self.extra_args is not None and not isinstance(self.extra_args, dict):
+            raise refuse("extra_args", self.extra_args, "it must be an object")
 
     def _check_counts(self) -> None:
         _check_int("n", self.n, 1, MAX_N, "Send several requests for more choices.")

@@ -31,7 +31,7 @@ model tokenizer revision tokenizer_revision load_format dtype quantization seed 
 num_gpu_blocks_override max_num_batched_tokens max_num_seqs enable_prefix_caching enable_chunked_prefill enforce_eager
 swap_space kv_offloading_size>swap_space
 device skip_tokenizer_init chat_template generation_config override_generation_config
-runner convert max_num_queued_reqs>max_num_waiting max_logprobs use_tqdm_on_load?>use_tqdm
+runner convert max_num_queued_reqs>max_num_waiting max_logprobs logits_processors use_tqdm_on_load?>use_tqdm
 """
 """What `LLM(...)` takes, where that differs from the groups below; names of the server are refused there."""
 
@@ -173,12 +173,13 @@ SERVING = (
         "trust_remote_code?~ code_revision~",
     ),
     (
-        "No code of yours is loaded into the server.",
+        "No code of yours is loaded into the server, but that of installed packages which say what it is.",
         """
-        logits_processors[] worker_cls=auto worker_extension_cls scheduler_cls middleware[] model_class_overrides
+        worker_cls=auto worker_extension_cls scheduler_cls middleware[] model_class_overrides
         additional_config
         """,
     ),
+    ("Install it with an entry point in baton.logits_processors; requests name it.", "logits_processors[]"),
     (
         "config.json of the model's folder is what counts: change a copy of it.",
         """
@@ -276,7 +277,7 @@ SAMPLING_TAKEN = """
 n best_of temperature top_p top_k min_p seed max_tokens min_tokens stop stop_token_ids include_stop_str_in_output
 ignore_eos presence_penalty frequency_penalty repetition_penalty logit_bias logprobs prompt_logprobs allowed_token_ids
 bad_words skip_special_tokens spaces_between_special_tokens detokenize structured_outputs logprob_token_ids
-repetition_detection guided_decoding>structured_outputs
+repetition_detection guided_decoding>structured_outputs logits_processors extra_args
 """
 
 SAMPLING = (
@@ -286,7 +287,6 @@ SAMPLING = (
         "Write structured_outputs=StructuredOutputsParams(json=...), or regex, choice, grammar.",
         "guided_json guided_regex guided_choice guided_grammar guided_whitespace_pattern response_format",
     ),
-    ("No code of yours is run at each token.", "logits_processors extra_args"),
     ("`LLM` cuts no prompt: cut it yourself, or raise max_model_len.", "truncate_prompt_tokens"),
     ("`logprobs=K` gives the K likeliest at every position.", "prompt_logprob_token_ids prompt_logprob_start=0"),
     ("Logprobs are a dict for each position.", "flat_logprobs?"),

@@ -198,6 +198,8 @@ ROUTES = (CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS)
 ELSEWHERE = {
     "previous_response_id": "refused where it names nothing that is kept",
     "suffix": "for models that have tokens for it",
+    "logits_processors": "refused where none of that name is installed",
+    "vllm_xargs": "for logits processors that the request names",
     "documents": "where the chat template has a place for them",
     "thinking_token_budget": "where marks are known by which the model thinks",
     "chat_template": "where the router has --trust-request-chat-template",

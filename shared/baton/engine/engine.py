@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from torch import Tensor
@@ -38,6 +39,7 @@ from baton.engine.memory import MemoryPlan
 from baton.engine.model_runner import LaunchedStep, ModelRunner, StepResult
 from baton.engine.pooler import Pooled
 from baton.engine.prefix_cache import PrefixCache
+from baton.engine.processors import Process, Processors, run_all
 from baton.engine.reload_cost import ReloadCost
 from baton.engine.sampler import seed_of
 from baton.engine.scheduler import Scheduler, SchedulerConfig
@@ -138,6 +140,9 @@ class Engine:
         )
         """What changes the KV of a token beside the tokens before it and the tenant's salt."""
         self._cache_key = cache_key
+        self.processors = Processors(config, self.runner.device)
+        """Code of others that changes logits."""
+        self._processes: dict[Sequence, list[Process]] = {}
         self.grammars: GrammarCompiler | None = None
         """Who makes the grammars that answers are held to; None: no request brings one."""
         self.on_grammar: Callable[[], None] = lambda: None
@@ -423,7 +428,9 @@ class Engine:
         self.admitted = [self._owner[sequence][0] for sequence in plan.admitted]
         began = self._clock.mark() if self._in_flight is None else self._in_flight.ended
         forwarded = self.runner.forward(plan)
-        step = self.runner.sample(forwarded, self._masks(forwarded.batch.sampled) if self._num_constrained else None)
+        sampled = forwarded.batch.sampled
+        masks = self._masks(sampled) if self._num_constrained else None
+        step = self.runner.sample(forwarded, masks, self._edits(sampled) if self._processes else {})
         return _InFlight(step, began, self._clock.mark())
 
     def _collect(self) -> list[TokenOutput]:
@@ -453,8 +460,10 @@ class Engine:
             for token_id, logprobs in zip(token_ids, rows, strict=True):
                 if sequence not in self._owner:  # it has ended, here or since the step was launched
                     break
-                if sequence.constraint is not None:
-                    error = self._failed.get(sequence) or self._follow(sequence)
+                if sequence.constraint is not None or self._failed:
+                    error = self._failed.get(sequence)
+                    if error is None and sequence.constraint is not None:
+                        error = self._follow(sequence)
                     if error is not None:
                         self._refuse(self._owner[sequence][0], error)
                         break
@@ -503,6 +512,23 @@ class Engine:
         for i, sequence in held:
             self._mask(masks[i], sequence)
         return upload(masks, self.runner.device)
+
+    def _edits(self, sampled: list[Sequence]) -> dict[int, Callable[[Tensor], None]]:
+        """Say what is to be done to samples' logits, [vocab] each, before anything else: by their places."""
+        processed = [(i, sequence) for i, sequence in enumerate(sampled) if sequence in self._processes]
+        before, pending = self._in_flight, dict[Sequence, list[int]]()
+        if before is not None and any(sequence.num_pending > 1 for _, sequence in processed):
+            before.result = before.result or self.runner.collect(before.step)
+            pending = dict(zip(before.result.sequences, before.result.token_lists, strict=True))
+        return {i: partial(self._process, sequence, pending.get(sequence, [])) for i, sequence in processed}
+
+    def _process(self, sequence: Sequence, pending: list[int], logits: Tensor) -> None:
+        """Have a sequence's processors change its logits; what fails is that sequence."""
+        at = sequence.num_prompt_tokens
+        try:
+            run_all(self._processes[sequence], sequence.token_ids[:at], (*sequence.token_ids[at:], *pending), logits)
+        except BatonError as error:
+            self._failed[sequence] = error
 
     def _mask(self, row: np.ndarray, sequence: Sequence) -> None:
         constraint = sequence.constraint
@@ -614,6 +640,8 @@ class Engine:
         if params.is_held and self.grammars is None:
             field = "thinking_token_budget" if params.structured_outputs is None else "structured_outputs"
             raise UnsupportedFeature(f"{field} is not served by this engine.", field=field)
+        wanted = choices or {i: [] for i in range(params.n)}
+        processes = [self.processors.of(params) for _ in wanted]
         max_len = self._max_len(len(prompt), params)
         if pooling is not None:  # a prompt may fill the context: no token follows it
             max_len = len(prompt) + 1
@@ -624,7 +652,7 @@ class Engine:
         self._requests[request_id] = request
         root = cache_root(self._cache_key, *self.cache_parts, salt)
         default_seed = seed_of(request_id, self.config.seed) if seed is None else seed
-        for choice, emitted in (choices or {i: [] for i in range(params.n)}).items():
+        for (choice, emitted), processed in zip(wanted.items(), processes, strict=True):
             scores = scores_prompt and choice == 0 and not emitted
             sequence = Sequence(
                 f"{request_id}/{choice}",
@@ -641,6 +669,8 @@ class Engine:
             request.choices[choice] = sequence
             if params.is_held:
                 self._constrain(request_id, sequence)
+            if processed:
+                self._processes[sequence] = processed
             self._owner[sequence] = (request_id, choice)
             self.runner.sampler.add(sequence, default_seed=default_seed, choice=choice)
         return request
@@ -648,7 +678,8 @@ class Engine:
     def _end(self, sequence: Sequence) -> None:
         if self._owner.pop(sequence, None) is not None and sequence.constraint is not None:
             self._num_constrained -= 1
-            self._failed.pop(sequence, None)
+        self._failed.pop(sequence, None)
+        self._processes.pop(sequence, None)
         self.scheduler.finish(sequence)
         self.runner.release(sequence)
 

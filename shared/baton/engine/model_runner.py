@@ -7,6 +7,7 @@ serves prefill chunks, decodes and mixtures.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, compress, pairwise
 from typing import Any
@@ -29,6 +30,7 @@ from baton.kernels.sample import logprobs
 from baton.messages import TokenLogprobs
 from baton.models.causal_lm import CausalLM
 
+NOTHING: Mapping[int, Callable[[Tensor], None]] = {}
 SCORED_AT_ONCE = 256
 """Prompt tokens whose logits exist at the same time: as many as a full batch's, which memory is planned for."""
 
@@ -127,11 +129,14 @@ class ModelRunner:
         return ForwardedStep(plan, batch, hidden)
 
     @torch.inference_mode()
-    def sample(self, step: ForwardedStep, masks: Tensor | None = None) -> LaunchedStep:
+    def sample(
+        self, step: ForwardedStep, masks: Tensor | None = None, edits: Mapping[int, Callable[[Tensor], None]] = NOTHING
+    ) -> LaunchedStep:
         """Start the draw of a step's tokens and their way to the host; `collect` waits for them.
 
         masks: [num_samples, ceil(vocab_size / 32)] int32 on the device: the tokens that each sample may be, token t
         at bit t % 32 of word t // 32. None: all may be any.
+        edits: by sample, what changes its logits [vocab] in place, before masks.
         """
         batch, hidden = step.batch, step.hidden
         if self.pooler is not None:
@@ -142,7 +147,7 @@ class ModelRunner:
             prompt = self._score_prompt(hidden[wanted.scored], batch.prompt_targets)
         if batch.sampled:
             rows = hidden if len(batch.sampled) == len(hidden) else hidden[wanted.sampled]
-            sampled = self._draw(rows, batch, wanted.kept_by, masks)
+            sampled = self._draw(rows, batch, wanted.kept_by, masks, edits)
         else:  # something to wait for: who hears that a step was collected may read its KV
             sampled = Download(hidden[:0])
         return LaunchedStep(step.plan, batch, sampled, prompt)
@@ -171,13 +176,20 @@ class ModelRunner:
             pieces.append(found)
         return Download(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
 
-    def _draw(self, hidden: Tensor, batch: HostBatch, rows: Tensor, masks: Tensor | None) -> Download:
+    def _draw(
+        self,
+        hidden: Tensor,
+        batch: HostBatch,
+        rows: Tensor,
+        masks: Tensor | None,
+        edits: Mapping[int, Callable[[Tensor], None]],
+    ) -> Download:
         """Draw from hidden states, one a sample, and keep the tokens where the next step finds them.
 
         Of a row with several samples any may be kept: the host knows its tokens before its next step.
         """
         logits = self.model.logits(hidden)
-        sampled = self.sampler.draw(logits, batch.sampled, batch.sampled_positions, rows, masks)
+        sampled = self.sampler.draw(logits, batch.sampled, batch.sampled_positions, rows, masks, edits)
         self._batches.last_tokens[rows] = sampled[0]
         return Download(*sampled)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,12 +117,13 @@ class Sampler:
         positions: list[int],
         places: Tensor,
         masks: Tensor | None = None,
+        edits: Mapping[int, Callable[[Tensor], None]] | None = None,
     ) -> tuple[Tensor, ...]:
         """Sample one token a row; everything stays on the device.
 
         logits: [rows, vocab] fp32, may be changed. sequences: one a row. positions: of the tokens to draw. places:
-        [rows] int64, where `last_tokens` has each sequence's. masks: as in `ModelRunner.sample`; log-probabilities
-        are those before it.
+        [rows] int64, where `last_tokens` has each sequence's. masks, edits: as in `ModelRunner.sample`;
+        log-probabilities are those before them.
 
         Returns:
             (token ids [rows],), if any row asked for log-probabilities the four of `kernels.sample.logprobs`, with as many
@@ -131,7 +132,9 @@ class Sampler:
         rows = [self._rows[sequence] for sequence in sequences]
         tops = [s.params.num_top for s in sequences if s.params.num_top is not None]
         is_padded = self._first_padding < self._vocab_size
-        raw = logits.clone() if tops and (masks is not None or is_padded) else logits
+        raw = logits.clone() if tops and (masks is not None or is_padded or edits) else logits
+        for row, edit in (edits or {}).items():
+            edit(logits[row])
         if is_padded:
             logits[:, self._first_padding :] = -math.inf
         if masks is not None:

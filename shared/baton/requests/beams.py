@@ -10,7 +10,7 @@ from baton.requests.sampling import SamplingRequest
 _NOT_KEPT: dict[str, object] = {
     **dict.fromkeys(("stop", "stop_token_ids", "logit_bias", "allowed_token_ids", "bad_words", "logprob_token_ids")),
     **dict.fromkeys(("presence_penalty", "frequency_penalty", "min_tokens"), 0),
-    **{"repetition_penalty": 1, "prompt_logprobs": None, "repetition_detection": None},
+    **{"repetition_penalty": 1, "prompt_logprobs": None, "repetition_detection": None, "logits_processors": None},
 }
 """Fields, and the value that asks for nothing."""
 

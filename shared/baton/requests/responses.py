@@ -55,6 +55,8 @@ RESPONSE = {
     "response_format": Unserved("it is called text.format here"),
     "reasoning_effort": Unserved("it stands in reasoning here, as effort"),
     "logprobs": Unserved('they are asked for by include: ["message.output_text.logprobs"]', (False,)),
+    "logits_processors": Unserved("chat and completions take it", ([],)),
+    "vllm_xargs": Unserved("chat and completions have logits processors to take it", ({},)),
     "n": Unserved("one answer is made", (1,)),
     "request_id": Unserved("ids are made here; the header x-request-id follows a request"),
     "enable_response_messages": Unserved("use /tokenize to see what the model reads", (False,)),

@@ -7,12 +7,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from baton.errors import refuse, unsupported
+from baton.logits_processors import MAX_PROCESSORS, find_processor
 from baton.protocol import MAX_N, MAX_PATTERN_SIZE, MAX_SCORED_IDS, SamplingParams
 from baton.requests.closed import Closed
 from baton.requests.fields import INT31, Finite, LogitBias, NumScores, Stop, TokenIds, Whole, Words
 from baton.requests.limits import Limits
 from baton.requests.structured import HasForm
 
+Argument = str | bool | int | Finite | list[str | bool | int | Finite]
+"""What a logits processor may be given."""
 _PARAMS = frozenset(SamplingParams.__struct_fields__)
 
 
@@ -30,6 +33,13 @@ class RepetitionDetection(Closed):
     max_pattern_size: Annotated[int, Field(ge=0, le=MAX_PATTERN_SIZE), Whole] = 0
     min_pattern_size: Annotated[int, Field(ge=0, le=MAX_PATTERN_SIZE), Whole] = 0
     min_count: Annotated[int, Field(ge=0, le=INT31), Whole] = 0
+
+
+class NamedProcessor(Closed):
+    """An installed logits processor, and what it is given."""
+
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+    args: dict[str, Argument] | None = None
 
 
 class Ignored(Closed):
@@ -87,6 +97,8 @@ class SamplingRequest(Ignored, HasForm):
     truncation_side: Literal["left", "right"] | None = None
     return_token_ids: bool | None = None
     repetition_detection: RepetitionDetection | None = None
+    logits_processors: Annotated[list[str | NamedProcessor], Field(max_length=MAX_PROCESSORS)] | None = None
+    vllm_xargs: dict[str, Argument] | None = None
     request_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     """Stands in the answer's id; what follows a request through logs is the header x-request-id."""
     use_beam_search: bool | None = None
@@ -108,6 +120,10 @@ class SamplingRequest(Ignored, HasForm):
         """Refuse what is well-formed but not done here."""
         if self.store:
             raise unsupported("store", True, "nothing is stored", "Leave it out.")
+        if self.vllm_xargs and not self.logits_processors:
+            raise refuse("vllm_xargs", self.vllm_xargs, "logits_processors names none to take it", "Name one.")
+        for named in self.logits_processors or ():
+            find_processor(named if isinstance(named, str) else named.name)
         if self.logprob_token_ids and (getattr(self, "logprobs", None) in (None, False)):
             raise refuse("logprob_token_ids", self.logprob_token_ids, "logprobs is not set", "Set logprobs.")
         if self.truncate_prompt_tokens == 0:
@@ -130,4 +146,8 @@ class SamplingRequest(Ignored, HasForm):
         given |= {"structured_outputs": None if form is None else form[1]} | others
         if self.repetition_detection is not None:
             given["repetition_detection"] = self.repetition_detection.model_dump(exclude_unset=True)
+        given["logits_processors"] = [
+            each if isinstance(each, str) else each.model_dump() for each in self.logits_processors or ()
+        ]
+        given["extra_args"] = self.vllm_xargs or None
         return {name: value for name, value in given.items() if value is not None}

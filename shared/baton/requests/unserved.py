@@ -13,16 +13,12 @@ _IN_TEMPLATE = "what a chat template reads is sent in chat_template_kwargs"
 ANY_REQUEST = {
     "structural_tag": Unserved("it stands in response_format or structured_outputs"),
     "prompt_embeds": Unserved("prompts are text or token ids", _EMPTY),
-    "logits_processors": Unserved(
-        "no code of a request is run; use logit_bias, allowed_token_ids or bad_words", _EMPTY
-    ),
     "return_token_offsets": Unserved("offsets are given with logprobs of completions only", _OFF),
     "routed_experts_prompt_start": Unserved("which experts ran is not told", (0,)),
     "stream_interval": Unserved("each token is sent when it is there", (1,)),
     "watermarking": Unserved("answers carry no watermark", _OFF),
     "kv_transfer_params": Unserved(_NO_KV, _EMPTY),
     "ec_transfer_params": Unserved(_NO_KV, _EMPTY),
-    "vllm_xargs": Unserved("there are no extensions to take it", _EMPTY),
     "extra_body": Unserved("its fields stand in the body itself", _EMPTY),
     "moderation": Unserved("nothing is moderated here"),
 }
