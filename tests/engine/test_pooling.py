@@ -27,6 +27,7 @@ from baton.engine.engine import Engine
 from baton.engine.load import load_engine
 from baton.errors import ModelLoadError
 from baton.models import encoder
+from baton.models.step import Step
 from baton.pooling import PoolingParams
 from baton.prompt import Prompt
 
@@ -40,8 +41,8 @@ def prompts_of(lengths: Sequence[int]) -> list[list[int]]:
 
 
 def engine_of(folder: Path, **settings: Any) -> Engine:
-    settings = {"max_num_batched_tokens": 200, "max_num_seqs": 8, "kv_cache_memory_bytes": 2**20} | settings
-    return load_engine(EngineConfig(model=str(folder), device="cpu", **settings), progress=False)
+    usual = {"device": "cpu", "max_num_batched_tokens": 200, "max_num_seqs": 8, "kv_cache_memory_bytes": 2**20}
+    return load_engine(EngineConfig(model=str(folder), **usual | settings), progress=False)
 
 
 def pool(engine: Engine, prompts: Sequence[list[int]], params: PoolingParams = VECTOR) -> list[np.ndarray]:
@@ -70,14 +71,41 @@ def test_an_encoders_vectors_are_those_of_transformers(name: str, mode: str, tmp
     np.testing.assert_allclose(pool(engine_of(tmp_path), prompts), expected, atol=1e-5)
 
 
-def test_a_step_of_several_passes_gives_what_one_pass_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_passes_and_batches_may_be_cut_in_any_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_encoder("modernbert", tmp_path)
     save_modules(tmp_path, MEAN)
     engine, prompts = engine_of(tmp_path, max_num_batched_tokens=512), prompts_of((*LENGTHS, 3, 3, 40, 40))
     expected = pool(engine, prompts)
-    for most in (1, 64):  # below the longest of them too
-        monkeypatch.setattr(encoder, "MOST_TOKENS", most)
+    for limits in ((1, 0.0), (64, 0.0), (1000, 0.12), (1000, 9.0)):  # below the longest; as on a GPU; all in one batch
+        monkeypatch.setattr(encoder, "limits", lambda _device, limits=limits: limits)
         np.testing.assert_allclose(pool(engine, prompts), expected, atol=1e-6)
+        engine._runs_behind = not engine._runs_behind  # the host a step ahead, or not
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_on_a_gpu_gives_the_same_and_its_host_waits_for_nothing(
+    name: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_encoder(name, tmp_path)
+    save_modules(tmp_path, MEAN if name == "bert" else CLS)
+    prompts = prompts_of((*LENGTHS, 3, 3, 40, 40))
+    expected = np.stack(pool(engine_of(tmp_path), prompts))
+    engine = engine_of(tmp_path, device="cuda", dtype=dtype)
+    forward = engine.model.forward
+
+    def watched(step: Step) -> torch.Tensor:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return forward(step)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(engine.model, "forward", watched)
+    found = np.stack(pool(engine, prompts))
+    assert ((found * expected).sum(1) > (0.9999 if dtype == "float32" else 0.999)).all()
+    assert np.abs(found - expected).max() < (5e-3 if dtype == "float32" else 5e-2)
 
 
 @pytest.mark.parametrize("name", ENCODERS)

@@ -8,6 +8,7 @@ what a layer makes of them stays in the cache.
 
 from __future__ import annotations
 
+import sys
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,13 +46,16 @@ class Alike:
     """[num * length]: the packed token at each place, counted from the first of theirs; None: all are of one length."""
     is_token: Tensor | None = None
     """[num, length]: false where there is only padding."""
+    kept: Tensor | None = None
+    """[tokens]: the place of each; by a mask, a GPU's host would wait for their number."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
         """Attend, from and to [tokens, heads, head_dim]; `window`: how far a token sees to either side."""
         q, k, v = (self._batch(x[self.tokens]) for x in (q, k, v))
         mask = self._mask(window, q.device)
         out = F.scaled_dot_product_attention(q, k, v, mask, scale=scale).transpose(1, 2)
-        return out[self.is_token] if self.is_token is not None else out.flatten(0, 1)
+        out = out.flatten(0, 1)
+        return out if self.kept is None else out[self.kept]
 
     def _batch(self, x: Tensor) -> Tensor:
         x = x if self.places is None else x[self.places]
@@ -79,6 +83,11 @@ class Pass:
     groups: list[Alike]
 
 
+def limits(device: torch.device) -> tuple[int, float]:
+    """Say how many tokens a pass has, and which share of padding a batch for attention."""
+    return (MOST_TOKENS, 0.0) if device.type == "cpu" else (sys.maxsize, MOST_PADDING)
+
+
 def lay_out(step: Step) -> tuple[list[Pass], Tensor | None]:
     """Order a step's sequences by length, and cut them into passes.
 
@@ -93,15 +102,16 @@ def lay_out(step: Step) -> tuple[list[Pass], Tensor | None]:
         taken = np.concatenate([np.arange(begins[i], begins[i] + lens[i]) for i in order])
         returned = np.empty_like(taken)
         returned[taken] = np.arange(len(taken))
-        forth, back = torch.from_numpy(taken).to(device), torch.from_numpy(returned).to(device)
+        forth, back = _sent(taken, device), _sent(returned, device)
         token_ids, positions = token_ids[forth], positions[forth]
         second = None if second is None else second[forth]
     passes: list[Pass] = []
     begin = 0
-    for some in _cut(lens[order], MOST_TOKENS if device.type == "cpu" else len(token_ids)):
+    most_tokens, most_padding = limits(device)
+    for some in _cut(lens[order], most_tokens):
         tokens = slice(begin, begin + int(some.sum()))
         own = None if second is None else second[tokens]
-        passes.append(Pass(token_ids[tokens], positions[tokens], own, _groups(some, device)))
+        passes.append(Pass(token_ids[tokens], positions[tokens], own, _groups(some, most_padding, device)))
         begin = tokens.stop
     return passes, back
 
@@ -119,9 +129,8 @@ def _cut(lens: np.ndarray, most: int) -> Iterator[np.ndarray]:
         first += num
 
 
-def _groups(lens: np.ndarray, device: torch.device) -> list[Alike]:
-    """Group ascending lengths so that no group has more padding than is cheap."""
-    most = 0.0 if device.type == "cpu" else MOST_PADDING
+def _groups(lens: np.ndarray, most: float, device: torch.device) -> list[Alike]:
+    """Group ascending lengths so that no group has more padding than that."""
     groups: list[Alike] = []
     first = begin = 0
     total = 0
@@ -144,7 +153,14 @@ def _alike(lens: np.ndarray, begin: int, device: torch.device) -> Alike:
     is_token = at < lens[:, None]
     begins = np.concatenate(([0], np.cumsum(lens)[:-1]))
     places = np.where(is_token, begins[:, None] + at, 0).reshape(-1)
-    return Alike(tokens, num, length, torch.from_numpy(places).to(device), torch.from_numpy(is_token).to(device))
+    kept = np.flatnonzero(is_token)
+    return Alike(tokens, num, length, *(_sent(array, device) for array in (places, is_token, kept)))
+
+
+def _sent(array: np.ndarray, device: torch.device) -> Tensor:
+    """Send what a pass needs without making the host wait for the step before."""
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def attend(qkv: Tensor, spec: AttentionSpec, groups: list[Alike], rotations: Tensor | None = None) -> Tensor:
