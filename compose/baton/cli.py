@@ -351,13 +351,14 @@ def inspect(
     context: Annotated[int | None, Option(min=1, help="tokens of the streams to count; none: several lengths")] = None,
     max_model_len: Annotated[int | None, Option(min=2, help="as of `baton up`; none: the model's context")] = None,
     revision: Annotated[str | None, Option(help="branch, tag or commit of a hub model")] = None,
+    hf_overrides: Annotated[str | None, Option(help="JSON object put over config.json")] = None,
     as_json: Annotated[bool, Option("--json", help="one JSON object in place of lines")] = False,
 ) -> None:
     """Say what a checkpoint is, whether Baton serves it, and how many streams fit a device; end with 1 where it does not."""
     from baton.inspection.report import inspect as tell_all
 
-    status = tell_all(model, revision=revision, gpu=gpu, max_model_len=max_model_len, context=context, as_json=as_json)
-    sys.exit(status)
+    engine = EngineConfig(model=model, revision=revision, max_model_len=max_model_len, hf_overrides=hf_overrides)
+    sys.exit(tell_all(engine, gpu=gpu, context=context, as_json=as_json))
 
 
 @config_app.command("show", cls=Command, context_settings={"ignore_unknown_options": True})

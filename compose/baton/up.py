@@ -97,7 +97,7 @@ def make_plan(
     name = model_name(engine.model, config.served_model_name)
     engine = dataclasses.replace(engine, model=engine.model or str(demo_model_path()))
     pooling = read_pooling(
-        find_model(engine.model or demo_model_path(), engine.revision), engine.runner, engine.convert
+        find_model(engine.model or demo_model_path(), engine.revision), engine.runner, engine.convert, engine.overrides
     )
     gpus = [] if engine.device == "cpu" else _gpus()
     num_prefill = config.prefill

@@ -6,6 +6,7 @@ back here. The environment is not read here.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -38,6 +39,9 @@ class EngineConfig:
     revision: str | None = setting(None, "branch, tag or commit of a hub model")
     tokenizer_revision: str | None = setting(
         None, "branch, tag or commit of a tokenizer from a repository of its own; none: --revision"
+    )
+    hf_overrides: str | None = setting(
+        None, "JSON object put over config.json, such as its rope_scaling; all workers of a model need the same"
     )
     load_format: str = setting(
         "auto", "auto and safetensors read the checkpoint; dummy makes random weights from config.json alone"
@@ -121,7 +125,23 @@ class EngineConfig:
                 "sums by the batch. Leave out one of --allow-reference-kernels and --deterministic."
             )
         check_load_format(self.load_format)
+        _ = self.overrides
         _check_choices(self)
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """What is put over config.json."""
+        return {} if self.hf_overrides is None else _read_object("hf_overrides", self.hf_overrides)
+
+
+def _read_object(name: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{name}={text[:80]!r} is not valid: {error}. Give a JSON object.") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{name}={text[:80]!r} is not valid: it must be a JSON object, as config.json is.")
+    return value
 
 
 def _at_least(name: str, value: Any, low: int) -> None:

@@ -8,6 +8,7 @@ print(llm.generate(["2+2="])[0].outputs[0].text)
 from __future__ import annotations
 
 import itertools
+import json
 import signal
 import sys
 import threading
@@ -140,6 +141,8 @@ class LLM(PoolsPrompts):
         use_tqdm = engine_settings.pop("use_tqdm", use_tqdm)
         if isinstance(engine_settings.get("dtype"), torch.dtype):
             engine_settings["dtype"] = str(engine_settings["dtype"]).removeprefix("torch.")
+        if isinstance(overrides := engine_settings.get("hf_overrides"), Mapping):
+            engine_settings["hf_overrides"] = json.dumps(overrides)
         if engine_settings.get("device") != "cpu" and _has_large_gpu():
             engine_settings.setdefault("max_num_batched_tokens", LARGE_STEP)
         config = EngineConfig(
@@ -150,7 +153,7 @@ class LLM(PoolsPrompts):
         self.config = config
         self._max_logprobs = max_logprobs
         is_dummy = config.load_format == "dummy"
-        folder = locate(config.model or "", config.revision, weights=not is_dummy)
+        folder = locate(config.model or "", config.revision, weights=not is_dummy, overrides=config.overrides)
         self._default_sampling = SamplingParams(
             **generation_defaults(folder, generation_config, override_generation_config)
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from baton.errors import ModelLoadError
+from baton.model_config import read_config
 from baton.model_folder import read_json
 from baton.pooling import PoolingFacts, Task
 
@@ -80,17 +81,20 @@ class PoolingSetup:
         )
 
 
-def read_pooling(folder: Path, runner: Runner = "auto", convert: Convert = "auto") -> PoolingSetup | None:
+def read_pooling(
+    folder: Path, runner: Runner = "auto", convert: Convert = "auto", overrides: Mapping[str, Any] | None = None
+) -> PoolingSetup | None:
     """Read how the checkpoint in a folder pools; None: it generates.
 
     Args:
         runner: pooling or generate, whatever the files say.
         convert: embed, to have a decoder that generates give vectors.
+        overrides: values over those of config.json.
 
     Raises:
         ModelLoadError: the files are damaged, ask for what is not served, or contradict the arguments.
     """
-    raw = read_json(folder / "config.json")
+    raw = read_config(folder, overrides)
     names = raw.get("architectures") or [""]
     architecture = str(names[0]) if isinstance(names, list) else ""
     is_encoder = raw.get("model_type") in ENCODERS

@@ -14,6 +14,7 @@ from typing import Any
 from baton.errors import BatonError
 from baton.generation_defaults import generation_defaults
 from baton.inspection.words import Words, read_words
+from baton.model_config import read_config
 from baton.model_folder import find_model, read_json
 from baton.models.checkpoint import INDEX, TensorEntry, read_entries
 from baton.models.config import read_spec
@@ -77,12 +78,12 @@ class Facts:
                 self.problems.append(str(error))
 
 
-def look(name: str, revision: str | None = None) -> Facts:
-    """Look at a folder, or at what a hub model has beside its weights."""
+def look(name: str, revision: str | None = None, overrides: Mapping[str, Any] | None = None) -> Facts:
+    """Look at a folder, or at what a hub model has beside its weights, with `overrides` over its config.json."""
     facts = Facts(name, Path(name).expanduser())
     with facts.attempt():
         facts.folder = find_model(name, revision)
-        _look_at_config(facts)
+        _look_at_config(facts, overrides or {})
     if not facts.raw:
         return facts
     with facts.attempt():
@@ -96,11 +97,11 @@ def look(name: str, revision: str | None = None) -> Facts:
     return facts
 
 
-def _look_at_config(facts: Facts) -> None:
+def _look_at_config(facts: Facts, overrides: Mapping[str, Any]) -> None:
     if (facts.folder / "config.json").is_file():
-        facts.raw = read_json(facts.folder / "config.json")
-        facts.pooling = read_pooling(facts.folder)
-    facts.spec = spec = read_spec(facts.folder, facts.pooling)
+        facts.raw = read_config(facts.folder, overrides)
+        facts.pooling = read_pooling(facts.folder, overrides=overrides)
+    facts.spec = spec = read_spec(facts.folder, facts.pooling, overrides=overrides)
     dense = outline(replace(spec, weight_form=DENSE), resolve_dtype(None, spec))
     facts.num_parameters = sum(tensor.numel() for tensor, _ in dense.parameters.fills)
 

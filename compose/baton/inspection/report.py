@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from baton.config import EngineConfig
 from baton.engine.memory import GIB
 from baton.inspection.facts import Facts, look
 from baton.inspection.room import Device, Room
@@ -15,20 +16,18 @@ CONTEXTS = (1024, 8192, 32768)
 _TOLD_FILES = ("adapter_config.json", "modules.json", "params.json", "preprocessor_config.json", "tekken.json")
 
 
-def inspect(
-    model: str, *, revision: str | None, gpu: str | None, max_model_len: int | None, context: int | None, as_json: bool
-) -> int:
+def inspect(engine: EngineConfig, *, gpu: str | None, context: int | None, as_json: bool) -> int:
     """Tell all of it; return the command's status: 1 where the model is not served, or does not fit the device.
 
     Raises:
         ConfigError: the table has no such device.
     """
     device = Device.of(gpu)
-    facts = look(model, revision)
+    facts = look(str(engine.model), engine.revision, engine.overrides)
     room = None
     if facts.spec is not None:
         with facts.attempt():
-            room = Room.of(facts.spec, device, max_model_len)
+            room = Room.of(facts.spec, device, engine.max_model_len)
     if as_json:
         print(json.dumps(as_object(facts, room, context), indent=1))
     else:

@@ -54,9 +54,11 @@ def load_engine(
     """
     device = pick_device(config)
     if folder is None:
-        folder = locate(str(config.model), config.revision, weights=config.load_format != "dummy")
-    pooling = read_pooling(folder, config.runner, config.convert)
-    spec = read_spec(folder, pooling, config.quantization)
+        folder = locate(
+            str(config.model), config.revision, weights=config.load_format != "dummy", overrides=config.overrides
+        )
+    pooling = read_pooling(folder, config.runner, config.convert, config.overrides)
+    spec = read_spec(folder, pooling, config.quantization, config.overrides)
     words = _words(config, folder, tokenizer)
     if words is not None:
         words.check_fits(spec.vocab_size)
@@ -91,6 +93,7 @@ def load_engine(
         deterministic=config.deterministic,
         pooling=pooling,
         quantization=config.quantization,
+        overrides=config.overrides,
     )
     if words is not None:
         model.spec = dataclasses.replace(
@@ -100,6 +103,7 @@ def load_engine(
         folder,
         dummy_seed=config.seed if config.load_format == "dummy" else None,
         quantization=config.quantization if isinstance(spec.weight_form, Online) else None,
+        overrides=config.overrides,
     )
     pooler = None
     if pooling is not None:

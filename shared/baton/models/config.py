@@ -13,6 +13,7 @@ from typing import Any
 
 from baton.errors import ModelLoadError
 from baton.foreign_model import foreign_model
+from baton.model_config import read_config
 from baton.model_folder import read_json
 from baton.models.families import BY_ARCHITECTURE, BY_NAME
 from baton.models.family import Family
@@ -25,12 +26,18 @@ from baton.pooling_files import CLASSIFIER, PoolingSetup
 __all__ = ["make_spec", "read_spec"]
 
 
-def read_spec(folder: Path | str, pooling: PoolingSetup | None = None, quantization: str | None = None) -> ModelSpec:
+def read_spec(
+    folder: Path | str,
+    pooling: PoolingSetup | None = None,
+    quantization: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> ModelSpec:
     """Read the spec of the checkpoint in a folder.
 
     Args:
         pooling: of the model that pools so, in place of an output layer.
         quantization: how its weights are, or are to be, quantized.
+        overrides: values over those of config.json.
 
     Raises:
         ModelLoadError: no such folder, no or damaged config.json, or a model that Baton does not run.
@@ -40,7 +47,7 @@ def read_spec(folder: Path | str, pooling: PoolingSetup | None = None, quantizat
         raise ModelLoadError(_wrong_folder(folder))
     generation = folder / "generation_config.json"
     return make_spec(
-        read_json(folder / "config.json"),
+        read_config(folder, overrides),
         read_json(generation) if generation.is_file() else {},
         source=str(folder),
         pooling=pooling,

@@ -7,7 +7,9 @@ huggingface_hub.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from baton.errors import ModelLoadError
 from baton.hub_snapshot import fetch_snapshot
@@ -17,12 +19,19 @@ from baton.models.config import read_spec
 from baton.pooling_files import read_pooling
 
 
-def locate(path_or_id: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:
+def locate(
+    path_or_id: str | Path,
+    revision: str | None = None,
+    *,
+    weights: bool = True,
+    overrides: Mapping[str, Any] | None = None,
+) -> Path:
     """Find the folder of a model; fetch it from the hub if it is no local folder.
 
     Args:
         revision: branch, tag or commit of a hub model; means nothing to a folder.
         weights: fetch the weights too, not only config and tokenizer.
+        overrides: values over those of config.json.
 
     Raises:
         ModelLoadError: no such folder or repository, no access, no network, or a model that Baton refuses.
@@ -30,7 +39,7 @@ def locate(path_or_id: str | Path, revision: str | None = None, *, weights: bool
     found = find_model(path_or_id, revision)
     if Path(path_or_id).expanduser().is_dir():
         return found
-    read_spec(found, read_pooling(found))
+    read_spec(found, read_pooling(found, overrides=overrides), overrides=overrides)
     if weights:
         _fetch_weights(str(path_or_id), found)
     return found

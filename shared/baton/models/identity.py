@@ -8,6 +8,7 @@ and a spread sample of its bytes.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from baton.errors import ModelLoadError
+from baton.model_config import read_config
 from baton.models.checkpoint import open_weights
 
 SAMPLE_NBYTES = 512
@@ -23,7 +25,13 @@ MAX_SAMPLES = 8_192
 """Of one file: a model of many thousand experts is sampled once a tensor."""
 
 
-def model_identity(folder: Path, *, dummy_seed: int | None = None, quantization: str | None = None) -> str:
+def model_identity(
+    folder: Path,
+    *,
+    dummy_seed: int | None = None,
+    quantization: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> str:
     """Compute the fingerprint of a model's config and weights, 32 hex digits.
 
     `dummy_seed`: the weights are made from this seed and config.json alone. `quantization`: how they are quantized while
@@ -34,7 +42,7 @@ def model_identity(folder: Path, *, dummy_seed: int | None = None, quantization:
     """
     digest = blake2b(digest_size=16, person=b"baton model")
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
+        config = read_config(folder, overrides)
         _add(digest, json.dumps(config, sort_keys=True).encode())
         if quantization is not None:
             _add(digest, f"quantized {quantization}".encode())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,6 +38,7 @@ def load_model(
     deterministic: bool = False,
     pooling: PoolingSetup | None = None,
     quantization: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> CausalLM:
     """Build a model on its device and fill in its weights.
 
@@ -48,6 +51,7 @@ def load_model(
         max_model_len: the longest context served; None: the longest that the model is made for. With LongRoPE
             one beyond the original context selects the long factors.
         deterministic: every token has the same bits whatever else is in its steps; slower.
+        overrides: values over those of config.json.
         pooling: build the model that pools so, in place of one that generates.
         quantization: the method that the checkpoint must have, or one by which weights are quantized while they are read.
 
@@ -56,8 +60,8 @@ def load_model(
         OutOfMemory: the parameters do not fit the device.
     """
     check_load_format(load_format)
-    folder = locate(path_or_id, revision, weights=load_format != "dummy")
-    spec = read_spec(folder, pooling, quantization)
+    folder = locate(path_or_id, revision, weights=load_format != "dummy", overrides=overrides)
+    spec = read_spec(folder, pooling, quantization, overrides)
     dtype = resolve_dtype(dtype, spec)
     spec = spec.within(max_model_len)
     device = torch.device(device)
