@@ -8,6 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ADAPTER = "adapter_config.json"
+CONSOLIDATED = (
+    "has its weights in the format of Mistral's and Meta's own code alone (params.json, consolidated.*), where queries and "
+    "keys lie in another order. Give the same model as transformers has it, with config.json and model*.safetensors: its "
+    "page on the hub has both, or convert it with transformers' convert_mistral_weights_to_hf.py or "
+    "convert_llama_weights_to_hf.py."
+)
 
 
 def foreign_model(name: str, folder: Path, others: Iterable[str] = ()) -> str | None:
@@ -22,6 +28,8 @@ def foreign_model(name: str, folder: Path, others: Iterable[str] = ()) -> str | 
         return None
     if ADAPTER in files:
         return _adapter(name, folder / ADAPTER)
+    if "params.json" in files:
+        return f"{name} {CONSOLIDATED}"
     if gguf := sorted(file for file in files if file.lower().endswith(".gguf")):
         return (
             f"{name} holds GGUF files ({', '.join(gguf[:3])}{', ...' if gguf[3:] else ''}), which Baton does not read: it "

@@ -14,7 +14,7 @@ _ELSEWHERE = {
     "pt": _PICKLED,
     "npcache": _PICKLED,
     "hf": _SAME_FILES,
-    "mistral": "auto reads Mistral's consolidated.safetensors with params.json where there is no config.json",
+    "mistral": "Mistral's consolidated files are not read: give the same model with config.json and model*.safetensors, which auto reads",
     "fastsafetensors": _SAME_FILES,
     "instanttensor": _SAME_FILES,
     "runai_streamer": f"{_SAME_FILES}; a bucket is to be mounted, or copied to a folder first",

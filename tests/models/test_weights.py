@@ -284,6 +284,11 @@ def test_pickled_weights_are_refused_with_the_way_to_convert_them(folder: Path) 
     assert "save_pretrained" in message
 
 
+def test_consolidated_weights_alone_are_refused_with_what_to_take(folder: Path) -> None:
+    (folder / SINGLE).rename(folder / "consolidated.safetensors")
+    assert "Mistral's and Meta's own code alone" in refusal(folder)
+
+
 def test_a_folder_without_weights_is_refused(folder: Path) -> None:
     (folder / SINGLE).unlink()
     message = refusal(folder)

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from baton.errors import ModelLoadError
+from baton.foreign_model import CONSOLIDATED
 from baton.model_folder import read_json
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -193,6 +194,8 @@ def _no_weights(folder: Path) -> str:
     pickled = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLED)
     if pickled:
         return no_safetensors(str(folder), pickled)
+    if any(folder.glob("consolidated*.safetensors")):
+        return f"{folder} {CONSOLIDATED}"
     if list(folder.glob("*.gguf")):
         return f"{folder} has weights in GGUF; Baton loads safetensors only. Take the model's original checkpoint."
     return (
