@@ -41,6 +41,8 @@ from baton.logs import LogConfig
 from baton.metrics import RouterMetrics, StoreMetrics, WorkerMetrics
 from baton.router.config import RouterConfig
 from baton.router.http_config import HttpConfig
+from baton.router.openai.parsers.strict_calls import BARE, STRICT_FORMS
+from baton.router.openai.parsers.tool_forms import TOOL_PARSERS
 from baton.router.vllm_series import LEFT_OUT, Seen, VllmSeries
 from baton.worker.settings import WorkerConfig
 
@@ -124,10 +126,28 @@ def metrics_table(name: str) -> str:
     return rows(("series", "type", ""), lines)
 
 
+def strict_table() -> str:
+    """Return what `strict` of a function binds where the model decides, by parser."""
+    kinds = (
+        ("all of `parameters`", [name for name in STRICT_FORMS if name not in BARE]),
+        (
+            "names, order, which are required, words of an `enum`, and all of values that are no strings; strings stand "
+            "bare, and are free",
+            [name for name in STRICT_FORMS if name in BARE],
+        ),
+        ("nothing: check what comes, or force the call", [name for name in TOOL_PARSERS if name not in STRICT_FORMS]),
+    )
+    return rows(
+        ("what `strict` binds", "`--tool-call-parser`"),
+        [(kind, ", ".join(f"`{n}`" for n in each)) for kind, each in kinds],
+    )
+
+
 _TABLES: dict[str, Callable[..., str]] = {
     "settings": settings_table,
     "request": api_tables.request_table,
     "refused-of": api_tables.refused_of,
+    "strict": strict_table,
     "metrics": metrics_table,
     "commands": command_tables.commands,
     "environment": command_tables.environment,

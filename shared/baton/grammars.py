@@ -8,14 +8,15 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, StructTag, grammar_from
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, grammar_from
 
 from baton.errors import InvalidRequest, refuse, show
 from baton.structured_outputs import StructuredOutputs
+from baton.tag_grammars import tag_grammar
 
 LIMITS = LLParserLimits(
     max_items_in_row=2_000,
@@ -34,8 +35,8 @@ MAX_MULTIPLE = 100_000
 _UNKNOWN_KEYS = re.compile(r'Unimplemented keys: \[(".*")\]')
 
 
-def grammar_of(form: StructuredOutputs) -> str:
-    """Return the form as llguidance takes it.
+def grammar_of(form: StructuredOutputs, special: Mapping[str, int] | None = None) -> str:
+    """Return the form as llguidance takes it; `special` are the tokens that no pattern of text matches.
 
     Raises:
         InvalidRequest: it is not even written as it must be.
@@ -51,7 +52,7 @@ def grammar_of(form: StructuredOutputs) -> str:
         case "grammar":
             return _cfg_grammar(form.grammar or "")
         case _:
-            return _tag_grammar(form)
+            return tag_grammar(_read("structural_tag", form.structural_tag), special or {}, _spaced)
 
 
 def check(form: StructuredOutputs) -> None:
@@ -93,18 +94,27 @@ def _json_grammar(form: StructuredOutputs) -> str:
         options["whitespace_pattern"] = form.whitespace_pattern or WHITESPACE
     if not isinstance(schema, dict | bool):
         raise refuse("json", form.json, "a JSON Schema is an object")
+    _check_multiples("json", schema)
+    return json.dumps({"grammars": [{"json_schema": _with_options(schema, options)}]})
+
+
+def _with_options(schema: Mapping[str, Any] | bool, options: dict[str, Any]) -> dict[str, Any]:
+    """Say how the schema is compiled, in place of what it may say itself."""
+    return (dict(schema) if isinstance(schema, Mapping) else {"allOf": [schema]}) | {"x-guidance": options}
+
+
+def _check_multiples(field: str, schema: Any) -> None:
     multiple = math.lcm(*_multiples(schema))
     if multiple > MAX_MULTIPLE:
         limit = (
             f"the least common multiple of all its multipleOf is {show(multiple)}, and at most {MAX_MULTIPLE} is taken"
         )
-        raise refuse("json", form.json, limit)
-    return json.dumps({"grammars": [{"json_schema": _with_options(schema, options)}]})
+        raise refuse(field, schema, limit)
 
 
-def _with_options(schema: dict[str, Any] | bool, options: dict[str, Any]) -> dict[str, Any]:
-    """Say how the schema is compiled, in place of what it may say itself."""
-    return (schema if isinstance(schema, dict) else {"allOf": [schema]}) | {"x-guidance": options}
+def _spaced(schema: Mapping[str, Any] | bool) -> Mapping[str, Any]:
+    _check_multiples("structural_tag", schema)
+    return _with_options(schema, {"lenient": False, "whitespace_flexible": True, "whitespace_pattern": WHITESPACE})
 
 
 def _closed(schema: Any) -> Any:
@@ -140,27 +150,6 @@ def _cfg_grammar(text: str) -> str:
         return grammar_from("grammar", text)
     except (ValueError, RecursionError) as error:
         raise refuse("grammar", text, _in_one_line(str(error)), "Write it in Lark's form, or as GBNF.") from None
-
-
-def _tag_grammar(form: StructuredOutputs) -> str:
-    tag = _read("structural_tag", form.structural_tag)
-    try:
-        structures, triggers = tag["structures"], tag["triggers"]
-        tags = [_struct_tag(each, triggers) for each in structures]
-    except (TypeError, KeyError, AttributeError):
-        limit = "it must be an object with structures (each with begin, schema and end) and triggers"
-        raise refuse("structural_tag", form.structural_tag, limit) from None
-    if not tags:
-        raise refuse("structural_tag", form.structural_tag, "its structures are none")
-    return StructTag.to_grammar(tags, assume_special=False)
-
-
-def _struct_tag(structure: dict[str, Any], triggers: list[str]) -> StructTag:
-    begin, end = structure["begin"], structure["end"]
-    trigger = next((each for each in triggers if each and begin.startswith(each)), None)
-    if trigger is None:
-        raise refuse("structural_tag", begin, "what begins a structure must begin with one of the triggers")
-    return StructTag(trigger=trigger, begin=begin, grammar=structure.get("schema") or {}, end=end)
 
 
 def _read(field: str, text: Any) -> Any:

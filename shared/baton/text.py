@@ -116,6 +116,10 @@ class Tokenizer:
         token_id: int | None = self._backend.token_to_id(text)
         return token_id if token_id is not None and self.is_special(token_id) else None
 
+    def added_tokens(self) -> dict[str, int]:
+        """Return the tokens that stand beside the vocabulary, special ones and others, with their ids."""
+        return {added.content: token_id for token_id, added in self._backend.get_added_tokens_decoder().items()}
+
     def is_special(self, token_id: int) -> bool:
         """Whether a token is left out of text unless it is asked for."""
         return self._shown[token_id] != self._all[token_id]

@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 from llguidance import LLMatcher
 from tests.engine.random_schemas import wrong_answers
+from tests.router.tokenizer_folder import make_tokenizer_folder
 from tests.tokenizer_kinds import tokenizer_of
 
 from baton.engine.grammar_compiler import GrammarCompiler
@@ -217,6 +218,24 @@ def test_masks_are_those_of_a_tokenizer_that_is_not_sliced(llm: LLM, form: dict[
         masks = [matcher.compute_bitmask() for matcher in matchers]
         assert masks[0] == masks[1]
         assert [matcher.consume_token(token_id) for matcher in matchers] == [True, True]
+
+
+def test_a_tag_may_be_a_special_token(tmp_path: Path) -> None:
+    folder = make_tokenizer_folder(tmp_path)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"extra_special_tokens": ["[CALL]", "[END]"]}))
+    text = Tokenizer(folder)
+    call, end, n = (text.encode(each, add_special_tokens=False) for each in ("[CALL]", "[END]", "n7"))
+    assert len(call) == len(end) == 1
+    tag = {"structures": [{"begin": "[CALL]n", "schema": {"const": 7}, "end": "[END]"}], "triggers": ["[CALL]"]}
+    compiler = GrammarCompiler(lambda: text, vocab_size=text.vocab_size, eos_token_ids=(1,))
+    params = SamplingParams(structured_outputs=StructuredOutputsParams(structural_tag=tag))
+    matcher = compiler.compile(params, lambda: None).result().matcher
+    assert matcher is not None
+    right = [*text.encode("Hi ", add_special_tokens=False), *call, *n, *end, *n, 1]
+    assert matcher.validate_tokens(right) == len(right)
+    wrong = [*call, *end]
+    assert matcher.validate_tokens(wrong) == 1
 
 
 def run(llm: LLM, prompt: Prompt, params: SamplingParams, emitted: list[int]) -> list[int]:

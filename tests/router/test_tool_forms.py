@@ -2,10 +2,13 @@
 
 import itertools
 import json
+import random
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,7 +25,7 @@ from baton.router.openai.answer_forms import AnswerForms
 from baton.router.openai.parsers.call_parts import Offered
 from baton.router.openai.parsers.first_call import FirstCall
 from baton.router.openai.parsers.forced_calls import new_forced_parser
-from baton.router.openai.parsers.strict_calls import strict_form
+from baton.router.openai.parsers.strict_calls import STRICT_FORMS, strict_form
 from baton.router.openai.parsers.tool_forms import TOOL_PARSERS, tool_form_of
 from baton.router.openai.parts import AnswerParser, CallArguments, CallBegins, Part, Reasoning
 from baton.text import Tokenizer
@@ -488,10 +491,75 @@ def test_forced_calls_are_json_whatever_the_models_form(pieces: int) -> None:
     assert forced(text, "required", pieces) == TWO
 
 
+STRICT = {
+    "type": "object",
+    "properties": {
+        "city": {"enum": ["Paris", "Rome"]},
+        "days": {"type": "integer", "minimum": 1, "maximum": 9},
+        "on": {"type": "boolean"},
+        "to": {"type": "object", "properties": {"x": {"$ref": "#/$defs/x"}}, "additionalProperties": False},
+    },
+    "$defs": {"x": {"enum": [1, "a"]}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+UNBOUND = {"olmo3", "openai", "step3", "xlam"}
+"""Families whose calls no grammar is made of."""
+BEGINNINGS = {
+    **dict.fromkeys(("llama3_json", "llama4_json"), "{"),
+    **dict.fromkeys(("pythonic", "llama4_pythonic"), "["),
+    **dict.fromkeys(("deepseek_v3", "deepseek_v31"), "<｜tool▁calls▁begin｜>"),
+    "kimi_k2": "<|tool_calls_section_begin|>",
+}
+"""Of calls, where it is not the parser's first tag."""
+OTHERWISE = {
+    text for _, text, _ in SAID if "[CALL_ID]" in text or '"type"' in text or "='" in text or text.startswith("<func")
+}
+"""As models write too, but not where they are held to a schema."""
+
+
+def test_calls_of_every_other_family_can_be_held_to_a_schema() -> None:
+    assert TOOL_PARSERS.keys() - STRICT_FORMS.keys() == UNBOUND
+
+
+@pytest.mark.parametrize("family", STRICT_FORMS)
+def test_whatever_a_strict_form_lets_come_is_read_as_a_valid_call(family: str) -> None:
+    """Draws what the form allows behind the beginning of a call, as a model that knows nothing would."""
+    form = strict_form(family, [FunctionDefinition.model_validate({"name": "f", "parameters": STRICT, "strict": True})])
+    assert form is not None
+    check(form)
+    drawn, tokenizer = random.Random(family), LLTokenizer("byte")
+    for _ in range(4):
+        matcher = LLMatcher(tokenizer, grammar_of(form))
+        text = tokenizer.tokenize_str(BEGINNINGS.get(family) or TOOL_PARSERS[family](WHOLE).marks[0])
+        assert matcher.consume_tokens(text), matcher.get_error()
+        while not matcher.is_accepting():
+            assert len(text) < 2000, bytes(text)
+            mask = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
+            text.append(drawn.choice([int(token) for token in np.flatnonzero(mask)]))
+            assert matcher.consume_token(text[-1])
+        parts = parse(family, bytes(text).decode(), Offered({"f": STRICT}))
+        assert [part[0] for part in parts] == ["f"] * len(parts), bytes(text).decode()
+        for _, arguments in parts:
+            jsonschema.validate(json.loads(arguments), STRICT)
+
+
+@pytest.mark.parametrize("text", sorted({text for name, text, _ in SAID if name in STRICT_FORMS} - OTHERWISE))
+def test_a_strict_form_takes_calls_as_each_family_writes_them(text: str) -> None:
+    family = next(name for name, said, _ in SAID if said == text)
+    form = strict_form(
+        family, [FunctionDefinition.model_validate({"name": "weather", "parameters": STRICT, "strict": True})]
+    )
+    assert form is not None
+    tokenizer = LLTokenizer("byte")
+    tokens = tokenizer.tokenize_str(text[: text.index("3") + 1])
+    assert LLMatcher(tokenizer, grammar_of(form)).validate_tokens(tokens) == len(tokens)
+
+
 def test_a_strict_function_is_called_as_its_schema_says_and_text_is_free() -> None:
     tools = [{"name": "weather", "parameters": SCHEMA | {"required": ["days"]}, "strict": True}, {"name": "now"}]
     functions = [FunctionDefinition.model_validate(tool) for tool in tools]
-    assert strict_form("llama3_json", functions) is None
+    assert strict_form("openai", functions) is None
     assert strict_form("hermes", functions[1:]) is None
     form = strict_form("hermes", functions)
     assert form is not None

@@ -65,6 +65,7 @@ class GrammarCompiler:
         self._eos = eos_token_ids
         self._tokens: LLTokenizer | None = None
         self._text: Tokenizer | None = None
+        self._special: dict[str, int] = {}
         self._marks: dict[Thinking, Marks] = {}
         self._lock = threading.RLock()
         self._slots = threading.Semaphore(_AT_ONCE)
@@ -111,9 +112,13 @@ class GrammarCompiler:
         try:
             text = self._load_text()
             num_tokens = max(self._vocab_size, text.vocab_size)
-            return LLTokenizer(text.to_json(), n_vocab=num_tokens, eos_token=list(self._eos) or None, slices=SLICES)
+            tokens = LLTokenizer(text.to_json(), n_vocab=num_tokens, eos_token=list(self._eos) or None, slices=SLICES)
         except (BatonError, ValueError, OSError) as error:
             raise _unreadable("structured_outputs", error) from None
+        self._special = {
+            name: token_id for name, token_id in text.added_tokens().items() if tokens.is_special_token(token_id)
+        }
+        return tokens
 
     def _load_text(self) -> Tokenizer:
         with self._lock:
@@ -135,7 +140,7 @@ class GrammarCompiler:
 
     def _compile(self, form: StructuredOutputs) -> LLMatcher:
         tokens = self.load()
-        matcher = LLMatcher(tokens, grammar_of(form), limits=LIMITS, log_level=0)
+        matcher = LLMatcher(tokens, grammar_of(form, self._special), limits=LIMITS, log_level=0)
         if matcher.is_error():
             raise refused(form, matcher.get_error())
         matcher.compute_bitmask()  # the first is the longest, and makes what those of all answers share
