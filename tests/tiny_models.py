@@ -67,6 +67,14 @@ _OPT: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+_BLOOM: dict[str, Any] = {
+    "vocab_size": 211,
+    "hidden_size": 64,
+    "n_layer": 2,
+    "n_head": 4,
+    "seq_length": 256,
+    "tie_word_embeddings": False,
+}
 _FALCON: dict[str, Any] = {
     **{name: value for name, value in _TINY.items() if name not in ("intermediate_size", "num_key_value_heads")},
     "ffn_hidden_size": 96,
@@ -140,6 +148,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("Olmo2Config", _TINY),
     "smollm3": ("SmolLM3Config", {**_SHAPE, "no_rope_layer_interval": 2}),
     "glm4": ("Glm4Config", {**_TINY, "head_dim": 24}),
+    "bloom": ("BloomConfig", _BLOOM),
     "cohere2": ("Cohere2Config", {**_SHAPE, "logit_scale": 0.5, "layer_types": _MIXED, "sliding_window": 12}),
     "starcoder2": ("Starcoder2Config", {**_TINY, "sliding_window": 13, "tie_word_embeddings": True}),
     "falcon": ("FalconConfig", {**_FALCON, **_FALCON_NEW}),
@@ -274,6 +283,18 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
         {**_TINY, "no_rope_layers": [0, 1], "use_sliding_window": True, "sliding_window": 9},
     ),
     "glm": ("GlmConfig", {**_TINY, "head_dim": 24}),
+    "bloom-odd": ("BloomConfig", {**_BLOOM, "hidden_size": 72, "n_head": 6}),
+    "mpt": (
+        "MptConfig",
+        {
+            "vocab_size": 211,
+            "d_model": 60,
+            "n_layers": 2,
+            "n_heads": 6,
+            "max_seq_len": 256,
+            "tie_word_embeddings": False,
+        },
+    ),
     "cohere": ("CohereConfig", {**_TINY, "logit_scale": 0.5, "tie_word_embeddings": True}),
     "cohere-norms": ("CohereConfig", {**_TINY, "logit_scale": 0.5, "use_qk_norm": True, "attention_bias": True}),
     "starcoder2-full": ("Starcoder2Config", {**_TINY, "use_bias": False, "hidden_act": "gelu"}),

@@ -59,6 +59,7 @@ LLAMA_8B = KernelShapes(
     gate="silu",
     windows=(None,),
     soft_cap=None,
+    has_slopes=False,
     deterministic=False,
 )
 OPT_8B = dataclasses.replace(LLAMA_8B, rotations=(), writes_unrotated=True, has_rms_norm=False, gate=None)

@@ -35,10 +35,12 @@ LLAMA = KernelShapes(
     gate="silu",
     windows=(None,),
     soft_cap=None,
+    has_slopes=False,
     deterministic=False,
 )
 GEMMA = dataclasses.replace(LLAMA, gate="gelu_tanh", windows=(40, None), soft_cap=30.0, has_head_norms=True)
 OPT = dataclasses.replace(LLAMA, rotations=(), writes_unrotated=True, has_rms_norm=False, gate=None)
+BLOOM = dataclasses.replace(OPT, has_slopes=True)
 DETERMINISTIC = dataclasses.replace(LLAMA, deterministic=True)
 
 
@@ -58,7 +60,9 @@ def broken(monkeypatch):
     monkeypatch.setattr(launch, "_references", set())
 
 
-@pytest.mark.parametrize("shapes", [LLAMA, GEMMA, OPT, DETERMINISTIC], ids=["llama", "gemma", "opt", "deterministic"])
+@pytest.mark.parametrize(
+    "shapes", [LLAMA, GEMMA, OPT, BLOOM, DETERMINISTIC], ids=["llama", "gemma", "opt", "bloom", "deterministic"]
+)
 def test_all_that_a_model_runs_compiles(shapes):
     assert compile_kernels(shapes, DEVICE, "here", allow_reference=False) == {}
 

@@ -44,7 +44,7 @@ def _step(decodes, chunks, num_heads, num_kv_heads, head_dim, *, block_size=16, 
     return q.to(device), kv.to(device), batch
 
 
-def _dense(q, kv_layer, batch, scale, window=None, soft_cap=None):
+def _dense(q, kv_layer, batch, scale, window=None, soft_cap=None, slopes=None):
     """Attend by the formula, one sequence at a time, in float64."""
     _, _, block_size, num_kv_heads, head_dim = kv_layer.shape
     group = q.shape[1] // num_kv_heads
@@ -56,6 +56,8 @@ def _dense(q, kv_layer, batch, scale, window=None, soft_cap=None):
         if soft_cap is not None:
             scores = soft_cap * torch.tanh(scores / soft_cap)
         at, j = torch.arange(context - n, context)[:, None], torch.arange(context)
+        if slopes is not None:
+            scores = scores + slopes.double()[:, None, None] * (j - at).to(scores.device)
         visible = (j <= at) & (j > at - (window or context + 1))
         scores = scores.masked_fill(~visible.to(scores.device), -math.inf)
         outputs.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v))
@@ -92,6 +94,24 @@ def test_attention_is_its_formula(
     o = paged_attention(q, kv[:, LAYER], batch, scale=scale, window=window, soft_cap=soft_cap)
     assert o.dtype == dtype
     assert_close(o, _dense(q, kv[:, LAYER], batch, scale, window, soft_cap))
+
+
+@pytest.mark.parametrize("step", [DECODES, CHUNKS, MIXED], ids=["decodes", "chunks", "mixed"])
+@pytest.mark.parametrize(
+    ("dtype", "num_heads", "num_kv_heads", "window", "soft_cap"),
+    [
+        (torch.float32, 3, 3, None, None),
+        (torch.float32, 6, 2, 37, None),
+        (torch.float32, 4, 1, None, 5.0),
+        (torch.bfloat16, 6, 2, None, None),
+    ],
+)
+def test_slopes_lower_scores_by_distance(step, dtype, num_heads, num_kv_heads, window, soft_cap, device, assert_close):
+    q, kv, batch = _step(*step, num_heads, num_kv_heads, 32, dtype=dtype, device=device)
+    options = {"window": window, "soft_cap": soft_cap}
+    slopes = torch.tensor([0.5, 0.03, 0.25, 0.1, 0.002, 1.0], device=device)[:num_heads]
+    o = paged_attention(q, kv[:, LAYER], batch, scale=0.3, slopes=slopes, **options)
+    assert_close(o, _dense(q, kv[:, LAYER], batch, 0.3, slopes=slopes, **options))
 
 
 @pytest.mark.parametrize("block_size", [1, 8, 32])

@@ -67,6 +67,8 @@ class Cache:
         if cap := self.options["soft_cap"]:
             scores = cap * torch.tanh(scores / cap)
         at, j = torch.arange(n, device=self.device)[:, None], torch.arange(n, device=self.device)
+        if (slopes := self.options.get("slopes")) is not None:
+            scores += slopes.double()[:, None, None] * (j - at)
         visible = (j <= at) & (j > at - (self.options["window"] or n + 1))
         scores = scores.masked_fill(~visible, -math.inf)
         return torch.einsum("hqk,khd->qhd", scores.softmax(-1), v)
@@ -87,6 +89,13 @@ def test_attention_is_its_formula(cache, assert_close):
     rows = ((3, 0, 1), (2, 299, 300), (0, 0, 150), (1, 10, 40), (2, 150, 300))
     for output, (seq, start, end) in zip(outputs, rows, strict=True):
         assert_close(output, cache.expected(seq)[start:end])
+
+
+def test_slopes_lower_scores_by_distance(device, assert_close):
+    cache = Cache(torch.float32, 3, 1, 20, 37, None, device)
+    cache.options["slopes"] = torch.tensor([0.5, 0.03, 0.25], device=device)
+    for output, (start, end) in zip(cache.attend((2, 299, 1), (2, 150, 150)), ((299, 300), (150, 300)), strict=True):
+        assert_close(output, cache.expected(2)[start:end])
 
 
 @pytest.mark.usefixtures("same_bits_anywhere")

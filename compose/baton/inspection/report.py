@@ -212,7 +212,7 @@ def _form(facts: Facts) -> str:
 
 def _rope(facts: Facts) -> str:
     if facts.spec is not None and not facts.spec.ropes:
-        return "learned"
+        return "slopes (ALiBi)" if facts.spec.layers[0].attention.slopes else "learned"
     rope = facts.raw.get("rope_parameters") or facts.raw.get("rope_scaling") or {}
     kind = rope.get("rope_type") or rope.get("type") or "default"
     factor = f" x{rope['factor']:g}" if isinstance(rope.get("factor"), int | float) else ""

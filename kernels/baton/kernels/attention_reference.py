@@ -21,7 +21,7 @@ from baton.kernels.attention_batch import AttentionBatch
 _GATHER_NBYTES = 6 << 20
 # One more group costs about as much time per layer as gathering and attending to this many bytes of padding.
 _PADDING_NBYTES = 384 << 10
-# Rows of explicit scores (soft cap) are cut so that they take at most so many bytes.
+# Rows of explicit scores (soft cap, slopes) are cut so that they take at most so many bytes.
 _SCORES_NBYTES = 64 << 20
 
 
@@ -34,7 +34,7 @@ class _Piece:
     query_len: int
     context_len: int  # of the gathered keys, after any blocks that the window hides
     rows: Tensor  # [2 * num_seqs * num_blocks] int32: K's half-block rows, then V's
-    mask: Tensor | None  # [num_seqs, 1, 1, context] or [1, 1, queries, context], 0 or -inf
+    mask: Tensor | None  # [num_seqs, 1, 1, context] or [1, 1, queries, context], 0 (or how far a key is) or -inf
     tails: Tensor | None = None  # tokens of the gathered K and V that belong to nobody
     is_causal: bool = False
 
@@ -60,8 +60,9 @@ def _group_by_length(lens: list[int], token_nbytes: int) -> list[list[int]]:
     return groups
 
 
-def _mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+def _mask(visible: Tensor, dtype: torch.dtype, distances: Tensor | None = None) -> Tensor:
+    """What is added to scores, -inf where a key is not visible; with distances these, in fp32, for slopes to multiply."""
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device) if distances is None else distances.float()
     return mask.masked_fill_(visible.logical_not_(), float("-inf"))
 
 
@@ -86,7 +87,9 @@ def _tails(seen: list[int], padded: int, block_size: int, device: torch.device) 
     return torch.cat((of_k, of_k + len(seen) * padded))
 
 
-def _plan_decodes(batch: AttentionBatch, kv_layer: Tensor, dtype: torch.dtype, window: int | None) -> _GatherPlan:
+def _plan_decodes(
+    batch: AttentionBatch, kv_layer: Tensor, dtype: torch.dtype, window: int | None, sloped: bool
+) -> _GatherPlan:
     """Group decodes by length; what all groups need is computed once, sorted, and sliced."""
     _, _, block_size, num_kv_heads, head_dim = kv_layer.shape
     row_step = kv_layer.stride(0) // (block_size * num_kv_heads * head_dim)
@@ -94,7 +97,7 @@ def _plan_decodes(batch: AttentionBatch, kv_layer: Tensor, dtype: torch.dtype, w
     lens = [max(1, n) for n in batch.seq_lens_host[:num_decodes]]
     hidden = [0 if window is None else max(0, n - window) // block_size for n in lens]  # blocks before the window
     seen = [n - h * block_size for n, h in zip(lens, hidden, strict=True)]
-    if num_decodes == 1 and window is None:
+    if num_decodes == 1 and window is None and not sloped:
         rows = _block_rows(batch.block_table[:1, : -(-seen[0] // block_size)], row_step)
         return _GatherPlan([_Piece(0, 1, 1, seen[0], rows, None)], None, None)
     groups = _group_by_length(seen, 2 * num_kv_heads * head_dim * kv_layer.element_size())
@@ -114,7 +117,7 @@ def _plan_decodes(batch: AttentionBatch, kv_layer: Tensor, dtype: torch.dtype, w
     visible = positions < ends
     if window is not None:
         visible &= positions >= ends - window
-    mask = _mask(visible, dtype)[:, None, None]
+    mask = _mask(visible, dtype, positions - (ends - 1) if sloped else None)[:, None, None]
     pieces: list[_Piece] = []
     first = 0
     for group in groups:
@@ -123,16 +126,24 @@ def _plan_decodes(batch: AttentionBatch, kv_layer: Tensor, dtype: torch.dtype, w
         rows = table[first:last, : -(-widest // block_size)].reshape(-1)
         rows = torch.cat((rows, rows + 1))
         is_even = window is None and min(sizes) == widest
+        needs_mask = sloped or not is_even
         padded = rows.shape[0] // (2 * len(group)) * block_size
         tails = None if is_even else _tails(sizes, padded, block_size, device)
-        piece_mask = None if is_even else mask[first:last, ..., :widest]
+        piece_mask = mask[first:last, ..., :widest] if needs_mask else None
         pieces.append(_Piece(first, len(group), 1, widest, rows, piece_mask, tails))
         first = last
     return _GatherPlan(pieces, order, inverse)
 
 
 def _plan_chunk(
-    batch: AttentionBatch, seq: int, first: int, kv_layer: Tensor, dtype: torch.dtype, window: int | None, capped: bool
+    batch: AttentionBatch,
+    seq: int,
+    first: int,
+    kv_layer: Tensor,
+    dtype: torch.dtype,
+    window: int | None,
+    capped: bool,
+    sloped: bool,
 ) -> _Piece:
     _, _, block_size, num_kv_heads, head_dim = kv_layer.shape
     row_step = kv_layer.stride(0) // (block_size * num_kv_heads * head_dim)
@@ -141,7 +152,7 @@ def _plan_chunk(
     hidden = 0 if window is None else max(0, start - window + 1) // block_size
     context_len = seq_len - hidden * block_size
     rows = _block_rows(batch.block_table[seq, hidden : -(-seq_len // block_size)], row_step)
-    is_causal = start == 0 and not capped and (window is None or window >= seq_len)
+    is_causal = start == 0 and not capped and not sloped and (window is None or window >= seq_len)
     mask = None
     if not is_causal:
         device = kv_layer.device
@@ -150,16 +161,18 @@ def _plan_chunk(
         visible = positions <= at
         if window is not None:
             visible &= positions > at - window
-        mask = _mask(visible, dtype)[None, None]
+        mask = _mask(visible, dtype, positions - at if sloped else None)[None, None]
     return _Piece(first, 1, query_len, context_len, rows, mask, is_causal=is_causal)
 
 
-def _plan(batch: AttentionBatch, kv_layer: Tensor, dtype: torch.dtype, window: int | None, capped: bool) -> _GatherPlan:
+def _plan(
+    batch: AttentionBatch, kv_layer: Tensor, dtype: torch.dtype, window: int | None, capped: bool, sloped: bool
+) -> _GatherPlan:
     num_decodes = batch.num_decodes
-    plan = _plan_decodes(batch, kv_layer, dtype, window) if num_decodes else _GatherPlan([], None, None)
+    plan = _plan_decodes(batch, kv_layer, dtype, window, sloped) if num_decodes else _GatherPlan([], None, None)
     first = num_decodes
     for seq in range(num_decodes, batch.num_seqs):
-        plan.pieces.append(_plan_chunk(batch, seq, first, kv_layer, dtype, window, capped))
+        plan.pieces.append(_plan_chunk(batch, seq, first, kv_layer, dtype, window, capped, sloped))
         first += batch.query_lens_host[seq]
     return plan
 
@@ -177,19 +190,33 @@ def _gather_space(num_elements: int, dtype: torch.dtype, device: torch.device) -
     return space[:num_elements]
 
 
-def _attend_capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, soft_cap: float) -> Tensor:
-    """Attend with explicit scores: q [batch, kv_heads, queries, head_dim], k and v [batch, kv_heads, context, head_dim]."""
+def _attend_by_scores(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, soft_cap: float | None, slopes: Tensor | None
+) -> Tensor:
+    """Attend with explicit scores: q [batch, kv_heads, queries, head_dim], k and v [batch, kv_heads, context, head_dim].
+
+    slopes: what broadcasts to [batch, kv_heads, queries, 1]; the mask then has distances.
+    """
     batch, num_heads, query_len, _ = q.shape
     keys, values = k.float().transpose(2, 3), v.float()
     step = max(1, _SCORES_NBYTES // (4 * batch * num_heads * keys.shape[3]))
     pieces = []
     for i in range(0, query_len, step):
         scores = torch.matmul(q[:, :, i : i + step].float(), keys)  # [batch, kv_heads, step, context]
-        scores.mul_(scale / soft_cap).tanh_().mul_(soft_cap)
+        if soft_cap is None:
+            scores.mul_(scale)
+        else:
+            scores.mul_(scale / soft_cap).tanh_().mul_(soft_cap)
         if mask is not None:
-            scores += mask if mask.shape[2] == 1 else mask[:, :, i : i + step]
+            added = _rows(mask, i, step)
+            scores += added if slopes is None else added * _rows(slopes, i, step)
         pieces.append(torch.matmul(scores.softmax(-1), values).to(q.dtype))
     return torch.cat(pieces, dim=2)
+
+
+def _rows(x: Tensor, first: int, num: int) -> Tensor:
+    """Some of what is the same for all queries, or not."""
+    return x if x.shape[2] == 1 else x[:, :, first : first + num]
 
 
 def paged_attention_reference(
@@ -200,6 +227,7 @@ def paged_attention_reference(
     scale: float,
     window: int | None = None,
     soft_cap: float | None = None,
+    slopes: Tensor | None = None,
 ) -> Tensor:
     """Attend in plain torch: gather the blocks of similar sequences together, then one SDPA over them.
 
@@ -210,10 +238,10 @@ def paged_attention_reference(
     _, num_heads, head_dim = q.shape
     num_blocks, _, block_size, num_kv_heads, _ = kv_layer.shape
     group = num_heads // num_kv_heads
-    key = ("gather", window, soft_cap is not None)
+    key = ("gather", window, soft_cap is not None, slopes is not None)
     plan = batch.plans.get(key)
     if plan is None:
-        plan = batch.plans[key] = _plan(batch, kv_layer, q.dtype, window, soft_cap is not None)
+        plan = batch.plans[key] = _plan(batch, kv_layer, q.dtype, window, soft_cap is not None, slopes is not None)
     half = block_size * num_kv_heads * head_dim
     rows = kv_layer.as_strided(
         ((num_blocks - 1) * (kv_layer.stride(0) // half) + 2, half), (half, 1), kv_layer.storage_offset()
@@ -233,12 +261,15 @@ def paged_attention_reference(
             queries = q[piece.first : piece.first + piece.query_len].view(-1, num_kv_heads, group, head_dim)
             queries = queries.permute(2, 1, 0, 3)  # [group, kv_heads, queries, head_dim]
             k, v = k.expand(group, -1, -1, -1), v.expand(group, -1, -1, -1)
-        if soft_cap is None:
+        if soft_cap is None and slopes is None:
             o = F.scaled_dot_product_attention(
                 queries, k, v, attn_mask=piece.mask, is_causal=piece.is_causal, scale=scale
             )
         else:
-            o = _attend_capped(queries, k, v, piece.mask, scale, soft_cap)
+            of_rows = None if slopes is None else slopes.view(1, num_kv_heads, group, 1)
+            if of_rows is not None and not is_decode:
+                of_rows = of_rows.transpose(0, 2)
+            o = _attend_by_scores(queries, k, v, piece.mask, scale, soft_cap, of_rows)
         outputs.append((o if is_decode else o.permute(2, 1, 0, 3)).flatten(1, 2))
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return output if plan.inverse is None else output.index_select(0, plan.inverse)

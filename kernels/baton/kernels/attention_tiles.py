@@ -22,11 +22,14 @@ class AttentionShape(NamedTuple):
     block_size: int
     window: int  # 0: none
     has_cap: bool
+    has_slopes: bool
     precision: Literal["ieee", "tf32"]
     upcasts: bool
 
 
-def attention_shape(q: Tensor, kv_layer: Tensor, window: int | None, soft_cap: float | None) -> AttentionShape:
+def attention_shape(
+    q: Tensor, kv_layer: Tensor, window: int | None, soft_cap: float | None, slopes: Tensor | None = None
+) -> AttentionShape:
     """Return what kernels are compiled for: q [tokens, heads, head_dim], kv_layer as in attention.py."""
     num_heads, head_dim = q.shape[1:]
     block_size, num_kv_heads = kv_layer.shape[2:4]
@@ -38,6 +41,7 @@ def attention_shape(q: Tensor, kv_layer: Tensor, window: int | None, soft_cap: f
         block_size,
         window or 0,
         soft_cap is not None,
+        slopes is not None,
         "ieee" if q.dtype == torch.float32 else "tf32",
         upcasts_dot(q),
     )
@@ -82,11 +86,15 @@ def attend_tiles(
     seq_len,
     scale,
     soft_cap,
+    slopes,
     SHAPE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     IS_CUT: tl.constexpr,
 ):
-    """Attend to context tiles [first, last); IS_CUT: the mask cuts through them. `lowest`: the first of positions_q."""
+    """Attend to context tiles [first, last); IS_CUT: the mask cuts through them.
+
+    `lowest`: the first of positions_q. `slopes`: of each row's head, where the shape has them.
+    """
     LOG2E: tl.constexpr = 1.4426950408889634
     _, _, _, kv_stride_block, kv_stride_half, _ = strides
     dims = tl.arange(0, SHAPE.block_d)
@@ -125,6 +133,8 @@ def attend_tiles(
             scores = soft_cap * (1.0 - 2.0 / (tl.exp(scores * (2.0 * scale / soft_cap)) + 1.0)) * LOG2E
         else:
             scores = scores * (scale * LOG2E)
+        if SHAPE.has_slopes:
+            scores += (slopes * LOG2E)[:, None] * (positions[None, :] - positions_q[:, None]).to(tl.float32)
         if IS_CUT:
             visible = positions[None, :] <= positions_q[:, None]
             if SHAPE.window > 0:

@@ -98,9 +98,10 @@ def decode_attention(
     scale: float,
     window: int | None,
     soft_cap: float | None,
+    slopes: Tensor | None = None,
 ) -> None:
     """Attend for the first num_decodes tokens; writes their rows of `out` [tokens, heads, head_dim]."""
-    launch, shape = plan.launch, attention_shape(q, kv_layer, window, soft_cap)
+    launch, shape = plan.launch, attention_shape(q, kv_layer, window, soft_cap, slopes)
     num_heads, head_dim = q.shape[1:]
     max_items = plan.item_tiles.shape[0] - 1
     num_lanes = min(max(1, num_sms(q.device) * launch.programs_per_sm // shape.num_kv_heads), max_items)
@@ -117,6 +118,7 @@ def decode_attention(
         plan.partial_sum,
         batch.block_table,
         batch.seq_lens,
+        q if slopes is None else slopes,
         batch.num_decodes,
         attention_strides(q, kv_layer, batch, out),
         scale,
@@ -240,6 +242,7 @@ def _decode_kernel(
     partial_sum_ptr,
     block_table_ptr,
     seq_lens_ptr,
+    slopes_ptr,
     num_seqs,
     strides,
     scale,
@@ -265,6 +268,8 @@ def _decode_kernel(
     first_tile = tl.load(item_tiles_ptr + lane * num_items // num_lanes)
     last_tile = tl.load(item_tiles_ptr + (lane + 1) * num_items // num_lanes)
     head_rows = kv_head * SHAPE.group + rows
+    if SHAPE.has_slopes:
+        slopes = tl.load(slopes_ptr + head_rows, mask=rows < SHAPE.group, other=0.0)
     at_head = head_rows[:, None] * q_stride_head + dims[None, :]
     row_max = tl.full([BLOCK_G], -1.0e30, tl.float32)
     row_sum = tl.zeros([BLOCK_G], tl.float32)
@@ -293,6 +298,9 @@ def _decode_kernel(
         scores = tl.dot(q, tl.trans(k), input_precision=SHAPE.precision) * scale
         if SHAPE.has_cap:
             scores = soft_cap * (1.0 - 2.0 / (tl.exp(2.0 * scores / soft_cap) + 1.0))
+        if SHAPE.has_slopes:
+            distances = positions - (tl.load(seq_lens_ptr + seq) - 1)
+            scores += slopes[:, None] * distances[None, :].to(tl.float32)
         scores = scores * LOG2E
         if SHAPE.window > 0:
             valid = valid & (positions >= tl.load(seq_lens_ptr + seq) - SHAPE.window)

@@ -40,15 +40,18 @@ def invariant_attention(
     scale: float,
     window: int | None = None,
     soft_cap: float | None = None,
+    slopes: Tensor | None = None,
 ) -> Tensor:
     """Attend as `paged_attention` does, with equal bits for equal queries and contexts.
 
     On a CPU this is the reference, whose bits are a function of a query's context where it is called with one query.
     """
     if not on_triton(q):
-        return paged_attention_reference(q, kv_layer, batch, scale=scale, window=window, soft_cap=soft_cap)
+        return paged_attention_reference(
+            q, kv_layer, batch, scale=scale, window=window, soft_cap=soft_cap, slopes=slopes
+        )
     launch = _LAUNCH_WIDE if q.element_size() > 2 or q.shape[2] > 128 else _LAUNCH
-    shape = attention_shape(q, kv_layer, window, soft_cap)
+    shape = attention_shape(q, kv_layer, window, soft_cap, slopes)
     num_tokens, num_heads, head_dim = q.shape
     num_seqs = batch.num_seqs
     block_m = max(launch.block_m, triton.next_power_of_2(shape.group))
@@ -74,6 +77,7 @@ def invariant_attention(
         batch.block_table,
         batch.query_start,
         batch.seq_lens,
+        q if slopes is None else slopes,
         num_seqs,
         max_splits,
         attention_strides(q, kv_layer, batch, out),
@@ -131,6 +135,7 @@ def _attention_kernel(
     block_table_ptr,
     query_start_ptr,
     seq_lens_ptr,
+    slopes_ptr,
     num_seqs,
     max_splits,
     strides,
@@ -170,6 +175,9 @@ def _attention_kernel(
         end = tl.minimum(lowest + TOKENS, seq_len)
         table = block_table_ptr + seq.to(tl.int64) * table_stride
         first = _first_tile(lowest, SHAPE.window, BLOCK_N)
+        slopes = tl.zeros([BLOCK_M], tl.float32)
+        if SHAPE.has_slopes:
+            slopes = tl.load(slopes_ptr + heads)
 
         total = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
         total_max = tl.full([BLOCK_M], -1.0e30, tl.float32)
@@ -191,6 +199,7 @@ def _attention_kernel(
                 seq_len,
                 scale,
                 soft_cap,
+                slopes,
                 SHAPE,
                 BLOCK_N,
                 True,

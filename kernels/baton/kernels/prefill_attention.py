@@ -26,6 +26,7 @@ def prefill_attention(
     scale: float,
     window: int | None,
     soft_cap: float | None,
+    slopes: Tensor | None = None,
     longest: int = 1 << 30,
     launch: PrefillLaunch | None = None,
 ) -> None:
@@ -34,7 +35,7 @@ def prefill_attention(
     Sequences of more than `longest` query tokens are left out: their rows stay as they are.
     """
     launch = launch or launches_on(q.device).prefill[heads_of(q)]
-    shape = attention_shape(q, kv_layer, window, soft_cap)
+    shape = attention_shape(q, kv_layer, window, soft_cap, slopes)
     num_seqs = batch.num_seqs - batch.num_decodes
     block_m = max(launch.block_m, triton.next_power_of_2(shape.group))
     # A sequence's first tile is its first query's over the tile's tokens, plus its index: no list, and at
@@ -47,6 +48,7 @@ def prefill_attention(
         batch.block_table,
         batch.query_start,
         batch.seq_lens,
+        q if slopes is None else slopes,
         batch.num_decodes,
         num_seqs,
         longest,
@@ -72,6 +74,7 @@ def _prefill_kernel(
     block_table_ptr,
     query_start_ptr,
     seq_lens_ptr,
+    slopes_ptr,
     num_decodes,
     num_seqs,
     longest,
@@ -126,6 +129,9 @@ def _prefill_kernel(
             whole_from = 0
         whole_to = tl.maximum(whole_to, whole_from)
 
+        slopes = tl.zeros([BLOCK_M], tl.float32)
+        if SHAPE.has_slopes:
+            slopes = tl.load(slopes_ptr + heads)
         row_max = tl.full([BLOCK_M], -1.0e30, tl.float32)
         row_sum = tl.zeros([BLOCK_M], tl.float32)
         acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -146,6 +152,7 @@ def _prefill_kernel(
                 seq_len,
                 scale,
                 soft_cap,
+                slopes,
                 SHAPE,
                 BLOCK_N,
                 True,
@@ -166,6 +173,7 @@ def _prefill_kernel(
             seq_len,
             scale,
             soft_cap,
+            slopes,
             SHAPE,
             BLOCK_N,
             False,
@@ -186,6 +194,7 @@ def _prefill_kernel(
             seq_len,
             scale,
             soft_cap,
+            slopes,
             SHAPE,
             BLOCK_N,
             True,

@@ -66,8 +66,9 @@ class KernelShapes:
     gate: Literal["silu", "gelu_tanh"] | None
     windows: tuple[int | None, ...]
     soft_cap: float | None
-    experts: tuple[MoESpec, ...] = ()  # each kind of layer that has them
+    has_slopes: bool
     deterministic: bool  # with the operations whose bits do not depend on the batch
+    experts: tuple[MoESpec, ...] = ()  # each kind of layer that has them
 
 
 @torch.inference_mode()
@@ -259,6 +260,7 @@ def _attend(
     cache = _cache(shapes, device)
     table_len = -(-shapes.max_model_len // shapes.block_size)
     q, _, _ = _heads(shapes, sum(query_lens), device)
+    slopes = {"slopes": torch.zeros(shapes.num_heads, device=device)} if shapes.has_slopes else {}
     seq_lens = [min(_CONTEXT_LEN, shapes.max_model_len), *query_lens[1:]]
     for window in shapes.windows:
         batch = AttentionBatch(
@@ -270,7 +272,7 @@ def _attend(
             query_lens_host=query_lens,
             seq_lens_host=seq_lens,
         )
-        attend(q, cache, batch, scale=1.0, window=window, soft_cap=shapes.soft_cap)
+        attend(q, cache, batch, scale=1.0, window=window, soft_cap=shapes.soft_cap, **slopes)
 
 
 def _sampling(logits: Tensor, counts: Tensor, rows: Tensor) -> None:

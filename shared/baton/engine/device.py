@@ -126,6 +126,7 @@ def _kernel_shapes(config: EngineConfig, spec: ModelSpec, dtype: torch.dtype, ma
         windows=tuple(set(spec.windows_within(max_model_len))),
         soft_cap=layer.attention.soft_cap,
         experts=sparse,
+        has_slopes=bool(layer.attention.slopes),
         deterministic=config.deterministic,
     )
 

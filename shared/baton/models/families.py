@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from baton.models import (
     bert,
+    bloom,
     cohere,
     falcon,
     gemma2,
@@ -20,6 +21,7 @@ from baton.models import (
     mistral,
     mixtral,
     modernbert,
+    mpt,
     olmo2,
     olmoe,
     opt,
@@ -71,6 +73,8 @@ FAMILIES: tuple[Family, ...] = (
     internlm2.FAMILY,
     internlm2.INTERNLM3_FAMILY,
     minicpm.FAMILY,
+    bloom.FAMILY,
+    mpt.FAMILY,
     bert.FAMILY,
     roberta.FAMILY,
     roberta.XLM_FAMILY,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -166,7 +167,8 @@ class Attention:
         by_head: bool = False,
     ) -> None:
         spec, share = model.layers[layer].attention, parameters.share
-        num_heads = len(share.of(spec.num_heads, f"{qkv[0]}: heads"))
+        heads = share.of(spec.num_heads, f"{qkv[0]}: heads")
+        num_heads = len(heads)
         num_kv_heads = len(share.of(spec.num_kv_heads, f"{qkv[1]}: KV heads"))
         self.split = (num_heads, num_kv_heads, num_kv_heads)
         parts = zip(qkv, (spec.q_size, spec.kv_size, spec.kv_size), strict=True)
@@ -178,6 +180,9 @@ class Attention:
         # [max_positions, 2, rotated / 2]; None for models that add positions to the embeddings
         self.rope_table = parameters.rotations(spec.rope, model.max_model_len) if spec.rope else None
         self.attend = partial(parameters.ops.attention, scale=spec.scale, window=spec.window, soft_cap=spec.soft_cap)
+        if spec.slopes:
+            slopes = torch.tensor(spec.slopes[heads.start : heads.stop], dtype=torch.float32, device=parameters.device)
+            self.attend = partial(self.attend, slopes=slopes)
         self.layer = layer
         self.head_dim = spec.head_dim
 

@@ -30,6 +30,7 @@ class AttentionOp(Protocol):
         scale: float,
         window: int | None,
         soft_cap: float | None,
+        slopes: Tensor | None = None,
     ) -> Tensor: ...
 
 

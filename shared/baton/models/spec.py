@@ -45,6 +45,7 @@ class AttentionSpec:
     rope: RopeSpec | None = None
     window: int | None = None  # how many positions a token sees, itself included; None: all
     soft_cap: float | None = None
+    slopes: tuple[float, ...] = ()  # of each head: how much less a score is for each position between query and key
     qkv_bias: bool = False
     out_bias: bool = False
     qk_norm: QKNorm | None = None
