@@ -71,7 +71,7 @@ _BLOOM: dict[str, Any] = {
     "vocab_size": 211,
     "hidden_size": 64,
     "n_layer": 2,
-    "n_head": 4,
+    "n_head": 8,
     "seq_length": 256,
     "tie_word_embeddings": False,
 }
