@@ -150,6 +150,70 @@ def fp8(strategy: str, *, x_scale: float | None = None, suffix: str = "weight_sc
     return pack
 
 
+NF4 = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
+
+
+def nf4(*, is_double: bool = False) -> Pack:
+    """bitsandbytes' four bits: of every 64 weights, in one row, the nearest of 16 numbers times the largest weight.
+
+    Doubly quantized, the scales less their mean are the nearest of 256 numbers times the largest of 256 of them.
+    """
+
+    def pack(weight: Tensor) -> Packed:
+        table, rows = torch.tensor(NF4), weight.reshape(-1, 64)
+        scales = rows.abs().amax(1)
+        text: dict[str, Any] = {"quant_type": "nf4", "blocksize": 64, "dtype": "float32"}
+        tensors = {"weight.absmax": scales}
+        if is_double:
+            other, mean = torch.linspace(-1, 1, 256), scales.mean().item()
+            parts = torch.split(scales - mean, 256)
+            tops = torch.stack([part.abs().max() for part in parts])
+            nearest = [(part[:, None] / top - other).abs().argmin(1) for part, top in zip(parts, tops, strict=True)]
+            bytes_ = torch.cat(nearest)
+            text |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": mean}
+            tensors = {
+                "weight.absmax": bytes_.to(torch.uint8),
+                "weight.nested_absmax": tops,
+                "weight.nested_quant_map": other,
+            }
+            scales = other[bytes_] * tops.repeat_interleave(256)[: len(bytes_)] + mean
+        codes = (rows[:, :, None] / scales[:, None, None] - table).abs().argmin(2)
+        pairs = codes.reshape(-1, 2)
+        tensors |= {
+            "weight": (pairs[:, :1] * 16 + pairs[:, 1:]).to(torch.uint8),
+            "weight.quant_map": table,
+            "weight.quant_state.bitsandbytes__nf4": torch.tensor(list(json.dumps(text).encode()), dtype=torch.uint8),
+        }
+        return tensors, (table[codes] * scales[:, None]).view(weight.shape)
+
+    return pack
+
+
+def bnb_int8(weight: Tensor) -> Packed:
+    """bitsandbytes' eight bits: whole numbers, 127 of which are the largest weight of an output."""
+    largest = weight.abs().amax(1)
+    values = (weight * 127 / largest[:, None]).round()
+    tensors = {"weight": values.to(torch.int8), "SCB": largest, "weight_format": torch.tensor(0, dtype=torch.uint8)}
+    return tensors, values * largest[:, None] / 127
+
+
 def compressed(
     weights: Mapping[str, Any], kind: str, x: Mapping[str, Any] | None = None, **more: Any
 ) -> dict[str, Any]:
@@ -215,6 +279,37 @@ FORMS: dict[str, tuple[dict[str, Any], Pack]] = {
         compressed({**_FLOATS, "strategy": "block", "block_structure": [128, 128]}, "float-quantized"),
         fp8("block"),
     ),
+    "ct-int8": (
+        compressed({"type": "int", "num_bits": 8, "symmetric": True, "strategy": "channel"}, "int-quantized"),
+        int8(),
+    ),
+    "ct-w8a8-dynamic": (
+        compressed(
+            {"type": "int", "num_bits": 8, "symmetric": True, "strategy": "channel"},
+            "int-quantized",
+            {**_TOKENS, "type": "int"},
+        ),
+        int8(),
+    ),
+    "ct-w8a8-static": (
+        compressed(
+            {"type": "int", "num_bits": 8, "symmetric": True, "strategy": "tensor"},
+            "int-quantized",
+            {**_STATIC, "type": "int"},
+        ),
+        int8("tensor", x_scale=0.05),
+    ),
+    "bnb-nf4": ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, nf4()),
+    "bnb-nf4-double": (
+        {
+            "quant_method": "bitsandbytes",
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": True,
+        },
+        nf4(is_double=True),
+    ),
+    "bnb-int8": ({"quant_method": "bitsandbytes", "load_in_8bit": True}, bnb_int8),
     "fp8-tensor": (
         {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]},
         fp8("tensor", x_scale=0.02),

@@ -17,12 +17,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.models.stepping import Stepper, Stream
 from tests.quantized_models import FORMS, fp8, packed_ints, quantized, repacked
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from baton.errors import ModelLoadError
 from baton.models.causal_lm import CausalLM
 from baton.models.config import read_spec
 from baton.models.identity import model_identity
 from baton.models.loader import load_model, weights_nbytes
+from baton.models.mxfp4 import Mxfp4
 
 PROMPT = list(range(5, 40))
 
@@ -59,7 +61,7 @@ def test_a_form_answers_as_the_weights_that_it_stands_for(name: str, plain: Path
     torch.testing.assert_close(logits(folder), logits(standing), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["gptq-4-zeros", "awq", "ct-int4", "fp8-tensor"])
+@pytest.mark.parametrize("name", ["gptq-4-zeros", "awq", "ct-int4", "fp8-tensor", "bnb-int8"])
 def test_fused_modules_are_joined_from_their_words(
     name: str, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -109,7 +111,11 @@ def test_groups_of_modules_have_forms_of_their_own(plain: Path, tmp_path: Path) 
         ("gptq-4", {"bits": 8}, ["qweight", "has shape [12, 64]", "makes it [24, 64]"]),
         ("gptq-4", {"group_size": 48}, ["group_size=48", "64 inputs", "--quantization int4"]),
         ("gptq-4", {"group_size": 16}, ["qzeros", "has shape [3, 8]", "makes it [6, 8]"]),
-        ("gptq-4", {"quant_method": "aqlm"}, ["quant_method='aqlm'", "awq, compressed-tensors, fp8, gptq"]),
+        (
+            "gptq-4",
+            {"quant_method": "aqlm"},
+            ["quant_method='aqlm'", "awq, bitsandbytes, compressed-tensors, fp8, gptq, mxfp4"],
+        ),
         ("gptq-4", {"checkpoint_format": "marlin"}, ["checkpoint_format='marlin'", "gptq_v2"]),
         ("gptq-4", {"lm_head": True}, ["lm_head=True"]),
         ("awq", {"bits": 8}, ["bits=8", "AWQ is served with 4"]),
@@ -194,6 +200,19 @@ def test_a_checkpoint_is_quantized_while_it_is_read(
             tensors[name] = left.t().contiguous() if is_conv else left
     save_file(tensors, folder / "model.safetensors")
     torch.testing.assert_close(logits(plain, quantization=method), logits(folder), rtol=1e-3, atol=1e-3)
+
+
+def test_blocks_of_mxfp4_stand_for_what_transformers_reads_there() -> None:
+    torch.manual_seed(0)
+    form = Mxfp4("here")
+    shapes = {stored.suffix: stored.shape for stored in form.stored(6, 96)}
+    tensors = {
+        "blocks": torch.randint(0, 256, shapes["blocks"], dtype=torch.uint8),
+        "scales": torch.randint(110, 130, shapes["scales"], dtype=torch.uint8),
+    }
+    found = form.values(tensors, [6]).dense(torch.float32)
+    expected = convert_moe_packed_tensors(tensors["blocks"][None], tensors["scales"][None], dtype=torch.float32)
+    assert torch.equal(found, expected[0].t())
 
 
 def test_answers_of_weights_quantized_otherwise_have_another_identity(plain: Path) -> None:

@@ -24,11 +24,11 @@ Generate = Callable[[list[list[int]], list[int]], list[list[int]]]
 """Greedy answers to prompts; the second list is the most tokens that each may have."""
 
 
-def baton_engine(model: Path) -> Generate:
+def baton_engine(model: Path, quantization: str | None = None) -> Generate:
     """Generate with `baton.llm.LLM`, on whatever device it picks."""
     from baton.llm import LLM, SamplingParams
 
-    llm = LLM(model=str(model), dtype="float32")
+    llm = LLM(model=str(model), dtype="float32", quantization=quantization)
 
     def generate(prompts: list[list[int]], max_lens: list[int]) -> list[list[int]]:
         params = [SamplingParams(temperature=0, max_tokens=max_len) for max_len in max_lens]
@@ -98,13 +98,17 @@ def main() -> None:
         "--num", type=int, help=f"questions for each task; none: all of the package, {_FRESH} fresh ones"
     )
     parser.add_argument("--engine", choices=("baton", "transformers"), default="baton")
+    parser.add_argument("--quantization", help="as of `baton up`; with Baton's engine")
     parser.add_argument("--show-wrong", action="store_true", help="print each wrong answer")
     arguments = parser.parse_args()
     try:
         questions = _questions(arguments.seed, arguments.num)
     except ConfigError as error:
         parser.error(str(error))
-    generate = (baton_engine if arguments.engine == "baton" else transformers_engine)(arguments.model)
+    if arguments.engine == "baton":
+        generate = baton_engine(arguments.model, arguments.quantization)
+    else:
+        generate = transformers_engine(arguments.model)
     start = time.monotonic()
     answers = ask(questions, Tokenizer(arguments.model), generate)
     seconds = time.monotonic() - start

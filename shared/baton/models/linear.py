@@ -87,6 +87,7 @@ class Stored:
     fill: Fill = "normal"
     kept: torch.dtype | None = None  # as it is kept; None: as `dtype`, or in the model's
     optional: bool = False  # a checkpoint may lack it: it is then filled
+    is_text: bool = False  # of so many bytes at most; the rest is zeros
     encoding: Encoding | None = None  # of a weight that is not kept as it is
 
 

@@ -87,12 +87,13 @@ class Target:
     pieces: list[Piece] = field(default_factory=list)
     fill: Fill | None = None  # what it holds if the checkpoint lacks it; None: it must be there
     is_scale: bool = False  # dimensions of 1 may be there or not
+    is_text: bool = False  # it may be shorter
 
     @classmethod
     def of(cls, stored: Stored) -> Target:
         """Make the target of a tensor as a form says that it is stored."""
         fill = stored.fill if stored.optional else None
-        return cls(stored.shape, stored.dtype, fill=fill, is_scale=stored.kept is not None)
+        return cls(stored.shape, stored.dtype, fill=fill, is_scale=stored.kept is not None, is_text=stored.is_text)
 
 
 class Parameters:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from baton.errors import ModelLoadError
-from baton.models import awq, compressed_tensors, fp8, gptq, online
+from baton.models import awq, bitsandbytes, compressed_tensors, fp8, gptq, mxfp4, online
 from baton.models.fields import DTYPES, Fields
 from baton.models.linear import ByModule, WeightForm
 from baton.models.module_rules import QuantizedFields
@@ -14,9 +14,11 @@ from baton.models.module_rules import QuantizedFields
 # quant_method -> its form, made of the whole quantization_config
 QUANTIZED: dict[str, Callable[[QuantizedFields], WeightForm | ByModule]] = {
     "awq": awq.read,
+    "bitsandbytes": bitsandbytes.read,
     "compressed-tensors": compressed_tensors.read,
     "fp8": fp8.read,
     "gptq": gptq.read,
+    "mxfp4": mxfp4.read,
 }
 SAME = {"gptq_marlin": "gptq", "awq_marlin": "awq"}
 """vLLM's names for the kernels of a method; which kernel runs is chosen here."""

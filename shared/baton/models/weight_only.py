@@ -63,12 +63,12 @@ class Layout:
     num_inputs: int
     num_groups: int  # of a row
     nbytes: int  # of the tensors that are read
-    stored: torch.dtype  # of the values: uint8 (up to four bits), int8 or float8_e4m3fn
+    stored: torch.dtype  # of the values: uint8 (up to four bits), int8 or float8_e4m3fn; float32: written out anywhere
     scale_nbytes: int = 4  # of one scale, with its zero
 
     def stays_packed(self, device: torch.device) -> bool:
         """Whether a device multiplies the bits as they are."""
-        if device.type != "cuda" or self.num_inputs % self.num_groups:
+        if device.type != "cuda" or self.num_inputs % self.num_groups or self.stored == torch.float32:
             return False
         if self.stored == torch.float8_e4m3fn and not multiplies_fp8(device):
             return False

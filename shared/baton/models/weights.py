@@ -12,7 +12,7 @@ from torch import Tensor
 from baton.errors import ModelLoadError
 from baton.models.checkpoint import FLOATS, TensorEntry
 from baton.models.linear import Fill
-from baton.models.parameters import Parameters, Target
+from baton.models.parameters import Parameters, Piece, Target
 from baton.models.reading import Rows, read_all, rows_of
 from baton.progress import Bar
 
@@ -100,7 +100,11 @@ def match(parameters: Parameters, entries: Mapping[str, TensorEntry], source: st
 
 
 def _check(entry: TensorEntry, target: Target) -> None:
-    same = _without_ones(entry.shape) == _without_ones(target.shape) if target.is_scale else entry.shape == target.shape
+    same = entry.shape == target.shape
+    if target.is_scale:
+        same = _without_ones(entry.shape) == _without_ones(target.shape)
+    if target.is_text:
+        same = len(entry.shape) == 1 and entry.shape[0] <= target.shape[0]
     if not same:
         raise ModelLoadError(
             f"{entry.file}: tensor {entry.name!r} has shape {list(entry.shape)}, and config.json makes it "
@@ -171,9 +175,9 @@ def load_weights(parameters: Parameters, found: Mapping[str, TensorEntry], progr
         ModelLoadError: a file is damaged or cannot be read, or two tensors that config.json ties differ.
     """
     for target in parameters.targets.values():
-        if target.fill is not None:  # the checkpoint may lack it
+        if target.fill is not None or target.is_text:  # the checkpoint may lack it, or a part of it
             for piece in target.pieces:
-                _fill(piece.tensor, target.fill, 1.0, None)
+                _fill(piece.tensor, target.fill or "zeros", 1.0, None)
     # A repeat of a tied tensor is compared, so it comes when the tensor itself is there.
     whole, repeats = (
         [
@@ -181,7 +185,7 @@ def load_weights(parameters: Parameters, found: Mapping[str, TensorEntry], progr
             for name, entry in found.items()
             if (name in parameters.tied) == is_repeat
             for piece in parameters.target(name).pieces
-            for rows in rows_of(entry, piece)
+            for rows in rows_of(entry, _within(piece, entry, parameters.target(name)))
         ]
         for is_repeat in (False, True)
     )
@@ -192,6 +196,11 @@ def load_weights(parameters: Parameters, found: Mapping[str, TensorEntry], progr
         read_all(repeats, lambda stored, rows: _compare(stored, rows, names[rows.entry.name]), bar.update, always=True)
     if parameters.device.type == "cuda":
         torch.cuda.synchronize(parameters.device)
+
+
+def _within(piece: Piece, entry: TensorEntry, target: Target) -> Piece:
+    """Return the part of a piece that a text takes; of others all."""
+    return Piece(piece.tensor[: entry.shape[0]], (range(entry.shape[0]),)) if target.is_text else piece
 
 
 def _put(stored: Tensor, rows: Rows) -> None:
