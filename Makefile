@@ -5,7 +5,7 @@ PYTHON ?= python3
 STAMP := $(VENV)/.installed
 SOURCES := compose shared kernels services demo tests docs
 
-.PHONY: install check fix test test-again soak audit compose-test lock bench docs site up
+.PHONY: install check fix test test-again soak audit clients-test compose-test lock bench docs site up
 
 install: $(STAMP)
 
@@ -59,6 +59,16 @@ soak: install
 # Builds the images, starts the stack of compose/compose.yaml, breaks it, takes it down. Needs Docker.
 compose-test: install
 	$(PYTEST) -m compose -vv -s tests/compose/test_stack.py
+
+# Real clients (OpenAI's and Anthropic's SDKs, LangChain, LiteLLM and others) against the demo model and one that pools. They
+# are installed in an environment of their own, as they want other versions than Baton. CLIENTS=test_openai.py runs one.
+clients-test: install $(VENV)-clients/.installed
+	LITELLM_LOCAL_MODEL_COST_MAP=True $(BIN)/python -m tests.clients $(CURDIR)/$(VENV)-clients/bin/python $(CLIENTS)
+
+$(VENV)-clients/.installed: tests/clients/requirements.txt
+	$(PYTHON) -m venv $(VENV)-clients
+	$(VENV)-clients/bin/python -m pip install --quiet --requirement tests/clients/requirements.txt
+	@touch $@
 
 # Rules over the source (a test too), known mistakes, and packages with advisories, where their list can be reached.
 audit: $(VENV)/.audit

@@ -202,6 +202,7 @@ def test_errors_are_in_anthropics_form(serving: Cluster, client: anthropic.Anthr
         ({"max_tokens": 0}, "max_tokens"),
         ({"thinking": {"type": "between_tools"}}, "thinking.type"),
         ({"container": "c"}, "container"),
+        ({"thread": {"type": "create"}}, "thread"),
         ({"temperature": -1}, "temperature"),
         ({"nonsense": 1}, "nonsense"),
         ({"system": 5}, "system"),
@@ -211,6 +212,13 @@ def test_what_is_not_served_is_refused_by_name(serving: Cluster, body: Any, fiel
     answer = ask(serving, {"max_tokens": 5, "messages": [{"role": "user", "content": "x"}]} | body)
     assert answer.status_code == 400
     assert answer.json()["error"]["message"].startswith(field)
+
+
+def test_a_thread_is_refused_so_that_the_sdk_goes_on_with_whole_conversations(serving: Cluster) -> None:
+    messages = [{"role": "user", "content": "x"}]
+    refused = ask(serving, {"max_tokens": 5, "messages": messages, "thread": {"type": "create"}}).json()["error"]
+    assert refused["details"] == {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+    assert "details" not in ask(serving, {"max_tokens": 0, "messages": messages}).json()["error"]
 
 
 # -- parts to blocks ------------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ _DIRECT = Unserved("only the model itself calls functions", ({"type": "direct"},
 _NO_SETS = Unserved("tools come one by one")
 MESSAGES = {
     "container": Unserved(_HOSTED),
+    "thread": Unserved("conversations are not kept here; send all messages"),
     "mcp_servers": Unserved(_HOSTED, ([],)),
     "context_management": Unserved("a conversation is never rewritten; send what is to be read", ({}, {"edits": []})),
     "diagnostics": Unserved("nothing is told beside the answer", ({},)),

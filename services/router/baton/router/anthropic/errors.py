@@ -22,7 +22,10 @@ _TYPES = {
 def anthropic_error(error: dict[str, Any], status: int) -> dict[str, Any]:
     """Return the body of an error answer; the field that is wrong stands in its message."""
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
-    return {"type": "error", "error": {"type": kind, "message": error["error"]["message"]}}
+    said: dict[str, Any] = {"type": kind, "message": error["error"]["message"]}
+    if error["error"]["param"] == "thread":  # by which the SDK's tool runner goes on with whole conversations
+        said["details"] = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+    return {"type": "error", "error": said}
 
 
 def _event(error: dict[str, Any], status: int) -> bytes:
