@@ -18,6 +18,7 @@ from baton.models import reading
 from baton.models.checkpoint import SINGLE, read_entries
 from baton.models.config import read_spec
 from baton.models.families import BY_NAME
+from baton.models.fp8 import Fp8
 from baton.models.ops import FASTEST
 from baton.models.parameters import Parameters, Share, Target
 from baton.models.weights import PREFIXES, load_weights, match
@@ -139,6 +140,13 @@ def test_a_matrix_that_does_not_divide_is_refused_by_name(split, said: str) -> N
     parameters = Parameters(torch.float32, torch.device("meta"), share=Share(0, 2))
     with pytest.raises(ModelLoadError, match=rf"mlp\.up_proj\.weight: {said}"):
         parameters.linear([("mlp.up_proj", 97)], 63, split=split)
+
+
+def test_blocks_of_weights_that_cross_heads_are_refused_by_name() -> None:
+    parameters = Parameters(torch.float32, torch.device("meta"))
+    form = Fp8((128, 128), False, False, "weight_scale_inv", "here")
+    with pytest.raises(ModelLoadError, match=r"attention\.wqkv\.weight_scale_inv .* one of its 4 heads into the next"):
+        parameters.linear([("attention.wqkv", 64)] * 3, 64, groups=4, form=form)
 
 
 def test_a_rank_takes_its_share_of_the_memory(tiny_checkpoint: Checkpoint) -> None:

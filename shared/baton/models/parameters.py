@@ -286,10 +286,15 @@ class Parameters:
         first = stored[0]
         dim = first.out_dim
         assert dim is not None
+        if any(part.shape[dim] % groups for part in stored):
+            raise ModelLoadError(
+                f"{modules[0]}.{first.suffix} is stored in blocks that reach from one of its {groups} heads into the next, "
+                "which cannot be parted. Take the unquantized checkpoint of this model."
+            )
         widths = [part.shape[dim] // groups for part in stored]  # of each part in one group
         total = sum(widths)
-        shape = (*first.shape[:dim], groups * total, *first.shape[dim + 1 :])
-        target = self.targets[f"{modules[0]}.{first.suffix}"] = Target(shape, first.dtype)
+        target = self.targets[f"{modules[0]}.{first.suffix}"] = Target.of(first)
+        target.shape = (*first.shape[:dim], groups * total, *first.shape[dim + 1 :])
         begin = 0
         for width, box, place in zip(widths, boxes, places, strict=True):
             held = range(box[dim].start // width, box[dim].stop // width)  # a rank has whole groups
