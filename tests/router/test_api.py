@@ -650,3 +650,21 @@ def test_docs_name_every_route_and_load_nothing(serving: Cluster) -> None:
     assert all(f"<td>{path}</td>" in page.text for path in paths)
     assert "http://" not in page.text
     assert "src=" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", {"input": "x"}),
+        ("/pooling", {"input": "x"}),
+        ("/classify", {"input": "x"}),
+        ("/v1/score", {"text_1": "x", "text_2": "y"}),
+        ("/v1/rerank", {"query": "x", "documents": ["y"]}),
+    ],
+)
+def test_a_model_that_generates_says_what_gives_vectors(serving: Cluster, path: str, body: dict[str, object]) -> None:
+    answer = httpx.post(f"{serving.url}{path}", json=body, timeout=60)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["code"]) == (400, "model", "model_not_supported")
+    assert "generates text and gives no vectors or scores: ask /v1/chat/completions" in error["message"]
+    assert "--convert embed" in error["message"]
