@@ -164,7 +164,24 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "Phi3Config",
         {**_PHI3, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75}},
     ),
-    "mixtral": ("MixtralConfig", {**_SHAPE, "num_local_experts": 5, "num_experts_per_tok": 2}),
+    "gpt-oss": (
+        "GptOssConfig",
+        {
+            **_SHAPE,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 3,
+            "head_dim": 24,
+            "sliding_window": 13,
+            "swiglu_limit": 1.5,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "truncate": False,
+                "original_max_position_embeddings": 64,
+            },
+        },
+    ),
     "qwen3-moe": ("Qwen3MoeConfig", {**_SHAPE, **_EXPERTS, "norm_topk_prob": True, "head_dim": 32}),
     "gpt2": ("GPT2Config", _GPT2),
     "gpt2-scaled": (
@@ -181,6 +198,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 # Families and variants that are compared step by step alone: what engines do with them is as with those above.
 MORE: dict[str, tuple[str, dict[str, Any]]] = {
+    "mixtral": ("MixtralConfig", {**_SHAPE, "num_local_experts": 5, "num_experts_per_tok": 2}),
     "mixtral-sliding": (
         "MixtralConfig",
         {**_SHAPE, "num_local_experts": 3, "num_experts_per_tok": 1, "sliding_window": 13, "head_dim": 24},
@@ -349,14 +367,14 @@ def _interesting(name: str, parameter: Tensor, family: str, generator: torch.Gen
     """Values by which every parameter matters and greedy tokens keep changing."""
     noise = torch.randn(parameter.shape, generator=generator)
     is_opt = family.startswith("opt")
-    if parameter.dim() == 1:
+    if parameter.dim() == 1 or name.endswith("_bias"):
         # Norm weights lie around what the model starts them with, which is 0 for Gemma; biases around 0.
         return parameter + noise * (0.05 if is_opt else 0.1)
     if "embed" in name or "wte" in name or "wpe" in name:
         # Small, because a tied output would otherwise find the input token again; Gemma multiplies them by 8.
         return noise * (0.03 if family.startswith("gemma") else 0.3)
     # Larger ones make sharper attention, and rounding grows with them from layer to layer.
-    return noise * ((3.0 if is_opt else 2.0) / math.sqrt(min(parameter.shape)))
+    return noise * ((3.0 if is_opt else 2.0) / math.sqrt(min(parameter.shape[-2:])))
 
 
 def save_tiny(family: str, folder: Path | str, seed: int = 0, max_shard_size: str = "5GB") -> Path:

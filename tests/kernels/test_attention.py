@@ -44,7 +44,7 @@ def _step(decodes, chunks, num_heads, num_kv_heads, head_dim, *, block_size=16, 
     return q.to(device), kv.to(device), batch
 
 
-def _dense(q, kv_layer, batch, scale, window=None, soft_cap=None, slopes=None):
+def _dense(q, kv_layer, batch, scale, window=None, soft_cap=None, slopes=None, sinks=None):
     """Attend by the formula, one sequence at a time, in float64."""
     _, _, block_size, num_kv_heads, head_dim = kv_layer.shape
     group = q.shape[1] // num_kv_heads
@@ -60,7 +60,9 @@ def _dense(q, kv_layer, batch, scale, window=None, soft_cap=None, slopes=None):
             scores = scores + slopes.double()[:, None, None] * (j - at).to(scores.device)
         visible = (j <= at) & (j > at - (window or context + 1))
         scores = scores.masked_fill(~visible.to(scores.device), -math.inf)
-        outputs.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v))
+        if sinks is not None:
+            scores = torch.cat((scores, sinks.double()[:, None, None].expand(-1, n, 1)), -1)
+        outputs.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1)[..., :context], v))
         begin += n
     return torch.cat(outputs)
 
@@ -112,6 +114,21 @@ def test_slopes_lower_scores_by_distance(step, dtype, num_heads, num_kv_heads, w
     slopes = torch.tensor([0.5, 0.03, 0.25, 0.1, 0.002, 1.0], device=device)[:num_heads]
     o = paged_attention(q, kv[:, LAYER], batch, scale=0.3, slopes=slopes, **options)
     assert_close(o, _dense(q, kv[:, LAYER], batch, 0.3, slopes=slopes, **options))
+
+
+@pytest.mark.parametrize("attend", [paged_attention, invariant_attention])
+@pytest.mark.parametrize(
+    ("step", "window", "soft_cap"),
+    [(DECODES, None, None), (MIXED, 37, None), (MIXED, None, 5.0)],
+    ids=["decodes", "window", "cap"],
+)
+def test_a_sink_takes_its_part_of_the_softmax(attend, step, window, soft_cap, device, assert_close):
+    q, kv, batch = _step(*step, 6, 2, 24, device=device)
+    sinks = 3 * torch.randn(6, device=device)
+    sinks[0], sinks[1] = -100.0, 200.0  # nothing, and all
+    o = attend(q, kv[:, LAYER], batch, scale=0.3, window=window, soft_cap=soft_cap, sinks=sinks)
+    assert_close(o, _dense(q, kv[:, LAYER], batch, 0.3, window, soft_cap, sinks=sinks))
+    assert float(o[:, 1].abs().max()) < 1e-6
 
 
 @pytest.mark.parametrize("block_size", [1, 8, 32])

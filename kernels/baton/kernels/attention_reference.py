@@ -191,11 +191,18 @@ def _gather_space(num_elements: int, dtype: torch.dtype, device: torch.device) -
 
 
 def _attend_by_scores(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, soft_cap: float | None, slopes: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    soft_cap: float | None,
+    slopes: Tensor | None,
+    sinks: Tensor | None,
 ) -> Tensor:
     """Attend with explicit scores: q [batch, kv_heads, queries, head_dim], k and v [batch, kv_heads, context, head_dim].
 
-    slopes: what broadcasts to [batch, kv_heads, queries, 1]; the mask then has distances.
+    slopes, sinks: what broadcasts to [batch, kv_heads, queries, 1]; with slopes the mask has distances.
     """
     batch, num_heads, query_len, _ = q.shape
     keys, values = k.float().transpose(2, 3), v.float()
@@ -210,7 +217,12 @@ def _attend_by_scores(
         if mask is not None:
             added = _rows(mask, i, step)
             scores += added if slopes is None else added * _rows(slopes, i, step)
-        pieces.append(torch.matmul(scores.softmax(-1), values).to(q.dtype))
+        if sinks is None:
+            weights = scores.softmax(-1)
+        else:
+            sink = _rows(sinks, i, step).float().expand(*scores.shape[:3], 1)
+            weights = torch.cat((scores, sink), -1).softmax(-1)[..., :-1]
+        pieces.append(torch.matmul(weights, values).to(q.dtype))
     return torch.cat(pieces, dim=2)
 
 
@@ -228,6 +240,7 @@ def paged_attention_reference(
     window: int | None = None,
     soft_cap: float | None = None,
     slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Attend in plain torch: gather the blocks of similar sequences together, then one SDPA over them.
 
@@ -238,10 +251,11 @@ def paged_attention_reference(
     _, num_heads, head_dim = q.shape
     num_blocks, _, block_size, num_kv_heads, _ = kv_layer.shape
     group = num_heads // num_kv_heads
-    key = ("gather", window, soft_cap is not None, slopes is not None)
+    capped = soft_cap is not None or sinks is not None  # by scores that are written out
+    key = ("gather", window, capped, slopes is not None)
     plan = batch.plans.get(key)
     if plan is None:
-        plan = batch.plans[key] = _plan(batch, kv_layer, q.dtype, window, soft_cap is not None, slopes is not None)
+        plan = batch.plans[key] = _plan(batch, kv_layer, q.dtype, window, capped, slopes is not None)
     half = block_size * num_kv_heads * head_dim
     rows = kv_layer.as_strided(
         ((num_blocks - 1) * (kv_layer.stride(0) // half) + 2, half), (half, 1), kv_layer.storage_offset()
@@ -261,15 +275,17 @@ def paged_attention_reference(
             queries = q[piece.first : piece.first + piece.query_len].view(-1, num_kv_heads, group, head_dim)
             queries = queries.permute(2, 1, 0, 3)  # [group, kv_heads, queries, head_dim]
             k, v = k.expand(group, -1, -1, -1), v.expand(group, -1, -1, -1)
-        if soft_cap is None and slopes is None:
+        if not capped and slopes is None:
             o = F.scaled_dot_product_attention(
                 queries, k, v, attn_mask=piece.mask, is_causal=piece.is_causal, scale=scale
             )
         else:
-            of_rows = None if slopes is None else slopes.view(1, num_kv_heads, group, 1)
-            if of_rows is not None and not is_decode:
-                of_rows = of_rows.transpose(0, 2)
-            o = _attend_by_scores(queries, k, v, piece.mask, scale, soft_cap, of_rows)
+            of_slopes, of_sinks = (
+                None if each is None else each.view(1, num_kv_heads, group, 1) for each in (slopes, sinks)
+            )
+            if not is_decode:
+                of_slopes, of_sinks = (None if each is None else each.transpose(0, 2) for each in (of_slopes, of_sinks))
+            o = _attend_by_scores(queries, k, v, piece.mask, scale, soft_cap, of_slopes, of_sinks)
         outputs.append((o if is_decode else o.permute(2, 1, 0, 3)).flatten(1, 2))
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return output if plan.inverse is None else output.index_select(0, plan.inverse)

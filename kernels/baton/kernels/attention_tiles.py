@@ -25,10 +25,16 @@ class AttentionShape(NamedTuple):
     has_slopes: bool
     precision: Literal["ieee", "tf32"]
     upcasts: bool
+    has_sinks: bool
 
 
 def attention_shape(
-    q: Tensor, kv_layer: Tensor, window: int | None, soft_cap: float | None, slopes: Tensor | None = None
+    q: Tensor,
+    kv_layer: Tensor,
+    window: int | None,
+    soft_cap: float | None,
+    slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> AttentionShape:
     """Return what kernels are compiled for: q [tokens, heads, head_dim], kv_layer as in attention.py."""
     num_heads, head_dim = q.shape[1:]
@@ -44,6 +50,7 @@ def attention_shape(
         slopes is not None,
         "ieee" if q.dtype == torch.float32 else "tf32",
         upcasts_dot(q),
+        sinks is not None,
     )
 
 
@@ -67,6 +74,24 @@ def sequence_of_tile(tile, query_start_ptr, first_query, num_seqs, TOKENS: tl.co
         else:
             high = middle
     return low
+
+
+@triton.jit
+def load_sinks(sinks_ptr, heads, inside, SHAPE: tl.constexpr):
+    """Load the sinks of some heads, in log2; of a model that has none, what adds nothing."""
+    LOG2E: tl.constexpr = 1.4426950408889634
+    if SHAPE.has_sinks:
+        return tl.load(sinks_ptr + heads, mask=inside, other=0.0).to(tl.float32) * LOG2E
+    else:
+        return heads * 0.0
+
+
+@triton.jit
+def with_sinks(row_sum, row_max, sinks, SHAPE: tl.constexpr):
+    """Add the sinks to the sums of exponentials, as a score to which no value belongs."""
+    if SHAPE.has_sinks:
+        row_sum += tl.exp2(sinks - row_max)
+    return tl.maximum(row_sum, 1.0e-30)
 
 
 @triton.jit

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from baton.kernels.attention_batch import AttentionBatch
-from baton.kernels.attention_tiles import attention_shape, attention_strides
+from baton.kernels.attention_tiles import attention_shape, attention_strides, load_sinks, with_sinks
 from baton.kernels.launch import num_sms, overlap, start_next, tl, triton, wait_for_previous
 from baton.kernels.launch_table import DecodeLaunch, heads_of, launches_on
 
@@ -99,9 +99,10 @@ def decode_attention(
     window: int | None,
     soft_cap: float | None,
     slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> None:
     """Attend for the first num_decodes tokens; writes their rows of `out` [tokens, heads, head_dim]."""
-    launch, shape = plan.launch, attention_shape(q, kv_layer, window, soft_cap, slopes)
+    launch, shape = plan.launch, attention_shape(q, kv_layer, window, soft_cap, slopes, sinks)
     num_heads, head_dim = q.shape[1:]
     max_items = plan.item_tiles.shape[0] - 1
     num_lanes = min(max(1, num_sms(q.device) * launch.programs_per_sm // shape.num_kv_heads), max_items)
@@ -110,6 +111,7 @@ def decode_attention(
         q,
         kv_layer,
         out,
+        q if sinks is None else sinks,
         plan.tiles,
         plan.item_tiles,
         plan.first_items,
@@ -133,13 +135,13 @@ def decode_attention(
     if max_items > batch.num_decodes:
         _merge_kernel[(triton.cdiv(num_heads, 4), batch.num_decodes)](
             out,
+            q if sinks is None else sinks,
             plan.first_items,
             plan.partial,
             plan.partial_max,
             plan.partial_sum,
             out.stride(0),
-            NUM_HEADS=num_heads,
-            HEAD_DIM=head_dim,
+            SHAPE=shape,
             BLOCK_HEADS=4,
             BLOCK_D=triton.next_power_of_2(head_dim),
             num_warps=1,
@@ -234,6 +236,7 @@ def _decode_kernel(
     q_ptr,
     kv_ptr,
     out_ptr,
+    sinks_ptr,
     tiles_ptr,
     item_tiles_ptr,
     first_items_ptr,
@@ -274,6 +277,7 @@ def _decode_kernel(
     row_max = tl.full([BLOCK_G], -1.0e30, tl.float32)
     row_sum = tl.zeros([BLOCK_G], tl.float32)
     acc = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
+    sinks = load_sinks(sinks_ptr, head_rows, rows < SHAPE.group, SHAPE)
     for tile in range(first_tile, last_tile):
         seq = tl.load(tiles_ptr + 4 * tile)
         start = tl.load(tiles_ptr + 4 * tile + 1)
@@ -315,7 +319,7 @@ def _decode_kernel(
         row_max = new_max
         if item_flags // 2 % 2 == 1:  # the last tile of its split
             if item_flags // 4 % 2 == 1:  # the only split of its sequence
-                o = acc / tl.maximum(row_sum, 1.0e-30)[:, None]
+                o = acc / with_sinks(row_sum, row_max, sinks, SHAPE)[:, None]
                 at_o = seq.to(tl.int64) * out_stride_token + head_rows[:, None] * SHAPE.head_dim + dims[None, :]
                 tl.store(out_ptr + at_o, o.to(out_ptr.dtype.element_ty), mask=inside_q)
             else:
@@ -328,13 +332,13 @@ def _decode_kernel(
 @triton.jit
 def _merge_kernel(
     out_ptr,
+    sinks_ptr,
     first_items_ptr,
     partial_ptr,
     partial_max_ptr,
     partial_sum_ptr,
     out_stride_token,
-    NUM_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
+    SHAPE: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     OVERLAP: tl.constexpr,
@@ -347,6 +351,8 @@ def _merge_kernel(
     start_next(OVERLAP)
     wait_for_previous(OVERLAP)
     MERGE: tl.constexpr = 8
+    NUM_HEADS: tl.constexpr = SHAPE.num_kv_heads * SHAPE.group
+    HEAD_DIM: tl.constexpr = SHAPE.head_dim
     seq = tl.program_id(1)
     first, last = tl.load(first_items_ptr + seq), tl.load(first_items_ptr + seq + 1)
     if last - first > 1:
@@ -371,6 +377,7 @@ def _merge_kernel(
             total_sum = total_sum * shrink + tl.sum(sums * weights, axis=0)
             total = total * shrink[:, None] + tl.sum(parts * weights[:, :, None], axis=0)
             total_max = new_max
-        o = total / tl.maximum(total_sum, 1.0e-30)[:, None]
+        sinks = load_sinks(sinks_ptr, heads, heads < NUM_HEADS, SHAPE)
+        o = total / with_sinks(total_sum, total_max, sinks, SHAPE)[:, None]
         to = out_ptr + seq.to(tl.int64) * out_stride_token + heads[:, None] * HEAD_DIM + dims[None, :]
         tl.store(to, o.to(out_ptr.dtype.element_ty), mask=inside_out)

@@ -18,7 +18,14 @@ from torch import Tensor
 
 from baton.kernels.attention_batch import AttentionBatch
 from baton.kernels.attention_reference import paged_attention_reference
-from baton.kernels.attention_tiles import attend_tiles, attention_shape, attention_strides, sequence_of_tile
+from baton.kernels.attention_tiles import (
+    attend_tiles,
+    attention_shape,
+    attention_strides,
+    load_sinks,
+    sequence_of_tile,
+    with_sinks,
+)
 from baton.kernels.launch import num_sms, on_triton, tl, triton
 from baton.kernels.launch_table import PrefillLaunch
 
@@ -41,6 +48,7 @@ def invariant_attention(
     window: int | None = None,
     soft_cap: float | None = None,
     slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Attend as `paged_attention` does, with equal bits for equal queries and contexts.
 
@@ -48,10 +56,10 @@ def invariant_attention(
     """
     if not on_triton(q):
         return paged_attention_reference(
-            q, kv_layer, batch, scale=scale, window=window, soft_cap=soft_cap, slopes=slopes
+            q, kv_layer, batch, scale=scale, window=window, soft_cap=soft_cap, slopes=slopes, sinks=sinks
         )
     launch = _LAUNCH_WIDE if q.element_size() > 2 or q.shape[2] > 128 else _LAUNCH
-    shape = attention_shape(q, kv_layer, window, soft_cap, slopes)
+    shape = attention_shape(q, kv_layer, window, soft_cap, slopes, sinks)
     num_tokens, num_heads, head_dim = q.shape
     num_seqs = batch.num_seqs
     block_m = max(launch.block_m, triton.next_power_of_2(shape.group))
@@ -73,6 +81,7 @@ def invariant_attention(
         q,
         kv_layer,
         out,
+        q if sinks is None else sinks,
         partial,
         batch.block_table,
         batch.query_start,
@@ -92,6 +101,7 @@ def invariant_attention(
     if is_split:
         _join_kernel[(triton.cdiv(num_heads, 4), num_seqs)](
             out,
+            q if sinks is None else sinks,
             partial,
             batch.seq_lens,
             max_splits,
@@ -131,6 +141,7 @@ def _attention_kernel(
     q_ptr,
     kv_ptr,
     out_ptr,
+    sinks_ptr,
     partial_ptr,
     block_table_ptr,
     query_start_ptr,
@@ -215,7 +226,8 @@ def _attention_kernel(
             else:
                 total, total_max, total_sum = _join(total, total_max, total_sum, part, part_max, part_sum)
         if not IS_SPLIT:
-            o = total / tl.maximum(total_sum, 1.0e-30)[:, None]
+            sinks = load_sinks(sinks_ptr, heads, rows < TOKENS * SHAPE.group, SHAPE)
+            o = total / with_sinks(total_sum, total_max, sinks, SHAPE)[:, None]
             at_o = tokens_all[:, None] * out_stride_token + heads[:, None] * SHAPE.head_dim + dims[None, :]
             tl.store(out_ptr + at_o, o.to(out_ptr.dtype.element_ty), mask=inside)
 
@@ -223,6 +235,7 @@ def _attention_kernel(
 @triton.jit(do_not_specialize=["max_splits"])
 def _join_kernel(
     out_ptr,
+    sinks_ptr,
     partial_ptr,
     seq_lens_ptr,
     max_splits,
@@ -251,6 +264,7 @@ def _join_kernel(
         part_max = tl.load(at + SHAPE.head_dim, mask=inside_heads, other=-1.0e30)
         part_sum = tl.load(at + SHAPE.head_dim + 1, mask=inside_heads, other=0.0)
         total, total_max, total_sum = _join(total, total_max, total_sum, part, part_max, part_sum)
-    o = total / tl.maximum(total_sum, 1.0e-30)[:, None]
+    sinks = load_sinks(sinks_ptr, heads, inside_heads, SHAPE)
+    o = total / with_sinks(total_sum, total_max, sinks, SHAPE)[:, None]
     to = out_ptr + seq * out_stride_token + heads[:, None] * SHAPE.head_dim + dims[None, :]
     tl.store(to, o.to(out_ptr.dtype.element_ty), mask=inside)

@@ -6,7 +6,7 @@ attention. But it builds a plan for each pair of lengths that it has not seen, w
 chunk's own keys, with those before it down to a multiple of 512, are one causal call padded to a multiple of 512; what is
 before them is cut into powers of two, each a call without a mask; all are joined by their log-sum-exps.
 
-Not for windows, soft caps, slopes, fp32 or wide heads. Whether the installed cuDNN takes the shape is tried once,
+Not for windows, soft caps, slopes, sinks, fp32 or wide heads. Whether the installed cuDNN takes the shape is tried once,
 against plain arithmetic; where it does not, or is not right, the kernel of prefill_attention does all.
 """
 
@@ -28,10 +28,16 @@ _LENGTH_STEP = 512
 
 
 def shortest_query_len(
-    q: Tensor, kv_layer: Tensor, window: int | None, soft_cap: float | None, slopes: Tensor | None = None
+    q: Tensor,
+    kv_layer: Tensor,
+    window: int | None,
+    soft_cap: float | None,
+    slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> int:
     """Return the query length from which chunks are the library's; larger than any where they are not."""
-    is_plain = window is None and soft_cap is None and slopes is None and q.is_cuda and q.element_size() == 2
+    is_plain = window is None and soft_cap is None and slopes is None and sinks is None
+    is_plain = is_plain and q.is_cuda and q.element_size() == 2
     if is_plain and q.shape[2] % 8 == 0 and q.shape[2] <= 128 and _LENGTH_STEP % kv_layer.shape[2] == 0:
         shape = (q.device, q.dtype, q.shape[1], kv_layer.shape[3], q.shape[2])
         if not torch.cuda.is_current_stream_capturing() and _is_usable(*shape):

@@ -12,7 +12,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from baton.kernels.attention_batch import AttentionBatch
-from baton.kernels.attention_tiles import attend_tiles, attention_shape, attention_strides, sequence_of_tile
+from baton.kernels.attention_tiles import (
+    attend_tiles,
+    attention_shape,
+    attention_strides,
+    load_sinks,
+    sequence_of_tile,
+    with_sinks,
+)
 from baton.kernels.launch import tl, triton
 from baton.kernels.launch_table import PrefillLaunch, heads_of, launches_on
 
@@ -27,6 +34,7 @@ def prefill_attention(
     window: int | None,
     soft_cap: float | None,
     slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
     longest: int = 1 << 30,
     launch: PrefillLaunch | None = None,
 ) -> None:
@@ -35,7 +43,7 @@ def prefill_attention(
     Sequences of more than `longest` query tokens are left out: their rows stay as they are.
     """
     launch = launch or launches_on(q.device).prefill[heads_of(q)]
-    shape = attention_shape(q, kv_layer, window, soft_cap, slopes)
+    shape = attention_shape(q, kv_layer, window, soft_cap, slopes, sinks)
     num_seqs = batch.num_seqs - batch.num_decodes
     block_m = max(launch.block_m, triton.next_power_of_2(shape.group))
     # A sequence's first tile is its first query's over the tile's tokens, plus its index: no list, and at
@@ -45,6 +53,7 @@ def prefill_attention(
         q,
         kv_layer,
         out,
+        q if sinks is None else sinks,
         batch.block_table,
         batch.query_start,
         batch.seq_lens,
@@ -71,6 +80,7 @@ def _prefill_kernel(
     q_ptr,
     kv_ptr,
     out_ptr,
+    sinks_ptr,
     block_table_ptr,
     query_start_ptr,
     seq_lens_ptr,
@@ -199,6 +209,7 @@ def _prefill_kernel(
             BLOCK_N,
             True,
         )
-        o = acc / tl.maximum(row_sum, 1.0e-30)[:, None]
+        sinks = load_sinks(sinks_ptr, heads, rows < TOKENS * SHAPE.group, SHAPE)
+        o = acc / with_sinks(row_sum, row_max, sinks, SHAPE)[:, None]
         at_o = tokens_all[:, None] * out_stride_token + heads[:, None] * SHAPE.head_dim + dims[None, :]
         tl.store(out_ptr + at_o, o.to(out_ptr.dtype.element_ty), mask=inside)

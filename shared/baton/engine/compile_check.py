@@ -67,6 +67,7 @@ class KernelShapes:
     windows: tuple[int | None, ...]
     soft_cap: float | None
     has_slopes: bool
+    has_sinks: bool = False
     deterministic: bool  # with the operations whose bits do not depend on the batch
     experts: tuple[MoESpec, ...] = ()  # each kind of layer that has them
 
@@ -260,7 +261,11 @@ def _attend(
     cache = _cache(shapes, device)
     table_len = -(-shapes.max_model_len // shapes.block_size)
     q, _, _ = _heads(shapes, sum(query_lens), device)
-    slopes = {"slopes": torch.zeros(shapes.num_heads, device=device)} if shapes.has_slopes else {}
+    of_heads = {}
+    if shapes.has_slopes:
+        of_heads["slopes"] = torch.zeros(shapes.num_heads, device=device)
+    if shapes.has_sinks:
+        of_heads["sinks"] = torch.zeros(shapes.num_heads, dtype=shapes.dtype, device=device)
     seq_lens = [min(_CONTEXT_LEN, shapes.max_model_len), *query_lens[1:]]
     for window in shapes.windows:
         batch = AttentionBatch(
@@ -272,7 +277,7 @@ def _attend(
             query_lens_host=query_lens,
             seq_lens_host=seq_lens,
         )
-        attend(q, cache, batch, scale=1.0, window=window, soft_cap=shapes.soft_cap, **slopes)
+        attend(q, cache, batch, scale=1.0, window=window, soft_cap=shapes.soft_cap, **of_heads)
 
 
 def _sampling(logits: Tensor, counts: Tensor, rows: Tensor) -> None:

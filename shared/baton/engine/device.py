@@ -125,6 +125,7 @@ def _kernel_shapes(config: EngineConfig, spec: ModelSpec, dtype: torch.dtype, ma
         else "gelu_tanh",
         windows=tuple(set(spec.windows_within(max_model_len))),
         soft_cap=layer.attention.soft_cap,
+        has_sinks=layer.attention.has_sinks,
         experts=sparse,
         has_slopes=bool(layer.attention.slopes),
         deterministic=config.deterministic,

@@ -152,6 +152,7 @@ class Attention:
     Args:
         qkv: modules of queries, keys and values; a fused one three times.
         norms: names of the norms of queries and keys, where the spec has them; one with `{head}` names each head's.
+        sinks_name: of the tensor of sinks, where the spec has them.
         by_head: a fused module has each KV head's queries, key and value, then the next one's.
     """
 
@@ -165,6 +166,7 @@ class Attention:
         *,
         norms: tuple[str, str] = ("", ""),
         by_head: bool = False,
+        sinks_name: str = "",
     ) -> None:
         spec, share = model.layers[layer].attention, parameters.share
         heads = share.of(spec.num_heads, f"{qkv[0]}: heads")
@@ -183,6 +185,9 @@ class Attention:
         if spec.slopes:
             slopes = torch.tensor(spec.slopes[heads.start : heads.stop], dtype=torch.float32, device=parameters.device)
             self.attend = partial(self.attend, slopes=slopes)
+        if spec.has_sinks:
+            sinks = parameters.tensor(sinks_name, spec.num_heads, fill="zeros")[heads.start : heads.stop]
+            self.attend = partial(self.attend, sinks=sinks)
         self.layer = layer
         self.head_dim = spec.head_dim
 
@@ -259,6 +264,7 @@ def attention_of(parameters: Parameters, model: ModelSpec, layer: int, names: Na
         f"{name}.{names.out}",
         norms=(f"{name}.{q_norm}", f"{name}.{k_norm}"),
         by_head=names.by_head,
+        sinks_name=f"{name}.{names.sinks}",
     )
 
 

@@ -18,6 +18,7 @@ class Names:
     qkv: tuple[str, str, str] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     qk_norm: tuple[str, str] = ("self_attn.q_norm", "self_attn.k_norm")
     by_head: bool = False  # fused queries, keys and values lie by KV head: its queries, its key, its value
+    sinks: str = "self_attn.sinks"
     out: str = "self_attn.o_proj"
     mlp_norm: str = "post_attention_layernorm"
     up: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")

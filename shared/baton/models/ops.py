@@ -31,6 +31,7 @@ class AttentionOp(Protocol):
         window: int | None,
         soft_cap: float | None,
         slopes: Tensor | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor: ...
 
 

@@ -46,6 +46,7 @@ class AttentionSpec:
     window: int | None = None  # how many positions a token sees, itself included; None: all
     soft_cap: float | None = None
     slopes: tuple[float, ...] = ()  # of each head: how much less a score is for each position between query and key
+    has_sinks: bool = False  # each head has a score of its own in the softmax, to which no value belongs
     qkv_bias: bool = False
     out_bias: bool = False
     qk_norm: QKNorm | None = None
