@@ -29,6 +29,7 @@ VLLM_SAMPLING = """
     add_special_tokens response_format structured_outputs priority request_id session_id return_tokens_as_token_ids
     return_token_ids routed_experts_prompt_start return_token_offsets return_mm_kwargs cache_salt kv_transfer_params
     ec_transfer_params vllm_xargs repetition_detection thinking_token_budget stream_interval
+    mm_payload return_weight_versions
     guided_json guided_regex guided_choice guided_grammar structural_tag guided_decoding_backend
     guided_whitespace_pattern
 """
@@ -40,12 +41,14 @@ VLLM_CHAT = """
 VLLM_RESPONSES = """
     logit_bias top_k skip_special_tokens include_stop_str_in_output request_id mm_processor_kwargs priority cache_salt
     enable_response_messages previous_input_messages previous_response structured_outputs repetition_penalty seed stop
-    ignore_eos vllm_xargs
+    ignore_eos vllm_xargs chat_template_kwargs ec_transfer_params frequency_penalty include_reasoning kv_transfer_params
+    media_io_kwargs min_p mm_payload presence_penalty return_mm_kwargs session_id spaces_between_special_tokens
+    stop_token_ids watermarking
 """
 VLLM_EMBEDDINGS = """
     truncate_prompt_tokens truncation_side request_id priority mm_processor_kwargs cache_salt embed_dtype endianness
     use_activation add_special_tokens messages add_generation_prompt continue_final_message chat_template
-    chat_template_kwargs
+    chat_template_kwargs padding media_io_kwargs
 """
 
 What = Literal["honoured", "without effect", "neutral only", "refused"]
@@ -118,7 +121,7 @@ _SHARED: dict[str, Any] = {
     **{"logits_processors": ["no_such_processor"], "vllm_xargs": {"a": 1}, "thinking_token_budget": 8},
     **{"watermarking": True, "return_token_offsets": True, "routed_experts_prompt_start": 1, "stream_interval": 4},
     **{"kv_transfer_params": {"a": 1}, "ec_transfer_params": {"a": 1}, "prompt_embeds": "AAAA"},
-    "moderation": {"mode": "x"},
+    **{"moderation": {"mode": "x"}, "mm_payload": "other", "return_weight_versions": True},
 }
 CHAT = Route(
     "/v1/chat/completions",
@@ -175,7 +178,8 @@ RESPONSES = Route(
         **{"conversation": "c", "prompt": {"id": "p"}, "context_management": [{"type": "compaction"}]},
         **{"background_options": {"a": 1}, "image": {"a": 1}, "access_programs": {"a": 1}},
         **{"enable_response_messages": True, "previous_input_messages": [{"role": "user", "content": "a"}]},
-        **{"previous_response": {"id": "r"}, "mm_processor_kwargs": {"a": 1}},
+        **{"previous_response": {"id": "r"}, "mm_processor_kwargs": {"a": 1}, "media_io_kwargs": {"a": {}}},
+        **{"chat_template_kwargs": {"a": 1}, "include_reasoning": False},
     },
 )
 EMBEDDINGS = Route(
@@ -192,6 +196,7 @@ EMBEDDINGS = Route(
         "messages": _MESSAGES,
         # not served
         **{"mm_processor_kwargs": {"a": 1}, "embed_dtype": "float16", "endianness": "big"},
+        **{"padding": "max_length", "media_io_kwargs": {"a": {}}},
     },
 )
 ROUTES = (CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS)
