@@ -161,8 +161,12 @@ def read(described: QuantizedFields) -> WeightForm | ByModule:
     groups = fields.raw.get("config_groups")
     if not isinstance(groups, Mapping) or not groups:
         raise fields.refusal("config_groups", groups, "it must map names to schemes")
-    if fields.raw.get("sparsity_config") and fields.raw["sparsity_config"].get("format") not in (None, "dense"):
-        raise fields.refusal("sparsity_config", fields.raw["sparsity_config"], "sparse weights are not served", ANOTHER)
+    for name, scheme in groups.items():
+        if not isinstance(scheme, Mapping):
+            raise fields.refusal(f"config_groups.{name}", scheme, "it must map parts to how they are quantized")
+    sparsity = fields.raw.get("sparsity_config")
+    if sparsity and (not isinstance(sparsity, Mapping) or sparsity.get("format") not in (None, "dense")):
+        raise fields.refusal("sparsity_config", sparsity, "sparse weights are not served", ANOTHER)
     ignored = described.patterns("ignore", fields.raw.get("ignore"))
     schemes = [
         (described.patterns("targets", scheme.get("targets")), _form(described, name, scheme))

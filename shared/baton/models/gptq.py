@@ -6,7 +6,6 @@ are of inputs that were quantized one after the other, so columns are put into t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -129,14 +128,17 @@ def read(described: QuantizedFields) -> WeightForm | ByModule:
         source,
     )
     rules = fields.raw.get("dynamic") or {}
-    if not isinstance(rules, Mapping):
+    if not isinstance(rules, Mapping) or not all(isinstance(each, Mapping) for each in rules.values()):
         raise fields.refusal("dynamic", rules, "it must map patterns to settings")
+    compiled = {
+        pattern: described.compiled("dynamic", pattern.removeprefix("-:").removeprefix("+:")) for pattern in rules
+    }
     if not rules:
         return form
 
     def form_of(module: str) -> WeightForm:
         for pattern, changes in rules.items():
-            if any(re.match(pattern.removeprefix("-:").removeprefix("+:"), name) for name in described.names(module)):
+            if any(compiled[pattern].match(name) for name in described.names(module)):
                 if pattern.startswith("-:"):
                     return described.plain
                 own = Fields(changes, source)

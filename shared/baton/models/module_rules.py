@@ -54,7 +54,21 @@ class QuantizedFields:
             return []
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
             raise self.fields.refusal(field, value, "it must be a list of names of modules")
+        for pattern in value:
+            if pattern.startswith("re:"):
+                self.compiled(field, pattern[3:])
         return value
+
+    def compiled(self, field: str, pattern: object) -> re.Pattern[str]:
+        """Compile a pattern of names.
+
+        Raises:
+            ModelLoadError: it is none.
+        """
+        try:
+            return re.compile(str(pattern))
+        except re.error as error:
+            raise self.fields.refusal(field, pattern, f"as a regular expression: {error}") from None
 
     def matches(self, module: str, pattern: str) -> bool:
         """Whether a pattern names a module: itself, a part that it lies in, its last parts, or a `re:` of it."""

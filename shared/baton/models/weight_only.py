@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from baton.kernels.fp8_linear import multiplies_fp8
+from baton.kernels.linear import linear
 from baton.kernels.moe_weights import ExpertWeights, Swiglu
 from baton.kernels.packed_weight import PackedWeight, pack_weight, part_of
 from baton.kernels.weight_only_linear import weight_only_linear
@@ -75,10 +76,10 @@ class Layout:
         group, is_int4 = self.num_inputs // self.num_groups, self.stored == torch.uint8
         return part_of(self.num_inputs, group, is_int4=is_int4) is not None
 
-    def settled_nbytes(self, device: torch.device, dtype: torch.dtype) -> int:
-        """Count the bytes of what is kept on a device."""
+    def settled_nbytes(self, dtype: torch.dtype, *, packed: bool) -> int:
+        """Count the bytes of what is kept."""
         num_values = self.num_outputs * self.num_inputs
-        if not self.stays_packed(device):
+        if not packed:
             return num_values * dtype.itemsize
         values = num_values // 2 if self.stored == torch.uint8 else num_values
         return values + self.num_outputs * self.num_groups * self.scale_nbytes
@@ -126,15 +127,20 @@ class WeightOnlyLinear(Linear):
         """Pack the weight for the device's kernels, or write it out."""
         assert self._read is not None
         values, self._read = self._read(), None
-        if self._layout.stays_packed(values.values.device):
+        if self._stays_packed(values.values.device):
             self._packed = pack_weight(values.values, values.scales, values.zeros)
             self._order = values.order
         else:
             self._dense = DenseLinear(values.dense(self._dtype), self._bias, self._ops.linear)
             self._dense.settle()
 
+    def _stays_packed(self, device: torch.device) -> bool:
+        # Products of packed weights depend on the number of rows, so where they must not, weights are written out.
+        return self._ops.linear is linear and self._layout.stays_packed(device)
+
     def growth(self, device: torch.device) -> int:
-        return self._layout.settled_nbytes(device, self._dtype) - self._layout.nbytes
+        settled = self._layout.settled_nbytes(self._dtype, packed=self._stays_packed(device))
+        return settled - self._layout.nbytes
 
 
 class WeightOnlyForm(ABC):
