@@ -156,6 +156,7 @@ _TABLES: dict[str, Callable[..., str]] = {
     "refused-fields": api_tables.refused_table,
     "conformance": conformance_tables.conformance_table,
     "models": model_tables.models_table,
+    "quantized": model_tables.quantized_table,
     "sampling": python_tables.sampling_table,
     "output": python_tables.output_table,
     "vllm": vllm_tables.vllm_table,

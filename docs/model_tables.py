@@ -1,4 +1,4 @@
-"""What is served: the families of models, as the code registers them."""
+"""What is served: the families of models and the forms of their weights, as the code registers them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import inspect
 from docs.markdown import rows
 
 from baton.models.families import FAMILIES
+from baton.models.weight_forms import SERVED
 
 
 def models_table() -> str:
@@ -18,3 +19,9 @@ def models_table() -> str:
         names = ", ".join(f"`{name}`" for name in family.architectures)
         lines.append((f"`{family.name}`", names, about))
     return rows(("`model_type`", "`architectures`", ""), lines)
+
+
+def quantized_table() -> str:
+    """Return what is served of each method of quantization."""
+    lines = [(f"`{method}`", what, bits, on_gpu) for method, what, bits, on_gpu in SERVED]
+    return rows(("`quant_method`", "what", "bits", "on a GPU"), lines)

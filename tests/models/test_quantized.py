@@ -25,6 +25,7 @@ from baton.models.config import read_spec
 from baton.models.identity import model_identity
 from baton.models.loader import load_model, weights_nbytes
 from baton.models.mxfp4 import Mxfp4
+from baton.models.weight_forms import QUANTIZED, SERVED
 
 PROMPT = list(range(5, 40))
 
@@ -217,6 +218,10 @@ def test_blocks_of_mxfp4_stand_for_what_transformers_reads_there() -> None:
     found = form.values(tensors, [6]).dense(torch.float32)
     expected = convert_moe_packed_tensors(tensors["blocks"][None], tensors["scales"][None], dtype=torch.float32)
     assert torch.equal(found, expected[0].t())
+
+
+def test_every_method_is_in_the_documentation() -> None:
+    assert {method for method, *_ in SERVED} == set(QUANTIZED)
 
 
 def test_answers_of_weights_quantized_otherwise_have_another_identity(plain: Path) -> None:

@@ -20,6 +20,20 @@ QUANTIZED: dict[str, Callable[[QuantizedFields], WeightForm | ByModule]] = {
     "gptq": gptq.read,
     "mxfp4": mxfp4.read,
 }
+KEPT, KEPT_FP8, WRITTEN_OUT = "kept", "kept; beyond 64 rows activations have 8 bits too", "written out"
+SERVED: tuple[tuple[str, str, str, str], ...] = (
+    ("gptq", "any group or a whole row, symmetric or not, `desc_act`, versions 1 and 2, `dynamic`", "2, 3, 4, 8", KEPT),
+    ("awq", "`version: gemm`, with or without zeros", "4", KEPT),
+    ("compressed-tensors", "`pack-quantized`: a scale a group or output, `actorder`", "4, 8", KEPT),
+    ("compressed-tensors", "`int-quantized`: a scale an output or tensor; activations stay in 16 bits", "8", KEPT),
+    ("compressed-tensors", "`float-quantized`: a scale a tensor, output or block", "8", KEPT_FP8),
+    ("fp8", "e4m3: a scale a tensor, or `weight_block_size`; `static` and `dynamic`", "8", KEPT_FP8),
+    ("bitsandbytes", "NF4 and FP4, doubly quantized or not", "4", WRITTEN_OUT),
+    ("bitsandbytes", "int8", "8", KEPT),
+    ("mxfp4", "the experts of gpt-oss", "4", WRITTEN_OUT),
+)
+"""For the documentation: a method, what of it is served, its bits, and what becomes of a weight on a GPU; on a CPU it is written
+out."""
 SAME = {"gptq_marlin": "gptq", "awq_marlin": "awq"}
 """vLLM's names for the kernels of a method; which kernel runs is chosen here."""
 _SECTIONS = ("quantization_config", "compression_config")
