@@ -12,11 +12,14 @@ import httpx
 import hypothesis
 import pytest
 import structlog
+from tests.interpreter import install_once
 from tests.processes import HANG_S
 from tests.tiny_models import save_tiny
-from tests.units import FIRST, SHARED, unit_of
+from tests.units import SHARED, rank_of, unit_of
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
+
+from baton.kernels.launch import INTERPRET
 
 if TYPE_CHECKING:
     from tests.cluster import Cluster
@@ -49,6 +52,8 @@ class NamesFailures:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
+    if INTERPRET:
+        install_once()
     terminal = session.config.pluginmanager.getplugin("terminalreporter")
     if terminal is not None:  # a worker of xdist has none
         session.config.pluginmanager.register(NamesFailures(terminal))
@@ -74,7 +79,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Branches are not counted where a test draws thousands of steps or works in other processes: it would take two to four
     times as long, and shows nothing that single cases do not show.
     """
-    items.sort(key=lambda item: FIRST.index(unit) if (unit := unit_of(item.nodeid)) in FIRST else len(FIRST))
+    items.sort(key=lambda item: rank_of(item.nodeid))
     for item in items:
         if _deployments(item) or item.name == "runTest":  # of a state machine
             item.add_marker("no_cover")

@@ -1,6 +1,6 @@
-"""Kernels, and what runs them, in Triton's interpreter: where there is no GPU, their tests run once more in a process of it.
+"""Kernels, and what runs them, in Triton's interpreter: where there is no GPU, their tests run once more in processes of it.
 
-TRITON_INTERPRET must be set before the first import, and starting to test takes 7 s: so it is one process for all.
+TRITON_INTERPRET must be set before the first import, and starting to test takes 7 s: so it is one process for each worker of xdist.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 
 from baton.kernels.launch import INTERPRET
 
-TESTS = ("kernels", "engine/test_padded_steps.py", "engine/test_compile_check.py")
+PARTS = {"kernels": ("kernels",), "what runs them": ("engine/test_padded_steps.py", "engine/test_compile_check.py")}
 CASE_S = 1200
-"""What one case may take in the interpreter, where the longest takes 11 s on an idle core: only a hang takes so long."""
+"""What one case may take in the interpreter, where the longest takes some seconds on an idle core: only a hang takes so long."""
 HANG_S = 7200
 """What all cases together may take: a machine that is merely slow is not stopped."""
 
@@ -26,13 +26,14 @@ HANG_S = 7200
 @pytest.mark.timeout(HANG_S)
 @pytest.mark.skipif(INTERPRET or torch.cuda.is_available(), reason="the kernels already run here")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-def test_kernels_and_what_runs_them_pass_the_same_tests_in_the_interpreter() -> None:
+@pytest.mark.parametrize("part", PARTS)
+def test_kernels_and_what_runs_them_pass_the_same_tests_in_the_interpreter(part: str) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     options = ["-v", "-x", "--tb=short", "-p", "no:cacheprovider", f"--timeout={CASE_S}"]
     # numpy warns of what a device computes silently: log(0), rows of padding that overflow
     options += ["-W", "ignore::RuntimeWarning"]
     folder = Path(__file__).parent
-    command = [sys.executable, "-m", "pytest", *(str(folder / tests) for tests in TESTS), *options]
+    command = [sys.executable, "-m", "pytest", *(str(folder / tests) for tests in PARTS[part]), *options]
     lines: list[str] = []
     with subprocess.Popen(
         command, env=environment, cwd=folder.parent, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

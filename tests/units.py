@@ -31,9 +31,15 @@ FIRST = (
     "tests/e2e/test_up.py",
     "tests/engine/test_compile_check.py",
 )
-"""The longest, in the order in which they are handed out."""
-APART = ("tests/simulation/test_simulation.py",)
+"""The longest, in the order in which they are handed out: units, or files."""
+APART = ("tests/engine/test_compile_check.py", "tests/simulation/test_simulation.py", "tests/test_interpreted.py")
 """Files whose tests share nothing and take long: each test is a unit."""
+
+
+def rank_of(nodeid: str) -> int:
+    """Return the place of a test's unit in the order in which they are handed out."""
+    names = (unit_of(nodeid), nodeid.partition("::")[0])
+    return min((FIRST.index(name) for name in names if name in FIRST), default=len(FIRST))
 
 
 def unit_of(nodeid: str) -> str:
