@@ -1,7 +1,7 @@
 """The registry: leases, block log and snapshot, in a real server; and what happens without one."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
@@ -14,7 +14,7 @@ from baton.errors import ConfigError
 from baton.messages import Load, ModelFacts, WorkerInfo
 from baton.registry import LEASE_S, BlockLog, Registry, RegistryDown
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [pytest.mark.asyncio, pytest.mark.usefixtures("patience")]
 
 FACTS = ModelFacts(name="demo", max_model_len=128, vocab_size=400, block_size=16, eos_token_ids=(1,))
 
@@ -29,20 +29,6 @@ def make_info(worker_id: str = "d0", incarnation: str = "i1") -> WorkerInfo:
         layout="fp",
         model=FACTS,
     )
-
-
-@pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the server of a busy machine take its time."""
-    monkeypatch.setattr("baton.registry._ANSWER_S", 60.0)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ValkeyServer]:
-    server = ValkeyServer(port=free_ports(1)[0])
-    server.start()
-    yield server
-    server.stop()
 
 
 async def test_a_password_is_given_to_a_redis_that_asks_for_one() -> None:

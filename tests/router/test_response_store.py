@@ -21,6 +21,8 @@ from baton.router.responses.store import Record, ResponseStore
 
 from .cluster import Cluster, cluster, wait_until
 
+pytestmark = pytest.mark.usefixtures("patience")
+
 ALICE, BOB = b"a" * 16, b"b" * 16
 RECORD = Record("completed", b'{"id":"r","output":[{"id":"m"}]}', b'[{"id":"i"}]', b"[]")
 
@@ -28,20 +30,6 @@ RECORD = Record("completed", b'{"id":"r","output":[{"id":"m"}]}', b'[{"id":"i"}]
 def make_store(registry: Registry | None = None, **config: Any) -> ResponseStore:
     records = None if registry is None else ResponseRecords(registry)
     return ResponseStore(RouterConfig(model="m", **config), records, lambda: False)
-
-
-@pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the server of a busy machine take its time."""
-    monkeypatch.setattr("baton.registry._ANSWER_S", 60.0)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ValkeyServer]:
-    server = ValkeyServer(port=free_ports(1)[0])
-    server.start()
-    yield server
-    server.stop()
 
 
 async def has(store: ResponseStore, *keys: tuple[bytes, str]) -> list[bool]:
