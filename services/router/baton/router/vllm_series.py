@@ -79,7 +79,7 @@ LEFT_OUT = (
     ("spec_decode_*", "Nothing is speculated yet."),
     ("mm_cache_queries_total, mm_cache_hits_total", "Pictures and sound are not served yet."),
     (
-        "nixl_*, mooncake_*, kv_offload_*, num_requests_kv_fetch_by_stage",
+        "nixl_*, mooncake_*, umbp_*, hf3fs_*, kv_offload_*, simple_kv_offload_*, hisparse_*, num_requests_kv_fetch_by_stage",
         "KV moves by other means: see `baton:kv_transfer_*`, `baton:kv_fetches_*`, `baton:host_kv_*` of the workers.",
     ),
     ("kv_block_lifetime_seconds, kv_block_idle_before_evict_seconds, kv_block_reuse_gap_seconds", "Not measured."),
@@ -89,7 +89,20 @@ LEFT_OUT = (
         "corrupted_requests_total, watermark_requests_total",
         "No answer is watermarked; blocks that fail their check are `baton:kv_integrity_failures_total`.",
     ),
-    ("tool_call_parser_invocations_total, websocket_connections_active", "Not counted."),
+    (
+        "tool_call_parser_invocations_total, websocket_connection_duration_seconds, websocket_connections_*",
+        "Not counted.",
+    ),
+    (
+        "prompt_tokens_cached_by_source",
+        "`vllm:prompt_tokens_by_source` has the tokens by where their KV came from; `usage` of a request, by tier.",
+    ),
+    (
+        "sleep_mode_operations_in_flight, sleep_mode_operation_duration_seconds",
+        "The log has each sleep; `engine_sleep_state`.",
+    ),
+    ("rl_weight_update_*", "Weights do not change while they are served."),
+    ("diffusion_*", "Models that denoise are not served."),
 )
 """What vLLM has and Baton has not, and why."""
 
