@@ -30,6 +30,9 @@ def moe_loop(x: Tensor, chosen: Tensor, weights: Tensor, up: Multiply, down: Mul
     num_tokens, num_chosen = chosen.shape
     if num_tokens == 0:
         return torch.empty_like(x)
+    if num_tokens == 1:  # nothing to sort
+        results = [down(gate(up(x, expert)), expert) for expert in chosen[0].tolist()]
+        return (weights @ torch.cat(results).to(weights.dtype)).to(x.dtype)
     pairs = chosen.flatten()  # one for each token and expert of it
     order = pairs.argsort(stable=True)
     rows = x[order // num_chosen]
