@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from tests.pooling_models import save_decoder
@@ -35,6 +36,11 @@ def pooling_model(folder: Path) -> str:
     return str(save_decoder(model, max(ids) + 1))
 
 
+def _has_started(process: BatonProcess) -> bool:
+    """Whether it serves, or has ended."""
+    return "Try:" in process.log() or not process.is_running
+
+
 def main() -> int:
     """Run them; return pytest's status."""
     python, *arguments = sys.argv[1:]
@@ -43,7 +49,7 @@ def main() -> int:
         demo, pooling = up(folder, "demo"), up(folder, "pooling", pooling_model(folder / "model"))
         try:
             for process in (demo, pooling):
-                eventually(lambda at=process: "Try:" in at.log() or not at.is_running, "it is ready")
+                eventually(partial(_has_started, process), "it is ready")
                 assert process.is_running, process.log()
             urls = {"BATON_CLIENTS_URL": demo.url, "BATON_CLIENTS_POOLING_URL": pooling.url}
             command = [python, "-m", "pytest", "-q", "--rootdir", str(HERE), "-c", str(HERE / "pytest.ini"), *arguments]

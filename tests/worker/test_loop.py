@@ -516,9 +516,9 @@ def test_the_largest_batch_is_filled_once_and_leaves_nothing(make_table: MakeTab
     seen: list[int] = []
     commit = table.engine.scheduler.commit
 
-    def watch(plan: StepPlan, tokens: list[list[int]]) -> None:
+    def watch(plan: StepPlan, token_lists: list[list[int]]) -> None:
         seen.append(plan.num_decodes)
-        commit(plan, tokens)
+        commit(plan, token_lists)
 
     table.engine.scheduler.commit = watch  # type: ignore[method-assign]
     fill(table.engine)
