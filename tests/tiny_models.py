@@ -46,6 +46,29 @@ _LONGROPE = {
     "long_factor": [1.0 + 0.6 * i for i in range(8)],
 }
 _EXPERTS: dict[str, Any] = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
+_LATENT: dict[str, Any] = {
+    **_TINY,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 24,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 20,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 40,
+    "n_group": 4,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
+}
+_DEEPSEEK_YARN: dict[str, Any] = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "mscale": 1.0,
+    "mscale_all_dim": 0.707,
+}
 _PHI3: dict[str, Any] = {**_SHAPE, "original_max_position_embeddings": 256}
 _GPT2: dict[str, Any] = {
     "vocab_size": 211,
@@ -194,6 +217,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "OPTConfig",
         {**_OPT, "enable_bias": False, "layer_norm_elementwise_affine": False, "activation_function": "gelu"},
     ),
+    "deepseek-v3": ("DeepseekV3Config", {**_LATENT, "q_lora_rank": 28, "rope_parameters": _DEEPSEEK_YARN}),
 }
 
 # Families and variants that are compared step by step alone: what engines do with them is as with those above.
@@ -217,6 +241,31 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
             "use_sliding_window": True,
             "sliding_window": 11,
             "max_window_layers": 1,
+        },
+    ),
+    "deepseek-v2": (
+        "DeepseekV2Config",
+        {
+            **_LATENT,
+            "q_lora_rank": None,
+            "topk_method": "group_limited_greedy",
+            "routed_scaling_factor": 1.5,
+            "rope_parameters": _DEEPSEEK_YARN,
+        },
+    ),
+    "deepseek-v2-greedy": (
+        "DeepseekV2Config",
+        {**_LATENT, "q_lora_rank": 28, "attention_bias": True, "mlp_bias": True},
+    ),
+    "deepseek-v3-halves": (
+        "DeepseekV3Config",
+        {
+            **_LATENT,
+            "q_lora_rank": None,
+            "rope_interleave": False,
+            "attention_bias": True,
+            "n_group": 1,
+            "topk_group": 1,
         },
     ),
     "olmoe": ("OlmoeConfig", {**_SHAPE, **_EXPERTS, "intermediate_size": 40}),

@@ -21,6 +21,7 @@ class Layers:
     num_kv_heads: int = 2
     head_dim: int = 8
     is_encoder: bool = False
+    latent: object = None
 
     def windows_within(self, max_model_len: int) -> tuple[int | None, ...]:
         return tuple(None if window is None or window >= max_model_len else window for window in self.windows)

@@ -31,7 +31,8 @@ class Stepper:
         spec = model.spec
         self.model = model
         self.block_size = block_size
-        shape = (num_blocks, spec.num_layers, 2, block_size, spec.num_kv_heads, spec.head_dim)
+        parts = 1 if spec.latent else 2
+        shape = (num_blocks, spec.num_layers, parts, block_size, spec.num_kv_heads, spec.head_dim)
         # What was in a cache before must not matter, so it starts with large values instead of zeros.
         generator = torch.Generator().manual_seed(seed)
         self.kv = (torch.randn(shape, generator=generator) * 100).to(model.device, model.dtype)

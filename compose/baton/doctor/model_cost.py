@@ -14,6 +14,7 @@ from baton.model_folder import find_model
 
 KNOWN = {"llama-3.1-8b": LLAMA_8B, "qwen3-0.6b": QWEN_06B}
 """Models that can be planned for with nothing downloaded."""
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class ModelCost:
         Raises:
             ConfigError: config.json lacks what is counted, or is of a mixture of experts.
         """
-        if experts := raw.get("num_local_experts") or raw.get("num_experts"):
+        if experts := next((raw[name] for name in _EXPERTS if raw.get(name)), None):
             raise ConfigError(
                 f"model={name!r} is a mixture of {experts} experts. Dense models alone can be planned yet."
             )

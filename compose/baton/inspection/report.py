@@ -143,6 +143,8 @@ def _model(facts: Facts) -> Iterator[tuple[str, str]]:
     if facts.spec is not None:
         spec = facts.spec
         heads = f"{spec.num_heads} heads of {spec.head_dim}, {spec.num_kv_heads} of KV"
+        if spec.latent:
+            heads = f"{spec.num_heads} heads over one vector of {spec.head_dim} a token"
         yield "shape", f"{spec.num_layers} layers, {spec.hidden_size} wide, {heads}, vocabulary {spec.vocab_size:,}"
         windows = sorted({window for window in spec.windows if window is not None})
         some = f"; {sum(window is not None for window in spec.windows)} layers see {windows} tokens" if windows else ""

@@ -34,7 +34,7 @@ from baton.kernels.sample import derive_keys, greedy, logprobs, sample
 from baton.kernels.sampling_batch import SamplingBatch
 from baton.kernels.silu_mul import gelu_tanh_mul, silu_mul
 from baton.kernels.token_counts import count_tokens
-from baton.models.spec import MoESpec
+from baton.models.spec import LatentSpec, MoESpec
 from baton.protocol import MAX_LOGPROBS
 
 # Tokens, where the model takes so many: more than a split of a decode, so that splits are merged too.
@@ -70,6 +70,21 @@ class KernelShapes:
     has_sinks: bool = False
     deterministic: bool  # with the operations whose bits do not depend on the batch
     experts: tuple[MoESpec, ...] = ()  # each kind of layer that has them
+    latent: LatentSpec | None = None  # what is cached in place of K and V, whose attention is plain torch
+
+    @property
+    def norm_widths(self) -> set[int]:
+        """What RMSNorm takes the mean over, beside heads."""
+        compressed = {self.latent.rank, self.latent.q_rank} if self.latent else set()
+        return {self.hidden_size, *(width for width in compressed if width)}
+
+    @property
+    def input_widths(self) -> set[int]:
+        """Inputs of the layers' products."""
+        if self.latent is None:
+            return {self.hidden_size, self.num_heads * self.head_dim, self.intermediate_size}
+        gathered = self.num_heads * self.latent.value_dim
+        return {self.hidden_size, self.latent.q_rank or self.hidden_size, gathered, self.intermediate_size}
 
 
 @torch.inference_mode()
@@ -122,7 +137,7 @@ def _operations(shapes: KernelShapes, device: torch.device) -> Iterator[tuple[st
     if shapes.gate is not None:
         gate = silu_mul if shapes.gate == "silu" else gelu_tanh_mul
         yield f"{shapes.gate}_mul", lambda: _gate(gate, shapes, device)
-    if shapes.rotations:
+    if shapes.rotations and not shapes.latent:
         yield "rotary_kv_write", lambda: _rotary(shapes, device)
     if shapes.writes_unrotated:
         yield "kv_write", lambda: _write(shapes, device)
@@ -132,11 +147,10 @@ def _operations(shapes: KernelShapes, device: torch.device) -> Iterator[tuple[st
     else:
         if shapes.dtype != torch.float32 and launches_on(device).few_rows is not None:
             yield "few_rows_linear", lambda: _products(shapes, device)
-        heads = torch.zeros(2, shapes.num_heads, shapes.head_dim, dtype=shapes.dtype, device=device)
-        sums = torch.zeros(2, shapes.num_heads, device=device)
-        # Before the attention that tries it, which would be blamed for it.
-        yield "join_attention", lambda: join_attention(heads, sums, heads, sums, torch.empty_like(heads))
-        yield "paged_attention", lambda: _attention(paged_attention, shapes, device)
+        if not shapes.latent:
+            # Before the attention that tries it, which would be blamed for it.
+            yield "join_attention", lambda: _join(shapes, device)
+            yield "paged_attention", lambda: _attention(paged_attention, shapes, device)
     for spec in shapes.experts:
         yield "route", partial(_routes, spec, device)
         yield "moe", partial(_experts, spec, shapes, device)
@@ -149,8 +163,8 @@ def _operations(shapes: KernelShapes, device: torch.device) -> Iterator[tuple[st
 
 
 def _norms(shapes: KernelShapes, device: torch.device) -> None:
-    for num_rows in _ROWS:
-        x = torch.zeros(num_rows, shapes.hidden_size, dtype=shapes.dtype, device=device)
+    for num_rows, width in itertools.product(_ROWS, sorted(shapes.norm_widths)):
+        x = torch.zeros(num_rows, width, dtype=shapes.dtype, device=device)
         rms_norm(x, x[0], 1e-5)
         add_rms_norm(x, torch.zeros_like(x), x[0], 1e-5)
 
@@ -176,8 +190,7 @@ def _products(shapes: KernelShapes, device: torch.device) -> None:
     few, of_vocab = _num_outputs(shapes)
     launch = launches_on(device).few_rows
     assert launch is not None
-    widths = {shapes.hidden_size, shapes.num_heads * shapes.head_dim, shapes.intermediate_size}
-    for num_inputs in sorted(widths):
+    for num_inputs in sorted(shapes.input_widths):
         x = torch.zeros(FEW_ROWS, num_inputs, dtype=shapes.dtype, device=device)
         for num_rows in (1, launch.narrow.block_m):
             few_rows_linear(x[:num_rows], x[:few])
@@ -245,6 +258,12 @@ def _write(shapes: KernelShapes, device: torch.device) -> None:
     for num_rows in _ROWS:
         _, k, v = _heads(shapes, num_rows, device)
         kv_write(k, v, cache, torch.arange(num_rows, device=device))
+
+
+def _join(shapes: KernelShapes, device: torch.device) -> None:
+    heads = torch.zeros(2, shapes.num_heads, shapes.head_dim, dtype=shapes.dtype, device=device)
+    sums = torch.zeros(2, shapes.num_heads, device=device)
+    join_attention(heads, sums, heads, sums, torch.empty_like(heads))
 
 
 def _attention(attend: Callable[..., Tensor], shapes: KernelShapes, device: torch.device) -> None:

@@ -70,7 +70,7 @@ def check_device(facts: DeviceFacts, spec: ModelSpec, dtype: torch.dtype) -> Non
     if dtype not in DTYPES:
         known = ", ".join(str(each).removeprefix("torch.") for each in DTYPES)
         raise ConfigError(f"dtype={dtype} is not valid: the kernels take {known}. Give one with --dtype.")
-    if spec.head_dim > LARGEST_HEAD_DIM:
+    if spec.head_dim > LARGEST_HEAD_DIM and not spec.latent:
         raise ConfigError(
             f"the model's heads have {spec.head_dim} dimensions (head_dim in config.json), and the attention kernels take "
             f"at most {LARGEST_HEAD_DIM}: wider tiles do not fit a GPU's shared memory. Use --device cpu."
@@ -87,11 +87,18 @@ def prepare_kernels(
     """
     facts = facts_of(device)
     check_device(facts, spec, dtype)
+    if config.deterministic and facts.is_gpu and spec.latent:
+        raise ConfigError(
+            f"deterministic=True is not valid for {spec.family} on a GPU: its latent attention has no form yet whose bits do "
+            "not depend on the batch. Leave out --deterministic, or use --device cpu."
+        )
     if not ON_TRITON or (device.type == "cpu" and not INTERPRET):
         return {}
     name = f"{facts.name} (compute capability {_version(facts.capability)})" if facts.is_gpu else facts.name
     shapes = _kernel_shapes(config, spec, dtype, max_model_len)
     failed = compile_kernels(shapes, device, name, allow_reference=config.allow_reference_kernels)
+    if spec.latent:
+        failed["latent_attention"] = "it has no kernel yet"
     for op, reason in failed.items():
         log.warning("reference_kernel", op=op, device=name, triton=facts.triton, reason=reason)
     return failed
@@ -128,6 +135,7 @@ def _kernel_shapes(config: EngineConfig, spec: ModelSpec, dtype: torch.dtype, ma
         has_sinks=layer.attention.has_sinks,
         experts=sparse,
         has_slopes=bool(layer.attention.slopes),
+        latent=spec.latent,
         deterministic=config.deterministic,
     )
 

@@ -21,7 +21,7 @@ from baton.models.spec import ModelSpec
 KVKind = Literal["full", "window", "latent", "state"]
 """What a layer keeps: K and V of all tokens, of the last ones, one vector a token, one state a sequence.
 
-Today's families have the first two."""
+Today's families have the first three."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class KVGroup:
     layers: tuple[int, ...]
     kind: KVKind
     block_shape: tuple[int, ...]
-    """Of one layer: [2 (K and V), block_size, kv_heads, head_dim]."""
+    """Of one layer: [2 (K and V), block_size, kv_heads, head_dim]; of a latent [1, block_size, 1, width]."""
     dtype: torch.dtype
     window: int | None = None
     """Positions that a query sees, its own included; None: all."""
@@ -56,9 +56,10 @@ class KVCacheSpec:
             by_window[window].append(layer)
         fewest, most = min(map(len, by_window.values())), max(map(len, by_window.values()))
         size = most if 2 * most < 3 * fewest else fewest
-        shape = (2, block_size, spec.num_kv_heads, 0 if spec.is_encoder else spec.head_dim)
+        shape = (1 if spec.latent else 2, block_size, spec.num_kv_heads, 0 if spec.is_encoder else spec.head_dim)
+        whole: KVKind = "latent" if spec.latent else "full"
         groups = [
-            KVGroup(tuple(layers[at : at + size]), "full" if window is None else "window", shape, dtype, window)
+            KVGroup(tuple(layers[at : at + size]), whole if window is None else "window", shape, dtype, window)
             for window, layers in sorted(by_window.items(), key=lambda item: item[0] or 0)
             for at in range(0, len(layers), size)
         ]
@@ -76,7 +77,7 @@ class KVCacheSpec:
 
     @property
     def block_shape(self) -> tuple[int, ...]:
-        """[layers of a group, 2 (K and V), block_size, kv_heads, head_dim]."""
+        """[layers of a group, 2 (K and V), block_size, kv_heads, head_dim]; 1 in place of 2 for a latent."""
         return (max(len(group.layers) for group in self.groups), *self.groups[0].block_shape)
 
     @property
@@ -102,7 +103,7 @@ class KVCacheSpec:
         return "; ".join([line, *(f"{group.window or 'all'}: {group.layers}" for group in self.groups)])
 
     def caches(self, kv: Tensor) -> list[Tensor]:
-        """View the cache by layer: [num_blocks, 2, block_size, kv_heads, head_dim] each."""
+        """View the cache by layer: [num_blocks, 2, block_size, kv_heads, head_dim] each; 1 in place of 2 for a latent."""
         return [kv[:, at] for _, at in self.places]
 
     def allocate(self, num_blocks: int, device: torch.device) -> Tensor:

@@ -15,6 +15,7 @@ from baton.kernels.rms_norm import add_rms_norm, rms_norm
 from baton.models.causal_lm import CausalLM
 from baton.models.family import Family
 from baton.models.fields import Fields
+from baton.models.latent import LatentAttention
 from baton.models.layer_config import read_attention, read_mlp, read_rotary
 from baton.models.layers import MLP, Attention, attention_of, mlp_of, output_layer
 from baton.models.linear import Fill
@@ -29,7 +30,7 @@ from baton.models.step import Step
 class LlamaLayer:
     """One layer, and the weight of the norm that follows it."""
 
-    attention: Attention
+    attention: Attention | LatentAttention
     mlp: MLP | MoE
     mlp_norm: Tensor
     next_norm: Tensor  # the next layer's first norm, or the model's last
@@ -64,7 +65,7 @@ class Llama(CausalLM):
         fill: Fill = "zeros" if self.spec.norm_offset else "ones"
         return self.parameters.tensor(f"{name}.weight", self.spec.hidden_size, fill=fill)
 
-    def _attention(self, layer: int) -> Attention:
+    def _attention(self, layer: int) -> Attention | LatentAttention:
         return attention_of(self.parameters, self.spec, layer, self.NAMES)
 
     def _mlp(self, layer: int) -> MLP | MoE:

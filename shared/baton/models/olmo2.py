@@ -22,7 +22,7 @@ from baton.models.layer_config import (
     read_rotary,
     read_window,
 )
-from baton.models.layers import MLP, Attention
+from baton.models.layers import MLP, Attention, attention_of
 from baton.models.llama import Llama
 from baton.models.moe import MoE
 from baton.models.rope import read_ropes
@@ -48,7 +48,7 @@ class Olmo2(Llama):
     def _stack(self) -> None:
         self.layers = [
             Olmo2Layer(
-                self._attention(layer),
+                attention_of(self.parameters, self.spec, layer, self.NAMES),
                 self._norm(f"layers.{layer}.post_attention_layernorm"),
                 self._mlp(layer),
                 self._norm(f"layers.{layer}.post_feedforward_layernorm"),

@@ -132,11 +132,22 @@ def _yarn(rope: Fields, periods: Tensor, theta: float, factor: float, original: 
 def _yarn_scale(rope: Fields, factor: float) -> float:
     """The factor on cosines and sines that keeps attention sharp in long contexts."""
     mscale, mscale_all_dim = rope.optional_number("mscale"), rope.optional_number("mscale_all_dim")
+    if mscale and mscale_all_dim:
+        return _sharpness(factor, mscale) / _sharpness(factor, mscale_all_dim)
+    return _sharpness(factor, 1.0)
 
-    def scale(weight: float) -> float:
-        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
-    return scale(mscale) / scale(mscale_all_dim) if mscale and mscale_all_dim else scale(1.0)
+def _sharpness(factor: float, weight: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+
+def read_score_factor(fields: Fields) -> float:
+    """Read by how much DeepSeek's YaRN multiplies scores, beside what cosines and sines do: a factor for all dimensions."""
+    rope = Fields(fields.raw.get("rope_parameters") or fields.raw.get("rope_scaling") or {}, fields.source)
+    mscale_all_dim = rope.optional_number("mscale_all_dim")
+    if mscale_all_dim is None or "default" in (rope.raw.get("rope_type"), rope.raw.get("type")):
+        return 1.0
+    return _sharpness(rope.number("factor", 1.0), mscale_all_dim) ** 2
 
 
 def _factors(rope: Fields, name: str, dim: int) -> Tensor:

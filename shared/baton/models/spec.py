@@ -35,8 +35,21 @@ together, LayerNorm of each head with a weight for each."""
 
 
 @dataclass(frozen=True, slots=True)
+class LatentSpec:
+    """How heads share one vector a token: each makes its key and value of the first numbers; the rest turns, in every key."""
+
+    rank: int  # of the first numbers
+    key_dim: int  # of a head's key, without what turns
+    value_dim: int
+    q_rank: int | None  # queries are made of so few numbers; None: of the hidden state
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionSpec:
-    """The attention of one layer."""
+    """The attention of one layer.
+
+    With a latent, KV heads and head_dim are those of what is cached: one, of the vector's size.
+    """
 
     num_heads: int
     num_kv_heads: int
@@ -50,6 +63,7 @@ class AttentionSpec:
     qkv_bias: bool = False
     out_bias: bool = False
     qk_norm: QKNorm | None = None
+    latent: LatentSpec | None = None
 
     @property
     def q_size(self) -> int:
@@ -137,6 +151,10 @@ class ModelSpec:
     @property
     def head_dim(self) -> int:
         return self.layers[0].attention.head_dim
+
+    @property
+    def latent(self) -> LatentSpec | None:
+        return self.layers[0].attention.latent
 
     @property
     def ropes(self) -> tuple[RopeSpec, ...]:
