@@ -131,6 +131,8 @@ def test_requests_are_ended_by_their_ids(guarded: Cluster, admin: httpx.Client) 
         list(streams[0])
     next(streams[1])
     assert admin.post("/abort_requests", json={"request_ids": "one"}).status_code == 400
+    for nobody in ({"request_ids": []}, []):
+        assert admin.post("/abort_requests", json=nobody).json()["aborted"] == 0
     assert admin.post("/abort_requests").json() == {"status": "aborted", "aborted": 1}
     with pytest.raises(openai.APIError, match="An admin"):
         list(streams[1])

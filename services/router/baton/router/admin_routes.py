@@ -138,15 +138,15 @@ def _flag(http: Request, name: str) -> bool:
     return _FLAGS[text.lower()]
 
 
-def _request_ids(body: bytes) -> frozenset[str]:
-    """Read whose requests to end, by the x-request-id that each was answered with; nobody's name: all."""
+def _request_ids(body: bytes) -> frozenset[str] | None:
+    """Read whose requests to end, by the x-request-id that each was answered with; None: no list was given, so all."""
     try:
         content = orjson.loads(body or b"{}")
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from None
     named = content.get("request_ids") if isinstance(content, dict) else content
     if named is None:
-        named = []
+        return None
     if not isinstance(named, list) or not all(isinstance(each, str) for each in named):
         raise refuse("request_ids", named, "it must be a list of x-request-ids", "Leave it out to end all requests.")
     return frozenset(named)

@@ -313,9 +313,9 @@ class Dispatcher:
         demand = _demand(least, self.last_facts.block_size)
         self._admission.check(demand, None if decision is None else decision.chosen, total_blocks)
 
-    def end_open(self, error: BatonError, public_ids: Collection[str] = ()) -> int:
-        """End the requests that clients know by these ids, or all that are open, with an error; return how many."""
-        ended = [r for r in self.flows.values() if not public_ids or r.flow.generation.public_id in public_ids]
+    def end_open(self, error: BatonError, public_ids: Collection[str] | None = None) -> int:
+        """End the requests that clients know by these ids, with None all that are open, with an error; return how many."""
+        ended = [r for r in self.flows.values() if public_ids is None or r.flow.generation.public_id in public_ids]
         for running in ended:
             self._fail(running, error)
         return len(ended)
