@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 MODULE = '''
-"""Two processors, one of which fails."""
+"""Processors, some of which fail."""
 
 
 class Shift:
@@ -47,6 +47,13 @@ class Breaks:
             return logits
 
         return process
+
+
+class Numbers(Breaks):
+    """Returns what is no tensor."""
+
+    def new_req_logits_processor(self, params):
+        return lambda output_ids, logits: logits.cpu().numpy()
 '''
 
 
@@ -56,6 +63,6 @@ def install(folder: Path) -> Path:
     info.mkdir(parents=True)
     (folder / "shifty.py").write_text(MODULE)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shifty\nVersion: 1.0\n")
-    names = "shift = shifty:Shift\nbreaks = shifty:Breaks\nmissing = shifty:Missing\n"
+    names = "shift = shifty:Shift\nbreaks = shifty:Breaks\nnumbers = shifty:Numbers\nmissing = shifty:Missing\n"
     (info / "entry_points.txt").write_text(f"[baton.logits_processors]\n{names}")
     return folder

@@ -41,7 +41,7 @@ def test_it_is_named_in_a_request_and_exact_over_both_workers(tmp_path: Path, mo
         assert ask(logits_processors=[{"name": "shift", "args": {"by": 3}}]) == expected
         assert ask() != expected
         for fields, says in (
-            ({"logits_processors": ["nobody"]}, "breaks, missing, shift"),
+            ({"logits_processors": ["nobody"]}, "breaks, missing, numbers, shift"),
             ({"logits_processors": ["shift"], "vllm_xargs": {"by": "x"}}, "is no number"),
             ({"vllm_xargs": {"by": 3}}, "names none"),
         ):

@@ -99,12 +99,13 @@ def test_one_that_fails_ends_its_request_alone(tiny_checkpoint: Callable[[str], 
     try:
         broken = table.start(PROMPTS[0], params_of("breaks", args={"after": 3}))
         other = table.start(PROMPTS[1], params_of())
+        numbers = table.start(PROMPTS[0], params_of("numbers"))
         unknown = table.start(PROMPTS[2], params_of("nobody"))
         missing = table.start(PROMPTS[2], params_of("missing"))
         wrong = table.start(PROMPTS[2], params_of(args={"by": "x"}))
         turn_until([table], lambda: len(table.ids(other)) == 20 and not table.runs, "all have ended")
         assert len(table.ids(broken)) == 3
-        assert table.errors(broken) == ["internal"]
+        assert table.errors(broken) == table.errors(numbers) == ["internal"]
         assert [table.errors(each) for each in (unknown, missing, wrong)] == [["invalid_request"]] * 3
     finally:
         table.close()
@@ -149,7 +150,7 @@ def test_what_is_no_processor_is_refused_by_name(make: Callable[..., LLM]) -> No
         with pytest.raises(InvalidRequest, match="logits_processors"):
             SamplingParams(logits_processors=bad)  # type: ignore[arg-type]
     llm = make()
-    with pytest.raises(InvalidRequest, match=r"nobody.*breaks, missing, shift"):
+    with pytest.raises(InvalidRequest, match=r"nobody.*breaks, missing, numbers, shift"):
         ask(llm, params_of("nobody"))
     with pytest.raises(BatonError, match="it broke"):
         ask(llm, params_of("breaks", args={"after": 0}))

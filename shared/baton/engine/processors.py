@@ -105,8 +105,9 @@ def run_all(processes: Sequence[Process], prompt_ids: Sequence[int], output_ids:
     for process in processes:
         try:
             changed = process(list(prompt_ids), list(output_ids), changed)
-            if changed.shape != logits.shape:
-                raise ValueError(f"it returned logits of shape {tuple(changed.shape)}, not {tuple(logits.shape)}")
+            if not isinstance(changed, Tensor) or changed.shape != logits.shape:
+                found = f"shape {tuple(changed.shape)}" if isinstance(changed, Tensor) else type(changed).__name__
+                raise ValueError(f"it returned {found}, not logits of shape {tuple(logits.shape)}")
         except Exception as error:
             log.exception("logits_processor_failed")
             raise ProcessorFailed(f"logits_processors: after {len(output_ids)} tokens one failed: {error}") from None
