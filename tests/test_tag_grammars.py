@@ -118,6 +118,12 @@ def test_each_kind_lets_come_what_it_says(wanted: dict[str, Any], right: list[st
         ({"type": "tag", "begin": "a", "content": ANY, "end": 5}, "structural_tag.end", "a string"),
         (TAGS | {"triggers": ["<g"]}, "structural_tag", "one of the triggers"),
         ({"type": "qwen_xml_parameter", "json_schema": True}, "structural_tag.json_schema", "with properties"),
+        (
+            {"type": "qwen_xml_parameter", "json_schema": CITY | {"required": 5}},
+            "structural_tag.json_schema.required",
+            "list of names",
+        ),
+        ({"type": "sequence", "elements": [ANY, const("")]}, "structural_tag", "must not be empty"),
     ],
     ids=str,
 )
@@ -125,6 +131,12 @@ def test_what_is_no_format_is_refused_by_what_is_wrong(wanted: Any, field: str, 
     with pytest.raises(InvalidRequest, match=word) as caught:
         check(form_of(wanted))
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize("defined", [5, ["x"], {}])
+def test_a_parameter_that_refers_to_nothing_is_any_text(defined: Any) -> None:
+    schema = {"properties": {"x": {"$ref": "#/$defs/x"}}, "required": ["x"], "$defs": defined}
+    assert takes({"type": "qwen_xml_parameter", "json_schema": schema}, "<parameter=x>a</parameter>")
 
 
 def test_formats_that_are_too_deep_are_refused() -> None:

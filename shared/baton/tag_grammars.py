@@ -132,6 +132,8 @@ class _Grammar:
 
     def _until(self, text: str) -> str:
         """Return any text up to the first `text`, that included."""
+        if not text:
+            raise refuse(_FIELD, text, "what ends any_text must not be empty")
         first, *rest = self._parts(text)
         if first.startswith("<["):
             return " ".join([_TEXT, first, *rest])
@@ -255,6 +257,8 @@ def parameters_format(
     if not isinstance(schema, dict) or not isinstance(schema.get("properties", {}), dict):
         raise refuse(f"{_FIELD}.json_schema", schema, "it must be the schema of an object with properties")
     required, line = schema.get("required") or [], may_be("\n")
+    if not isinstance(required, list):
+        raise refuse(f"{_FIELD}.json_schema.required", required, "it must be a list of names")
     elements = []
     for key, value in schema.get("properties", {}).items():
         is_string, content = _bare_value(schema, value)
@@ -290,7 +294,8 @@ def _bare_value(root: Mapping[str, Any], schema: Any) -> tuple[bool, dict[str, A
         if not isinstance(reference, str) or not reference.startswith(("#/$defs/", "#/definitions/")):
             break
         _, place, named = reference.split("/", 2)
-        found = (root.get(place) or {}).get(named, {})
+        defined = root.get(place)
+        found = defined.get(named, {}) if isinstance(defined, dict) else {}
     found = found if isinstance(found, dict) else {}
     values = found.get("enum", [found["const"]] if "const" in found else None)
     if isinstance(values, list) and values and all(isinstance(each, str) for each in values):
