@@ -117,6 +117,7 @@ def test_groups_of_modules_have_forms_of_their_own(plain: Path, tmp_path: Path) 
             {"quant_method": "aqlm"},
             ["quant_method='aqlm'", "awq, bitsandbytes, compressed-tensors, fp8, gptq, mxfp4"],
         ),
+        ("gptq-4", {"quant_method": ["gptq"]}, ["quant_method=['gptq']"]),
         ("gptq-4", {"checkpoint_format": "marlin"}, ["checkpoint_format='marlin'", "gptq_v2"]),
         ("gptq-4", {"lm_head": True}, ["lm_head=True"]),
         ("awq", {"bits": 8}, ["bits=8", "AWQ is served with 4"]),
@@ -150,6 +151,18 @@ def test_scales_that_are_missing_are_named(plain: Path, tmp_path: Path) -> None:
     del tensors["model.layers.1.mlp.up_proj.weight_scale"]
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(ModelLoadError, match=r"lacks 1 tensor \(layers\.1\.mlp\.up_proj\.weight_scale\)"):
+        load_model(folder, progress=False)
+
+
+@pytest.mark.parametrize("name", ["gptq-4-desc-act", "ct-int4-actorder"])
+@pytest.mark.parametrize("wrong", [-1, 0])
+def test_groups_that_are_not_all_of_one_size_are_refused(name: str, wrong: int, plain: Path, tmp_path: Path) -> None:
+    folder, _ = quantized(plain, tmp_path, name)
+    tensors = load_file(folder / "model.safetensors")
+    g_idx = next(key for key in sorted(tensors) if "down_proj" in key and key.endswith("g_idx"))
+    tensors[g_idx][tensors[g_idx].argmax()] = wrong
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ModelLoadError, match=r"g_idx .* groups that are not of"):
         load_model(folder, progress=False)
 
 

@@ -16,7 +16,7 @@ from baton.errors import ModelLoadError
 from baton.models.dummy_fills import InOrder, ScaleFill, random_bits, repeated, spread_of
 from baton.models.fields import Fields
 from baton.models.fp8 import Fp8, block_of
-from baton.models.integer_codes import as_int8, unpack, without_middle
+from baton.models.integer_codes import as_int8, order_of_groups, unpack, without_middle
 from baton.models.linear import ByModule, Stored, WeightForm
 from baton.models.module_rules import QuantizedFields
 from baton.models.weight_only import Layout, Values, WeightOnlyForm, tensors_nbytes
@@ -79,22 +79,13 @@ class PackedInts(WeightOnlyForm):
         if not self.is_symmetric:
             zeros = unpack(tensors["weight_zero_point"].t(), self.bits).t()
         if self.is_ordered:
-            order = _order(tensors["weight_g_idx"], self.source)
+            g_idx = tensors["weight_g_idx"]
+            if bool((g_idx >= 0).any()):  # all of them -1: written without an order
+                order = order_of_groups(g_idx, codes.shape[1] // scales.shape[1], self.source)
             codes = codes if order is None else codes[:, order]
         if self.bits == 8:
             return Values(as_int8(codes), scales, None if zeros is None else without_middle(as_int8(zeros), 0), order)
         return Values(codes, scales, None if zeros is None else without_middle(zeros, 8), order)
-
-
-def _order(g_idx: Tensor, source: str) -> Tensor | None:
-    """Put the inputs of one group side by side; None: they are."""
-    if not bool((g_idx == g_idx[0]).all()):
-        raise ModelLoadError(
-            f"{source}: weight_g_idx of modules that are multiplied together differ. Take a checkpoint without actorder, "
-            "or the one of 16 bits."
-        )
-    order = torch.argsort(g_idx[0], stable=True)
-    return None if bool((order == torch.arange(len(order), device=order.device)).all()) else order
 
 
 @dataclass(frozen=True, slots=True)

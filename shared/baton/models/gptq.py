@@ -15,7 +15,7 @@ from torch import Tensor
 from baton.errors import ModelLoadError
 from baton.models.dummy_fills import InOrder, ScaleFill, random_bits, repeated, spread_of
 from baton.models.fields import Fields
-from baton.models.integer_codes import as_int8, unpack, without_middle
+from baton.models.integer_codes import as_int8, order_of_groups, unpack, without_middle
 from baton.models.linear import ByModule, Stored, WeightForm
 from baton.models.module_rules import QuantizedFields
 from baton.models.weight_only import Layout, Values, WeightOnlyForm, tensors_nbytes
@@ -89,26 +89,13 @@ class Gptq(WeightOnlyForm):
         zeros = (unpack(tensors["qzeros"], self.bits) + self.zeros_less_one & (1 << self.bits) - 1).t()
         scales, order = tensors["scales"].t().contiguous(), None
         if self.is_ordered:
-            codes, order = self._sorted(codes, tensors["g_idx"], scales.shape[1])
+            order = order_of_groups(tensors["g_idx"], codes.shape[1] // scales.shape[1], self.source)
+            codes = codes if order is None else codes[:, order]
         if self.bits == 8:
             return Values(as_int8(codes), scales, without_middle(as_int8(zeros), 0), order)
         # Codes of fewer bits are put into the middle of those of four.
         shift = 8 - (1 << self.bits - 1)
         return Values(codes + shift, scales, without_middle(zeros + shift, 8), order)
-
-    def _sorted(self, codes: Tensor, g_idx: Tensor, num_groups: int) -> tuple[Tensor, Tensor | None]:
-        """Put the columns of one group side by side; modules multiplied together must have been quantized in one order."""
-        group = codes.shape[1] // num_groups
-        first = g_idx[0]
-        if not (g_idx == first).all() or not (torch.bincount(first, minlength=num_groups) == group).all():
-            raise ModelLoadError(
-                f"{self.source}: g_idx of modules that are multiplied together differ, or have groups that are not of "
-                f"{group} inputs each. Take a checkpoint with desc_act=false, or the one of 16 bits."
-            )
-        order = torch.argsort(first, stable=True)
-        if (order == torch.arange(len(order), device=order.device)).all():
-            return codes, None
-        return codes[:, order], order
 
 
 def read(described: QuantizedFields) -> WeightForm | ByModule:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from baton.errors import ModelLoadError
+
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 """Where AutoAWQ's word has the code of each of its eight columns."""
 
@@ -47,3 +49,21 @@ def as_int8(codes: Tensor) -> Tensor:
 def without_middle(zeros: Tensor, middle: int) -> Tensor | None:
     """Leave zeros out that are all in the middle, as kernels take it where there are none."""
     return None if bool((zeros == middle).all()) else zeros.contiguous()
+
+
+def order_of_groups(g_idx: Tensor, group: int, source: str) -> Tensor | None:
+    """Put the inputs of one group side by side; None: they are.
+
+    g_idx: [modules, inputs], the group of each input of modules that are multiplied together.
+
+    Raises:
+        ModelLoadError: the modules differ, or a group is not of `group` inputs.
+    """
+    first, places = g_idx[0], torch.arange(g_idx.shape[1], device=g_idx.device)
+    order = torch.argsort(first, stable=True)
+    if not bool((g_idx == first).all()) or not bool((first[order] == places // group).all()):
+        raise ModelLoadError(
+            f"{source}: g_idx of modules that are multiplied together differ, or have groups that are not of {group} inputs "
+            "each. Take a checkpoint without activation order (desc_act=false, no actorder), or the one of 16 bits."
+        )
+    return None if bool((order == places).all()) else order

@@ -75,7 +75,7 @@ def _of_checkpoint(
 ) -> WeightForm | ByModule:
     method = value.get("quant_method", "unnamed") if isinstance(value, Mapping) else value
     method = SAME.get(method, method) if isinstance(method, str) else method
-    if not isinstance(value, Mapping) or method not in QUANTIZED:
+    if not isinstance(value, Mapping) or not isinstance(method, str) or method not in QUANTIZED:
         raise ModelLoadError(
             f"{fields.source}: {section} says quant_method={method!r}; Baton loads unquantized weights "
             f"({', '.join(DTYPES)}) and {', '.join(QUANTIZED)}. Take the unquantized checkpoint of this model, with "
