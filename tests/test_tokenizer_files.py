@@ -180,12 +180,13 @@ def test_tokenizer_json_goes_before_the_others(tmp_path: Path) -> None:
             b"version https://git-lfs.github.com/spec/v1\n",
             "no sentencepiece model, or a damaged one",
         ),
+        ("tokenizer.model", b"\x8a" + b"\x80" * 10 + b"\0\0", "no sentencepiece model, or a damaged one"),
         ("tokenizer.model", trained(model_type="char"), "of words or characters"),
         ("tokenizer.json", b"{", "cannot be read"),
         ("qwen.tiktoken", b"IQ== 0\n", "qwen.tiktoken is a tiktoken file"),
         ("config.json", b'{"model_type": "llama"}', "none of tokenizer.json, tekken.json, tokenizer.model"),
     ],
-    ids=["ranks", "empty", "a pointer", "characters", "half", "tiktoken", "none"],
+    ids=["ranks", "empty", "a pointer", "a number without end", "characters", "half", "tiktoken", "none"],
 )
 def test_what_is_no_tokenizer_is_told_with_the_way_out(name: str, content: bytes, says: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)

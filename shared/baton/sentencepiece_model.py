@@ -151,6 +151,8 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         at, shift = at + 1, shift + 7
         if byte < 0x80:
             return value, at
+        if shift >= 70:  # of 64 bits
+            raise ValueError(shift)
 
 
 def _signed(value: int) -> int:
