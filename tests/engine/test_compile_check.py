@@ -13,6 +13,7 @@ from baton.engine.compile_check import KernelShapes, compile_kernels
 from baton.errors import KernelError
 from baton.kernels import launch, silu_mul
 from baton.kernels.launch import INTERPRET, tl, triton
+from baton.models.spec import LatentSpec
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -42,6 +43,9 @@ GEMMA = dataclasses.replace(LLAMA, gate="gelu_tanh", windows=(40, None), soft_ca
 OPT = dataclasses.replace(LLAMA, rotations=(), writes_unrotated=True, has_rms_norm=False, gate=None)
 BLOOM = dataclasses.replace(OPT, has_slopes=True)
 DETERMINISTIC = dataclasses.replace(LLAMA, deterministic=True)
+LATENT = dataclasses.replace(
+    LLAMA, num_kv_heads=1, head_dim=40, rotations=((8, True),), latent=LatentSpec(32, 16, 20, q_rank=28)
+)
 SHORT = dataclasses.replace(LLAMA, max_model_len=16, max_num_seqs=1)
 
 
@@ -62,7 +66,9 @@ def broken(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "shapes", [LLAMA, GEMMA, OPT, BLOOM, DETERMINISTIC], ids=["llama", "gemma", "opt", "bloom", "deterministic"]
+    "shapes",
+    [LLAMA, GEMMA, OPT, BLOOM, LATENT, DETERMINISTIC],
+    ids=["llama", "gemma", "opt", "bloom", "latent", "deterministic"],
 )
 def test_all_that_a_model_runs_compiles(shapes):
     assert compile_kernels(shapes, DEVICE, "here", allow_reference=False) == {}

@@ -12,6 +12,7 @@ import pytest
 
 from baton.errors import ModelLoadError
 from baton.models.config import make_spec
+from baton.models.loader import load_model
 from baton.models.spec import MoESpec
 
 DEEPSEEK_V3: dict[str, Any] = {
@@ -83,6 +84,19 @@ def test_the_published_config_is_read() -> None:
 def test_numbers_that_cannot_be_are_refused(changed: dict[str, object], named: str) -> None:
     with pytest.raises(ModelLoadError, match=re.escape(named)):
         make_spec(DEEPSEEK_V3 | changed)
+
+
+def test_what_a_latent_is_taken_apart_with_must_not_be_quantized(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = tiny_checkpoint("deepseek-v3")
+    model = load_model(folder, dtype="float32", progress=False, quantization="int8")
+    assert model.spec.latent is not None
+    raw = json.loads((folder / "config.json").read_text())
+    quantized = {"quant_method": "fp8", "weight_block_size": [8, 8], "activation_scheme": "dynamic"}
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"quantization_config": quantized}))
+    with pytest.raises(ModelLoadError, match=r"layers\.0\.self_attn\.kv_b_proj is quantized"):
+        load_model(tmp_path, progress=False, load_format="dummy")
 
 
 def test_of_v2_weights_that_are_made_to_sum_to_one_are_refused(tiny_checkpoint: Callable[[str], Path]) -> None:
