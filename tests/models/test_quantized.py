@@ -81,6 +81,15 @@ def test_memory_is_planned_as_it_is_taken_and_random_weights_are_sane(name: str,
     assert found.std() > 0
 
 
+def test_weights_that_determinism_writes_out_are_planned_so(plain: Path, tmp_path: Path) -> None:
+    folder, _ = quantized(plain, tmp_path, "gptq-4")
+    packed, written_out = (
+        weights_nbytes(read_spec(folder), "bfloat16", device="cuda", deterministic=deterministic)
+        for deterministic in (False, True)
+    )
+    assert packed < written_out == weights_nbytes(read_spec(plain), "bfloat16", device="cuda")
+
+
 def test_groups_of_modules_have_forms_of_their_own(plain: Path, tmp_path: Path) -> None:
     """Attention in four bits, `down_proj` in eight-bit floats, one layer's others as they were."""
     ints = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}

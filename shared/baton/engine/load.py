@@ -72,7 +72,7 @@ def load_engine(
     memory = plan_memory(
         config,
         kv_spec,
-        weights_nbytes=weights_nbytes(spec, dtype, max_model_len, device),
+        weights_nbytes=weights_nbytes(spec, dtype, max_model_len, device, deterministic=config.deterministic),
         max_model_len=max_model_len,
         device=device,
     )

@@ -66,7 +66,7 @@ def load_model(
     spec = spec.within(max_model_len)
     device = torch.device(device)
     has_kernels = device.type != "cpu" or INTERPRET
-    ops = INVARIANT if deterministic and has_kernels else FASTEST
+    ops = _ops_of(device, deterministic=deterministic)
     if load_format == "dummy":
         model = build(spec, dtype, device, ops)
         fill_dummy(model.parameters, spec.initializer_range, seed)
@@ -84,10 +84,19 @@ def weights_nbytes(
     dtype: torch.dtype | str | None = None,
     max_model_len: int | None = None,
     device: torch.device | str = "cpu",
+    *,
+    deterministic: bool = False,
 ) -> int:
     """Count the bytes that a model's parameters and its tables of rotations will take on the device."""
-    planned = outline(spec.within(max_model_len), resolve_dtype(dtype, spec))
-    return planned.parameters.settled_nbytes(torch.device(device))
+    device = torch.device(device)
+    ops = _ops_of(device, deterministic=deterministic)
+    planned = outline(spec.within(max_model_len), resolve_dtype(dtype, spec), ops)
+    return planned.parameters.settled_nbytes(device)
+
+
+def _ops_of(device: torch.device, *, deterministic: bool) -> Ops:
+    """On a CPU without kernels the same bits come of computing tokens one by one, with the fastest operations."""
+    return INVARIANT if deterministic and (device.type != "cpu" or INTERPRET) else FASTEST
 
 
 def resolve_dtype(dtype: torch.dtype | str | None, spec: ModelSpec) -> torch.dtype:
@@ -100,9 +109,9 @@ def resolve_dtype(dtype: torch.dtype | str | None, spec: ModelSpec) -> torch.dty
     return DTYPES[name]
 
 
-def outline(spec: ModelSpec, dtype: torch.dtype) -> CausalLM:
+def outline(spec: ModelSpec, dtype: torch.dtype, ops: Ops = FASTEST) -> CausalLM:
     """Build a model without memory, to know its tensors."""
-    return build(spec, dtype, torch.device("meta"), FASTEST)
+    return build(spec, dtype, torch.device("meta"), ops)
 
 
 def build(spec: ModelSpec, dtype: torch.dtype, device: torch.device, ops: Ops) -> CausalLM:
