@@ -390,10 +390,31 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "phi": ("PhiConfig", {**_TINY, "num_key_value_heads": 4}),
 }
 
+# Of these Baton has no definition: they run by transformers', on Baton's attention.
+_ANY: dict[str, Any] = {**_TINY, "head_dim": 16}
+ANY: dict[str, tuple[str, dict[str, Any]]] = {
+    "arcee": ("ArceeConfig", _ANY),
+    "exaone4": ("Exaone4Config", {**_TINY, "sliding_window": 11, "layer_types": _MIXED[:2]}),
+    "nemotron": ("NemotronConfig", {**_ANY, "tie_word_embeddings": True}),
+    "persimmon": ("PersimmonConfig", {**_TINY, "num_key_value_heads": 4}),
+    "seed_oss": ("SeedOssConfig", {**_TINY, "head_dim": 32}),
+    "vaultgemma": (
+        "VaultGemmaConfig",
+        {
+            **_TINY,
+            "head_dim": 32,
+            "query_pre_attn_scalar": 20,
+            "sliding_window": 12,
+            "attn_logit_softcapping": 5.0,
+            "final_logit_softcapping": 9.0,
+        },
+    ),
+}
+
 
 def make_tiny(family: str, seed: int = 0) -> Any:
     """Make transformers' model of a family with random weights, fp32, eager attention."""
-    class_name, arguments = (FAMILIES | MORE)[family]
+    class_name, arguments = (FAMILIES | MORE | ANY)[family]
     # Deep copies, because a config writes into the rope parameters that it is given.
     config = getattr(transformers, class_name)(**_copied(arguments))
     config._attn_implementation = "eager"

@@ -14,7 +14,7 @@ from typer import Argument, Context, Option, Typer
 
 from baton.bench.commands import bench
 from baton.command import ALL, Command, Commands, Group, ListsCommand, ServiceCommand
-from baton.config import EngineConfig
+from baton.config import EngineConfig, ModelImpl
 from baton.errors import BatonError, ConfigError
 from baton.flag_groups import COMMON
 from baton.flags import came_from, with_flags
@@ -352,12 +352,15 @@ def inspect(
     max_model_len: Annotated[int | None, Option(min=2, help="as of `baton up`; none: the model's context")] = None,
     revision: Annotated[str | None, Option(help="branch, tag or commit of a hub model")] = None,
     hf_overrides: Annotated[str | None, Option(help="JSON object put over config.json")] = None,
+    model_impl: Annotated[ModelImpl, Option(help="whose definition of the model runs")] = "auto",
     as_json: Annotated[bool, Option("--json", help="one JSON object in place of lines")] = False,
 ) -> None:
     """Say what a checkpoint is, whether Baton serves it, and how many streams fit a device; end with 1 where it does not."""
     from baton.inspection.report import inspect as tell_all
 
-    engine = EngineConfig(model=model, revision=revision, max_model_len=max_model_len, hf_overrides=hf_overrides)
+    engine = EngineConfig(
+        model=model, revision=revision, max_model_len=max_model_len, hf_overrides=hf_overrides, model_impl=model_impl
+    )
     sys.exit(tell_all(engine, gpu=gpu, context=context, as_json=as_json))
 
 

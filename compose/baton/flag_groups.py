@@ -4,7 +4,7 @@ from __future__ import annotations
 
 _GROUPS = {
     "Model": """
-        model tokenizer revision tokenizer_revision hf_overrides download_dir load_format dtype quantization device max_model_len seed served_model_name chat_template
+        model tokenizer revision tokenizer_revision hf_overrides download_dir load_format dtype quantization model_impl device max_model_len seed served_model_name chat_template
         chat_template_content_format trust_request_chat_template tool_call_parser reasoning_parser
         generation_config override_generation_config deterministic
     """,

@@ -27,6 +27,7 @@ def demo_model_path() -> Path:
 
 AUTO_LEN = -1
 """As max_model_len: the model's context, or what of it the memory holds."""
+ModelImpl = Literal["auto", "baton", "transformers", "vllm"]
 _SHORT_DTYPES = {"half": "float16", "float": "float32"}
 
 
@@ -55,6 +56,11 @@ class EngineConfig:
         None,
         "fp8, int8 or int4 quantize a checkpoint of 16 bits while it is read; another name must be the method that the "
         "checkpoint has; none: as the checkpoint is",
+    )
+    model_impl: ModelImpl = setting(  # noqa: RUF009
+        "auto",
+        "whose definition of the model runs: baton's (vllm is taken as it), transformers' on Baton's attention and cache, "
+        "or auto: the second where there is no first",
     )
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where the model runs; auto: cuda if there is one")
     max_model_len: int | None = setting(
@@ -104,6 +110,8 @@ class EngineConfig:
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), low)
         _at_least("seed", self.seed, 0)
+        if self.model_impl == "vllm":
+            object.__setattr__(self, "model_impl", "baton")
         object.__setattr__(self, "dtype", _SHORT_DTYPES.get(self.dtype, self.dtype))  # one name for one thing
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigError(

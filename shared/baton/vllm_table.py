@@ -13,7 +13,7 @@ Each group says one thing about its names, which are written so:
 from __future__ import annotations
 
 TAKEN = """
-model tokenizer revision tokenizer_revision hf_overrides load_format dtype quantization seed max_model_len block_size gpu_memory_utilization kv_cache_memory_bytes
+model tokenizer revision tokenizer_revision hf_overrides load_format dtype quantization model_impl seed max_model_len block_size gpu_memory_utilization kv_cache_memory_bytes
 num_gpu_blocks_override max_num_batched_tokens max_num_seqs enable_prefix_caching enable_chunked_prefill enforce_eager
 swap_space kv_offloading_size>swap_space
 device served_model_name host port api_key config chat_template chat_template_content_format
@@ -27,7 +27,7 @@ disable_log_stats enable_log_requests log_level download_dir enable_tokenizer_in
 """Flags of `baton up`, under vLLM's names or as `name>ours`."""
 
 ARGUMENTS = """
-model tokenizer revision tokenizer_revision hf_overrides load_format dtype quantization seed max_model_len block_size gpu_memory_utilization kv_cache_memory_bytes
+model tokenizer revision tokenizer_revision hf_overrides load_format dtype quantization model_impl seed max_model_len block_size gpu_memory_utilization kv_cache_memory_bytes
 num_gpu_blocks_override max_num_batched_tokens max_num_seqs enable_prefix_caching enable_chunked_prefill enforce_eager
 swap_space kv_offloading_size>swap_space
 device skip_tokenizer_init chat_template generation_config override_generation_config
@@ -183,7 +183,7 @@ SERVING = (
     (
         "config.json of the model's folder counts, and `--hf-overrides` puts values over it.",
         """
-        hf_config_path rope_scaling rope_theta config_format=auto|hf model_impl=auto|vllm model_weights
+        hf_config_path rope_scaling rope_theta config_format=auto|hf model_weights
         disable_sliding_window? prefix_match_unit override_neuron_config
         """,
     ),

@@ -64,6 +64,21 @@ def test_every_family_is_served_and_counted(family: str, tiny_checkpoint: Checkp
     assert room.streams(facts.spec.max_model_len) > 100
 
 
+def test_a_model_that_runs_by_the_definition_of_transformers_is_told_so(
+    tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    folder = with_tokenizer(tiny_checkpoint("arcee"), tmp_path / "model")
+    text, status = told(str(folder), "--gpu", "h100")
+    assert "run by      transformers' definition" in text
+    assert status == 0
+    facts = look(str(folder))
+    assert facts.weights is not None
+    assert facts.num_parameters == facts.weights.nbytes // 4
+    text, status = told(str(folder), "--gpu", "h100", "--model-impl", "baton")
+    assert "architectures='ArceeForCausalLM' is not a model that Baton runs" in text
+    assert status == 1
+
+
 def test_what_pools_is_told_from_what_generates(tmp_path: Path) -> None:
     folder = save_decoder(tmp_path / "model")
     tokenizer_of("words, no decoder").save(str(folder / "tokenizer.json"))

@@ -32,7 +32,7 @@ LONGROPE_LENS = (33, 40, 47, 48, 49, 64, 100, 150)
 # One of each family goes through every way of computing; the other variants through the plain one.
 MAIN = ("llama-3.1", "mistral", "qwen2-sliding", "qwen3", "gemma2", "phi3-longrope", "gpt2", "opt")
 # These go through all of them at once: chunks, small blocks, cached prefixes, preemption, a host behind.
-OTHERS = ("gemma3", "cohere2", "bloom", "deepseek-v3")
+OTHERS = ("gemma3", "cohere2", "bloom", "deepseek-v3", "exaone4", "vaultgemma", "nemotron")
 GREEDY = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, detokenize=False)
 
 

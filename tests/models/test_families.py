@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tests.models.stepping import Stepper, Stream
-from tests.tiny_models import FAMILIES, MORE, load_tiny
+from tests.tiny_models import ANY, FAMILIES, MORE, load_tiny
 from tests.tiny_relabelled import RELABELLED
 
 from baton.models.causal_lm import CausalLM
@@ -22,7 +22,7 @@ PROMPT_LENS = (45, 7, 30)
 Pair = tuple[Any, CausalLM]
 
 
-@pytest.fixture(scope="module", params=sorted(FAMILIES | MORE | RELABELLED))
+@pytest.fixture(scope="module", params=sorted(FAMILIES | MORE | RELABELLED | ANY))
 def pair(request: pytest.FixtureRequest, tiny_checkpoint: Callable[[str], Path]) -> Pair:
     """The model of transformers and Baton's, of one checkpoint."""
     return make_pair(tiny_checkpoint(request.param))

@@ -78,12 +78,14 @@ class Facts:
                 self.problems.append(str(error))
 
 
-def look(name: str, revision: str | None = None, overrides: Mapping[str, Any] | None = None) -> Facts:
+def look(
+    name: str, revision: str | None = None, overrides: Mapping[str, Any] | None = None, model_impl: str = "auto"
+) -> Facts:
     """Look at a folder, or at what a hub model has beside its weights, with `overrides` over its config.json."""
     facts = Facts(name, Path(name).expanduser())
     with facts.attempt():
         facts.folder = find_model(name, revision)
-        _look_at_config(facts, overrides or {})
+        _look_at_config(facts, overrides or {}, model_impl)
     if not facts.raw:
         return facts
     with facts.attempt():
@@ -97,11 +99,11 @@ def look(name: str, revision: str | None = None, overrides: Mapping[str, Any] | 
     return facts
 
 
-def _look_at_config(facts: Facts, overrides: Mapping[str, Any]) -> None:
+def _look_at_config(facts: Facts, overrides: Mapping[str, Any], model_impl: str) -> None:
     if (facts.folder / "config.json").is_file():
         facts.raw = read_config(facts.folder, overrides)
         facts.pooling = read_pooling(facts.folder, overrides=overrides)
-    facts.spec = spec = read_spec(facts.folder, facts.pooling, overrides=overrides)
+    facts.spec = spec = read_spec(facts.folder, facts.pooling, overrides=overrides, model_impl=model_impl)
     dense = outline(replace(spec, weight_form=DENSE), resolve_dtype(None, spec))
     facts.num_parameters = sum(tensor.numel() for tensor, _ in dense.parameters.fills)
 

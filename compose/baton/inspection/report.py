@@ -10,6 +10,7 @@ from baton.config import EngineConfig
 from baton.engine.memory import GIB
 from baton.inspection.facts import Facts, look
 from baton.inspection.room import Device, Room
+from baton.models.transformers_model import Described
 
 CONTEXTS = (1024, 8192, 32768)
 """Tokens of a stream that is counted, beside the longest."""
@@ -23,7 +24,7 @@ def inspect(engine: EngineConfig, *, gpu: str | None, context: int | None, as_js
         ConfigError: the table has no such device.
     """
     device = Device.of(gpu)
-    facts = look(str(engine.model), engine.revision, engine.overrides)
+    facts = look(str(engine.model), engine.revision, engine.overrides, engine.model_impl)
     room = None
     if facts.spec is not None:
         with facts.attempt():
@@ -109,7 +110,8 @@ def _shape(facts: Facts) -> dict[str, Any]:
     shape: dict[str, Any] = {"model_type": raw.get("model_type"), "architectures": raw.get("architectures")}
     if spec is not None:
         names = ("family", "dtype", "num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "vocab_size")
-        return shape | {name: getattr(spec, name) for name in names} | {"max_model_len": spec.max_model_len}
+        impl = {"model_impl": "transformers" if _is_foreign(facts) else "baton"}
+        return shape | impl | {name: getattr(spec, name) for name in names} | {"max_model_len": spec.max_model_len}
     written = {
         "num_layers": ("num_hidden_layers", "n_layer"),
         "hidden_size": ("hidden_size", "n_embd"),
@@ -129,6 +131,8 @@ def _model(facts: Facts) -> Iterator[tuple[str, str]]:
     named = shape["architectures"]
     architecture = ", ".join(map(str, named)) if isinstance(named, list) else str(named)
     yield "model", f"{architecture} (model_type {shape['model_type']})"
+    if _is_foreign(facts):
+        yield "run by", "transformers' definition, on Baton's attention (model_impl transformers)"
     if facts.num_parameters is not None:
         yield "parameters", f"{_count(facts.num_parameters)}, in {shape['dtype']}"
     if facts.quantization is not None:
@@ -212,8 +216,13 @@ def _form(facts: Facts) -> str:
     return "a model of plain completions"
 
 
+def _is_foreign(facts: Facts) -> bool:
+    """Whether no family of Baton's own runs it."""
+    return facts.spec is not None and isinstance(facts.spec.own, Described)
+
+
 def _rope(facts: Facts) -> str:
-    if facts.spec is not None and not facts.spec.ropes:
+    if facts.spec is not None and not facts.spec.ropes and not _is_foreign(facts):
         return "slopes (ALiBi)" if facts.spec.layers[0].attention.slopes else "learned"
     rope = facts.raw.get("rope_parameters") or facts.raw.get("rope_scaling") or {}
     kind = rope.get("rope_type") or rope.get("type") or "default"

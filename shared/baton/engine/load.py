@@ -27,6 +27,7 @@ from baton.models.identity import model_identity
 from baton.models.loader import load_model, resolve_dtype, weights_nbytes
 from baton.models.online import Online
 from baton.models.spec import ModelSpec
+from baton.models.transformers_model import Described
 from baton.pooling import PoolingParams
 from baton.pooling_files import PoolingSetup, read_pooling
 from baton.progress import tell
@@ -55,10 +56,14 @@ def load_engine(
     device = pick_device(config)
     if folder is None:
         folder = locate(
-            str(config.model), config.revision, weights=config.load_format != "dummy", overrides=config.overrides
+            str(config.model),
+            config.revision,
+            weights=config.load_format != "dummy",
+            overrides=config.overrides,
+            model_impl=config.model_impl,
         )
     pooling = read_pooling(folder, config.runner, config.convert, config.overrides)
-    spec = read_spec(folder, pooling, config.quantization, config.overrides)
+    spec = read_spec(folder, pooling, config.quantization, config.overrides, config.model_impl)
     words = _words(config, folder, tokenizer)
     if words is not None:
         words.check_fits(spec.vocab_size)
@@ -77,6 +82,10 @@ def load_engine(
         device=device,
     )
     if progress:
+        if isinstance(spec.own, Described):
+            tell(
+                f"{spec.own.name} runs by transformers' definition, on Baton's attention; a family of Baton's is faster"
+            )
         name = f"{spec.family} on {device} in {str(dtype).removeprefix('torch.')}"
         tell(f"{name}: {memory.describe()}")
     references = {} if spec.is_encoder else prepare_kernels(config, spec, dtype, max_model_len, device)
@@ -94,6 +103,7 @@ def load_engine(
         pooling=pooling,
         quantization=config.quantization,
         overrides=config.overrides,
+        model_impl=config.model_impl,
     )
     if words is not None:
         model.spec = dataclasses.replace(
@@ -116,7 +126,7 @@ def load_engine(
         engine = Engine(model, config, memory, kv_spec, cache_key=cache_key, identity=identity)
         engine.runner.pooler = pooler
         if pooler is None and device.type == "cuda" and not config.enforce_eager and not references:
-            engine.runner.capture_graphs(max_num_tokens=config.max_num_batched_tokens, progress=progress)
+            _capture(engine, config, progress)
     engine.grammars = GrammarCompiler(
         lambda: words or tokenizer_of(config, folder),
         vocab_size=spec.vocab_size,
@@ -127,6 +137,20 @@ def load_engine(
         if progress:
             tell(line)
     return engine
+
+
+def _capture(engine: Engine, config: EngineConfig, progress: bool) -> None:
+    """Capture the engine's steps; those of a model of transformers run one by one where they cannot be captured."""
+    try:
+        engine.runner.capture_graphs(max_num_tokens=config.max_num_batched_tokens, progress=progress)
+    except RuntimeError as error:
+        if not isinstance(engine.runner.model.spec.own, Described):
+            raise
+        torch.cuda.synchronize()
+        if progress:
+            tell(
+                f"transformers' definition cannot be captured as CUDA graphs ({str(error).splitlines()[0]}): runs without"
+            )
 
 
 def _for_pooling(config: EngineConfig, pooling: PoolingSetup, max_model_len: int) -> EngineConfig:

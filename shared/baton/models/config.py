@@ -15,11 +15,13 @@ from baton.errors import ModelLoadError
 from baton.foreign_model import foreign_model
 from baton.model_config import read_config
 from baton.model_folder import read_json
-from baton.models.families import BY_ARCHITECTURE, BY_NAME
+from baton.models.families import ANY, BY_ARCHITECTURE, BY_NAME
 from baton.models.family import Family
 from baton.models.fields import FIX_CONFIG, Fields
 from baton.models.linear import ByModule
 from baton.models.spec import ModelSpec
+from baton.models.transformers_lm import refuse_quantization
+from baton.models.transformers_model import defines
 from baton.models.weight_forms import read_weight_form
 from baton.pooling_files import CLASSIFIER, PoolingSetup
 
@@ -31,6 +33,7 @@ def read_spec(
     pooling: PoolingSetup | None = None,
     quantization: str | None = None,
     overrides: Mapping[str, Any] | None = None,
+    model_impl: str = "auto",
 ) -> ModelSpec:
     """Read the spec of the checkpoint in a folder.
 
@@ -38,6 +41,8 @@ def read_spec(
         pooling: of the model that pools so, in place of an output layer.
         quantization: how its weights are, or are to be, quantized.
         overrides: values over those of config.json.
+        model_impl: "baton" is one of Baton's own families, "transformers" what transformers defines on Baton's attention;
+            "auto" takes the second where there is no first.
 
     Raises:
         ModelLoadError: no such folder, no or damaged config.json, or a model that Baton does not run.
@@ -52,6 +57,7 @@ def read_spec(
         source=str(folder),
         pooling=pooling,
         quantization=quantization,
+        model_impl=model_impl,
     )
 
 
@@ -61,11 +67,14 @@ def make_spec(
     source: str = "config",
     pooling: PoolingSetup | None = None,
     quantization: str | None = None,
+    model_impl: str = "auto",
 ) -> ModelSpec:
     """Make the spec from the contents of config.json and generation_config.json."""
-    family = _family(raw, source, pools=pooling is not None)
+    family = _family(raw, source, model_impl, pools=pooling is not None)
     fields = Fields(raw, source)
     _refuse_remote_code(fields, family)
+    if family is ANY:
+        refuse_quantization(quantization, source)
     spec = family.read(fields)
     assert not isinstance(spec.weight_form, ByModule)  # of the family, which knows one form
     quantized = read_weight_form(fields, spec.weight_form, quantization)
@@ -89,8 +98,15 @@ def _wrong_folder(folder: Path) -> str:
     return f"model={str(folder)!r} has no config.json; it holds {shown}. Give the folder that has config.json."
 
 
-def _family(raw: Mapping[str, Any], source: str, *, pools: bool) -> Family:
+def _family(raw: Mapping[str, Any], source: str, model_impl: str, *, pools: bool) -> Family:
     """Find the family; an architecture is believed before model_type."""
+    if model_impl == "transformers":
+        if pools:
+            raise ModelLoadError(
+                f"{source}: model_impl='transformers' is not served for a model that pools. Leave --model-impl out, or "
+                "give --runner generate."
+            )
+        return ANY
     known = ", ".join(BY_ARCHITECTURE)
     architectures = raw.get("architectures")
     if architectures is None or architectures == []:
@@ -107,6 +123,8 @@ def _family(raw: Mapping[str, Any], source: str, *, pools: bool) -> Family:
     for name in (architecture, *(_generating(architecture) if pools else ())):
         if name in BY_ARCHITECTURE:
             return BY_ARCHITECTURE[name]
+    if model_impl == "auto" and not pools and not raw.get("auto_map") and defines(raw, architecture):
+        return ANY
     remote = ""
     if raw.get("auto_map"):
         remote = f" It asks for code of its own (auto_map={raw['auto_map']!r}), which Baton never runs."

@@ -38,6 +38,7 @@ from baton.models import (
     smollm3,
     stablelm,
     starcoder2,
+    transformers_lm,
 )
 from baton.models.family import Family
 
@@ -85,5 +86,7 @@ FAMILIES: tuple[Family, ...] = (
     roberta.XLM_FAMILY,
     modernbert.FAMILY,
 )
-BY_NAME = {family.name: family for family in FAMILIES}
+ANY = transformers_lm.FAMILY
+"""Any decoder that transformers defines."""
+BY_NAME = {family.name: family for family in (*FAMILIES, ANY)}
 BY_ARCHITECTURE = {architecture: family for family in FAMILIES for architecture in family.architectures}

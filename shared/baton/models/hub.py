@@ -25,6 +25,7 @@ def locate(
     *,
     weights: bool = True,
     overrides: Mapping[str, Any] | None = None,
+    model_impl: str = "auto",
 ) -> Path:
     """Find the folder of a model; fetch it from the hub if it is no local folder.
 
@@ -32,6 +33,7 @@ def locate(
         revision: branch, tag or commit of a hub model; means nothing to a folder.
         weights: fetch the weights too, not only config and tokenizer.
         overrides: values over those of config.json.
+        model_impl: as of `read_spec`.
 
     Raises:
         ModelLoadError: no such folder or repository, no access, no network, or a model that Baton refuses.
@@ -39,7 +41,7 @@ def locate(
     found = find_model(path_or_id, revision)
     if Path(path_or_id).expanduser().is_dir():
         return found
-    read_spec(found, read_pooling(found, overrides=overrides), overrides=overrides)
+    read_spec(found, read_pooling(found, overrides=overrides), overrides=overrides, model_impl=model_impl)
     if weights:
         _fetch_weights(str(path_or_id), found)
     return found

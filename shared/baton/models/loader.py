@@ -39,6 +39,7 @@ def load_model(
     pooling: PoolingSetup | None = None,
     quantization: str | None = None,
     overrides: Mapping[str, Any] | None = None,
+    model_impl: str = "auto",
 ) -> CausalLM:
     """Build a model on its device and fill in its weights.
 
@@ -52,6 +53,7 @@ def load_model(
             one beyond the original context selects the long factors.
         deterministic: every token has the same bits whatever else is in its steps; slower.
         overrides: values over those of config.json.
+        model_impl: as of `read_spec`.
         pooling: build the model that pools so, in place of one that generates.
         quantization: the method that the checkpoint must have, or one by which weights are quantized while they are read.
 
@@ -60,8 +62,8 @@ def load_model(
         OutOfMemory: the parameters do not fit the device.
     """
     check_load_format(load_format)
-    folder = locate(path_or_id, revision, weights=load_format != "dummy", overrides=overrides)
-    spec = read_spec(folder, pooling, quantization, overrides)
+    folder = locate(path_or_id, revision, weights=load_format != "dummy", overrides=overrides, model_impl=model_impl)
+    spec = read_spec(folder, pooling, quantization, overrides, model_impl)
     dtype = resolve_dtype(dtype, spec)
     spec = spec.within(max_model_len)
     device = torch.device(device)

@@ -198,9 +198,9 @@ class Parameters:
             sizes[module] += outputs // (self.share.size if split == "out" else 1)
         return self._linear(form.linear(tensors, vector, tuple(sizes.values()), self.ops, self.dtype))
 
-    def linear_of(self, weight: Tensor) -> Linear:
-        """Make a linear layer of a parameter that there is, [outputs, inputs]."""
-        return self._linear(DENSE.linear({"weight": weight}, None, (len(weight),), self.ops, self.dtype))
+    def linear_of(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+        """Make a linear layer of parameters that there are: a weight [outputs, inputs], and its bias."""
+        return self._linear(DENSE.linear({"weight": weight}, bias, (len(weight),), self.ops, self.dtype))
 
     def _linear(self, layer: Linear) -> Linear:
         self._settled.append(layer)
