@@ -55,7 +55,7 @@ def test_a_masked_token_is_never_drawn(engine: Engine, monkeypatch: pytest.Monke
     rng, vocab_size, sample = random.Random(4), engine.model.spec.vocab_size, engine.runner.sample
     allowed: list[list[int]] = []
 
-    def masked(step: ForwardedStep, masks: Tensor | None) -> LaunchedStep:
+    def masked(step: ForwardedStep, masks: Tensor | None, edits: object) -> LaunchedStep:
         rows = [rng.sample(range(vocab_size), 3) for _ in step.batch.sampled]
         allowed.extend(rows)
         return sample(step, packed(rows, vocab_size).to(engine.runner.device))
@@ -70,7 +70,7 @@ def test_a_mask_of_all_tokens_changes_nothing(engine: Engine, monkeypatch: pytes
     params = SamplingParams(temperature=1, seed=3, max_tokens=20, ignore_eos=True, detokenize=False)
     expected, sample = answer(engine, PROMPT, params), engine.runner.sample
     mask = torch.full((1, -(-engine.model.spec.vocab_size // 32)), -1, dtype=torch.int32, device=engine.runner.device)
-    monkeypatch.setattr(engine.runner, "sample", lambda step, masks: sample(step, mask))
+    monkeypatch.setattr(engine.runner, "sample", lambda step, masks, edits: sample(step, mask))
     assert answer(engine, PROMPT, params) == expected
 
 
@@ -99,7 +99,7 @@ def test_blocks_of_a_failed_step_come_back_when_the_device_is_done(
 ) -> None:
     held: list[int] = []
 
-    def fail(step: ForwardedStep, masks: Tensor | None) -> LaunchedStep:
+    def fail(step: ForwardedStep, masks: Tensor | None, edits: object) -> LaunchedStep:
         raise RuntimeError("the device said no")
 
     monkeypatch.setattr(engine.runner, "sample", fail)
