@@ -17,6 +17,7 @@ from baton.requests.responses import OTHER_TOOLS, RESPONSE, SHARED
 from baton.requests.sampling import Ignored
 from baton.requests.unserved import CALL, CHAT, COMPLETION, FUNCTION, MESSAGE, PART, SENT_BACK, TOOL
 from baton.router.app import make_api
+from baton.router.auth import ADMIN_PATHS
 from baton.router.config import RouterConfig
 from baton.router.openapi_file import openapi_document
 from baton.router.router_state import RouterState
@@ -42,11 +43,17 @@ def routes_table() -> str:
     """Return every route with its methods and what it is for."""
     paths = _document()["paths"]
     lines = [
-        (f"{method.upper()} `{path}`", operation.get("summary", ""), "yes" if operation.get("security") else "")
+        (f"{method.upper()} `{path}`", operation.get("summary", ""), _key_of(path, operation))
         for path, operations in sorted(paths.items())
         for method, operation in operations.items()
     ]
     return rows(("route", "", "needs a key, where keys are set"), lines)
+
+
+def _key_of(path: str, operation: dict[str, Any]) -> str:
+    if path in ADMIN_PATHS:
+        return "`--admin-api-key`, without which it is off"
+    return "yes" if operation.get("security") else ""
 
 
 def bodies() -> str:

@@ -73,7 +73,7 @@ SERVING = (
         "kv_transfer_config kv_events_config ec_transfer_config ec_manager_config engine_id",
     ),
     (
-        "Mixtures of experts are not served yet.",
+        "The experts of a mixture are not spread over GPUs yet, and their products have no choice of kernels.",
         """
         enable_expert_parallel? enable_ep_weight_filter? all2all_backend~ enable_elastic_ep? elastic_ep_max_dp_size
         eplb_config enable_eplb? expert_placement_strategy=linear moe_backend~ enable_return_routed_experts?
@@ -293,7 +293,7 @@ SAMPLING = (
     ("Send a `cache_salt` of its own: nothing cached is found under it.", "skip_reading_prefix_cache?"),
     ("Write thinking=Thinking(budget=...), of baton.thinking, with the model's marks.", "thinking_token_budget"),
     ("Answers are not watermarked.", "watermarking?"),
-    ("Mixtures of experts are not served yet.", "routed_experts_prompt_start=0"),
+    ("Which experts a token went through is not told.", "routed_experts_prompt_start=0"),
     ("Traces are not replayed.", "trace_decode_token_ids"),
     ("`LLM` gives whole answers.", "output_kind~ stream_interval~ skip_clone?~ output_text_buffer_length~"),
 )

@@ -109,6 +109,12 @@ def test_falcon_7b_has_one_kv_head_and_the_code_it_names_is_not_needed() -> None
     assert spec.tie_word_embeddings
 
 
+def test_a_scaling_that_is_no_set_of_parameters_is_refused_by_name() -> None:
+    text = GEMMA_3_4B_IT["text_config"] | {"rope_scaling": "linear"}
+    with pytest.raises(ModelLoadError, match="rope_scaling='linear'; it must be a set of parameters"):
+        make_spec(GEMMA_3_4B_IT | {"text_config": text})
+
+
 def test_falcon_with_position_biases_is_refused() -> None:
     with pytest.raises(ModelLoadError, match="alibi=True; Baton does not run this variant"):
         make_spec(FALCON_7B | {"alibi": True})

@@ -1,11 +1,14 @@
 """What admins ask of a router: with a key of their own, of all workers."""
 
+import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from tests.processes import HANG_S
 
 from baton.errors import ConfigError
 from baton.router.auth import ADMIN_PATHS
@@ -104,6 +107,23 @@ def test_a_depth_that_one_worker_does_not_know_leaves_all_awake(guarded: Cluster
     assert refused.status_code == 400
     assert "d1: level=1" in refused.json()["error"]["message"]
     assert complete(guarded).choices[0].text
+
+
+def test_a_worker_that_is_lost_meanwhile_leaves_the_others_awake(tmp_path: Path) -> None:
+    with (
+        cluster(tmp_path, [{"worker_id": "d0"}, {"worker_id": "d1"}], admin_api_key=ADMIN_KEY) as made,
+        httpx.Client(base_url=made.url, headers={"authorization": f"Bearer {ADMIN_KEY}"}, timeout=HANG_S) as admin,
+    ):
+        silent = made.workers["d1"].process
+        assert silent is not None
+        silent.send_signal(signal.SIGSTOP)
+        try:
+            refused = admin.post("/sleep?level=0")
+            assert refused.status_code == 503
+            assert "d1 was lost" in refused.json()["error"]["message"]
+            assert made.client().completions.create(model="tiny", prompt=PROMPT, max_tokens=4).choices[0].text
+        finally:
+            silent.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.parametrize(

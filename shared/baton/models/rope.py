@@ -39,8 +39,11 @@ def read_ropes(fields: Fields, head_dim: int) -> dict[str, RopeSpec]:
     if by_kind is not None and not isinstance(by_kind, Mapping):
         raise fields.refusal("rope_parameters", by_kind, "it must be a set of parameters for each kind of layer")
     theta = fields.number("rope_theta", 10000.0)
+    scaling = fields.raw.get("rope_scaling") or {}
+    if not isinstance(scaling, Mapping):
+        raise fields.refusal("rope_scaling", scaling, "it must be a set of parameters")
     old = {
-        "full_attention": {"rope_theta": theta, **(fields.raw.get("rope_scaling") or {})},
+        "full_attention": {"rope_theta": theta, **scaling},
         "sliding_attention": {"rope_theta": fields.number("rope_local_base_freq", theta)},
     }
     ropes = {}

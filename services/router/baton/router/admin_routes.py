@@ -6,6 +6,7 @@ when it is done. That a worker sleeps is in its load, so every router knows it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import platform
@@ -19,7 +20,6 @@ from starlette.responses import Response
 from baton.config_secrets import SECRETS
 from baton.errors import BatonError, InvalidRequest, refuse, unsupported
 from baton.logs import get_logger
-from baton.router.commands import NotDone
 from baton.router.http_request import receive_body
 from baton.router.json_answers import JSON
 from baton.router.openapi_file import errors
@@ -98,8 +98,9 @@ def _sleep_routes(routes: APIRouter, router: RouterState) -> None:
         commands, longest_s = router.dispatcher.commands, router.config.request_timeout_s
         try:
             workers = await commands.give("sleep", level=level, timeout_s=longest_s)
-        except NotDone:  # those that would have slept are awake again
-            await commands.give("wake_up")
+        except BatonError:  # one refused, was lost or silent: no half of a deployment sleeps
+            with contextlib.suppress(BatonError):
+                await commands.give("wake_up")
             raise
         _log.info("asleep", level=level, workers=",".join(workers))
         return JSON({"status": "sleeping", "level": level})
