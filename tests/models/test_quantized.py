@@ -140,6 +140,7 @@ def test_groups_of_modules_have_forms_of_their_own(plain: Path, tmp_path: Path) 
         ("gptq-4", {"dynamic": {"-:[": {}}}, ["dynamic='['", "regular expression"]),
         ("gptq-4", {"dynamic": {"+:.*": 4}}, ["dynamic=", "patterns to settings"]),
         ("ct-int4", {"format": "marlin-24"}, ["format='marlin-24'", "pack-quantized"]),
+        ("ct-int4", {"kv_cache_scheme": {"num_bits": 8, "type": "float"}}, ["kv_cache_scheme", "not served"]),
         ("ct-int4", {"sparsity_config": {"format": "sparse-24-bitmask"}}, ["sparsity_config", "not served"]),
     ],
 )

@@ -158,6 +158,9 @@ def read(described: QuantizedFields) -> WeightForm | ByModule:
     sparsity = fields.raw.get("sparsity_config")
     if sparsity and (not isinstance(sparsity, Mapping) or sparsity.get("format") not in (None, "dense")):
         raise fields.refusal("sparsity_config", sparsity, "sparse weights are not served", ANOTHER)
+    cached = fields.raw.get("kv_cache_scheme")
+    if cached:
+        raise fields.refusal("kv_cache_scheme", cached, "KV of eight bits is not served", ANOTHER)
     ignored = described.patterns("ignore", fields.raw.get("ignore"))
     schemes = [
         (described.patterns("targets", scheme.get("targets")), _form(described, name, scheme))
