@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +38,6 @@ TAG = {
     "triggers": ["<call"],
 }
 TOKENIZER = Tokenizer(demo_model_path())
-
-
-@pytest.fixture(scope="module")
-def llm() -> LLM:
-    return LLM(use_tqdm=False, kv_cache_memory_bytes=2**26, max_num_seqs=16)
-
-
-@pytest.fixture(params=["in step", "one step behind"])
-def engine_llm(llm: LLM, request: pytest.FixtureRequest) -> Iterator[LLM]:
-    """Give the engine as it runs on a CPU, and as it runs on a GPU."""
-    llm.engine._runs_behind = request.param == "one step behind"
-    yield llm
-    llm.engine._runs_behind = False
 
 
 def ask(llm: LLM, form: dict[str, Any], *, prompt: str = "Tell me", **params: Any) -> list[CompletionOutput]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,19 +21,6 @@ OPENING = TOKENIZER.encode("<think>", add_special_tokens=False)
 FORM = StructuredOutputsParams(regex="[0-9]{3}-[a-f]{2}")
 TO_OPEN = {OPENING[0]: 60.0}
 """Makes the model open its thoughts, where it may."""
-
-
-@pytest.fixture(scope="module")
-def llm() -> LLM:
-    return LLM(use_tqdm=False, kv_cache_memory_bytes=2**26, max_num_seqs=16)
-
-
-@pytest.fixture(params=["in step", "one step behind"])
-def engine_llm(llm: LLM, request: pytest.FixtureRequest) -> Iterator[LLM]:
-    """Give the engine as it runs on a CPU, and as it runs on a GPU."""
-    llm.engine._runs_behind = request.param == "one step behind"
-    yield llm
-    llm.engine._runs_behind = False
 
 
 def ask(llm: LLM, thinking: Thinking | None, **params: Any) -> list[CompletionOutput]:

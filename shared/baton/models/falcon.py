@@ -5,22 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from baton.models.blocks import BlockDecoder, Blocks
+from baton.models.bloom import NAMES
 from baton.models.family import Family
 from baton.models.fields import Fields
 from baton.models.layer_config import PLAIN, read_attention, read_mlp, read_rotary
-from baton.models.names import Names
 from baton.models.spec import ModelSpec
-
-NAMES = Names(
-    embedding="word_embeddings",
-    layers="h",
-    qkv=("self_attention.query_key_value",) * 3,
-    by_head=True,
-    out="self_attention.dense",
-    up=("mlp.dense_h_to_4h",),
-    down="mlp.dense_4h_to_h",
-    final_norm="ln_f",
-)
 
 
 def read(fields: Fields) -> ModelSpec:
